@@ -1,0 +1,5 @@
+"""The one exception of this package whose message is meant for the person at the keyboard."""
+
+
+class CoPRSError(Exception):
+    """Something the user can mend. The message is one sentence: what was expected, what came, what to do."""

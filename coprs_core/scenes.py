@@ -1,0 +1,249 @@
+"""Picture-book scenes: the world that the miniature learns from, drawn by our own code and deterministic by seed.
+
+A scene is a 256×256 picture of one to seven things on a plain, graded or textured ground. The masks are exact: the
+visible pixels of each thing, taken from the same polygons as the colours.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from coprs_core.drawings import COLOURS, KINDS, parts, shaded
+
+SIDE = 256
+"""Width and height of a scene in pixels."""
+SPLITS = ("train", "validation", "test")
+SMALLEST, LARGEST = 0.004 * SIDE**2, 0.25 * SIDE**2
+"""Visible area of a thing in pixels: 0.4 % to 25 % of the picture."""
+UNSEEN_PAIRS = frozenset((kind, list(COLOURS)[(3 * i) % len(COLOURS)]) for i, kind in enumerate(KINDS[::2]))
+"""Kind-and-colour pairs that only the test split draws."""
+PLACES = (
+    "at the top left", "at the top", "at the top right",
+    "on the left", "in the middle", "on the right",
+    "at the bottom left", "at the bottom", "at the bottom right",
+)  # fmt: skip
+
+_OVERSAMPLING = 2
+_LARGEST_RADIUS = {1: 0.36, 2: 0.32, 3: 0.27, 4: 0.23, 5: 0.2, 6: 0.18, 7: 0.165}  # share of the side, by count
+_TUMBLING = ("key", "hammer", "carrot", "banana", "sun", "butterfly", "fish", "plane")  # may lie at any small angle
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing of a scene, as far as it is visible.
+
+    `centre` (x, y) and `box` (x0, y0, x1, y1; the last exclusive) are pixels of the 256×256 picture, `area` is a
+    number of pixels. The centre is that of the box.
+    """
+
+    kind: str
+    colour: str
+    centre: tuple[float, float]
+    box: tuple[int, int, int, int]
+    area: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.kind}"
+
+    @property
+    def cell(self) -> int:
+        """Which ninth of the picture holds the centre, 0 to 8 in reading order."""
+        x, y = self.centre
+        return 3 * min(2, int(3 * y / SIDE)) + min(2, int(3 * x / SIDE))
+
+    @property
+    def place(self) -> str:
+        return PLACES[self.cell]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`image` uint8 [256, 256, 3]; `owner` uint8 [256, 256], 0 for the ground, i + 1 where things[i] is visible."""
+
+    seed: int
+    split: str
+    image: np.ndarray
+    owner: np.ndarray
+    things: tuple[Thing, ...]
+
+    def mask(self, index: int | None) -> np.ndarray:
+        """Visible pixels of things[index] as bool [256, 256]; all False for None."""
+        return np.zeros_like(self.owner, bool) if index is None else self.owner == index + 1
+
+
+@dataclass
+class _Placed:
+    """A thing before it is drawn: where it stands and how it is turned."""
+
+    kind: str
+    colour: str
+    radius: float
+    angle: float
+    stretch: float
+    x: float = 0.0
+    y: float = 0.0
+
+    def polygons(self):
+        """(points [P, 2] in picture pixels, shade), back to front."""
+        cos, sin = math.cos(self.angle) * self.radius, math.sin(self.angle) * self.radius
+        turn = np.array([[cos * self.stretch, sin * self.stretch], [-sin, cos]])
+        for points, shade in parts(self.kind):
+            yield points @ turn + (self.x, self.y), shade
+
+
+def draw_scene(seed: int, split: str = "train", with_image: bool = True) -> Scene:
+    """The scene of a seed; the same seed and split always give the same scene, and no two splits share one.
+
+    `with_image=False` leaves `image` empty ([0, 0, 3]) and is three times as fast; `owner` and `things` are the same.
+    """
+    rng = random.Random(f"coprs scene {split} {seed}")
+    while True:
+        placed = _place_things(rng, split)
+        owner = _draw_owner(placed)
+        things = _visible_things(placed, owner)
+        if things is not None:
+            break
+    things, owner = _in_reading_order(things, owner)
+    image = _draw_image(rng, placed) if with_image else np.zeros((0, 0, 3), np.uint8)
+    return Scene(seed, split, image, owner, things)
+
+
+def _place_things(rng: random.Random, split: str) -> list[_Placed]:
+    count = rng.choices(range(1, 8), (3, 10, 18, 22, 20, 15, 12))[0]
+    placed: list[_Placed] = []
+    for _ in range(count * 6):
+        if len(placed) == count:
+            break
+        thing = _choose_thing(rng, split, placed, count)
+        if any((thing.kind, thing.colour) == (p.kind, p.colour) for p in placed):
+            continue
+        closeness = 0.55 if rng.random() < 0.15 else 0.85
+        for _ in range(12):
+            thing.x, thing.y = (rng.uniform(0.9 * thing.radius, SIDE - 0.9 * thing.radius) for _ in "xy")
+            if all(math.hypot(thing.x - p.x, thing.y - p.y) > closeness * (thing.radius + p.radius) for p in placed):
+                placed.append(thing)
+                break
+    return sorted(placed, key=lambda p: -p.radius)
+
+
+def _choose_thing(rng: random.Random, split: str, placed: list[_Placed], count: int) -> _Placed:
+    """A thing that often repeats the kind, the category or the colour of one already there: questions need rivals."""
+    kind, colour, echo = rng.choice(KINDS), rng.choice(list(COLOURS)), rng.random()
+    if placed and echo < 0.2:
+        kind = rng.choice(placed).kind
+    elif placed and echo < 0.45:
+        rival = rng.choice(placed).kind
+        kind = rng.choice(next((kinds for kinds in CATEGORIES.values() if rival in kinds), KINDS))
+    elif placed and echo < 0.65:
+        colour = rng.choice(placed).colour
+    unseen = [c for k, c in UNSEEN_PAIRS if k == kind]
+    if split == "test" and unseen and rng.random() < 0.3:
+        colour = unseen[0]
+    while split != "test" and colour in unseen:
+        colour = rng.choice(list(COLOURS))
+    smallest, largest = math.log(0.046), math.log(_LARGEST_RADIUS[count])
+    radius = SIDE * math.exp(smallest + (largest - smallest) * rng.random() ** 0.35)
+    angle = math.radians(rng.uniform(-50, 50) if kind in _TUMBLING else rng.gauss(0, 10))
+    return _Placed(kind, colour, radius, angle, rng.choice((-1, 1)) * rng.uniform(0.85, 1.1))
+
+
+def _draw_owner(placed: list[_Placed]) -> np.ndarray:
+    canvas = Image.new("L", (SIDE * _OVERSAMPLING,) * 2)
+    pen = ImageDraw.Draw(canvas)
+    for i, thing in enumerate(placed):
+        for points, _ in thing.polygons():
+            pen.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=i + 1)
+    return np.asarray(canvas)[1::_OVERSAMPLING, 1::_OVERSAMPLING].copy()
+
+
+def _visible_things(placed: list[_Placed], owner: np.ndarray) -> list[Thing] | None:
+    """What can be seen of each thing, or None where a thing is too small, too hidden or its place is a toss-up."""
+    things: list[Thing] = []
+    for i, p in enumerate(placed):
+        visible = owner == i + 1
+        area = int(visible.sum())
+        if not SMALLEST <= area <= LARGEST:
+            return None
+        whole = int((_draw_owner([p]) == 1).sum()) if _may_be_covered(i, placed) else area
+        if area < 0.65 * whole:
+            return None
+        ys, xs = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
+        x0, y0, x1, y1 = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
+        thing = Thing(p.kind, p.colour, ((x0 + x1) / 2, (y0 + y1) / 2), (x0, y0, x1, y1), area)
+        if any(abs(v - edge) < 4 for v in thing.centre for edge in (SIDE / 3, 2 * SIDE / 3)):
+            return None
+        if any(t.cell == thing.cell and abs(t.centre[0] - thing.centre[0]) < 8 for t in things):
+            return None
+        things.append(thing)
+    return things
+
+
+def _may_be_covered(i: int, placed: list[_Placed]) -> bool:
+    p = placed[i]
+    return any(math.hypot(p.x - q.x, p.y - q.y) < 1.2 * (p.radius + q.radius) for q in placed[i + 1 :])
+
+
+def _in_reading_order(things: list[Thing], owner: np.ndarray) -> tuple[tuple[Thing, ...], np.ndarray]:
+    order = sorted(range(len(things)), key=lambda i: (things[i].cell, things[i].centre[0]))
+    rank = np.zeros(len(things) + 1, np.uint8)
+    for new, old in enumerate(order):
+        rank[old + 1] = new + 1
+    return tuple(things[i] for i in order), rank[owner]
+
+
+def _draw_image(rng: random.Random, placed: list[_Placed]) -> np.ndarray:
+    canvas = Image.fromarray(_ground(rng)).resize((SIDE * _OVERSAMPLING,) * 2, Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(canvas)
+    for thing in placed:
+        own = tuple(min(255, max(0, v + rng.randint(-14, 14))) for v in COLOURS[thing.colour])
+        for points, shade in thing.polygons():
+            pen.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=shaded(own, shade))
+    image = np.asarray(canvas.reduce(_OVERSAMPLING))
+    strength = rng.choice((0, 3, 6, 9))
+    if not strength:
+        return image.copy()
+    noise = np.random.default_rng(rng.getrandbits(64)).integers(-strength, strength + 1, image.shape, dtype=np.int8)
+    return np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)
+
+
+def _ground(rng: random.Random) -> np.ndarray:
+    """A ground of little colour, uint8 [256, 256, 3]: flat, graded, striped, dotted, checked or blotched."""
+    level = rng.uniform(165, 245) if rng.random() < 0.8 else rng.uniform(50, 100)
+    first = np.array([level + rng.uniform(-16, 16) for _ in range(3)])
+    second = np.clip(first + rng.uniform(-45, 30) + np.array([rng.uniform(-10, 10) for _ in range(3)]), 20, 250)
+    pattern = rng.choices(("flat", "graded", "stripes", "dots", "checks", "blotches"), (30, 30, 10, 10, 8, 12))[0]
+    angle, period = rng.uniform(0, math.pi), rng.choice((12, 18, 28, 40))
+    y, x = np.ogrid[0:SIDE, 0:SIDE]
+    along = (x * math.cos(angle)).astype(np.float32) + (y * math.sin(angle)).astype(np.float32)
+    if pattern == "flat":
+        blend = np.zeros((SIDE, SIDE), np.float32)
+    elif pattern == "graded":
+        blend = (along - along.min()) / (along.max() - along.min())
+    elif pattern == "stripes":
+        blend = 0.35 * (np.floor(along / period).astype(np.int16) & 1)
+    elif pattern == "dots":
+        blend = 0.5 * (((x % period - period // 2) ** 2 + (y % period - period // 2) ** 2) < (period / 4) ** 2)
+    elif pattern == "checks":
+        blend = 0.3 * ((x // period + y // period) & 1)
+    else:
+        cells = np.random.default_rng(rng.getrandbits(64)).integers(0, 256, (rng.choice((6, 12, 24)),) * 2, dtype=np.uint8)
+        blend = np.asarray(Image.fromarray(cells).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) * np.float32(1 / 400)
+    palette = np.linspace(first, second, 256).astype(np.uint8)
+    return palette.take((blend * 255).astype(np.uint8), axis=0)
+
+
+CATEGORIES: dict[str, tuple[str, ...]] = {
+    "animal": ("fish", "bird", "butterfly"),
+    "vehicle": ("car", "boat", "plane"),
+    "food": ("apple", "banana", "carrot"),
+    "fruit": ("apple", "banana"),
+    "tool": ("hammer", "key"),
+    "furniture": ("chair", "table"),
+    "plant": ("tree", "flower"),
+    "clothing": ("hat", "shirt"),
+    "sky": ("sun", "moon", "cloud"),
+}

@@ -1,0 +1,1 @@
+"""Training of the method. Inference never imports this."""

@@ -1,0 +1,129 @@
+"""Build an untrained miniature: tokenizer and processor from our own text, Qwen2.5-VL and SAM at the recipe's sizes."""
+
+import random
+import re
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from coprs_core.drawings import COLOURS, KINDS
+from coprs_core.model.coprs import CoPRS, CoPRSConfig
+from coprs_core.prompts import FOCUS_TOKEN
+from coprs_core.questions import ask
+from coprs_core.scenes import PLACES, draw_scene
+from coprs_core.training import mini
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>", "<think>", "</think>", FOCUS_TOKEN,
+)  # fmt: skip
+_SET_PHRASES = (*PLACES, "You ask for", "It could be", "There is no", "something by its use")
+"""Phrases of the replies that may become one token: half the steps for the same words."""
+
+
+def build_tokenizer(scenes: int = 3000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on instructions and replies about the first `scenes` training scenes."""
+    phrases = "|".join(" " + re.escape(p).replace(r"\ ", " ") for p in sorted(_SET_PHRASES, key=len, reverse=True))
+    pattern = rf"{phrases}| ?\p{{L}}+| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=mini.VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(_corpus(scenes), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS),
+        clean_up_tokenization_spaces=False,
+    )
+    for word in (*KINDS, *COLOURS):
+        if len(tokenizer(" " + word).input_ids) != 1:
+            raise RuntimeError(f"the tokenizer split {word!r}: train it on more scenes")
+    return tokenizer
+
+
+def _corpus(scenes: int):
+    for seed in range(scenes):
+        scene, rng = draw_scene(seed, with_image=False), random.Random(seed)
+        for _ in range(4):
+            question = ask(scene, rng)
+            yield question.instruction
+            yield re.sub(r"<[^>]+>", "", question.reply)
+    yield from ("user\n", "assistant\n")
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
+    size = {"shortest_edge": mini.MLLM_SIDE**2, "longest_edge": mini.MLLM_SIDE**2}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor(size=size)
+    )
+
+
+def build_miniature(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> CoPRS:
+    """A miniature with random weights, float32, on the CPU."""
+    torch.manual_seed(seed)
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in (
+        ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>"),
+        ("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>"),
+    )}  # fmt: skip
+    head_width = mini.LLM["hidden_size"] // mini.LLM["num_attention_heads"]
+    config = Qwen2_5_VLConfig(
+        text_config=dict(
+            mini.LLM,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=4096,
+            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[1] * (head_width // 2)),
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        vision_config=dict(
+            mini.TOWER,
+            patch_size=14,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            window_size=112,
+            out_hidden_size=mini.LLM["hidden_size"],
+            fullatt_block_indexes=list(range(mini.TOWER["depth"])),
+        ),
+        tie_word_embeddings=True,
+        **ids,
+    )
+    mllm = Qwen2_5_VLForConditionalGeneration(config)
+    mllm.generation_config.eos_token_id = tokenizer.eos_token_id
+    mllm.generation_config.pad_token_id = tokenizer.pad_token_id
+    for p in mllm.parameters():
+        if p.dim() >= 2:
+            nn.init.normal_(p, std=0.04)
+    model = CoPRS(
+        CoPRSConfig(
+            llm_width=mini.LLM["hidden_size"],
+            vision=mini.VISION,
+            decoder=mini.DECODER,
+            prior_heads=mini.PRIOR_HEADS,
+            prior_width=mini.PRIOR_WIDTH,
+            prompt_template=mini.PROMPT_TEMPLATE,
+            max_new_tokens=mini.MAX_NEW_TOKENS,
+            note="picture-book scenes",
+        ),
+        mllm,
+    )
+    nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.1)
+    return model

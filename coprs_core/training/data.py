@@ -1,0 +1,192 @@
+"""Endless batches of freshly drawn scenes: what each stage needs of them, as tensors."""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from coprs_core.drawings import KINDS
+from coprs_core.prompts import FOCUS_TOKEN, encode_prompt
+from coprs_core.questions import Question, ask
+from coprs_core.scenes import Scene, Thing, draw_scene
+from coprs_core.training import mini, oracle
+
+PREFIX_END = "<|vision_end|>"
+
+
+@dataclass
+class Packed:
+    """K questions about each of B scenes in one row: the image prefix once, then a branch for every question.
+
+    A branch sees the prefix and itself. `ids` int [B, L]; `branch` int [B, L], −1 in the prefix, −2 in the padding;
+    `offset` int [B, L], where a token would stand if its question stood alone; `labels` [B, L], −100 where nothing is learnt;
+    `weights` [B, L]. `focus` int [M, 2] are (row, column) of focus tokens, `focus_things` the things they mean;
+    `listed` int [N, 2] are the kind words of the lists, `listed_things` likewise.
+    """
+
+    ids: Tensor
+    branch: Tensor
+    offset: Tensor
+    labels: Tensor
+    weights: Tensor
+    focus: Tensor
+    focus_things: list[Thing]
+    listed: Tensor
+    listed_things: list[Thing]
+
+    def attention(self) -> Tensor:
+        """Additive mask bfloat16 [B, 1, L, L]."""
+        i, key = torch.arange(self.branch.shape[1]), self.branch[:, None, :]
+        seen = (i[:, None] >= i) & ((key == -1) | (self.branch[:, :, None] == key))
+        return torch.where(seen, 0.0, -1e4).bfloat16()[:, None]
+
+
+@dataclass
+class Batch:
+    scenes: list[Scene]
+    image: Tensor | None = None  # uint8 [B, 3, 256, 256]
+    pixel_values: Tensor | None = None  # float32 [B·patches, values], for the vision tower
+    tower_cells: Tensor | None = None  # float32 [B, tokens, 64]
+    encoder_cells: Tensor | None = None  # float32 [B, grid², 64]
+    packed: Packed | None = None
+    targets: list[tuple[int, Thing]] = field(default_factory=list)  # (row of the batch, thing to segment)
+    masks: Tensor | None = None  # float32 [M, 1, prior side, prior side] in [0, 1], of `targets`
+
+
+class SceneData(torch.utils.data.Dataset):
+    """Item i is scene i of the training split with its questions, the same in every run."""
+
+    def __init__(self, stage: mini.Stage):
+        self.stage = stage
+
+    def __len__(self) -> int:
+        return self.stage.steps * self.stage.scenes
+
+    def __getitem__(self, i: int) -> tuple[Scene, list[Question]]:
+        seed = f"{self.stage.name} {i}"
+        scene = draw_scene(seed, with_image=self.stage.name != "language")
+        rng = random.Random(f"questions {seed}")
+        return scene, [ask(scene, rng) for _ in range(self.stage.questions)]
+
+
+class Collator:
+    """Turns drawn scenes into a `Batch` with what the stage needs."""
+
+    def __init__(self, stage: mini.Stage, tokenizer, image_processor):
+        self.stage, self.tokenizer, self.image_processor = stage, tokenizer, image_processor
+        self.tower_grid = mini.MLLM_SIDE // 28
+
+    def __call__(self, drawn: list[tuple[Scene, list[Question]]]) -> Batch:
+        scenes, name = [s for s, _ in drawn], self.stage.name
+        rng = random.Random(str(scenes[0].seed))
+        batch = Batch(scenes)
+        if name != "language":
+            batch.image = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in scenes])
+        if name in ("eyes", "joint"):
+            batch.pixel_values = self.image_processor(images=list(batch.image), return_tensors="pt")["pixel_values"]
+        if name != "focus":
+            batch.tower_cells = _cells(scenes, self.tower_grid, 0.15)
+        if name in ("focus", "joint"):
+            batch.encoder_cells = _cells(scenes, mini.VISION.grid, 0.3)
+        if self.stage.questions:
+            batch.packed = pack([(s, q) for s, q in drawn], self.tokenizer, self.tower_grid**2)
+        if name == "focus":
+            batch.targets = [(i, t) for i, s in enumerate(scenes) for t in rng.sample(s.things, min(3, len(s.things)))]
+        if name == "joint":
+            rows = batch.packed.focus[:, 0].tolist()
+            batch.targets = list(zip(rows, batch.packed.focus_things))
+        if batch.targets:
+            batch.masks = torch.stack([_soft_mask(scenes[i], t) for i, t in batch.targets])
+        return batch
+
+
+def batches(stage: mini.Stage, tokenizer, image_processor, start: int, workers: int) -> Iterator[Batch]:
+    """The stage's batches from step `start` on; the same whatever the number of workers."""
+    return iter(
+        DataLoader(
+            SceneData(stage),
+            batch_size=stage.scenes,
+            sampler=range(start * stage.scenes, stage.steps * stage.scenes),
+            collate_fn=Collator(stage, tokenizer, image_processor),
+            num_workers=workers,
+        )
+    )
+
+
+def _cells(scenes: list[Scene], grid: int, least: float) -> Tensor:
+    return torch.stack([oracle.cell_features(torch.from_numpy(s.owner), s.things, grid, least) for s in scenes])
+
+
+def _soft_mask(scene: Scene, thing: Thing) -> Tensor:
+    mask = torch.from_numpy(scene.mask(scene.things.index(thing))).float()[None, None]
+    return torch.nn.functional.adaptive_avg_pool2d(mask, mini.VISION.prior_side)[0]
+
+
+def pack(asked: list[tuple[Scene, list[Question]]], tokenizer, image_tokens: int) -> Packed:
+    """Put the questions of every scene into one row (see `Packed`)."""
+    image_ids = [tokenizer.convert_tokens_to_ids("<|image_pad|>")] * image_tokens
+    end = tokenizer.convert_tokens_to_ids(PREFIX_END)
+    rows = [[_branch(q, s, tokenizer, image_ids, end) for q in questions] for s, questions in asked]
+    prefix = rows[0][0].prefix
+    start = len(prefix)
+    length = start + max(sum(len(b.ids) for b in row) for row in rows)
+    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+    branch, offset = torch.full_like(ids, -2), torch.zeros_like(ids)
+    labels, weights = torch.full_like(ids, -100), torch.zeros(ids.shape)
+    ids[:, :start], branch[:, :start], offset[:, :start] = torch.tensor(prefix), -1, torch.arange(start)
+    focus, focus_things, listed, listed_things = [], [], [], []
+    for r, row in enumerate(rows):
+        at = start
+        for k, b in enumerate(row):
+            span = slice(at, at + len(b.ids))
+            ids[r, span], branch[r, span], offset[r, span] = torch.tensor(b.ids), k, start + torch.arange(len(b.ids))
+            labels[r, at + b.reply_start : span.stop] = torch.tensor(b.ids[b.reply_start :])
+            weights[r, at + b.reply_start : span.stop] = torch.tensor(b.weights)
+            listed += [(r, at + i) for i in b.listed]
+            listed_things += b.listed_things
+            if b.focus is not None:
+                focus.append((r, at + b.focus))
+                focus_things.append(b.target)
+            at = span.stop
+    focus = torch.tensor(focus, dtype=torch.long).view(-1, 2)
+    return Packed(ids, branch, offset, labels, weights, focus, focus_things, torch.tensor(listed), listed_things)
+
+
+@dataclass
+class _Branch:
+    prefix: list[int]
+    ids: list[int]  # from the end of the image on: instruction, reply, end of turn
+    reply_start: int
+    weights: list[float]
+    listed: list[int]
+    listed_things: list[Thing]
+    focus: int | None
+    target: Thing | None
+
+
+def _branch(question: Question, scene: Scene, tokenizer, image_ids: list[int], prefix_end: int) -> _Branch:
+    prompt = encode_prompt(tokenizer, mini.PROMPT_TEMPLATE, question.instruction, image_ids)
+    cut = prompt.index(prefix_end) + 1
+    pieces = [tokenizer(p, add_special_tokens=False).input_ids for p in reply_sections(question.reply)]
+    pieces[-1] += [tokenizer.eos_token_id]
+    levels = (mini.LIST_WEIGHT, mini.REQUEST_WEIGHT, mini.DECISION_WEIGHT, mini.LIST_WEIGHT)
+    weights = [w for piece, w in zip(pieces, levels) for _ in piece]
+    ids = prompt[cut:] + [i for piece in pieces for i in piece]
+    kind_ids = {tokenizer.convert_tokens_to_ids("Ġ" + k) for k in KINDS}
+    start = len(prompt) - cut
+    listed = [i for i in range(start, start + len(pieces[0])) if ids[i] in kind_ids]
+    focus_id = tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
+    found = question.target is not None
+    return _Branch(
+        prompt[:cut], ids, start, weights, listed, list(scene.things),
+        ids.index(focus_id) if found else None, scene.things[question.target] if found else None,
+    )  # fmt: skip
+
+
+def reply_sections(reply: str) -> list[str]:
+    """A target reply in four: what is seen; what is asked; which one it is; the answer. Joined they are the reply."""
+    return list(re.fullmatch(r"(<think>I see .*?\.)( You ask for .*?\.)( .*)(</think>.*)", reply).groups())

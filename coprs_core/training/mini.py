@@ -1,0 +1,51 @@
+"""The miniature's recipe: sizes and stages. `python -m coprs_core train mini` runs it from nothing."""
+
+from dataclasses import dataclass
+
+from coprs_core.model.decoder import DecoderConfig
+from coprs_core.model.vision import VisionConfig
+
+PROMPT_TEMPLATE = (
+    "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{instruction}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+VISION = VisionConfig(
+    side=256, patch=16, width=128, depth=5, heads=4, mlp_ratio=3.0, window=0, global_layers=(), channels=96
+)
+DECODER = DecoderConfig(mask_channels=16, depth=2, heads=4, mlp_width=384, iou_depth=2, iou_width=96)
+PRIOR_HEADS, PRIOR_WIDTH = 4, 192
+
+LLM = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=6)
+TOWER = dict(hidden_size=128, intermediate_size=384, depth=4, num_heads=4)
+MLLM_SIDE = 280
+"""Photos reach the vision tower with an area of 280² pixels: a grid of 10×10 visual tokens for a square."""
+VOCABULARY = 1400
+MAX_NEW_TOKENS = 160
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the run: `steps` of `scenes` scenes each, `questions` about every scene.
+
+    `rate` is Muon's peak learning rate for hidden matrices, `adam_rate` AdamW's for the rest; both rise over the first
+    2 % of the steps, hold until `hold` of them and fall to nothing along a cosine.
+    """
+
+    name: str
+    steps: int
+    scenes: int
+    questions: int
+    rate: float
+    adam_rate: float
+    hold: float = 0.4
+
+
+LIST_WEIGHT, REQUEST_WEIGHT, DECISION_WEIGHT = 1.0, 2.0, 4.0
+"""Weights of a reply's tokens in the language loss: what is seen, what is asked, which one it is."""
+
+STAGES = (
+    Stage("eyes", steps=5000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
+    Stage("focus", steps=5000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
+    Stage("language", steps=6000, scenes=8, questions=3, rate=2e-3, adam_rate=1e-3),
+    Stage("joint", steps=4000, scenes=6, questions=3, rate=7e-4, adam_rate=4e-4, hold=0.2),
+)

@@ -1,0 +1,82 @@
+"""Training-only scaffolding: a fixed code for what a thing is, so that the boxes can learn apart and then be joined.
+
+Kind, colour, centre and size of a thing become a feature vector; two fixed orthonormal frames carry it into the
+language model's width, one for visual tokens, one for focus queries. Nothing of this is in the shipped model.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coprs_core.drawings import COLOURS, KINDS
+from coprs_core.scenes import SIDE, Thing
+
+_COLOUR_NAMES = list(COLOURS)
+_POSITIONS, _POSITION_WIDTH = torch.linspace(0, SIDE - 1, 12), 20.0
+_LOG_AREAS, _LOG_AREA_WIDTH = torch.linspace(5.5, 9.7, 6), 0.7
+KIND = slice(0, len(KINDS))
+COLOUR = slice(KIND.stop, KIND.stop + len(COLOURS))
+CENTRE = slice(COLOUR.stop, COLOUR.stop + 24)
+AREA = slice(CENTRE.stop, CENTRE.stop + 6)
+THING_FEATURES = AREA.stop
+GROUND = THING_FEATURES
+CELL_FEATURES = THING_FEATURES + 2  # … and the flag "ground", and the share of the cell that is covered
+IMAGE_SCALE, QUERY_SCALE = 0.6, 4.0
+
+
+def thing_features(thing: Thing) -> Tensor:
+    """float32 [62]: one-hot kind and colour, radial bases of the centre's x and y and of the log area."""
+    f = torch.zeros(THING_FEATURES)
+    f[KINDS.index(thing.kind)] = 1
+    f[COLOUR.start + _COLOUR_NAMES.index(thing.colour)] = 1
+    x, y = thing.centre
+    f[CENTRE] = torch.cat([torch.exp(-((v - _POSITIONS) ** 2) / (2 * _POSITION_WIDTH**2)) for v in (x, y)])
+    f[AREA] = torch.exp(-((math.log(thing.area) - _LOG_AREAS) ** 2) / (2 * _LOG_AREA_WIDTH**2))
+    return f
+
+
+def cell_features(owner: Tensor, things: tuple[Thing, ...], grid: int, least: float) -> Tensor:
+    """float32 [grid², 64]: each cell tells of the thing that covers most of it, if that is at least a share `least`.
+
+    `owner` is the scene's uint8 [256, 256].
+    """
+    shares = F.adaptive_avg_pool2d(F.one_hot(owner[::2, ::2].long(), len(things) + 1).permute(2, 0, 1).float(), grid)
+    covered, which = shares[1:].flatten(1).max(0)
+    table = torch.stack([thing_features(t) for t in things])
+    f = torch.zeros(grid * grid, CELL_FEATURES)
+    held = covered >= least
+    f[held, :THING_FEATURES] = table[which[held]]
+    f[:, GROUND] = (~held).float()
+    f[:, GROUND + 1] = covered
+    return f
+
+
+def frames(width: int) -> tuple[Tensor, Tensor]:
+    """The image frame [width, 64] and the query frame [width, 62]: fixed, with orthogonal columns."""
+    def orthonormal(seed: int) -> Tensor:
+        return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0]
+
+    return orthonormal(7)[:, :CELL_FEATURES] * IMAGE_SCALE, orthonormal(8)[:, :THING_FEATURES] * QUERY_SCALE
+
+
+def cell_losses(cells: Tensor, target: Tensor, image_frame: Tensor) -> tuple[Tensor, Tensor]:
+    """How far visual tokens [B, N, D] are from the code of their cells [B, N, 64]: squared error, cross-entropy.
+
+    Ground cells count 0.15 each: most of a picture is ground.
+    """
+    flat, target = cells.float().flatten(0, 1), target.flatten(0, 1)
+    weight = torch.where(target[:, GROUND] > 0.5, 0.15, 1.0)
+    error = ((flat - target @ image_frame.T) ** 2).sum(-1) / IMAGE_SCALE**2
+    read = flat @ image_frame / IMAGE_SCALE**2
+    return (error * weight).sum() / weight.sum(), class_loss(read, target)
+
+
+def class_loss(read: Tensor, target: Tensor, sharpness: float = 8.0) -> Tensor:
+    """Cross-entropy of kind and colour on the cells [N, 64] that hold a thing, read as logits `sharpness` × feature."""
+    held = target[:, GROUND] < 0.5
+    if not held.any():
+        return read.sum() * 0
+    kind = F.cross_entropy(sharpness * read[held, KIND], target[held, KIND].argmax(-1))
+    return kind + 0.5 * F.cross_entropy(sharpness * read[held, COLOUR], target[held, COLOUR].argmax(-1))

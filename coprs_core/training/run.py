@@ -1,0 +1,99 @@
+"""The run: stage after stage, each with progress, checkpoints and resume; at the end an ordinary checkpoint folder."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from coprs_core.training import mini
+from coprs_core.training.build import build_miniature, build_processor, build_tokenizer
+from coprs_core.training.data import batches
+from coprs_core.training.stages import Scaffold
+
+_ADAM_ONLY = ("embed_tokens", "lm_head", "pos_embed", "rel_pos", "token", "point_embed", "patch_embed", "no_mask", "reader")
+
+
+def optimizers(parts: dict[str, nn.Module], stage: mini.Stage) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices, AdamW for embeddings, convolutions, norms and biases."""
+    named = [(f"{part}.{n}", p) for part, m in parts.items() for n, p in m.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in named if p.dim() == 2 and min(p.shape) >= 16 and not any(k in n for k in _ADAM_ONLY)]
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=stage.rate, weight_decay=0.03, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(
+            [{"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.03},
+             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}],
+            lr=stage.adam_rate, betas=(0.9, 0.98),
+        ),
+    ]  # fmt: skip
+
+
+def rate_factor(step: int, stage: mini.Stage) -> float:
+    """The learning rate at a step as a share of its peak: a short rise, a plateau, a cosine to nothing."""
+    done = step / stage.steps
+    rise = min(1.0, done / 0.02 + 0.02)
+    return rise if done < stage.hold else 0.5 * (1 + math.cos(math.pi * (done - stage.hold) / (1 - stage.hold)))
+
+
+def run_stage(scaffold: Scaffold, stage: mini.Stage, tokenizer, image_processor, folder: Path, workers: int, every: float) -> None:
+    """Train one stage, going on from `folder/<stage>.pt` where it exists; write it every `every` seconds and at the end."""
+    path = folder / f"{stage.name}.pt"
+    parts = scaffold.parts(stage.name)
+    chosen = optimizers(parts, stage)
+    step = seconds = 0
+    if path.exists():
+        saved = torch.load(path, map_location=scaffold.device, weights_only=True)
+        for name, module in parts.items():
+            module.load_state_dict(saved["parts"][name])
+        step, seconds = saved["step"], saved["seconds"]
+        if step >= stage.steps:
+            return
+        for optimizer, state in zip(chosen, saved["optimizers"]):
+            optimizer.load_state_dict(state)
+    parameters = [p for o in chosen for g in o.param_groups for p in g["params"]]
+    log = (folder / f"{stage.name}.jsonl").open("a")
+    began = saved_at = time.monotonic()
+    means: dict[str, float] = {}
+    scaffold.train()
+
+    def save() -> None:
+        state = {
+            "parts": {n: m.state_dict() for n, m in parts.items()},
+            "optimizers": [o.state_dict() for o in chosen],
+            "step": step,
+            "seconds": seconds + time.monotonic() - began,
+        }
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    bar = tqdm(batches(stage, tokenizer, image_processor, step, workers), desc=stage.name, total=stage.steps, initial=step, mininterval=5)
+    for batch in bar:
+        for optimizer, peak in zip(chosen, (stage.rate, stage.adam_rate)):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate_factor(step, stage)
+        with torch.autocast(scaffold.device.type, dtype=torch.bfloat16):
+            loss, figures = scaffold.loss(stage.name, batch)
+        for p in parameters:
+            p.grad = None
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
+        for optimizer in chosen:
+            optimizer.step()
+        step += 1
+        for k, v in figures.items():
+            means[k] = v if k not in means else 0.98 * means[k] + 0.02 * v
+        if step % 50 == 0:
+            bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
+            entry = {"step": step, "seconds": round(seconds + time.monotonic() - began)} | {k: round(v, 4) for k, v in means.items()}
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+        if time.monotonic() - saved_at > every:
+            save()
+            saved_at = time.monotonic()
+    save()
+    log.close()
