@@ -8,11 +8,12 @@ people type; then the target reply thinks it through in words.
 import math
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from coprs_core.drawings import COLOURS, KINDS
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.scenes import CATEGORIES, PLACES, Scene, Thing
+from coprs_core.scenes import CATEGORIES, PLACES, Scene, Thing, draw_scene
 
 FAMILIES = ("name", "colour", "category", "use", "relation", "extreme", "exclusion", "two steps", "nothing there")
 USES: dict[str, tuple[str, ...]] = {
@@ -218,6 +219,13 @@ def ask(scene: Scene, rng: random.Random, family: str | None = None) -> Question
     if family:
         raise Ambiguous(f"this scene allows no question of the family {family!r}")
     return ask(scene, rng)
+
+
+def examples(split: str, seed: int, count: int) -> Iterator[tuple[Scene, Question]]:
+    """`count` scenes of a split from `seed` on, each with one question; the same arguments give the same examples."""
+    for i in range(seed, seed + count):
+        scene = draw_scene(i, split)
+        yield scene, ask(scene, random.Random(f"coprs question {split} {i}"))
 
 
 def _weighted_order(rng: random.Random) -> list[str]:

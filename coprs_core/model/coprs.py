@@ -73,6 +73,11 @@ class CoPRS(nn.Module):
         self.prior = PositionalPrior(config.llm_width, config.vision.channels, config.prior_heads, config.prior_width)
         self.decoder = PriorDecoder(config.decoder, config.vision)
 
+    def prior_logits(self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor) -> Tensor:
+        """Where the focus token looks: prior logits [B, 1, 4h, 4w], −50 in the padding. Arguments as for `focus`."""
+        vision = self.config.vision
+        return self.prior(focus_embedding, image_embedding, prior_valid_size(unpadded_size, vision.side, vision.prior_side))
+
     def focus(self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor) -> tuple[Tensor, Tensor]:
         """The stage in the middle: where the focus token looks, and the mask that the decoder makes of it.
 
@@ -84,9 +89,7 @@ class CoPRS(nn.Module):
         Returns:
             prior logits [B, 1, 4h, 4w] (−50 in the padding) and mask logits of the same shape.
         """
-        side = self.config.vision
-        valid_size = prior_valid_size(unpadded_size, side.side, side.prior_side)
-        prior_logits = self.prior(focus_embedding, image_embedding, valid_size)
+        prior_logits = self.prior_logits(focus_embedding, image_embedding, unpadded_size)
         return prior_logits, self.decoder(prior_logits, image_embedding)
 
     @property

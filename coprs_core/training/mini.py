@@ -44,8 +44,8 @@ LIST_WEIGHT, REQUEST_WEIGHT, DECISION_WEIGHT = 1.0, 2.0, 4.0
 """Weights of a reply's tokens in the language loss: what is seen, what is asked, which one it is."""
 
 STAGES = (
-    Stage("eyes", steps=5000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
-    Stage("focus", steps=5000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
-    Stage("language", steps=6000, scenes=8, questions=3, rate=2e-3, adam_rate=1e-3),
-    Stage("joint", steps=4000, scenes=6, questions=3, rate=7e-4, adam_rate=4e-4, hold=0.2),
+    Stage("eyes", steps=3200, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
+    Stage("focus", steps=4000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
+    Stage("language", steps=3500, scenes=8, questions=3, rate=2e-3, adam_rate=1e-3),
+    Stage("joint", steps=2200, scenes=6, questions=3, rate=7e-4, adam_rate=4e-4, hold=0.2),
 )

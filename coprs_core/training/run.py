@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
-from coprs_core.training import mini
+from coprs_core.checkpoints import choose_device, save_checkpoint
+from coprs_core.errors import CoPRSError
+from coprs_core.training import mini, oracle
 from coprs_core.training.build import build_miniature, build_processor, build_tokenizer
 from coprs_core.training.data import batches
 from coprs_core.training.stages import Scaffold
@@ -40,7 +43,45 @@ def rate_factor(step: int, stage: mini.Stage) -> float:
     return rise if done < stage.hold else 0.5 * (1 + math.cos(math.pi * (done - stage.hold) / (1 - stage.hold)))
 
 
-def run_stage(scaffold: Scaffold, stage: mini.Stage, tokenizer, image_processor, folder: Path, workers: int, every: float) -> None:
+def train_miniature(folder: Path, device: str = "auto", workers: int = 0, only: str | None = None, threads: int | None = None) -> None:
+    """Run every stage that is left, or `only` one, and write the finished model to `folder/checkpoint`.
+
+    The stages before "joint" do not need each other: they may run side by side, each as its own process with `only`.
+    """
+    torch.manual_seed(0)
+    torch.set_flush_denormal(True)
+    if threads:
+        torch.set_num_threads(threads)
+    if not (folder / "tokenizer").is_dir():
+        build_tokenizer().save_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    processor = build_processor(tokenizer)
+    scaffold = Scaffold(build_miniature(tokenizer)).to(choose_device(device))
+    scaffold.model.mllm.set_attn_implementation("plain")
+    for stage in mini.STAGES:
+        if only in (None, stage.name):
+            if stage.name == "joint" and not (folder / "joint.pt").exists():
+                assemble(scaffold, folder)
+            run_stage(scaffold, stage, tokenizer, processor.image_processor, folder, workers)
+    if only in (None, "joint"):
+        scaffold.model.mllm.set_attn_implementation("sdpa")
+        save_checkpoint(folder / "checkpoint", scaffold.model.cpu(), processor, torch.bfloat16)
+        print(f"finished: {folder / 'checkpoint'}")
+
+
+def assemble(scaffold: Scaffold, folder: Path) -> None:
+    """Put the parts of the first three stages together, the query head blind to all but the oracle's query space."""
+    for stage in ("eyes", "focus", "language"):
+        if not (folder / f"{stage}.pt").exists():
+            raise CoPRSError(f"The joint stage needs {folder / stage}.pt: run stage {stage} first.")
+        saved = torch.load(folder / f"{stage}.pt", map_location=scaffold.device, weights_only=True)["parts"]
+        for name, module in scaffold.parts(stage).items():
+            module.load_state_dict(saved[name])
+    frame, weight = scaffold.query_frame / oracle.QUERY_SCALE, scaffold.model.prior.q_proj.weight.data
+    weight.copy_(weight @ frame @ frame.T)
+
+
+def run_stage(scaffold: Scaffold, stage: mini.Stage, tokenizer, image_processor, folder: Path, workers: int, every: float = 180) -> None:
     """Train one stage, going on from `folder/<stage>.pt` where it exists; write it every `every` seconds and at the end."""
     path = folder / f"{stage.name}.pt"
     parts = scaffold.parts(stage.name)

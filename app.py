@@ -1,0 +1,29 @@
+"""Opens the app. `python app.py --help` lists the options; each also has an environment variable for Spaces."""
+
+import argparse
+import os
+import sys
+
+from app.ui import build, launch
+from coprs_core import CoPRSError, load
+
+parser = argparse.ArgumentParser(description="CoPRS: ask for a thing in words, watch the model think, focus and draw.")
+for option, default, meaning in (
+    ("model", "mini", '"mini" or a checkpoint folder'),
+    ("device", "auto", "auto, cuda, cuda:1, mps or cpu"),
+    ("dtype", "auto", "auto, bf16, fp16 or fp32"),
+    ("quantize", "none", "none, nf4 or int8"),
+    ("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
+    ("port", "", "port to listen on (default: the first free one from 7860)"),
+):
+    chosen = os.environ.get(f"COPRS_{option.upper()}", default)
+    parser.add_argument(f"--{option}", default=chosen, help=f"{meaning} (now {chosen or 'free'})")
+options = parser.parse_known_args()[0]
+
+try:
+    demo = build(load(options.model, options.device, options.dtype, options.quantize))
+except CoPRSError as problem:
+    sys.exit(f"error: {problem}")
+
+if __name__ == "__main__":
+    launch(demo, server_name=options.host, server_port=int(options.port) if options.port else None)

@@ -1,0 +1,1 @@
+"""The app: panels (updates → HTML) and handlers (updates → component values) → ui (gradio)."""

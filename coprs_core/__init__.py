@@ -1,0 +1,7 @@
+"""CoPRS: reasoning segmentation that people can see into."""
+
+from coprs_core.engine import Engine, Update, load
+from coprs_core.errors import CoPRSError
+from coprs_core.results import Region, Result
+
+__all__ = ["CoPRSError", "Engine", "Region", "Result", "Update", "load"]

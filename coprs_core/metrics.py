@@ -1,0 +1,28 @@
+"""Measures of the field on boolean masks [H, W]."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union in [0, 1] of two bool masks of one shape; two empty masks agree fully: 1."""
+    union = np.logical_or(a, b).sum()
+    return float(np.logical_and(a, b).sum() / union) if union else 1.0
+
+
+def giou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """gIoU: the mean IoU of (predicted, true) masks, both empty counting 1 (ReasonSeg's convention)."""
+    return float(np.mean([iou(a, b) for a, b in pairs]))
+
+
+def ciou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """cIoU: summed intersections over summed unions of (predicted, true) masks; 1 where every mask is empty."""
+    sums = np.sum([(np.logical_and(a, b).sum(), np.logical_or(a, b).sum()) for a, b in pairs], axis=0)
+    return float(sums[0] / sums[1]) if sums[1] else 1.0
+
+
+def correlation(x: Iterable[float], y: Iterable[float]) -> float:
+    """Pearson's R in [−1, 1]; nan where either side does not vary."""
+    x, y = np.asarray(list(x), float), np.asarray(list(y), float)
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and x.std() and y.std() else float("nan")

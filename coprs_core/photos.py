@@ -1,0 +1,112 @@
+"""From whatever a person brings to an upright RGB photo."""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from coprs_core.errors import CoPRSError
+
+MAX_SIDE = 8192
+_WHAT_TO_DO = "bring a JPEG, PNG, WebP or another common picture file"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An upright RGB picture; `key` names its content, so that equal pictures have equal keys."""
+
+    image: Image.Image = field(repr=False)
+    key: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.image.height, self.image.width
+
+
+def open_photo(source: "str | PathLike | bytes | Image.Image | np.ndarray | Photo") -> Photo:
+    """Read a photo from a path, the bytes of a file, a PIL image or an array (uint8 or bool, or float in [0, 1]; HxW,
+    HxWx3 or HxWx4).
+
+    The first frame of an animation, turned upright by its EXIF tag, transparency on white, any mode brought to RGB.
+    Raises `CoPRSError` where there is no picture or its longest side is over 8,192 pixels (checked before decoding).
+    """
+    if isinstance(source, Photo):
+        return source
+    if source is None:
+        raise CoPRSError(f"There is no picture yet: {_WHAT_TO_DO}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_SIDE is the stricter rule
+            image = _opened(source)
+            _check_size(image)
+            image.seek(0) if getattr(image, "is_animated", False) else None
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except CoPRSError:
+        raise
+    except Image.DecompressionBombError as problem:
+        raise CoPRSError(f"The picture is far over {MAX_SIDE:,} pixels a side: make it smaller.") from problem
+    except FileNotFoundError as problem:
+        raise CoPRSError(f"There is no file {str(source)!r}: check the path.") from problem
+    except IsADirectoryError as problem:
+        raise CoPRSError(f"{str(source)!r} is a folder and one picture was expected: name a file in it.") from problem
+    except MemoryError as problem:
+        raise CoPRSError("The picture does not fit into memory: make it smaller.") from problem
+    except Exception as problem:  # decoders of foreign files raise anything at all
+        raise CoPRSError(f"This file cannot be read as a picture (it may be broken or of another kind): {_WHAT_TO_DO}.") from problem
+    return Photo(rgb, hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest())
+
+
+def _opened(source) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes | bytearray) else Path(source))
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype.kind == "f":
+        array = np.clip(np.nan_to_num(array) * 255, 0, 255).round().astype(np.uint8)
+    elif array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
+        raise CoPRSError(
+            f"The picture is an array of {array.dtype} {list(array.shape)} and uint8 [H, W], [H, W, 3] or [H, W, 4] was expected: convert it."
+        )
+    return Image.fromarray(array)
+
+
+def _check_size(image: Image.Image) -> None:
+    if max(image.size) > MAX_SIDE:
+        raise CoPRSError(
+            f"The picture is {image.width:,}×{image.height:,} pixels and at most {MAX_SIDE:,} a side are read: make it smaller."
+        )
+    if min(image.size) < 1:
+        raise CoPRSError(f"The picture is empty: {_WHAT_TO_DO}.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return _scaled(np.asarray(image)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _scaled(values: np.ndarray) -> Image.Image:
+    """More than 8 bits a pixel → 8: values up to 1 (float), 255 or 65,535 are taken as full scale, others stretched."""
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    low, high = values.min(), values.max()
+    scales = (1, 255, 65535) if values.dtype.kind == "f" and high <= 1 else (255, 65535)
+    full = next((s for s in scales if high <= s), None)
+    if low < 0 or full is None:
+        values, full = values - low, max(high - low, 1e-9)
+    return Image.fromarray((values * (255 / full)).round().clip(0, 255).astype(np.uint8))
