@@ -1,0 +1,147 @@
+"""Checkpoint folders: saved and loaded strictly, every break in its own sentence."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from coprs_core import CoPRSError, load
+from coprs_core.checkpoints import MINIATURE, choose_device, load_checkpoint, save_checkpoint
+from coprs_core.model.coprs import CoPRSConfig
+from coprs_core.scenes import draw_scene
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(MINIATURE, tmp_path / "copy")
+
+
+def change(path, edit):
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+def test_saving_and_loading_is_exact(mini, tmp_path):
+    from transformers import AutoProcessor
+
+    save_checkpoint(tmp_path / "again", mini.model, AutoProcessor.from_pretrained(MINIATURE / "mllm"), torch.float32)
+    again = load(str(tmp_path / "again"), device="cpu")
+    old, new = mini.model.state_dict(), again.model.state_dict()
+    assert old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
+    assert again.model.config == mini.model.config
+
+
+def test_every_loaded_tensor_equals_the_file(mini):
+    for part in ("image_encoder", "prior", "decoder"):
+        state = getattr(mini.model, part).state_dict()
+        file = load_file(MINIATURE / f"{part}.safetensors")
+        assert file.keys() == state.keys() and all(torch.equal(file[k].float(), state[k]) for k in file)
+    file = load_file(MINIATURE / "mllm" / "model.safetensors")
+    loaded = mini.model.mllm.state_dict()
+    renamed = {k.replace("visual.", "model.visual.") if k.startswith("visual.") else k: v for k, v in file.items()}
+    matched = [k for k, v in renamed.items() if any(torch.equal(v.float(), loaded[n]) for n in loaded if n.endswith(k.removeprefix("model.")))]
+    assert len(matched) == len(file)
+
+
+def test_the_miniature_is_small():
+    assert sum(f.stat().st_size for f in MINIATURE.rglob("*") if f.is_file()) < 25e6
+
+
+def test_config_survives_a_round_trip(mini):
+    assert CoPRSConfig.from_dict(json.loads(json.dumps(mini.model.config.to_dict()))) == mini.model.config
+
+
+@pytest.mark.parametrize("file", ["coprs.json", "prior.safetensors", "decoder.safetensors", "image_encoder.safetensors", "mllm/config.json", "mllm/model.safetensors", "mllm/tokenizer.json"])  # fmt: skip
+@pytest.mark.parametrize("how", ["missing", "cut short"])
+def test_a_missing_or_broken_file_is_named(folder, file, how):
+    path = folder / file
+    content = path.read_bytes()
+    path.unlink() if how == "missing" else path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CoPRSError) as error:
+        load_checkpoint(str(folder))
+    assert "\n" not in str(error.value) and ("coprs.json" if file == "coprs.json" else str(folder)) in str(error.value)
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named(folder):
+    path = folder / "prior.safetensors"
+    state = load_file(path)
+    for edit, words in (
+        (lambda s: s.pop("q_proj.weight"), "lacks q_proj.weight"),
+        (lambda s: s.update(extra=torch.zeros(1)), "against expectation, extra"),
+        (lambda s: s.update({"q_proj.weight": torch.zeros(3, 3)}), r"wrong size: q_proj.weight is \[3, 3\]"),
+    ):
+        changed = dict(state)
+        edit(changed)
+        save_file(changed, path)
+        with pytest.raises(CoPRSError, match=words):
+            load_checkpoint(str(folder))
+
+
+def test_missing_tensor_of_the_language_model_is_named(folder):
+    path = folder / "mllm" / "model.safetensors"
+    state = load_file(path)
+    name = next(k for k in state if k.endswith("layers.0.mlp.up_proj.weight"))
+    state.pop(name)
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(CoPRSError, match="layers.0.mlp.up_proj.weight"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (lambda c: c.update(format_version=99), "format version 99"),
+        (lambda c: c.update(llm_width=77), "llm_width 77"),
+        (lambda c: c.update(surprise=1), "surprise"),
+        (lambda c: c.pop("vision"), "vision"),
+        (lambda c: c.update(prompt_template="no slots"), "{image}"),
+        (lambda c: c.update(focus_token="<NOT_THERE>"), "<NOT_THERE>"),
+    ],
+)
+def test_a_wrong_config_gets_its_own_sentence(folder, edit, words):
+    change(folder / "coprs.json", edit)
+    with pytest.raises(CoPRSError) as error:
+        load_checkpoint(str(folder))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(name="no/such/folder"), "no checkpoint"),
+        (dict(device="abacus"), "not known"),
+        (dict(device="cuda:99"), "no device"),
+        (dict(dtype="fp3"), "not known"),
+        (dict(quantization="nf5"), "not known"),
+    ],
+)
+def test_wrong_options_get_a_sentence(options, words):
+    with pytest.raises(CoPRSError, match=words):
+        load_checkpoint(**options)
+
+
+def test_a_folder_without_a_checkpoint_says_what_it_holds(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(CoPRSError, match="holds no coprs.json.*notes.txt"):
+        load_checkpoint(str(tmp_path))
+
+
+def test_auto_chooses_a_device_that_is_there():
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_half_precision_answers(mini):
+    result = load("mini", device="cpu", dtype="bf16").segment(draw_scene(1).image, "the largest thing")
+    assert result.settings["dtype"] == "bfloat16" and result.outcome in ("found", "nothing found")
+
+
+def test_nf4_quantises_the_language_models_layers_and_nothing_else():
+    engine = load("mini", device="cpu", quantization="nf4")
+    import bitsandbytes as bnb
+
+    quantised = [n for n, m in engine.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert len(quantised) == 7 * 6 and all(n.startswith("mllm.model.language_model.layers.") for n in quantised)
+    assert engine.segment(draw_scene(1).image, "the largest thing").reply.startswith("<think>")

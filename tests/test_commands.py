@@ -1,0 +1,116 @@
+"""The command line as a person runs it: files, exit codes, one sentence for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coprs_core.__main__ import main, parser
+from coprs_core.results import decode_rle
+from coprs_core.scenes import draw_scene
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def photo(tmp_path, found):
+    path = tmp_path / "photo.png"
+    Image.fromarray(found[0].image).save(path)
+    return str(path)
+
+
+def test_segment_streams_the_thought_and_writes_every_file(photo, found, tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    assert main(["segment", photo, found[1].instruction, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "<think>I see" in told and "found. " in told and "IoU of prior and mask" in told
+    assert {p.name for p in out.iterdir()} == {"result.json", "chain.png", "prior.npy", "prior.png", "mask.png", "overlay.png"}
+    result = json.loads((out / "result.json").read_text())
+    prior, mask = np.load(out / "prior.npy"), np.asarray(Image.open(out / "mask.png"))
+    assert prior.dtype == np.float32 and prior.shape == (256, 256) and mask.dtype == bool
+    assert np.array_equal(decode_rle(result["regions"][0]["mask"]), mask)
+    assert Image.open(out / "mask.png").mode == "1" and Image.open(out / "chain.png").width > 1000
+
+
+def test_json_prints_the_result_alone(photo, found, capsys):
+    assert main(["segment", photo, found[1].instruction, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outcome"] == "found"
+
+
+def test_exit_codes_of_the_other_outcomes(tmp_path, answered, capsys):
+    scene, question, _ = next(a for a in answered if a[2].outcome == "nothing found")
+    path = tmp_path / "p.png"
+    Image.fromarray(scene.image).save(path)
+    out = tmp_path / "out"
+    assert main(["segment", str(path), question.instruction, "--out", str(out)]) == 3
+    assert {p.name for p in out.iterdir()} == {"result.json", "chain.png"}
+    assert main(["segment", str(path), "x", "--max-new-tokens", "3"]) == 4
+    assert "3 tokens" in capsys.readouterr().out
+
+
+MISTAKES = [
+    (["segment", "no/such.png", "x"], "There is no file"),
+    (["segment", "PHOTO", ""], "empty"),
+    (["segment", "PHOTO", "x" * 2001], "2,001 characters"),
+    (["segment", "PHOTO", "x", "--model", "nowhere"], "no checkpoint"),
+    (["segment", "PHOTO", "x", "--device", "abacus"], "not known"),
+    (["segment", "PHOTO", "x", "--max-new-tokens", "0"], "whole number"),
+    (["segment", "PHOTO", "x", "--out", "/proc/nothing/here"], "cannot be made"),
+    (["segment", __file__, "x"], "cannot be read as a picture"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", MISTAKES)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, words, photo, capsys):
+    assert main([photo if a == "PHOTO" else a for a in arguments]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1 and words in told
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["segment"], ["scenes", "--count", "0", "--out", "x"], ["evaluate", "--count", "many"]])
+def test_a_wrong_command_line_exits_with_2(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["segment", "scenes", "evaluate", "train"])
+def test_help_reads_like_a_page(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args([command, "--help"])
+    page = capsys.readouterr().out
+    assert stop.value.code == 0 and "example" in page and f"python -m coprs_core {command}" in page
+
+
+def test_scenes_writes_pictures_masks_and_facts(tmp_path):
+    for name in ("a", "b"):
+        assert main(["scenes", "--seed", "7", "--count", "4", "--split", "test", "--out", str(tmp_path / name)]) == 0
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == sorted(f"{i:05d}{tail}" for i in range(4) for tail in (".json", ".png", "_mask.png"))
+    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
+    facts = json.loads((tmp_path / "a" / "00001.json").read_text())
+    scene = draw_scene(8, "test")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a" / "00001.png")), scene.image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a" / "00001_mask.png")), scene.mask(facts["target"]))
+    assert len(facts["things"]) == len(scene.things) and {"instruction", "reply"} <= facts.keys()
+
+
+def test_evaluate_prints_a_table_and_json(capsys):
+    assert main(["evaluate", "--split", "validation", "--count", "3"]) == 0
+    table = capsys.readouterr().out
+    assert "mask gIoU" in table and "two steps" in table and "precision" in table
+    assert main(["evaluate", "--split", "validation", "--count", "3", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["all"]["count"] == 3 and len(report["rows"]) == 3
+
+
+def test_as_a_process_with_a_closed_pipe_and_from_any_folder(photo, tmp_path):
+    run = subprocess.run(
+        f"{sys.executable} -m coprs_core segment {photo} 'the largest thing' | head -c 5",
+        shell=True, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert run.stdout == "<thin" and "Traceback" not in run.stderr

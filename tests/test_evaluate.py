@@ -1,0 +1,84 @@
+"""Judging an answer: hand-made answers with known figures."""
+
+import numpy as np
+import pytest
+
+from coprs_core.evaluate import judge, report, well_formed
+from coprs_core.metrics import ciou, correlation, giou, iou
+from coprs_core.questions import examples
+from coprs_core.results import Region, Result, decode_rle, encode_rle
+
+
+def result(mask, reply, outcome):
+    regions = (Region(mask.astype(np.float32), mask),) if mask.any() else ()
+    thought = reply.split("</think>")[0].removeprefix("<think>")
+    return Result(outcome, "", "x", thought, reply, regions, mask.shape, {"thinking": 1.0}, 3, False, "hand", {})
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return list(examples("test", 0, 60))
+
+
+def test_a_perfect_answer_scores_one_everywhere(drawn):
+    rows = []
+    for i, (scene, q) in enumerate(drawn):
+        outcome = "found" if q.target is not None else "nothing found"
+        rows.append(judge(i, scene, q, result(scene.mask(q.target), q.reply, outcome)))
+    told = report(rows)
+    for measure in ("well_formed", "hit", "named", "mask_giou", "prior_giou", "mask_giou_if_named"):
+        assert told["all"][measure] == 1
+    assert told["nothing_there"] == {"precision": 1.0, "recall": 1.0}
+    assert told["groups"]["unseen pair"]["count"] > 0 and told["groups"]["unseen wording"]["count"] > 0
+
+
+def test_a_mask_where_nothing_should_be_counts_zero(drawn):
+    scene, q = next(d for d in drawn if d[1].target is None)
+    row = judge(0, scene, q, result(scene.mask(0), "<think>a</think>It is here: <REF_POS>", "found"))
+    assert (row.mask_iou, row.hit, row.named, row.said_nothing) == (0, False, False, False)
+
+
+def test_the_wrong_thing_is_no_hit_and_silence_is_none_either(drawn):
+    scene, q = next(d for d in drawn if d[1].target is not None and len(d[0].things) > 2)
+    other = next(i for i in range(len(scene.things)) if i != q.target)
+    assert not judge(0, scene, q, result(scene.mask(other), q.reply, "found")).hit
+    assert not judge(0, scene, q, result(scene.mask(None), "<think>a</think>Nothing.", "nothing found")).hit
+
+
+@pytest.mark.parametrize(
+    "reply, formed",
+    [
+        ("<think>a</think>It is here: <REF_POS>", True),
+        ("<think>a</think>Nothing fits.", True),
+        ("<think>a</think>", False),
+        ("<think></think>x", False),
+        ("<think>a", False),
+        ("a</think>b", False),
+        ("<think>a<REF_POS></think>b", False),
+        ("<think>a</think><REF_POS><REF_POS>", False),
+    ],
+)
+def test_well_formed(reply, formed):
+    assert well_formed(reply) is formed
+
+
+def test_metrics_by_hand():
+    a, b = np.array([[1, 1, 0, 0]], bool), np.array([[0, 1, 1, 0]], bool)
+    none = np.zeros((1, 4), bool)
+    assert iou(a, b) == pytest.approx(1 / 3) and iou(none, none) == 1 and iou(a, none) == 0
+    assert giou([(a, b), (none, none)]) == pytest.approx(2 / 3)
+    assert ciou([(a, b), (a, a)]) == pytest.approx(3 / 5) and ciou([(none, none)]) == 1
+    assert correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1) and np.isnan(correlation([1, 1], [1, 2]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rle_comes_back(seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((rng.integers(1, 9), rng.integers(1, 9))) > rng.random()
+    rle = encode_rle(mask)
+    assert np.array_equal(decode_rle(rle), mask) and sum(rle["counts"]) == mask.size
+
+
+def test_rle_is_cocos():
+    assert encode_rle(np.array([[0, 1], [1, 1]], bool)) == {"size": [2, 2], "counts": [1, 3]}
+    assert encode_rle(np.ones((2, 2), bool))["counts"] == [0, 4] and encode_rle(np.zeros((2, 2), bool))["counts"] == [4]

@@ -1,0 +1,127 @@
+"""Whatever a person brings: every mode, EXIF, transparency, animations, strips, and files that are no pictures."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from coprs_core.errors import CoPRSError
+from coprs_core.photos import MAX_SIDE, open_photo
+
+
+def saved(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def gradient(size=(40, 30)):
+    x = np.linspace(0, 255, size[0], dtype=np.uint8)
+    return Image.fromarray(np.dstack([np.tile(x, (size[1], 1))] * 2 + [np.full((size[1], size[0]), 90, np.uint8)]))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"])
+def test_every_mode_becomes_rgb(mode):
+    image = Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50) if mode == "I;16" else gradient().convert(
+        "RGBA" if mode == "PA" else "RGB").convert(mode)  # fmt: skip
+    photo = open_photo(image)
+    assert photo.image.mode == "RGB" and photo.size == (30, 40)
+    assert np.asarray(photo.image).std() > 5  # something is still to be seen
+
+
+def test_sixteen_bits_keep_their_range():
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    assert np.abs(np.asarray(open_photo(saved(Image.fromarray(ramp))).image)[..., 0] - np.linspace(0, 255, 256).reshape(16, 16)).max() <= 1
+
+
+def test_floats_up_to_one_and_up_to_255_and_beyond():
+    unit = np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)
+    for image in (unit, unit * 255, unit * 9e6 - 4e6):
+        seen = np.asarray(open_photo(Image.fromarray(image)).image)[..., 0]
+        assert seen.min() == 0 and seen.max() == 255
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"])
+def test_file_kinds(kind, tmp_path):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    path = tmp_path / f"a.{kind.lower()}"
+    gradient().save(path, kind)
+    assert open_photo(path).size == open_photo(str(path)).size == open_photo(path.read_bytes()).size == (30, 40)
+
+
+@pytest.mark.parametrize("orientation, size", [(1, (30, 40)), (3, (30, 40)), (6, (40, 30)), (8, (40, 30))])
+def test_exif_turns_the_photo_upright(orientation, size):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert open_photo(saved(gradient(), "JPEG", exif=exif)).size == size
+
+
+def test_transparency_is_laid_on_white():
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert np.asarray(open_photo(clear).image).min() == 255
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([10, 20, 30])
+    assert np.asarray(open_photo(saved(palette, transparency=0)).image).min() == 255
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        seen = np.asarray(open_photo(saved(frames[0], kind, save_all=True, append_images=frames[1:])).image)[0, 0].astype(int)
+        assert seen[0] > 200 and seen[2] < 60
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (1600, 32), (MAX_SIDE, 2)])
+def test_smallest_largest_and_strips(size):
+    assert open_photo(Image.new("RGB", size)).size == (size[1], size[0])
+
+
+def test_too_large_is_refused_before_decoding(monkeypatch):
+    data = saved(Image.new("1", (MAX_SIDE + 1, 4)))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(CoPRSError, match="8,193×4 pixels and at most 8,192"):
+        open_photo(data)
+
+
+def test_decompression_bomb_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(CoPRSError, match="make it smaller"):
+        open_photo(saved(Image.new("L", (200, 200))))
+
+
+BROKEN = {
+    "empty": b"",
+    "text": b"this is not a picture",
+    "cut short": saved(gradient((400, 300)))[:900],
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "pdf": b"%PDF-1.7 ...",
+    "damaged": saved(gradient())[:40] + b"\xff" * 60 + saved(gradient())[100:],
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_and_foreign_files_get_one_sentence(what):
+    with pytest.raises(CoPRSError) as error:
+        open_photo(BROKEN[what])
+    assert "\n" not in str(error.value) and "picture" in str(error.value)
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 2, 5), np.uint8), np.zeros((0, 3, 3), np.uint8), np.zeros((2, 2), np.int64), np.zeros(3, np.uint8)])
+def test_arrays_of_another_shape_are_refused(array):
+    with pytest.raises(CoPRSError, match="was expected"):
+        open_photo(array)
+
+
+def test_missing_file_folder_and_nothing(tmp_path):
+    for source, words in ((tmp_path / "no.png", "no file"), (tmp_path, "folder"), (None, "no picture yet")):
+        with pytest.raises(CoPRSError, match=words):
+            open_photo(source)
+
+
+def test_equal_pictures_have_equal_keys_and_others_not():
+    a = open_photo(gradient())
+    assert a.key == open_photo(saved(gradient())).key == open_photo(np.asarray(gradient())).key
+    assert a.key != open_photo(gradient((41, 30))).key != open_photo(gradient((30, 41))).key
+    assert open_photo(a) is a

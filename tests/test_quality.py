@@ -1,0 +1,29 @@
+"""The miniature's quality on the first 100 test scenes, one by one through the real engine.
+
+The bars are a little under what `evaluate --count 1000` measured (assets/mini/CARD.md): 100 scenes scatter.
+"""
+
+import pytest
+
+from coprs_core.evaluate import judge, report, table
+
+
+@pytest.fixture(scope="module")
+def measured(answered):
+    return report([judge(i, *a) for i, a in enumerate(answered)])
+
+
+BARS = {"well_formed": 0.99, "hit": 0.80, "named": 0.80, "mask_giou": 0.70, "prior_giou": 0.55, "mask_giou_if_named": 0.82}
+
+
+@pytest.mark.parametrize("measure", BARS)
+def test_bar(measured, measure):
+    assert measured["all"][measure] >= BARS[measure], table(measured)
+
+
+def test_nothing_there_is_said_when_it_is_so(measured):
+    assert measured["nothing_there"]["precision"] >= 0.9 and measured["nothing_there"]["recall"] >= 0.85, table(measured)
+
+
+def test_prior_and_mask_go_together(measured):
+    assert measured["prior_mask_correlation"] >= 0.6, table(measured)

@@ -1,0 +1,169 @@
+"""The world: deterministic, exact masks, and one right answer (or none) on 5,000 scenes, checked by other arithmetic."""
+
+import math
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from coprs_core import questions
+from coprs_core.drawings import COLOURS, KINDS
+from coprs_core.questions import FAMILIES, USES, ask, conclusion_of, examples
+from coprs_core.scenes import CATEGORIES, PLACES, SIDE, UNSEEN_PAIRS, draw_scene
+
+COUNT = 5000
+KNOWN_THINGS = [('sun', 'brown', 4766), ('chair', 'brown', 1216), ('table', 'pink', 781), ('butterfly', 'brown', 1220)]
+KNOWN_INSTRUCTION = 'can you find the not brown piece of furniture?'
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """5,000 examples over the three splits, drawn without their pictures."""
+    pairs = []
+    for i in range(COUNT):
+        scene = draw_scene(i, ("train", "validation", "test")[i % 3], with_image=False)
+        pairs.append((scene, ask(scene, random.Random(i))))
+    return pairs
+
+
+def described(f, t):
+    """Whether a thing fits a filter, written anew from the issue's words."""
+    if f.kind and t.kind != f.kind or f.colour and t.colour != f.colour or f.not_colour and t.colour == f.not_colour:
+        return False
+    return not f.category or t.kind in CATEGORIES[f.category]
+
+
+def right_answers(meaning, things):
+    """All things that answer a meaning, without any margin."""
+    group = [t for t in things if described(meaning.among, t)]
+    if meaning.anchor:
+        anchors = [t for t in things if described(meaning.anchor, t)]
+        if len(anchors) != 1:
+            assert not anchors, "the anchor must be one thing or none"
+            return []
+        a = anchors[0]
+        group = [t for t in group if t is not a]
+        if meaning.relation == "nearest to":
+            least = min((math.dist(t.centre, a.centre) for t in group), default=0)
+            return [t for t in group if math.dist(t.centre, a.centre) == least]
+        axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[meaning.relation]
+        group = [t for t in group if sign * (t.centre[axis] - a.centre[axis]) > 4]
+    if meaning.extreme:
+        value = {
+            "largest": lambda t: -t.area, "smallest": lambda t: t.area, "leftmost": lambda t: t.centre[0],
+            "rightmost": lambda t: -t.centre[0], "topmost": lambda t: t.centre[1], "lowest": lambda t: -t.centre[1],
+        }[meaning.extreme]  # fmt: skip
+        group = [t for t in group if value(t) == min(map(value, group))]
+    return group
+
+
+def test_every_question_has_exactly_one_right_answer_or_honestly_none(asked):
+    for scene, q in asked:
+        answers = right_answers(q.meaning, scene.things)
+        expected = [] if q.target is None else [scene.things[q.target]]
+        assert answers == expected, (scene.seed, scene.split, q.instruction)
+
+
+def test_extremes_and_nearest_are_clear_to_the_eye(asked):
+    for scene, q in asked:
+        if q.target is None:
+            continue
+        target, others = scene.things[q.target], [t for t in scene.things if described(q.meaning.among, t)]
+        others.remove(target)
+        if q.meaning.extreme in ("largest", "smallest"):
+            ratio = max(target.area / o.area if q.meaning.extreme == "smallest" else o.area / target.area for o in others)
+            assert ratio < 1 / 1.39
+        if q.meaning.relation == "nearest to":
+            anchor = next(t for t in scene.things if described(q.meaning.anchor, t))
+            rest = [math.dist(o.centre, anchor.centre) for o in others if o is not anchor]
+            assert all(d >= 1.29 * math.dist(target.centre, anchor.centre) for d in rest)
+
+
+def test_replies_tell_the_truth_and_conclude_with_the_target(asked):
+    for scene, q in asked:
+        thought, _, answer = q.reply.partition("</think>")
+        for t in scene.things:
+            assert f"{t.place} a {t.colour} {t.kind}" in thought or f"{t.place} an {t.colour} {t.kind}" in thought
+        if q.target is None:
+            assert "<REF_POS>" not in q.reply and conclusion_of(thought) is None and "nothing" in answer.lower()
+        else:
+            target = scene.things[q.target]
+            assert q.reply.count("<REF_POS>") == 1 and answer.endswith("<REF_POS>")
+            assert conclusion_of(thought) == (target.kind, target.colour)
+
+
+def test_all_families_come_up_and_nothing_there_in_one_of_nine(asked):
+    counts = Counter(q.family for _, q in asked)
+    assert set(counts) == set(FAMILIES) and min(counts.values()) > 150
+    assert 0.08 < counts["nothing there"] / COUNT < 0.18
+
+
+def test_masks_are_what_is_visible(asked):
+    for scene, _ in asked[:600]:
+        assert 1 <= len(scene.things) <= 7
+        assert set(np.unique(scene.owner)) <= set(range(len(scene.things) + 1))
+        for i, t in enumerate(scene.things):
+            mask = scene.mask(i)
+            ys, xs = np.nonzero(mask)
+            assert t.area == mask.sum() and 0.004 * SIDE**2 <= t.area <= 0.25 * SIDE**2
+            assert t.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+            assert PLACES.index(t.place) == 3 * int(3 * t.centre[1] / SIDE) + int(3 * t.centre[0] / SIDE)
+    assert not scene.mask(None).any()
+
+
+def test_sizes_reach_from_half_a_percent_to_a_fifth(asked):
+    shares = np.array([t.area / SIDE**2 for scene, _ in asked for t in scene.things])
+    assert shares.min() < 0.005 and shares.max() > 0.2 and (shares < 0.01).mean() > 0.03
+
+
+def test_mask_pixels_are_coloured_by_their_thing():
+    """A thing's main colour makes up a good part of its own mask and hardly any of the ground."""
+    for seed in range(40):
+        scene = draw_scene(seed)
+        for i, t in enumerate(scene.things):
+            near = np.abs(scene.image[scene.mask(i)].astype(int) - COLOURS[t.colour]).max(-1) < 32
+            assert near.mean() > 0.2, (seed, t)
+
+
+def test_the_same_seed_draws_the_same_scene_and_no_two_splits_share_one():
+    a, b = draw_scene(5), draw_scene(5)
+    assert np.array_equal(a.image, b.image) and np.array_equal(a.owner, b.owner) and a.things == b.things
+    assert np.array_equal(a.owner, draw_scene(5, with_image=False).owner)
+    others = [draw_scene(5, split).image for split in ("validation", "test")]
+    assert not any(np.array_equal(a.image, o) for o in others)
+    assert [q for _, q in examples("test", 3, 4)] == [q for _, q in examples("test", 3, 4)]
+
+
+def test_a_known_scene_is_still_drawn_alike():
+    """Training, figures and examples rest on these seeds: a change of the drawing must be a decision."""
+    scene, question = next(examples("test", 0, 1))
+    assert [(t.kind, t.colour, t.area) for t in scene.things] == KNOWN_THINGS
+    assert question.instruction == KNOWN_INSTRUCTION
+
+
+def test_training_never_shows_the_unseen_pairs_or_wordings(asked):
+    pairs = {split: {(t.kind, t.colour) for s, _ in asked if s.split == split for t in s.things} for split in ("train", "validation", "test")}
+    assert not UNSEEN_PAIRS & (pairs["train"] | pairs["validation"])
+    assert UNSEEN_PAIRS <= pairs["test"] and len(UNSEEN_PAIRS) == 12
+    assert not any(q.unseen_wording for s, q in asked if s.split != "test")
+    shown = [q.instruction.lower() for s, q in asked if s.split != "test"]
+    assert not any(re.search(r"could you mark|i want|find and highlight|the one that", i) and "one that is" not in i for i in shown)
+    assert sum(q.unseen_wording for s, q in asked if s.split == "test") > 300
+
+
+def test_the_world_is_as_wide_as_promised(asked):
+    assert len(KINDS) >= 24 and len(COLOURS) == 8 and set(USES) == set(KINDS)
+    seen = {t.kind for s, _ in asked for t in s.things}
+    assert seen == set(KINDS)
+    for family in FAMILIES[:-1]:
+        train = {re.sub(r"\W+", " ", q.instruction.lower()) for s, q in asked if q.family == family and s.split == "train"}
+        assert len(questions._FRAMES) * len(questions._PHRASES[family]) >= 6 and len(train) > 50
+
+
+def test_one_in_ten_is_typed_with_a_slip():
+    rng, sentence = random.Random(0), "please segment the orange butterfly"
+    typed = [questions._as_typed(sentence, rng).lower().rstrip(".") for _ in range(4000)]
+    assert 0.08 < sum(t != sentence for t in typed) / 4000 < 0.12
+    assert all(abs(len(t) - len(sentence)) <= 1 for t in typed)
