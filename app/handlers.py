@@ -28,7 +28,9 @@ class View:
     verdict: str | None = None
 
     def values(self) -> tuple:
-        return tuple(gr.skip() if v is None else v for v in (self.steps, self.thought, self.prior, self.mask, self.verdict))
+        return tuple(
+            gr.skip() if v is None else v for v in (self.steps, self.thought, self.prior, self.mask, self.verdict)
+        )
 
 
 def answer(engine: Engine, photo_path: str | None, instruction: str) -> Iterator[tuple]:

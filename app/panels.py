@@ -14,7 +14,9 @@ _REACHED = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}  # index of the 
 
 
 def header(name: str, settings: dict) -> str:
-    precision = settings["dtype"] if settings["quantization"] == "none" else f"{settings['dtype']}, {settings['quantization']}"
+    precision = (
+        settings["dtype"] if settings["quantization"] == "none" else f"{settings['dtype']}, {settings['quantization']}"
+    )
     return (
         '<header class="masthead"><div><h1>CoPRS</h1>'
         "<p>Ask for a thing in words. Watch the model think, see where it focuses, and get the mask.</p></div>"

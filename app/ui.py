@@ -50,7 +50,9 @@ def build(engine: Engine) -> gr.Blocks:
                 thought = gr.HTML(panels.thought(None), elem_id="thought")
                 with gr.Row(elem_id="pictures", equal_height=False):
                     with gr.Column(scale=4, min_width=220):
-                        prior = gr.Image(label="Prior: where the focus token looks", height=300, **_OUTPUT, elem_id="prior")
+                        prior = gr.Image(
+                            label="Prior: where the focus token looks", height=300, **_OUTPUT, elem_id="prior"
+                        )
                         gr.HTML(panels.scale(COLOUR_MAP))
                     with gr.Column(scale=4, min_width=220):
                         mask = gr.Image(label="Mask: what the decoder draws", height=300, **_OUTPUT, elem_id="mask")
@@ -62,7 +64,13 @@ def build(engine: Engine) -> gr.Blocks:
         )  # fmt: skip
         outputs = [steps, thought, prior, mask, verdict]
         quiet = dict(api_visibility="private", show_progress="hidden")
-        ask = dict(fn=partial(handlers.answer, engine), inputs=[photo, instruction], outputs=outputs, concurrency_id="model", **quiet)
+        ask = dict(
+            fn=partial(handlers.answer, engine),
+            inputs=[photo, instruction],
+            outputs=outputs,
+            concurrency_id="model",
+            **quiet,
+        )
         busy = dict(fn=lambda: _buttons(busy=True), outputs=[find, stop], queue=False, **quiet)
         idle = dict(fn=lambda: _buttons(busy=False), outputs=[find, stop], queue=False, **quiet)
         answers = [start(**busy).then(**ask) for start in (find.click, instruction.submit)]
@@ -87,7 +95,13 @@ def launch(demo: gr.Blocks, **options):
     """Listen. `options` go to gradio's `launch`; the page's looks and the limits are set here."""
     demo.queue(max_size=20, default_concurrency_limit=1)
     return demo.launch(
-        theme=theme(), css_paths=STYLE, max_file_size="40mb", enable_monitoring=False, run_history=False, footer_links=["api"], **options
+        theme=theme(),
+        css_paths=STYLE,
+        max_file_size="40mb",
+        enable_monitoring=False,
+        run_history=False,
+        footer_links=["api"],
+        **options,
     )
 
 

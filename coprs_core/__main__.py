@@ -61,10 +61,14 @@ def parser() -> argparse.ArgumentParser:
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, summary: str, page: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=summary, description=page, formatter_class=argparse.RawDescriptionHelpFormatter)
+        return commands.add_parser(
+            name, help=summary, description=page, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
 
     p = command("segment", "find what an instruction means in a photo", SEGMENT)
-    p.add_argument("photo", type=Path, metavar="PHOTO", help="a picture file of any common kind, at most 8192 pixels a side")
+    p.add_argument(
+        "photo", type=Path, metavar="PHOTO", help="a picture file of any common kind, at most 8192 pixels a side"
+    )
     p.add_argument("instruction", metavar="INSTRUCTION", help="what to look for, in words; at most 2,000 characters")
     p.add_argument("--out", type=Path, metavar="DIR", help="write the answer's files into this folder")
     p.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
@@ -87,19 +91,31 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("train", "train the miniature from nothing", TRAIN)
     p.add_argument("recipe", choices=("mini",), help="the recipe: mini")
-    p.add_argument("--out", type=Path, default=Path("runs/mini"), metavar="DIR", help="checkpoints and logs (default runs/mini)")
-    p.add_argument("--stage", choices=("eyes", "focus", "language", "joint"), help="this stage alone (default: all that are left)")
+    p.add_argument(
+        "--out", type=Path, default=Path("runs/mini"), metavar="DIR", help="checkpoints and logs (default runs/mini)"
+    )
+    p.add_argument(
+        "--stage", choices=("eyes", "focus", "language", "joint"), help="this stage alone (default: all that are left)"
+    )
     p.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default auto)")
-    p.add_argument("--workers", type=int, default=0, metavar="N", help="processes that draw scenes (default 0: the run itself)")
+    p.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that draw scenes (default 0: the run itself)"
+    )
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     return main
 
 
 def _add_model(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", default="mini", metavar="NAME|FOLDER", help='"mini" or a checkpoint folder (default mini)')
+    p.add_argument(
+        "--model", default="mini", metavar="NAME|FOLDER", help='"mini" or a checkpoint folder (default mini)'
+    )
     p.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default auto)")
-    p.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32 (default auto: bf16 on a GPU, fp32 on a CPU)")
-    p.add_argument("--quantize", default="none", help="none, nf4 or int8: the language model's linear layers (default none)")
+    p.add_argument(
+        "--dtype", default="auto", help="auto, bf16, fp16 or fp32 (default auto: bf16 on a GPU, fp32 on a CPU)"
+    )
+    p.add_argument(
+        "--quantize", default="none", help="none, nf4 or int8: the language model's linear layers (default none)"
+    )
 
 
 def _count(text: str) -> int:
@@ -113,7 +129,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     from coprs_core import commands  # after parsing: --help answers at once
 
-    run = {"segment": commands.segment, "scenes": commands.scenes, "evaluate": commands.evaluate_model, "train": commands.train}
+    run = {
+        "segment": commands.segment,
+        "scenes": commands.scenes,
+        "evaluate": commands.evaluate_model,
+        "train": commands.train,
+    }
     try:
         return run[options.command](options)
     except CoPRSError as problem:

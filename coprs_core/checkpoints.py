@@ -1,10 +1,10 @@
 """Find, save and load checkpoints: an ordinary folder with everything that an answer needs.
 
-    coprs.json                   sizes, prompt template, focus token (CoPRSConfig)
-    mllm/                        a Hugging Face folder: config, weights, tokenizer, processor
-    image_encoder.safetensors    SAM's image encoder, SAM's names
-    prior.safetensors            the query head, the image keys and the fusion
-    decoder.safetensors          SAM's prompt encoder and mask decoder, SAM's names
+coprs.json                   sizes, prompt template, focus token (CoPRSConfig)
+mllm/                        a Hugging Face folder: config, weights, tokenizer, processor
+image_encoder.safetensors    SAM's image encoder, SAM's names
+prior.safetensors            the query head, the image keys and the fusion
+decoder.safetensors          SAM's prompt encoder and mask decoder, SAM's names
 """
 
 import json
@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from coprs_core.errors import CoPRSError
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
+from coprs_core.model.decoder import FLOAT32_BUFFER
 
 MINIATURE = Path(__file__).resolve().parent.parent / "assets" / "mini"
 PARTS = ("image_encoder", "prior", "decoder")
@@ -51,7 +52,9 @@ def find_checkpoint(name: str) -> Path:
         raise CoPRSError(f"There is no checkpoint {name!r}: give “mini” or a folder that holds coprs.json.")
     if not (folder / "coprs.json").is_file():
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        raise CoPRSError(f"The folder {str(folder)!r} holds no coprs.json (it holds {held}): give a CoPRS checkpoint folder.")
+        raise CoPRSError(
+            f"The folder {str(folder)!r} holds no coprs.json (it holds {held}): give a CoPRS checkpoint folder."
+        )
     return folder
 
 
@@ -64,11 +67,15 @@ def save_checkpoint(folder: Path, model: CoPRS, processor, dtype: torch.dtype | 
     model.mllm.to(kept)
     processor.save_pretrained(folder / "mllm")
     for part in PARTS:
-        state = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in getattr(model, part).state_dict().items()}
+        state = {
+            k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in getattr(model, part).state_dict().items()
+        }
         save_file(state, folder / f"{part}.safetensors")
 
 
-def load_checkpoint(name: str = "mini", device: str = "auto", dtype: str = "auto", quantization: str = "none") -> Checkpoint:
+def load_checkpoint(
+    name: str = "mini", device: str = "auto", dtype: str = "auto", quantization: str = "none"
+) -> Checkpoint:
     """Load "mini" or a checkpoint folder, strictly: every tensor has its place and every place its tensor.
 
     Args:
@@ -84,11 +91,15 @@ def load_checkpoint(name: str = "mini", device: str = "auto", dtype: str = "auto
     try:
         config = CoPRSConfig.from_dict(json.loads((folder / "coprs.json").read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise CoPRSError(f"{folder / 'coprs.json'} is not valid JSON ({problem}): copy it again from its source.") from problem
+        raise CoPRSError(
+            f"{folder / 'coprs.json'} is not valid JSON ({problem}): copy it again from its source."
+        ) from problem
     mllm = _load_mllm(folder / "mllm", device, dtype, quantization)
     width = mllm.get_input_embeddings().embedding_dim
     if width != config.llm_width:
-        raise CoPRSError(f"coprs.json says llm_width {config.llm_width} and mllm/ has {width}: the two are of different models.")
+        raise CoPRSError(
+            f"coprs.json says llm_width {config.llm_width} and mllm/ has {width}: the two are of different models."
+        )
     with torch.device("meta"):
         model = CoPRS(config, nn.Module())
     model.mllm = mllm
@@ -97,7 +108,9 @@ def load_checkpoint(name: str = "mini", device: str = "auto", dtype: str = "auto
     tokenizer, image_processor = _load_processor(folder / "mllm")
     focus_id = tokenizer.convert_tokens_to_ids(config.focus_token)
     if focus_id is None or focus_id == tokenizer.unk_token_id:
-        raise CoPRSError(f"The tokenizer in {folder / 'mllm'} does not know the focus token {config.focus_token}: add it.")
+        raise CoPRSError(
+            f"The tokenizer in {folder / 'mllm'} does not know the focus token {config.focus_token}: add it."
+        )
     return Checkpoint(name, model.eval().requires_grad_(False), tokenizer, image_processor, quantization)
 
 
@@ -109,7 +122,9 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as problem:
         raise CoPRSError(f"Device {device!r} is not known: choose auto, cuda, cuda:1, mps or cpu.") from problem
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(chosen.type, False)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(
+        chosen.type, False
+    )
     if not there or (chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()):
         raise CoPRSError(f"This machine has no device {device!r}: choose auto or cpu.")
     return chosen
@@ -125,7 +140,9 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def _load_mllm(folder: Path, device: torch.device, dtype: torch.dtype, quantization: str) -> nn.Module:
     if not (folder / "config.json").is_file():
-        raise CoPRSError(f"The checkpoint has no {folder / 'config.json'}: copy its folder mllm/ again from its source.")
+        raise CoPRSError(
+            f"The checkpoint has no {folder / 'config.json'}: copy its folder mllm/ again from its source."
+        )
     options = {}
     if quantization != "none":
         options["quantization_config"] = BitsAndBytesConfig(
@@ -142,10 +159,14 @@ def _load_mllm(folder: Path, device: torch.device, dtype: torch.dtype, quantizat
             folder, dtype=dtype, device_map={"": device}, local_files_only=True, output_loading_info=True, **options
         )
     except (OSError, SafetensorError, ValueError, RuntimeError, json.JSONDecodeError) as problem:
-        raise CoPRSError(f"The language model in {folder} cannot be loaded ({_first_line(problem)}): copy it again.") from problem
+        raise CoPRSError(
+            f"The language model in {folder} cannot be loaded ({_first_line(problem)}): copy it again."
+        ) from problem
     finally:
         transformers_logging.enable_progress_bar() if bar_was_on else None
-    _report(folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), [str(m) for m in info["mismatched_keys"]])
+    _report(
+        folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), [str(m) for m in info["mismatched_keys"]]
+    )
     return model
 
 
@@ -154,7 +175,9 @@ def _load_part(module: nn.Module, path: Path, device: torch.device, dtype: torch
         raise CoPRSError(f"The checkpoint has no file {path}: copy it again from its source.")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            state = {k: file.get_tensor(k).to(dtype) for k in file.keys()}
+            state = {
+                k: file.get_tensor(k).to(torch.float32 if k.endswith(FLOAT32_BUFFER) else dtype) for k in file.keys()
+            }
     except (SafetensorError, OSError) as problem:
         raise CoPRSError(f"{path} is broken ({_first_line(problem)}): copy it again from its source.") from problem
     expected = module.state_dict()
@@ -166,16 +189,22 @@ def _load_part(module: nn.Module, path: Path, device: torch.device, dtype: torch
 
 def _load_processor(folder: Path):
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True), AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True), AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True
+        )
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise CoPRSError(f"Tokenizer or processor in {folder} cannot be loaded ({_first_line(problem)}): copy it again.") from problem
+        raise CoPRSError(
+            f"Tokenizer or processor in {folder} cannot be loaded ({_first_line(problem)}): copy it again."
+        ) from problem
 
 
 def _report(path: Path, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
     for what, names in (("lacks", missing), ("holds, against expectation,", unexpected), ("has a wrong size:", wrong)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise CoPRSError(f"{path} {what} {', '.join(names[:3])}{more}: it is not of this model; copy it again from its source.")
+            raise CoPRSError(
+                f"{path} {what} {', '.join(names[:3])}{more}: it is not of this model; copy it again from its source."
+            )
 
 
 def _first_line(problem: Exception) -> str:

@@ -47,7 +47,9 @@ def segment(options: argparse.Namespace) -> int:
 def scenes(options: argparse.Namespace) -> int:
     """Draw scenes with their questions into a folder."""
     folder = _writable(options.out)
-    for i, (scene, question) in enumerate(tqdm(examples(options.split, options.seed, options.count), total=options.count, unit="scene")):
+    for i, (scene, question) in enumerate(
+        tqdm(examples(options.split, options.seed, options.count), total=options.count, unit="scene")
+    ):
         Image.fromarray(scene.image).save(folder / f"{i:05d}.png")
         Image.fromarray(scene.mask(question.target)).save(folder / f"{i:05d}_mask.png")
         facts = {
@@ -81,5 +83,7 @@ def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise CoPRSError(f"The folder {str(folder)!r} cannot be made ({problem.strerror}): choose another --out.") from problem
+        raise CoPRSError(
+            f"The folder {str(folder)!r} cannot be made ({problem.strerror}): choose another --out."
+        ) from problem
     return folder

@@ -141,7 +141,9 @@ class Engine:
         if max_new_tokens is None:
             return most
         if not isinstance(max_new_tokens, int) or not 1 <= max_new_tokens <= 4096:
-            raise CoPRSError(f"max_new_tokens is {max_new_tokens!r} and a whole number from 1 to 4096 was expected: {most} is usual.")
+            raise CoPRSError(
+                f"max_new_tokens is {max_new_tokens!r} and a whole number from 1 to 4096 was expected: {most} is usual."
+            )
         return max_new_tokens
 
     def _read(self, photo: Photo) -> PhotoFeatures:

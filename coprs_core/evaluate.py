@@ -43,7 +43,9 @@ def well_formed(reply: str) -> bool:
     parts = parse_reply(reply)
     tokens = reply.count(FOCUS_TOKEN)
     once = reply.startswith("<think>") and reply.count("<think>") == reply.count("</think>") == 1
-    return bool(once and parts.reasoning and (tokens == 1 and reply.endswith(FOCUS_TOKEN) or tokens == 0 and parts.answer))
+    return bool(
+        once and parts.reasoning and (tokens == 1 and reply.endswith(FOCUS_TOKEN) or tokens == 0 and parts.answer)
+    )
 
 
 def judge(index: int, scene: Scene, question: Question, result: Result) -> Row:

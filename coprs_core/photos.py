@@ -58,7 +58,9 @@ def open_photo(source: "str | PathLike | bytes | Image.Image | np.ndarray | Phot
     except MemoryError as problem:
         raise CoPRSError("The picture does not fit into memory: make it smaller.") from problem
     except Exception as problem:  # decoders of foreign files raise anything at all
-        raise CoPRSError(f"This file cannot be read as a picture (it may be broken or of another kind): {_WHAT_TO_DO}.") from problem
+        raise CoPRSError(
+            f"This file cannot be read as a picture (it may be broken or of another kind): {_WHAT_TO_DO}."
+        ) from problem
     return Photo(rgb, hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest())
 
 
@@ -75,7 +77,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = np.clip(np.nan_to_num(array) * 255, 0, 255).round().astype(np.uint8)
     elif array.dtype == bool:
         array = array.astype(np.uint8) * 255
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] not in (3, 4))
+        or not array.size
+    ):
         raise CoPRSError(
             f"The picture is an array of {array.dtype} {list(array.shape)} and uint8 [H, W], [H, W, 3] or [H, W, 4] was expected: convert it."
         )

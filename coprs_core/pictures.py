@@ -89,7 +89,10 @@ def save_answer(folder: Path, photo: np.ndarray, result: Result) -> list[Path]:
 
 
 def _save_region(folder: Path, tag: str, photo: np.ndarray, region: Region) -> list[Path]:
-    paths = [folder / f"{name}{tag}.{kind}" for name, kind in (("prior", "npy"), ("prior", "png"), ("mask", "png"), ("overlay", "png"))]
+    paths = [
+        folder / f"{name}{tag}.{kind}"
+        for name, kind in (("prior", "npy"), ("prior", "png"), ("mask", "png"), ("overlay", "png"))
+    ]
     np.save(paths[0], region.prior)
     Image.fromarray(heatmap(region.prior)).save(paths[1])
     Image.fromarray(region.mask).save(paths[2])

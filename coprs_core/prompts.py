@@ -33,7 +33,9 @@ class Reply:
 def check_instruction(instruction: str) -> str:
     """The instruction as typed; raises `CoPRSError` where it is empty or longer than 2,000 characters."""
     if not isinstance(instruction, str) or not instruction.strip():
-        raise CoPRSError("The instruction is empty: type what to look for, such as “the thing that keeps the rain off”.")
+        raise CoPRSError(
+            "The instruction is empty: type what to look for, such as “the thing that keeps the rain off”."
+        )
     if len(instruction) > MAX_INSTRUCTION_CHARACTERS:
         raise CoPRSError(
             f"The instruction has {len(instruction):,} characters and at most {MAX_INSTRUCTION_CHARACTERS:,} are read: shorten it."

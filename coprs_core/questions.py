@@ -309,7 +309,7 @@ def _a(words: str) -> str:
 
 
 def _noun(f: Filter, plural: bool = False) -> str:
-    """"red cup", "animal", "thing": the bare words of a filter."""
+    """ "red cup", "animal", "thing": the bare words of a filter."""
     base = f.kind or (_CATEGORY_WORDS[f.category][plural] if f.category else "thing")
     return f"{f.colour} {base}" if f.colour else base
 
@@ -386,7 +386,9 @@ def reply_to(meaning: Meaning, target: int | None, things: tuple[Thing, ...]) ->
 
 def conclusion_of(reasoning: str) -> tuple[str, str] | None:
     """(kind, colour) that a thought in the form of `reply_to` ends with; None where it names no thing."""
-    found = re.search(rf"the (\w+) (?:{'|'.join(sorted(PLACES, key=len, reverse=True))}), the (\w+) one\.?\s*$", reasoning)
+    found = re.search(
+        rf"the (\w+) (?:{'|'.join(sorted(PLACES, key=len, reverse=True))}), the (\w+) one\.?\s*$", reasoning
+    )
     return (found[1], found[2]) if found else None
 
 

@@ -81,7 +81,12 @@ class Result:
             "photo_size": list(self.photo_size),
             "prior_iou": self.prior_iou,
             "regions": [
-                {"mask": encode_rle(r.mask), "area": int(r.mask.sum()), "prior_iou": r.prior_iou, "prior_max": float(r.prior.max())}
+                {
+                    "mask": encode_rle(r.mask),
+                    "area": int(r.mask.sum()),
+                    "prior_iou": r.prior_iou,
+                    "prior_max": float(r.prior.max()),
+                }
                 for r in self.regions
             ],
             "seconds": {k: round(v, 4) for k, v in self.seconds.items()},

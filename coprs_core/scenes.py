@@ -230,7 +230,9 @@ def _ground(rng: random.Random) -> np.ndarray:
     elif pattern == "checks":
         blend = 0.3 * ((x // period + y // period) & 1)
     else:
-        cells = np.random.default_rng(rng.getrandbits(64)).integers(0, 256, (rng.choice((6, 12, 24)),) * 2, dtype=np.uint8)
+        cells = np.random.default_rng(rng.getrandbits(64)).integers(
+            0, 256, (rng.choice((6, 12, 24)),) * 2, dtype=np.uint8
+        )
         blend = np.asarray(Image.fromarray(cells).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) * np.float32(1 / 400)
     palette = np.linspace(first, second, 256).astype(np.uint8)
     return palette.take((blend * 255).astype(np.uint8), axis=0)

@@ -42,7 +42,11 @@ def test_every_loaded_tensor_equals_the_file(mini):
     file = load_file(MINIATURE / "mllm" / "model.safetensors")
     loaded = mini.model.mllm.state_dict()
     renamed = {k.replace("visual.", "model.visual.") if k.startswith("visual.") else k: v for k, v in file.items()}
-    matched = [k for k, v in renamed.items() if any(torch.equal(v.float(), loaded[n]) for n in loaded if n.endswith(k.removeprefix("model.")))]
+    matched = [
+        k
+        for k, v in renamed.items()
+        if any(torch.equal(v.float(), loaded[n]) for n in loaded if n.endswith(k.removeprefix("model.")))
+    ]
     assert len(matched) == len(file)
 
 

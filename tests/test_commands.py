@@ -28,7 +28,14 @@ def test_segment_streams_the_thought_and_writes_every_file(photo, found, tmp_pat
     assert main(["segment", photo, found[1].instruction, "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert "<think>I see" in told and "found. " in told and "IoU of prior and mask" in told
-    assert {p.name for p in out.iterdir()} == {"result.json", "chain.png", "prior.npy", "prior.png", "mask.png", "overlay.png"}
+    assert {p.name for p in out.iterdir()} == {
+        "result.json",
+        "chain.png",
+        "prior.npy",
+        "prior.png",
+        "mask.png",
+        "overlay.png",
+    }
     result = json.loads((out / "result.json").read_text())
     prior, mask = np.load(out / "prior.npy"), np.asarray(Image.open(out / "mask.png"))
     assert prior.dtype == np.float32 and prior.shape == (256, 256) and mask.dtype == bool
@@ -71,7 +78,10 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, words, photo
     assert told.startswith("error: ") and told.count("\n") == 1 and words in told
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["segment"], ["scenes", "--count", "0", "--out", "x"], ["evaluate", "--count", "many"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["segment"], ["scenes", "--count", "0", "--out", "x"], ["evaluate", "--count", "many"]],
+)
 def test_a_wrong_command_line_exits_with_2(arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)

@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from coprs_core import CoPRSError, engine as engine_module
+from coprs_core import CoPRSError
+from coprs_core import engine as engine_module
 from coprs_core.engine import CACHED_PHOTOS, Engine
 from coprs_core.model.mllm import Step
 from coprs_core.results import decode_rle
@@ -14,7 +15,13 @@ from coprs_core.scenes import draw_scene
 
 
 def same(a, b):
-    assert (a.outcome, a.reason, a.reply, a.reasoning, a.tokens) == (b.outcome, b.reason, b.reply, b.reasoning, b.tokens)
+    assert (a.outcome, a.reason, a.reply, a.reasoning, a.tokens) == (
+        b.outcome,
+        b.reason,
+        b.reply,
+        b.reasoning,
+        b.tokens,
+    )
     assert len(a.regions) == len(b.regions)
     for x, y in zip(a.regions, b.regions):
         assert np.array_equal(x.prior, y.prior) and np.array_equal(x.mask, y.mask)
@@ -37,7 +44,7 @@ def test_a_region_has_the_photos_size_and_range(found):
     scene, _, result = found
     (region,) = result.regions
     assert region.prior.dtype == np.float32 and region.prior.shape == scene.image.shape[:2]
-    assert 0 <= region.prior.min() and region.prior.max() <= 1
+    assert region.prior.min() >= 0 and region.prior.max() <= 1
     assert region.mask.dtype == bool and region.mask.shape == scene.image.shape[:2]
     assert set(result.seconds) == {"reading", "thinking", "focusing", "drawing"}
 
@@ -103,7 +110,9 @@ def test_nothing_is_generated_after_the_focus_token(fresh, found):
     again = fresh.segment(scene.image, question.instruction)
     handle.remove()
     assert again.reply.endswith("<REF_POS>")
-    assert len(steps) == again.tokens + 1  # one step a token: the prompt gives the first, the focus token is fed in last
+    assert (
+        len(steps) == again.tokens + 1
+    )  # one step a token: the prompt gives the first, the focus token is fed in last
 
 
 def test_nothing_found_is_said_by_the_model_and_has_no_mask(answered):
@@ -149,7 +158,10 @@ def test_a_bad_bound_is_refused_in_a_sentence(fresh, bad):
 
 
 def test_threads_do_not_disturb_each_other(fresh):
-    asked = [(draw_scene(i).image, w) for i, w in ((11, "the largest thing"), (12, "the leftmost thing"), (13, "the smallest thing"))]
+    asked = [
+        (draw_scene(i).image, w)
+        for i, w in ((11, "the largest thing"), (12, "the leftmost thing"), (13, "the smallest thing"))
+    ]
     alone = [Engine(fresh.checkpoint).segment(*a) for a in asked]
     together = [None] * len(asked)
 

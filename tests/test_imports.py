@@ -46,7 +46,9 @@ def test_modules_import_only_those_before_them(name):
 
 
 def test_every_module_of_the_core_has_its_place_in_the_order():
-    names = {str(p.relative_to(ROOT / "coprs_core")).removesuffix(".py").replace("/", ".") for p in modules("coprs_core")}
+    names = {
+        str(p.relative_to(ROOT / "coprs_core")).removesuffix(".py").replace("/", ".") for p in modules("coprs_core")
+    }
     assert {n for n in names if not n.startswith("training") and not n.endswith("__init__")} == set(ORDER)
 
 

@@ -123,7 +123,9 @@ def test_the_stage_in_the_middle_gives_the_same_prior_and_mask(mini, found):
     assert embeddings.shape == (1, len(ids), mini.model.config.llm_width) and positions.shape == (3, 1, len(ids))
     focus_id = mini.tokenizer.convert_tokens_to_ids("<REF_POS>")
     *_, last = generate(mini.model.mllm, ids, features.visual, focus_id, set(), 200)
-    prior_logits, mask_logits = mini.model.focus(last.focus_embedding, features.image_embedding, torch.tensor([[256, 256]]))
+    prior_logits, mask_logits = mini.model.focus(
+        last.focus_embedding, features.image_embedding, torch.tensor([[256, 256]])
+    )
     assert prior_logits.shape == mask_logits.shape == (1, 1, 64, 64)
     up = torch.nn.functional.interpolate(prior_logits, size=(256, 256), mode="bilinear", align_corners=False)
     np.testing.assert_allclose(up[0, 0].sigmoid().numpy(), result.regions[0].prior, atol=1e-6)

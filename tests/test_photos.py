@@ -21,7 +21,9 @@ def gradient(size=(40, 30)):
     return Image.fromarray(np.dstack([np.tile(x, (size[1], 1))] * 2 + [np.full((size[1], size[0]), 90, np.uint8)]))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"]
+)
 def test_every_mode_becomes_rgb(mode):
     image = Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50) if mode == "I;16" else gradient().convert(
         "RGBA" if mode == "PA" else "RGB").convert(mode)  # fmt: skip
@@ -32,7 +34,13 @@ def test_every_mode_becomes_rgb(mode):
 
 def test_sixteen_bits_keep_their_range():
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    assert np.abs(np.asarray(open_photo(saved(Image.fromarray(ramp))).image)[..., 0] - np.linspace(0, 255, 256).reshape(16, 16)).max() <= 1
+    assert (
+        np.abs(
+            np.asarray(open_photo(saved(Image.fromarray(ramp))).image)[..., 0]
+            - np.linspace(0, 255, 256).reshape(16, 16)
+        ).max()
+        <= 1
+    )
 
 
 def test_floats_up_to_one_and_up_to_255_and_beyond():
@@ -69,7 +77,9 @@ def test_transparency_is_laid_on_white():
 def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
     for kind in ("GIF", "WEBP", "PNG"):
-        seen = np.asarray(open_photo(saved(frames[0], kind, save_all=True, append_images=frames[1:])).image)[0, 0].astype(int)
+        seen = np.asarray(open_photo(saved(frames[0], kind, save_all=True, append_images=frames[1:])).image)[
+            0, 0
+        ].astype(int)
         assert seen[0] > 200 and seen[2] < 60
 
 
@@ -108,7 +118,10 @@ def test_broken_and_foreign_files_get_one_sentence(what):
     assert "\n" not in str(error.value) and "picture" in str(error.value)
 
 
-@pytest.mark.parametrize("array", [np.zeros((2, 2, 5), np.uint8), np.zeros((0, 3, 3), np.uint8), np.zeros((2, 2), np.int64), np.zeros(3, np.uint8)])
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((2, 2, 5), np.uint8), np.zeros((0, 3, 3), np.uint8), np.zeros((2, 2), np.int64), np.zeros(3, np.uint8)],
+)
 def test_arrays_of_another_shape_are_refused(array):
     with pytest.raises(CoPRSError, match="was expected"):
         open_photo(array)

@@ -13,7 +13,14 @@ def measured(answered):
     return report([judge(i, *a) for i, a in enumerate(answered)])
 
 
-BARS = {"well_formed": 0.99, "hit": 0.80, "named": 0.80, "mask_giou": 0.70, "prior_giou": 0.55, "mask_giou_if_named": 0.82}
+BARS = {
+    "well_formed": 0.99,
+    "hit": 0.80,
+    "named": 0.80,
+    "mask_giou": 0.70,
+    "prior_giou": 0.55,
+    "mask_giou_if_named": 0.82,
+}
 
 
 @pytest.mark.parametrize("measure", BARS)
@@ -22,7 +29,9 @@ def test_bar(measured, measure):
 
 
 def test_nothing_there_is_said_when_it_is_so(measured):
-    assert measured["nothing_there"]["precision"] >= 0.9 and measured["nothing_there"]["recall"] >= 0.85, table(measured)
+    assert measured["nothing_there"]["precision"] >= 0.9 and measured["nothing_there"]["recall"] >= 0.85, table(
+        measured
+    )
 
 
 def test_prior_and_mask_go_together(measured):

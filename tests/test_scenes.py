@@ -14,8 +14,8 @@ from coprs_core.questions import FAMILIES, USES, ask, conclusion_of, examples
 from coprs_core.scenes import CATEGORIES, PLACES, SIDE, UNSEEN_PAIRS, draw_scene
 
 COUNT = 5000
-KNOWN_THINGS = [('sun', 'brown', 4766), ('chair', 'brown', 1216), ('table', 'pink', 781), ('butterfly', 'brown', 1220)]
-KNOWN_INSTRUCTION = 'can you find the not brown piece of furniture?'
+KNOWN_THINGS = [("sun", "brown", 4766), ("chair", "brown", 1216), ("table", "pink", 781), ("butterfly", "brown", 1220)]
+KNOWN_INSTRUCTION = "can you find the not brown piece of furniture?"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,9 @@ def test_extremes_and_nearest_are_clear_to_the_eye(asked):
         target, others = scene.things[q.target], [t for t in scene.things if described(q.meaning.among, t)]
         others.remove(target)
         if q.meaning.extreme in ("largest", "smallest"):
-            ratio = max(target.area / o.area if q.meaning.extreme == "smallest" else o.area / target.area for o in others)
+            ratio = max(
+                target.area / o.area if q.meaning.extreme == "smallest" else o.area / target.area for o in others
+            )
             assert ratio < 1 / 1.39
         if q.meaning.relation == "nearest to":
             anchor = next(t for t in scene.things if described(q.meaning.anchor, t))
@@ -144,12 +146,17 @@ def test_a_known_scene_is_still_drawn_alike():
 
 
 def test_training_never_shows_the_unseen_pairs_or_wordings(asked):
-    pairs = {split: {(t.kind, t.colour) for s, _ in asked if s.split == split for t in s.things} for split in ("train", "validation", "test")}
+    pairs = {
+        split: {(t.kind, t.colour) for s, _ in asked if s.split == split for t in s.things}
+        for split in ("train", "validation", "test")
+    }
     assert not UNSEEN_PAIRS & (pairs["train"] | pairs["validation"])
-    assert UNSEEN_PAIRS <= pairs["test"] and len(UNSEEN_PAIRS) == 12
+    assert pairs["test"] >= UNSEEN_PAIRS and len(UNSEEN_PAIRS) == 12
     assert not any(q.unseen_wording for s, q in asked if s.split != "test")
     shown = [q.instruction.lower() for s, q in asked if s.split != "test"]
-    assert not any(re.search(r"could you mark|i want|find and highlight|the one that", i) and "one that is" not in i for i in shown)
+    assert not any(
+        re.search(r"could you mark|i want|find and highlight|the one that", i) and "one that is" not in i for i in shown
+    )
     assert sum(q.unseen_wording for s, q in asked if s.split == "test") > 300
 
 
@@ -158,7 +165,9 @@ def test_the_world_is_as_wide_as_promised(asked):
     seen = {t.kind for s, _ in asked for t in s.things}
     assert seen == set(KINDS)
     for family in FAMILIES[:-1]:
-        train = {re.sub(r"\W+", " ", q.instruction.lower()) for s, q in asked if q.family == family and s.split == "train"}
+        train = {
+            re.sub(r"\W+", " ", q.instruction.lower()) for s, q in asked if q.family == family and s.split == "train"
+        }
         assert len(questions._FRAMES) * len(questions._PHRASES[family]) >= 6 and len(train) > 50
 
 

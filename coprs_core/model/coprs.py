@@ -39,7 +39,9 @@ class CoPRSConfig:
             if self.prompt_template.count(slot) != 1:
                 raise CoPRSError(f"The prompt template must hold {slot} exactly once: add it to coprs.json.")
         if self.prior_width % self.prior_heads:
-            raise CoPRSError(f"prior_width {self.prior_width} does not divide into {self.prior_heads} heads: mend coprs.json.")
+            raise CoPRSError(
+                f"prior_width {self.prior_width} does not divide into {self.prior_heads} heads: mend coprs.json."
+            )
 
     def to_dict(self) -> dict:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
@@ -50,12 +52,16 @@ class CoPRSConfig:
         values = dict(values)
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
-            raise CoPRSError(f"This checkpoint has format version {version} and {FORMAT_VERSION} is read: use the matching release.")
+            raise CoPRSError(
+                f"This checkpoint has format version {version} and {FORMAT_VERSION} is read: use the matching release."
+            )
         try:
             vision, decoder = VisionConfig(**_tuples(values.pop("vision"))), DecoderConfig(**values.pop("decoder"))
             return cls(vision=vision, decoder=decoder, **_tuples(values))
         except (KeyError, TypeError) as problem:
-            raise CoPRSError(f"coprs.json does not describe a CoPRS model ({problem}): copy it again from its source.") from problem
+            raise CoPRSError(
+                f"coprs.json does not describe a CoPRS model ({problem}): copy it again from its source."
+            ) from problem
 
 
 def _tuples(values: dict) -> dict:
@@ -76,7 +82,9 @@ class CoPRS(nn.Module):
     def prior_logits(self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor) -> Tensor:
         """Where the focus token looks: prior logits [B, 1, 4h, 4w], −50 in the padding. Arguments as for `focus`."""
         vision = self.config.vision
-        return self.prior(focus_embedding, image_embedding, prior_valid_size(unpadded_size, vision.side, vision.prior_side))
+        return self.prior(
+            focus_embedding, image_embedding, prior_valid_size(unpadded_size, vision.side, vision.prior_side)
+        )
 
     def focus(self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor) -> tuple[Tensor, Tensor]:
         """The stage in the middle: where the focus token looks, and the mask that the decoder makes of it.

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from coprs_core.model.vision import VisionConfig
 
+FLOAT32_BUFFER = "positional_encoding_gaussian_matrix"
+"""SAM works out positions in float32 whatever the precision of the weights: this buffer must stay so."""
+
 
 @dataclass(frozen=True)
 class DecoderConfig:

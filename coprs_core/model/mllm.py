@@ -78,8 +78,9 @@ def generate(
         if token == focus_id:
             yield Step(
                 token,
-                language_model(inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True)
-                .last_hidden_state[:, -1],
+                language_model(
+                    inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True
+                ).last_hidden_state[:, -1],
             )
             return
         yield Step(token)

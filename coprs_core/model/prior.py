@@ -43,7 +43,9 @@ class PositionalPrior(nn.Module):
             float [B, 1, 4h, 4w].
         """
         fused = self.fuser(self.head_maps(focus_embedding, image_embedding))
-        prior_logits = F.interpolate(fused.float(), scale_factor=4, mode="bilinear", align_corners=False).to(fused.dtype)
+        prior_logits = F.interpolate(fused.float(), scale_factor=4, mode="bilinear", align_corners=False).to(
+            fused.dtype
+        )
         return prior_logits if valid_size is None else mask_padding(prior_logits, valid_size)
 
 

@@ -36,7 +36,10 @@ def build_tokenizer(scenes: int = 3000) -> PreTrainedTokenizerFast:
     pattern = rf"{phrases}| ?\p{{L}}+| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -72,7 +75,9 @@ def _corpus(scenes: int):
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     size = {"shortest_edge": mini.MLLM_SIDE**2, "longest_edge": mini.MLLM_SIDE**2}
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor(size=size)
+        image_processor=Qwen2VLImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size),
     )
 
 

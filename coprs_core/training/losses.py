@@ -1,6 +1,5 @@
 """L_SEG of the paper: BCE on the prior, Dice and focal on the mask; the authors' code adds Dice on the prior."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,7 +18,9 @@ def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float
     return ((alpha * target + (1 - alpha) * (1 - target)) * (1 - agreement) ** gamma * ce).mean()
 
 
-def segmentation_loss(prior_logits: Tensor, mask_logits: Tensor, target: Tensor, dice: float = 3.0, focal: float = 10.0) -> Tensor:
+def segmentation_loss(
+    prior_logits: Tensor, mask_logits: Tensor, target: Tensor, dice: float = 3.0, focal: float = 10.0
+) -> Tensor:
     """L_SEG = BCE(prior) + λ_d (Dice(mask) + Dice(prior)) + λ_f Focal(mask). METHOD: λ_d 3, λ_f 10.
 
     Args:

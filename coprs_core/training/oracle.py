@@ -55,6 +55,7 @@ def cell_features(owner: Tensor, things: tuple[Thing, ...], grid: int, least: fl
 
 def frames(width: int) -> tuple[Tensor, Tensor]:
     """The image frame [width, 64] and the query frame [width, 62]: fixed, with orthogonal columns."""
+
     def orthonormal(seed: int) -> Tensor:
         return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0]
 

@@ -17,7 +17,17 @@ from coprs_core.training.build import build_miniature, build_processor, build_to
 from coprs_core.training.data import batches
 from coprs_core.training.stages import Scaffold
 
-_ADAM_ONLY = ("embed_tokens", "lm_head", "pos_embed", "rel_pos", "token", "point_embed", "patch_embed", "no_mask", "reader")
+_ADAM_ONLY = (
+    "embed_tokens",
+    "lm_head",
+    "pos_embed",
+    "rel_pos",
+    "token",
+    "point_embed",
+    "patch_embed",
+    "no_mask",
+    "reader",
+)
 
 
 def optimizers(parts: dict[str, nn.Module], stage: mini.Stage) -> list[torch.optim.Optimizer]:
@@ -43,7 +53,9 @@ def rate_factor(step: int, stage: mini.Stage) -> float:
     return rise if done < stage.hold else 0.5 * (1 + math.cos(math.pi * (done - stage.hold) / (1 - stage.hold)))
 
 
-def train_miniature(folder: Path, device: str = "auto", workers: int = 0, only: str | None = None, threads: int | None = None) -> None:
+def train_miniature(
+    folder: Path, device: str = "auto", workers: int = 0, only: str | None = None, threads: int | None = None
+) -> None:
     """Run every stage that is left, or `only` one, and write the finished model to `folder/checkpoint`.
 
     The stages before "joint" do not need each other: they may run side by side, each as its own process with `only`.
@@ -81,7 +93,9 @@ def assemble(scaffold: Scaffold, folder: Path) -> None:
     weight.copy_(weight @ frame @ frame.T)
 
 
-def run_stage(scaffold: Scaffold, stage: mini.Stage, tokenizer, image_processor, folder: Path, workers: int, every: float = 180) -> None:
+def run_stage(
+    scaffold: Scaffold, stage: mini.Stage, tokenizer, image_processor, folder: Path, workers: int, every: float = 180
+) -> None:
     """Train one stage, going on from `folder/<stage>.pt` where it exists; write it every `every` seconds and at the end."""
     path = folder / f"{stage.name}.pt"
     parts = scaffold.parts(stage.name)
@@ -112,7 +126,13 @@ def run_stage(scaffold: Scaffold, stage: mini.Stage, tokenizer, image_processor,
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
-    bar = tqdm(batches(stage, tokenizer, image_processor, step, workers), desc=stage.name, total=stage.steps, initial=step, mininterval=5)
+    bar = tqdm(
+        batches(stage, tokenizer, image_processor, step, workers),
+        desc=stage.name,
+        total=stage.steps,
+        initial=step,
+        mininterval=5,
+    )
     for batch in bar:
         for optimizer, peak in zip(chosen, (stage.rate, stage.adam_rate)):
             for group in optimizer.param_groups:
@@ -130,7 +150,9 @@ def run_stage(scaffold: Scaffold, stage: mini.Stage, tokenizer, image_processor,
             means[k] = v if k not in means else 0.98 * means[k] + 0.02 * v
         if step % 50 == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
-            entry = {"step": step, "seconds": round(seconds + time.monotonic() - began)} | {k: round(v, 4) for k, v in means.items()}
+            entry = {"step": step, "seconds": round(seconds + time.monotonic() - began)} | {
+                k: round(v, 4) for k, v in means.items()
+            }
             log.write(json.dumps(entry) + "\n")
             log.flush()
         if time.monotonic() - saved_at > every:

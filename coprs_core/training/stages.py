@@ -52,7 +52,12 @@ class Scaffold(nn.Module):
         """The modules that a stage trains, by name."""
         m = self.model
         eyes = {"tower": m.mllm.model.visual}
-        focus = {"image_encoder": m.image_encoder, "prior": m.prior, "decoder": m.decoder, "encoder_reader": self.encoder_reader}
+        focus = {
+            "image_encoder": m.image_encoder,
+            "prior": m.prior,
+            "decoder": m.decoder,
+            "encoder_reader": self.encoder_reader,
+        }
         language = {"language_model": m.mllm.model.language_model, "word_reader": self.word_reader}
         return {"eyes": eyes, "focus": focus, "language": language, "joint": eyes | focus | language}[stage]
 
@@ -141,7 +146,7 @@ class Scaffold(nn.Module):
             meant = focus_embedding.float() @ self.query_frame / oracle.QUERY_SCALE**2
             query = ((meant - _features(packed.focus_things).to(self.device)) ** 2).sum(-1).mean()
         decisions = weights == mini.DECISION_WEIGHT
-        right = (logits.argmax(-1) == target)
+        right = logits.argmax(-1) == target
         figures = {"words": words.item(), "query": query.item(), "recall": recall.item(),
                    "right": right.float().mean().item(), "decided": right[decisions].float().mean().item()}  # fmt: skip
         return words + 0.3 * query + 0.15 * recall, figures, focus_embedding
@@ -154,7 +159,9 @@ class Scaffold(nn.Module):
             alone = F.pad(prefix, (0, length + 256 - len(prefix)))[None]
             is_image = (alone == self.model.mllm.config.image_token_id).int()
             grid = torch.tensor([[1, mini.MLLM_SIDE // 14, mini.MLLM_SIDE // 14]])
-            self._positions = self.model.mllm.model.get_rope_index(alone, mm_token_type_ids=is_image, image_grid_thw=grid)[0][:, 0]
+            self._positions = self.model.mllm.model.get_rope_index(
+                alone, mm_token_type_ids=is_image, image_grid_thw=grid
+            )[0][:, 0]
         return self._positions[:, packed.offset].to(self.device)
 
 
