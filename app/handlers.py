@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
 from app import panels
 from coprs_core.engine import Engine, Update
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import open_photo
-from coprs_core.pictures import mask_overlay, prior_overlay
+from coprs_core.pictures import mask_overlay, prior_overlay, thumbnail
+from coprs_core.results import Region
 
 SHOWN_SIDE = 1024
 """Pictures on the page are at most this long a side; files and masks keep the photo's size."""
@@ -23,8 +23,8 @@ class View:
 
     steps: str | None = None
     thought: str | None = None
-    prior: Image.Image | None = None
-    mask: Image.Image | None = None
+    prior: np.ndarray | None = None
+    mask: np.ndarray | None = None
     verdict: str | None = None
 
     def values(self) -> tuple:
@@ -61,15 +61,11 @@ def _view(update: Update, pixels: np.ndarray) -> View:
     if update.stage in ("thinking", "focus", "done"):
         view.thought = panels.thought(update)
     if update.stage == "focus":
-        view.prior = _shown(prior_overlay(pixels, update.prior))
+        small, region = thumbnail(pixels, Region(update.prior, update.prior >= 0.5), SHOWN_SIDE)
+        view.prior = prior_overlay(small, region.prior)
     if update.stage == "done":
         view.verdict = panels.verdict(update.result)
-        if update.result.regions:
-            view.mask = _shown(mask_overlay(pixels, update.result.mask))
+        for region in update.result.regions:
+            small, region = thumbnail(pixels, region, SHOWN_SIDE)
+            view.mask = mask_overlay(small, region.mask)
     return view
-
-
-def _shown(picture: np.ndarray) -> Image.Image:
-    image = Image.fromarray(picture)
-    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return image

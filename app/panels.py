@@ -9,7 +9,7 @@ from coprs_core.engine import Update
 from coprs_core.prompts import FOCUS_TOKEN, parse_reply
 from coprs_core.results import FOUND, NOTHING_FOUND, Result
 
-STAGES = (("reading", "Read the picture"), ("thinking", "Think"), ("focusing", "Focus"), ("drawing", "Draw"))
+STAGES = (("reading", "Read"), ("thinking", "Think"), ("focusing", "Focus"), ("drawing", "Draw"))
 _REACHED = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}  # index of the stage under way at each update
 
 
@@ -45,7 +45,7 @@ def steps(update: Update | None, stopped: bool = False) -> str:
         if result and seconds is None:
             state, note = "skipped", "–"
         elif seconds is not None:
-            state, note = "done", f"{seconds:.2f} s"
+            state, note = "done", f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1000:.0f} ms"
         elif i == reached and not stopped:
             state, note = "active", f"{update.seconds:.1f} s"
         else:
@@ -83,9 +83,7 @@ def verdict(result: Result | None) -> str:
     if result.outcome == FOUND:
         agreement = result.prior_iou
         words = (
-            "Prior and mask agree: the mask fills the place that the thought focused on."
-            if agreement >= 0.5
-            else "Prior and mask disagree: look at the prior before you trust the mask."
+            "Prior and mask agree." if agreement >= 0.5 else "Prior and mask disagree: do not trust the mask unseen."
         )
         share = result.mask.mean() * 100
         return (

@@ -35,7 +35,7 @@ def build(engine: Engine) -> gr.Blocks:
             with gr.Column(scale=4, min_width=300, elem_id="ask"):
                 photo = gr.Image(
                     label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"],
-                    height=300, elem_id="photo", buttons=["fullscreen"],
+                    height=278, elem_id="photo", buttons=["fullscreen"],
                 )  # fmt: skip
                 photo.preprocess = _path_of  # the core reads files itself: every mode, every error as a sentence
                 instruction = gr.Textbox(
@@ -51,15 +51,15 @@ def build(engine: Engine) -> gr.Blocks:
                 with gr.Row(elem_id="pictures", equal_height=False):
                     with gr.Column(scale=4, min_width=220):
                         prior = gr.Image(
-                            label="Prior: where the focus token looks", height=300, **_OUTPUT, elem_id="prior"
+                            label="Prior: where the focus token looks", height=290, **_OUTPUT, elem_id="prior"
                         )
                         gr.HTML(panels.scale(COLOUR_MAP))
                     with gr.Column(scale=4, min_width=220):
-                        mask = gr.Image(label="Mask: what the decoder draws", height=300, **_OUTPUT, elem_id="mask")
+                        mask = gr.Image(label="Mask: what the decoder draws", height=290, **_OUTPUT, elem_id="mask")
                     with gr.Column(scale=2, min_width=170):
                         verdict = gr.HTML(panels.verdict(None), elem_id="verdict")
         gallery = gr.Gallery(
-            shown, label="Try one of these", columns=len(shown), rows=1, height=168, object_fit="cover", allow_preview=False,
+            shown, label="Try one of these", columns=len(shown), rows=1, height=142, object_fit="cover", allow_preview=False,
             interactive=False, elem_id="examples", buttons=[],
         )  # fmt: skip
         outputs = [steps, thought, prior, mask, verdict]
@@ -69,7 +69,9 @@ def build(engine: Engine) -> gr.Blocks:
             inputs=[photo, instruction],
             outputs=outputs,
             concurrency_id="model",
-            **quiet,
+            api_visibility="private",
+            show_progress="minimal",
+            show_progress_on=steps,
         )
         busy = dict(fn=lambda: _buttons(busy=True), outputs=[find, stop], queue=False, **quiet)
         idle = dict(fn=lambda: _buttons(busy=False), outputs=[find, stop], queue=False, **quiet)

@@ -12,34 +12,36 @@ from coprs_core.results import Region, Result
 
 COLOUR_MAP = "inferno"
 """Perceptually uniform and safe for colour-blind eyes."""
-MASK_COLOUR = np.array((0, 190, 170), np.float32)
+MASK_COLOUR = (0, 190, 170)
+_COLOURS = (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
 def heatmap(prior: np.ndarray) -> np.ndarray:
     """The prior float [H, W] in [0, 1] in the colours of `COLOUR_MAP`."""
-    return (matplotlib.colormaps[COLOUR_MAP](prior)[..., :3] * 255).round().astype(np.uint8)
+    return _COLOURS[(prior * 255).round().astype(np.uint8)]
 
 
 def prior_overlay(photo: np.ndarray, prior: np.ndarray, opacity: float = 0.85) -> np.ndarray:
-    """The prior's heatmap over the photo in greys: the warmer a place, the less of the photo shows through."""
-    grey = np.asarray(Image.fromarray(photo).convert("L").convert("RGB"), np.float32) * 0.55
-    share = opacity * (0.25 + 0.75 * np.sqrt(prior.astype(np.float32)))[..., None]
-    return (grey * (1 - share) + heatmap(prior) * share).astype(np.uint8)
+    """The prior's heatmap over the photo in dark greys: the warmer a place, the less of the photo shows through."""
+    grey = Image.fromarray(photo).convert("L").point(lambda v: int(v * 0.55)).convert("RGB")
+    share = (255 * opacity * (0.25 + 0.75 * np.sqrt(prior))).astype(np.uint8)
+    return np.asarray(Image.composite(Image.fromarray(heatmap(prior)), grey, Image.fromarray(share)))
 
 
 def mask_overlay(photo: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """The mask tinted and outlined over the photo, the rest dimmed."""
-    share = np.where(mask, opacity, 0).astype(np.float32)[..., None]
-    picture = photo * np.where(mask, 1, 0.72)[..., None] * (1 - share) + MASK_COLOUR * share
-    picture[outline(mask)] = (255, 255, 255)
-    return picture.astype(np.uint8)
+    image = Image.fromarray(photo)
+    tinted = Image.blend(image, Image.new("RGB", image.size, MASK_COLOUR), opacity)
+    picture = np.array(Image.composite(tinted, image.point(lambda v: int(v * 0.72)), Image.fromarray(mask)))
+    picture[outline(mask)] = 255
+    return picture
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
     """The border of a bool mask [H, W], inside it, about a two-hundredth of the picture wide."""
-    width = 2 * max(1, min(mask.shape) // 250) + 1
-    inner = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MinFilter(width))) > 0
-    return mask & ~inner
+    width = max(1, min(mask.shape) // 250)
+    share_inside = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(width))
+    return mask & (np.asarray(share_inside) < 255)
 
 
 def cut_out(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -49,14 +51,17 @@ def cut_out(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     """Photo and instruction, thought, prior and mask in one figure, for a page or a paper."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, 4, width_ratios=(1, 1.1, 1.08, 1))
+    photo, region = thumbnail(photo, result.regions[0] if result.regions else None, 1024)
+    shape = min(1.6, max(0.5, photo.shape[0] / photo.shape[1]))
+    figure = Figure(figsize=(14, 3.1 * shape + 0.9), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, 4)
     for ax in axes:
         ax.set_axis_off()
-    region = result.regions[0] if result.regions else None
+        ax.set_box_aspect(shape)
     axes[0].imshow(photo)
     axes[0].set_title(_wrapped(f"“{result.instruction}”", 34, 3), fontsize=10, parse_math=False)
-    axes[1].text(0, 0.97, _wrapped(result.reasoning or result.reason, 42, 17), va="top", fontsize=9.5, parse_math=False)
+    lines = max(6, round(15 * shape))
+    axes[1].text(0, 1, _wrapped(result.reasoning or result.reason, 44, lines), va="top", fontsize=9, parse_math=False)
     axes[1].set_title("thought", fontsize=10)
     if region is None:
         axes[2].text(0.5, 0.5, result.outcome, ha="center", fontsize=13)
@@ -65,10 +70,23 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     axes[2].imshow(prior_overlay(photo, region.prior))
     axes[2].set_title("positional prior", fontsize=10)
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLOUR_MAP)
-    figure.colorbar(scale, ax=axes[2], fraction=0.046, pad=0.02)
+    figure.colorbar(scale, cax=axes[2].inset_axes([1.02, 0, 0.04, 1])).ax.tick_params(labelsize=8)
     axes[3].imshow(mask_overlay(photo, region.mask))
     axes[3].set_title(f"mask · IoU of prior and mask {result.prior_iou:.2f}", fontsize=10)
     return figure
+
+
+def thumbnail(photo: np.ndarray, region: Region | None, side: int) -> tuple[np.ndarray, Region | None]:
+    """Photo and region brought down to at most `side` pixels a side, for the screen."""
+    if max(photo.shape[:2]) <= side:
+        return photo, region
+    image = Image.fromarray(photo)
+    image.thumbnail((side, side))
+    if region is None:
+        return np.asarray(image), None
+    prior = Image.fromarray(region.prior).resize(image.size, Image.Resampling.BILINEAR)
+    mask = Image.fromarray(region.mask).resize(image.size, Image.Resampling.NEAREST)
+    return np.asarray(image), Region(np.asarray(prior).clip(0, 1), np.asarray(mask))
 
 
 def _wrapped(text: str, width: int, lines: int) -> str:

@@ -93,6 +93,8 @@ _UNSEEN_PHRASES = {
     "relation": ("the {noun} which is {relation} {anchor}",), "extreme": ("the {noun} which is {extreme}",),
     "exclusion": ("{a_noun} that is not {colour}",), "two steps": ("{a_noun} {relation} {anchor}",),
 }  # fmt: skip
+FAMILY_WEIGHTS = {"name": 1.0, "colour": 1.0, "category": 0.8, "use": 1.6, "relation": 1.5, "extreme": 1.5,
+                   "exclusion": 0.9, "two steps": 1.3}  # fmt: skip
 UNSEEN_WORDING_SHARE, TYPO_SHARE, NOTHING_SHARE = 0.3, 0.1, 0.12
 
 
@@ -196,17 +198,15 @@ def _extreme(extreme: str, candidates: list[int], things: tuple[Thing, ...]) -> 
 # ------------------------------------------------------------------------------------------------------- meanings
 
 
-_FAMILY_WEIGHTS = {"name": 1.0, "colour": 1.0, "category": 0.8, "use": 1.6, "relation": 1.5, "extreme": 1.5,
-                   "exclusion": 0.9, "two steps": 1.3}  # fmt: skip
-
-
-def ask(scene: Scene, rng: random.Random, family: str | None = None) -> Question:
-    """A random question about a scene, of the given family or of any that the scene allows."""
+def ask(
+    scene: Scene, rng: random.Random, family: str | None = None, weights: dict[str, float] = FAMILY_WEIGHTS
+) -> Question:
+    """A random question about a scene: of the given family, or of any that the scene allows, by their `weights`."""
     if family is None and rng.random() < NOTHING_SHARE:
         family = "nothing there"
     if family == "nothing there":
         return _in_words(_missing(scene.things, rng), None, scene, rng)
-    families = [family] if family else _weighted_order(rng)
+    families = [family] if family else _weighted_order(rng, weights)
     for name in families:
         for _ in range(8):
             meaning = _propose(name, scene.things, rng)
@@ -218,7 +218,7 @@ def ask(scene: Scene, rng: random.Random, family: str | None = None) -> Question
                 return _in_words(meaning, target, scene, rng)
     if family:
         raise Ambiguous(f"this scene allows no question of the family {family!r}")
-    return ask(scene, rng)
+    return ask(scene, rng, None, weights)
 
 
 def examples(split: str, seed: int, count: int) -> Iterator[tuple[Scene, Question]]:
@@ -228,8 +228,8 @@ def examples(split: str, seed: int, count: int) -> Iterator[tuple[Scene, Questio
         yield scene, ask(scene, random.Random(f"coprs question {split} {i}"))
 
 
-def _weighted_order(rng: random.Random) -> list[str]:
-    return sorted(_FAMILY_WEIGHTS, key=lambda f: rng.random() ** (1 / _FAMILY_WEIGHTS[f]), reverse=True)
+def _weighted_order(rng: random.Random, weights: dict[str, float]) -> list[str]:
+    return sorted(weights, key=lambda f: rng.random() ** (1 / weights[f]), reverse=True)
 
 
 def _propose(family: str, things: tuple[Thing, ...], rng: random.Random) -> Meaning | None:
@@ -417,7 +417,7 @@ def _steps(meaning: Meaning, things: tuple[Thing, ...]) -> list[str]:
     group = Filter(meaning.among.kind, None, meaning.among.category)
     rivals = [t for t in things if group.fits(t)]
     if group != Filter() and len(rivals) > 1:
-        steps.append(f"It could be {_listed([f'the {t.colour} {t.kind} {t.place}' for t in rivals], 'or')}.")
+        steps.append(f"It could be {_listed([f'{t.place} the {t.colour} {t.kind}' for t in rivals], 'or')}.")
     return steps
 
 

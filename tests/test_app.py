@@ -126,7 +126,7 @@ def test_the_handler_streams_thought_then_prior_then_mask(mini, photo, found):
     views = list(handlers.answer(Engine(mini.checkpoint), photo, found[1].instruction))
     thoughts = [v[1] for v in views if isinstance(v[1], str)]
     assert len(thoughts) > 20 and "<details>" in thoughts[-1]
-    priors, masks = ([i for i, v in enumerate(views) if isinstance(v[k], Image.Image)] for k in (2, 3))
+    priors, masks = ([i for i, v in enumerate(views) if isinstance(v[k], np.ndarray)] for k in (2, 3))
     assert priors == [len(views) - 2] and masks == [len(views) - 1]
     assert "IoU" in views[-1][4] and f"{found[2].prior_iou:.2f}" in views[-1][4]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
+from coprs_core.questions import FAMILY_WEIGHTS
 
 PROMPT_TEMPLATE = (
     "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{instruction}<|im_end|>\n<|im_start|>assistant\n"
@@ -40,6 +41,8 @@ class Stage:
     hold: float = 0.4
 
 
+FAMILY_WEIGHTS = FAMILY_WEIGHTS | {"relation": 2.6, "extreme": 2.2, "exclusion": 1.2, "two steps": 2.2}
+"""How often training asks what; spatial choices more often than the test does, for they are learnt last."""
 LIST_WEIGHT, REQUEST_WEIGHT, DECISION_WEIGHT = 1.0, 2.0, 4.0
 """Weights of a reply's tokens in the language loss: what is seen, what is asked, which one it is."""
 
