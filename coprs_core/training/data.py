@@ -63,9 +63,6 @@ class SceneData(torch.utils.data.Dataset):
     def __init__(self, stage: mini.Stage):
         self.stage = stage
 
-    def __len__(self) -> int:
-        return self.stage.steps * self.stage.scenes
-
     def __getitem__(self, i: int) -> tuple[Scene, list[Question]]:
         seed = f"{self.stage.name} {i}"
         scene = draw_scene(seed, with_image=self.stage.name != "language")
@@ -104,17 +101,17 @@ class Collator:
         return batch
 
 
-def batches(stage: mini.Stage, tokenizer, image_processor, start: int, workers: int) -> Iterator[Batch]:
-    """The stage's batches from step `start` on; the same whatever the number of workers."""
-    return iter(
-        DataLoader(
-            SceneData(stage),
-            batch_size=stage.scenes,
-            sampler=range(start * stage.scenes, stage.steps * stage.scenes),
-            collate_fn=Collator(stage, tokenizer, image_processor),
-            num_workers=workers,
-        )
-    )
+def batches(
+    stage: mini.Stage, tokenizer, image_processor, start: int, workers: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """The stage's batches from step `start` on, the same whatever the number of workers; of `world` processes each one
+    takes every `world`-th batch."""
+    rows = [
+        range((step * world + rank) * stage.scenes, (step * world + rank + 1) * stage.scenes)
+        for step in range(start, stage.steps)
+    ]
+    collate = Collator(stage, tokenizer, image_processor)
+    return iter(DataLoader(SceneData(stage), batch_sampler=rows, collate_fn=collate, num_workers=workers))
 
 
 def _cells(scenes: list[Scene], grid: int, least: float) -> Tensor:

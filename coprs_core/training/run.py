@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -59,23 +61,31 @@ def train_miniature(
     """Run every stage that is left, or `only` one, and write the finished model to `folder/checkpoint`.
 
     The stages before "joint" do not need each other: they may run side by side, each as its own process with `only`.
+    Under `torchrun` every process takes its share of the scenes and the gradients are averaged.
     """
+    device = choose_device(device)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        device = torch.device("cuda", dist.get_rank()) if device.type == "cuda" else device
+    rank, _ = _processes()
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
-    if not (folder / "tokenizer").is_dir():
+    if rank == 0 and not (folder / "tokenizer").is_dir():
         build_tokenizer().save_pretrained(folder / "tokenizer")
+    if dist.is_initialized():
+        dist.barrier()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     processor = build_processor(tokenizer)
-    scaffold = Scaffold(build_miniature(tokenizer)).to(choose_device(device))
+    scaffold = Scaffold(build_miniature(tokenizer)).to(device)
     scaffold.model.mllm.set_attn_implementation("plain")
     for stage in mini.STAGES:
         if only in (None, stage.name):
             if stage.name == "joint" and not (folder / "joint.pt").exists():
                 assemble(scaffold, folder)
             run_stage(scaffold, stage, tokenizer, processor.image_processor, folder, workers)
-    if only in (None, "joint"):
+    if rank == 0 and only in (None, "joint"):
         scaffold.model.mllm.set_attn_implementation("sdpa")
         save_checkpoint(folder / "checkpoint", scaffold.model.cpu(), processor, torch.bfloat16)
         print(f"finished: {folder / 'checkpoint'}")
@@ -97,66 +107,85 @@ def run_stage(
     scaffold: Scaffold, stage: mini.Stage, tokenizer, image_processor, folder: Path, workers: int, every: float = 180
 ) -> None:
     """Train one stage, going on from `folder/<stage>.pt` where it exists; write it every `every` seconds and at the end."""
-    path = folder / f"{stage.name}.pt"
+    path, (rank, world) = folder / f"{stage.name}.pt", _processes()
     parts = scaffold.parts(stage.name)
     chosen = optimizers(parts, stage)
-    step = seconds = 0
-    if path.exists():
-        saved = torch.load(path, map_location=scaffold.device, weights_only=True)
-        for name, module in parts.items():
-            module.load_state_dict(saved["parts"][name])
-        step, seconds = saved["step"], saved["seconds"]
-        if step >= stage.steps:
-            return
-        for optimizer, state in zip(chosen, saved["optimizers"]):
-            optimizer.load_state_dict(state)
+    step, seconds = _resume(path, parts, chosen, scaffold.device)
+    if step >= stage.steps:
+        return
     parameters = [p for o in chosen for g in o.param_groups for p in g["params"]]
-    log = (folder / f"{stage.name}.jsonl").open("a")
     began = saved_at = time.monotonic()
     means: dict[str, float] = {}
     scaffold.train()
-
-    def save() -> None:
-        state = {
-            "parts": {n: m.state_dict() for n, m in parts.items()},
-            "optimizers": [o.state_dict() for o in chosen],
-            "step": step,
-            "seconds": seconds + time.monotonic() - began,
-        }
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-
-    bar = tqdm(
-        batches(stage, tokenizer, image_processor, step, workers),
-        desc=stage.name,
-        total=stage.steps,
-        initial=step,
-        mininterval=5,
-    )
+    drawn = batches(stage, tokenizer, image_processor, step, workers, rank, world)
+    bar = tqdm(drawn, desc=stage.name, total=stage.steps, initial=step, mininterval=5, disable=rank > 0)
     for batch in bar:
         for optimizer, peak in zip(chosen, (stage.rate, stage.adam_rate)):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate_factor(step, stage)
-        with torch.autocast(scaffold.device.type, dtype=torch.bfloat16):
-            loss, figures = scaffold.loss(stage.name, batch)
-        for p in parameters:
-            p.grad = None
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
-        for optimizer in chosen:
-            optimizer.step()
+        figures = _step(scaffold, stage, batch, parameters, chosen)
         step += 1
-        for k, v in figures.items():
-            means[k] = v if k not in means else 0.98 * means[k] + 0.02 * v
-        if step % 50 == 0:
+        means = {k: 0.98 * means.get(k, v) + 0.02 * v for k, v in (means | figures).items()}
+        spent = seconds + time.monotonic() - began
+        if rank == 0 and step % 50 == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
-            entry = {"step": step, "seconds": round(seconds + time.monotonic() - began)} | {
-                k: round(v, 4) for k, v in means.items()
-            }
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-        if time.monotonic() - saved_at > every:
-            save()
+            with (folder / f"{stage.name}.jsonl").open("a") as log:
+                log.write(
+                    json.dumps({"step": step, "seconds": round(spent)} | {k: round(v, 4) for k, v in means.items()})
+                    + "\n"
+                )
+        if rank == 0 and (step == stage.steps or time.monotonic() - saved_at > every):
+            _save(path, parts, chosen, step, spent)
             saved_at = time.monotonic()
-    save()
-    log.close()
+
+
+def _step(
+    scaffold: Scaffold, stage: mini.Stage, batch, parameters: list[nn.Parameter], chosen: list
+) -> dict[str, float]:
+    """One step of learning; the figures of its batch."""
+    with torch.autocast(scaffold.device.type, dtype=torch.bfloat16):
+        loss, figures = scaffold.loss(stage.name, batch)
+    for p in parameters:
+        p.grad = None
+    loss.backward()
+    if dist.is_initialized():
+        _average_gradients(parameters)
+    nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
+    for optimizer in chosen:
+        optimizer.step()
+    return figures
+
+
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    dist.all_reduce(flat)
+    for p, piece in zip(parameters, (flat / dist.get_world_size()).split([p.numel() for p in parameters])):
+        p.grad = piece.view_as(p).clone()
+
+
+def _processes() -> tuple[int, int]:
+    """(rank, number of processes) of this run."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _resume(path: Path, parts: dict[str, nn.Module], chosen: list, device: torch.device) -> tuple[int, float]:
+    """Load what an earlier run left, if any; the step to go on from and the seconds spent."""
+    if not path.exists():
+        return 0, 0.0
+    saved = torch.load(path, map_location=device, weights_only=True)
+    for name, module in parts.items():
+        module.load_state_dict(saved["parts"][name])
+    for optimizer, state in zip(chosen, saved["optimizers"]):
+        optimizer.load_state_dict(state)
+    return saved["step"], saved["seconds"]
+
+
+def _save(path: Path, parts: dict[str, nn.Module], chosen: list, step: int, seconds: float) -> None:
+    state = {
+        "parts": {n: m.state_dict() for n, m in parts.items()},
+        "optimizers": [o.state_dict() for o in chosen],
+        "step": step,
+        "seconds": seconds,
+    }
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
