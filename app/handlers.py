@@ -46,14 +46,22 @@ def answer(engine: Engine, photo_path: str | None, instruction: str) -> Iterator
         raise gr.Error(str(problem), title="That did not work", print_exception=False) from None
 
 
-def segment(engine: Engine, photo_path: str | None, instruction: str) -> Iterator[dict]:
+def segment(engine: Engine, upload: dict, instruction: str) -> Iterator[dict]:
     """Stream an answer for programs: one dict an update, with stage, text and new; the last one has the whole result."""
     try:
-        for update in engine.stream(open_photo(photo_path), instruction):
+        for update in engine.stream(open_photo(_uploaded(upload)), instruction):
             told = {"stage": update.stage, "text": update.text, "new": update.new, "seconds": round(update.seconds, 4)}
             yield told | ({"result": update.result.to_dict()} if update.result else {})
     except CoPRSError as problem:
         raise gr.Error(str(problem), print_exception=False) from None
+
+
+def _uploaded(upload: dict) -> str:
+    """The path of an uploaded file. Gradio checks only files that say what they are: without that, the path might be
+    any on this server."""
+    if not isinstance(upload, dict) or (upload.get("meta") or {}).get("_type") != "gradio.FileData":
+        raise CoPRSError("The photo is no uploaded file: pass handle_file(path) of gradio_client.")
+    return upload["path"]
 
 
 def _view(update: Update, pixels: np.ndarray) -> View:

@@ -87,7 +87,7 @@ def build(engine: Engine) -> gr.Blocks:
         stop.click(**idle, cancels=answers)
 
         def segment(photo: gr.FileData, instruction: str) -> Iterator[dict]:
-            yield from handlers.segment(engine, photo["path"], instruction)
+            yield from handlers.segment(engine, photo, instruction)
 
         gr.api(segment, api_name="segment", concurrency_id="model")
     return demo
