@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -34,10 +35,24 @@ def answered(mini):
     return [(s, q, mini.segment(s.image, q.instruction)) for s, q in examples("test", 0, 100)]
 
 
+def first_answer(engine: Engine, outcome: str):
+    """(scene, question, result) of the first test example that truly has, and is answered with, an outcome."""
+    for scene, question in examples("test", 0, 100):
+        if (question.target is None) == (outcome == "nothing found"):
+            result = engine.segment(scene.image, question.instruction)
+            if result.outcome == outcome:
+                return scene, question, result
+    raise AssertionError(f"not one of 100 examples came out as {outcome!r}")
+
+
 @pytest.fixture(scope="session")
-def found(answered):
-    """The first (scene, question, result) with a mask."""
-    return next(a for a in answered if a[2].outcome == "found")
+def found(mini):
+    return first_answer(mini, "found")
+
+
+@pytest.fixture(scope="session")
+def nothing_found(mini):
+    return first_answer(mini, "nothing found")
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +61,14 @@ def chromium() -> str:
     if path is None:
         pytest.skip("no Chromium on this machine: install Debian's package chromium to run the browser tests")
     return path
+
+
+def slowed(engine: Engine, seconds: float):
+    """Makes every decoding step of an engine take a while; returns the list that counts them, and how to undo it."""
+    steps = []
+
+    def hook(*_) -> None:
+        steps.append(1)
+        time.sleep(seconds)
+
+    return steps, engine.model.mllm.lm_head.register_forward_hook(hook).remove

@@ -13,6 +13,7 @@ from PIL import Image
 
 from app.ui import build, launch
 from coprs_core.engine import Engine
+from tests.conftest import slowed
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the browser tests need it")
 SCREENSHOTS = Path(__file__).resolve().parent.parent / "assets" / "screenshots"
@@ -50,10 +51,9 @@ def page(browser, server):
 @pytest.fixture
 def slow(server):
     """Makes every decoding step take a while and counts them."""
-    steps = []
-    handle = server[1].model.mllm.lm_head.register_forward_hook(lambda *_: (steps.append(1), time.sleep(0.12)))
+    steps, undo = slowed(server[1], 0.12)
     yield steps
-    handle.remove()
+    undo()
 
 
 @pytest.fixture(scope="module")

@@ -48,8 +48,8 @@ def test_json_prints_the_result_alone(photo, found, capsys):
     assert json.loads(capsys.readouterr().out)["outcome"] == "found"
 
 
-def test_exit_codes_of_the_other_outcomes(tmp_path, answered, capsys):
-    scene, question, _ = next(a for a in answered if a[2].outcome == "nothing found")
+def test_exit_codes_of_the_other_outcomes(tmp_path, nothing_found, capsys):
+    scene, question, _ = nothing_found
     path = tmp_path / "p.png"
     Image.fromarray(scene.image).save(path)
     out = tmp_path / "out"

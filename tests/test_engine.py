@@ -115,8 +115,8 @@ def test_nothing_is_generated_after_the_focus_token(fresh, found):
     )  # one step a token: the prompt gives the first, the focus token is fed in last
 
 
-def test_nothing_found_is_said_by_the_model_and_has_no_mask(answered):
-    result = next(r for _, q, r in answered if r.outcome == "nothing found")
+def test_nothing_found_is_said_by_the_model_and_has_no_mask(nothing_found):
+    _, _, result = nothing_found
     assert not result.regions and result.prior_iou is None and not result.mask.any()
     assert "Nothing in this picture fits" in result.reason and "<REF_POS>" not in result.reply
 
