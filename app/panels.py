@@ -10,6 +10,7 @@ from coprs_core.prompts import FOCUS_TOKEN, parse_reply
 from coprs_core.results import FOUND, NOTHING_FOUND, Result
 
 STAGES = (("reading", "Read"), ("thinking", "Think"), ("focusing", "Focus"), ("drawing", "Draw"))
+_CARET = '<i class="caret" aria-hidden="true"></i>'
 _REACHED = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}  # index of the stage under way at each update
 
 
@@ -35,7 +36,7 @@ def notice(model_note: str) -> str:
     )
 
 
-def steps(update: Update | None, stopped: bool = False) -> str:
+def steps(update: Update | None) -> str:
     """The four stages as a line: waiting, under way, or done with its time."""
     result = update.result if update else None
     reached = _REACHED[update.stage] if update else -1
@@ -46,7 +47,7 @@ def steps(update: Update | None, stopped: bool = False) -> str:
             state, note = "skipped", "–"
         elif seconds is not None:
             state, note = "done", f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1000:.0f} ms"
-        elif i == reached and not stopped:
+        elif i == reached:
             state, note = "active", f"{update.seconds:.1f} s"
         else:
             state, note = ("done", "✓") if i < reached else ("waiting", "")
@@ -64,7 +65,7 @@ def thought(update: Update | None) -> str:
     words = escape(reply.reasoning)
     tail = f'<p class="answer">{escape(reply.answer)}</p>' if reply.answer else ""
     if result is None:
-        caret = '<i class="caret" aria-hidden="true"></i>' if update.stage == "thinking" else ""
+        caret = _CARET if update.stage == "thinking" else ""
         return f'<div class="thought" aria-live="polite"><p>{words or "…"}{caret}</p>{tail}</div>'
     rate = result.tokens / max(result.seconds["thinking"], 1e-6)
     token = f' <span class="token">{escape(FOCUS_TOKEN)}</span>' if result.outcome == FOUND else ""
@@ -74,6 +75,11 @@ def thought(update: Update | None) -> str:
         f'<div class="thought"><p class="last">{last}{token}</p><details><summary>{summary}</summary>'
         f"<p>{words}</p>{tail}</details></div>"
     )
+
+
+def stopped(thought_html: str) -> tuple[str, str]:
+    """Stages and thought after Stop: what was thought so far stays."""
+    return steps(None), thought_html.replace(_CARET, "<small> … stopped</small>")
 
 
 def verdict(result: Result | None) -> str:

@@ -44,7 +44,7 @@ def build(engine: Engine) -> gr.Blocks:
                 )  # fmt: skip
                 with gr.Row():
                     find = gr.Button("Find it", variant="primary", elem_id="find", scale=3)
-                    stop = gr.Button("Stop", elem_id="stop", scale=1, interactive=False)
+                    stop = gr.Button("Stop", elem_id="stop", scale=1)
             with gr.Column(scale=9, min_width=320, elem_id="answer"):
                 steps = gr.HTML(panels.steps(None), elem_id="steps")
                 thought = gr.HTML(panels.thought(None), elem_id="thought")
@@ -59,7 +59,7 @@ def build(engine: Engine) -> gr.Blocks:
                     with gr.Column(scale=2, min_width=170):
                         verdict = gr.HTML(panels.verdict(None), elem_id="verdict")
         gallery = gr.Gallery(
-            shown, label="Try one of these", columns=len(shown), rows=1, height=142, object_fit="cover", allow_preview=False,
+            shown, label="Try one of these", columns=len(shown), rows=1, height=150, object_fit="cover", allow_preview=False,
             interactive=False, elem_id="examples", buttons=[],
         )  # fmt: skip
         outputs = [steps, thought, prior, mask, verdict]
@@ -73,18 +73,14 @@ def build(engine: Engine) -> gr.Blocks:
             show_progress="minimal",
             show_progress_on=steps,
         )
-        busy = dict(fn=lambda: _buttons(busy=True), outputs=[find, stop], queue=False, **quiet)
-        idle = dict(fn=lambda: _buttons(busy=False), outputs=[find, stop], queue=False, **quiet)
-        answers = [start(**busy).then(**ask) for start in (find.click, instruction.submit)]
+        answers = [start(**ask) for start in (find.click, instruction.submit)]
 
         def pick(event: gr.SelectData) -> tuple[str, str]:
             return shown[event.index]
 
         picked = gallery.select(pick, outputs=[photo, instruction], **quiet)
-        answers.append(picked.then(**busy).then(**ask))
-        for event in answers:
-            event.then(**idle)
-        stop.click(**idle, cancels=answers)
+        answers.append(picked.then(**ask))
+        stop.click(panels.stopped, inputs=thought, outputs=[steps, thought], cancels=answers, queue=False, **quiet)
 
         def segment(photo: gr.FileData, instruction: str) -> Iterator[dict]:
             yield from handlers.segment(engine, photo, instruction)
@@ -131,11 +127,6 @@ def theme() -> gr.themes.Base:
         button_primary_text_color="#ffffff",
         button_primary_text_color_dark="#ffffff",
     )
-
-
-def _buttons(busy: bool) -> tuple[gr.Button, gr.Button]:
-    """Find it and Stop: one of them can be pressed."""
-    return gr.Button(interactive=not busy), gr.Button(interactive=busy)
 
 
 def _path_of(payload) -> str | None:
