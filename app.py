@@ -26,4 +26,9 @@ except CoPRSError as problem:
     sys.exit(f"error: {problem}")
 
 if __name__ == "__main__":
-    launch(demo, server_name=options.host, server_port=int(options.port) if options.port else None)
+    if options.port and not (options.port.isdecimal() and 0 < int(options.port) < 65536):
+        sys.exit(f"error: port {options.port!r} is no number from 1 to 65535: choose another --port.")
+    try:
+        launch(demo, server_name=options.host, server_port=int(options.port) if options.port else None)
+    except OSError as problem:
+        sys.exit(f"error: cannot listen on {options.host} ({problem}): choose another --host or --port.")

@@ -1,6 +1,8 @@
 """The app on a real Gradio server, asked by real clients."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -152,3 +154,19 @@ def test_opening_the_page_is_light(server):
         + (EXAMPLES.parent.parent / "app" / "style.css").stat().st_size
     )
     assert own < 1.5e6
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--port", "many"], "no number from 1 to 65535"),
+        (["--model", "nowhere"], "no checkpoint"),
+        (["--device", "abacus"], "not known"),
+    ],
+)
+def test_a_wrong_option_of_the_app_is_one_sentence(options, words):
+    run = subprocess.run(
+        [sys.executable, "app.py", *options], cwd=EXAMPLES.parent.parent, capture_output=True, text=True, timeout=90
+    )
+    assert run.returncode == 1 and words in run.stderr and "Traceback" not in run.stderr
+    assert run.stderr.strip().splitlines()[-1].startswith("error: ")
