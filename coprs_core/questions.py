@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from coprs_core.drawings import COLOURS, KINDS
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.scenes import CATEGORIES, PLACES, Scene, Thing, draw_scene
+from coprs_core.scenes import CATEGORIES, PLACES, UNSEEN_PAIRS, Scene, Thing, draw_scene
 
 FAMILIES = ("name", "colour", "category", "use", "relation", "extreme", "exclusion", "two steps", "nothing there")
 USES: dict[str, tuple[str, ...]] = {
@@ -71,8 +71,13 @@ _RELATION_WORDS = {
 
 # Whole wordings. `{x}` is what is asked for. The last ones are for the test split alone.
 _FRAMES = (
-    "{x}", "{x}", "{x}", "find {x}", "segment {x}", "please segment {x}", "show me {x}", "where is {x}?",
-    "can you find {x}?", "i am looking for {x}", "select {x} please", "point to {x}", "highlight {x}",
+    "{x}", "{x}", "{x}", "{x}", "{x}", "{x}", "{x}", "{x}", "find {x}", "segment {x}", "please segment {x}", "show me {x}",
+    "where is {x}?", "can you find {x}?", "i am looking for {x}", "select {x} please", "point to {x}", "highlight {x}",
+    "please find {x}", "find {x} for me", "could you find {x}?", "could you show me {x} please?", "tell me where {x} is",
+    "can you show me where {x} is?", "i need {x}", "i would like to see {x}", "look for {x} and select it", "pick {x}",
+    "please highlight {x}", "highlight {x} for me", "cut out {x}", "give me {x}", "which one is {x}?", "outline {x}",
+    "draw around {x}", "find {x} in this picture", "where can i see {x}?", "do you see {x}?", "select and highlight {x}",
+    "let us find {x}", "help me find {x}", "hi, where is {x}?", "what about {x}?", "now {x}", "ok show {x}", "search for {x}",
 )  # fmt: skip
 _UNSEEN_FRAMES = ("could you mark {x} for me?", "please show me where {x} is", "i want {x}", "find and highlight {x}")
 # Ways to say what is asked for, by family. Filled with the parts of a Meaning. The last ones are for the test split.
@@ -205,7 +210,7 @@ def ask(
     if family is None and rng.random() < NOTHING_SHARE:
         family = "nothing there"
     if family == "nothing there":
-        return _in_words(_missing(scene.things, rng), None, scene, rng)
+        return _in_words(_missing(scene, rng), None, scene, rng)
     families = [family] if family else _weighted_order(rng, weights)
     for name in families:
         for _ in range(8):
@@ -281,20 +286,29 @@ def _group(things: tuple[Thing, ...], rng: random.Random) -> Filter:
     return rivals if rivals and rng.random() < 0.5 else Filter()
 
 
-def _missing(things: tuple[Thing, ...], rng: random.Random) -> Meaning:
-    """A meaning that nothing here fits: the kind, the pair, the category, the use or the anchor is not there."""
+def _missing(scene: Scene, rng: random.Random) -> Meaning:
+    """A meaning that nothing here fits: the kind, the pair, the category, the use or the anchor is not there.
+
+    Unseen pairs are asked for in the test split alone: a pair that is only ever asked for in vain is learnt as absent.
+    """
+    things = scene.things
+
+    def colour_for(kind: str) -> str:
+        here = {t.colour for t in things if t.kind == kind}
+        hidden = {c for k, c in UNSEEN_PAIRS if k == kind and scene.split != "test"}
+        return rng.choice([c for c in COLOURS if c not in here | hidden])
+
     present = {t.kind for t in things}
     kind = rng.choice([k for k in KINDS if k not in present])
     here = rng.choice(things)
-    colour = rng.choice([c for c in COLOURS if not any(t.name == f"{c} {here.kind}" for t in things)])
     categories = [c for c, kinds in CATEGORIES.items() if not present & set(kinds)]
     meanings = [
         Meaning("name", Filter(kind)),
-        Meaning("colour", Filter(here.kind, colour)),
-        Meaning("colour", Filter(kind, rng.choice(list(COLOURS)))),
+        Meaning("colour", Filter(here.kind, colour_for(here.kind))),
+        Meaning("colour", Filter(kind, colour_for(kind))),
         Meaning("use", _by_use(kind, rng)),
         Meaning("use", _by_use(kind, rng)),
-        Meaning("relation", Filter(), rng.choice(RELATIONS), Filter(kind, rng.choice(list(COLOURS)))),
+        Meaning("relation", Filter(), rng.choice(RELATIONS), Filter(kind, colour_for(kind))),
     ]
     if categories:
         meanings.append(Meaning("category", Filter(category=rng.choice(categories))))

@@ -15,7 +15,7 @@ from coprs_core.scenes import CATEGORIES, PLACES, SIDE, UNSEEN_PAIRS, draw_scene
 
 COUNT = 5000
 KNOWN_THINGS = [("sun", "brown", 4766), ("chair", "brown", 1216), ("table", "pink", 781), ("butterfly", "brown", 1220)]
-KNOWN_INSTRUCTION = "can you find the not brown piece of furniture?"
+KNOWN_INSTRUCTION = "find the not brown piece of furniture in this picture"
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +153,13 @@ def test_training_never_shows_the_unseen_pairs_or_wordings(asked):
     assert not UNSEEN_PAIRS & (pairs["train"] | pairs["validation"])
     assert pairs["test"] >= UNSEEN_PAIRS and len(UNSEEN_PAIRS) == 12
     assert not any(q.unseen_wording for s, q in asked if s.split != "test")
+    filters = [f for s, q in asked if s.split != "test" for f in (q.meaning.among, q.meaning.anchor) if f]
+    assert not any((f.kind, f.colour) in UNSEEN_PAIRS for f in filters)  # not even asked for in vain
     shown = [q.instruction.lower() for s, q in asked if s.split != "test"]
     assert not any(
-        re.search(r"could you mark|i want|find and highlight|the one that", i) and "one that is" not in i for i in shown
+        re.search(r"could you mark|please show me where|i want|find and highlight|the one that", i)
+        and "one that is" not in i
+        for i in shown
     )
     assert sum(q.unseen_wording for s, q in asked if s.split == "test") > 300
 
