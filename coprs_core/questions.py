@@ -204,10 +204,15 @@ def _extreme(extreme: str, candidates: list[int], things: tuple[Thing, ...]) -> 
 
 
 def ask(
-    scene: Scene, rng: random.Random, family: str | None = None, weights: dict[str, float] = FAMILY_WEIGHTS
+    scene: Scene,
+    rng: random.Random,
+    family: str | None = None,
+    weights: dict[str, float] = FAMILY_WEIGHTS,
+    nothing: float = NOTHING_SHARE,
 ) -> Question:
-    """A random question about a scene: of the given family, or of any that the scene allows, by their `weights`."""
-    if family is None and rng.random() < NOTHING_SHARE:
+    """A random question about a scene: of the given family, or of any that the scene allows, by their `weights`; with
+    probability `nothing` one that nothing in the scene fits."""
+    if family is None and rng.random() < nothing:
         family = "nothing there"
     if family == "nothing there":
         return _in_words(_missing(scene, rng), None, scene, rng)
@@ -223,7 +228,7 @@ def ask(
                 return _in_words(meaning, target, scene, rng)
     if family:
         raise Ambiguous(f"this scene allows no question of the family {family!r}")
-    return ask(scene, rng, None, weights)
+    return ask(scene, rng, None, weights, nothing)
 
 
 def examples(split: str, seed: int, count: int) -> Iterator[tuple[Scene, Question]]:

@@ -67,7 +67,9 @@ class SceneData(torch.utils.data.Dataset):
         seed = f"{self.stage.name} {i}"
         scene = draw_scene(seed, with_image=self.stage.name != "language")
         rng = random.Random(f"questions {seed}")
-        return scene, [ask(scene, rng, weights=mini.FAMILY_WEIGHTS) for _ in range(self.stage.questions)]
+        return scene, [
+            ask(scene, rng, None, mini.FAMILY_WEIGHTS, mini.NOTHING_SHARE) for _ in range(self.stage.questions)
+        ]
 
 
 class Collator:

@@ -43,6 +43,8 @@ class Stage:
 
 FAMILY_WEIGHTS = FAMILY_WEIGHTS | {"relation": 2.6, "extreme": 2.2, "exclusion": 1.2, "two steps": 2.2}
 """How often training asks what; spatial choices more often than the test does, for they are learnt last."""
+NOTHING_SHARE = 0.06
+"""How often training asks in vain: half as often as the test, for the miniature says "nothing" too readily."""
 LIST_WEIGHT, REQUEST_WEIGHT, DECISION_WEIGHT = 1.0, 2.0, 4.0
 """Weights of a reply's tokens in the language loss: what is seen, what is asked, which one it is."""
 
