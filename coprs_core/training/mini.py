@@ -52,5 +52,5 @@ STAGES = (
     Stage("eyes", steps=3200, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
     Stage("focus", steps=4000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
     Stage("language", steps=3500, scenes=8, questions=3, rate=2e-3, adam_rate=1e-3),
-    Stage("joint", steps=1300, scenes=6, questions=3, rate=7e-4, adam_rate=4e-4, hold=0.2),
+    Stage("joint", steps=1500, scenes=6, questions=3, rate=7e-4, adam_rate=4e-4, hold=0.2),
 )
