@@ -84,7 +84,7 @@ def load_checkpoint(
         dtype: "auto" (bfloat16 on a GPU, float32 on a CPU) or float32 / bfloat16 / float16 (fp32 / bf16 / fp16).
         quantization: "none", or "nf4" / "int8" for the language model's linear layers.
     """
-    folder, device, dtype = find_checkpoint(name), choose_device(device), dtype
+    folder, device = find_checkpoint(name), choose_device(device)
     dtype = choose_dtype(dtype, device)
     if quantization not in QUANTIZATIONS:
         raise CoPRSError(f"Quantization {quantization!r} is not known: choose {', '.join(QUANTIZATIONS)}.")

@@ -44,11 +44,6 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return mask & (np.asarray(share_inside) < 255)
 
 
-def cut_out(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """RGBA uint8 [H, W, 4]: the photo where the mask is, transparent elsewhere."""
-    return np.dstack([photo, mask.astype(np.uint8) * 255])
-
-
 def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     """Photo and instruction, thought, prior and mask in one figure, for a page or a paper."""
     photo, region = thumbnail(photo, result.regions[0] if result.regions else None, 1024)

@@ -67,21 +67,18 @@ def generate(
     language_model, cache = mllm.model.language_model, DynamicCache()
     embeddings, positions = embed_prompt(mllm, ids, visual)
     next_position = positions.max() + 1
+
+    def last_hidden_state() -> Tensor:
+        fed = dict(inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True)
+        return language_model(**fed).last_hidden_state[:, -1]
+
     for _ in range(max_new_tokens):
-        hidden = language_model(
-            inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state[:, -1]
-        token = int(mllm.lm_head(hidden).argmax(-1))
+        token = int(mllm.lm_head(last_hidden_state()).argmax(-1))
         embeddings = mllm.get_input_embeddings()(torch.tensor([[token]], device=mllm.device))
         positions = next_position.expand(3, 1, 1)
         next_position = next_position + 1
         if token == focus_id:
-            yield Step(
-                token,
-                language_model(
-                    inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True
-                ).last_hidden_state[:, -1],
-            )
+            yield Step(token, last_hidden_state())
             return
         yield Step(token)
         if token in stop_ids:

@@ -16,7 +16,7 @@ from coprs_core.geometry import sam_pixels
 from coprs_core.model.coprs import CoPRS
 from coprs_core.training import mini, oracle
 from coprs_core.training.data import Batch, Packed
-from coprs_core.training.losses import dice_loss, focal_loss
+from coprs_core.training.losses import segmentation_loss
 
 
 def _plain_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
@@ -116,10 +116,8 @@ class Scaffold(nn.Module):
         sizes = torch.full((len(rows), 2), mini.VISION.side, device=self.device)
         prior_logits, mask_logits = self.model.focus(focus_embedding, embedding[rows], sizes)
         target = batch.masks.to(self.device)
-        bce = F.binary_cross_entropy_with_logits(prior_logits.float(), target)
-        prior_loss = 2 * bce + dice_loss(prior_logits, target)
-        mask_loss = 20 * focal_loss(mask_logits, target) + dice_loss(mask_logits, target)
-        return prior_loss + mask_loss, {"prior": prior_loss.item(), "mask": mask_loss.item()}
+        loss = 2 * segmentation_loss(prior_logits, mask_logits, target, dice=0.5, focal=10)
+        return loss, {"segmentation": loss.item()}
 
     def think(self, packed: Packed, visual: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
         """Language loss on the replies; the focus embeddings [M, D] of those that have a focus token."""
