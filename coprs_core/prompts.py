@@ -31,7 +31,7 @@ class Reply:
 
 
 def check_instruction(instruction: str) -> str:
-    """The instruction as typed; raises `CoPRSError` where it is empty or longer than 2,000 characters."""
+    """The instruction as typed; raises `CoPRSError` where it is empty, longer than 2,000 characters or no valid text."""
     if not isinstance(instruction, str) or not instruction.strip():
         raise CoPRSError(
             "The instruction is empty: type what to look for, such as “the thing that keeps the rain off”."
@@ -40,6 +40,8 @@ def check_instruction(instruction: str) -> str:
         raise CoPRSError(
             f"The instruction has {len(instruction):,} characters and at most {MAX_INSTRUCTION_CHARACTERS:,} are read: shorten it."
         )
+    if any("\ud800" <= c <= "\udfff" for c in instruction):
+        raise CoPRSError("The instruction holds half of a character (a lone surrogate): type it again.")
     return instruction
 
 

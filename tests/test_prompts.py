@@ -57,3 +57,8 @@ def test_over_long_instruction_is_refused_with_the_limit_named():
 def test_parse_reply(text, reasoning, answer, closed):
     reply = parse_reply(text)
     assert (reply.reasoning, reply.answer, reply.closed) == (reasoning, answer, closed)
+
+
+def test_half_a_character_is_refused_in_a_sentence():
+    with pytest.raises(CoPRSError, match="half of a character"):
+        check_instruction("find \ud800 it")
