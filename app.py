@@ -5,15 +5,16 @@ import os
 import sys
 
 from app.ui import build, launch
-from coprs_core import CoPRSError, load
+from coprs_core import CoPRSError, Shelf, load
 
 parser = argparse.ArgumentParser(description="CoPRS: ask for a thing in words, watch the model think, focus and draw.")
 for option, default, meaning in (
-    ("model", "mini", '"mini" or a checkpoint folder'),
+    ("model", "mini", "a name of `python -m coprs_core models`, a folder or a Hugging Face id"),
     ("device", "auto", "auto, cuda, cuda:1, mps or cpu"),
     ("dtype", "auto", "auto, bf16, fp16 or fp32"),
     ("quantize", "none", "none, nf4 or int8"),
-    ("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
+    ("sam", "vit_h", "vit_b, vit_l, vit_h or a .pth file, for models that write coordinates"),
+    ("host", os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), "address to listen on; 0.0.0.0 for all"),
     ("port", "", "port to listen on (default: the first free one from 7860)"),
 ):
     chosen = os.environ.get(f"COPRS_{option.upper()}", default)
@@ -21,7 +22,9 @@ for option, default, meaning in (
 options = parser.parse_known_args()[0]
 
 try:
-    demo = build(load(options.model, options.device, options.dtype, options.quantize))
+    chosen = (options.device, options.dtype, options.quantize, options.sam)
+    shelf = Shelf(load(options.model, *chosen), *chosen)
+    demo = build(shelf, may_choose=options.host in ("127.0.0.1", "localhost"))
 except CoPRSError as problem:
     sys.exit(f"error: {problem}")
 

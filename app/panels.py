@@ -5,24 +5,33 @@ from html import escape
 import matplotlib
 from matplotlib.colors import to_hex
 
+from coprs_core.catalogue import Row
 from coprs_core.engine import Update
+from coprs_core.machine import in_words
+from coprs_core.probes import Look
 from coprs_core.prompts import FOCUS_TOKEN, parse_reply
-from coprs_core.results import FOUND, NOTHING_FOUND, Result
+from coprs_core.results import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR, FOUND, NOTHING_FOUND, Result
 
 STAGES = (("reading", "Read"), ("thinking", "Think"), ("focusing", "Focus"), ("drawing", "Draw"))
 _CARET = '<i class="caret" aria-hidden="true"></i>'
 _REACHED = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}  # index of the stage under way at each update
 
 
-def header(name: str, settings: dict) -> str:
+PRIOR_LABELS = {
+    FOCUS_TOKEN_PRIOR: "Prior: where the focus token looks",
+    COORDINATES_PRIOR: "Prior: drawn from the coordinates that the model wrote",
+}
+
+
+def header(name: str, settings: dict, prior_kind: str) -> str:
     precision = (
         settings["dtype"] if settings["quantization"] == "none" else f"{settings['dtype']}, {settings['quantization']}"
     )
     return (
         '<header class="masthead"><div><h1>CoPRS</h1>'
         "<p>Ask for a thing in words. Watch the model think, see where it focuses, and get the mask.</p></div>"
-        f'<div class="model-line" title="model · device · precision"><b>{escape(name)}</b> · {escape(settings["device"])}'
-        f" · {escape(precision)}</div></header>"
+        f'<div class="model-line" title="model · kind of prior · device · precision"><b>{escape(name)}</b>'
+        f" · {prior_kind} · {escape(settings['device'])} · {escape(precision)}</div></header>"
     )
 
 
@@ -32,7 +41,7 @@ def notice(model_note: str) -> str:
         return ""
     return (
         f'<div class="notice">This miniature knows <b>{escape(model_note)}</b> only: try the ones below. '
-        "For photos, start with a real checkpoint: <code>python app.py --model FOLDER</code></div>"
+        "For photos, start another model: <code>python app.py --model qwen2.5-vl-3b</code></div>"
     )
 
 
@@ -68,7 +77,11 @@ def thought(update: Update | None) -> str:
         caret = _CARET if update.stage == "thinking" else ""
         return f'<div class="thought" aria-live="polite"><p>{words or "…"}{caret}</p>{tail}</div>'
     rate = result.tokens / max(result.seconds["thinking"], 1e-6)
-    token = f' <span class="token">{escape(FOCUS_TOKEN)}</span>' if result.outcome == FOUND else ""
+    token = (
+        f' <span class="token">{escape(FOCUS_TOKEN)}</span>'
+        if result.outcome == FOUND and result.prior_kind == FOCUS_TOKEN_PRIOR
+        else ""
+    )
     last = escape(_last_sentence(reply.reasoning) or result.reason)
     summary = f"Thought for {result.seconds['thinking']:.1f} s · {result.tokens} tokens · {rate:.0f} tokens/s"
     return (
@@ -98,6 +111,42 @@ def verdict(result: Result | None) -> str:
         )
     title = "Nothing found" if result.outcome == NOTHING_FOUND else "The model did not finish"
     return f'<div class="verdict none"><h3>{title}</h3><p>{escape(result.reason)}</p></div>'
+
+
+def settled(looks: tuple[Look, ...], index: int | None) -> str:
+    """After which sentence the focus stays where it ends, in words."""
+    if index is None:
+        return ""
+    return (
+        f'<p class="settled">The focus settles after sentence {index + 1} of {len(looks)}: '
+        f"“{escape(looks[index].text)}” Each picture is a real focus: the thought was cut there and the focus token read.</p>"
+    )
+
+
+def models(rows: list[Row]) -> str:
+    """The table of models, as `python -m coprs_core models` prints it."""
+    head = "".join(
+        f"<th>{h}</th>" for h in ("model", "prior", "download", "GPU memory bf16 / 4-bit", "licence", "here")
+    )
+    body = "".join(
+        f"<tr><td><b>{escape(r.name)}</b><small>{escape(r.about)} ({escape(r.files)})</small></td><td>{r.prior}</td>"
+        f"<td>{('in the cache' if r.cached else in_words(r.download)) if r.download else '–'}</td>"
+        f"<td>{in_words(r.memory_bf16)} / {in_words(r.memory_nf4)}</td><td>{escape(r.licence)}</td>"
+        f"<td>{'fits' if r.fits else escape(r.reason)}</td></tr>"
+        for r in rows
+    )
+    return f'<table class="models"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def choices(rows: list[Row]) -> list[tuple[str, str]]:
+    """(label, name) of every model that has a name of its own to load; one that does not fit says why."""
+    return [
+        (r.name if r.fits else f"{r.name} (does not fit: {r.reason})", r.name) for r in rows if r.cached or r.download
+    ]
+
+
+def loading(line: str, failed: bool = False) -> str:
+    return f'<div class="loading{" failed" if failed else ""}" role="status">{escape(line)}</div>' if line else ""
 
 
 def scale(colour_map: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 import gradio as gr
 
 from app import handlers, panels
-from coprs_core.engine import Engine
 from coprs_core.pictures import COLOUR_MAP
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
+from coprs_core.shelf import Shelf
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "examples"
 STYLE = Path(__file__).with_name("style.css")
@@ -24,13 +24,14 @@ def examples() -> list[tuple[str, str]]:
     return [(str(EXAMPLES / e["file"]), e["instruction"]) for e in listed]
 
 
-def build(engine: Engine) -> gr.Blocks:
-    """The page for a loaded engine; opens nothing and listens to nothing yet."""
-    shown = examples()
+def build(shelf: Shelf, may_choose: bool = False) -> gr.Blocks:
+    """The page for the model on the shelf; opens nothing and listens to nothing yet. `may_choose`: whoever sees the page
+    may exchange the model for everybody, so only on one's own machine."""
+    shown, engine = examples(), shelf.engine
     title = "CoPRS · ask, watch it think, see where it looks"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as demo:
-        gr.HTML(panels.header(engine.name, engine.settings))
-        gr.HTML(panels.notice(engine.model.config.note))
+        header = gr.HTML(panels.header(engine.name, engine.settings, engine.prior_kind))
+        notice = gr.HTML(panels.notice(engine.model.config.note))
         with gr.Row(elem_id="stage", equal_height=False):
             with gr.Column(scale=4, min_width=300, elem_id="ask"):
                 photo = gr.Image(
@@ -51,7 +52,7 @@ def build(engine: Engine) -> gr.Blocks:
                 with gr.Row(elem_id="pictures", equal_height=False):
                     with gr.Column(scale=4, min_width=220):
                         prior = gr.Image(
-                            label="Prior: where the focus token looks", height=290, **_OUTPUT, elem_id="prior"
+                            label=panels.PRIOR_LABELS[engine.prior_kind], height=290, **_OUTPUT, elem_id="prior"
                         )
                         gr.HTML(panels.scale(COLOUR_MAP))
                     with gr.Column(scale=4, min_width=220):
@@ -62,10 +63,27 @@ def build(engine: Engine) -> gr.Blocks:
             shown, label="Try one of these", columns=len(shown), rows=1, height=150, object_fit="cover", allow_preview=False,
             interactive=False, elem_id="examples", buttons=[],
         )  # fmt: skip
-        outputs = [steps, thought, prior, mask, verdict]
+        with gr.Accordion("Why this region? Where it would have looked after each sentence", open=False, elem_id="why"):
+            trace = gr.Button("Trace the thought", elem_id="trace", size="sm")
+            settled = gr.HTML()
+            traced = gr.Gallery(
+                show_label=False, columns=3, height="auto", object_fit="contain", interactive=False, buttons=["fullscreen"],
+                elem_id="traced",
+            )  # fmt: skip
+        with gr.Accordion("Models", open=False, elem_id="models") as shelf_panel:
+            listed = gr.HTML()
+            with gr.Row(visible=may_choose):
+                name = gr.Dropdown(
+                    [engine.name], value=engine.name, allow_custom_value=True, elem_id="model", scale=4,
+                    label="A name from the table, a checkpoint folder or a Hugging Face id",
+                )  # fmt: skip
+                take = gr.Button("Use this model", elem_id="take", scale=1)
+            loading = gr.HTML(elem_id="loading")
+        answered = gr.State(time_to_live=3600)
+        outputs = [steps, thought, prior, mask, verdict, answered]
         quiet = dict(api_visibility="private", show_progress="hidden")
         ask = dict(
-            fn=partial(handlers.answer, engine),
+            fn=partial(handlers.answer, shelf),
             inputs=[photo, instruction],
             outputs=outputs,
             concurrency_id="model",
@@ -82,8 +100,26 @@ def build(engine: Engine) -> gr.Blocks:
         answers.append(picked.then(**ask))
         stop.click(panels.stopped, inputs=thought, outputs=[steps, thought], cancels=answers, queue=False, **quiet)
 
+        trace.click(
+            partial(handlers.trace, shelf),
+            answered,
+            [traced, settled],
+            concurrency_id="model",
+            api_visibility="private",
+        )
+
+        def show_models() -> tuple:
+            rows = shelf.rows()
+            return panels.models(rows), gr.update(choices=panels.choices(rows))
+
+        shelf_panel.expand(show_models, outputs=[listed, name], **quiet)
+        if may_choose:
+            changed = [loading, header, notice, prior]
+            take.click(partial(handlers.choose, shelf), name, changed, concurrency_id="model", **quiet)
+        demo.load(partial(handlers.in_use, shelf), outputs=[header, notice, prior], **quiet)
+
         def segment(photo: gr.FileData, instruction: str) -> Iterator[dict]:
-            yield from handlers.segment(engine, photo, instruction)
+            yield from handlers.segment(shelf, photo, instruction)
 
         gr.api(segment, api_name="segment", concurrency_id="model")
     return demo

@@ -3,5 +3,6 @@
 from coprs_core.engine import Engine, Update, load
 from coprs_core.errors import CoPRSError
 from coprs_core.results import Region, Result
+from coprs_core.shelf import Shelf
 
-__all__ = ["CoPRSError", "Engine", "Region", "Result", "Update", "load"]
+__all__ = ["CoPRSError", "Engine", "Region", "Result", "Shelf", "Update", "load"]

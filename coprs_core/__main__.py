@@ -24,6 +24,11 @@ files in --out:
   mask.png      the mask, 1 bit a pixel; overlay.png shows it over the photo
   chain.png     photo, thought, prior and mask in one figure
 
+files of --probe:
+  sentences.*   where the model would have focused after each sentence of its thought:
+                priors (.npy), IoU with the answer and spread (.json), a figure (.png)
+  heads.*       the attention maps before they are fused (.npy, .png)
+
 exit codes:
   0 found · 3 nothing found · 4 unfinished · 2 a mistake in what was asked
 """
@@ -54,6 +59,51 @@ examples:
   python -m coprs_core train mini --out runs/mini
   python -m coprs_core train mini --out runs/mini --device cuda --workers 8
 """
+MODELS = """\
+List the models that can be loaded by name: what kind of prior they have, what they
+download and need, their licence, and whether they fit this machine as it is now.
+
+examples:
+  python -m coprs_core models
+  python -m coprs_core models --quantize nf4 --sam vit_b --json
+"""
+DOCTOR = """\
+Look at this machine and at one model: versions, devices, caches, every file, the
+special tokens, quantisation. The last line says "ready" or the first thing to do.
+Loads no weights and asks no network.
+
+example:
+  python -m coprs_core doctor --model qwen2.5-vl-3b --quantize nf4
+
+exit codes:
+  0 ready · 1 something is to be done first
+"""
+CONVERT = """\
+Turn the output of the authors' training (the …/actor folder, with llm_hf/ and
+refseg_modules.pt, or FSDP shards model_world_size_W_rank_R.pt of any W) into a
+checkpoint folder. Pickles are read for their tensors alone; every tensor is placed
+or named; nothing is written unless all of it is right.
+
+example:
+  python -m coprs_core convert step_500_ep_1/actor --sam sam_vit_h_4b8939.pth --out coprs-3b
+"""
+PREPARE = """\
+Make the starting point of training: a published model with the focus token added,
+SAM's image encoder, prompt encoder and mask decoder, and a fresh query head.
+
+example:
+  python -m coprs_core prepare Qwen/Qwen2.5-VL-3B-Instruct --sam vit_h --out start-3b
+"""
+BENCHMARK = """\
+Time one answer about a 1024×768 picture and tell its memory. With --random-weights a
+checkpoint of that true size is written first (9 GB for 3b, 18 GB for 7b), loaded as
+any other, and thrown away unless --folder keeps it.
+
+examples:
+  python -m coprs_core benchmark --random-weights 3b --dtype bf16
+  python -m coprs_core benchmark --random-weights 7b --device cuda --quantize nf4 --folder /tmp/7b
+  python -m coprs_core benchmark --model mini
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +121,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("instruction", metavar="INSTRUCTION", help="what to look for, in words; at most 2,000 characters")
     p.add_argument("--out", type=Path, metavar="DIR", help="write the answer's files into this folder")
+    p.add_argument(
+        "--probe", type=_probes, default=[], metavar="KINDS", help="sentences, heads or both with a comma; needs --out"
+    )
     p.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     p.add_argument("--max-new-tokens", type=int, metavar="N", help="bound of the reply (default: the checkpoint's own)")
     _add_model(p)
@@ -102,20 +155,67 @@ def parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=0, metavar="N", help="processes that draw scenes (default 0: the run itself)"
     )
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+
+    p = command("models", "list what can be loaded, and whether it fits this machine", MODELS)
+    p.add_argument("--json", action="store_true", help="print the table as JSON; sizes in bytes")
+    p.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default auto)")
+    p.add_argument("--quantize", default="none", choices=("none", "nf4", "int8"), help="as it would be loaded")
+    p.add_argument("--sam", default="vit_h", choices=("vit_b", "vit_l", "vit_h"), help="as it would be loaded")
+
+    p = command("doctor", "look at this machine and one model; say what to do first", DOCTOR)
+    _add_model(p)
+
+    p = command("convert", "turn the authors' training output into a checkpoint folder", CONVERT)
+    p.add_argument("folder", type=Path, metavar="ACTOR_FOLDER", help="holds llm_hf/ and refseg_modules.pt, or shards")
+    _add_making(p)
+
+    p = command("prepare", "make the starting point of training from a published model", PREPARE)
+    p.add_argument("base", metavar="MODEL", help="a Hugging Face id or folder of Qwen2.5-VL, Qwen3-VL or LLaVA-1.5")
+    _add_making(p)
+
+    p = command("benchmark", "time one answer and tell its memory", BENCHMARK)
+    p.add_argument("--random-weights", choices=("3b", "7b"), help="true size, random weights")
+    p.add_argument("--folder", type=Path, metavar="DIR", help="keep the random checkpoint here, or use the one kept")
+    p.add_argument("--tokens", type=_count, default=8, metavar="N", help="tokens to write before the focus token")
+    p.add_argument("--json", action="store_true", help="print figures as JSON; bytes and seconds")
+    _add_model(p)
     return main
+
+
+def _add_making(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--sam", required=True, metavar="NAME|FILE", help="vit_b, vit_l, vit_h or a .pth file")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    p.add_argument("--prompt", type=Path, metavar="FILE", help="the prompt template, with {image} and {instruction}")
+    p.add_argument("--dtype", default="bf16", help="bf16, fp16 or fp32, of the large parts (default bf16)")
 
 
 def _add_model(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--model", default="mini", metavar="NAME|FOLDER", help='"mini" or a checkpoint folder (default mini)'
+        "--model",
+        default="mini",
+        metavar="NAME|FOLDER|HUB_ID",
+        help="a name of `models`, a checkpoint folder or a Hugging Face id (default mini)",
     )
     p.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default auto)")
     p.add_argument(
         "--dtype", default="auto", help="auto, bf16, fp16 or fp32 (default auto: bf16 on a GPU, fp32 on a CPU)"
     )
     p.add_argument(
+        "--sam",
+        default="vit_h",
+        metavar="NAME|FILE",
+        help="vit_b, vit_l, vit_h or a .pth file, for models that write coordinates (default vit_h)",
+    )
+    p.add_argument(
         "--quantize", default="none", help="none, nf4 or int8: the language model's linear layers (default none)"
     )
+
+
+def _probes(text: str) -> list[str]:
+    kinds = [k.strip() for k in text.split(",") if k.strip()]
+    if unknown := sorted(set(kinds) - {"sentences", "heads"}):
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not known: choose sentences, heads or both with a comma")
+    return kinds
 
 
 def _count(text: str) -> int:
@@ -134,6 +234,11 @@ def main(arguments: list[str] | None = None) -> int:
         "scenes": commands.scenes,
         "evaluate": commands.evaluate_model,
         "train": commands.train,
+        "models": commands.models,
+        "doctor": commands.examine,
+        "convert": commands.convert_checkpoint,
+        "prepare": commands.prepare,
+        "benchmark": commands.measure,
     }
     try:
         return run[options.command](options)

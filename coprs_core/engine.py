@@ -11,13 +11,22 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from coprs_core.checkpoints import Checkpoint, load_checkpoint
+from coprs_core.checkpoints import Checkpoint, load_checkpoint, within_memory
+from coprs_core.coordinates import Located, coordinates_prior, read_answer
+from coprs_core.downloads import Report
 from coprs_core.errors import CoPRSError
-from coprs_core.geometry import to_mllm_frame, to_photo_frame, to_sam_frame, unpadded_size
-from coprs_core.model.mllm import VisualTokens, generate, image_token_count, see
+from coprs_core.geometry import (
+    to_mllm_frame,
+    to_photo_frame,
+    to_sam_frame,
+    to_sam_points,
+    to_square,
+    unpadded_size,
+)  # fmt: skip
+from coprs_core.model.mllm import Reading, VisualTokens, generate, see
 from coprs_core.photos import Photo, open_photo
 from coprs_core.prompts import check_instruction, encode_prompt, parse_reply
-from coprs_core.results import FOUND, NOTHING_FOUND, UNFINISHED, Outcome, Region, Result
+from coprs_core.results import COORDINATES_PRIOR, FOUND, NOTHING_FOUND, UNFINISHED, Outcome, Region, Result
 
 CACHED_PHOTOS = 8
 
@@ -66,6 +75,11 @@ class Engine:
         return self.checkpoint.name
 
     @property
+    def prior_kind(self) -> str:
+        """ "focus token" or "coordinates": what the prior is made of."""
+        return self.checkpoint.prior
+
+    @property
     def settings(self) -> dict:
         dtype = str(self.model.dtype).removeprefix("torch.")
         return {"device": str(self.model.device), "dtype": dtype, "quantization": self.checkpoint.quantization}
@@ -92,32 +106,58 @@ class Engine:
         """
         photo, instruction = open_photo(image), check_instruction(instruction)
         limit = self._limit(max_new_tokens)
+        with self.within_memory():
+            yield from self._answer(photo, instruction, limit)
+
+    def within_memory(self):
+        """For work with the model: where memory runs out inside, the kept features go too and a `CoPRSError` says so."""
+        smaller = "ask again with a smaller photo, or start with --quantize nf4, --sam vit_b or a smaller model"
+        return within_memory(
+            "This answer", self.model.device, self.checkpoint.quantization, smaller, let_go=self._features.clear
+        )
+
+    def _answer(self, photo: Photo, instruction: str, limit: int) -> Iterator[Update]:
         clock = _Clock()
         reused = photo.key in self._features
         yield Update("reading", seconds=clock.total, photo_reused=reused)
-        features = self._read(photo)
+        features = self.read(photo)
         clock.lap("reading")
-        tokens, text, focus_embedding = 0, "", None
-        ids, stop_ids = self._prompt(instruction, features.visual), self._stop_ids()
-        focus_id = self.tokenizer.convert_tokens_to_ids(self.model.config.focus_token)
+        written, text, focus_embedding = [], "", None
+        ids, stop_ids = self.prompt(instruction, features.visual), self.stop_ids
         decode, finished = DecodeStream(skip_special_tokens=False), False
-        for step in generate(self.model.mllm, ids, features.visual, focus_id, stop_ids, limit):
-            tokens, focus_embedding, finished = tokens + 1, step.focus_embedding, step.token in stop_ids
+        reading = Reading(self.model.mllm, ids, features.visual)
+        for step in generate(reading, self.focus_id, stop_ids, limit):
+            focus_embedding, finished = step.focus_embedding, step.token in stop_ids
+            written.append(step.token)
             new = "" if finished else decode.step(self.tokenizer.backend_tokenizer, step.token) or ""
             text += new
             if new:
                 yield Update("thinking", text, new, seconds=clock.total, photo_reused=reused)
         clock.lap("thinking")
-        outcome, reason = _outcome(text, focus_embedding is not None, finished, limit)
+        if self.prior_kind == COORDINATES_PRIOR:
+            outcome, reason, located = _pointed(
+                text, finished, limit, features.visual.seen_size(self.model.mllm), photo.size
+            )
+            priors = [coordinates_prior(o, photo.size) for o in located]
+        else:
+            outcome, reason = _outcome(text, focus_embedding is not None, finished, limit)
+            located, priors = (), []
+            if outcome == FOUND:
+                prior_logits = self._prior_logits(focus_embedding, features, photo.size)
+                priors = [self._prior(prior_logits, photo.size)]
+        shown = np.maximum.reduce(priors) if priors else None
         regions = ()
-        if outcome == FOUND:
-            prior_logits = self._prior_logits(focus_embedding, features, photo.size)
-            prior = self._at_photo_size(prior_logits, photo.size).sigmoid().numpy()
+        if priors:
             clock.lap("focusing")
-            yield Update("focus", text, prior=prior, seconds=clock.total, photo_reused=reused)
-            with torch.no_grad():
-                mask_logits = self.model.decoder(prior_logits, features.image_embedding)
-            regions = (Region(prior, (self._at_photo_size(mask_logits, photo.size) > 0).numpy()),)
+            yield Update("focus", text, prior=shown, seconds=clock.total, photo_reused=reused)
+            if located:
+                masks = [self._mask_at(o, features, photo.size) for o in located]
+            else:
+                masks = [self._mask(prior_logits, features, photo.size)]
+            regions = tuple(
+                Region(p, m, o.box if o else None, o.points if o else (), o.label if o else "")
+                for p, m, o in zip(priors, masks, located or (None,), strict=True)
+            )
             clock.lap("drawing")
         result = Result(
             outcome=outcome,
@@ -128,13 +168,14 @@ class Engine:
             regions=regions,
             photo_size=photo.size,
             seconds=clock.laps,
-            tokens=tokens,
+            tokens=len(written),
             photo_reused=reused,
             model=self.name,
             settings=self.settings | {"max_new_tokens": limit},
+            prior_kind=self.prior_kind,
+            reply_ids=tuple(written),
         )
-        prior = regions[0].prior if regions else None
-        yield Update("done", text, prior=prior, result=result, seconds=clock.total, photo_reused=reused)
+        yield Update("done", text, prior=shown, result=result, seconds=clock.total, photo_reused=reused)
 
     def _limit(self, max_new_tokens: int | None) -> int:
         most = self.model.config.max_new_tokens
@@ -146,7 +187,7 @@ class Engine:
             )
         return max_new_tokens
 
-    def _read(self, photo: Photo) -> PhotoFeatures:
+    def read(self, photo: Photo) -> PhotoFeatures:
         """Both vision encoders on a photo, or what was kept of it."""
         with self._lock:
             if photo.key in self._features:
@@ -156,19 +197,34 @@ class Engine:
         with torch.no_grad():
             pixels = to_sam_frame(photo.image, model.config.vision.side).to(model.device, model.dtype)
             image_embedding = model.image_encoder(pixels)
-        visual = see(model.mllm, self.checkpoint.image_processor, to_mllm_frame(photo.image, model.config.mllm_pixels))
+        visual = see(model.mllm, self.checkpoint.image_processor, self.mllm_frame(photo))
         with self._lock:
             self._features[photo.key] = PhotoFeatures(image_embedding, visual)
             while len(self._features) > CACHED_PHOTOS:
                 self._features.popitem(last=False)
             return self._features[photo.key]
 
-    def _prompt(self, instruction: str, visual: VisualTokens) -> list[int]:
+    def mllm_frame(self, photo: Photo):
+        """What is given to the language model's own image processor."""
+        dialect = self.checkpoint.dialect
+        if dialect is None:
+            return to_mllm_frame(photo.image, self.model.config.mllm_pixels)
+        return to_square(photo.image, dialect.square) if dialect.square else photo.image
+
+    @property
+    def focus_id(self) -> int | None:
+        """The focus token's id; None where the model writes coordinates instead."""
+        if self.prior_kind == COORDINATES_PRIOR:
+            return None
+        return self.tokenizer.convert_tokens_to_ids(self.model.config.focus_token)
+
+    def prompt(self, instruction: str, visual: VisualTokens) -> list[int]:
         mllm = self.model.mllm
-        image_ids = [mllm.config.image_token_id] * image_token_count(visual.grid, mllm)
+        image_ids = [mllm.config.image_token_id] * len(visual.features)
         return encode_prompt(self.tokenizer, self.model.config.prompt_template, instruction, image_ids)
 
-    def _stop_ids(self) -> set[int]:
+    @property
+    def stop_ids(self) -> set[int]:
         ids = self.model.mllm.generation_config.eos_token_id
         ids = ids if isinstance(ids, list) else [ids]
         return {i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}
@@ -178,13 +234,57 @@ class Engine:
         size = torch.tensor([unpadded_size(photo_size, self.model.config.vision.side)])
         return self.model.prior_logits(focus_embedding.to(self.model.dtype), features.image_embedding, size)
 
-    def _at_photo_size(self, logits: Tensor, photo_size: tuple[int, int]) -> Tensor:
-        return to_photo_frame(logits, photo_size, self.model.config.vision.side)[0, 0].cpu()
+    def look(
+        self, embedding: Tensor, features: PhotoFeatures, photo_size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where a hidden state [1, D] looks when it is taken for the focus embedding: prior float32 [H, W] in [0, 1], mask
+        bool [H, W]. Only the focus token's own state was trained for this."""
+        prior_logits = self._prior_logits(embedding, features, photo_size)
+        return self._prior(prior_logits, photo_size), self._mask(prior_logits, features, photo_size)
+
+    def _prior(self, prior_logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
+        return to_photo_frame(prior_logits, photo_size, self.model.config.vision.side)[0, 0].sigmoid().cpu().numpy()
+
+    @torch.no_grad()
+    def _mask(self, prior_logits: Tensor, features: PhotoFeatures, photo_size: tuple[int, int]) -> np.ndarray:
+        mask_logits = self.model.decoder(prior_logits, features.image_embedding)
+        return self.at_photo_size(mask_logits, photo_size)[0] > 0
+
+    @torch.no_grad()
+    def _mask_at(self, located: Located, features: PhotoFeatures, photo_size: tuple[int, int]) -> np.ndarray:
+        """The mask that SAM draws when prompted by a box and points in pixels of the photo."""
+        side, device = self.model.config.vision.side, self.model.device
+        corners = None if located.box is None else np.array(located.box).reshape(2, 2)
+        box = None if corners is None else to_sam_points(corners, photo_size, side).reshape(1, 4).to(device)
+        points = to_sam_points(np.array(located.points), photo_size, side)[None].to(device) if located.points else None
+        mask_logits = self.model.decoder.from_coordinates(features.image_embedding, box, points)
+        return self.at_photo_size(mask_logits, photo_size)[0] > 0
+
+    def at_photo_size(self, logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
+        """Logits [N, 1, h, w] of SAM's square → float32 [N, H, W] of the photo."""
+        return to_photo_frame(logits, photo_size, self.model.config.vision.side)[:, 0].cpu().numpy()
 
 
-def load(name: str = "mini", device: str = "auto", dtype: str = "auto", quantization: str = "none") -> Engine:
-    """An engine for "mini" or a checkpoint folder; see `checkpoints.load_checkpoint` for the arguments."""
-    return Engine(load_checkpoint(name, device, dtype, quantization))
+def load(
+    name: str = "mini", device: str = "auto", dtype: str = "auto", quantization: str = "none", sam: str = "vit_h",
+    report: Report | None = None,
+) -> Engine:  # fmt: skip
+    """An engine for "mini", a listed name, a folder or a Hugging Face id; see `checkpoints.load_checkpoint`."""
+    return Engine(load_checkpoint(name, device, dtype, quantization, sam, report))
+
+
+def _pointed(text: str, finished: bool, limit: int, seen_size, photo_size) -> tuple[Outcome, str, tuple[Located, ...]]:
+    """What a reply with coordinates amounts to, why, and what it located."""
+    answer = read_answer(text, seen_size, photo_size)
+    if answer.located:
+        count = len(answer.located)
+        said = f"The model wrote the coordinates of {count} thing{'s' * (count > 1)}."
+        return FOUND, f"{said} {answer.problem}".strip(), answer.located
+    if not finished:
+        return UNFINISHED, f"The model used up its {limit:,} tokens before it wrote coordinates.", ()
+    if answer.readable:
+        return NOTHING_FOUND, "The model wrote an empty list: nothing fits.", ()
+    return UNFINISHED, answer.problem, ()
 
 
 def _outcome(text: str, focused: bool, finished: bool, limit: int) -> tuple[Outcome, str]:

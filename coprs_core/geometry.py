@@ -59,3 +59,14 @@ def to_mllm_frame(photo: Image.Image, pixels: tuple[int, int]) -> Image.Image:
     factor = math.sqrt((most if area > most else least) / area)
     size = tuple(max(1, int(v * factor)) if area > most else math.ceil(v * factor) for v in photo.size)
     return photo.resize(size, Image.Resampling.NEAREST)
+
+
+def to_sam_points(points: np.ndarray, photo_size: tuple[int, int], side: int) -> Tensor:
+    """XY points float [..., 2] in pixels of the photo → float32 [..., 2] in pixels of the SAM frame."""
+    height, width = unpadded_size(photo_size, side)
+    return torch.as_tensor(points, dtype=torch.float32) * torch.tensor([width / photo_size[1], height / photo_size[0]])
+
+
+def to_square(photo: Image.Image, side: int) -> Image.Image:
+    """The photo squeezed into side×side pixels, bilinear; the aspect ratio is given up."""
+    return photo.resize((side, side), Image.Resampling.BILINEAR)

@@ -110,9 +110,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _scaled(values: np.ndarray) -> Image.Image:
     """More than 8 bits a pixel → 8: values up to 1 (float), 255 or 65,535 are taken as full scale, others stretched."""
+    scales = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
     values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     low, high = values.min(), values.max()
-    scales = (1, 255, 65535) if values.dtype.kind == "f" and high <= 1 else (255, 65535)
     full = next((s for s in scales if high <= s), None)
     if low < 0 or full is None:
         values, full = values - low, max(high - low, 1e-9)

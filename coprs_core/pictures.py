@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 
-from coprs_core.results import Region, Result
+from coprs_core.results import FOCUS_TOKEN_PRIOR, Region, Result
 
 COLOUR_MAP = "inferno"
 """Perceptually uniform and safe for colour-blind eyes."""
@@ -46,7 +46,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     """Photo and instruction, thought, prior and mask in one figure, for a page or a paper."""
-    photo, region = thumbnail(photo, result.regions[0] if result.regions else None, 1024)
+    photo, region = thumbnail(photo, Region(result.prior, result.mask) if result.regions else None, 1024)
     shape = min(1.6, max(0.5, photo.shape[0] / photo.shape[1]))
     figure = Figure(figsize=(14, 3.1 * shape + 0.9), layout="constrained", facecolor="white")
     axes = figure.subplots(1, 4)
@@ -63,11 +63,48 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
         axes[3].text(0.5, 0.5, _wrapped(result.reason, 30, 6), ha="center", va="center", fontsize=9.5, parse_math=False)
         return figure
     axes[2].imshow(prior_overlay(photo, region.prior))
-    axes[2].set_title("positional prior", fontsize=10)
+    axes[2].set_title(
+        "positional prior" if result.prior_kind == FOCUS_TOKEN_PRIOR else "prior from coordinates", fontsize=10
+    )
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLOUR_MAP)
     figure.colorbar(scale, cax=axes[2].inset_axes([1.02, 0, 0.04, 1])).ax.tick_params(labelsize=8)
     axes[3].imshow(mask_overlay(photo, region.mask))
     axes[3].set_title(f"mask · IoU of prior and mask {result.prior_iou:.2f}", fontsize=10)
+    return figure
+
+
+def trace_figure(photo: np.ndarray, steps: list[tuple[str, np.ndarray, float, float]], settled: int | None) -> Figure:
+    """Sentence by sentence: (text, prior [H, W], IoU with the answer's mask, spread) each as a picture, and both as lines."""
+    figure = Figure(figsize=(3.4 * max(3, len(steps)), 6.2), layout="constrained", facecolor="white")
+    above, below = figure.subfigures(2, 1, height_ratios=(3.4, 2))
+    for i, (ax, (text, prior, iou, _)) in enumerate(
+        zip(np.atleast_1d(above.subplots(1, len(steps))), steps, strict=True)
+    ):
+        small, region = thumbnail(photo, Region(prior, prior >= 0.5), 640)
+        ax.imshow(prior_overlay(small, region.prior))
+        ax.set_axis_off()
+        mark = " (the focus has settled)" if i == settled else ""
+        ax.set_title(_wrapped(f"{i + 1}. {text}", 38, 5) + f"\nIoU {iou:.2f}{mark}", fontsize=9, parse_math=False)
+    ax = below.subplots()
+    numbers = range(1, len(steps) + 1)
+    ax.plot(numbers, [s[2] for s in steps], "o-", color="#5b1a6b", label="IoU of prior and the answer's mask")
+    ax.plot(numbers, [s[3] for s in steps], "s--", color="#b8420f", label="spread of the prior")
+    ax.set(xticks=list(numbers), ylim=(0, 1.02), xlabel="sentence")
+    ax.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def heads_figure(photo: np.ndarray, prior: np.ndarray, heads: np.ndarray) -> Figure:
+    """The heads [n, H, W] before they are fused (each from its least to its most), and the fused prior beside them."""
+    figure = Figure(figsize=(3.2 * (len(heads) + 1), 3.5), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, len(heads) + 1)
+    for i, (ax, head) in enumerate(zip(axes, heads, strict=False)):
+        ax.imshow(head, cmap=COLOUR_MAP)
+        ax.set_title(f"head {i + 1}: {head.min():.1f} to {head.max():.1f}", fontsize=9)
+    axes[-1].imshow(prior_overlay(photo, prior))
+    axes[-1].set_title("fused: the positional prior", fontsize=9)
+    for ax in axes:
+        ax.set_axis_off()
     return figure
 
 

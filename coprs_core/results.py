@@ -10,15 +10,22 @@ from coprs_core.metrics import iou
 
 SCHEMA_VERSION = 1
 FOUND, NOTHING_FOUND, UNFINISHED = "found", "nothing found", "unfinished"
+FOCUS_TOKEN_PRIOR, COORDINATES_PRIOR = "focus token", "coordinates"
 Outcome = Literal["found", "nothing found", "unfinished"]
 
 
 @dataclass(frozen=True)
 class Region:
-    """One answer in the picture: `prior` float32 [H, W] in [0, 1] and `mask` bool [H, W], both at the photo's size."""
+    """One answer in the picture: `prior` float32 [H, W] in [0, 1] and `mask` bool [H, W], both at the photo's size.
+
+    Where the model wrote coordinates: `box` XYXY or None, `points` XY, in pixels of the photo, and its `label`.
+    """
 
     prior: np.ndarray = field(repr=False)
     mask: np.ndarray = field(repr=False)
+    box: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    label: str = ""
 
     @property
     def prior_iou(self) -> float:
@@ -43,6 +50,8 @@ class Result:
         photo_reused: whether the photo's features were kept from an earlier question.
         model: name of the checkpoint.
         settings: device, dtype, quantization, max_new_tokens.
+        prior_kind: "focus token" (where the model looked) or "coordinates" (drawn from what it wrote).
+        reply_ids: the reply's token ids, for `probes`.
     """
 
     outcome: Outcome
@@ -57,13 +66,20 @@ class Result:
     photo_reused: bool
     model: str
     settings: dict
+    prior_kind: str = FOCUS_TOKEN_PRIOR
+    reply_ids: tuple[int, ...] = ()
 
     @property
     def prior_iou(self) -> float | None:
         """IoU of the union of the priors (≥ 0.5) with the union of the masks; None where nothing was found."""
         if not self.regions:
             return None
-        return iou(np.any([r.prior >= 0.5 for r in self.regions], axis=0), self.mask)
+        return iou(self.prior >= 0.5, self.mask)
+
+    @property
+    def prior(self) -> np.ndarray | None:
+        """float32 [H, W] in [0, 1]: the highest of all regions' priors; None where nothing was found."""
+        return np.maximum.reduce([r.prior for r in self.regions]) if self.regions else None
 
     @property
     def mask(self) -> np.ndarray:
@@ -79,6 +95,7 @@ class Result:
             "reasoning": self.reasoning,
             "reply": self.reply,
             "photo_size": list(self.photo_size),
+            "prior_kind": self.prior_kind,
             "prior_iou": self.prior_iou,
             "regions": [
                 {
@@ -87,6 +104,7 @@ class Result:
                     "prior_iou": r.prior_iou,
                     "prior_max": float(r.prior.max()),
                 }
+                | ({"box": r.box, "points": r.points, "label": r.label} if r.box or r.points else {})
                 for r in self.regions
             ],
             "seconds": {k: round(v, 4) for k, v in self.seconds.items()},
@@ -94,6 +112,7 @@ class Result:
             "photo_reused": self.photo_reused,
             "model": self.model,
             "settings": self.settings,
+            "reply_ids": list(self.reply_ids),
         }
 
     def to_json(self) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from app.ui import build, launch
 from coprs_core.engine import Engine
+from coprs_core.shelf import Shelf
 from tests.conftest import slowed
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the browser tests need it")
@@ -34,7 +35,7 @@ def browser(chromium):
 @pytest.fixture(scope="module")
 def server(mini):
     engine = Engine(mini.checkpoint)
-    demo = build(engine)
+    demo = build(Shelf(engine, device="cpu"), may_choose=True)
     _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     yield url, engine
     demo.close()
@@ -189,4 +190,40 @@ def test_narrow_and_dark(browser, server, shoot, width, scheme):
     page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
     shoot(page, f"{scheme}-{width}")
+    page.close()
+
+
+def test_the_table_of_models_opens_and_a_wrong_name_is_one_sentence(page, shoot):
+    page.get_by_role("button", name="Models").click()
+    page.wait_for_selector("table.models")
+    assert page.locator("table.models tbody tr").count() == 6
+    page.locator("#model input").fill("no/where/at/all")
+    page.locator("#model input").press("Enter")
+    page.get_by_role("button", name="Use this model").click()
+    page.wait_for_selector(".loading.failed")
+    assert "There is no checkpoint" in page.locator(".loading.failed").inner_text()
+    assert "mini" in page.locator(".model-line").inner_text()
+    page.locator("#models").scroll_into_view_if_needed()
+    shoot(page, "models")
+
+
+def test_the_thought_can_be_traced_sentence_by_sentence(page, shoot):
+    page.click("#examples button.thumbnail-item >> nth=0")
+    page.wait_for_selector(".verdict.found")
+    page.get_by_role("button", name="Why this region?").click()
+    page.get_by_role("button", name="Trace the thought").click()
+    page.wait_for_selector(".settled")
+    assert page.locator("#traced img").count() >= 2
+    assert "IoU" in page.locator("#traced .caption-label").first.inner_text()
+    page.locator("#why").scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    shoot(page, "trace")
+
+
+def test_the_table_of_models_fits_a_narrow_page(browser, server):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(server[0])
+    page.get_by_role("button", name="Models").click()
+    page.wait_for_selector("table.models")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()

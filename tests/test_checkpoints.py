@@ -6,9 +6,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
 
 from coprs_core import CoPRSError, load
-from coprs_core.checkpoints import MINIATURE, choose_device, load_checkpoint, save_checkpoint
+from coprs_core.checkpoints import MINIATURE, load_checkpoint, save_checkpoint
+from coprs_core.machine import choose_device
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.scenes import draw_scene
 
@@ -25,13 +27,26 @@ def change(path, edit):
 
 
 def test_saving_and_loading_is_exact(mini, tmp_path):
-    from transformers import AutoProcessor
-
     save_checkpoint(tmp_path / "again", mini.model, AutoProcessor.from_pretrained(MINIATURE / "mllm"), torch.float32)
     again = load(str(tmp_path / "again"), device="cpu")
     old, new = mini.model.state_dict(), again.model.state_dict()
     assert old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
     assert again.model.config == mini.model.config
+
+
+def test_saving_in_half_precision_leaves_the_model_as_it_is(tmp_path):
+    engine, other = load("mini", device="cpu"), load("mini", device="cpu")
+    with torch.no_grad():
+        engine.model.mllm.lm_head.weight.add_(1e-4)
+        other.model.mllm.lm_head.weight.add_(1e-4)
+    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm")
+    save_checkpoint(tmp_path / "half", engine.model, processor, torch.bfloat16)
+    before, after = other.model.state_dict(), engine.model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    saved = load_file(tmp_path / "half" / "mllm" / "model.safetensors")
+    assert {v.dtype for v in saved.values()} == {torch.bfloat16}
+    again = load(str(tmp_path / "half"), device="cpu").model.state_dict()
+    assert all(torch.equal(again[k], before[k].bfloat16().float()) for k in before)
 
 
 def test_every_loaded_tensor_equals_the_file(mini):

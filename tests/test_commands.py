@@ -124,3 +124,19 @@ def test_as_a_process_with_a_closed_pipe_and_from_any_folder(photo, tmp_path):
         shell=True, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert run.stdout == "<thin" and "Traceback" not in run.stderr
+
+
+def test_probes_write_their_files(tmp_path, capsys):
+    example = ROOT / "assets" / "examples" / "rain.png"
+    code = main(["segment", str(example), "the thing that keeps the rain off", "--out", str(tmp_path), "--probe", "sentences,heads"])  # fmt: skip
+    assert code == 0
+    told = json.loads((tmp_path / "sentences.json").read_text())
+    priors, heads = np.load(tmp_path / "sentences.npy"), np.load(tmp_path / "heads.npy")
+    assert len(told["sentences"]) == len(priors) >= 2 and 0 <= told["settles_at"] < len(priors)
+    assert heads.shape[0] == 4 and heads.shape[1:] == priors.shape[1:]
+    for name in ("sentences.png", "heads.png"):
+        assert min(Image.open(tmp_path / name).size) > 200
+    with pytest.raises(SystemExit):
+        main(["segment", str(example), "x", "--out", str(tmp_path), "--probe", "dreams"])
+    assert "'dreams' is not known" in capsys.readouterr().err
+    assert main(["segment", str(example), "x", "--probe", "heads"]) == 2

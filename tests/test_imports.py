@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    "errors", "metrics", "results", "prompts", "photos", "pictures", "drawings", "scenes", "questions", "geometry", "model.vision",
-    "model.prior", "model.decoder", "model.mllm", "model.coprs", "checkpoints", "engine", "evaluate", "commands", "__main__",
+    "errors", "machine", "metrics", "results", "prompts", "photos", "pictures", "drawings", "scenes", "questions", "geometry",
+    "model.vision", "model.prior", "model.decoder", "model.mllm", "model.coprs", "model.pointing", "downloads", "coordinates",
+    "catalogue", "checkpoints", "convert", "engine", "shelf", "probes", "evaluate", "doctor", "benchmark", "commands", "__main__",
 ]  # fmt: skip
 
 

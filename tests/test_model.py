@@ -8,7 +8,7 @@ import torch
 
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
-from coprs_core.model.mllm import embed_prompt, generate
+from coprs_core.model.mllm import Reading, embed_prompt, generate
 from coprs_core.model.prior import PADDING_LOGIT, PositionalPrior, mask_padding
 from coprs_core.model.vision import SAM_SIZES, VisionConfig, build_image_encoder
 from coprs_core.photos import open_photo
@@ -97,10 +97,10 @@ def test_image_encoders_have_the_published_sizes(name, millions):
 @torch.no_grad()
 def test_one_pass_focus_embedding_equals_a_second_full_forward(mini, found):
     scene, question, _ = found
-    features = mini._read(open_photo(scene.image))
-    ids = mini._prompt(question.instruction, features.visual)
+    features = mini.read(open_photo(scene.image))
+    ids = mini.prompt(question.instruction, features.visual)
     mllm, focus_id = mini.model.mllm, mini.tokenizer.convert_tokens_to_ids("<REF_POS>")
-    steps = list(generate(mllm, ids, features.visual, focus_id, set(), 200))
+    steps = list(generate(Reading(mllm, ids, features.visual), focus_id, set(), 200))
     assert steps[-1].token == focus_id and all(s.focus_embedding is None for s in steps[:-1])
     whole = ids + [s.token for s in steps]
     tokens = torch.tensor([whole])
@@ -117,12 +117,12 @@ def test_one_pass_focus_embedding_equals_a_second_full_forward(mini, found):
 @torch.no_grad()
 def test_the_stage_in_the_middle_gives_the_same_prior_and_mask(mini, found):
     scene, question, result = found
-    features = mini._read(open_photo(scene.image))
-    ids = mini._prompt(question.instruction, features.visual)
+    features = mini.read(open_photo(scene.image))
+    ids = mini.prompt(question.instruction, features.visual)
     embeddings, positions = embed_prompt(mini.model.mllm, ids, features.visual)
     assert embeddings.shape == (1, len(ids), mini.model.config.llm_width) and positions.shape == (3, 1, len(ids))
     focus_id = mini.tokenizer.convert_tokens_to_ids("<REF_POS>")
-    *_, last = generate(mini.model.mllm, ids, features.visual, focus_id, set(), 200)
+    *_, last = generate(Reading(mini.model.mllm, ids, features.visual), focus_id, set(), 200)
     prior_logits, mask_logits = mini.model.focus(
         last.focus_embedding, features.image_embedding, torch.tensor([[256, 256]])
     )

@@ -1,6 +1,8 @@
 """The whole figure: one frozen config, the four boxes as one module, and the stage in the middle."""
 
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,14 @@ class CoPRSConfig:
             raise CoPRSError(
                 f"coprs.json does not describe a CoPRS model ({problem}): copy it again from its source."
             ) from problem
+
+    @classmethod
+    def read(cls, path: Path) -> "CoPRSConfig":
+        """The config in a file coprs.json; raises `CoPRSError` where it is broken."""
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+            raise CoPRSError(f"{path} is not valid JSON ({problem}): copy it again from its source.") from problem
 
 
 def _tuples(values: dict) -> dict:

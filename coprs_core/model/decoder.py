@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
@@ -21,6 +22,22 @@ class DecoderConfig:
     mlp_width: int = 2048
     iou_depth: int = 3
     iou_width: int = 256
+
+
+def decoder_config_of(state: dict[str, Tensor]) -> DecoderConfig:
+    """The sizes of SAM's prompt encoder and mask decoder, read off their tensors; raises `KeyError` where one is missing.
+
+    The number of attention heads leaves no trace in the tensors: it is 8, as in all published files.
+    """
+    layers = {k.split(".")[3] for k in state if k.startswith("mask_decoder.transformer.layers.")}
+    head = [k for k in state if k.startswith("mask_decoder.iou_prediction_head.layers.") and k.endswith("weight")]
+    return DecoderConfig(
+        mask_channels=state["prompt_encoder.mask_downscaling.6.weight"].shape[1],
+        depth=len(layers),
+        mlp_width=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+        iou_depth=len(head),
+        iou_width=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+    )
 
 
 class PriorDecoder(nn.Module):
@@ -49,11 +66,21 @@ class PriorDecoder(nn.Module):
         batch of images goes in as the prompts of an empty one.
         """
         sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=prior_logits)
+        return self._decode(sparse, image_embedding + dense)
+
+    def from_coordinates(self, image_embedding: Tensor, box: Tensor | None, points: Tensor | None) -> Tensor:
+        """SAM's own prompts: `box` float [B, 4] (XYXY), `points` float [B, N, 2] (XY, all on the target), in pixels of the
+        SAM frame; either may be None, not both. Returns mask logits as `forward` does."""
+        labelled = None if points is None else (points, torch.ones(points.shape[:2], device=points.device))
+        sparse, dense = self.prompt_encoder(points=labelled, boxes=box, masks=None)
+        return self._decode(sparse, image_embedding + dense)
+
+    def _decode(self, sparse: Tensor, image_and_dense: Tensor) -> Tensor:
         mask_logits, _ = self.mask_decoder(
-            image_embeddings=image_embedding.new_zeros(1, *image_embedding.shape[1:]),
-            image_pe=self.prompt_encoder.get_dense_pe().to(image_embedding.dtype),
-            sparse_prompt_embeddings=sparse.to(image_embedding.dtype),
-            dense_prompt_embeddings=image_embedding + dense,
+            image_embeddings=image_and_dense.new_zeros(1, *image_and_dense.shape[1:]),
+            image_pe=self.prompt_encoder.get_dense_pe().to(image_and_dense.dtype),
+            sparse_prompt_embeddings=sparse.to(image_and_dense.dtype),
+            dense_prompt_embeddings=image_and_dense,
             multimask_output=False,
         )
         return mask_logits

@@ -4,7 +4,7 @@ Positions are worked out here and passed along, never read from the model, so th
 other through the state that Hugging Face models keep between calls.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,25 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from coprs_core.errors import CoPRSError
+
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """What the language model sees of a photo: `features` [N, D] and the patch grid `grid` int [1, 3] (frames, h, w)."""
+    """What the language model sees of a photo: `features` [N, D], N visual tokens.
+
+    `grid` int [1, 3] (frames, rows, columns of patches) where positions are two-dimensional (Qwen); `deepstack`, where
+    the tower also feeds the first layers of the language model (Qwen3-VL), one [N, D] for each.
+    """
 
     features: Tensor
-    grid: Tensor
+    grid: Tensor | None = None
+    deepstack: tuple[Tensor, ...] = ()
+
+    def seen_size(self, mllm: nn.Module) -> tuple[int, int]:
+        """(height, width) in pixels of the picture that the vision tower was given; needs a `grid`."""
+        patch = mllm.config.vision_config.patch_size
+        return int(self.grid[0, 1]) * patch, int(self.grid[0, 2]) * patch
 
 
 @dataclass(frozen=True)
@@ -29,57 +41,126 @@ class Step:
     focus_embedding: Tensor | None = None
 
 
-def image_token_count(grid: Tensor, mllm: nn.Module) -> int:
-    """How many visual tokens stand in the prompt for a photo of this patch grid."""
-    return int(grid.prod()) // mllm.config.vision_config.spatial_merge_size**2
+@dataclass(frozen=True)
+class Architecture:
+    """The two things in which families of models differ: how a photo is seen, and where tokens stand.
+
+    `see`: model, image processor, RGB photo → `VisualTokens`. `positions`: model, ids [1, L], is_image bool [1, L],
+    `VisualTokens` → rope positions [..., 1, L].
+    """
+
+    see: Callable[[nn.Module, object, Image.Image], VisualTokens]
+    positions: Callable[[nn.Module, Tensor, Tensor, VisualTokens], Tensor]
+
+
+def _see_qwen(mllm: nn.Module, image_processor, photo: Image.Image) -> VisualTokens:
+    inputs = image_processor(images=[photo], return_tensors="pt")
+    grid = inputs["image_grid_thw"]
+    pixels = inputs["pixel_values"].to(mllm.device, mllm.dtype)
+    seen = mllm.model.visual(pixels, grid_thw=grid.to(mllm.device))
+    return VisualTokens(seen.pooler_output, grid, tuple(getattr(seen, "deepstack_features", None) or ()))
+
+
+def _positions_qwen(mllm: nn.Module, tokens: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
+    grid = visual.grid.to(mllm.device)
+    return mllm.model.get_rope_index(tokens, mm_token_type_ids=is_image.int(), image_grid_thw=grid)[0]
+
+
+def _see_llava(mllm: nn.Module, image_processor, photo: Image.Image) -> VisualTokens:
+    pixels = image_processor(images=[photo], return_tensors="pt")["pixel_values"].to(mllm.device, mllm.dtype)
+    return VisualTokens(mllm.model.get_image_features(pixels).pooler_output[0])
+
+
+def _positions_llava(mllm: nn.Module, tokens: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
+    return torch.arange(tokens.shape[1], device=tokens.device)[None]
+
+
+_QWEN = Architecture(_see_qwen, _positions_qwen)
+ARCHITECTURES = {
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "llava": Architecture(_see_llava, _positions_llava),
+}
+"""By `model_type` of the Hugging Face config."""
+
+
+def architecture(mllm: nn.Module) -> Architecture:
+    kind = mllm.config.model_type
+    if kind not in ARCHITECTURES:
+        raise CoPRSError(f"Models of type {kind!r} are not supported: use one of {', '.join(ARCHITECTURES)}.")
+    return ARCHITECTURES[kind]
 
 
 @torch.no_grad()
 def see(mllm: nn.Module, image_processor, photo: Image.Image) -> VisualTokens:
     """Run the model's vision tower on an RGB photo that is already in the MLLM frame."""
-    inputs = image_processor(images=[photo], return_tensors="pt")
-    grid = inputs["image_grid_thw"]
-    pixels = inputs["pixel_values"].to(mllm.device, mllm.dtype)
-    features = mllm.model.visual(pixels, grid_thw=grid.to(mllm.device)).pooler_output
-    return VisualTokens(features, grid)
+    return architecture(mllm).see(mllm, image_processor, photo)
 
 
 def embed_prompt(mllm: nn.Module, ids: list[int], visual: VisualTokens) -> tuple[Tensor, Tensor]:
-    """Embeddings [1, L, D] of a prompt with the visual tokens put in, and multimodal rope positions [3, 1, L]."""
+    """Embeddings [1, L, D] of a prompt with the visual tokens put in, and rope positions ([3, 1, L] Qwen, [1, L] LLaVA)."""
     tokens = torch.tensor([ids], device=mllm.device)
     is_image = tokens == mllm.config.image_token_id
     embeddings = mllm.get_input_embeddings()(tokens).clone()
     embeddings[is_image] = visual.features.to(embeddings.dtype)
-    grid = visual.grid.to(mllm.device)
-    positions, _ = mllm.model.get_rope_index(tokens, mm_token_type_ids=is_image.int(), image_grid_thw=grid)
-    return embeddings, positions
+    return embeddings, architecture(mllm).positions(mllm, tokens, is_image, visual)
 
 
-@torch.no_grad()
-def generate(
-    mllm: nn.Module, ids: list[int], visual: VisualTokens, focus_id: int, stop_ids: set[int], max_new_tokens: int
-) -> Iterator[Step]:
+class Reading:
+    """A prompt, read, and what is read after it; the cache makes every token cost one step only.
+
+    `last` [1, D] is the last hidden state, after the final norm, at the last token read.
+    """
+
+    @torch.no_grad()
+    def __init__(self, mllm: nn.Module, ids: list[int], visual: VisualTokens):
+        self._mllm, self._cache = mllm, DynamicCache()
+        embeddings, positions = embed_prompt(mllm, ids, visual)
+        self._next, self._axes = int(positions.max()) + 1, positions.shape[:-1]
+        extra = {}
+        if visual.deepstack:
+            is_image = torch.tensor([ids], device=mllm.device) == mllm.config.image_token_id
+            extra = {"visual_pos_masks": is_image, "deepstack_visual_embeds": list(visual.deepstack)}
+        self.last = self._run(embeddings, positions, **extra)[:, -1]
+
+    @torch.no_grad()
+    def feed(self, ids: list[int]) -> Tensor:
+        """Read on; last hidden states [n, D] at each of the n tokens."""
+        tokens = torch.tensor([ids], device=self._mllm.device)
+        positions = torch.arange(self._next, self._next + len(ids), device=tokens.device).expand(*self._axes, -1)
+        hidden = self._run(self._mllm.get_input_embeddings()(tokens), positions)
+        self._next, self.last = self._next + len(ids), hidden[:, -1]
+        return hidden[0]
+
+    def forget(self, count: int) -> None:
+        """Unread the last `count` tokens; `last` is stale until something is fed."""
+        if count:
+            self._cache.crop(-count)
+            self._next -= count
+
+    @torch.no_grad()
+    def likeliest(self) -> int:
+        """The token that greedy decoding writes next."""
+        return int(self._mllm.lm_head(self.last).argmax(-1))
+
+    def _run(self, embeddings: Tensor, positions: Tensor, **extra) -> Tensor:
+        fed = dict(inputs_embeds=embeddings, position_ids=positions, past_key_values=self._cache, use_cache=True)
+        return self._mllm.model.language_model(**fed, **extra).last_hidden_state
+
+
+def generate(reading: Reading, focus_id: int | None, stop_ids: set[int], max_new_tokens: int) -> Iterator[Step]:
     """Decode greedily, one `Step` a token, in one pass of the language model.
 
     The focus embedding is the last hidden state, after the final norm, at the step that consumes the focus token;
-    nothing is generated after it. Stop tokens end the reply and are yielded; closing the generator ends it at once.
+    nothing is generated after it (`focus_id` None: there is none). Stop tokens end the reply and are yielded; closing the
+    generator ends it at once.
     """
-    language_model, cache = mllm.model.language_model, DynamicCache()
-    embeddings, positions = embed_prompt(mllm, ids, visual)
-    next_position = positions.max() + 1
-
-    def last_hidden_state() -> Tensor:
-        fed = dict(inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True)
-        return language_model(**fed).last_hidden_state[:, -1]
-
     for _ in range(max_new_tokens):
-        token = int(mllm.lm_head(last_hidden_state()).argmax(-1))
-        embeddings = mllm.get_input_embeddings()(torch.tensor([[token]], device=mllm.device))
-        positions = next_position.expand(3, 1, 1)
-        next_position = next_position + 1
+        token = reading.likeliest()
         if token == focus_id:
-            yield Step(token, last_hidden_state())
+            yield Step(token, reading.feed([token])[-1:])
             return
         yield Step(token)
         if token in stop_ids:
             return
+        reading.feed([token])

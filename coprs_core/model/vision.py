@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,28 @@ SAM_SIZES = {
     "vit_l": VisionConfig(width=1024, depth=24, heads=16, global_layers=(5, 11, 17, 23)),
     "vit_h": VisionConfig(),
 }
+
+
+def vision_config_of(state: dict[str, Tensor]) -> VisionConfig:
+    """The sizes of an image encoder, read off its tensors (SAM's names, without a prefix).
+
+    Raises `KeyError` where a tensor that tells a size is missing.
+    """
+    _, grid, _, width = state["pos_embed"].shape
+    patch = state["patch_embed.proj.weight"].shape[-1]
+    depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
+    reach = [(state[f"blocks.{i}.attn.rel_pos_h"].shape[0] + 1) // 2 for i in range(depth)]
+    return VisionConfig(
+        side=grid * patch,
+        patch=patch,
+        width=width,
+        depth=depth,
+        heads=width // state["blocks.0.attn.rel_pos_h"].shape[1],
+        mlp_ratio=state["blocks.0.mlp.lin1.weight"].shape[0] / width,
+        window=min(reach),
+        global_layers=tuple(i for i, cells in enumerate(reach) if cells == grid),
+        channels=state["neck.0.weight"].shape[0],
+    )
 
 
 def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:

@@ -12,8 +12,9 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from coprs_core.checkpoints import choose_device, save_checkpoint
+from coprs_core.checkpoints import save_checkpoint
 from coprs_core.errors import CoPRSError
+from coprs_core.machine import choose_device
 from coprs_core.training import mini, oracle
 from coprs_core.training.build import build_miniature, build_processor, build_tokenizer
 from coprs_core.training.data import batches

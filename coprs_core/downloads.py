@@ -1,0 +1,193 @@
+"""Weights from the internet, once: from the cache where they are complete, else downloaded, with progress and resuming.
+
+Hugging Face repositories go into its own cache (HF_HOME), SAM's files into torch's (TORCH_HOME). Nothing is asked of the
+network where the cache is complete.
+"""
+
+import hashlib
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    DryRunError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from tqdm.auto import tqdm
+
+from coprs_core.errors import CoPRSError
+from coprs_core.machine import free_disk, in_words
+
+Report = Callable[[str], None]
+"""Told one line of progress at a time."""
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+SAM_FILES = {  # name: (file, bytes); six digits of each file's SHA-256 stand in its name
+    "vit_b": ("sam_vit_b_01ec64.pth", 375042383),
+    "vit_l": ("sam_vit_l_0b3195.pth", 1249524607),
+    "vit_h": ("sam_vit_h_4b8939.pth", 2564550879),
+}
+_SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
+"""COPRS_SAM_URL names a mirror."""
+
+
+def cached_snapshot(repo: str) -> Path | None:
+    """The folder of a Hugging Face repository in the local cache, if every file is there."""
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=_PATTERNS, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
+        return None
+    whole = any(folder.rglob("*.json")) and all(p.exists() for p in folder.rglob("*"))
+    return folder if whole and not missing_shards(folder) else None
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """Files that the indices of sharded weights under a folder name and that are not there; an index that is broken."""
+    missing = [] if any(folder.rglob("*.safetensors")) else ["*.safetensors"]
+    for index in folder.rglob("*.safetensors.index.json"):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError):  # cut short, or not an index at all
+            return [index.name]
+        missing += sorted(n for n in named if not (index.parent / n).is_file())
+    return missing
+
+
+def snapshot(repo: str, report: Report | None = None) -> Path:
+    """The folder of a Hugging Face repository, downloaded where it is not cached.
+
+    Raises `CoPRSError`: no such repository, no access, no network, or too little disk (checked before the download).
+    """
+    if folder := cached_snapshot(repo):
+        return folder
+    bar = _telling(report, repo) if report else None
+    try:
+        files = snapshot_download(repo, allow_patterns=_PATTERNS, dry_run=True, tqdm_class=_Silent)
+        _check_disk(Path(constants.HF_HUB_CACHE), sum(f.file_size or 0 for f in files if f.will_download), repo)
+        return Path(snapshot_download(repo, allow_patterns=_PATTERNS, tqdm_class=bar))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
+        raise _sentence(repo, problem) from problem
+
+
+def _sentence(repo: str, problem: Exception) -> CoPRSError:
+    """What a failed download of a repository means for the person who asked for it."""
+    problem = problem.__cause__ if isinstance(problem, DryRunError) and problem.__cause__ else problem
+    if isinstance(problem, GatedRepoError):
+        return CoPRSError(f"{repo} asks you to accept its terms: do so on huggingface.co, then run `hf auth login`.")
+    if isinstance(problem, RepositoryNotFoundError | HFValidationError):
+        return CoPRSError(
+            f"There is no model {repo!r} on Hugging Face that you may read: check the name, or run `hf auth login`."
+        )
+    return CoPRSError(
+        f"{repo} is not complete in the cache {constants.HF_HUB_CACHE} and Hugging Face cannot be reached: connect and "
+        "run this again (files that are there already are kept), or copy a filled cache here."
+    )
+
+
+def sam_cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def cached_sam(name: str) -> Path | None:
+    """One of SAM's published files in the local cache."""
+    path = sam_cache() / SAM_FILES[name][0]
+    return path if path.is_file() else None
+
+
+def sam_file(name: str, report: Report | None = None) -> Path:
+    """The path of "vit_b", "vit_l" or "vit_h", downloaded where it is not cached; or of any file that is there."""
+    if name not in SAM_FILES:
+        if not (path := Path(name).expanduser()).is_file():
+            raise CoPRSError(f"There is no SAM file {name!r}: give vit_b, vit_l, vit_h or the path of a .pth file.")
+        return path
+    if path := cached_sam(name):
+        return path
+    file, size = SAM_FILES[name]
+    part = sam_cache() / f"{file}.part"
+    have = part.stat().st_size if part.is_file() else 0
+    _check_disk(part.parent, size - have, file)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    url = f"{os.environ.get('COPRS_SAM_URL', _SAM_URL)}/{file}"
+    try:
+        _fetch(url, part, have, report)
+    except (urllib.error.URLError, OSError) as problem:
+        raise CoPRSError(
+            f"{url} cannot be downloaded ({problem}): run this again (it goes on where it stopped), or put the file "
+            f"into {part.parent} yourself."
+        ) from problem
+    if not _digest(part).startswith(file.rsplit("_", 1)[1].removesuffix(".pth")):
+        part.unlink()
+        raise CoPRSError(f"{file} came damaged and was thrown away: run this again.")
+    part.rename(part.with_suffix(""))
+    return part.with_suffix("")
+
+
+def _fetch(url: str, part: Path, have: int, report: Report | None) -> None:
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as problem:
+        if problem.code == 416:  # nothing is left to send
+            return
+        raise
+    resumed = response.status == 206
+    total = int(response.headers.get("Content-Length", 0)) + (have if resumed else 0)
+    with (
+        response,
+        open(part, "ab" if resumed else "wb") as file,
+        (_telling(report, part.stem) if report else tqdm)(
+            total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=part.stem
+        ) as bar,
+    ):
+        while block := response.read(1 << 20):
+            file.write(block)
+            bar.update(len(block))
+    if part.stat().st_size < total:
+        raise OSError("the connection broke off")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_disk(folder: Path, needed: int, what: str) -> None:
+    free = free_disk(folder)
+    if needed > free:
+        raise CoPRSError(
+            f"{what} needs {in_words(needed)} of disk and {folder} has {in_words(free)} free: "
+            "make room, or set HF_HOME and TORCH_HOME to a larger disk."
+        )
+
+
+class _Silent(tqdm):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **(options | {"disable": True}))
+
+
+def _telling(report: Report, what: str) -> type[tqdm]:
+    """A progress bar that shows itself in the terminal and also tells `report`."""
+
+    class Bar(tqdm):
+        def __init__(self, *args, **options):
+            options.pop("name", None)
+            super().__init__(*args, **options)
+
+        def update(self, n=1):
+            shown = super().update(n)
+            if self.unit == "B" and self.total and n:
+                report(f"Downloading {what}: {in_words(self.n)} of {in_words(self.total)}")
+            return shown
+
+    return Bar

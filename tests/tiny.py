@@ -1,0 +1,135 @@
+"""Tiny random models that tests make for themselves: the authors' folder layout, other language models, a small SAM."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+from coprs_core.benchmark import qwen_config
+from coprs_core.checkpoints import MINIATURE, load_processor
+from coprs_core.model.coprs import CoPRS, CoPRSConfig
+from coprs_core.model.decoder import DecoderConfig
+from coprs_core.model.vision import VisionConfig
+
+VISION = VisionConfig(side=128, patch=16, width=32, depth=2, heads=2, window=4, global_layers=(1,), channels=32)
+DECODER = DecoderConfig(mask_channels=8, mlp_width=64, iou_width=32)
+WIDTH = 64
+TOKENIZER = load_processor(MINIATURE / "mllm")[0]
+
+
+def spread(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random weights large enough that different inputs give different outputs."""
+    torch.manual_seed(seed)
+    for p in module.parameters():
+        p.data.normal_(std=0.15) if p.dim() > 1 else None
+    return module.eval().requires_grad_(False)
+
+
+def qwen(tied: bool = True) -> Qwen2_5_VLForConditionalGeneration:
+    config = qwen_config("3b").to_dict()
+    config["text_config"] |= dict(
+        hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(TOKENIZER), layer_types=["full_attention"] * 2, eos_token_id=TOKENIZER.eos_token_id,
+        rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[2, 3, 3]),
+    )  # fmt: skip
+    config["vision_config"] |= dict(
+        depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=WIDTH, fullatt_block_indexes=[1]
+    )
+    model = Qwen2_5_VLForConditionalGeneration(
+        type(qwen_config("3b")).from_dict(config | {"tie_word_embeddings": tied})
+    )
+    model.generation_config.eos_token_id = TOKENIZER.eos_token_id
+    return spread(model)
+
+
+def qwen3() -> Qwen3VLForConditionalGeneration:
+    ids = json.loads((MINIATURE / "mllm" / "config.json").read_text())
+    config = Qwen3VLConfig(
+        text_config=dict(
+            hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=16, vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id,
+            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[2, 3, 3], mrope_interleaved=True),
+        ),
+        vision_config=dict(
+            depth=3, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=WIDTH, patch_size=14,
+            deepstack_visual_indexes=[0, 1], num_position_embeddings=64,
+        ),
+        tie_word_embeddings=True,
+        **{k: ids[k] for k in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")},
+    )  # fmt: skip
+    model = Qwen3VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = TOKENIZER.eos_token_id
+    return spread(model)
+
+
+def llava() -> LlavaForConditionalGeneration:
+    config = LlavaConfig(
+        text_config=dict(
+            model_type="llama", hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=4, vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id,
+        ),
+        vision_config=dict(
+            model_type="clip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+            num_attention_heads=2, image_size=56, patch_size=14, projection_dim=32,
+        ),
+        image_token_id=TOKENIZER.convert_tokens_to_ids("<|image_pad|>"),
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.eos_token_id = TOKENIZER.eos_token_id
+    return spread(model)
+
+
+def coprs(mllm: torch.nn.Module) -> CoPRS:
+    model = CoPRS(CoPRSConfig(WIDTH, VISION, DECODER, prior_heads=4, prior_width=32, max_new_tokens=24), mllm)
+    spread(model.image_encoder, 1), spread(model.prior, 2), spread(model.decoder, 3)
+    torch.nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.3)
+    return model.eval().requires_grad_(False)
+
+
+def save_mllm(folder: Path, mllm: torch.nn.Module, weights: bool = True) -> Path:
+    """A Hugging Face folder: config, tokenizer, processor, and the weights if wanted."""
+    shutil.copytree(MINIATURE / "mllm", folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    if isinstance(mllm, LlavaForConditionalGeneration):
+        (folder / "processor_config.json").unlink()
+        image_processor = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+        LlavaProcessor(
+            image_processor, TOKENIZER, patch_size=14, vision_feature_select_strategy="default",
+            image_token="<|image_pad|>", num_additional_image_tokens=1,
+        ).save_pretrained(folder)  # fmt: skip
+    mllm.config.save_pretrained(folder)
+    mllm.generation_config.save_pretrained(folder)
+    if weights:
+        mllm.save_pretrained(folder)
+    return folder
+
+
+def save_sam(path: Path, model: CoPRS) -> Path:
+    """A SAM .pth file, as published ones are laid out, with this model's image encoder and decoder."""
+    state = {f"image_encoder.{k}": v for k, v in model.image_encoder.state_dict().items()} | model.decoder.state_dict()
+    torch.save(state, path)
+    return path
+
+
+def heads_of(model: CoPRS) -> dict[str, torch.Tensor]:
+    """Query head and decoder by the names of the authors' checkpoints."""
+    return {f"heatmap_head.{k}": v for k, v in model.prior.state_dict().items()} | model.decoder.state_dict()
+
+
+def save_checkpoint_by_hand(folder: Path, model: CoPRS) -> Path:
+    """Our folder, written without `save_checkpoint`, for comparison."""
+    save_mllm(folder / "mllm", model.mllm)
+    (folder / "coprs.json").write_text(json.dumps(model.config.to_dict()))
+    for part in ("image_encoder", "prior", "decoder"):
+        save_file(dict(getattr(model, part).state_dict()), folder / f"{part}.safetensors")
+    return folder
