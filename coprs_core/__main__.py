@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coprs_core.errors import CoPRSError
 
+PROBES = ("sentences", "words", "heads", "zoom")
 ABOUT = "CoPRS: reasoning segmentation that people can see into."
 SEGMENT = """\
 Find what an instruction means in a photo. The model thinks aloud, then points:
@@ -15,22 +16,47 @@ its focus token becomes a heatmap (the positional prior), and the heatmap a mask
 examples:
   python -m coprs_core segment assets/examples/rain.png "the thing that keeps the rain off" --out answer
   python -m coprs_core segment photo.jpg "the smaller dog" --model path/to/checkpoint --json
+  python -m coprs_core segment photos/ "the umbrella" --out answers --probe sentences
+  python -m coprs_core segment photo.jpg "the smaller dog" --out answer --again "the larger dog" --truth true.png
 
 The bundled model "mini" knows picture-book scenes only; `python -m coprs_core scenes` draws some.
 
-files in --out:
-  result.json   outcome, thought, masks as COCO RLE, timings, settings
-  prior.npy     the prior, float32 [H, W] in [0, 1]; prior.png is its picture
-  mask.png      the mask, 1 bit a pixel; overlay.png shows it over the photo
-  chain.png     photo, thought, prior and mask in one figure
+Many photos (a folder, or a glob in quotes): one folder each under --out. What is there
+already is not done again; a photo that cannot be read is told and passed over.
 
-files of --probe:
-  sentences.*   where the model would have focused after each sentence of its thought:
-                priors (.npy), IoU with the answer and spread (.json), a figure (.png)
-  heads.*       the attention maps before they are fused (.npy, .png)
+files in --out:
+  result.json   outcome, thought, masks as COCO RLE, timings, settings, package versions
+  photo.png     the photo as it was read
+  prior.npy     the prior, float32 [H, W] in [0, 1]; prior.png, prior_overlay.png: pictures
+  mask.png      the mask, 1 bit a pixel; cutout.png: the photo inside it; overlay.png
+  chain.png     photo, thought, prior and mask in one figure; chain.pdf as vectors
+
+files of --probe KINDS, with commas:
+  sentences     sentences.*: where the model would have focused after each sentence of its
+                thought: priors (.npy), IoU with the answer and spread (.json), a figure (.png)
+  words         words.json: the reply token by token, numbered for --word
+  heads         heads.*: the attention maps before they are fused (.npy, .png)
+  zoom          zoomed.*: prior and mask read again around the prior's mass, for small things
+
+further questions about one answer:
+  --word W      word_N.*: where that word's own hidden state looks (a probe: not trained for)
+  --thought T   focus_again.*: where the model focuses after this thought instead of its own
+  --again I     again.*: another instruction about the same photo, and the differences
+  --truth FILE  truth.*: IoU of prior and mask with a true mask, over the threshold
 
 exit codes:
   0 found · 3 nothing found · 4 unfinished · 2 a mistake in what was asked
+  many photos: 0 all done · 1 some failed
+"""
+OPEN = """\
+Show an answer that `segment --out` or the page's "Download" saved: a folder or a zip.
+Needs no model. --out writes its files anew; the app opens the zip too.
+
+example:
+  python -m coprs_core open answer.zip
+
+exit codes:
+  0 found · 3 nothing found · 4 unfinished · 2 no saved answer
 """
 SCENES = """\
 Draw picture-book scenes, each with an instruction and the reply that it deserves:
@@ -116,17 +142,25 @@ def parser() -> argparse.ArgumentParser:
         )
 
     p = command("segment", "find what an instruction means in a photo", SEGMENT)
-    p.add_argument(
-        "photo", type=Path, metavar="PHOTO", help="a picture file of any common kind, at most 8192 pixels a side"
-    )
+    p.add_argument("photo", type=Path, metavar="PHOTO", help="a picture file, a folder of them, or a glob in quotes")
     p.add_argument("instruction", metavar="INSTRUCTION", help="what to look for, in words; at most 2,000 characters")
     p.add_argument("--out", type=Path, metavar="DIR", help="write the answer's files into this folder")
+    p.add_argument("--probe", type=_probes, default=[], metavar="KINDS", help=f"{', '.join(PROBES)}; with commas")
+    p.add_argument("--word", action="append", default=[], metavar="W", help="a word of the reply, or its number")
+    p.add_argument("--thought", metavar="TEXT", help="a thought to be read instead of the model's own")
+    p.add_argument("--again", metavar="INSTRUCTION", help="another instruction, to compare")
+    p.add_argument("--again-model", metavar="NAME|FOLDER|HUB_ID", help="another model, to compare")
     p.add_argument(
-        "--probe", type=_probes, default=[], metavar="KINDS", help="sentences, heads or both with a comma; needs --out"
+        "--truth", type=Path, metavar="FILE", help="a true mask: PNG of the photo's size, or COCO RLE in .json"
     )
     p.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     p.add_argument("--max-new-tokens", type=int, metavar="N", help="bound of the reply (default: the checkpoint's own)")
     _add_model(p)
+
+    p = command("open", "show a saved answer, without any model", OPEN)
+    p.add_argument("answer", type=Path, metavar="ZIP|FOLDER", help='what `segment --out` or "Download" wrote')
+    p.add_argument("--out", type=Path, metavar="DIR", help="write the answer's files into this folder")
+    p.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
 
     p = command("scenes", "draw picture-book scenes with questions and replies", SCENES)
     p.add_argument("--seed", type=int, default=0, metavar="S", help="number of the first scene (default 0)")
@@ -213,8 +247,8 @@ def _add_model(p: argparse.ArgumentParser) -> None:
 
 def _probes(text: str) -> list[str]:
     kinds = [k.strip() for k in text.split(",") if k.strip()]
-    if unknown := sorted(set(kinds) - {"sentences", "heads"}):
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not known: choose sentences, heads or both with a comma")
+    if unknown := sorted(set(kinds) - set(PROBES)):
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not known: choose of {', '.join(PROBES)}")
     return kinds
 
 
@@ -231,6 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     run = {
         "segment": commands.segment,
+        "open": commands.open_saved,
         "scenes": commands.scenes,
         "evaluate": commands.evaluate_model,
         "train": commands.train,

@@ -199,7 +199,9 @@ def peak_memory(device: torch.device) -> int:
     process = psutil.Process().memory_info()
     if hasattr(process, "peak_wset"):  # Windows, which has no resource module
         return process.peak_wset
-    if (status := Path("/proc/self/status")).is_file():  # on Linux getrusage's peak is inherited from the parent process
+    if (
+        status := Path("/proc/self/status")
+    ).is_file():  # on Linux getrusage's peak is inherited from the parent process
         return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
     import resource
 

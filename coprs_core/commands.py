@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -11,61 +12,183 @@ from PIL import Image
 from tqdm import tqdm
 
 from coprs_core import catalogue, probes
-from coprs_core.engine import load
+from coprs_core.archive import open_answer, save_answer, save_trace
+from coprs_core.compare import against_answer, against_truth, read_truth
+from coprs_core.engine import Engine, load
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluate import evaluate, report, table
 from coprs_core.machine import choose_device
-from coprs_core.photos import open_photo
-from coprs_core.pictures import heads_figure, save_answer, trace_figure
+from coprs_core.photos import Photo, open_photo
+from coprs_core.pictures import chain_figure, difference_overlay, heads_figure, trace_figure, truth_figure
+from coprs_core.prompts import check_instruction
 from coprs_core.questions import examples
-from coprs_core.results import FOUND, NOTHING_FOUND, UNFINISHED
+from coprs_core.results import FOUND, NOTHING_FOUND, UNFINISHED, Result
+from coprs_core.verdict import FLAGS, flags
+from coprs_core.zoom import zoom_in
 
 EXIT_CODES = {FOUND: 0, NOTHING_FOUND: 3, UNFINISHED: 4}
-USER_MISTAKE = 2
+USER_MISTAKE, SOME_FAILED = 2, 1
+PROBE_FILES = {"sentences": "sentences.json", "words": "words.json", "heads": "heads.npy", "zoom": "zoomed.json"}
+"""The file that says that a probe has been taken."""
 
 
 def segment(options: argparse.Namespace) -> int:
-    """Answer one instruction about one photo; stream the thought, then write the files."""
-    if options.probe and not options.out:
-        raise CoPRSError("--probe writes files, and there is no folder for them: add --out DIR.")
+    """Answer one instruction about one photo, streaming the thought, or about each of many."""
+    looks_further = options.probe or options.word or options.thought or options.again or options.again_model
+    if (looks_further or options.truth) and not options.out:
+        raise CoPRSError("Probes and comparisons write files, and there is no folder for them: add --out DIR.")
+    check_instruction(options.instruction)
+    photos = _photos(options.photo)
     folder = _writable(options.out) if options.out else None
-    photo = open_photo(options.photo)
-    engine = load(options.model, options.device, options.dtype, options.quantize, options.sam)
+    if len(photos) > 1 or options.photo.is_dir():
+        return _segment_many(options, photos, folder)
+    photo = open_photo(photos[0])
+    truth = read_truth(options.truth, photo.size) if options.truth else None
+    engine = _engine(options)
     for update in engine.stream(photo, options.instruction, options.max_new_tokens):
         if update.new and not options.json:
             print(update.new, end="", flush=True)
     result = update.result
-    if options.json:
-        print(result.to_json())
-    else:
-        print(f"\n\n{result.outcome}. {result.reason}")
-        if result.regions:
-            print(f"IoU of prior and mask: {result.prior_iou:.2f}")
-        print(" · ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items()))
+    print(result.to_json() if options.json else "\n\n" + _told(result))
     if folder:
-        pixels = np.asarray(photo.image)
-        written = save_answer(folder, pixels, result) + _save_probes(folder, engine, pixels, result, options.probe)
+        written = save_answer(folder, photo, result) + _save_probes(folder, engine, photo, result, options, truth)
         if not options.json:
             print("written: " + ", ".join(str(p) for p in written))
     return EXIT_CODES[result.outcome]
 
 
-def _save_probes(folder: Path, engine, pixels: np.ndarray, result, kinds: list[str]) -> list[Path]:
-    written = []
-    if "sentences" in kinds:
-        looks = probes.focus_after_each_sentence(engine, pixels, result)
-        settled = probes.settles_at(looks)
-        told = {"settles_at": settled, "sentences": [probes.without_pixels(x) for x in looks]}
-        (folder / "sentences.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        np.save(folder / "sentences.npy", np.stack([x.prior for x in looks]))
-        steps = [(x.text, x.prior, x.iou, x.spread) for x in looks]
-        trace_figure(pixels, steps, settled).savefig(folder / "sentences.png", dpi=120)
-        written += [folder / f"sentences.{kind}" for kind in ("json", "npy", "png")]
-    if "heads" in kinds and result.regions:
-        heads = probes.heads(engine, pixels, result)
+def _segment_many(options: argparse.Namespace, photos: list[Path], folder: Path | None) -> int:
+    """One folder a photo under --out. What is there already is not done again; a photo that fails is told and passed over."""
+    if folder is None or options.truth or options.json:
+        raise CoPRSError("Many photos need a folder for their answers, and no --truth or --json: add --out DIR.")
+    engine, failed = None, 0
+    bar = tqdm(photos, unit="photo", file=sys.stderr)
+    for path in bar:
+        place = folder / path.name
+        if _already(place, options):
+            continue
+        engine = engine or _engine(options)
+        try:
+            photo = open_photo(path)
+            result = engine.segment(photo, options.instruction, options.max_new_tokens)
+            _writable(place)
+            _save_probes(place, engine, photo, result, options, None)
+            save_answer(place, photo, result)  # last: its result.json says that the folder is whole
+            bar.write(f"{path.name}: {result.outcome}", file=sys.stdout)
+        except CoPRSError as problem:
+            failed += 1
+            bar.write(f"{path.name}: {problem}", file=sys.stderr)
+    if failed:
+        print(f"{failed} of {len(photos)} photos failed; the others are in {folder}", file=sys.stderr)
+    return SOME_FAILED if failed else 0
+
+
+def _photos(given: Path) -> list[Path]:
+    """The photos that a path means: itself, the picture files of a folder, or the matches of a glob."""
+    if given.is_dir():
+        kinds = Image.registered_extensions()
+        found = sorted(p for p in given.iterdir() if p.suffix.lower() in kinds and p.is_file())
+        if not found:
+            raise CoPRSError(f"The folder {str(given)!r} holds no picture files: name one that does.")
+        return found
+    if given.exists() or not any(c in str(given) for c in "*?["):
+        return [given]
+    found = sorted(p for p in map(Path, glob(str(given), recursive=True)) if p.is_file())
+    if not found:
+        raise CoPRSError(f"No file matches {str(given)!r}: check the pattern.")
+    return found
+
+
+def _already(place: Path, options: argparse.Namespace) -> bool:
+    """Whether a folder holds the whole answer to this instruction by this model, probes included."""
+    try:
+        told = json.loads((place / "result.json").read_text(encoding="utf-8"))
+        asked = told["instruction"] == options.instruction and told["model"] == options.model
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    probed = told["outcome"] != FOUND or all((place / PROBE_FILES[kind]).exists() for kind in options.probe)
+    return asked and probed
+
+
+def open_saved(options: argparse.Namespace) -> int:
+    """Show a saved answer, without any model."""
+    saved = open_answer(options.answer)
+    if options.json:
+        print(saved.result.to_json())
+    else:
+        print(f"“{saved.result.instruction}”\n\n{saved.result.reasoning}\n\n{_told(saved.result)}")
+    if options.out:
+        written = save_answer(_writable(options.out), saved.photo, saved.result)
+        if not options.json:
+            print("written: " + ", ".join(str(p) for p in written))
+    return EXIT_CODES[saved.result.outcome]
+
+
+def _told(result: Result) -> str:
+    lines = [f"{result.outcome}. {result.reason}"]
+    if result.regions:
+        lines.append(f"IoU of prior and mask: {result.prior_iou:.2f}")
+    lines += [f"careful: {FLAGS[name]}" for name in flags(result)]
+    lines.append(" · ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items()))
+    return "\n".join(lines)
+
+
+def _engine(options: argparse.Namespace, model: str | None = None) -> Engine:
+    return load(model or options.model, options.device, options.dtype, options.quantize, options.sam)
+
+
+def _save_probes(
+    folder: Path, engine: Engine, photo: Photo, result: Result, options: argparse.Namespace, truth: np.ndarray | None
+) -> list[Path]:
+    """Ask what `options` asks of an answer and write what comes."""
+    pixels, written = np.asarray(photo.image), []
+
+    def keep(name: str, told: dict, *figures) -> None:
+        (folder / f"{name}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for figure in figures:
+            figure.savefig(folder / f"{name}.png", dpi=120)
+        written.extend(folder / f"{name}.{kind}" for kind in ("json", "png")[: 1 + len(figures)])
+
+    def keep_result(name: str, other: Result, told: dict) -> None:
+        keep(name, told | {"result": other.to_dict()}, chain_figure(pixels, other))
+        if other.regions:
+            np.save(folder / f"{name}.npy", other.prior)
+            Image.fromarray(other.mask).save(folder / f"{name}_mask.png")
+            written.extend([folder / f"{name}.npy", folder / f"{name}_mask.png"])
+
+    if "sentences" in options.probe:
+        written += save_trace(folder, pixels, probes.focus_after_each_sentence(engine, photo, result))
+    if "words" in options.probe:
+        keep("words", {"words": probes.words(engine, result)})
+    for word in options.word:
+        number = probes.find_word(engine, result, word)
+        look = probes.focus_at_word(engine, photo, result, number)
+        np.save(folder / f"word_{number}.npy", look.prior)
+        told = probes.without_pixels(look) | {"number": number}
+        keep(f"word_{number}", told, trace_figure(pixels, [(look.text, look.prior, look.iou, look.spread)], None))
+    if "heads" in options.probe and result.regions:
+        heads = probes.heads(engine, photo, result)
         np.save(folder / "heads.npy", heads)
         heads_figure(pixels, result.prior, heads).savefig(folder / "heads.png", dpi=120)
         written += [folder / "heads.npy", folder / "heads.png"]
+    if "zoom" in options.probe and result.regions:
+        try:
+            zoomed, crop = zoom_in(engine, photo, result)
+            keep_result("zoomed", zoomed, {"crop": asdict(crop)})
+        except CoPRSError as problem:  # a large thing: no reason to give up the other files
+            keep("zoomed", {"problem": str(problem)})
+    if options.thought:
+        other = probes.focus_again(engine, photo, result.instruction, options.thought)
+        keep_result("focus_again", other, asdict(against_answer(result, other)))
+    if options.again or options.again_model:
+        asked = engine if options.again_model is None else _engine(options, options.again_model)
+        other = asked.segment(photo, options.again or result.instruction, options.max_new_tokens)
+        keep_result("again", other, asdict(against_answer(result, other)))
+        Image.fromarray(difference_overlay(pixels, result.mask, other.mask)).save(folder / "again_difference.png")
+        written.append(folder / "again_difference.png")
+    if truth is not None:
+        measured = against_truth(result, truth)
+        keep("truth", measured.to_dict(), *([truth_figure(pixels, result, truth, measured)] if result.regions else []))
     return written
 
 
@@ -89,7 +212,7 @@ def scenes(options: argparse.Namespace) -> int:
 
 def evaluate_model(options: argparse.Namespace) -> int:
     """Measure a checkpoint on drawn scenes."""
-    engine = load(options.model, options.device, options.dtype, options.quantize, options.sam)
+    engine = _engine(options)
     answered = evaluate(engine, options.split, options.seed, options.count)
     measured = report(list(tqdm(answered, total=options.count, unit="scene", file=sys.stderr)))
     print(json.dumps(measured, indent=1) if options.json else table(measured))

@@ -23,6 +23,7 @@ from coprs_core.geometry import (
     to_square,
     unpadded_size,
 )  # fmt: skip
+from coprs_core.machine import package_versions
 from coprs_core.model.mllm import Reading, VisualTokens, generate, see
 from coprs_core.photos import Photo, open_photo
 from coprs_core.prompts import check_instruction, encode_prompt, parse_reply
@@ -143,8 +144,8 @@ class Engine:
             outcome, reason = _outcome(text, focus_embedding is not None, finished, limit)
             located, priors = (), []
             if outcome == FOUND:
-                prior_logits = self._prior_logits(focus_embedding, features, photo.size)
-                priors = [self._prior(prior_logits, photo.size)]
+                prior_logits = self.prior_logits(focus_embedding, features, photo.size)
+                priors = [self.prior_of(prior_logits, photo.size)]
         shown = np.maximum.reduce(priors) if priors else None
         regions = ()
         if priors:
@@ -153,7 +154,7 @@ class Engine:
             if located:
                 masks = [self._mask_at(o, features, photo.size) for o in located]
             else:
-                masks = [self._mask(prior_logits, features, photo.size)]
+                masks = [self.mask_of(prior_logits, features, photo.size)]
             regions = tuple(
                 Region(p, m, o.box if o else None, o.points if o else (), o.label if o else "")
                 for p, m, o in zip(priors, masks, located or (None,), strict=True)
@@ -171,7 +172,8 @@ class Engine:
             tokens=len(written),
             photo_reused=reused,
             model=self.name,
-            settings=self.settings | {"max_new_tokens": limit},
+            settings=self.settings | {"max_new_tokens": limit, "decoding": "greedy", "seed": None},
+            versions=package_versions(),
             prior_kind=self.prior_kind,
             reply_ids=tuple(written),
         )
@@ -230,7 +232,8 @@ class Engine:
         return {i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}
 
     @torch.no_grad()
-    def _prior_logits(self, focus_embedding: Tensor, features: PhotoFeatures, photo_size: tuple[int, int]) -> Tensor:
+    def prior_logits(self, focus_embedding: Tensor, features: PhotoFeatures, photo_size: tuple[int, int]) -> Tensor:
+        """Where a focus embedding [1, D] looks: prior logits [1, 1, p, p]."""
         size = torch.tensor([unpadded_size(photo_size, self.model.config.vision.side)])
         return self.model.prior_logits(focus_embedding.to(self.model.dtype), features.image_embedding, size)
 
@@ -239,14 +242,16 @@ class Engine:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Where a hidden state [1, D] looks when it is taken for the focus embedding: prior float32 [H, W] in [0, 1], mask
         bool [H, W]. Only the focus token's own state was trained for this."""
-        prior_logits = self._prior_logits(embedding, features, photo_size)
-        return self._prior(prior_logits, photo_size), self._mask(prior_logits, features, photo_size)
+        prior_logits = self.prior_logits(embedding, features, photo_size)
+        return self.prior_of(prior_logits, photo_size), self.mask_of(prior_logits, features, photo_size)
 
-    def _prior(self, prior_logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
+    def prior_of(self, prior_logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
+        """Prior logits [1, 1, p, p] → the prior float32 [H, W] in [0, 1] at the photo's size."""
         return to_photo_frame(prior_logits, photo_size, self.model.config.vision.side)[0, 0].sigmoid().cpu().numpy()
 
     @torch.no_grad()
-    def _mask(self, prior_logits: Tensor, features: PhotoFeatures, photo_size: tuple[int, int]) -> np.ndarray:
+    def mask_of(self, prior_logits: Tensor, features: PhotoFeatures, photo_size: tuple[int, int]) -> np.ndarray:
+        """Prior logits [1, 1, p, p] → the mask that the decoder draws, bool [H, W] at the photo's size."""
         mask_logits = self.model.decoder(prior_logits, features.image_embedding)
         return self.at_photo_size(mask_logits, photo_size)[0] > 0
 

@@ -1,6 +1,9 @@
 """What this machine has: devices, free memory, free disk, read live. Sizes are bytes throughout."""
 
+import platform
 import shutil
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -67,3 +70,15 @@ def free_disk(folder: Path) -> int:
     """Free bytes on the disk of a folder that may not exist yet."""
     folder = folder.expanduser().absolute()
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Version of Python and of each package that an answer depends on; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "segment-anything", "bitsandbytes", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

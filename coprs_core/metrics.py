@@ -11,6 +11,19 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.logical_and(a, b).sum() / union) if union else 1.0
 
 
+THRESHOLDS = np.arange(101, dtype=np.float32) / 100
+"""0, 0.01 … 1: where `iou_curve` is measured."""
+
+
+def iou_curve(prior: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """IoU of `prior >= t` with a mask at each of `THRESHOLDS`: float64 [101]. `prior` float32, `mask` bool, both [H, W]."""
+    highest = np.searchsorted(THRESHOLDS, prior.ravel().astype(np.float32), side="right") - 1  # last threshold reached
+    reached = lambda which: np.bincount(which, minlength=101)[::-1].cumsum()[::-1]  # noqa: E731
+    inside, chosen = reached(highest[mask.ravel()]), reached(highest)
+    union = chosen + int(mask.sum()) - inside
+    return np.where(union > 0, inside / np.maximum(union, 1), 1.0)
+
+
 def giou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     """gIoU: the mean IoU of (predicted, true) masks, both empty counting 1 (ReasonSeg's convention)."""
     return float(np.mean([iou(a, b) for a, b in pairs]))

@@ -1,18 +1,21 @@
-"""Pictures of an answer: heatmap, overlays, and one figure of the whole chain. RGB uint8 arrays [H, W, 3] throughout."""
+"""Pictures of an answer: heatmap, overlays, cut-out, figures. RGB uint8 arrays [H, W, 3] throughout."""
 
 import textwrap
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 
+from coprs_core.compare import AgainstTruth
+from coprs_core.metrics import THRESHOLDS
 from coprs_core.results import FOCUS_TOKEN_PRIOR, Region, Result
 
 COLOUR_MAP = "inferno"
 """Perceptually uniform and safe for colour-blind eyes."""
 MASK_COLOUR = (0, 190, 170)
+REGION_COLOURS = (MASK_COLOUR, (255, 140, 40), (200, 90, 240), (250, 220, 60), (80, 150, 255), (255, 90, 130))
+"""Of several regions in one answer, in turn."""
 _COLOURS = (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
@@ -28,13 +31,26 @@ def prior_overlay(photo: np.ndarray, prior: np.ndarray, opacity: float = 0.85) -
     return np.asarray(Image.composite(Image.fromarray(heatmap(prior)), grey, Image.fromarray(share)))
 
 
-def mask_overlay(photo: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """The mask tinted and outlined over the photo, the rest dimmed."""
+def mask_overlay(photo: np.ndarray, *masks: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """Masks tinted and outlined over the photo, the rest dimmed; several each in a colour of `REGION_COLOURS`."""
     image = Image.fromarray(photo)
-    tinted = Image.blend(image, Image.new("RGB", image.size, MASK_COLOUR), opacity)
-    picture = np.array(Image.composite(tinted, image.point(lambda v: int(v * 0.72)), Image.fromarray(mask)))
-    picture[outline(mask)] = 255
-    return picture
+    picture = image.point(lambda v: int(v * 0.72))
+    for i, mask in enumerate(masks):
+        colour = REGION_COLOURS[i % len(REGION_COLOURS)]
+        tinted = Image.blend(image, Image.new("RGB", image.size, colour), opacity)
+        picture.paste(tinted, mask=Image.fromarray(mask))
+        picture.paste((255, 255, 255), mask=Image.fromarray(outline(mask)))
+    return np.asarray(picture)
+
+
+def cut_out(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The photo where the mask is, transparent elsewhere: RGBA uint8 [H, W, 4]."""
+    return np.dstack([photo, mask.astype(np.uint8) * 255])
+
+
+def difference_overlay(photo: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Two masks over the photo: what both hold in `MASK_COLOUR`, only `a` orange, only `b` violet."""
+    return mask_overlay(photo, a & b, a & ~b, b & ~a)
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
@@ -46,6 +62,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     """Photo and instruction, thought, prior and mask in one figure, for a page or a paper."""
+    masks = [thumbnail(photo, r, 1024)[1].mask for r in result.regions]
     photo, region = thumbnail(photo, Region(result.prior, result.mask) if result.regions else None, 1024)
     shape = min(1.6, max(0.5, photo.shape[0] / photo.shape[1]))
     figure = Figure(figsize=(14, 3.1 * shape + 0.9), layout="constrained", facecolor="white")
@@ -68,7 +85,7 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     )
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLOUR_MAP)
     figure.colorbar(scale, cax=axes[2].inset_axes([1.02, 0, 0.04, 1])).ax.tick_params(labelsize=8)
-    axes[3].imshow(mask_overlay(photo, region.mask))
+    axes[3].imshow(mask_overlay(photo, *masks))
     axes[3].set_title(f"mask · IoU of prior and mask {result.prior_iou:.2f}", fontsize=10)
     return figure
 
@@ -125,26 +142,16 @@ def _wrapped(text: str, width: int, lines: int) -> str:
     return textwrap.fill(text, width, max_lines=lines, placeholder=" …")
 
 
-def save_answer(folder: Path, photo: np.ndarray, result: Result) -> list[Path]:
-    """Write an answer's files into a folder: `result.json`, `chain.png`, and, where there is a region, `prior.npy`
-    (float32 [H, W]), `prior.png`, `mask.png` (1 bit) and `overlay.png`. Returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "result.json", folder / "chain.png"]
-    written[0].write_text(result.to_json() + "\n", encoding="utf-8")
-    chain_figure(photo, result).savefig(written[1], dpi=150)
-    for i, region in enumerate(result.regions):
-        tag = "" if len(result.regions) == 1 else f"_{i + 1}"
-        written += _save_region(folder, tag, photo, region)
-    return written
-
-
-def _save_region(folder: Path, tag: str, photo: np.ndarray, region: Region) -> list[Path]:
-    paths = [
-        folder / f"{name}{tag}.{kind}"
-        for name, kind in (("prior", "npy"), ("prior", "png"), ("mask", "png"), ("overlay", "png"))
-    ]
-    np.save(paths[0], region.prior)
-    Image.fromarray(heatmap(region.prior)).save(paths[1])
-    Image.fromarray(region.mask).save(paths[2])
-    Image.fromarray(mask_overlay(photo, region.mask)).save(paths[3])
-    return paths
+def truth_figure(photo: np.ndarray, result: Result, truth: np.ndarray, measured: AgainstTruth) -> Figure:
+    """Truth and mask over the photo, and the prior's IoU with the truth over the threshold, the best marked."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor="white")
+    picture, ax = figure.subplots(1, 2)
+    picture.imshow(difference_overlay(photo, result.mask, truth))
+    picture.set_axis_off()
+    picture.set_title("both · only the mask (orange) · only the truth (violet)", fontsize=9)
+    ax.plot(THRESHOLDS, measured.prior_curve, color="#5b1a6b")
+    best = f"best: {measured.best_iou:.2f} at {measured.best_threshold:.2f}"
+    ax.plot(measured.best_threshold, measured.best_iou, "o", color="#b8420f", label=best)
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="threshold of the prior", ylabel="IoU with the truth")
+    ax.legend(fontsize=8, frameon=False)
+    return figure

@@ -62,7 +62,7 @@ def focus_after_each_sentence(engine: Engine, image, result: Result) -> tuple[Lo
     The model really reads the shortened thought and its focus token. The cache is kept from sentence to sentence, so that
     the whole trace costs less than one more answer. Where the answer found something the last look is the answer's own.
     """
-    photo, features, reading = _again(engine, image, result)
+    photo, features, reading = again(engine, image, result)
     ids, looks, read = list(result.reply_ids), [], 0
     closing = _closing(engine, ids)
     for end, sentence in _sentences(engine, result):
@@ -91,6 +91,18 @@ def words(engine: Engine, result: Result) -> list[str]:
     return [decode.step(engine.tokenizer.backend_tokenizer, i) or "" for i in result.reply_ids]
 
 
+def find_word(engine: Engine, result: Result, word: str) -> int:
+    """The number of a token of the reply: a number as it stands, or where a text is written for the last time."""
+    if word.isdecimal():
+        return int(word)
+    pieces = words(engine, result)
+    place = "".join(pieces).rfind(word)
+    if not word or place < 0:
+        raise CoPRSError(f"The reply does not hold {word!r}: give a word of it, or a number from words.json.")
+    end = place + len(word)
+    return next(n for n, length in enumerate(accumulate(map(len, pieces))) if length >= end)
+
+
 @_within_memory
 def focus_at_word(engine: Engine, image, result: Result, index: int) -> Look:
     """The query head at any token of the reply, its own hidden state taken for the focus embedding: a probe, since only
@@ -99,7 +111,7 @@ def focus_at_word(engine: Engine, image, result: Result, index: int) -> Look:
         raise CoPRSError(
             f"The reply has {len(result.reply_ids)} tokens and number {index!r} was asked for: count from 0."
         )
-    photo, features, reading = _again(engine, image, result)
+    photo, features, reading = again(engine, image, result)
     embedding = reading.feed(list(result.reply_ids[: index + 1]))[-1:]
     trained = result.reply_ids[index] == engine.focus_id
     return _look(engine, embedding, features, photo, result, words(engine, result)[index], trained)
@@ -108,7 +120,7 @@ def focus_at_word(engine: Engine, image, result: Result, index: int) -> Look:
 @_within_memory
 def heads(engine: Engine, image, result: Result) -> np.ndarray:
     """The attention maps before they are fused, float32 [heads, H, W] at the photo's size: scaled dot products, unbounded."""
-    photo, features, reading = _again(engine, image, result)
+    photo, features, reading = again(engine, image, result)
     if result.outcome != FOUND:
         raise CoPRSError("This answer has no focus token, so there are no heads to show: ask one that finds something.")
     embedding = reading.feed(list(result.reply_ids))[-1:]
@@ -155,7 +167,7 @@ def without_pixels(look: Look) -> dict:
     return {"text": look.text, "iou": look.iou, "spread": look.spread, "trained": look.trained}
 
 
-def _again(engine: Engine, image, result: Result) -> tuple[Photo, PhotoFeatures, Reading]:
+def again(engine: Engine, image, result: Result) -> tuple[Photo, PhotoFeatures, Reading]:
     """The photo's features and the prompt of an answer, read and ready for its reply."""
     _needs_focus_token(engine)
     photo = open_photo(image)
@@ -164,6 +176,10 @@ def _again(engine: Engine, image, result: Result) -> tuple[Photo, PhotoFeatures,
     if not result.reply_ids or result.model != engine.name:
         raise CoPRSError(
             f"This answer was given by {result.model!r} and {engine.name!r} is asked about it: load that model."
+        )
+    if not all(0 <= i < engine.model.mllm.get_input_embeddings().num_embeddings for i in result.reply_ids):
+        raise CoPRSError(
+            f"This answer holds token ids that {engine.name!r} does not have: load the model that gave it."
         )
     features = engine.read(photo)
     ids = engine.prompt(result.instruction, features.visual)

@@ -1,12 +1,34 @@
-"""What an answer is: its outcome, regions and timings; to and from files."""
+"""What an answer is: its outcome, regions and timings; to and from dictionaries.
 
+`Result.to_dict`, and so `result.json`, in schema version 1 (`coprs_core.results.SCHEMA_VERSION`):
+
+schema_version  1
+outcome         "found", "nothing found" or "unfinished"; `reason`: one sentence why
+instruction, reasoning, reply: text; `reply_ids`: the reply's token ids
+photo_size      [height, width] in pixels
+prior_kind      "focus token" or "coordinates"
+prior_iou       IoU of prior (≥ 0.5) and mask, all regions together; null where nothing was found
+flags           what to be wary of: names of `coprs_core.verdict.FLAGS`
+regions         a list; each has `mask` (COCO RLE, uncompressed: {"size": [H, W], "counts": […]}), `area` in pixels,
+                `prior_iou`, `prior_max`; where the model wrote coordinates `box` [x0, y0, x1, y1], `points`, `label`;
+                from the app's endpoints `prior` too: a PNG as data URL, 8 bits, whose values are 200 × the prior, rounded down
+seconds         of each stage: reading, thinking, focusing, drawing
+tokens, photo_reused, model, settings (device, dtype, quantization, max_new_tokens, decoding, seed), versions (of packages)
+"""
+
+import base64
+import binascii
+import io
 import json
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
+from coprs_core.errors import CoPRSError
 from coprs_core.metrics import iou
+from coprs_core.photos import MAX_SIDE
 
 SCHEMA_VERSION = 1
 FOUND, NOTHING_FOUND, UNFINISHED = "found", "nothing found", "unfinished"
@@ -52,6 +74,7 @@ class Result:
         settings: device, dtype, quantization, max_new_tokens.
         prior_kind: "focus token" (where the model looked) or "coordinates" (drawn from what it wrote).
         reply_ids: the reply's token ids, for `probes`.
+        versions: of Python and of the packages that gave the answer.
     """
 
     outcome: Outcome
@@ -68,6 +91,7 @@ class Result:
     settings: dict
     prior_kind: str = FOCUS_TOKEN_PRIOR
     reply_ids: tuple[int, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def prior_iou(self) -> float | None:
@@ -86,7 +110,8 @@ class Result:
         """bool [H, W]: the union of all regions; empty where nothing was found."""
         return np.any([r.mask for r in self.regions], axis=0) if self.regions else np.zeros(self.photo_size, bool)
 
-    def to_dict(self) -> dict:
+    def to_dict(self, with_priors: bool = False) -> dict:
+        """The answer in plain values, as this module's docstring says; `with_priors` adds each region's prior as a PNG."""
         return {
             "schema_version": SCHEMA_VERSION,
             "outcome": self.outcome,
@@ -97,27 +122,105 @@ class Result:
             "photo_size": list(self.photo_size),
             "prior_kind": self.prior_kind,
             "prior_iou": self.prior_iou,
-            "regions": [
-                {
-                    "mask": encode_rle(r.mask),
-                    "area": int(r.mask.sum()),
-                    "prior_iou": r.prior_iou,
-                    "prior_max": float(r.prior.max()),
-                }
-                | ({"box": r.box, "points": r.points, "label": r.label} if r.box or r.points else {})
-                for r in self.regions
-            ],
+            "regions": [_region_to_dict(r, with_priors) for r in self.regions],
             "seconds": {k: round(v, 4) for k, v in self.seconds.items()},
             "tokens": self.tokens,
             "photo_reused": self.photo_reused,
             "model": self.model,
             "settings": self.settings,
+            "versions": self.versions,
             "reply_ids": list(self.reply_ids),
         }
 
     def to_json(self) -> str:
         """The answer as JSON; masks as uncompressed COCO RLE, priors by their figures alone (they are saved as `.npy`)."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
+
+    @classmethod
+    def from_dict(cls, values: dict, priors: "list[np.ndarray] | None" = None) -> "Result":
+        """The answer that `to_dict` wrote; raises `CoPRSError` for anything else, whoever made it.
+
+        `priors`: float32 [H, W] of each region; without them each region's own `prior` is read (see `decode_prior`).
+        """
+        if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
+            held = values.get("schema_version") if isinstance(values, dict) else type(values).__name__
+            raise CoPRSError(
+                f"This is no answer of CoPRS with schema version {SCHEMA_VERSION} (it has {held!r}): give the result.json "
+                "of `segment --out`, of a downloaded zip or of the endpoint."
+            )
+        try:
+            return _from_dict(cls, values, priors)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
+            raise CoPRSError(f"This answer of CoPRS is broken ({problem}): save it again.") from problem
+
+
+def _region_to_dict(region: Region, with_prior: bool) -> dict:
+    told = {
+        "mask": encode_rle(region.mask),
+        "area": int(region.mask.sum()),
+        "prior_iou": region.prior_iou,
+        "prior_max": float(region.prior.max()),
+    }
+    if region.box or region.points:
+        told |= {"box": region.box, "points": region.points, "label": region.label}
+    return told | ({"prior": encode_prior(region.prior)} if with_prior else {})
+
+
+def _from_dict(cls, values: dict, priors: list[np.ndarray] | None) -> Result:
+    height, width = (int(v) for v in values["photo_size"])
+    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
+        raise ValueError(f"a photo of {height}×{width} pixels")
+    if priors is None:
+        priors = [decode_prior(r["prior"]) for r in values["regions"]]
+    regions = tuple(_region(r, p, (height, width)) for r, p in zip(values["regions"], priors, strict=True))
+    texts = {k: _text(values[k]) for k in ("reason", "instruction", "reasoning", "reply", "model", "prior_kind")}
+    if values["outcome"] not in (FOUND, NOTHING_FOUND, UNFINISHED) or bool(regions) != (values["outcome"] == FOUND):
+        raise ValueError(f"outcome {values['outcome']!r} with {len(regions)} regions")
+    return cls(
+        outcome=values["outcome"], regions=regions, photo_size=(height, width),
+        seconds={_text(k): float(v) for k, v in values["seconds"].items()}, tokens=int(values["tokens"]),
+        photo_reused=bool(values["photo_reused"]), settings=dict(values["settings"]),
+        reply_ids=tuple(int(i) for i in values["reply_ids"]), versions=dict(values.get("versions", {})), **texts,
+    )  # fmt: skip
+
+
+def _region(values: dict, prior: np.ndarray, size: tuple[int, int]) -> Region:
+    mask = decode_rle(values["mask"])
+    if mask.shape != size or prior.shape != size or prior.dtype != np.float32:
+        raise ValueError(f"mask {mask.shape} and prior {prior.dtype} {prior.shape} of a photo {size}")
+    if not (prior.min() >= 0 and prior.max() <= 1):
+        raise ValueError("a prior outside 0 to 1")
+    box = values.get("box")
+    points = tuple((float(x), float(y)) for x, y in values.get("points", ()))
+    return Region(prior, mask, tuple(float(v) for v in box) if box else None, points, _text(values.get("label", "")))
+
+
+def _text(value) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} in the place of text")
+    return value
+
+
+PRIOR_STEPS = 200
+
+
+def encode_prior(prior: np.ndarray) -> str:
+    """A prior float32 [H, W] in [0, 1] as a PNG in a data URL: 8 bits, values 200 × the prior, rounded down."""
+    file = io.BytesIO()
+    Image.fromarray((prior * PRIOR_STEPS + 1e-4).astype(np.uint8)).save(file, "PNG", compress_level=4)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def decode_prior(url: str) -> np.ndarray:
+    """The prior of `encode_prior`, float32 [H, W], exact to 1/200; raises `ValueError` for anything else."""
+    kind, _, coded = _text(url).partition("base64,")
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(coded)))
+        if max(image.size) > MAX_SIDE or image.format != "PNG" or image.mode != "L":
+            raise ValueError("a prior that is no 8-bit PNG of a photo's size")
+        return np.asarray(image).astype(np.float32) / PRIOR_STEPS
+    except (OSError, binascii.Error, SyntaxError) as problem:
+        raise ValueError(f"a prior that cannot be read: {problem}") from problem
 
 
 def encode_rle(mask: np.ndarray) -> dict:
@@ -128,6 +231,30 @@ def encode_rle(mask: np.ndarray) -> dict:
 
 
 def decode_rle(rle: dict) -> np.ndarray:
-    """The bool mask [H, W] of `encode_rle`."""
-    counts = np.asarray(rle["counts"])
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(rle["size"], order="F")
+    """The bool mask [H, W] of a COCO run-length encoding: `counts` a list (uncompressed) or a string (compressed, as
+    pycocotools writes it). Raises `ValueError` where the runs do not add up to the size."""
+    height, width = (int(v) for v in rle["size"])
+    counts = rle["counts"]
+    if isinstance(counts, str | bytes):
+        counts = _decompressed(counts if isinstance(counts, bytes) else counts.encode("ascii"))
+    counts = np.asarray(counts, np.int64).reshape(-1)
+    if not 0 < max(height, width) <= MAX_SIDE or (counts < 0).any() or counts.sum() != height * width:
+        raise ValueError(f"run lengths that add up to {counts.sum()} and not to {height}×{width}")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape((height, width), order="F")
+
+
+def _decompressed(coded: bytes) -> list[int]:
+    """COCO's compressed counts: 5 bits a character from 48 on, the sixth says that more follow; from the third count on
+    each is the difference to the one before the last."""
+    counts, value, shift = [], 0, 0
+    for character in coded:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return counts

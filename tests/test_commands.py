@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from coprs_core import commands
 from coprs_core.__main__ import main, parser
 from coprs_core.results import decode_rle
 from coprs_core.scenes import draw_scene
@@ -30,7 +31,11 @@ def test_segment_streams_the_thought_and_writes_every_file(photo, found, tmp_pat
     assert "<think>I see" in told and "found. " in told and "IoU of prior and mask" in told
     assert {p.name for p in out.iterdir()} == {
         "result.json",
+        "photo.png",
         "chain.png",
+        "chain.pdf",
+        "cutout.png",
+        "prior_overlay.png",
         "prior.npy",
         "prior.png",
         "mask.png",
@@ -54,7 +59,7 @@ def test_exit_codes_of_the_other_outcomes(tmp_path, nothing_found, capsys):
     Image.fromarray(scene.image).save(path)
     out = tmp_path / "out"
     assert main(["segment", str(path), question.instruction, "--out", str(out)]) == 3
-    assert {p.name for p in out.iterdir()} == {"result.json", "chain.png"}
+    assert {p.name for p in out.iterdir()} == {"result.json", "photo.png", "chain.png", "chain.pdf"}
     assert main(["segment", str(path), "x", "--max-new-tokens", "3"]) == 4
     assert "3 tokens" in capsys.readouterr().out
 
@@ -140,3 +145,72 @@ def test_probes_write_their_files(tmp_path, capsys):
         main(["segment", str(example), "x", "--out", str(tmp_path), "--probe", "dreams"])
     assert "'dreams' is not known" in capsys.readouterr().err
     assert main(["segment", str(example), "x", "--probe", "heads"]) == 2
+
+
+def test_further_questions_write_their_files(tmp_path, capsys):
+    example, out = ROOT / "assets" / "examples" / "rain.png", tmp_path / "out"
+    truth = np.zeros((256, 256), np.uint8)
+    truth[20:80, 100:160] = 255
+    Image.fromarray(truth).save(tmp_path / "truth.png")
+    asked = ["--word", "umbrella", "--thought", "It is the fish.", "--again", "the largest thing", "--truth"]
+    code = main(["segment", str(example), "the thing that keeps the rain off", "--out", str(out), "--probe", "words,zoom",
+                 *asked, str(tmp_path / "truth.png")])  # fmt: skip
+    assert code == 0
+    told = {p.stem: json.loads(p.read_text()) for p in out.glob("*.json")}
+    words = told["words"]["words"]
+    number = next(int(n.removeprefix("word_")) for n in told if n.startswith("word_"))
+    assert words[number] in " umbrella" and told[f"word_{number}"]["trained"] is False
+    assert told["again"]["result"]["instruction"] == "the largest thing" and 0 <= told["again"]["mask_iou"] <= 1
+    assert told["focus_again"]["result"]["reasoning"] == "It is the fish."
+    assert (
+        told["truth"]["best_iou"] == pytest.approx(max(told["truth"]["prior_curve"]), abs=1e-6)
+        and {"crop", "problem"} & told["zoomed"].keys()
+    )
+    assert main(["segment", str(example), "x", "--out", str(out), "--word", "zebra"]) == 2
+    assert "does not hold 'zebra'" in capsys.readouterr().err
+    small = tmp_path / "small.png"
+    Image.fromarray(truth[:9, :8]).save(small)
+    assert main(["segment", str(example), "x", "--out", str(out), "--truth", str(small)]) == 2
+    assert "8×9 pixels and the photo 256×256" in capsys.readouterr().err
+
+
+def test_a_folder_is_gone_through_past_a_bad_file_and_can_be_resumed(tmp_path, capsys, monkeypatch):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for i in range(3):
+        Image.fromarray(draw_scene(i, "test").image).save(photos / f"{i}.png")
+    (photos / "1.png").write_bytes(b"no picture")
+    (photos / "notes.txt").write_text("no picture either, and not asked for")
+    asked = ["segment", str(photos), "the largest thing", "--out", str(out)]
+    assert main(asked) == 1
+    told = capsys.readouterr()
+    assert "1.png: This file cannot be read as a picture" in told.err and "1 of 3 photos failed" in told.err
+    assert sorted(p.name for p in out.iterdir()) == ["0.png", "2.png"]
+    before = (out / "0.png" / "result.json").stat().st_mtime_ns
+    (out / "2.png" / "result.json").unlink()  # as if stopped in the middle of it
+    Image.fromarray(draw_scene(1, "test").image).save(photos / "1.png")
+    assert main(asked) == 0
+    assert "100%" in capsys.readouterr().err
+    assert all((out / f"{i}.png" / "result.json").exists() for i in range(3))
+    assert (out / "0.png" / "result.json").stat().st_mtime_ns == before
+    monkeypatch.setattr(commands, "load", lambda *_: pytest.fail("everything is there: no model is needed"))
+    assert main(["segment", str(photos / "*.png"), "the largest thing", "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize("given, words", [("empty", "no picture files"), ("*.xyz", "No file matches")])
+def test_no_photos_is_one_sentence(tmp_path, capsys, given, words):
+    (tmp_path / "empty").mkdir()
+    assert main(["segment", str(tmp_path / given), "x", "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_saved_answer_opens_without_a_model(tmp_path, capsys, monkeypatch):
+    example, out = ROOT / "assets" / "examples" / "rain.png", tmp_path / "out"
+    assert main(["segment", str(example), "the thing that keeps the rain off", "--out", str(out)]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(commands, "load", lambda *_: pytest.fail("no model is needed"))
+    assert main(["open", str(out), "--out", str(tmp_path / "again")]) == 0
+    assert "the umbrella" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "again").iterdir()} == {p.name for p in out.iterdir()}
+    assert (tmp_path / "again" / "prior.npy").read_bytes() == (out / "prior.npy").read_bytes()
+    assert main(["open", str(tmp_path / "nowhere")]) == 2

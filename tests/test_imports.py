@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    "errors", "machine", "metrics", "results", "prompts", "photos", "pictures", "drawings", "scenes", "questions", "geometry",
+    "errors", "machine", "metrics", "photos", "results", "verdict", "compare", "prompts", "pictures", "drawings", "scenes", "questions", "geometry",
     "model.vision", "model.prior", "model.decoder", "model.mllm", "model.coprs", "model.pointing", "downloads", "coordinates",
-    "catalogue", "checkpoints", "convert", "engine", "shelf", "probes", "evaluate", "doctor", "benchmark", "commands", "__main__",
+    "catalogue", "checkpoints", "convert", "engine", "shelf", "probes", "zoom", "archive", "evaluate", "doctor", "benchmark", "commands", "__main__",
 ]  # fmt: skip
 
 

@@ -1,0 +1,137 @@
+"""An answer as files to take away, and back from them: a folder, or a zip of it.
+
+photo.png        the photo as it was read, upright RGB
+result.json      the answer; its schema stands in `coprs_core.results`
+prior.npy        float32 [H, W] in [0, 1]; prior.png is its picture
+mask.png         1 bit a pixel; cutout.png the photo inside it, transparent outside; overlay.png the mask over the photo
+chain.png        photo, thought, prior and mask in one figure; chain.pdf the same as vectors
+sentences.*      where the model would have focused after each sentence: figures (.json), priors (.npy), a figure (.png)
+
+Where an answer has several regions, prior, mask and cut-out are of all together and `prior_1.npy`, `mask_1.png` … of each.
+"""
+
+import io
+import json
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from coprs_core import probes
+from coprs_core.errors import CoPRSError
+from coprs_core.photos import MAX_SIDE, Photo, open_photo
+from coprs_core.pictures import chain_figure, cut_out, heatmap, mask_overlay, prior_overlay, trace_figure
+from coprs_core.results import Result
+
+_MOST_BYTES = 40 * MAX_SIDE**2
+_WHAT = "give a zip or folder that “Download” or `segment --out` wrote"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `open_answer` gives back."""
+
+    photo: Photo
+    result: Result
+
+
+def save_answer(folder: Path, photo: Photo, result: Result, looks: tuple[probes.Look, ...] = ()) -> list[Path]:
+    """Write an answer's files (see this module's docstring) into a folder; `looks` is its trace. `result.json` comes last,
+    so that a folder which holds it is whole. Returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels, written = np.asarray(photo.image), [folder / "photo.png"]
+    photo.image.save(written[0])
+    if result.regions:
+        written += _save_prior(folder, "", result.prior)
+        Image.fromarray(result.mask).save(folder / "mask.png")
+        Image.fromarray(cut_out(pixels, result.mask)).save(folder / "cutout.png")
+        Image.fromarray(mask_overlay(pixels, *(r.mask for r in result.regions))).save(folder / "overlay.png")
+        Image.fromarray(prior_overlay(pixels, result.prior)).save(folder / "prior_overlay.png")
+        written += [folder / f"{name}.png" for name in ("mask", "cutout", "overlay", "prior_overlay")]
+    for i, region in enumerate(result.regions if len(result.regions) > 1 else (), start=1):
+        written += _save_prior(folder, f"_{i}", region.prior)
+        Image.fromarray(region.mask).save(folder / f"mask_{i}.png")
+        written.append(folder / f"mask_{i}.png")
+    figure = chain_figure(pixels, result)
+    for kind in ("png", "pdf"):
+        figure.savefig(folder / f"chain.{kind}", dpi=150)
+        written.append(folder / f"chain.{kind}")
+    if looks:
+        written += save_trace(folder, pixels, looks)
+    part = folder / "result.json.part"
+    part.write_text(result.to_json() + "\n", encoding="utf-8")
+    part.replace(folder / "result.json")
+    return [folder / "result.json", *written]
+
+
+def _save_prior(folder: Path, tag: str, prior: np.ndarray) -> list[Path]:
+    np.save(folder / f"prior{tag}.npy", prior)
+    Image.fromarray(heatmap(prior)).save(folder / f"prior{tag}.png")
+    return [folder / f"prior{tag}.npy", folder / f"prior{tag}.png"]
+
+
+def save_trace(folder: Path, pixels: np.ndarray, looks: tuple[probes.Look, ...]) -> list[Path]:
+    """Write `sentences.json`, `.npy` (float32 [sentences, H, W]) and `.png` into a folder."""
+    settled = probes.settles_at(looks)
+    told = {"settles_at": settled, "sentences": [probes.without_pixels(x) for x in looks]}
+    (folder / "sentences.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    np.save(folder / "sentences.npy", np.stack([x.prior for x in looks]))
+    steps = [(x.text, x.prior, x.iou, x.spread) for x in looks]
+    trace_figure(pixels, steps, settled).savefig(folder / "sentences.png", dpi=120)
+    return [folder / f"sentences.{kind}" for kind in ("json", "npy", "png")]
+
+
+def save_zip(path: Path, photo: Photo, result: Result, looks: tuple[probes.Look, ...] = ()) -> Path:
+    """The files of `save_answer` as one zip."""
+    with tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+        written = save_answer(Path(folder), photo, result, looks)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in written:
+                archive.write(file, file.name)
+    return path
+
+
+def open_answer(path: "str | Path") -> Saved:
+    """The photo and the answer in a zip or folder that `save_zip` or `save_answer` wrote; needs no model.
+
+    Raises `CoPRSError` where it is something else, is broken, or is far larger than any answer.
+    """
+    path = Path(path)
+    try:
+        files = (
+            _zipped(path)
+            if path.is_file()
+            else {p.name: p.read_bytes() for p in sorted(path.iterdir()) if _ours(p.name)}
+        )
+        values = json.loads(files["result.json"])
+        photo = open_photo(files["photo.png"])
+        count = len(values["regions"]) if isinstance(values, dict) else 0
+        tags = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
+        priors = [np.load(io.BytesIO(files[f"prior{tag}.npy"]), allow_pickle=False) for tag in tags]
+        result = Result.from_dict(values, priors)
+        if result.photo_size != photo.size:
+            raise CoPRSError(
+                f"The photo in {path.name} is not the one that its result.json is about: save the answer again."
+            )
+        return Saved(photo, result)
+    except FileNotFoundError as problem:
+        raise CoPRSError(f"There is no file {str(path)!r}: {_WHAT}.") from problem
+    except KeyError as problem:
+        raise CoPRSError(f"{path.name} holds no {problem}: {_WHAT}.") from problem
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as problem:
+        raise CoPRSError(f"{path.name} cannot be read as a saved answer ({problem}): {_WHAT}.") from problem
+
+
+def _ours(name: str) -> bool:
+    return name in ("result.json", "photo.png") or (name.startswith("prior") and name.endswith(".npy"))
+
+
+def _zipped(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        wanted = [i for i in archive.infolist() if _ours(i.filename)]
+        if sum(i.file_size for i in wanted) > _MOST_BYTES:
+            raise ValueError("its files are far larger than an answer's")
+        return {i.filename: archive.read(i) for i in wanted}

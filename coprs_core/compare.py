@@ -1,0 +1,118 @@
+"""An answer against another about the same photo, or against the truth."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from coprs_core.errors import CoPRSError
+from coprs_core.metrics import THRESHOLDS, iou, iou_curve
+from coprs_core.photos import MAX_SIDE
+from coprs_core.results import Result, decode_rle
+
+_TRUTH = "give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON"
+
+
+@dataclass(frozen=True)
+class AgainstAnswer:
+    """Two answers about one photo: IoU of their masks and, where both have one, of their priors (≥ 0.5)."""
+
+    mask_iou: float
+    prior_iou: float | None
+
+
+@dataclass(frozen=True)
+class AgainstTruth:
+    """An answer against a true mask.
+
+    `mask_iou`; `prior_curve` float64 [101]: IoU of the prior at each of `metrics.THRESHOLDS`; `prior_iou`: at 0.5;
+    `best_threshold`, `best_iou`: where the prior comes nearest to the truth. Of the prior all are None without one.
+    """
+
+    mask_iou: float
+    prior_iou: float | None = None
+    best_threshold: float | None = None
+    best_iou: float | None = None
+    prior_curve: np.ndarray | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict:
+        curve = None if self.prior_curve is None else [round(float(v), 6) for v in self.prior_curve]
+        return {"mask_iou": self.mask_iou, "prior_iou": self.prior_iou, "best_threshold": self.best_threshold,
+                "best_iou": self.best_iou, "prior_curve": curve}  # fmt: skip
+
+
+def against_answer(a: Result, b: Result) -> AgainstAnswer:
+    """Compare two answers; raises `CoPRSError` where they are about photos of different sizes."""
+    if a.photo_size != b.photo_size:
+        raise CoPRSError("The two answers are about different photos: ask both about the same one.")
+    both = a.regions and b.regions
+    return AgainstAnswer(iou(a.mask, b.mask), iou(a.prior >= 0.5, b.prior >= 0.5) if both else None)
+
+
+def against_truth(result: Result, truth: np.ndarray) -> AgainstTruth:
+    """Compare an answer with a true mask, bool [H, W] of the photo's size (see `read_truth`)."""
+    _check_size(truth.shape, result.photo_size)
+    if not result.regions:
+        return AgainstTruth(iou(result.mask, truth))
+    curve = iou_curve(result.prior, truth)
+    best = int(curve.argmax())
+    return AgainstTruth(iou(result.mask, truth), float(curve[50]), float(THRESHOLDS[best]), float(curve[best]), curve)
+
+
+def read_truth(source: "str | Path | Image.Image | np.ndarray | dict", photo_size: tuple[int, int]) -> np.ndarray:
+    """A true mask, bool [H, W], from a picture file, a file of COCO RLE in JSON, a PIL image, an array or an RLE dict.
+
+    In a picture a pixel belongs where its value is over half of the highest; in one with a palette, where its index is
+    not 0. Raises `CoPRSError` where it cannot be read or its size is not `photo_size` (height, width).
+    """
+    if isinstance(source, str | Path):
+        source = _opened(Path(source))
+    try:
+        truth = decode_rle(_rle_of(source)) if isinstance(source, dict) else _from_picture(source)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError, MemoryError) as problem:
+        raise CoPRSError(f"This true mask cannot be read ({problem}): {_TRUTH}.") from problem
+    _check_size(truth.shape, photo_size)
+    return truth
+
+
+def _rle_of(values: dict) -> dict:
+    """A COCO annotation holds its RLE under `segmentation`."""
+    inner = values.get("segmentation", values)
+    if not isinstance(inner, dict):
+        raise ValueError("a COCO annotation whose segmentation is no RLE")
+    return inner
+
+
+def _opened(path: Path) -> "Image.Image | dict":
+    try:
+        if path.suffix.lower() == ".json":
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("no JSON object")
+            return values
+        image = Image.open(path)
+        if max(image.size) > MAX_SIDE:
+            raise ValueError(f"{image.width}×{image.height} pixels")
+        image.load()
+        return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, RecursionError) as problem:
+        raise CoPRSError(f"This true mask cannot be read ({problem}): {_TRUTH}.") from problem
+
+
+def _from_picture(source: "Image.Image | np.ndarray") -> np.ndarray:
+    if isinstance(source, Image.Image):
+        if source.mode == "P":
+            return np.asarray(source) > 0
+        source = np.asarray(source if source.mode in ("1", "I;16", "I", "F") else source.convert("L"))
+    if source.ndim != 2:
+        raise ValueError(f"an array of {source.ndim} dimensions")
+    return source if source.dtype == bool else source > source.max(initial=0) / 2
+
+
+def _check_size(truth_size: tuple[int, int], photo_size: tuple[int, int]) -> None:
+    if tuple(truth_size) != tuple(photo_size):
+        raise CoPRSError(
+            f"The true mask has {truth_size[1]}×{truth_size[0]} pixels and the photo {photo_size[1]}×{photo_size[0]}: {_TRUTH}."
+        )

@@ -1,0 +1,55 @@
+"""What to be wary of in an answer, in words."""
+
+import re
+
+import numpy as np
+from scipy.ndimage import label
+
+from coprs_core.results import FOUND, Result
+
+FLAGS = {
+    "disagree": "Prior and mask disagree (IoU under 0.5): the decoder drew something else than the focus token looked at.",
+    "border": "The mask touches the picture's border: the thing may go on outside.",
+    "tiny": "The mask covers under 0.1 % of the picture: check that it is no speck.",
+    "scattered": "The mask lies in several separate pieces: one thing partly hidden, or several things in one answer.",
+    "contradiction": "The thought ends by saying that nothing fits, and yet a mask came: do not trust it.",
+}
+DISAGREE, TINY, PIECE = 0.5, 0.001, 0.02
+"""IoU under which prior and mask disagree; share of the picture under which a mask is tiny; of the mask that makes a piece."""
+
+_NOTHING = re.compile(
+    r"\b(nothing|none of|no such|not (?:present|visible|there|in the (?:picture|image|photo))|no (?:target|match|object)"
+    r"|there is no|there are no|can(?:no|')t (?:find|see)|does not exist|doesn't exist)\b|没有|找不到|不存在|看不到",
+    re.IGNORECASE,
+)
+_MOST_LOOKED_AT = 1024
+
+
+def flags(result: Result) -> tuple[str, ...]:
+    """Names of `FLAGS` that hold for an answer, in their order; none where nothing was found."""
+    if result.outcome != FOUND:
+        return ()
+    mask = result.mask
+    edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    holds = {
+        "disagree": result.prior_iou < DISAGREE,
+        "border": any(edge.any() for edge in edges),
+        "tiny": mask.mean() < TINY,
+        "scattered": any(pieces(r.mask) > 1 for r in result.regions),
+        "contradiction": says_nothing(result.reasoning),
+    }
+    return tuple(name for name, holding in holds.items() if holding)
+
+
+def pieces(mask: np.ndarray) -> int:
+    """How many separate pieces a bool mask [H, W] has, each at least a fiftieth of it."""
+    step = -(-max(mask.shape) // _MOST_LOOKED_AT)
+    numbered, _ = label(mask[::step, ::step])
+    areas = np.bincount(numbered.ravel())[1:]
+    return int((areas >= max(1, PIECE * areas.sum())).sum()) if len(areas) else 0
+
+
+def says_nothing(reasoning: str) -> bool:
+    """Whether the last sentence of a thought says that nothing fits."""
+    sentences = [s for s in re.split(r"(?<=[.!?。！？])\s*", reasoning.strip()) if s.strip()]
+    return bool(sentences) and bool(_NOTHING.search(sentences[-1]))

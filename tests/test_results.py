@@ -1,0 +1,265 @@
+"""Answers to and from files; flags; an answer against another and against the truth."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coprs_core import CoPRSError, Region, Result
+from coprs_core.archive import open_answer, save_answer, save_zip
+from coprs_core.compare import against_answer, against_truth, read_truth
+from coprs_core.metrics import THRESHOLDS, iou, iou_curve
+from coprs_core.photos import open_photo
+from coprs_core.pictures import MASK_COLOUR, cut_out, difference_overlay, mask_overlay
+from coprs_core.results import FOUND, decode_prior, decode_rle, encode_prior, encode_rle
+from coprs_core.verdict import FLAGS, flags, pieces, says_nothing
+
+
+def result_of(mask, prior=None, reasoning="It is the umbrella.", regions=None):
+    prior = mask.astype(np.float32) if prior is None else prior
+    return Result(FOUND, "It is so.", "the thing", reasoning, "<think>…", regions or (Region(prior, mask),), mask.shape,
+                  {"reading": 0.1}, 9, False, "mini", {"device": "cpu"}, reply_ids=(1, 2, 3))  # fmt: skip
+
+
+def square(size=(100, 120), top=40, left=50, side=20):
+    mask = np.zeros(size, bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+# --- to and from files
+
+
+def test_a_result_comes_back_from_its_dictionary_and_json(found):
+    result = found[2]
+    again = Result.from_dict(json.loads(result.to_json()), [r.prior for r in result.regions])
+    assert again.to_dict() == result.to_dict() and np.array_equal(again.mask, result.mask)
+    assert np.array_equal(again.prior, result.prior) and again.versions["torch"]
+
+
+def test_a_prior_comes_back_from_its_png_within_a_step(found):
+    prior = found[2].prior
+    again = decode_prior(encode_prior(prior))
+    assert again.dtype == np.float32 and np.abs(again - prior).max() <= 1 / 200 + 1e-6
+    assert np.array_equal(decode_prior(encode_prior(again)), again)
+    via_dict = Result.from_dict(found[2].to_dict(with_priors=True))
+    assert np.array_equal(via_dict.prior, again)
+
+
+BROKEN = [
+    ([], "schema version 1"),
+    ({"schema_version": 7}, "it has 7"),
+    ({"outcome": "lost"}, "lost"),
+    ({"regions": []}, "broken"),
+    ({"outcome": "nothing found"}, "with 1 regions"),
+    ({"photo_size": [0, 9]}, "pixels"),
+    ({"photo_size": [10**9, 9]}, "pixels"),
+    ({"reply_ids": ["a"]}, "broken"),
+    ({"instruction": 3}, "in the place of text"),
+    ({"seconds": None}, "broken"),
+]
+
+
+@pytest.mark.parametrize("change, words", BROKEN)
+def test_a_broken_answer_is_one_sentence(found, change, words):
+    values = found[2].to_dict()
+    values = values | change if isinstance(change, dict) else change
+    with pytest.raises(CoPRSError, match=words):
+        Result.from_dict(values, [r.prior for r in found[2].regions])
+
+
+@pytest.mark.parametrize("mask", [square(), ~square(), np.zeros((3, 5), bool), np.ones((4, 4), bool), np.eye(6, dtype=bool)])  # fmt: skip
+def test_run_lengths_come_back(mask):
+    assert np.array_equal(decode_rle(encode_rle(mask)), mask)
+
+
+BY_PYCOCOTOOLS = [
+    (square(), "`m4d0`20000000000000000000000000000000000000Pk4"),
+    (~square(), "0`m4d0PUK0000000000000000000000000000000000000Pk4"),
+    (np.eye(6, dtype=bool), "016000000000"),
+    (np.zeros((3, 5), bool), "?"),
+]
+
+
+@pytest.mark.parametrize("mask, counts", BY_PYCOCOTOOLS)
+def test_compressed_run_lengths_are_read_as_pycocotools_writes_them(mask, counts):
+    assert np.array_equal(decode_rle({"size": list(mask.shape), "counts": counts}), mask)
+
+
+def test_a_zip_and_a_folder_come_back_bit_for_bit(found, tmp_path):
+    scene, _, result = found
+    photo = open_photo(scene.image)
+    written = save_answer(tmp_path / "a", photo, result)
+    archive = save_zip(tmp_path / "a.zip", photo, result)
+    assert {p.name for p in written} == set(zipfile.ZipFile(archive).namelist())
+    assert {"photo.png", "mask.png", "cutout.png", "prior.npy", "prior.png", "overlay.png", "chain.png", "chain.pdf",
+            "result.json"} <= {p.name for p in written}  # fmt: skip
+    for place in (tmp_path / "a", archive):
+        saved = open_answer(place)
+        assert saved.photo.key == photo.key and saved.result.to_dict() == result.to_dict()
+        assert np.array_equal(saved.result.prior, result.prior) and np.array_equal(saved.result.mask, result.mask)
+    assert Image.open(tmp_path / "a" / "mask.png").mode == "1"
+    assert (tmp_path / "a" / "chain.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_several_regions_and_none_come_back_too(nothing_found, tmp_path):
+    scene, _, nothing = nothing_found
+    two = result_of(square((256, 256)), regions=tuple(
+        Region(m.astype(np.float32) * 0.9, m, (1.0, 2.0, 3.0, 4.0), ((5.0, 6.0),), "a cup")
+        for m in (square((256, 256)), square((256, 256), 100, 100))))  # fmt: skip
+    for name, result in (("none", nothing), ("two", two)):
+        saved = open_answer(save_zip(tmp_path / f"{name}.zip", open_photo(scene.image), result))
+        assert saved.result.to_dict() == json.loads(result.to_json()) | {"regions": saved.result.to_dict()["regions"]}
+        assert len(saved.result.regions) == len(result.regions)
+        assert all(np.array_equal(a.mask, b.mask) and a.points == b.points and a.label == b.label
+                   for a, b in zip(saved.result.regions, result.regions, strict=True))  # fmt: skip
+
+
+def test_what_is_no_saved_answer_is_one_sentence(found, tmp_path):
+    archive = save_zip(tmp_path / "a.zip", open_photo(found[0].image), found[2])
+
+    def without(name, **replaced):
+        path = tmp_path / f"without-{name}.zip"
+        with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w") as new:
+            for item in old.namelist():
+                if item != name:
+                    new.writestr(item, replaced.get(item.replace(".", "_"), old.read(item)))
+        return path
+
+    (tmp_path / "text.zip").write_text("no zip")
+    (tmp_path / "cut.zip").write_bytes(archive.read_bytes()[:2000])
+    other = np.zeros((9, 9), np.float32)
+    np.save(tmp_path / "other.npy", other)
+    np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
+    cases = {
+        tmp_path / "nowhere.zip": "no file",
+        tmp_path / "text.zip": "cannot be read as a saved answer",
+        tmp_path / "cut.zip": "cannot be read as a saved answer",
+        without("result.json"): "result.json",
+        without("prior.npy"): "prior.npy",
+        without("x1", prior_npy=(tmp_path / "other.npy").read_bytes()): "broken",
+        without("x2", prior_npy=(tmp_path / "pickled.npy").read_bytes()): "cannot be read",
+        without("x3", photo_png=b"no picture"): "cannot be read as a picture",
+        without("x4", result_json=b"{"): "cannot be read",
+    }
+    for path, words in cases.items():
+        with pytest.raises(CoPRSError, match=words):
+            open_answer(path)
+
+
+# --- flags
+
+
+def test_flags_hold_where_they_should():
+    good = square()
+    assert flags(result_of(good)) == ()
+    far = np.zeros_like(good, np.float32)
+    far[:10, :10] = 1
+    assert flags(result_of(good, far)) == ("disagree",)
+    assert flags(result_of(square(top=0))) == ("border",)
+    assert flags(result_of(square(side=3))) == ("tiny",)
+    assert flags(result_of(square() | square(top=5, left=5))) == ("scattered",)
+    assert flags(result_of(good, reasoning="I see a dog. So nothing here fits.")) == ("contradiction",)
+    assert set(FLAGS) == {"disagree", "border", "tiny", "scattered", "contradiction"}
+    two = (Region(good.astype(np.float32), good), Region(good.astype(np.float32), square(top=5, left=5)))
+    assert "scattered" not in flags(result_of(good, regions=two))  # two answers, each in one piece
+
+
+def test_nothing_found_has_no_flags(nothing_found):
+    assert flags(nothing_found[2]) == () and says_nothing(nothing_found[2].reasoning)
+
+
+@pytest.mark.parametrize("thought, nothing", [("There is no umbrella.", True), ("图中没有雨伞。", True), ("Nothing is red. It is the cup.", False), ("", False)])  # fmt: skip
+def test_a_thought_that_ends_in_nothing(thought, nothing):
+    assert says_nothing(thought) == nothing
+
+
+def test_specks_are_no_pieces():
+    mask = square(side=40)
+    mask[0, 0] = True
+    assert pieces(mask) == 1 and pieces(np.zeros((5, 5), bool)) == 0
+
+
+# --- against another, against the truth
+
+
+def test_the_curve_is_the_iou_at_each_threshold(found):
+    prior, mask = found[2].prior, found[2].mask
+    curve = iou_curve(prior, mask)
+    for t in (0, 13, 29, 50, 57, 99, 100):
+        assert curve[t] == pytest.approx(iou(prior >= THRESHOLDS[t], mask), abs=1e-12)
+    assert (iou_curve(prior * 0, mask * False) == [0] + [1] * 100).all()
+
+
+def test_against_the_truth(found):
+    result = found[2]
+    same = against_truth(result, result.mask)
+    assert same.mask_iou == 1 and same.prior_iou == pytest.approx(result.prior_iou)
+    assert same.best_iou == same.prior_curve.max() >= same.prior_iou
+    with pytest.raises(CoPRSError, match="9×8 pixels and the photo 256×256"):
+        against_truth(result, np.zeros((8, 9), bool))
+
+
+def test_truth_is_read_from_what_people_bring(tmp_path):
+    mask = square()
+    grey = mask.astype(np.uint8) * 255
+    palette = Image.fromarray(mask.astype(np.uint8), "P")
+    palette.putpalette([0, 0, 0, 10, 0, 0] + [0] * 762)
+    pictures = {"white.png": Image.fromarray(grey), "bit.png": Image.fromarray(mask), "ones.png": Image.fromarray(grey // 255),
+                "rgb.png": Image.fromarray(grey).convert("RGB"), "rgba.png": Image.fromarray(grey).convert("RGBA"),
+                "palette.png": palette}  # fmt: skip
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+    (tmp_path / "rle.json").write_text(json.dumps(encode_rle(mask)))
+    (tmp_path / "coco.json").write_text(
+        json.dumps({"segmentation": {"size": [100, 120], "counts": BY_PYCOCOTOOLS[0][1]}})
+    )
+    for name in (*pictures, "rle.json", "coco.json"):
+        assert np.array_equal(read_truth(tmp_path / name, (100, 120)), mask), name
+    assert not read_truth(np.zeros((100, 120), np.uint8), (100, 120)).any()
+
+
+TRUTH_MISTAKES = [
+    ("a.png", b"no picture", "cannot be read"),
+    ("a.json", b"[1, 2]", "no JSON object"),
+    ("a.json", b'{"size": [100, 120], "counts": [1, 2]}', "add up to 3"),
+    ("a.json", b'{"size": [100, 120], "counts": "\xc3\xa4"}', "cannot be read"),
+    ("a.json", b'{"segmentation": [[1, 2, 3, 4]]}', "no RLE"),
+    ("a.json", b'{"size": [99999999, 99999999], "counts": []}', "cannot be read"),
+    ("a.json", b'{"size": [10, 12], "counts": [120]}', "12×10 pixels and the photo 120×100"),
+]
+
+
+@pytest.mark.parametrize("name, content, words", TRUTH_MISTAKES)
+def test_a_wrong_truth_is_one_sentence(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CoPRSError, match=words):
+        read_truth(tmp_path / name, (100, 120))
+
+
+def test_two_answers():
+    a, b = result_of(square()), result_of(square(left=60))
+    both = against_answer(a, b)
+    assert both.mask_iou == both.prior_iou == pytest.approx(1 / 3)
+    with pytest.raises(CoPRSError, match="different photos"):
+        against_answer(a, result_of(square((50, 60), 5, 5)))
+
+
+# --- pictures
+
+
+def test_pictures_show_what_they_say():
+    photo = np.full((100, 120, 3), 200, np.uint8)
+    a, b = square(), square(left=60)
+    cut = cut_out(photo, a)
+    assert cut.shape == (100, 120, 4) and (cut[..., 3] > 0).sum() == a.sum()
+    overlay = mask_overlay(photo, a)
+    assert (
+        tuple(overlay[50, 60]) == tuple(np.uint8(100 + c / 2) for c in MASK_COLOUR)
+        and tuple(overlay[0, 0]) == (144,) * 3
+    )
+    shown = difference_overlay(photo, a, b)
+    colours = {tuple(shown[50, x]) for x in (55, 65, 75)}
+    assert len(colours) == 3

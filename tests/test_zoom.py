@@ -1,0 +1,79 @@
+"""Zooming in on the real miniature: exact frames, an untouched answer, and the gain that justifies it."""
+
+import numpy as np
+import pytest
+
+from coprs_core import CoPRSError
+from coprs_core.metrics import giou
+from coprs_core.questions import examples
+from coprs_core.results import FOUND
+from coprs_core.scenes import SIDE
+from coprs_core.zoom import Crop, crop_around, zoom_in
+
+
+def tiny_targets(split: str, count: int):
+    """(scene, question) of the first `count` examples whose target covers under 1 % of the picture."""
+    found = 0
+    for scene, question in examples(split, 0, 20 * count):
+        if question.target is not None and scene.things[question.target].area < 0.01 * SIDE**2:
+            yield scene, question
+            found += 1
+        if found == count:
+            return
+
+
+@pytest.mark.parametrize("size", [(100, 100), (60, 200), (300, 90)])
+@pytest.mark.parametrize("place", [(0.05, 0.05), (0.5, 0.5), (0.97, 0.9)])
+def test_the_crop_is_a_square_inside_the_photo_around_the_mass(size, place):
+    prior = np.zeros(size, np.float32)
+    y, x = (int(p * n) for p, n in zip(place, size, strict=True))
+    prior[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3] = 0.8
+    crop = crop_around(prior)
+    assert crop.of(prior).shape == (crop.side, crop.side) and crop.of(prior).sum() == pytest.approx(prior.sum())
+    assert crop.side <= min(size)
+
+
+def test_zooming_changes_nothing_but_prior_and_mask_and_not_the_answer_itself(fresh):
+    scene, question = next(tiny_targets("test", 300))
+    result = fresh.segment(scene.image, question.instruction)
+    before = (result.prior.copy(), result.mask.copy())
+    zoomed, crop = zoom_in(fresh, scene.image, result)
+    assert np.array_equal(result.prior, before[0]) and np.array_equal(result.mask, before[1])
+    again = fresh.segment(scene.image, question.instruction)
+    assert (
+        again.reply == result.reply and np.array_equal(again.mask, before[1]) and np.array_equal(again.prior, before[0])
+    )
+    outside = np.ones(result.photo_size, bool)
+    crop.of(outside)[:] = False
+    assert np.array_equal(zoomed.prior[outside], result.prior[outside]) and not zoomed.mask[outside].any()
+    assert zoomed.reply == result.reply and "Zoomed in" in zoomed.reason and isinstance(crop, Crop)
+
+
+def test_what_cannot_be_zoomed_into_is_said(mini, nothing_found, monkeypatch):
+    scene, _, result = nothing_found
+    with pytest.raises(CoPRSError, match="nothing to zoom into"):
+        zoom_in(mini, scene.image, result)
+    large = max(
+        (e for e in examples("test", 0, 60) if e[1].target is not None), key=lambda e: e[0].things[e[1].target].area
+    )
+    result = mini.segment(large[0].image, large[1].instruction)
+    assert result.outcome == FOUND
+    with pytest.raises(CoPRSError, match="already fills the picture"):
+        zoom_in(mini, large[0].image, result)
+
+
+@pytest.mark.slow
+def test_zooming_in_raises_the_masks_of_tiny_targets_by_a_twentieth(mini):
+    """300 test scenes whose target is under 1 % of the picture; an answer that cannot be zoomed into counts as it is."""
+    before, after = [], []
+    for scene, question in tiny_targets("test", 300):
+        result, truth = mini.segment(scene.image, question.instruction), scene.mask(question.target)
+        before.append((result.mask, truth))
+        try:
+            after.append((zoom_in(mini, scene.image, result)[0].mask, truth))
+        except CoPRSError:
+            after.append(before[-1])
+    assert len(before) == 300
+    gain = giou(after) - giou(before)
+    print(f"mask gIoU {giou(before):.3f} -> {giou(after):.3f}")
+    assert gain >= 0.05, f"{giou(before):.3f} -> {giou(after):.3f}"
