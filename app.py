@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 
+from app.space import borrowed_gpu
 from app.ui import build, launch
-from coprs_core import CoPRSError, Shelf, load
+from coprs_core import CoPRSError, Shelf
 
 parser = argparse.ArgumentParser(description="CoPRS: ask for a thing in words, watch the model think, focus and draw.")
 for option, default, meaning in (
@@ -16,22 +17,21 @@ for option, default, meaning in (
     ("sam", "vit_h", "vit_b, vit_l, vit_h or a .pth file, for models that write coordinates"),
     ("host", os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), "address to listen on; 0.0.0.0 for all"),
     ("port", "", "port to listen on (default: the first free one from 7860)"),
+    ("password", "", "NAME:PASSWORD that visitors must give (default: none is asked for)"),
 ):
     chosen = os.environ.get(f"COPRS_{option.upper()}", default)
-    parser.add_argument(f"--{option}", default=chosen, help=f"{meaning} (now {chosen or 'free'})")
+    parser.add_argument(f"--{option}", default=chosen, help=meaning + f" (now {chosen})" * (option != "password"))
 options = parser.parse_known_args()[0]
 
-try:
-    chosen = (options.device, options.dtype, options.quantize, options.sam)
-    shelf = Shelf(load(options.model, *chosen), *chosen)
-    demo = build(shelf, may_choose=options.host in ("127.0.0.1", "localhost"))
-except CoPRSError as problem:
-    sys.exit(f"error: {problem}")
+shelf = Shelf(options.model, options.device, options.dtype, options.quantize, options.sam, borrowed_gpu())
+demo = build(shelf, may_choose=options.host in ("127.0.0.1", "localhost"))
 
 if __name__ == "__main__":
-    if options.port and not (options.port.isdecimal() and 0 < int(options.port) < 65536):
-        sys.exit(f"error: port {options.port!r} is no number from 1 to 65535: choose another --port.")
     try:
-        launch(demo, server_name=options.host, server_port=int(options.port) if options.port else None)
-    except OSError as problem:
-        sys.exit(f"error: cannot listen on {options.host} ({problem}): choose another --host or --port.")
+        launch(demo, options.host, options.port, options.password)
+        shelf.wait()  # the model is loaded behind the page
+        demo.block_thread()
+    except (CoPRSError, OSError) as problem:
+        cure = "" if isinstance(problem, CoPRSError) else ": choose another --host or --port."
+        print(f"error: {problem}{cure}", file=sys.stderr, flush=True)
+        os._exit(1)  # without waiting for a model that may still be loading

@@ -1,128 +1,427 @@
-"""Between the core's updates and the page's components. Nothing is kept here from one call to the next."""
+"""Between the core and the page: what each button does, and the same for programs. Nothing is kept here from one call to the
+next; what a visitor has asked lies in that visitor's own session."""
 
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
 
 from app import panels
+from app.texts import language_of, say
 from coprs_core import probes
-from coprs_core.engine import Update
+from coprs_core.archive import open_answer, save_zip
+from coprs_core.compare import against_answer, against_truth, read_truth
+from coprs_core.engine import Engine, Update
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import open_photo
-from coprs_core.pictures import mask_overlay, prior_overlay, thumbnail
-from coprs_core.results import Region, Result
+from coprs_core.photos import Photo, open_photo
+from coprs_core.results import FOCUS_TOKEN_PRIOR, Result, encode_prior, encode_rle
 from coprs_core.shelf import Shelf
+from coprs_core.zoom import zoom_in
 
-SHOWN_SIDE = 1024
-"""Pictures on the page are at most this long a side; files and masks keep the photo's size."""
+MOST_RECENT, MOST_PIXELS = 8, 24_000_000
+"""Of the answers kept for a visitor: how many, and of how many pixels together."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What this visitor's last answer was, and about which upload; kept in the visitor's own session."""
+    """One answer of this visitor, with its photo and, once asked for, its trace."""
 
-    photo_path: str
+    photo: Photo
     result: Result
+    looks: tuple[probes.Look, ...] = ()
+
+    @property
+    def pixels(self) -> np.ndarray:
+        return np.asarray(self.photo.image)
 
 
 @dataclass
 class View:
-    """New values of the page's output components, in the order of `ui.build`; None leaves a component as it is."""
+    """New values of the page's main components, in the order of `ui.build`; None leaves a component as it is."""
 
     steps: str | None = None
     thought: str | None = None
-    prior: np.ndarray | None = None
-    mask: np.ndarray | None = None
-    verdict: str | None = None
+    view: str | None = None
     answered: Answered | None = None
+    recent: tuple[Answered, ...] | None = None
 
     def values(self) -> tuple:
-        values = (self.steps, self.thought, self.prior, self.mask, self.verdict, self.answered)
+        strip = None if self.recent is None else strip_of(self.recent)
+        values = (self.steps, self.thought, self.view, self.answered, self.recent, strip)
         return tuple(gr.skip() if v is None else v for v in values)
 
 
-def answer(shelf: Shelf, photo_path: str | None, instruction: str) -> Iterator[tuple]:
-    """Stream an answer as component values; a user's mistake becomes one sentence and leaves the inputs alone."""
+@contextmanager
+def in_a_sentence(lang: str):
+    """A `CoPRSError` inside becomes the page's message, or a client's `AppError`."""
     try:
-        photo = open_photo(photo_path)
-        updates = shelf.engine.stream(photo, instruction)
-        pixels = np.asarray(photo.image)
-        yield (panels.steps(None), panels.thought(None), None, None, panels.verdict(None), None)
-        for update in updates:
-            view = _view(update, pixels)
-            view.answered = Answered(photo_path, update.result) if update.result else None
-            yield view.values()
+        yield
     except CoPRSError as problem:
-        raise gr.Error(str(problem), title="That did not work", print_exception=False) from None
+        raise gr.Error(str(problem), title=say(lang, "failed"), print_exception=False) from None
 
 
-def trace(shelf: Shelf, answered: Answered | None) -> tuple[list[tuple[np.ndarray, str]], str]:
-    """Where the model would have focused after each sentence of its thought: pictures with captions, and a line of words."""
-    try:
+def language(request: gr.Request | None) -> str:
+    return language_of(request.headers.get("accept-language") if request else None)
+
+
+def strip_of(recent: tuple[Answered, ...]):
+    """The strip of recent answers: a small picture and the instruction of each."""
+    shown = [(panels.thumbnail_of(a.pixels, a.result), a.result.instruction) for a in recent]
+    return gr.update(value=shown, visible=bool(recent), selected_index=None)
+
+
+def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answered, ...]:
+    """The recent answers with a new one in front; the oldest go where they are too many or too large."""
+    kept, pixels = [], 0
+    for one in (answered, *recent)[:MOST_RECENT]:
+        pixels += one.photo.size[0] * one.photo.size[1]
+        if kept and pixels > MOST_PIXELS:
+            break
+        kept.append(one)
+    return tuple(kept)
+
+
+class Page:
+    """What the page's buttons do, each with the model on the shelf."""
+
+    def __init__(self, shelf: Shelf):
+        self.shelf = shelf
+
+    # --- the answer
+
+    def answer(
+        self, photo_path: str | None, instruction: str, recent: tuple | None, request: gr.Request | None = None
+    ) -> Iterator[tuple]:
+        """Stream an answer as component values; a user's mistake becomes one sentence and leaves the inputs alone."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            photo = open_photo(photo_path)
+            updates = self.shelf.run(Engine.stream, photo, instruction, self.shelf.engine.max_new_tokens)
+            pixels = np.asarray(photo.image)
+            for update in updates:
+                view = View(steps=panels.steps(lang, update))
+                if update.stage == "reading":
+                    view.thought, view.view = (
+                        panels.thought(lang),
+                        panels.waiting_view(lang, self.shelf.engine.prior_kind),
+                    )
+                else:
+                    view.thought = panels.thought(lang, update)
+                if update.stage == "focus":
+                    view.view = panels.prior_view(lang, pixels, update.prior, self.shelf.engine.prior_kind)
+                if update.result:
+                    view.view = panels.answer_view(lang, pixels, update.result)
+                    view.answered = Answered(photo, update.result)
+                    view.recent = remembered(view.answered, recent or ())
+                yield view.values()
+
+    def stop(self, thought: str, request: gr.Request | None = None) -> tuple[str, str]:
+        """After Stop: the thought so far stays."""
+        lang = language(request)
+        return panels.steps(lang), panels.stopped(lang, thought)
+
+    def restore(self, recent: tuple, event: gr.SelectData, request: gr.Request | None = None) -> tuple:
+        """An earlier answer of this visit, as it was."""
+        return self._restored(language(request), recent[event.index])
+
+    def open_file(self, path: str | None, recent: tuple | None, request: gr.Request | None = None) -> tuple:
+        """A saved answer, without the model; it joins the recent ones."""
+        lang = language(request)
+        if path is None:
+            return (gr.skip(),) * 8
+        with in_a_sentence(lang):
+            saved = open_answer(path)
+        answered = Answered(saved.photo, saved.result)
+        return self._restored(lang, answered, remembered(answered, recent or ()))
+
+    def _restored(self, lang: str, answered: Answered, recent: tuple[Answered, ...] | None = None) -> tuple:
+        result = answered.result
+        update = Update("done", result.reply, result=result, laps=result.seconds, photo_reused=result.photo_reused)
+        view = View(
+            panels.steps(lang, update), panels.answered_thought(lang, result),
+            panels.answer_view(lang, answered.pixels, result), answered, recent,
+        )  # fmt: skip
+        return (answered.photo.image, result.instruction, *view.values())
+
+    def prepare(self, answered: Answered | None, recent: tuple | None, request: gr.Request | None = None) -> tuple:
+        """After an answer: the probes' inputs are filled from it and their old outputs go."""
+        lang, recent = language(request), recent or ()
         if answered is None:
-            raise CoPRSError("There is no answer to look into yet: ask for something first.")
-        photo = open_photo(answered.photo_path)
-        looks = probes.focus_after_each_sentence(shelf.engine, photo, answered.result)
-    except CoPRSError as problem:
-        raise gr.Error(str(problem), title="That did not work", print_exception=False) from None
-    shown = []
-    for i, look in enumerate(looks):
-        small, region = thumbnail(np.asarray(photo.image), Region(look.prior, look.mask), SHOWN_SIDE // 2)
-        shown.append((prior_overlay(small, region.prior), f"{i + 1}. {look.text} — IoU {look.iou:.2f}"))
-    return shown, panels.settled(looks, probes.settles_at(looks))
+            return (panels.words(lang, []), "", gr.update(choices=[], value=None), None, *[""] * 6, None)
+        pieces = []
+        if self._can_probe(answered.result):
+            pieces = probes.words(self.shelf.engine, answered.result)
+        earlier = [
+            (f"{a.result.instruction} ({a.result.model})", i)
+            for i, a in enumerate(recent)
+            if a.photo.key == answered.photo.key and a.result is not answered.result
+        ]
+        paint = {"background": answered.photo.image, "layers": [], "composite": None}
+        return (
+            panels.words(lang, pieces), answered.result.reasoning, gr.update(choices=earlier, value=None), paint,
+            *[""] * 6, None,
+        )  # fmt: skip
+
+    def _can_probe(self, result: Result) -> bool:
+        engine = self.shelf.engine
+        return engine.prior_kind == FOCUS_TOKEN_PRIOR and result.model == engine.name and bool(result.reply_ids)
+
+    # --- probes
+
+    def trace(self, answered: Answered | None, request: gr.Request | None = None) -> tuple[str, Answered]:
+        """Where the model would have focused after each sentence of its thought."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            answered = self._given(lang, answered)
+            looks = self.shelf.ask(probes.focus_after_each_sentence, answered.photo, answered.result)
+        html = panels.trace(lang, answered.pixels, answered.result, looks, probes.settles_at(looks))
+        return html, replace(answered, looks=looks)
+
+    def word(self, answered: Answered | None, event: gr.EventData, request: gr.Request | None = None) -> str:
+        """Where one word's own hidden state looks."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            answered = self._given(lang, answered)
+            look = self.shelf.ask(probes.focus_at_word, answered.photo, answered.result, event.index)
+        caption = say(lang, "focus_word") if look.trained else say(lang, "probe_word", word=look.text.strip())
+        return panels.one_look(lang, answered.pixels, look, caption)
+
+    def heads(self, answered: Answered | None, request: gr.Request | None = None) -> str:
+        """The attention maps before they are fused."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            answered = self._given(lang, answered)
+            maps = self.shelf.ask(probes.heads, answered.photo, answered.result)
+        return panels.heads(lang, answered.pixels, answered.result.prior, maps)
+
+    def focus_again(self, answered: Answered | None, thought: str, request: gr.Request | None = None) -> str:
+        """Another thought is read instead of the model's own; both answers side by side."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            answered = self._given(lang, answered)
+            other = self.shelf.ask(probes.focus_again, answered.photo, answered.result.instruction, thought)
+            captions = (say(lang, "old"), say(lang, "new"))
+            return self._pair(lang, answered, other, captions)
+
+    def ask_again(self, answered: Answered | None, instruction: str, recent: tuple, request: gr.Request | None = None) -> Iterator[tuple]:  # fmt: skip
+        """Another instruction about the same photo, compared with the answer at hand: the comparison, and the recent ones."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            answered = self._given(lang, answered)
+            for update in self.shelf.run(Engine.stream, answered.photo, instruction, self.shelf.engine.max_new_tokens):
+                yield panels.thought(lang, update), gr.skip(), gr.skip()
+            other = Answered(answered.photo, update.result)
+            recent = remembered(other, recent or ())
+            yield self._differences(lang, answered, other), recent, strip_of(recent)
+
+    def compare(self, answered: Answered | None, earlier: int | None, recent: tuple, request: gr.Request | None = None) -> str:  # fmt: skip
+        """The answer at hand against an earlier one about the same photo."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            answered = self._given(lang, answered)
+            if earlier is None or not 0 <= earlier < len(recent or ()):
+                raise CoPRSError(say(lang, "compare_none"))
+            return self._differences(lang, answered, recent[earlier])
+
+    def truth(self, answered: Answered | None, painted: dict | None, file: str | None, request: gr.Request | None = None) -> str:  # fmt: skip
+        """The answer at hand against a true mask: a file's, else what was painted."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            answered = self._given(lang, answered)
+            truth = read_truth(file if file else _painted(painted), answered.photo.size)
+            measured = against_truth(answered.result, truth)
+        return panels.against_truth(lang, answered.pixels, answered.result, truth, measured)
+
+    def zoom(self, answered: Answered | None, request: gr.Request | None = None) -> str:
+        """Prior and mask read again around the prior's mass; both side by side."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            answered = self._given(lang, answered)
+            zoomed, _ = self.shelf.ask(zoom_in, answered.photo, answered.result)
+            return self._pair(lang, answered, zoomed, (say(lang, "before"), say(lang, "after")))
+
+    def _given(self, lang: str, answered: Answered | None) -> Answered:
+        if answered is None:
+            raise CoPRSError(say(lang, "no_answer"))
+        return answered
+
+    def _pair(self, lang: str, answered: Answered, other: Result, captions: tuple[str, str]) -> str:
+        both = (answered.result, other)
+        return panels.pair(lang, answered.pixels, both, captions, against_answer(*both))
+
+    def _differences(self, lang: str, first: Answered, second: Answered) -> str:
+        said = panels.agreement_words(lang, against_answer(first.result, second.result))
+        return panels.differences(
+            lang, first.pixels, first.result.mask, second.result.mask, (_named(lang, first, "only_first"), _named(lang, second, "only_second")),
+            say(lang, "compare_slider"), said,
+        )  # fmt: skip
+
+    # --- to take away
+
+    def download(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[str]:
+        """The answer's files as one zip, its trace included where the model at hand gave the answer."""
+        lang = language(request)
+        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+            answered = self._given(lang, answered)
+            yield str(self._zip(Path(folder), answered))
+
+    def _zip(self, folder: Path, answered: Answered) -> Path:
+        looks = answered.looks
+        if not looks and self._can_probe(answered.result):
+            looks = self.shelf.ask(probes.focus_after_each_sentence, answered.photo, answered.result)
+        return save_zip(folder / "coprs-answer.zip", answered.photo, answered.result, looks)
+
+    # --- models
+
+    def models(self, request: gr.Request | None = None) -> tuple:
+        """The table of models, and the names to choose from."""
+        rows = self.shelf.rows()
+        return panels.models(language(request), rows), gr.update(choices=panels.choices(rows))
+
+    def choose(self, name: str, request: gr.Request | None = None) -> Iterator[tuple]:
+        """Load another model: its progress, then masthead, notice and the empty view of the model in use."""
+        lang = language(request)
+        try:
+            for line in self.shelf.exchange((name or "").strip()):
+                yield panels.loading(line), *[gr.skip()] * 2
+        except CoPRSError as problem:
+            yield panels.loading(str(problem), failed=True), *self._in_use(lang)
+            return
+        yield panels.loading(say(lang, "model_used", name=self.shelf.engine.name)), *self._in_use(lang)
+
+    def opened(self, request: gr.Request | None = None) -> Iterator[tuple]:
+        """When the page opens: everything in the visitor's language, at once; then the model in use, when it is loaded."""
+        lang = language(request)
+        still = (panels.steps(lang), panels.thought(lang), panels.waiting_view(lang), panels.words(lang, []))
+        if not self.shelf.is_ready:
+            yield panels.header(lang, None), "", *still
+        kind = self.shelf.engine.prior_kind
+        yield *self._in_use(lang), *still[:2], panels.waiting_view(lang, kind), still[3]
+
+    def _in_use(self, lang: str) -> tuple[str, str]:
+        engine = self.shelf.engine
+        return panels.header(lang, engine), panels.notice(lang, engine.model.config.note)
 
 
-def segment(shelf: Shelf, upload: dict, instruction: str) -> Iterator[dict]:
-    """Stream an answer for programs: one dict an update, with stage, text and new; the last one has the whole result."""
-    try:
-        for update in shelf.engine.stream(open_photo(_uploaded(upload)), instruction):
-            told = {"stage": update.stage, "text": update.text, "new": update.new, "seconds": round(update.seconds, 4)}
-            yield told | ({"result": update.result.to_dict()} if update.result else {})
-    except CoPRSError as problem:
-        raise gr.Error(str(problem), print_exception=False) from None
+def _painted(painted: dict | None) -> np.ndarray:
+    """The union of what was painted, bool [H, W], from the editor's layers (RGBA)."""
+    layers = [np.asarray(layer) for layer in (painted or {}).get("layers") or []]
+    masks = [layer[..., 3] > 0 for layer in layers if layer.ndim == 3 and layer.shape[2] == 4]
+    if not any(m.any() for m in masks):
+        raise CoPRSError(
+            "Nothing is painted and no file is given: paint the true mask over the photo, or bring a PNG or .json."
+        )
+    return np.any(masks, axis=0)
 
 
-def choose(shelf: Shelf, name: str) -> Iterator[tuple]:
-    """Load another model: its progress, then the masthead, the notice and the prior's label of the model in use."""
-    try:
-        for line in shelf.exchange((name or "").strip()):
-            yield panels.loading(line), gr.skip(), gr.skip(), gr.skip()
-    except CoPRSError as problem:
-        yield panels.loading(str(problem), failed=True), *in_use(shelf)
-        return
-    yield panels.loading(f"{shelf.engine.name} is in use."), *in_use(shelf)
+def _named(lang: str, answered: Answered, key: str) -> str:
+    return f"{say(lang, key)}: {answered.result.instruction[:60]} ({answered.result.model})"
 
 
-def in_use(shelf: Shelf) -> tuple:
-    """Masthead, notice and the prior's label for the model in use."""
-    engine = shelf.engine
-    return (
-        panels.header(engine.name, engine.settings, engine.prior_kind),
-        panels.notice(engine.model.config.note),
-        gr.update(label=panels.PRIOR_LABELS[engine.prior_kind]),
-    )
+class Endpoints:
+    """The same for programs: typed, documented, without a session. `result` is what `segment` gave last under "result"."""
+
+    def __init__(self, shelf: Shelf):
+        self.shelf = shelf
+
+    def segment(self, photo: gr.FileData, instruction: str) -> Iterator[dict]:
+        """Answer step by step: stage, text so far, what is new, seconds; the last one has the whole result, priors as PNG."""
+        with in_a_sentence("en"):
+            for update in self.shelf.run(
+                Engine.stream, open_photo(_uploaded(photo)), instruction, self.shelf.engine.max_new_tokens
+            ):
+                told = {
+                    "stage": update.stage,
+                    "text": update.text,
+                    "new": update.new,
+                    "seconds": round(update.seconds, 4),
+                }
+                yield told | ({"result": update.result.to_dict(with_priors=True)} if update.result else {})
+
+    def sentences(self, photo: gr.FileData, result: dict) -> Iterator[dict]:
+        """Where the model would have focused after each sentence of its thought: one look each, `settled` on one of them."""
+        with in_a_sentence("en"):
+            looks = self.shelf.ask(
+                probes.focus_after_each_sentence, open_photo(_uploaded(photo)), Result.from_dict(result)
+            )
+            settled = probes.settles_at(looks)
+            for i, look in enumerate(looks):
+                yield _told(look) | {"settled": i == settled}
+
+    def word(self, photo: gr.FileData, result: dict, word: str) -> dict:
+        """Where a word's own hidden state looks (a probe): a word of the reply, or the number of one of its tokens."""
+        with in_a_sentence("en"):
+            answer = Result.from_dict(result)
+            number = probes.find_word(self.shelf.engine, answer, word)
+            look = self.shelf.ask(probes.focus_at_word, open_photo(_uploaded(photo)), answer, number)
+            return _told(look) | {"number": number}
+
+    def heads(self, photo: gr.FileData, result: dict) -> list[dict]:
+        """The attention maps before they are fused, each as a PNG from its least (0) to its most (1), with both values."""
+        with in_a_sentence("en"):
+            maps = self.shelf.ask(probes.heads, open_photo(_uploaded(photo)), Result.from_dict(result))
+        lows, highs = maps.min((1, 2)), maps.max((1, 2))
+        return [
+            {"low": float(low), "high": float(high), "map": encode_prior((m - low) / max(float(high - low), 1e-9))}
+            for m, low, high in zip(maps, lows, highs, strict=True)
+        ]
+
+    def focus_again(self, photo: gr.FileData, instruction: str, thought: str) -> dict:
+        """The result that the model comes to when it reads this thought instead of thinking itself."""
+        with in_a_sentence("en"):
+            opened = open_photo(_uploaded(photo))
+            return self.shelf.ask(probes.focus_again, opened, instruction, thought).to_dict(with_priors=True)
+
+    def compare(self, first: dict, second: dict) -> dict:
+        """IoU of two results' masks and priors."""
+        with in_a_sentence("en"):
+            return asdict(against_answer(Result.from_dict(first), Result.from_dict(second)))
+
+    def truth(self, result: dict, truth: gr.FileData) -> dict:
+        """A result against a true mask (PNG of the photo's size, or COCO RLE as .json): IoU over the threshold, the best one."""
+        with in_a_sentence("en"):
+            answer = Result.from_dict(result)
+            return against_truth(answer, read_truth(_uploaded(truth), answer.photo_size)).to_dict()
+
+    def zoom(self, photo: gr.FileData, result: dict) -> dict:
+        """The result with prior and mask read again around the prior's mass, and the crop (top, left, side in pixels)."""
+        with in_a_sentence("en"):
+            zoomed, crop = self.shelf.ask(zoom_in, open_photo(_uploaded(photo)), Result.from_dict(result))
+            return {"result": zoomed.to_dict(with_priors=True), "crop": asdict(crop)}
+
+    def download(self, photo: gr.FileData, result: dict) -> Iterator[gr.FileData]:
+        """The answer's files as one zip, its trace included."""
+        with in_a_sentence("en"), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+            answered = Answered(open_photo(_uploaded(photo)), Result.from_dict(result))
+            yield gr.FileData(path=str(Page(self.shelf)._zip(Path(folder), answered)))
+
+    def open(self, archive: gr.FileData) -> dict:
+        """The result in a zip that `download` or the command line wrote; needs no model."""
+        with in_a_sentence("en"):
+            return open_answer(_uploaded(archive)).result.to_dict(with_priors=True)
+
+    def models(self) -> list[dict]:
+        """What can be loaded by name, and whether it fits this machine."""
+        return [asdict(row) for row in self.shelf.rows()]
+
+    def use_model(self, name: str) -> Iterator[str]:
+        """Load another model for everybody who uses this app; yields what is going on."""
+        with in_a_sentence("en"):
+            yield from self.shelf.exchange(name.strip())
+            yield f"{self.shelf.engine.name} is in use."
+
+
+def _told(look: probes.Look) -> dict:
+    return probes.without_pixels(look) | {"prior": encode_prior(look.prior), "mask": encode_rle(look.mask)}
 
 
 def _uploaded(upload: dict) -> str:
     """The path of an uploaded file. Gradio checks only files that say what they are: without that, the path might be
     any on this server."""
     if not isinstance(upload, dict) or (upload.get("meta") or {}).get("_type") != "gradio.FileData":
-        raise CoPRSError("The photo is no uploaded file: pass handle_file(path) of gradio_client.")
+        raise CoPRSError("This is no uploaded file: pass handle_file(path) of gradio_client.")
     return upload["path"]
-
-
-def _view(update: Update, pixels: np.ndarray) -> View:
-    view = View(steps=panels.steps(update))
-    if update.stage in ("thinking", "focus", "done"):
-        view.thought = panels.thought(update)
-    if update.stage == "focus":
-        small, region = thumbnail(pixels, Region(update.prior, update.prior >= 0.5), SHOWN_SIDE)
-        view.prior = prior_overlay(small, region.prior)
-    if update.stage == "done":
-        view.verdict = panels.verdict(update.result)
-        if update.result.regions:
-            small, region = thumbnail(pixels, Region(update.prior, update.result.mask), SHOWN_SIDE)
-            view.mask = mask_overlay(small, region.mask)
-    return view

@@ -1,136 +1,216 @@
 """The page: what stands where, and which event calls which handler."""
 
+import base64
 import json
-from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
+import matplotlib
+import numpy as np
 
-from app import handlers, panels
-from coprs_core.pictures import COLOUR_MAP
+from app import panels
+from app.handlers import Endpoints, Page
+from app.texts import LANGUAGES, say
+from coprs_core.errors import CoPRSError
+from coprs_core.pictures import COLOUR_MAP, REGION_COLOURS
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
 from coprs_core.shelf import Shelf
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "examples"
-STYLE = Path(__file__).with_name("style.css")
-_OUTPUT = dict(interactive=False, buttons=["fullscreen", "download"])
+ROOT = Path(__file__).resolve().parent
+EXAMPLES = ROOT.parent / "assets" / "examples"
+I18N = gr.I18n(**LANGUAGES)
 _NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
+_WORD_CLICKED = """element.addEventListener("click", (event) => {
+  const word = event.target.closest("[data-word]");
+  if (!word) return;
+  for (const other of element.querySelectorAll("[data-word]")) other.setAttribute("aria-pressed", other === word);
+  trigger("select", { index: Number(word.dataset.word) });
+});"""
 
 
-def examples() -> list[tuple[str, str]]:
-    """(picture file, instruction) of every bundled example."""
+@dataclass(frozen=True)
+class Example:
+    """A bundled picture with an instruction; `note` says what is to be seen in the answer, where it is no plain success."""
+
+    file: str
+    instruction: str
+    note: str = ""
+
+
+def examples() -> list[Example]:
     listed = json.loads((EXAMPLES / "examples.json").read_text())
-    return [(str(EXAMPLES / e["file"]), e["instruction"]) for e in listed]
+    return [Example(str(EXAMPLES / e["file"]), e["instruction"], e.get("note", "")) for e in listed]
 
 
 def build(shelf: Shelf, may_choose: bool = False) -> gr.Blocks:
     """The page for the model on the shelf; opens nothing and listens to nothing yet. `may_choose`: whoever sees the page
     may exchange the model for everybody, so only on one's own machine."""
-    shown, engine = examples(), shelf.engine
-    title = "CoPRS · ask, watch it think, see where it looks"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as demo:
-        header = gr.HTML(panels.header(engine.name, engine.settings, engine.prior_kind))
-        notice = gr.HTML(panels.notice(engine.model.config.note))
+    page, shown = Page(shelf), examples()
+    quiet = dict(api_visibility="private", show_progress="hidden")
+    model = dict(api_visibility="private", concurrency_id="model")
+    with gr.Blocks(
+        title=say("en", "title"), analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True
+    ) as demo:
+        _offer(Endpoints(shelf), may_choose)  # first, so that the names are theirs
+        header = gr.HTML(panels.header("en", None), elem_id="header")
+        notice = gr.HTML()
+        steps = gr.HTML(panels.steps("en"), elem_id="steps")
         with gr.Row(elem_id="stage", equal_height=False):
-            with gr.Column(scale=4, min_width=300, elem_id="ask"):
+            with gr.Column(elem_id="ask", min_width=0):
                 photo = gr.Image(
-                    label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"],
-                    height=278, elem_id="photo", buttons=["fullscreen"],
+                    label=I18N("photo"), type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"],
+                    format="png", height=246, elem_id="photo", buttons=["fullscreen"],
                 )  # fmt: skip
                 photo.preprocess = _path_of  # the core reads files itself: every mode, every error as a sentence
                 instruction = gr.Textbox(
-                    label="What to look for", placeholder="the thing that keeps the rain off", lines=1, max_lines=4,
-                    max_length=MAX_INSTRUCTION_CHARACTERS, elem_id="instruction", html_attributes=_NO_AUTOCOMPLETE,
+                    label=I18N("instruction"), placeholder=I18N("placeholder"), lines=2, max_lines=4, elem_id="instruction",
+                    max_length=MAX_INSTRUCTION_CHARACTERS, html_attributes=_NO_AUTOCOMPLETE, submit_btn=False,
                 )  # fmt: skip
+                with gr.Row(elem_id="buttons"):
+                    find = gr.Button(I18N("find"), variant="primary", elem_id="find", scale=3, min_width=0)
+                    stop = gr.Button(I18N("stop"), elem_id="stop", scale=1, min_width=0)
+            thought = gr.HTML(panels.thought("en"), elem_id="thought")
+            view = gr.HTML(panels.waiting_view("en"), elem_id="view")
+        with gr.Row(elem_id="strips", equal_height=True):
+            gallery = _strip([(e.file, _caption(e)) for e in shown], I18N("examples"), "examples", scale=7)
+            strip = _strip([], I18N("recent"), "recent", scale=4, visible=False)
+        answered, recent = gr.State(time_to_live=3600), gr.State(time_to_live=3600)
+
+        with gr.Tabs(elem_id="why"):
+            with gr.Tab(I18N("sentences"), elem_id="tab-sentences"):
+                _about("sentences")
+                trace = gr.Button(I18N("sentences_go"), elem_id="trace", size="sm")
+                traced = gr.HTML(elem_id="traced")
+            with gr.Tab(I18N("words"), elem_id="tab-words"):
+                _about("words")
+                words = gr.HTML(panels.words("en", []), elem_id="words", js_on_load=_WORD_CLICKED)
+                word_view = gr.HTML(elem_id="word-view")
+            with gr.Tab(I18N("heads"), elem_id="tab-heads"):
+                _about("heads")
+                show_heads = gr.Button(I18N("heads_go"), elem_id="show-heads", size="sm")
+                heads_view = gr.HTML(elem_id="heads-view")
+            with gr.Tab(I18N("again"), elem_id="tab-again"):
+                _about("again")
+                other_thought = gr.Textbox(label=I18N("again_thought"), lines=3, max_lines=8, elem_id="other-thought")
+                focus_again = gr.Button(I18N("again_go"), elem_id="focus-again", size="sm")
+                again_view = gr.HTML(elem_id="again-view")
+            with gr.Tab(I18N("compare"), elem_id="tab-compare"):
+                _about("compare")
                 with gr.Row():
-                    find = gr.Button("Find it", variant="primary", elem_id="find", scale=3)
-                    stop = gr.Button("Stop", elem_id="stop", scale=1)
-            with gr.Column(scale=9, min_width=320, elem_id="answer"):
-                steps = gr.HTML(panels.steps(None), elem_id="steps")
-                thought = gr.HTML(panels.thought(None), elem_id="thought")
-                with gr.Row(elem_id="pictures", equal_height=False):
-                    with gr.Column(scale=4, min_width=220):
-                        prior = gr.Image(
-                            label=panels.PRIOR_LABELS[engine.prior_kind], height=290, **_OUTPUT, elem_id="prior"
+                    with gr.Column():
+                        other = gr.Textbox(
+                            label=I18N("compare_instruction"), max_length=MAX_INSTRUCTION_CHARACTERS, elem_id="other-instruction",
+                            html_attributes=_NO_AUTOCOMPLETE,
+                        )  # fmt: skip
+                        ask_again = gr.Button(I18N("compare_go"), elem_id="ask-again", size="sm")
+                    with gr.Column():
+                        earlier = gr.Dropdown([], label=I18N("compare_earlier"), elem_id="earlier")
+                        compare = gr.Button(I18N("compare_pick"), elem_id="compare", size="sm")
+                compare_view = gr.HTML(elem_id="compare-view")
+            with gr.Tab(I18N("truth"), elem_id="tab-truth"):
+                _about("truth")
+                with gr.Row():
+                    paint = gr.ImageEditor(
+                        label=I18N("truth_paint"), type="pil", sources=[], transforms=[], height=360, elem_id="paint",
+                        brush=gr.Brush(default_size=12, colors=["#00bea8"], color_mode="fixed"), layers=False, format="png",
+                    )  # fmt: skip
+                    with gr.Column():
+                        truth_file = gr.File(
+                            label=I18N("truth_file"), file_types=[".png", ".json"], height=120, elem_id="truth-file"
                         )
-                        gr.HTML(panels.scale(COLOUR_MAP))
-                    with gr.Column(scale=4, min_width=220):
-                        mask = gr.Image(label="Mask: what the decoder draws", height=290, **_OUTPUT, elem_id="mask")
-                    with gr.Column(scale=2, min_width=170):
-                        verdict = gr.HTML(panels.verdict(None), elem_id="verdict")
-        gallery = gr.Gallery(
-            shown, label="Try one of these", columns=len(shown), rows=1, height=150, object_fit="cover", allow_preview=False,
-            interactive=False, elem_id="examples", buttons=[],
-        )  # fmt: skip
-        with gr.Accordion("Why this region? Where it would have looked after each sentence", open=False, elem_id="why"):
-            trace = gr.Button("Trace the thought", elem_id="trace", size="sm")
-            settled = gr.HTML()
-            traced = gr.Gallery(
-                show_label=False, columns=3, height="auto", object_fit="contain", interactive=False, buttons=["fullscreen"],
-                elem_id="traced",
-            )  # fmt: skip
-        with gr.Accordion("Models", open=False, elem_id="models") as shelf_panel:
-            listed = gr.HTML()
-            with gr.Row(visible=may_choose):
-                name = gr.Dropdown(
-                    [engine.name], value=engine.name, allow_custom_value=True, elem_id="model", scale=4,
-                    label="A name from the table, a checkpoint folder or a Hugging Face id",
-                )  # fmt: skip
-                take = gr.Button("Use this model", elem_id="take", scale=1)
-            loading = gr.HTML(elem_id="loading")
-        answered = gr.State(time_to_live=3600)
-        outputs = [steps, thought, prior, mask, verdict, answered]
-        quiet = dict(api_visibility="private", show_progress="hidden")
+                        measure = gr.Button(I18N("truth_go"), elem_id="measure", size="sm")
+                truth_view = gr.HTML(elem_id="truth-view")
+            with gr.Tab(I18N("zoom"), elem_id="tab-zoom"):
+                _about("zoom")
+                zoom = gr.Button(I18N("zoom_go"), elem_id="zoom", size="sm")
+                zoom_view = gr.HTML(elem_id="zoom-view")
+            with gr.Tab(I18N("take"), elem_id="tab-take"):
+                _about("take")
+                with gr.Row():
+                    with gr.Column():
+                        download = gr.Button(I18N("take_go"), elem_id="download", size="sm")
+                        zipped = gr.File(label=I18N("take_file"), interactive=False, elem_id="zipped", height=120)
+                    saved = gr.File(label=I18N("open_file"), file_types=[".zip"], height=160, elem_id="saved")
+            with gr.Tab(I18N("models"), elem_id="models") as models_tab:
+                listed = gr.HTML()
+                with gr.Row(visible=may_choose):
+                    name = gr.Dropdown([], allow_custom_value=True, elem_id="model", scale=4, label=I18N("model_name"))
+                    take = gr.Button(I18N("use_model"), elem_id="take", scale=1)
+                loading = gr.HTML(elem_id="loading")
+
+        main = [steps, thought, view, answered, recent, strip]
+        outputs = [traced, word_view, heads_view, again_view, compare_view, truth_view]
+        prepared = dict(
+            fn=page.prepare,
+            inputs=[answered, recent],
+            outputs=[words, other_thought, earlier, paint, *outputs, zipped],
+            **quiet,
+        )
         ask = dict(
-            fn=partial(handlers.answer, shelf),
-            inputs=[photo, instruction],
-            outputs=outputs,
-            concurrency_id="model",
-            api_visibility="private",
+            fn=page.answer,
+            inputs=[photo, instruction, recent],
+            outputs=main,
             show_progress="minimal",
             show_progress_on=steps,
+            **model,
         )
         answers = [start(**ask) for start in (find.click, instruction.submit)]
 
         def pick(event: gr.SelectData) -> tuple[str, str]:
-            return shown[event.index]
+            return shown[event.index].file, shown[event.index].instruction
 
         picked = gallery.select(pick, outputs=[photo, instruction], **quiet)
         answers.append(picked.then(**ask))
-        stop.click(panels.stopped, inputs=thought, outputs=[steps, thought], cancels=answers, queue=False, **quiet)
+        for answer in answers:
+            answer.then(**prepared)
+        stop.click(page.stop, thought, [steps, thought], cancels=answers, queue=False, **quiet)
+        strip.select(page.restore, recent, [photo, instruction, *main], **quiet).then(**prepared)
+        saved.upload(page.open_file, [saved, recent], [photo, instruction, *main], **quiet).then(**prepared)
 
-        trace.click(
-            partial(handlers.trace, shelf),
-            answered,
-            [traced, settled],
-            concurrency_id="model",
-            api_visibility="private",
-        )
-
-        def show_models() -> tuple:
-            rows = shelf.rows()
-            return panels.models(rows), gr.update(choices=panels.choices(rows))
-
-        shelf_panel.expand(show_models, outputs=[listed, name], **quiet)
+        trace.click(page.trace, answered, [traced, answered], **model)
+        words.select(page.word, answered, word_view, **model)
+        show_heads.click(page.heads, answered, heads_view, **model)
+        focus_again.click(page.focus_again, [answered, other_thought], again_view, **model)
+        for start in (ask_again.click, other.submit):
+            start(page.ask_again, [answered, other, recent], [compare_view, recent, strip], **model)
+        compare.click(page.compare, [answered, earlier, recent], compare_view, **quiet)
+        measure.click(page.truth, [answered, paint, truth_file], truth_view, **quiet)
+        zoom.click(page.zoom, answered, zoom_view, **model)
+        download.click(page.download, answered, zipped, **model)
+        models_tab.select(page.models, outputs=[listed, name], **quiet)
         if may_choose:
-            changed = [loading, header, notice, prior]
-            take.click(partial(handlers.choose, shelf), name, changed, concurrency_id="model", **quiet)
-        demo.load(partial(handlers.in_use, shelf), outputs=[header, notice, prior], **quiet)
-
-        def segment(photo: gr.FileData, instruction: str) -> Iterator[dict]:
-            yield from handlers.segment(shelf, photo, instruction)
-
-        gr.api(segment, api_name="segment", concurrency_id="model")
+            take.click(page.choose, name, [loading, header, notice], concurrency_id="model", **quiet)
+        demo.load(page.opened, outputs=[header, notice, steps, thought, view, words], **quiet)
     return demo
 
 
-def launch(demo: gr.Blocks, **options):
-    """Listen. `options` go to gradio's `launch`; the page's looks and the limits are set here."""
-    demo.queue(max_size=20, default_concurrency_limit=1)
+def _offer(endpoints: Endpoints, may_choose: bool) -> None:
+    """The endpoints for programs, each under the name of its function."""
+    e = endpoints
+    for endpoint in (e.segment, e.sentences, e.word, e.heads, e.focus_again, e.compare, e.truth, e.zoom, e.download,
+                     e.open, e.models, *[e.use_model] * may_choose):  # fmt: skip
+        gr.api(endpoint, api_name=endpoint.__name__, concurrency_id="model")
+
+
+def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: str = "", password: str = "", **options):
+    """Listen, and go on (`demo.block_thread()` waits). `port` is empty for the first free one, `password` NAME:PASSWORD, or
+    empty for everybody. Raises `CoPRSError` where either is something else."""
+    if port and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise CoPRSError(f"Port {port!r} is no number from 1 to 65535: choose another --port.")
+    name, colon, secret = password.partition(":")
+    if password and not (name and secret):
+        raise CoPRSError("The password has to be NAME:PASSWORD, such as --password me:secret: give both.")
+    demo.queue(max_size=20, default_concurrency_limit=4)
     return demo.launch(
+        server_name=host,
+        server_port=int(port) if port else None,
+        auth=(name, secret) if password else None,
+        prevent_thread_lock=True,
         theme=theme(),
-        css_paths=STYLE,
+        css_paths=ROOT / "style.css",
+        head=_head(),
+        i18n=I18N,
         max_file_size="40mb",
         enable_monitoring=False,
         run_history=False,
@@ -139,12 +219,38 @@ def launch(demo: gr.Blocks, **options):
     )
 
 
+def _head() -> str:
+    """The script of <coprs-view> and the colours that it shares with the core's pictures."""
+    colours = (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    tints = json.dumps([*REGION_COLOURS[:1], panels.ONLY_FIRST, panels.ONLY_SECOND, *REGION_COLOURS[3:]])
+    return (
+        f'<script>window.COPRS_HEATMAP="{base64.b64encode(colours.tobytes()).decode()}";window.COPRS_TINTS={tints};</script>'
+        f'<script type="module">{(ROOT / "view.js").read_text(encoding="utf-8")}</script>'
+    )
+
+
+def _about(probe: str) -> None:
+    gr.Markdown(I18N(f"{probe}_about"), elem_classes="about")
+
+
+def _strip(shown: list, label, elem_id: str, scale: int, visible: bool = True) -> gr.Gallery:
+    """A row of small pictures with captions, each a button."""
+    return gr.Gallery(
+        shown, label=label, columns=10, rows=1, height=118, object_fit="cover", allow_preview=False, interactive=False,
+        elem_id=elem_id, buttons=[], visible=visible, scale=scale, min_width=0,
+    )  # fmt: skip
+
+
+def _caption(example: Example) -> str:
+    return f"{example.instruction} — {example.note}" if example.note else example.instruction
+
+
 def theme() -> gr.themes.Base:
     """Our own colours and type: warm paper and ink, with the heatmap's violet and orange as accents. No web fonts."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.orange,
         neutral_hue=gr.themes.colors.stone,
-        font=["Inter", "system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif"],
+        font=["Inter", "system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
         radius_size=gr.themes.sizes.radius_md,
         spacing_size=gr.themes.sizes.spacing_sm,

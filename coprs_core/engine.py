@@ -42,6 +42,8 @@ class Update:
         prior: float32 [H, W] in [0, 1] at the photo's size, from "focus" on.
         result: the `Result`, with "done".
         seconds: time since the question was put.
+        laps: the time that each finished stage took, by name.
+        rate: tokens a second of the thought so far; 0 before it.
         photo_reused: whether the photo had been read before.
     """
 
@@ -51,6 +53,8 @@ class Update:
     prior: np.ndarray | None = field(default=None, repr=False)
     result: Result | None = None
     seconds: float = 0.0
+    laps: dict[str, float] = field(default_factory=dict)
+    rate: float = 0.0
     photo_reused: bool = False
 
 
@@ -60,6 +64,13 @@ class PhotoFeatures:
 
     image_embedding: Tensor
     visual: VisualTokens
+
+    def to(self, device: torch.device | str) -> "PhotoFeatures":
+        """The same on another device."""
+        move = lambda t: None if t is None else t.to(device)  # noqa: E731
+        seen = self.visual
+        visual = VisualTokens(move(seen.features), move(seen.grid), tuple(map(move, seen.deepstack)))
+        return PhotoFeatures(move(self.image_embedding), visual)
 
 
 class Engine:
@@ -84,6 +95,11 @@ class Engine:
     def settings(self) -> dict:
         dtype = str(self.model.dtype).removeprefix("torch.")
         return {"device": str(self.model.device), "dtype": dtype, "quantization": self.checkpoint.quantization}
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The checkpoint's own bound of a reply, in tokens."""
+        return self.model.config.max_new_tokens
 
     def segment(self, image, instruction: str, max_new_tokens: int | None = None) -> Result:
         """The answer as one `Result`; see `stream`."""
@@ -123,7 +139,7 @@ class Engine:
         yield Update("reading", seconds=clock.total, photo_reused=reused)
         features = self.read(photo)
         clock.lap("reading")
-        written, text, focus_embedding = [], "", None
+        written, text, focus_embedding, rate = [], "", None, 0.0
         ids, stop_ids = self.prompt(instruction, features.visual), self.stop_ids
         decode, finished = DecodeStream(skip_special_tokens=False), False
         reading = Reading(self.model.mllm, ids, features.visual)
@@ -133,7 +149,8 @@ class Engine:
             new = "" if finished else decode.step(self.tokenizer.backend_tokenizer, step.token) or ""
             text += new
             if new:
-                yield Update("thinking", text, new, seconds=clock.total, photo_reused=reused)
+                rate = len(written) / max(clock.running, 1e-6)
+                yield Update("thinking", text, new, None, None, clock.total, dict(clock.laps), rate, reused)
         clock.lap("thinking")
         if self.prior_kind == COORDINATES_PRIOR:
             outcome, reason, located = _pointed(
@@ -150,7 +167,7 @@ class Engine:
         regions = ()
         if priors:
             clock.lap("focusing")
-            yield Update("focus", text, prior=shown, seconds=clock.total, photo_reused=reused)
+            yield Update("focus", text, "", shown, None, clock.total, dict(clock.laps), rate, reused)
             if located:
                 masks = [self._mask_at(o, features, photo.size) for o in located]
             else:
@@ -177,10 +194,10 @@ class Engine:
             prior_kind=self.prior_kind,
             reply_ids=tuple(written),
         )
-        yield Update("done", text, prior=shown, result=result, seconds=clock.total, photo_reused=reused)
+        yield Update("done", text, "", shown, result, clock.total, dict(clock.laps), rate, reused)
 
     def _limit(self, max_new_tokens: int | None) -> int:
-        most = self.model.config.max_new_tokens
+        most = self.max_new_tokens
         if max_new_tokens is None:
             return most
         if not isinstance(max_new_tokens, int) or not 1 <= max_new_tokens <= 4096:
@@ -191,20 +208,30 @@ class Engine:
 
     def read(self, photo: Photo) -> PhotoFeatures:
         """Both vision encoders on a photo, or what was kept of it."""
-        with self._lock:
-            if photo.key in self._features:
-                self._features.move_to_end(photo.key)
-                return self._features[photo.key]
+        if kept := self.kept(photo):
+            return kept
         model = self.model
         with torch.no_grad():
             pixels = to_sam_frame(photo.image, model.config.vision.side).to(model.device, model.dtype)
             image_embedding = model.image_encoder(pixels)
         visual = see(model.mllm, self.checkpoint.image_processor, self.mllm_frame(photo))
+        return self.keep(photo, PhotoFeatures(image_embedding, visual))
+
+    def kept(self, photo: Photo) -> PhotoFeatures | None:
+        """What is kept of a photo that was read before."""
         with self._lock:
-            self._features[photo.key] = PhotoFeatures(image_embedding, visual)
+            if photo.key in self._features:
+                self._features.move_to_end(photo.key)
+            return self._features.get(photo.key)
+
+    def keep(self, photo: Photo, features: PhotoFeatures) -> PhotoFeatures:
+        """Keep a photo's features, on the model's device; the oldest of more than 8 goes."""
+        features = features.to(self.model.device)
+        with self._lock:
+            self._features[photo.key] = features
             while len(self._features) > CACHED_PHOTOS:
                 self._features.popitem(last=False)
-            return self._features[photo.key]
+        return features
 
     def mllm_frame(self, photo: Photo):
         """What is given to the language model's own image processor."""
@@ -314,6 +341,11 @@ class _Clock:
     @property
     def total(self) -> float:
         return time.perf_counter() - self._start
+
+    @property
+    def running(self) -> float:
+        """Time since the last lap."""
+        return time.perf_counter() - self._last
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()

@@ -53,7 +53,7 @@ def zoom_in(engine: Engine, image, result: Result) -> tuple[Result, Crop]:
     """The same answer with its prior and mask read again inside a crop, and that crop.
 
     Outside the crop the prior stays as it was and the mask is empty. Raises `CoPRSError` where the answer found nothing or
-    already fills the photo.
+    fills so much of the photo that a crop would be all of it.
     """
     with engine.within_memory():
         photo, features, reading = again(engine, image, result)
@@ -61,7 +61,7 @@ def zoom_in(engine: Engine, image, result: Result) -> tuple[Result, Crop]:
             raise CoPRSError("This answer found nothing, so there is nothing to zoom into: ask for something it finds.")
         crop = crop_around(result.prior)
         if crop.side > MOST_SHARE * min(photo.size):
-            raise CoPRSError("This answer already fills the picture: zooming in helps for small things only.")
+            raise CoPRSError("This thing is not small: zooming in would show the whole picture again.")
         first = engine.prior_logits(reading.feed(list(result.reply_ids))[-1:], features, photo.size)
         closer = open_photo(crop.of(np.asarray(photo.image)))
         seen = engine.read(closer)

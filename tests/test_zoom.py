@@ -58,7 +58,7 @@ def test_what_cannot_be_zoomed_into_is_said(mini, nothing_found, monkeypatch):
     )
     result = mini.segment(large[0].image, large[1].instruction)
     assert result.outcome == FOUND
-    with pytest.raises(CoPRSError, match="already fills the picture"):
+    with pytest.raises(CoPRSError, match="not small"):
         zoom_in(mini, large[0].image, result)
 
 
