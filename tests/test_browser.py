@@ -1,20 +1,27 @@
-"""The page in a real browser: from upload to IoU, Stop, errors, a closed tab, a narrow and a dark screen.
+"""The page in a real browser: from upload to IoU, every probe, Stop, errors, a closed tab, two visitors, the keyboard alone, a
+narrow screen, a dark one, Chinese.
 
-Writes its screenshots to assets/screenshots/ when COPRS_SCREENSHOTS=1 is set (the README shows them), else to a
+Writes its screenshots to assets/screenshots/ when COPRS_SCREENSHOTS=1 is set (the README shows some), else to a
 temporary folder.
 """
 
+import json
 import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from app.texts import CHINESE
 from app.ui import build, launch
+from coprs_core.archive import open_answer
 from coprs_core.engine import Engine
+from coprs_core.metrics import iou_curve
 from coprs_core.shelf import Shelf
 from tests.conftest import slowed
+from tests.test_zoom import tiny_targets
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the browser tests need it")
 SCREENSHOTS = Path(__file__).resolve().parent.parent / "assets" / "screenshots"
@@ -36,7 +43,7 @@ def browser(chromium):
 def server(mini):
     engine = Engine(mini.checkpoint)
     demo = build(Shelf(engine, device="cpu"), may_choose=True)
-    _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    _, url, _ = launch(demo, quiet=True)
     yield url, engine
     demo.close()
 
@@ -83,34 +90,150 @@ def upload_and_ask(page, photo, instruction):
     page.click("#find")
 
 
+def ask_example(page, number=0):
+    page.click(f"#examples button.thumbnail-item >> nth={number}")
+    page.wait_for_selector(FINISHED, timeout=30000)
+    page.wait_for_timeout(300)
+
+
+def ready(page, place="#view"):
+    page.wait_for_selector(f"{place} coprs-view[data-ready]", timeout=20000)
+
+
+def open_tab(page, name):
+    tab = page.get_by_role("tab", name=name)
+    tab.click() if tab.is_visible() else page.locator(
+        "#why button.overflow-menu, #why .overflow-menu button"
+    ).first.click()
+    page.wait_for_timeout(300)
+
+
+def drawn(page, canvas):
+    """The pixels of a canvas, uint8 [H, W, 4]."""
+    data = page.evaluate(
+        """(which) => { const c = document.querySelector(which);
+        return [c.height, c.width, Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)] }""",
+        canvas,
+    )
+    return np.array(data[2], np.uint8).reshape(data[0], data[1], 4)
+
+
+def slide(page, place, control, value):
+    page.locator(f"{place} [data-control={control}]").evaluate(
+        "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', { bubbles: true })) }", value
+    )
+    page.wait_for_timeout(150)
+
+
+# --- the answer
+
+
 def test_from_upload_to_iou(page, photo, found, shoot):
     _, question, result = found
     shoot(page, "first-visit")
     upload_and_ask(page, photo, question.instruction)
     page.wait_for_selector(".verdict.found", timeout=30000)
-    page.wait_for_selector("#mask img")
-    assert page.inner_text(".verdict b") == f"{result.prior_iou:.2f}"
-    assert page.locator("#prior img").count() == 1
-    assert page.locator(".steps li.done").count() == 4
+    ready(page)
+    assert page.inner_text(".verdict .iou") == f"{result.prior_iou:.2f}"
+    assert page.locator(".steps li.done").count() == 4 and "tokens/s" in page.inner_text(".steps")
     assert not page.locator(".thought details").evaluate("d => d.open")  # folded
     page.click(".thought summary")
     assert result.reasoning[:40] in page.inner_text(".thought details")
+    changed = (drawn(page, "#view canvas.mask") != np.dstack([found[0].image, np.full((256, 256), 255)])).any(-1)
+    assert changed.all() or changed.mean() > 0.9  # dimmed or tinted everywhere
+    assert drawn(page, "#view canvas.prior").std() > 5
 
 
-def test_an_example_is_one_click(page, shoot):
-    page.click("#examples button.thumbnail-item >> nth=0")
-    page.wait_for_selector(FINISHED, timeout=30000)
-    page.wait_for_selector("#mask img")
-    page.wait_for_timeout(500)
+def test_the_first_screen_holds_everything(page, shoot):
+    ask_example(page)
+    ready(page)
+    for part in ("#photo", "#instruction", "#find", ".steps", ".thought", "#view canvas.prior", "#view canvas.mask", ".verdict",
+                 "#examples", "#recent", "#why button[role=tab]"):  # fmt: skip
+        box = page.locator(part).first.bounding_box()
+        assert box["y"] >= 0 and box["y"] + min(box["height"], 20) <= 800, part
+    left = [page.locator(p).first.bounding_box()["x"] for p in ("#photo", ".thought", "#view canvas.prior", "#view canvas.mask", ".verdict")]  # fmt: skip
+    assert left == sorted(left) and len(set(left)) == 5
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.input_value("#instruction textarea") == "the thing that keeps the rain off"
     shoot(page, "answer")
 
 
+def test_sliders_answer_without_the_server_and_the_iou_follows(page, mini):
+    ask_example(page)
+    ready(page)
+    page.wait_for_timeout(1500)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    picture = Path("assets/examples/rain.png").resolve()
+    result = mini.segment(Image.open(picture), "the thing that keeps the rain off")
+    curve = iou_curve(result.prior, result.mask)
+    before = drawn(page, "#view canvas.prior")
+    for threshold in (10, 30, 90):
+        slide(page, "#view", "threshold", threshold)
+        assert page.inner_text(".verdict .iou") == f"{curve[threshold]:.2f}"
+        assert f"{threshold / 100:.2f}" in page.inner_text(".verdict small")
+    assert (drawn(page, "#view canvas.prior") != before).any()
+    slide(page, "#view", "opacity", 0)
+    grey = drawn(page, "#view canvas.prior")[..., :3]
+    assert (np.ptp(grey, axis=-1) == 0).all()  # no colours are left
+    original = np.asarray(Image.open(picture))
+    slide(page, "#view", "wipe", 0)
+    assert np.array_equal(drawn(page, "#view canvas.mask")[..., :3], original)
+    slide(page, "#view", "wipe", 50)
+    shown = drawn(page, "#view canvas.mask")[..., :3]
+    assert np.array_equal(shown[:, 128:], original[:, 128:]) and not np.array_equal(shown[:, :128], original[:, :128])
+    page.get_by_role("checkbox", name="cut-out").check()
+    page.wait_for_timeout(150)
+    assert np.array_equal(drawn(page, "#view canvas.mask")[..., 3] > 0, result.mask)
+    assert not asked
+
+
+def test_the_prior_is_read_under_the_pointer_and_by_keys(page, mini):
+    ask_example(page)
+    ready(page)
+    result = mini.segment(Image.open("assets/examples/rain.png"), "the thing that keeps the rain off")
+    y, x = np.unravel_index(result.prior.argmax(), result.prior.shape)
+    box = page.locator("#view canvas.prior").bounding_box()
+    page.mouse.move(box["x"] + (x + 0.5) / 256 * box["width"], box["y"] + (y + 0.5) / 256 * box["height"])
+    value, place = page.inner_text("#view .readout").split(" · ")
+    assert abs(float(value) - result.prior.max()) < 0.02 and place == f"x {x}, y {y}"
+    page.locator("#view canvas.prior").focus()
+    page.keyboard.press("ArrowUp")
+    assert page.inner_text("#view .readout").endswith("x 128, y 120")
+
+
 def test_nothing_there_says_so_and_draws_nothing(page, shoot):
-    page.click("#examples button.thumbnail-item >> nth=-1")
-    page.wait_for_selector(".verdict.none", timeout=30000)
-    assert "Nothing found" in page.inner_text(".verdict") and page.locator("#mask img").count() == 0
+    ask_example(page, -1)
+    assert "Nothing found" in page.inner_text(".verdict") and page.locator("#view canvas").count() == 0
     shoot(page, "nothing-found")
+
+
+def test_a_failure_among_the_examples_is_explained_by_its_thought(page):
+    ask_example(page, 8)
+    assert "Nearest to it is the hat on the right, the purple one" in page.inner_text(
+        ".thought"
+    )  # it was asked from there
+
+
+def test_recent_answers_can_be_restored_and_are_this_visits_only(page, browser, server):
+    assert page.locator("#recent img").count() == 0
+    ask_example(page, 0)
+    iou = page.inner_text(".verdict .iou")
+    ask_example(page, 2)
+    page.wait_for_function("document.querySelectorAll('#recent img').length == 2")
+    page.click("#recent button.thumbnail-item >> nth=1")
+    page.wait_for_function("document.querySelector('#instruction textarea').value.includes('rain')")
+    ready(page)
+    assert page.inner_text(".verdict .iou") == iou and "umbrella" in page.inner_text(".thought")
+    other = browser.new_page()
+    other.goto(server[0])
+    other.wait_for_selector("#find")
+    other.wait_for_timeout(1000)
+    assert other.locator("#recent img").count() == 0
+    other.close()
+
+
+# --- stopping
 
 
 def test_stop_keeps_the_partial_thought_and_the_next_question_works(page, photo, slow, shoot):
@@ -167,17 +290,27 @@ def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path):
     assert page.input_value("#instruction textarea") == "the cup"
 
 
-def test_two_visitors_never_see_each_others_thought(browser, server, photo):
+def test_two_visitors_never_see_each_others_text_photo_or_mask(browser, server, photo, tmp_path):
     contexts = [browser.new_context() for _ in range(2)]
     pages = [c.new_page() for c in contexts]
     for p in pages:
         p.goto(server[0])
         p.wait_for_selector("#find")
+        p.wait_for_timeout(800)
     upload_and_ask(pages[0], photo, "the largest thing")
-    pages[0].wait_for_selector(FINISHED, timeout=30000)
-    assert pages[1].input_value("#instruction textarea") == "" and "appears here" in pages[1].inner_text(".thought")
-    assert pages[1].locator("#photo img, #prior img, #mask img").count() == 0
+    pages[1].click("#examples button.thumbnail-item >> nth=0")  # both at once
+    for p in pages:
+        p.wait_for_selector(FINISHED, timeout=30000)
+        ready(p)
+    assert pages[0].input_value("#instruction textarea") == "the largest thing"
+    assert pages[1].input_value("#instruction textarea") == "the thing that keeps the rain off"
+    assert "umbrella" in pages[1].inner_text(".thought") and "umbrella" not in pages[0].inner_text(".thought")
+    views = [p.locator("#view coprs-view").get_attribute("data-view") for p in pages]
+    assert views[0] != views[1] and all(p.locator("#recent img").count() == 1 for p in pages)
     [c.close() for c in contexts]
+
+
+# --- other screens, other hands
 
 
 @pytest.mark.parametrize("width, scheme", [(390, "light"), (1280, "dark")])
@@ -185,16 +318,278 @@ def test_narrow_and_dark(browser, server, shoot, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 844 if width < 700 else 800}, color_scheme=scheme)
     page.goto(server[0])
     page.wait_for_selector("#find")
-    page.click("#examples button.thumbnail-item >> nth=0")
-    page.wait_for_selector(FINISHED, timeout=30000)
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(800)
+    ask_example(page)
+    ready(page)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
+    poor = page.evaluate(CONTRAST)
+    assert not poor, poor
     shoot(page, f"{scheme}-{width}")
     page.close()
 
 
+def test_contrast_in_the_light(page):
+    ask_example(page, 8)
+    poor = page.evaluate(CONTRAST)
+    assert not poor, poor
+
+
+CONTRAST = """() => {
+  const rgb = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m };
+  const light = (c) => { const [r, g, b] = c.map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c[3] > 0.99) return c.slice(0, 3) } return [255, 255, 255] };
+  const poor = [];
+  for (const e of document.querySelectorAll('.masthead p, .model-line, .model-line b, .notice, .steps span, .steps small, .thought p, .thought summary, .view figcaption, .view label, .view output, .scale span, .verdict *, .about p, #why button, #find, #stop, #instruction label span, .caption-label')) {
+    if (!e.offsetParent || !e.innerText?.trim()) continue;
+    const style = getComputedStyle(e);
+    if (style.backgroundClip === 'text') continue;
+    const [a, b] = [light(rgb(style.color).slice(0, 3)), light(behind(e))].sort((x, y) => y - x);
+    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.6 && style.fontWeight >= 700);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < (large ? 3 : 4.5)) poor.push([e.className || e.tagName, e.innerText.slice(0, 30), ratio.toFixed(2), style.color]);
+  }
+  return poor }"""
+
+
+def test_chinese_follows_the_browser(browser, server, shoot):
+    page = browser.new_page(viewport={"width": 1280, "height": 800}, locale="zh-CN")
+    page.goto(server[0])
+    page.wait_for_selector(f"text={CHINESE['tagline'][:8]}")
+    ask_example(page)
+    ready(page)
+    text = page.inner_text("body")
+    for key in (
+        "find",
+        "stop",
+        "reading",
+        "thinking",
+        "found",
+        "iou",
+        "threshold",
+        "mask",
+        "sentences",
+        "truth",
+        "examples",
+    ):
+        assert CHINESE[key] in text, key
+    open_tab(page, CHINESE["sentences"])
+    page.click("#trace")
+    page.wait_for_selector(".settled")
+    assert CHINESE["settles"] in page.inner_text(".sentences")
+    page.evaluate("window.scrollTo(0, 0)")
+    shoot(page, "chinese")
+    page.close()
+
+
+def test_from_question_to_probe_by_keyboard_alone(page):
+    def tab_to(selector, most=60):
+        for _ in range(most):
+            page.keyboard.press("Tab")
+            if page.evaluate("(s) => !!document.activeElement.closest(s)", selector):
+                return
+        raise AssertionError(f"the keyboard does not come to {selector}")
+
+    tab_to("#examples button.thumbnail-item")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(FINISHED, timeout=30000)
+    ready(page)
+    page.locator("body").click(position={"x": 2, "y": 2})
+    tab_to("#instruction")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("the yellow fish")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('.thought .last')?.innerText.includes('fish')", timeout=30000)
+    tab_to("[data-control=threshold]")
+    before = page.inner_text(".verdict small")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_timeout(200)
+    assert page.inner_text(".verdict small") != before
+    tab_to("#trace")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#traced coprs-view[data-ready]", timeout=20000)
+    tab_to("#traced [data-look]")
+    page.keyboard.press("Enter")
+    assert page.locator("#traced [data-look='0']").first.get_attribute("aria-pressed") == "true"
+
+
+def test_everything_that_can_be_used_has_a_name(page):
+    ask_example(page)
+    ready(page)
+    for role, name in (("slider", "heat"), ("slider", "threshold"), ("slider", "photo ↔ mask"), ("checkbox", "cut-out"),
+                       ("button", "Find it"), ("button", "Stop"), ("button", "enlarge"), ("textbox", "What to look for"),
+                       ("tab", "Sentence by sentence")):  # fmt: skip
+        assert page.get_by_role(role, name=name).first.is_visible(), (role, name)
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('#view button, #view input, #view canvas, .steps, .thought, .verdict')].filter((e) =>
+        e.matches('button, canvas') && !(e.ariaLabel || e.innerText) || e.matches('input') && !e.closest('label')).map((e) => e.outerHTML)"""
+    )
+    assert not nameless
+
+
+# --- probes
+
+
+def test_the_thought_can_be_traced_sentence_by_sentence(page, shoot):
+    ask_example(page)
+    open_tab(page, "Sentence by sentence")
+    page.click("#trace")
+    ready(page, "#traced")
+    count = page.locator("#traced .sentences li").count()
+    assert (
+        count >= 2
+        and "IoU" in page.inner_text("#traced .sentences")
+        and "the focus settles here" in page.inner_text("#traced")
+    )
+    last = drawn(page, "#traced canvas.prior")
+    slide(page, "#traced", "look", 0)
+    page.wait_for_timeout(300)
+    assert (drawn(page, "#traced canvas.prior") != last).any()
+    page.click(f"#traced .sentences button >> nth={count - 1}")
+    page.wait_for_timeout(300)
+    assert np.array_equal(drawn(page, "#traced canvas.prior"), last)
+    page.locator("#why").scroll_into_view_if_needed()
+    shoot(page, "sentences")
+
+
+def test_a_word_can_be_clicked_and_the_heads_be_seen(page, shoot):
+    ask_example(page)
+    open_tab(page, "Word by word")
+    page.wait_for_selector("#words [data-word]")
+    page.locator("#words [data-word]", has_text="umbrella").last.click()
+    ready(page, "#word-view")
+    assert "probe at “umbrella”, not trained for this" in page.inner_text("#word-view")
+    page.locator("#why").scroll_into_view_if_needed()
+    shoot(page, "words")
+    open_tab(page, "Heads")
+    page.click("#show-heads")
+    page.wait_for_selector("#heads-view img")
+    assert page.locator("#heads-view img").count() == 5
+    shoot(page, "heads")
+
+
+def test_another_thought_stands_beside_its_own(page, shoot):
+    ask_example(page)
+    open_tab(page, "Another thought")
+    page.wait_for_function("document.querySelector('#other-thought textarea').value.includes('umbrella')")
+    page.fill("#other-thought textarea", "That is the butterfly at the bottom, the blue one.")
+    page.click("#focus-again")
+    ready(page, "#again-view")
+    assert page.locator("#again-view coprs-view").count() == 2 and "masks agree by IoU 0.0" in page.inner_text(
+        "#again-view"
+    )
+    page.locator("#why").scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    shoot(page, "another-thought")
+
+
+def test_another_instruction_and_an_earlier_answer_under_one_slider(page, shoot):
+    ask_example(page)
+    open_tab(page, "Ask again")
+    page.fill("#other-instruction textarea, #other-instruction input", "the yellow fish")
+    page.click("#ask-again")
+    ready(page, "#compare-view")
+    assert "masks agree by IoU 0.00" in page.inner_text("#compare-view") and "only the second: the yellow fish" in page.inner_text("#compare-view")  # fmt: skip
+    before = drawn(page, "#compare-view canvas.mask")
+    slide(page, "#compare-view", "wipe", 100)
+    assert (drawn(page, "#compare-view canvas.mask") != before).any()
+    page.locator("#why").scroll_into_view_if_needed()
+    shoot(page, "ask-again")
+    page.fill("#instruction textarea", "the yellow fish")
+    page.click("#find")
+    page.wait_for_function("document.querySelector('.thought .last')?.innerText.includes('fish')", timeout=30000)
+    page.wait_for_timeout(800)
+    page.locator("#earlier input").click()
+    page.get_by_role("option").last.click()
+    page.locator("#compare").click()
+    page.wait_for_function(
+        "document.querySelector('#compare-view')?.innerText.includes('only the second: the thing that keeps')"
+    )
+
+
+def test_the_truth_can_be_painted_or_brought(page, mini, tmp_path, shoot):
+    ask_example(page)
+    open_tab(page, "Ground truth")
+    page.wait_for_timeout(800)
+    result = mini.segment(Image.open("assets/examples/rain.png"), "the thing that keeps the rain off")
+    box = page.locator("#paint canvas").first.bounding_box()
+    side = min(box["width"], box["height"])
+    left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
+    page.mouse.move(left + side * 0.58, top + side * 0.16)
+    page.mouse.down()
+    for i in range(12):
+        page.mouse.move(left + side * (0.58 + 0.011 * i), top + side * (0.16 + 0.03 * (i % 2)))
+    page.mouse.up()
+    page.wait_for_timeout(800)
+    page.click("#measure")
+    ready(page, "#truth-view")
+    painted = page.inner_text("#truth-view .said")
+    assert "Mask: IoU 0." in painted and "0.00." not in painted.split("Prior")[0]
+    page.locator("#why").scroll_into_view_if_needed()
+    shoot(page, "ground-truth")
+    Image.fromarray(result.mask).save(tmp_path / "truth.png")
+    page.set_input_files("#truth-file input[type=file]", str(tmp_path / "truth.png"))
+    page.wait_for_timeout(800)
+    page.click("#measure")
+    page.wait_for_selector("#truth-view :text('Mask: IoU 1.00')")
+    Image.new("L", (30, 20)).save(tmp_path / "small.png")
+    page.locator(
+        "#truth-file button[aria-label='Clear'], #truth-file button[aria-label='Remove this file']"
+    ).first.click()
+    page.set_input_files("#truth-file input[type=file]", str(tmp_path / "small.png"))
+    page.wait_for_timeout(800)
+    page.click("#measure")
+    page.wait_for_selector(".toast-body")
+    assert "30×20 pixels and the photo 256×256" in page.inner_text(".toast-body")
+
+
+def test_a_small_thing_can_be_zoomed_into(page, tmp_path, shoot):
+    scene, question = next(tiny_targets("test", 300))
+    Image.fromarray(scene.image).save(tmp_path / "p.png")
+    upload_and_ask(page, str(tmp_path / "p.png"), question.instruction)
+    page.wait_for_selector(".verdict.found", timeout=30000)
+    open_tab(page, "Zoom in")
+    page.click("#zoom button, button#zoom")
+    ready(page, "#zoom-view")
+    assert "zoomed in" in page.inner_text("#zoom-view") and page.locator("#zoom-view coprs-view").count() == 2
+    page.locator("#why").scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    shoot(page, "zoom")
+
+
+def test_download_and_reopen(page, browser, server, tmp_path, shoot):
+    ask_example(page)
+    iou = page.inner_text(".verdict .iou")
+    open_tab(page, "Take away")
+    page.click("#download")
+    page.wait_for_selector("#zipped a", timeout=30000)
+    with page.expect_download() as downloading:
+        page.locator("#zipped a").first.click()
+    downloading.value.save_as(tmp_path / "answer.zip")
+    saved = open_answer(tmp_path / "answer.zip")
+    assert f"{saved.result.prior_iou:.2f}" == iou
+    other = browser.new_page(viewport={"width": 1280, "height": 800})
+    other.goto(server[0])
+    other.wait_for_selector("#find")
+    other.wait_for_timeout(800)
+    open_tab(other, "Take away")
+    other.set_input_files("#saved input[type=file]", str(tmp_path / "answer.zip"))
+    other.wait_for_selector(".verdict.found")
+    ready(other)
+    assert other.inner_text(".verdict .iou") == iou and "umbrella" in other.inner_text(".thought")
+    assert other.input_value("#instruction textarea") == "the thing that keeps the rain off"
+    views = [json.loads(p.locator("#view coprs-view").get_attribute("data-view")) for p in (page, other)]
+    assert views[0] == views[1]
+    other.locator("#photo img").wait_for()
+    other.evaluate("window.scrollTo(0, 0)")
+    shoot(other, "reopened")
+    other.close()
+
+
+# --- models
+
+
 def test_the_table_of_models_opens_and_a_wrong_name_is_one_sentence(page, shoot):
-    page.get_by_role("button", name="Models").click()
+    open_tab(page, "Models")
     page.wait_for_selector("table.models")
     assert page.locator("table.models tbody tr").count() == 6
     page.locator("#model input").fill("no/where/at/all")
@@ -202,28 +597,42 @@ def test_the_table_of_models_opens_and_a_wrong_name_is_one_sentence(page, shoot)
     page.get_by_role("button", name="Use this model").click()
     page.wait_for_selector(".loading.failed")
     assert "There is no checkpoint" in page.locator(".loading.failed").inner_text()
-    assert "mini" in page.locator(".model-line").inner_text()
-    page.locator("#models").scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('.model-line').innerText.includes('mini')")
+    page.locator("#why").scroll_into_view_if_needed()
     shoot(page, "models")
 
 
-def test_the_thought_can_be_traced_sentence_by_sentence(page, shoot):
-    page.click("#examples button.thumbnail-item >> nth=0")
-    page.wait_for_selector(".verdict.found")
-    page.get_by_role("button", name="Why this region?").click()
-    page.get_by_role("button", name="Trace the thought").click()
-    page.wait_for_selector(".settled")
-    assert page.locator("#traced img").count() >= 2
-    assert "IoU" in page.locator("#traced .caption-label").first.inner_text()
-    page.locator("#why").scroll_into_view_if_needed()
-    page.wait_for_timeout(500)
-    shoot(page, "trace")
-
-
-def test_the_table_of_models_fits_a_narrow_page(browser, server):
+def test_a_narrow_page_holds_the_probes_and_the_models(browser, server):
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(server[0])
-    page.get_by_role("button", name="Models").click()
+    page.wait_for_timeout(1500)
+    ask_example(page)
+    page.click("#trace")
+    ready(page, "#traced")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 391
+    page.locator(
+        "#why button:has-text('…'), #why .overflow-menu button, #why button[aria-label*='more' i]"
+    ).first.click()
+    page.get_by_text("Models", exact=True).last.click()
     page.wait_for_selector("table.models")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= 391
+    page.close()
+
+
+def test_opening_the_page_loads_little_of_ours(browser, server):
+    page = browser.new_page()
+    sizes = {}
+
+    def count(response):
+        if "/assets/" not in response.url and "/static/" not in response.url and response.ok:
+            sizes[response.url] = len(response.body())
+
+    page.on(
+        "response",
+        lambda r: count(r) if r.request.resource_type in ("document", "image", "script", "stylesheet") else None,
+    )
+    page.goto(server[0])
+    page.wait_for_selector("#find")
+    page.wait_for_timeout(2000)
+    assert 0 < sum(sizes.values()) < 1.5e6, sizes
     page.close()
