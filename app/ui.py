@@ -60,11 +60,11 @@ def build(shelf: Shelf, may_choose: bool = False) -> gr.Blocks:
             with gr.Column(elem_id="ask", min_width=0):
                 photo = gr.Image(
                     label=I18N("photo"), type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"],
-                    format="png", height=246, elem_id="photo", buttons=["fullscreen"],
+                    format="png", height=270, elem_id="photo", buttons=["fullscreen"],
                 )  # fmt: skip
                 photo.preprocess = _path_of  # the core reads files itself: every mode, every error as a sentence
                 instruction = gr.Textbox(
-                    label=I18N("instruction"), placeholder=I18N("placeholder"), lines=2, max_lines=4, elem_id="instruction",
+                    label=I18N("instruction"), placeholder=I18N("placeholder"), lines=1, max_lines=4, elem_id="instruction",
                     max_length=MAX_INSTRUCTION_CHARACTERS, html_attributes=_NO_AUTOCOMPLETE, submit_btn=False,
                 )  # fmt: skip
                 with gr.Row(elem_id="buttons"):

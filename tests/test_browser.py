@@ -409,7 +409,7 @@ def test_from_question_to_probe_by_keyboard_alone(page):
     page.wait_for_selector("#traced coprs-view[data-ready]", timeout=20000)
     tab_to("#traced [data-look]")
     page.keyboard.press("Enter")
-    assert page.locator("#traced [data-look='0']").first.get_attribute("aria-pressed") == "true"
+    page.wait_for_selector("#traced button[data-look='0'][aria-pressed=true]")
 
 
 def test_everything_that_can_be_used_has_a_name(page):
@@ -511,6 +511,8 @@ def test_the_truth_can_be_painted_or_brought(page, mini, tmp_path, shoot):
     open_tab(page, "Ground truth")
     page.wait_for_timeout(800)
     result = mini.segment(Image.open("assets/examples/rain.png"), "the thing that keeps the rain off")
+    page.locator("#paint").scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
     box = page.locator("#paint canvas").first.bounding_box()
     side = min(box["width"], box["height"])
     left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
