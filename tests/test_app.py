@@ -446,3 +446,21 @@ def test_a_space_is_listened_to_from_outside(set_by, host):
         [sys.executable, "app.py", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert f"(now {host})" in told.stdout
+
+
+def test_the_readmes_example_for_programs_runs(server, capsys, monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    example = next(b.split("```")[0] for b in text.split("```python\n")[1:] if "gradio_client" in b)
+    monkeypatch.chdir(ROOT)
+    exec(example.replace("http://127.0.0.1:7860", server[0]).replace("Client(", "Client(verbose=False, src="), {})
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("reading") and any("(the focus settles here)" in line for line in told)
+    assert zipfile.is_zipfile(told[-1])
+
+
+def test_the_readmes_example_in_python_runs(capsys, monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    example = next(b.split("```")[0] for b in text.split("```python\n")[1:] if "from coprs_core import load" in b)
+    monkeypatch.chdir(ROOT)
+    exec(example, {})
+    assert "umbrella" in capsys.readouterr().out
