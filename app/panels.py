@@ -19,7 +19,7 @@ from coprs_core.compare import AgainstTruth
 from coprs_core.engine import Update
 from coprs_core.machine import in_words
 from coprs_core.metrics import iou_curve
-from coprs_core.pictures import COLOUR_MAP, MASK_COLOUR, REGION_COLOURS, heatmap, mask_overlay, thumbnail
+from coprs_core.pictures import COLOUR_MAP, REGION_COLOURS, heatmap, mask_overlay, thumbnail
 from coprs_core.probes import Look
 from coprs_core.prompts import FOCUS_TOKEN, parse_reply
 from coprs_core.results import FOCUS_TOKEN_PRIOR, FOUND, NOTHING_FOUND, Region, Result, encode_prior
@@ -28,7 +28,6 @@ from coprs_core.verdict import DISAGREE, flags
 STAGES = ("reading", "thinking", "focusing", "drawing")
 SHOWN_SIDE, SMALL_SIDE = 1024, 448
 """Pictures on the page are at most this long a side, small ones in probes; files and figures keep the photo's size."""
-ONLY_FIRST, ONLY_SECOND = (255, 140, 40), (178, 90, 240)
 _CARET = '<i class="caret" aria-hidden="true"></i>'
 _REACHED = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}  # index of the stage under way at each update
 
@@ -57,6 +56,11 @@ def notice(lang: str, model_note: str) -> str:
         return ""
     words = say(lang, "notice", note=escape(model_note))
     return f'<div class="notice">{words} <code>python app.py --model qwen2.5-vl-3b</code></div>'
+
+
+def explanation(words: str) -> str:
+    """Why a bundled example comes out as it does."""
+    return f'<div class="notice" role="note">{escape(words)}</div>' if words else ""
 
 
 # --- stages and thought
@@ -419,7 +423,7 @@ def differences(
     """Two masks bool [H, W] over one photo under one slider: what both hold, only the first, only the second, each coloured."""
     numbers = np.zeros(first.shape, np.uint8)
     numbers[first & second], numbers[first & ~second], numbers[second & ~first] = 1, 2, 3
-    colours = (MASK_COLOUR, ONLY_FIRST, ONLY_SECOND)
+    colours = REGION_COLOURS[:3]
     legend = "".join(
         f'<span><i style="background:{_css(c)}"></i>{escape(name)}</span>'
         for c, name in zip(colours, (say(lang, "both"), *names), strict=True)

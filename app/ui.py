@@ -2,7 +2,7 @@
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gradio as gr
@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 
 from app import panels
-from app.handlers import Endpoints, Page
+from app.handlers import Endpoints, Page, language
 from app.texts import LANGUAGES, say
 from coprs_core.errors import CoPRSError
 from coprs_core.pictures import COLOUR_MAP, REGION_COLOURS
@@ -31,16 +31,21 @@ _WORD_CLICKED = """element.addEventListener("click", (event) => {
 
 @dataclass(frozen=True)
 class Example:
-    """A bundled picture with an instruction; `note` says what is to be seen in the answer, where it is no plain success."""
+    """A bundled picture with an instruction; where the answer is no plain success, `note` says so in a word or two and
+    `explanation` in each language of the page why."""
 
     file: str
     instruction: str
     note: str = ""
+    explanation: dict[str, str] = field(default_factory=dict)
 
 
 def examples() -> list[Example]:
     listed = json.loads((EXAMPLES / "examples.json").read_text())
-    return [Example(str(EXAMPLES / e["file"]), e["instruction"], e.get("note", "")) for e in listed]
+    return [
+        Example(str(EXAMPLES / e["file"]), e["instruction"], e.get("note", ""), e.get("explanation", {}))
+        for e in listed
+    ]
 
 
 def build(shelf: Shelf, may_choose: bool = False) -> gr.Blocks:
@@ -72,6 +77,7 @@ def build(shelf: Shelf, may_choose: bool = False) -> gr.Blocks:
                     stop = gr.Button(I18N("stop"), elem_id="stop", scale=1, min_width=0)
             thought = gr.HTML(panels.thought("en"), elem_id="thought")
             view = gr.HTML(panels.waiting_view("en"), elem_id="view")
+        explained = gr.HTML(elem_id="explained")
         with gr.Row(elem_id="strips", equal_height=True):
             gallery = _strip([(e.file, _caption(e)) for e in shown], I18N("examples"), "examples", scale=7)
             strip = _strip([], I18N("recent"), "recent", scale=4, visible=False)
@@ -157,10 +163,12 @@ def build(shelf: Shelf, may_choose: bool = False) -> gr.Blocks:
         )
         answers = [start(**ask) for start in (find.click, instruction.submit)]
 
-        def pick(event: gr.SelectData) -> tuple[str, str]:
-            return shown[event.index].file, shown[event.index].instruction
+        def pick(event: gr.SelectData, request: gr.Request) -> tuple[str, str, str]:
+            example = shown[event.index]
+            return example.file, example.instruction, panels.explanation(example.explanation.get(language(request), ""))
 
-        picked = gallery.select(pick, outputs=[photo, instruction], **quiet)
+        picked = gallery.select(pick, outputs=[photo, instruction, explained], **quiet)
+        gr.on([find.click, instruction.submit, strip.select, saved.upload], lambda: "", outputs=explained, **quiet)
         answers.append(picked.then(**ask))
         for answer in answers:
             answer.then(**prepared)
@@ -222,9 +230,8 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: str = "", password: s
 def _head() -> str:
     """The script of <coprs-view> and the colours that it shares with the core's pictures."""
     colours = (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-    tints = json.dumps([*REGION_COLOURS[:1], panels.ONLY_FIRST, panels.ONLY_SECOND, *REGION_COLOURS[3:]])
     return (
-        f'<script>window.COPRS_HEATMAP="{base64.b64encode(colours.tobytes()).decode()}";window.COPRS_TINTS={tints};</script>'
+        f'<script>window.COPRS_HEATMAP="{base64.b64encode(colours.tobytes()).decode()}";window.COPRS_TINTS={json.dumps(REGION_COLOURS)};</script>'
         f'<script type="module">{(ROOT / "view.js").read_text(encoding="utf-8")}</script>'
     )
 

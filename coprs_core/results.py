@@ -161,7 +161,7 @@ def _region_to_dict(region: Region, with_prior: bool) -> dict:
         "prior_iou": region.prior_iou,
         "prior_max": float(region.prior.max()),
     }
-    if region.box or region.points:
+    if region.box or region.points or region.label:
         told |= {"box": region.box, "points": region.points, "label": region.label}
     return told | ({"prior": encode_prior(region.prior)} if with_prior else {})
 

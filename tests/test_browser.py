@@ -5,6 +5,7 @@ Writes its screenshots to assets/screenshots/ when COPRS_SCREENSHOTS=1 is set (t
 temporary folder.
 """
 
+import dataclasses
 import json
 import os
 import time
@@ -16,9 +17,11 @@ from PIL import Image
 
 from app.texts import CHINESE
 from app.ui import build, launch
-from coprs_core.archive import open_answer
+from coprs_core import Region
+from coprs_core.archive import open_answer, save_zip
 from coprs_core.engine import Engine
 from coprs_core.metrics import iou_curve
+from coprs_core.photos import open_photo
 from coprs_core.shelf import Shelf
 from tests.conftest import slowed
 from tests.test_zoom import tiny_targets
@@ -585,6 +588,29 @@ def test_download_and_reopen(page, browser, server, tmp_path, shoot):
     other.evaluate("window.scrollTo(0, 0)")
     shoot(other, "reopened")
     other.close()
+
+
+def test_several_regions_are_numbered_and_each_can_be_chosen(page, found, tmp_path, shoot):
+    scene, _, result = found
+    masks = result.mask, np.roll(result.mask, (70, -30), (0, 1))
+    regions = tuple(Region(m.astype(np.float32) * 0.9, m, label=f"thing {i}") for i, m in enumerate(masks))
+    save_zip(
+        tmp_path / "two.zip",
+        open_photo(scene.image),
+        dataclasses.replace(result, regions=regions, prior_kind="coordinates"),
+    )
+    open_tab(page, "Take away")
+    page.set_input_files("#saved input[type=file]", str(tmp_path / "two.zip"))
+    ready(page)
+    assert page.locator("#view .badge").all_inner_texts() == ["1", "2"]
+    assert "coordinates" in page.inner_text("#view .prior-figure figcaption")
+    page.evaluate("window.scrollTo(0, 0)")
+    shoot(page, "several-regions")
+    page.get_by_role("checkbox", name="cut-out").check()
+    for button, mask in (("1 thing 0", masks[0]), ("2 thing 1", masks[1]), ("all", masks[0] | masks[1])):
+        page.get_by_role("button", name=button, exact=True).click()
+        page.wait_for_timeout(300)
+        assert np.array_equal(drawn(page, "#view canvas.mask")[..., 3] > 0, mask), button
 
 
 # --- models

@@ -1,6 +1,7 @@
 """The command line as a person runs it: files, exit codes, one sentence for every mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from coprs_core import commands
 from coprs_core.__main__ import main, parser
+from coprs_core.checkpoints import MINIATURE
 from coprs_core.results import decode_rle
 from coprs_core.scenes import draw_scene
 
@@ -172,6 +174,24 @@ def test_further_questions_write_their_files(tmp_path, capsys):
     Image.fromarray(truth[:9, :8]).save(small)
     assert main(["segment", str(example), "x", "--out", str(out), "--truth", str(small)]) == 2
     assert "8×9 pixels and the photo 256×256" in capsys.readouterr().err
+
+
+def test_two_models_are_asked_about_one_photo(tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(MINIATURE, other)
+    example, out = ROOT / "assets" / "examples" / "rain.png", tmp_path / "out"
+    asked = [
+        "segment",
+        str(example),
+        "the thing that keeps the rain off",
+        "--out",
+        str(out),
+        "--again-model",
+        str(other),
+    ]
+    assert main(asked) == 0
+    told = json.loads((out / "again.json").read_text())
+    assert told["result"]["model"] == str(other) and told["mask_iou"] == told["prior_iou"] == 1
 
 
 def test_a_folder_is_gone_through_past_a_bad_file_and_can_be_resumed(tmp_path, capsys, monkeypatch):
