@@ -146,7 +146,8 @@ def of_result(lang: str, result: Result) -> list[Shown]:
     numbers = np.zeros(result.photo_size, np.uint8)
     for i, region in enumerate(result.regions, start=1):
         numbers[region.mask] = i
-    shown = [Shown(say(lang, "all_regions"), result.prior, numbers, iou_curve(result.prior, result.mask))]
+    curve = iou_curve(result.prior, result.mask) if result.mask.any() else None
+    shown = [Shown(say(lang, "all_regions"), result.prior, numbers, curve)]
     if len(result.regions) > 1:
         shown += [
             Shown(f"{i} {r.label}".strip(), r.prior, r.mask.astype(np.uint8) * i, iou_curve(r.prior, r.mask))
@@ -293,15 +294,16 @@ def verdict(lang: str, result: Result) -> str:
     """The outcome in words, the IoU of prior and mask at the threshold chosen, and what to be wary of."""
     title = say(lang, result.outcome)
     if result.outcome == FOUND:
-        agreement = result.prior_iou
-        agree = f"<p>{say(lang, 'agree')}</p>" if agreement >= DISAGREE else ""
+        drawn = bool(result.mask.any())
+        agree = f"<p>{say(lang, 'agree')}</p>" if drawn and result.prior_iou >= DISAGREE else ""
+        agreement = f"{result.prior_iou:.2f}" if drawn else "–"
         share = result.mask.mean() * 100
         share = f"{share:.1f}" if share >= 0.1 else f"{share:.3f}"
         wary = "".join(f'<li data-flag="{name}">{say(lang, f"flag_{name}")}</li>' for name in flags(result))
         return _verdict_of(
             "found",
             f"<h3>{title}</h3><small>{say(lang, 'iou')}<br>{say(lang, 'at_threshold')} <output data-of='threshold'>0.50</output>"
-            f'</small><b class="iou">{agreement:.2f}</b>{agree}<p>{say(lang, "covers", share=share)}</p>'
+            f'</small><b class="iou">{agreement}</b>{agree}<p>{say(lang, "covers", share=share)}</p>'
             f"{f'<ul>{wary}</ul>' if wary else ''}",
         )
     if result.outcome == NOTHING_FOUND:

@@ -126,7 +126,7 @@ def open_saved(options: argparse.Namespace) -> int:
 
 def _told(result: Result) -> str:
     lines = [f"{result.outcome}. {result.reason}"]
-    if result.regions:
+    if result.mask.any():
         lines.append(f"IoU of prior and mask: {result.prior_iou:.2f}")
     lines += [f"careful: {FLAGS[name]}" for name in flags(result)]
     lines.append(" · ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items()))

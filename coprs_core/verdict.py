@@ -8,6 +8,7 @@ from scipy.ndimage import label
 from coprs_core.results import FOUND, Result
 
 FLAGS = {
+    "empty": "The mask is empty: the model wrote its focus token, but nothing in the picture held its look.",
     "disagree": "Prior and mask disagree (IoU under 0.5): the decoder drew something else than the focus token looked at.",
     "border": "The mask touches the picture's border: the thing may go on outside.",
     "tiny": "The mask covers under 0.1 % of the picture: check that it is no speck.",
@@ -30,6 +31,8 @@ def flags(result: Result) -> tuple[str, ...]:
     if result.outcome != FOUND:
         return ()
     mask = result.mask
+    if not mask.any():
+        return ("empty",)
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     holds = {
         "disagree": result.prior_iou < DISAGREE,

@@ -278,6 +278,14 @@ def test_every_panel_escapes_what_it_is_given(found):
         assert "<img src=x" not in html and "&lt;img" in html or "<img src=x" not in html
 
 
+def test_an_empty_mask_is_never_called_agreement(found):
+    scene, _, result = found
+    nothing = np.zeros(result.photo_size, bool)
+    empty = dataclasses.replace(result, regions=(Region(nothing.astype(np.float32), nothing),))
+    html = panels.answer_view("en", scene.image, empty)
+    assert texts.ENGLISH["flag_empty"] in html and texts.ENGLISH["agree"] not in html and '<b class="iou">–</b>' in html
+
+
 def test_both_languages_say_the_same_things():
     assert texts.ENGLISH.keys() == texts.CHINESE.keys()
     fields = lambda text: sorted(f for _, f, _, _ in string.Formatter().parse(text) if f)  # noqa: E731

@@ -162,7 +162,9 @@ def test_flags_hold_where_they_should():
     assert flags(result_of(square(side=3))) == ("tiny",)
     assert flags(result_of(square() | square(top=5, left=5))) == ("scattered",)
     assert flags(result_of(good, reasoning="I see a dog. So nothing here fits.")) == ("contradiction",)
-    assert set(FLAGS) == {"disagree", "border", "tiny", "scattered", "contradiction"}
+    nothing = np.zeros_like(good)
+    assert flags(result_of(nothing, nothing.astype(np.float32))) == ("empty",)
+    assert set(FLAGS) == {"empty", "disagree", "border", "tiny", "scattered", "contradiction"}
     two = (Region(good.astype(np.float32), good), Region(good.astype(np.float32), square(top=5, left=5)))
     assert "scattered" not in flags(result_of(good, regions=two))  # two answers, each in one piece
 
