@@ -20,7 +20,9 @@ for option, default, meaning in (
     ("password", "", "NAME:PASSWORD that visitors must give (default: none is asked for)"),
 ):
     chosen = os.environ.get(f"COPRS_{option.upper()}", default)
-    parser.add_argument(f"--{option}", default=chosen, help=meaning + f" (now {chosen})" * (option != "password"))
+    parser.add_argument(
+        f"--{option}", default=chosen, help=meaning + f" (now {chosen})" * (option not in ("password", "port"))
+    )
 options = parser.parse_known_args()[0]
 
 shelf = Shelf(options.model, options.device, options.dtype, options.quantize, options.sam, borrowed_gpu())
@@ -32,6 +34,6 @@ if __name__ == "__main__":
         shelf.wait()  # the model is loaded behind the page
         demo.block_thread()
     except (CoPRSError, OSError) as problem:
-        cure = "" if isinstance(problem, CoPRSError) else ": choose another --host or --port."
-        print(f"error: {problem}{cure}", file=sys.stderr, flush=True)
+        taken = f"cannot listen on {options.host}, port {options.port or 'any'}: choose another --host or --port."
+        print(f"error: {problem if isinstance(problem, CoPRSError) else taken}", file=sys.stderr, flush=True)
         os._exit(1)  # without waiting for a model that may still be loading

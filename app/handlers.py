@@ -22,6 +22,8 @@ from coprs_core.results import FOCUS_TOKEN_PRIOR, Result, encode_prior, encode_r
 from coprs_core.shelf import Shelf
 from coprs_core.zoom import zoom_in
 
+NOWHERE = 0.1
+"""A probe whose prior is nowhere as high as this looks nowhere."""
 MOST_RECENT, MOST_PIXELS = 8, 24_000_000
 """Of the answers kept for a visitor: how many, and of how many pixels together."""
 
@@ -48,11 +50,14 @@ class View:
     view: str | None = None
     answered: Answered | None = None
     recent: tuple[Answered, ...] | None = None
+    begins: bool = False
+    """A new question: the answer before it is no longer the one at hand."""
 
     def values(self) -> tuple:
         strip = None if self.recent is None else strip_of(self.recent)
         values = (self.steps, self.thought, self.view, self.answered, self.recent, strip)
-        return tuple(gr.skip() if v is None else v for v in values)
+        skipped = tuple(gr.skip() if v is None else v for v in values)
+        return (*skipped[:3], None, *skipped[4:]) if self.begins else skipped
 
 
 @contextmanager
@@ -105,6 +110,7 @@ class Page:
             for update in updates:
                 view = View(steps=panels.steps(lang, update))
                 if update.stage == "reading":
+                    view.begins = True
                     view.thought, view.view = (
                         panels.thought(lang),
                         panels.waiting_view(lang, self.shelf.engine.prior_kind),
@@ -124,9 +130,19 @@ class Page:
         lang = language(request)
         return panels.steps(lang), panels.stopped(lang, thought)
 
+    def begin(self, request: gr.Request | None = None) -> tuple:
+        """Another photo, or none: the answer about the one before goes from the page; it stays among the recent ones."""
+        lang = language(request)
+        kind = self.shelf.engine.prior_kind if self.shelf.is_ready else FOCUS_TOKEN_PRIOR
+        return panels.steps(lang), panels.thought(lang), panels.waiting_view(lang, kind), None
+
     def restore(self, recent: tuple, event: gr.SelectData, request: gr.Request | None = None) -> tuple:
         """An earlier answer of this visit, as it was."""
-        return self._restored(language(request), recent[event.index])
+        lang = language(request)
+        with in_a_sentence(lang):
+            if not 0 <= event.index < len(recent or ()):
+                raise CoPRSError(say(lang, "gone"))
+        return self._restored(lang, recent[event.index])
 
     def open_file(self, path: str | None, recent: tuple | None, request: gr.Request | None = None) -> tuple:
         """A saved answer, without the model; it joins the recent ones."""
@@ -188,6 +204,8 @@ class Page:
             answered = self._given(lang, answered)
             look = self.shelf.ask(probes.focus_at_word, answered.photo, answered.result, event.index)
         caption = say(lang, "focus_word") if look.trained else say(lang, "probe_word", word=look.text.strip())
+        if look.prior.max() < NOWHERE:
+            caption += f" · {say(lang, 'nowhere', highest=f'{look.prior.max():.3f}')}"
         return panels.one_look(lang, answered.pixels, look, caption)
 
     def heads(self, answered: Answered | None, request: gr.Request | None = None) -> str:
@@ -411,7 +429,7 @@ class Endpoints:
     def use_model(self, name: str) -> Iterator[str]:
         """Load another model for everybody who uses this app; yields what is going on."""
         with in_a_sentence("en"):
-            yield from self.shelf.exchange(name.strip())
+            yield from self.shelf.exchange(name.strip() if isinstance(name, str) else name)
             yield f"{self.shelf.engine.name} is in use."
 
 
@@ -422,6 +440,7 @@ def _told(look: probes.Look) -> dict:
 def _uploaded(upload: dict) -> str:
     """The path of an uploaded file. Gradio checks only files that say what they are: without that, the path might be
     any on this server."""
-    if not isinstance(upload, dict) or (upload.get("meta") or {}).get("_type") != "gradio.FileData":
+    meta = upload.get("meta") if isinstance(upload, dict) else None
+    if not isinstance(meta, dict) or meta.get("_type") != "gradio.FileData" or not isinstance(upload.get("path"), str):
         raise CoPRSError("This is no uploaded file: pass handle_file(path) of gradio_client.")
     return upload["path"]

@@ -108,8 +108,7 @@ def answered_thought(lang: str, result: Result) -> str:
     token = f' <span class="token">{escape(FOCUS_TOKEN)}</span>' if token else ""
     sentences = re.split(r"(?<=[.!?。！？])\s+", result.reasoning.strip())
     seconds = result.seconds.get("thinking", 0.0)
-    rate = result.tokens / max(seconds, 1e-6)
-    summary = say(lang, "thought_for", seconds=seconds, tokens=result.tokens, rate=rate)
+    summary = say(lang, "thought_for", seconds=seconds, tokens=result.tokens)
     return (
         f'<div class="thought"><p class="last">{escape(sentences[-1] or result.reason)}{token}</p><details>'
         f"<summary>{summary}</summary><p>{escape(result.reasoning)}</p>{answer}</details></div>"
@@ -118,7 +117,10 @@ def answered_thought(lang: str, result: Result) -> str:
 
 def stopped(lang: str, thought_html: str) -> str:
     """The thought after Stop: what was thought so far stays."""
-    return thought_html.replace(_CARET, f"<small> … {say(lang, 'stopped')}</small>")
+    mark = f"<small> … {say(lang, 'stopped')}</small>"
+    if _CARET in thought_html:
+        return thought_html.replace(_CARET, mark)
+    return f'<div class="thought empty">{mark}</div>' if "empty" in thought_html else thought_html
 
 
 # --- what is seen: prior, mask, verdict
@@ -224,7 +226,7 @@ def prior_figure(lang: str, prior_kind: str, controls: bool = True, caption: str
     caption = say(lang, f"prior_{prior_kind}") if caption is None else caption
     sliders = _slider("opacity", say(lang, "opacity"), 85) + _slider("threshold", say(lang, "threshold"), 50)
     return (
-        f'<figure class="prior-figure"><figcaption>{caption}{_enlarge(lang)}</figcaption><div class="frame"><div class="fit">'
+        f'<figure class="prior-figure"><figcaption><span>{caption}</span>{_enlarge(lang)}</figcaption><div class="frame"><div class="fit">'
         f'<canvas class="prior" tabindex="0" role="img" aria-label="{escape(re.sub("<[^>]*>", "", caption))}. {say(lang, "hover")}">'
         '</canvas><i class="crosshair" hidden></i></div></div>'
         f'<div class="under">{scale(lang)}{sliders if controls else ""}</div></figure>'
@@ -241,7 +243,7 @@ def mask_figure(lang: str, badges: str = "", caption: str | None = None, wipe: s
     )
     slider = _slider("wipe", wipe or say(lang, "wipe"), 50 if wipe else 100, shown=False)
     return (
-        f'<figure class="mask-figure"><figcaption>{caption}{_enlarge(lang)}</figcaption><div class="frame"><div class="fit">'
+        f'<figure class="mask-figure"><figcaption><span>{caption}</span>{_enlarge(lang)}</figcaption><div class="frame"><div class="fit">'
         f'<canvas class="mask" role="img" aria-label="{escape(re.sub("<[^>]*>", "", caption))}"></canvas>{badges}</div></div>'
         f'<div class="under">{slider}{cut}</div></figure>'
     )
@@ -334,10 +336,10 @@ def trace(lang: str, pixels: np.ndarray, result: Result, looks: tuple[Look, ...]
     mark = f' <em class="settled">⚑ {say(lang, "settles")}</em>'
     rows = "".join(
         f'<li><button type="button" data-look="{i}"><span>{escape(x.text)}{mark if i == settled else ""}</span>'
-        f"<small>IoU {x.iou:.2f}</small></button></li>"
+        f"{f'<small>IoU {x.iou:.2f}</small>' * bool(result.regions)}</button></li>"
         for i, x in enumerate(looks)
     )
-    lines = [("#b5315f", say(lang, "chart_iou"), [x.iou for x in looks])]
+    lines = [("#b5315f", say(lang, "chart_iou"), [x.iou for x in looks])] * bool(result.regions)
     lines += [("#8a7a2c", say(lang, "chart_spread"), [x.spread for x in looks])]
     slider = (
         f'<label class="slider"><span>{say(lang, "sentence")}</span><input type="range" min="0" max="{len(looks) - 1}" '
@@ -411,7 +413,9 @@ def pair(lang: str, pixels: np.ndarray, results: tuple[Result, Result], captions
         inside += mask_figure(lang, caption=f"IoU {result.prior_iou:.2f}") if result.regions else verdict(lang, result)
         shown = of_result(lang, result)[:1] if result.regions else [Shown("")]
         sides.append(canvases(pixels, shown, inside, "probe half", SMALL_SIDE))
-    return f'<p class="said">{agreement_words(lang, agreement)}</p><div class="pair">{"".join(sides)}</div>'
+    nothing = not any(r.regions for r in results)
+    said = say(lang, "both_nothing") if nothing else agreement_words(lang, agreement)
+    return f'<p class="said">{said}</p><div class="pair">{"".join(sides)}</div>'
 
 
 def agreement_words(lang: str, agreement) -> str:
@@ -442,7 +446,7 @@ def against_truth(lang: str, pixels: np.ndarray, result: Result, truth: np.ndarr
     else:
         figures = {k: f"{getattr(measured, k + '_iou'):.2f}" for k in ("mask", "prior", "best")}
         said = say(lang, "truth_words", threshold=f"{measured.best_threshold:.2f}", **figures)
-        line = ("#b5315f", say(lang, "threshold"), [float(v) for v in measured.prior_curve])
+        line = ("#b5315f", say(lang, "truth_curve"), [float(v) for v in measured.prior_curve])
         more = f'<div class="told">{chart([line], round(measured.best_threshold * 100), points=False)}</div>'
     names = (say(lang, "only_mask"), say(lang, "only_truth"))
     return differences(lang, pixels, result.mask, truth, names, say(lang, "truth_slider"), said, more)

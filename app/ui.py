@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,11 @@ _WORD_CLICKED = """element.addEventListener("click", (event) => {
   for (const other of element.querySelectorAll("[data-word]")) other.setAttribute("aria-pressed", other === word);
   trigger("select", { index: Number(word.dataset.word) });
 });"""
+
+
+_TO_THE_THOUGHT = (
+    "() => { if (innerWidth < 900) document.querySelector('#thought').scrollIntoView({ behavior: 'smooth' }) }"
+)
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,13 @@ def build(shelf: Shelf, may_choose: bool = False) -> gr.Blocks:
         answers.append(picked.then(**ask))
         for answer in answers:
             answer.then(**prepared)
-        stop.click(page.stop, thought, [steps, thought], cancels=answers, queue=False, **quiet)
+        stopped = stop.click(_until_quiet, cancels=answers, queue=False, **quiet)
+        stopped.then(page.stop, thought, [steps, thought], queue=False, **quiet)
+        gr.on([find.click, instruction.submit, gallery.select, strip.select], fn=None, js=_TO_THE_THOUGHT, **quiet)
+        replaced = gr.on(
+            [photo.upload, photo.clear], page.begin, None, [steps, thought, view, answered], queue=False, **quiet
+        )
+        replaced.then(**prepared)
         strip.select(page.restore, recent, [photo, instruction, *main], **quiet).then(**prepared)
         saved.upload(page.open_file, [saved, recent], [photo, instruction, *main], **quiet).then(**prepared)
 
@@ -249,7 +261,12 @@ def _strip(shown: list, label, elem_id: str, scale: int, visible: bool = True) -
 
 
 def _caption(example: Example) -> str:
-    return f"{example.instruction} — {example.note}" if example.note else example.instruction
+    return f"{example.note}: {example.instruction}" if example.note else example.instruction
+
+
+def _until_quiet() -> None:
+    """Until what was on its way when the work was stopped has arrived."""
+    time.sleep(0.3)
 
 
 def theme() -> gr.themes.Base:

@@ -176,4 +176,12 @@ class View extends HTMLElement {
   }
 }
 
+// Gradio calls its thumbnails "Thumbnail 1 of 9"; a screen reader shall hear what they show.
+new MutationObserver(() => {
+  for (const button of document.querySelectorAll("#examples .thumbnail-item, #recent .thumbnail-item")) {
+    const words = button.querySelector(".caption-label")?.textContent.trim();
+    if (words && button.ariaLabel !== words) button.ariaLabel = words;
+  }
+}).observe(document, { childList: true, subtree: true });
+
 customElements.get("coprs-view") ?? customElements.define("coprs-view", View);

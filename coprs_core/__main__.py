@@ -49,7 +49,7 @@ exit codes:
   many photos: 0 all done · 1 some failed
 """
 OPEN = """\
-Show an answer that `segment --out` or the page's "Download" saved: a folder or a zip.
+Show an answer that `segment --out` or the page's "Take away" saved: a folder or a zip.
 Needs no model. --out writes its files anew; the app opens the zip too.
 
 example:
@@ -275,6 +275,8 @@ def main(arguments: list[str] | None = None) -> int:
         "prepare": commands.prepare,
         "benchmark": commands.measure,
     }
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its number instead
+        stream.reconfigure(errors="backslashreplace") if hasattr(stream, "reconfigure") else None
     try:
         return run[options.command](options)
     except CoPRSError as problem:
@@ -286,6 +288,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as problem:  # a disk or a folder that cannot be used
+        where = f" ({problem.filename})" if problem.filename else ""
+        print(f"error: {problem.strerror or problem}{where}: check the path, its rights and the disk.", file=sys.stderr)
+        return commands.USER_MISTAKE
 
 
 if __name__ == "__main__":

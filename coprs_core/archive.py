@@ -5,13 +5,15 @@ result.json      the answer; its schema stands in `coprs_core.results`
 prior.npy        float32 [H, W] in [0, 1]; prior.png is its picture
 mask.png         1 bit a pixel; cutout.png the photo inside it, transparent outside; overlay.png the mask over the photo
 chain.png        photo, thought, prior and mask in one figure; chain.pdf the same as vectors
-sentences.*      where the model would have focused after each sentence: figures (.json), priors (.npy), a figure (.png)
+sentences.*      where the model would have focused after each sentence: figures (.json), priors (.npy,
+                 float16, at most 1,024 pixels a side), a figure (.png)
 
 Where an answer has several regions, prior, mask and cut-out are of all together and `prior_1.npy`, `mask_1.png` … of each.
 """
 
 import io
 import json
+import re
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -23,11 +25,16 @@ from PIL import Image
 from coprs_core import probes
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import MAX_SIDE, Photo, open_photo
-from coprs_core.pictures import chain_figure, cut_out, heatmap, mask_overlay, prior_overlay, trace_figure
-from coprs_core.results import Result
+from coprs_core.pictures import chain_figure, cut_out, heatmap, mask_overlay, prior_overlay, thumbnail, trace_figure
+from coprs_core.results import Region, Result
 
-_MOST_BYTES = 40 * MAX_SIDE**2
-_WHAT = "give a zip or folder that “Download” or `segment --out` wrote"
+TRACE_SIDE = 1024
+_MOST_BYTES, _MOST_JSON_BYTES = 16 * MAX_SIDE**2, 32_000_000
+_OURS = re.compile(
+    r"(result|asked)\.json|result\.json\.part|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
+    r"|(sentences|words|heads|truth|word_\d+|(zoomed|focus_again|again)(_mask|_difference)?)\.(json|npy|png)"
+)
+_WHAT = "give a zip or folder that “Take away” or `segment --out` wrote"
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,18 @@ class Saved:
     result: Result
 
 
+def clear_answer(folder: Path) -> None:
+    """Take an earlier answer's files out of a folder, `result.json` first, so that two answers are never mixed."""
+    names = sorted((p.name for p in folder.iterdir() if _OURS.fullmatch(p.name)), key=lambda n: n != "result.json")
+    for name in names:
+        (folder / name).unlink()
+
+
 def save_answer(folder: Path, photo: Photo, result: Result, looks: tuple[probes.Look, ...] = ()) -> list[Path]:
-    """Write an answer's files (see this module's docstring) into a folder; `looks` is its trace. `result.json` comes last,
-    so that a folder which holds it is whole. Returns the paths."""
+    """Write an answer's files (see this module's docstring) into a folder, in place of those of an earlier answer; `looks` is
+    its trace. `result.json` comes last, so that a folder which holds it is whole. Returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    clear_answer(folder)
     pixels, written = np.asarray(photo.image), [folder / "photo.png"]
     photo.image.save(written[0])
     if result.regions:
@@ -74,11 +89,12 @@ def _save_prior(folder: Path, tag: str, prior: np.ndarray) -> list[Path]:
 
 
 def save_trace(folder: Path, pixels: np.ndarray, looks: tuple[probes.Look, ...]) -> list[Path]:
-    """Write `sentences.json`, `.npy` (float32 [sentences, H, W]) and `.png` into a folder."""
+    """Write `sentences.json`, `.npy` (float16 [sentences, h, w], at most `TRACE_SIDE` pixels a side) and `.png` into a folder."""
     settled = probes.settles_at(looks)
     told = {"settles_at": settled, "sentences": [probes.without_pixels(x) for x in looks]}
     (folder / "sentences.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    np.save(folder / "sentences.npy", np.stack([x.prior for x in looks]))
+    small = [thumbnail(pixels, Region(x.prior, x.mask), TRACE_SIDE)[1].prior for x in looks]
+    np.save(folder / "sentences.npy", np.stack(small).astype(np.float16))
     steps = [(x.text, x.prior, x.iou, x.spread) for x in looks]
     trace_figure(pixels, steps, settled).savefig(folder / "sentences.png", dpi=120)
     return [folder / f"sentences.{kind}" for kind in ("json", "npy", "png")]
@@ -101,6 +117,8 @@ def open_answer(path: "str | Path") -> Saved:
     """
     path = Path(path)
     try:
+        if path.is_dir() and not (path / "result.json").exists() and any(path.glob("*/result.json")):
+            raise CoPRSError(f"{path} holds several answers, one folder each: give one of those folders.")
         files = (
             _zipped(path)
             if path.is_file()
@@ -121,8 +139,11 @@ def open_answer(path: "str | Path") -> Saved:
         raise CoPRSError(f"There is no file {str(path)!r}: {_WHAT}.") from problem
     except KeyError as problem:
         raise CoPRSError(f"{path.name} holds no {problem}: {_WHAT}.") from problem
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as problem:
-        raise CoPRSError(f"{path.name} cannot be read as a saved answer ({problem}): {_WHAT}.") from problem
+    except CoPRSError:
+        raise
+    except Exception as problem:  # readers of foreign files raise anything at all
+        said = str(problem).partition("\n")[0][:200]
+        raise CoPRSError(f"{path.name} cannot be read as a saved answer ({said}): {_WHAT}.") from problem
 
 
 def _ours(name: str) -> bool:
@@ -132,6 +153,7 @@ def _ours(name: str) -> bool:
 def _zipped(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         wanted = [i for i in archive.infolist() if _ours(i.filename)]
-        if sum(i.file_size for i in wanted) > _MOST_BYTES:
+        most_json = max((i.file_size for i in wanted if i.filename == "result.json"), default=0)
+        if sum(i.file_size for i in wanted) > _MOST_BYTES or most_json > _MOST_JSON_BYTES:
             raise ValueError("its files are far larger than an answer's")
         return {i.filename: archive.read(i) for i in wanted}

@@ -84,6 +84,10 @@ def find(name: str, report: Report | None = None) -> Source:
     """
     if name == "mini":
         return Source(name, MINIATURE, FOCUS_TOKEN_PRIOR)
+    if not isinstance(name, str) or not 0 < len(name) < 200:
+        raise CoPRSError(
+            f"{str(name)[:40]!r} is no model: give a folder, a Hugging Face id or one of {', '.join(NAMES)}."
+        )
     folder = Path(name).expanduser()
     if known := listed(name):
         if known.repo is None:

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 from dataclasses import asdict
 from glob import glob
 from pathlib import Path
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from coprs_core import catalogue, probes
 from coprs_core.archive import open_answer, save_answer, save_trace
 from coprs_core.compare import against_answer, against_truth, read_truth
-from coprs_core.engine import Engine, load
+from coprs_core.engine import Engine, check_max_new_tokens, load
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluate import evaluate, report, table
 from coprs_core.machine import choose_device
@@ -28,16 +30,18 @@ from coprs_core.zoom import zoom_in
 
 EXIT_CODES = {FOUND: 0, NOTHING_FOUND: 3, UNFINISHED: 4}
 USER_MISTAKE, SOME_FAILED = 2, 1
-PROBE_FILES = {"sentences": "sentences.json", "words": "words.json", "heads": "heads.npy", "zoom": "zoomed.json"}
-"""The file that says that a probe has been taken."""
 
 
 def segment(options: argparse.Namespace) -> int:
     """Answer one instruction about one photo, streaming the thought, or about each of many."""
-    looks_further = options.probe or options.word or options.thought or options.again or options.again_model
-    if (looks_further or options.truth) and not options.out:
+    further = (options.thought, options.again, options.again_model, options.truth)
+    if (options.probe or options.word or any(v is not None for v in further)) and not options.out:
         raise CoPRSError("Probes and comparisons write files, and there is no folder for them: add --out DIR.")
     check_instruction(options.instruction)
+    if options.again is not None:
+        check_instruction(options.again)
+    if options.max_new_tokens is not None:
+        check_max_new_tokens(options.max_new_tokens)
     photos = _photos(options.photo)
     folder = _writable(options.out) if options.out else None
     if len(photos) > 1 or options.photo.is_dir():
@@ -62,25 +66,40 @@ def _segment_many(options: argparse.Namespace, photos: list[Path], folder: Path 
     if folder is None or options.truth or options.json:
         raise CoPRSError("Many photos need a folder for their answers, and no --truth or --json: add --out DIR.")
     engine, failed = None, 0
+    asked = {
+        k: getattr(options, k) for k in ("instruction", "model", "probe", "word", "thought", "again", "again_model")
+    }
+    root = os.path.commonpath([p.absolute().parent for p in photos])
     bar = tqdm(photos, unit="photo", file=sys.stderr)
     for path in bar:
-        place = folder / path.name
-        if _already(place, options):
+        name = os.path.relpath(path.absolute(), root)
+        place = folder / name
+        if _asked(place) == asked:
             continue
         engine = engine or _engine(options)
         try:
             photo = open_photo(path)
             result = engine.segment(photo, options.instruction, options.max_new_tokens)
-            _writable(place)
+            save_answer(_writable(place), photo, result)
             _save_probes(place, engine, photo, result, options, None)
-            save_answer(place, photo, result)  # last: its result.json says that the folder is whole
-            bar.write(f"{path.name}: {result.outcome}", file=sys.stdout)
-        except CoPRSError as problem:
+            (place / "asked.json").write_text(json.dumps(asked, indent=1) + "\n")  # last: says that nothing is missing
+            bar.write(f"{name}: {result.outcome}", file=sys.stdout)
+        except (CoPRSError, OSError) as problem:
             failed += 1
-            bar.write(f"{path.name}: {problem}", file=sys.stderr)
+            bar.write(f"{name}: {problem}", file=sys.stderr)
     if failed:
         print(f"{failed} of {len(photos)} photos failed; the others are in {folder}", file=sys.stderr)
     return SOME_FAILED if failed else 0
+
+
+def _asked(place: Path) -> dict | None:
+    """What the answer in a folder was asked, where all of it is there."""
+    try:
+        return (
+            json.loads((place / "asked.json").read_text(encoding="utf-8")) if (place / "result.json").exists() else None
+        )
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _photos(given: Path) -> list[Path]:
@@ -97,17 +116,6 @@ def _photos(given: Path) -> list[Path]:
     if not found:
         raise CoPRSError(f"No file matches {str(given)!r}: check the pattern.")
     return found
-
-
-def _already(place: Path, options: argparse.Namespace) -> bool:
-    """Whether a folder holds the whole answer to this instruction by this model, probes included."""
-    try:
-        told = json.loads((place / "result.json").read_text(encoding="utf-8"))
-        asked = told["instruction"] == options.instruction and told["model"] == options.model
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    probed = told["outcome"] != FOUND or all((place / PROBE_FILES[kind]).exists() for kind in options.probe)
-    return asked and probed
 
 
 def open_saved(options: argparse.Namespace) -> int:
@@ -134,7 +142,7 @@ def _told(result: Result) -> str:
 
 
 def _engine(options: argparse.Namespace, model: str | None = None) -> Engine:
-    return load(model or options.model, options.device, options.dtype, options.quantize, options.sam)
+    return load(options.model if model is None else model, options.device, options.dtype, options.quantize, options.sam)
 
 
 def _save_probes(
@@ -177,10 +185,10 @@ def _save_probes(
             keep_result("zoomed", zoomed, {"crop": asdict(crop)})
         except CoPRSError as problem:  # a large thing: no reason to give up the other files
             keep("zoomed", {"problem": str(problem)})
-    if options.thought:
+    if options.thought is not None:
         other = probes.focus_again(engine, photo, result.instruction, options.thought)
         keep_result("focus_again", other, asdict(against_answer(result, other)))
-    if options.again or options.again_model:
+    if options.again is not None or options.again_model is not None:
         asked = engine if options.again_model is None else _engine(options, options.again_model)
         other = asked.segment(photo, options.again or result.instruction, options.max_new_tokens)
         keep_result("again", other, asdict(against_answer(result, other)))
@@ -288,8 +296,9 @@ def _prompt(file: Path | None) -> str | None:
 def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as problem:
         raise CoPRSError(
-            f"The folder {str(folder)!r} cannot be made ({problem.strerror}): choose another --out."
+            f"The folder {str(folder)!r} cannot be made or written to ({problem.strerror}): choose another --out."
         ) from problem
     return folder

@@ -73,6 +73,13 @@ class PhotoFeatures:
         return PhotoFeatures(move(self.image_embedding), visual)
 
 
+def check_max_new_tokens(most: int) -> int:
+    """The bound of a reply as it is; raises `CoPRSError` where it is no whole number from 1 to 4096."""
+    if not isinstance(most, int) or not 1 <= most <= 4096:
+        raise CoPRSError(f"max_new_tokens is {most!r} and a whole number from 1 to 4096 was expected: leave it out.")
+    return most
+
+
 class Engine:
     """A loaded checkpoint that answers. Safe to share between threads; keeps the features of the last 8 photos."""
 
@@ -197,14 +204,7 @@ class Engine:
         yield Update("done", text, "", shown, result, clock.total, dict(clock.laps), rate, reused)
 
     def _limit(self, max_new_tokens: int | None) -> int:
-        most = self.max_new_tokens
-        if max_new_tokens is None:
-            return most
-        if not isinstance(max_new_tokens, int) or not 1 <= max_new_tokens <= 4096:
-            raise CoPRSError(
-                f"max_new_tokens is {max_new_tokens!r} and a whole number from 1 to 4096 was expected: {most} is usual."
-            )
-        return max_new_tokens
+        return self.max_new_tokens if max_new_tokens is None else check_max_new_tokens(max_new_tokens)
 
     def read(self, photo: Photo) -> PhotoFeatures:
         """Both vision encoders on a photo, or what was kept of it."""

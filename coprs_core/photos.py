@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from coprs_core.errors import CoPRSError
 
-MAX_SIDE = 8192
+MAX_SIDE, MAX_ASPECT = 8192, 100
 _WHAT_TO_DO = "bring a JPEG, PNG, WebP or another common picture file"
 
 
@@ -96,6 +96,10 @@ def _check_size(image: Image.Image) -> None:
         )
     if min(image.size) < 1:
         raise CoPRSError(f"The picture is empty: {_WHAT_TO_DO}.")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise CoPRSError(
+            f"The picture is {image.width:,}×{image.height:,} pixels, over {MAX_ASPECT} times as long as wide: cut it."
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

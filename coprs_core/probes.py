@@ -15,7 +15,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.metrics import iou
 from coprs_core.model.mllm import Reading, generate
 from coprs_core.photos import Photo, open_photo
-from coprs_core.prompts import check_instruction
+from coprs_core.prompts import check_characters, check_instruction
 from coprs_core.results import FOCUS_TOKEN_PRIOR, FOUND, Region, Result
 
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]|\n+")
@@ -72,6 +72,8 @@ def focus_after_each_sentence(engine: Engine, image, result: Result) -> tuple[Lo
         embedding = reading.feed(closing)[-1:]
         reading.forget(len(closing))
         looks.append(_look(engine, embedding, features, photo, result, sentence))
+    if not looks:
+        raise CoPRSError("This answer holds no thought, so there is nothing to trace: ask again with more tokens.")
     return tuple(looks)
 
 
@@ -87,13 +89,16 @@ def settles_at(looks: tuple[Look, ...]) -> int | None:
 
 def words(engine: Engine, result: Result) -> list[str]:
     """The reply token by token, as text; `focus_at_word` takes an index into it."""
+    _check_ids(engine, result)
     decode = DecodeStream(skip_special_tokens=False)
     return [decode.step(engine.tokenizer.backend_tokenizer, i) or "" for i in result.reply_ids]
 
 
 def find_word(engine: Engine, result: Result, word: str) -> int:
     """The number of a token of the reply: a number as it stands, or where a text is written for the last time."""
-    if word.isdecimal():
+    if not isinstance(word, str) or len(word) > 200:
+        raise CoPRSError(f"{str(word)[:40]!r} is no word of the reply: give one, or a number from words.json.")
+    if word.isdecimal() and len(word) < 10:
         return int(word)
     pieces = words(engine, result)
     place = "".join(pieces).rfind(word)
@@ -138,6 +143,7 @@ def focus_again(engine: Engine, image, instruction: str, thought: str) -> Result
     _needs_focus_token(engine)
     if not isinstance(thought, str) or not thought.strip():
         raise CoPRSError("The thought is empty: write at least one sentence.")
+    check_characters(thought, "thought")
     photo, instruction = open_photo(image), check_instruction(instruction)
     features = engine.read(photo)
     plain = engine.tokenizer(thought.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
@@ -177,13 +183,17 @@ def again(engine: Engine, image, result: Result) -> tuple[Photo, PhotoFeatures, 
         raise CoPRSError(
             f"This answer was given by {result.model!r} and {engine.name!r} is asked about it: load that model."
         )
+    _check_ids(engine, result)
+    features = engine.read(photo)
+    ids = engine.prompt(result.instruction, features.visual)
+    return photo, features, Reading(engine.model.mllm, ids, features.visual)
+
+
+def _check_ids(engine: Engine, result: Result) -> None:
     if not all(0 <= i < engine.model.mllm.get_input_embeddings().num_embeddings for i in result.reply_ids):
         raise CoPRSError(
             f"This answer holds token ids that {engine.name!r} does not have: load the model that gave it."
         )
-    features = engine.read(photo)
-    ids = engine.prompt(result.instruction, features.visual)
-    return photo, features, Reading(engine.model.mllm, ids, features.visual)
 
 
 def _needs_focus_token(engine: Engine) -> None:
@@ -200,6 +210,8 @@ def _look(engine, embedding, features, photo, result: Result, text: str, trained
 
 def spread(prior: np.ndarray) -> float:
     """Entropy of a prior [H, W] as a share of that of an even one: 0 for one point, 1 for everywhere alike."""
+    if prior.size < 2:
+        return 0.0
     shares = prior.astype(np.float64).ravel() / max(float(prior.sum(dtype=np.float64)), 1e-12)
     shares = shares[shares > 0]
     return float(-(shares * np.log(shares)).sum() / np.log(prior.size))

@@ -40,9 +40,14 @@ def check_instruction(instruction: str) -> str:
         raise CoPRSError(
             f"The instruction has {len(instruction):,} characters and at most {MAX_INSTRUCTION_CHARACTERS:,} are read: shorten it."
         )
-    if any("\ud800" <= c <= "\udfff" for c in instruction):
-        raise CoPRSError("The instruction holds half of a character (a lone surrogate): type it again.")
-    return instruction
+    return check_characters(instruction, "instruction")
+
+
+def check_characters(text: str, what: str) -> str:
+    """The text as it is; raises `CoPRSError` where it holds half a character, which no tokenizer and no file takes."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise CoPRSError(f"The {what} holds half of a character (a lone surrogate): type it again.")
+    return text
 
 
 def encode_prompt(tokenizer, template: str, instruction: str, image_ids: list[int]) -> list[int]:

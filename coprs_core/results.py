@@ -31,6 +31,8 @@ from coprs_core.metrics import iou
 from coprs_core.photos import MAX_SIDE
 
 SCHEMA_VERSION = 1
+MOST_REGIONS, MOST_REGION_PIXELS = 100, 200_000_000
+"""Of an answer that is read from a file: how many regions, and of how many pixels together where there are several."""
 FOUND, NOTHING_FOUND, UNFINISHED = "found", "nothing found", "unfinished"
 FOCUS_TOKEN_PRIOR, COORDINATES_PRIOR = "focus token", "coordinates"
 Outcome = Literal["found", "nothing found", "unfinished"]
@@ -149,9 +151,11 @@ class Result:
                 "of `segment --out`, of a downloaded zip or of the endpoint."
             )
         try:
+            json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8")  # whole characters, real numbers
             return _from_dict(cls, values, priors)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
-            raise CoPRSError(f"This answer of CoPRS is broken ({problem}): save it again.") from problem
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError) as problem:
+            said = str(problem)[:200].encode("ascii", "backslashreplace").decode()
+            raise CoPRSError(f"This answer of CoPRS is broken ({said}): save it again.") from problem
 
 
 def _region_to_dict(region: Region, with_prior: bool) -> dict:
@@ -170,17 +174,23 @@ def _from_dict(cls, values: dict, priors: list[np.ndarray] | None) -> Result:
     height, width = (int(v) for v in values["photo_size"])
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         raise ValueError(f"a photo of {height}×{width} pixels")
+    count = len(values["regions"])
+    if count > MOST_REGIONS or (count > 1 and count * height * width > MOST_REGION_PIXELS):
+        raise ValueError(f"{count} regions of {height}×{width} pixels")
     if priors is None:
         priors = [decode_prior(r["prior"]) for r in values["regions"]]
     regions = tuple(_region(r, p, (height, width)) for r, p in zip(values["regions"], priors, strict=True))
     texts = {k: _text(values[k]) for k in ("reason", "instruction", "reasoning", "reply", "model", "prior_kind")}
+    if texts["prior_kind"] not in (FOCUS_TOKEN_PRIOR, COORDINATES_PRIOR):
+        raise ValueError(f"a prior of kind {texts['prior_kind']!r}")
+    reply_ids = tuple(_count(i) for i in values["reply_ids"])
     if values["outcome"] not in (FOUND, NOTHING_FOUND, UNFINISHED) or bool(regions) != (values["outcome"] == FOUND):
         raise ValueError(f"outcome {values['outcome']!r} with {len(regions)} regions")
     return cls(
         outcome=values["outcome"], regions=regions, photo_size=(height, width),
-        seconds={_text(k): float(v) for k, v in values["seconds"].items()}, tokens=int(values["tokens"]),
+        seconds={_text(k): float(v) for k, v in values["seconds"].items()}, tokens=_count(values["tokens"]),
         photo_reused=bool(values["photo_reused"]), settings=dict(values["settings"]),
-        reply_ids=tuple(int(i) for i in values["reply_ids"]), versions=dict(values.get("versions", {})), **texts,
+        reply_ids=reply_ids, versions=dict(values.get("versions", {})), **texts,
     )  # fmt: skip
 
 
@@ -193,6 +203,12 @@ def _region(values: dict, prior: np.ndarray, size: tuple[int, int]) -> Region:
     box = values.get("box")
     points = tuple((float(x), float(y)) for x, y in values.get("points", ()))
     return Region(prior, mask, tuple(float(v) for v in box) if box else None, points, _text(values.get("label", "")))
+
+
+def _count(value) -> int:
+    if not isinstance(value, int) or not 0 <= value < 2**31:
+        raise ValueError(f"{value!r:.40} in the place of a count")
+    return value
 
 
 def _text(value) -> str:
@@ -219,7 +235,7 @@ def decode_prior(url: str) -> np.ndarray:
         if max(image.size) > MAX_SIDE or image.format != "PNG" or image.mode != "L":
             raise ValueError("a prior that is no 8-bit PNG of a photo's size")
         return np.asarray(image).astype(np.float32) / PRIOR_STEPS
-    except (OSError, binascii.Error, SyntaxError) as problem:
+    except (OSError, binascii.Error, SyntaxError, Image.DecompressionBombError) as problem:
         raise ValueError(f"a prior that cannot be read: {problem}") from problem
 
 
@@ -237,9 +253,9 @@ def decode_rle(rle: dict) -> np.ndarray:
     counts = rle["counts"]
     if isinstance(counts, str | bytes):
         counts = _decompressed(counts if isinstance(counts, bytes) else counts.encode("ascii"))
-    counts = np.asarray(counts, np.int64).reshape(-1)
-    if not 0 < max(height, width) <= MAX_SIDE or (counts < 0).any() or counts.sum() != height * width:
-        raise ValueError(f"run lengths that add up to {counts.sum()} and not to {height}×{width}")
+    counts, most = np.asarray(counts, np.int64).reshape(-1), height * width
+    if not 0 < max(height, width) <= MAX_SIDE or (counts < 0).any() or (counts > most).any() or counts.sum() != most:
+        raise ValueError(f"run lengths that do not add up to {height}×{width}")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape((height, width), order="F")
 
 
@@ -249,6 +265,8 @@ def _decompressed(coded: bytes) -> list[int]:
     counts, value, shift = [], 0, 0
     for character in coded:
         bits = character - 48
+        if shift > 60:
+            raise ValueError("a run length without an end")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

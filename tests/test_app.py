@@ -401,8 +401,8 @@ def test_every_probe_has_its_panel_and_changes_nothing(asked, found, tmp_path):
     assert page.heads(answered).count("<img") == 5
     assert page.focus_again(answered, "That is the other one.").count("<coprs-view") == 2
     *_, (compared, recent, _) = page.ask_again(answered, "the largest thing", ())
-    assert "masks agree by IoU" in compared and recent[0].result.instruction == "the largest thing"
-    assert "masks agree by IoU" in page.compare(answered, 0, recent)
+    assert "IoU of the two masks" in compared and recent[0].result.instruction == "the largest thing"
+    assert "IoU of the two masks" in page.compare(answered, 0, recent)
     Image.fromarray(answered.result.mask).save(tmp_path / "truth.png")
     assert "Mask: IoU 1.00" in page.truth(answered, None, str(tmp_path / "truth.png"))
     painted = np.zeros((256, 256, 4), np.uint8)
@@ -411,6 +411,21 @@ def test_every_probe_has_its_panel_and_changes_nothing(asked, found, tmp_path):
     assert (answered.result.to_json(), True, True) == (before[0], (answered.result.prior == before[1]).all(), (answered.result.mask == before[2]).all())  # fmt: skip
     again = page.shelf.engine.segment(found[0].image, found[1].instruction)
     assert np.array_equal(again.prior, before[1]) and np.array_equal(again.mask, before[2])
+
+
+def test_a_new_question_or_photo_lets_go_of_the_answer_before(asked, photo):
+    page, answered = asked
+    first = next(iter(page.answer(photo, "the largest thing", (answered,))))
+    assert first[3] is None and page.begin()[3] is None  # what the probes would have looked into
+
+
+def test_a_word_that_looks_nowhere_says_so(mini, asked):
+    page, answered = asked
+    numbers = range(len(answered.result.reply_ids))
+    said = [page.word(answered, SimpleNamespace(index=i)) for i in numbers]
+    highest = [probes.focus_at_word(mini, answered.photo, answered.result, i).prior.max() for i in numbers]
+    assert [("it looks nowhere" in s) for s in said] == [bool(h < handlers.NOWHERE) for h in highest]
+    assert 0 < sum(h < handlers.NOWHERE for h in highest) < len(highest)
 
 
 def test_a_saved_answer_comes_back_to_the_page(asked, tmp_path):
@@ -438,6 +453,7 @@ def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
         (lambda: page.truth(answered, None, None), "Nothing is painted"),
         (lambda: list(page.download(None)), "no answer"),
         (lambda: page.open_file(str(tmp_path / "a.zip"), ()), "saved answer"),
+        (lambda: page.restore(None, SimpleNamespace(index=0)), "no longer kept"),
     ):
         with pytest.raises(gr.Error, match=words):
             work()

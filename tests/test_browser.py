@@ -477,7 +477,7 @@ def test_another_thought_stands_beside_its_own(page, shoot):
     page.fill("#other-thought textarea", "That is the butterfly at the bottom, the blue one.")
     page.click("#focus-again")
     ready(page, "#again-view")
-    assert page.locator("#again-view coprs-view").count() == 2 and "masks agree by IoU 0.0" in page.inner_text(
+    assert page.locator("#again-view coprs-view").count() == 2 and "IoU of the two masks 0.0" in page.inner_text(
         "#again-view"
     )
     page.locator("#why").scroll_into_view_if_needed()
@@ -491,7 +491,7 @@ def test_another_instruction_and_an_earlier_answer_under_one_slider(page, shoot)
     page.fill("#other-instruction textarea, #other-instruction input", "the yellow fish")
     page.click("#ask-again")
     ready(page, "#compare-view")
-    assert "masks agree by IoU 0.00" in page.inner_text("#compare-view") and "only the second: the yellow fish" in page.inner_text("#compare-view")  # fmt: skip
+    assert "IoU of the two masks 0.00" in page.inner_text("#compare-view") and "only the second: the yellow fish" in page.inner_text("#compare-view")  # fmt: skip
     before = drawn(page, "#compare-view canvas.mask")
     slide(page, "#compare-view", "wipe", 100)
     assert (drawn(page, "#compare-view canvas.mask") != before).any()

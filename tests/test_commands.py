@@ -234,3 +234,57 @@ def test_a_saved_answer_opens_without_a_model(tmp_path, capsys, monkeypatch):
     assert {p.name for p in (tmp_path / "again").iterdir()} == {p.name for p in out.iterdir()}
     assert (tmp_path / "again" / "prior.npy").read_bytes() == (out / "prior.npy").read_bytes()
     assert main(["open", str(tmp_path / "nowhere")]) == 2
+
+
+def test_photos_of_one_name_in_two_folders_have_two_answers(tmp_path):
+    for i, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(draw_scene(i, "test").image).save(tmp_path / name / "photo.png")
+    out = tmp_path / "out"
+    assert main(["segment", str(tmp_path / "*" / "photo.png"), "the largest thing", "--out", str(out)]) == 0
+    assert (out / "a" / "photo.png" / "result.json").exists() and (out / "b" / "photo.png" / "result.json").exists()
+    assert main(["open", str(out / "a")]) == 2 and main(["open", str(out / "a" / "photo.png")]) == 0
+
+
+def test_a_further_question_is_asked_when_a_folder_is_gone_through_again(tmp_path, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    Image.fromarray(draw_scene(0, "test").image).save(photos / "0.png")
+    asked = ["segment", str(photos), "the largest thing", "--out", str(out)]
+    assert main([*asked, "--word", "zebra"]) == 1  # the reply holds no such word
+    assert (out / "0.png" / "result.json").exists() and "does not hold 'zebra'" in capsys.readouterr().err
+    assert main([*asked, "--thought", "It is the other one."]) == 0
+    assert (out / "0.png" / "focus_again.json").exists()
+    assert main(asked) == 0 and not (out / "0.png" / "focus_again.json").exists()
+
+
+MORE_MISTAKES = [
+    (["segment", "STRIP", "x"], "over 100 times as long as wide"),
+    (["segment", "PHOTO", "x", "--out", "/proc"], "cannot be made or written to"),
+    (["segment", "p" * 300, "x"], "too long"),
+    (["segment", "PHOTO", "x", "--model", "m" * 300], "is no model"),
+    (["segment", "PHOTO", "x", "--out", "OUT", "--again", ""], "instruction is empty"),
+    (["segment", "PHOTO", "x", "--out", "OUT", "--thought", ""], "thought is empty"),
+    (["segment", "PHOTO", "x", "--out", "OUT", "--thought", "\udcff"], "half of a character"),
+    (["segment", "PHOTO", "x", "--out", "OUT", "--word", "9" * 5000], "no word of the reply"),
+    (["segment", "PHOTO", "x", "--out", "OUT", "--max-new-tokens", "1", "--probe", "sentences"], "no thought"),
+    (["segment", "PHOTO", "x", "--out", "OUT", "--truth", "JSON"], "cannot be read"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", MORE_MISTAKES, ids=[str(i) for i in range(len(MORE_MISTAKES))])
+def test_further_mistakes_are_one_sentence(arguments, words, photo, tmp_path, capsys):
+    Image.new("RGB", (300, 1)).save(tmp_path / "strip.png")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    names = {"PHOTO": photo, "STRIP": str(tmp_path / "strip.png"), "OUT": str(tmp_path / "out"), "JSON": str(tmp_path / "deep.json")}  # fmt: skip
+    assert main([names.get(a, a) for a in arguments]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("error: ") and told.count("\n") == 0 and words in told
+
+
+def test_a_photo_of_one_pixel_is_traced_in_real_numbers(tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    code = main(
+        ["segment", str(tmp_path / "one.png"), "the fish", "--out", str(tmp_path / "out"), "--probe", "sentences"]
+    )
+    assert code in (0, 3, 4) and "NaN" not in (tmp_path / "out" / "sentences.json").read_text()

@@ -83,9 +83,15 @@ def test_first_frame_of_an_animation():
         assert seen[0] > 200 and seen[2] < 60
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 50), (1600, 32), (MAX_SIDE, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (1600, 32), (MAX_SIDE, 82)])
 def test_smallest_largest_and_strips(size):
     assert open_photo(Image.new("RGB", size)).size == (size[1], size[0])
+
+
+@pytest.mark.parametrize("size", [(300, 1), (2, MAX_SIDE)])
+def test_a_thinner_strip_than_the_language_model_takes_is_refused(size):
+    with pytest.raises(CoPRSError, match="over 100 times as long as wide"):
+        open_photo(Image.new("RGB", size))
 
 
 def test_too_large_is_refused_before_decoding(monkeypatch):

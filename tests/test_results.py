@@ -226,7 +226,7 @@ def test_truth_is_read_from_what_people_bring(tmp_path):
 TRUTH_MISTAKES = [
     ("a.png", b"no picture", "cannot be read"),
     ("a.json", b"[1, 2]", "no JSON object"),
-    ("a.json", b'{"size": [100, 120], "counts": [1, 2]}', "add up to 3"),
+    ("a.json", b'{"size": [100, 120], "counts": [1, 2]}', "do not add up to 100×120"),
     ("a.json", b'{"size": [100, 120], "counts": "\xc3\xa4"}', "cannot be read"),
     ("a.json", b'{"segmentation": [[1, 2, 3, 4]]}', "no RLE"),
     ("a.json", b'{"size": [99999999, 99999999], "counts": []}', "cannot be read"),
@@ -265,3 +265,82 @@ def test_pictures_show_what_they_say():
     shown = difference_overlay(photo, a, b)
     colours = {tuple(shown[50, x]) for x in (55, 65, 75)}
     assert len(colours) == 3
+
+
+# --- strangers' files
+
+
+HOSTILE_RLES = [
+    {"size": [2, 3], "counts": [2**63 - 1, 2**63 - 1, 2 * 3 + 2]},  # adds up to 6 where sums wrap around
+    {"size": [2, 3], "counts": [2**64, 6]},
+    {"size": [2, 3], "counts": "o" * 100_000 + "0"},
+    {"size": [2, 3], "counts": [-6, 12]},
+    {"size": [10**6, 10**6], "counts": [10**12]},
+]
+
+
+@pytest.mark.parametrize("rle", HOSTILE_RLES)
+def test_run_lengths_that_lie_are_refused_at_once(rle):
+    with pytest.raises((ValueError, OverflowError)):
+        decode_rle(rle)
+
+
+HOSTILE_VALUES = [
+    {"reasoning": "a \ud800 b"},
+    {"settings": {"x": float("nan")}},
+    {"prior_kind": "xyz"},
+    {"tokens": 10**400},
+    {"reply_ids": [-1]},
+    {"reply_ids": [10**30]},
+    {"seconds": {"reading": float("inf")}},
+]
+
+
+@pytest.mark.parametrize("change", HOSTILE_VALUES)
+def test_values_that_would_fail_later_are_refused_at_once(found, change):
+    with pytest.raises(CoPRSError, match="broken"):
+        Result.from_dict(found[2].to_dict() | change, [r.prior for r in found[2].regions])
+
+
+def test_more_regions_than_any_answer_has_are_refused_before_they_take_memory(found):
+    values = found[2].to_dict(with_priors=True)
+    with pytest.raises(CoPRSError, match="300 regions"):
+        Result.from_dict(values | {"regions": values["regions"] * 300})
+    with pytest.raises(CoPRSError, match="regions of 8192"):
+        Result.from_dict(values | {"photo_size": [8192, 8192], "regions": values["regions"] * 16})
+
+
+def test_an_answer_takes_the_place_of_an_earlier_one_whole(found, nothing_found, tmp_path):
+    photo = open_photo(found[0].image)
+    save_answer(tmp_path, photo, found[2])
+    (tmp_path / "sentences.json").write_text("{}")
+    (tmp_path / "mine.txt").write_text("not ours")
+    save_answer(tmp_path, open_photo(nothing_found[0].image), nothing_found[2])
+    assert {p.name for p in tmp_path.iterdir()} == {"result.json", "photo.png", "chain.png", "chain.pdf", "mine.txt"}
+
+
+def test_a_damaged_zip_is_one_sentence_wherever_the_damage_is(found, tmp_path):
+    whole = save_zip(tmp_path / "a.zip", open_photo(found[0].image), found[2]).read_bytes()
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        broken = bytearray(whole)
+        place = int(rng.integers(len(whole)))
+        broken[place : place + 8] = rng.bytes(8)
+        (tmp_path / "b.zip").write_bytes(broken)
+        try:
+            open_answer(tmp_path / "b.zip")
+        except CoPRSError as problem:
+            assert "\n" not in str(problem), i
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': ('", b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"]
+)
+def test_an_array_that_lies_about_itself_is_one_sentence(found, tmp_path, header):
+    source = save_zip(tmp_path / "a.zip", open_photo(found[0].image), found[2])
+    npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(tmp_path / "b.zip", "w") as new:
+        for item in old.namelist():
+            new.writestr(item, npy if item == "prior.npy" else old.read(item))
+    with pytest.raises(CoPRSError, match="cannot be read as a saved answer"):
+        open_answer(tmp_path / "b.zip")
