@@ -104,10 +104,7 @@ def ready(page, place="#view"):
 
 
 def open_tab(page, name):
-    tab = page.get_by_role("tab", name=name)
-    tab.click() if tab.is_visible() else page.locator(
-        "#why button.overflow-menu, #why .overflow-menu button"
-    ).first.click()
+    page.get_by_role("tab", name=name).click()
     page.wait_for_timeout(300)
 
 
@@ -630,20 +627,23 @@ def test_the_table_of_models_opens_and_a_wrong_name_is_one_sentence(page, shoot)
     shoot(page, "models")
 
 
-def test_a_narrow_page_holds_the_probes_and_the_models(browser, server):
-    page = browser.new_page(viewport={"width": 390, "height": 844})
+def test_a_phone_holds_every_tab_and_goes_to_the_thought(browser, server):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     page.goto(server[0])
     page.wait_for_timeout(1500)
     ask_example(page)
+    page.wait_for_timeout(800)
+    assert -50 < page.locator("#thought").bounding_box()["y"] < 400  # not below the fold, where the example was
     page.click("#trace")
     ready(page, "#traced")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 391
-    page.locator(
-        "#why button:has-text('…'), #why .overflow-menu button, #why button[aria-label*='more' i]"
-    ).first.click()
-    page.get_by_text("Models", exact=True).last.click()
+    for name in ("Another thought", "Ground truth", "Take away", "Models"):
+        page.locator("#why .overflow-menu button").first.click()
+        page.locator("#why .overflow-dropdown").get_by_text(name, exact=True).click()
+        page.wait_for_timeout(900)
+        assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [390, 390], name
+        if name == "Ground truth":
+            assert page.locator("#paint canvas").first.bounding_box()["height"] > 200
     page.wait_for_selector("table.models")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 391
     page.close()
 
 
