@@ -1,16 +1,16 @@
-"""Between the core and the page: what each button does, and the same for programs. Nothing is kept here from one call to the
+"""Between the core and the page: what each button does. Nothing is kept here from one call to the
 next; what a visitor has asked lies in that visitor's own session."""
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
 
-from app import panels
+from app import canvases, panels, why
 from app.texts import language_of, say
 from coprs_core import probes
 from coprs_core.archive import open_answer, save_zip
@@ -18,7 +18,7 @@ from coprs_core.compare import against_answer, against_truth, read_truth
 from coprs_core.engine import Engine, Update
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, open_photo
-from coprs_core.results import FOCUS_TOKEN_PRIOR, Result, encode_prior, encode_rle
+from coprs_core.results import FOCUS_TOKEN_PRIOR, Result
 from coprs_core.shelf import Shelf
 from coprs_core.zoom import zoom_in
 
@@ -75,7 +75,7 @@ def language(request: gr.Request | None) -> str:
 
 def strip_of(recent: tuple[Answered, ...]):
     """The strip of recent answers: a small picture and the instruction of each."""
-    shown = [(panels.thumbnail_of(a.pixels, a.result), a.result.instruction) for a in recent]
+    shown = [(canvases.thumbnail_of(a.pixels, a.result), a.result.instruction) for a in recent]
     return gr.update(value=shown, visible=bool(recent), selected_index=None)
 
 
@@ -113,14 +113,14 @@ class Page:
                     view.begins = True
                     view.thought, view.view = (
                         panels.thought(lang),
-                        panels.waiting_view(lang, self.shelf.engine.prior_kind),
+                        canvases.waiting_view(lang, self.shelf.engine.prior_kind),
                     )
                 else:
                     view.thought = panels.thought(lang, update)
                 if update.stage == "focus":
-                    view.view = panels.prior_view(lang, pixels, update.prior, self.shelf.engine.prior_kind)
+                    view.view = canvases.prior_view(lang, pixels, update.prior, self.shelf.engine.prior_kind)
                 if update.result:
-                    view.view = panels.answer_view(lang, pixels, update.result)
+                    view.view = canvases.answer_view(lang, pixels, update.result)
                     view.answered = Answered(photo, update.result)
                     view.recent = remembered(view.answered, recent or ())
                 yield view.values()
@@ -134,7 +134,7 @@ class Page:
         """Another photo, or none: the answer about the one before goes from the page; it stays among the recent ones."""
         lang = language(request)
         kind = self.shelf.engine.prior_kind if self.shelf.is_ready else FOCUS_TOKEN_PRIOR
-        return panels.steps(lang), panels.thought(lang), panels.waiting_view(lang, kind), None
+        return panels.steps(lang), panels.thought(lang), canvases.waiting_view(lang, kind), None
 
     def restore(self, recent: tuple, event: gr.SelectData, request: gr.Request | None = None) -> tuple:
         """An earlier answer of this visit, as it was."""
@@ -159,7 +159,7 @@ class Page:
         update = Update("done", result.reply, result=result, laps=result.seconds, photo_reused=result.photo_reused)
         view = View(
             panels.steps(lang, update), panels.answered_thought(lang, result),
-            panels.answer_view(lang, answered.pixels, result), answered, recent,
+            canvases.answer_view(lang, answered.pixels, result), answered, recent,
         )  # fmt: skip
         return (answered.photo.image, result.instruction, *view.values())
 
@@ -194,7 +194,7 @@ class Page:
         with in_a_sentence(lang):
             answered = self._given(lang, answered)
             looks = self.shelf.ask(probes.focus_after_each_sentence, answered.photo, answered.result)
-        html = panels.trace(lang, answered.pixels, answered.result, looks, probes.settles_at(looks))
+        html = why.trace(lang, answered.pixels, answered.result, looks, probes.settles_at(looks))
         return html, replace(answered, looks=looks)
 
     def word(self, answered: Answered | None, event: gr.EventData, request: gr.Request | None = None) -> str:
@@ -206,7 +206,7 @@ class Page:
         caption = say(lang, "focus_word") if look.trained else say(lang, "probe_word", word=look.text.strip())
         if look.prior.max() < NOWHERE:
             caption += f" · {say(lang, 'nowhere', highest=f'{look.prior.max():.3f}')}"
-        return panels.one_look(lang, answered.pixels, look, caption)
+        return why.one_look(lang, answered.pixels, look, caption)
 
     def heads(self, answered: Answered | None, request: gr.Request | None = None) -> str:
         """The attention maps before they are fused."""
@@ -214,7 +214,7 @@ class Page:
         with in_a_sentence(lang):
             answered = self._given(lang, answered)
             maps = self.shelf.ask(probes.heads, answered.photo, answered.result)
-        return panels.heads(lang, answered.pixels, answered.result.prior, maps)
+        return why.heads(lang, answered.pixels, answered.result.prior, maps)
 
     def focus_again(self, answered: Answered | None, thought: str, request: gr.Request | None = None) -> str:
         """Another thought is read instead of the model's own; both answers side by side."""
@@ -252,7 +252,7 @@ class Page:
             answered = self._given(lang, answered)
             truth = read_truth(file if file else _painted(painted), answered.photo.size)
             measured = against_truth(answered.result, truth)
-        return panels.against_truth(lang, answered.pixels, answered.result, truth, measured)
+        return why.against_truth(lang, answered.pixels, answered.result, truth, measured)
 
     def zoom(self, answered: Answered | None, request: gr.Request | None = None) -> str:
         """Prior and mask read again around the prior's mass; both side by side."""
@@ -269,11 +269,11 @@ class Page:
 
     def _pair(self, lang: str, answered: Answered, other: Result, captions: tuple[str, str]) -> str:
         both = (answered.result, other)
-        return panels.pair(lang, answered.pixels, both, captions, against_answer(*both))
+        return why.pair(lang, answered.pixels, both, captions, against_answer(*both))
 
     def _differences(self, lang: str, first: Answered, second: Answered) -> str:
-        said = panels.agreement_words(lang, against_answer(first.result, second.result))
-        return panels.differences(
+        said = why.agreement_words(lang, against_answer(first.result, second.result))
+        return why.differences(
             lang, first.pixels, first.result.mask, second.result.mask, (_named(lang, first, "only_first"), _named(lang, second, "only_second")),
             say(lang, "compare_slider"), said,
         )  # fmt: skip
@@ -285,9 +285,9 @@ class Page:
         lang = language(request)
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = self._given(lang, answered)
-            yield str(self._zip(Path(folder), answered))
+            yield str(self.zipped(Path(folder), answered))
 
-    def _zip(self, folder: Path, answered: Answered) -> Path:
+    def zipped(self, folder: Path, answered: Answered) -> Path:
         looks = answered.looks
         if not looks and self._can_probe(answered.result):
             looks = self.shelf.ask(probes.focus_after_each_sentence, answered.photo, answered.result)
@@ -314,11 +314,11 @@ class Page:
     def opened(self, request: gr.Request | None = None) -> Iterator[tuple]:
         """When the page opens: everything in the visitor's language, at once; then the model in use, when it is loaded."""
         lang = language(request)
-        still = (panels.steps(lang), panels.thought(lang), panels.waiting_view(lang), panels.words(lang, []))
+        still = (panels.steps(lang), panels.thought(lang), canvases.waiting_view(lang), panels.words(lang, []))
         if not self.shelf.is_ready:
             yield panels.header(lang, None), "", *still
         kind = self.shelf.engine.prior_kind
-        yield *self._in_use(lang), *still[:2], panels.waiting_view(lang, kind), still[3]
+        yield *self._in_use(lang), *still[:2], canvases.waiting_view(lang, kind), still[3]
 
     def _in_use(self, lang: str) -> tuple[str, str]:
         engine = self.shelf.engine
@@ -338,109 +338,3 @@ def _painted(painted: dict | None) -> np.ndarray:
 
 def _named(lang: str, answered: Answered, key: str) -> str:
     return f"{say(lang, key)}: {answered.result.instruction[:60]} ({answered.result.model})"
-
-
-class Endpoints:
-    """The same for programs: typed, documented, without a session. `result` is what `segment` gave last under "result"."""
-
-    def __init__(self, shelf: Shelf):
-        self.shelf = shelf
-
-    def segment(self, photo: gr.FileData, instruction: str) -> Iterator[dict]:
-        """Answer step by step: stage, text so far, what is new, seconds; the last one has the whole result, priors as PNG."""
-        with in_a_sentence("en"):
-            for update in self.shelf.run(
-                Engine.stream, open_photo(_uploaded(photo)), instruction, self.shelf.engine.max_new_tokens
-            ):
-                told = {
-                    "stage": update.stage,
-                    "text": update.text,
-                    "new": update.new,
-                    "seconds": round(update.seconds, 4),
-                }
-                yield told | ({"result": update.result.to_dict(with_priors=True)} if update.result else {})
-
-    def sentences(self, photo: gr.FileData, result: dict) -> Iterator[dict]:
-        """Where the model would have focused after each sentence of its thought: one look each, `settled` on one of them."""
-        with in_a_sentence("en"):
-            looks = self.shelf.ask(
-                probes.focus_after_each_sentence, open_photo(_uploaded(photo)), Result.from_dict(result)
-            )
-            settled = probes.settles_at(looks)
-            for i, look in enumerate(looks):
-                yield _told(look) | {"settled": i == settled}
-
-    def word(self, photo: gr.FileData, result: dict, word: str) -> dict:
-        """Where a word's own hidden state looks (a probe): a word of the reply, or the number of one of its tokens."""
-        with in_a_sentence("en"):
-            answer = Result.from_dict(result)
-            number = probes.find_word(self.shelf.engine, answer, word)
-            look = self.shelf.ask(probes.focus_at_word, open_photo(_uploaded(photo)), answer, number)
-            return _told(look) | {"number": number}
-
-    def heads(self, photo: gr.FileData, result: dict) -> list[dict]:
-        """The attention maps before they are fused, each as a PNG from its least (0) to its most (1), with both values."""
-        with in_a_sentence("en"):
-            maps = self.shelf.ask(probes.heads, open_photo(_uploaded(photo)), Result.from_dict(result))
-        lows, highs = maps.min((1, 2)), maps.max((1, 2))
-        return [
-            {"low": float(low), "high": float(high), "map": encode_prior((m - low) / max(float(high - low), 1e-9))}
-            for m, low, high in zip(maps, lows, highs, strict=True)
-        ]
-
-    def focus_again(self, photo: gr.FileData, instruction: str, thought: str) -> dict:
-        """The result that the model comes to when it reads this thought instead of thinking itself."""
-        with in_a_sentence("en"):
-            opened = open_photo(_uploaded(photo))
-            return self.shelf.ask(probes.focus_again, opened, instruction, thought).to_dict(with_priors=True)
-
-    def compare(self, first: dict, second: dict) -> dict:
-        """IoU of two results' masks and priors."""
-        with in_a_sentence("en"):
-            return asdict(against_answer(Result.from_dict(first), Result.from_dict(second)))
-
-    def truth(self, result: dict, truth: gr.FileData) -> dict:
-        """A result against a true mask (PNG of the photo's size, or COCO RLE as .json): IoU over the threshold, the best one."""
-        with in_a_sentence("en"):
-            answer = Result.from_dict(result)
-            return against_truth(answer, read_truth(_uploaded(truth), answer.photo_size)).to_dict()
-
-    def zoom(self, photo: gr.FileData, result: dict) -> dict:
-        """The result with prior and mask read again around the prior's mass, and the crop (top, left, side in pixels)."""
-        with in_a_sentence("en"):
-            zoomed, crop = self.shelf.ask(zoom_in, open_photo(_uploaded(photo)), Result.from_dict(result))
-            return {"result": zoomed.to_dict(with_priors=True), "crop": asdict(crop)}
-
-    def download(self, photo: gr.FileData, result: dict) -> Iterator[gr.FileData]:
-        """The answer's files as one zip, its trace included."""
-        with in_a_sentence("en"), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = Answered(open_photo(_uploaded(photo)), Result.from_dict(result))
-            yield gr.FileData(path=str(Page(self.shelf)._zip(Path(folder), answered)))
-
-    def open(self, archive: gr.FileData) -> dict:
-        """The result in a zip that `download` or the command line wrote; needs no model."""
-        with in_a_sentence("en"):
-            return open_answer(_uploaded(archive)).result.to_dict(with_priors=True)
-
-    def models(self) -> list[dict]:
-        """What can be loaded by name, and whether it fits this machine."""
-        return [asdict(row) for row in self.shelf.rows()]
-
-    def use_model(self, name: str) -> Iterator[str]:
-        """Load another model for everybody who uses this app; yields what is going on."""
-        with in_a_sentence("en"):
-            yield from self.shelf.exchange(name.strip() if isinstance(name, str) else name)
-            yield f"{self.shelf.engine.name} is in use."
-
-
-def _told(look: probes.Look) -> dict:
-    return probes.without_pixels(look) | {"prior": encode_prior(look.prior), "mask": encode_rle(look.mask)}
-
-
-def _uploaded(upload: dict) -> str:
-    """The path of an uploaded file. Gradio checks only files that say what they are: without that, the path might be
-    any on this server."""
-    meta = upload.get("meta") if isinstance(upload, dict) else None
-    if not isinstance(meta, dict) or meta.get("_type") != "gradio.FileData" or not isinstance(upload.get("path"), str):
-        raise CoPRSError("This is no uploaded file: pass handle_file(path) of gradio_client.")
-    return upload["path"]

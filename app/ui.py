@@ -10,8 +10,9 @@ import gradio as gr
 import matplotlib
 import numpy as np
 
-from app import panels
-from app.handlers import Endpoints, Page, language
+from app import canvases, panels
+from app.endpoints import Endpoints
+from app.handlers import Page, language
 from app.texts import LANGUAGES, say
 from coprs_core.errors import CoPRSError
 from coprs_core.pictures import COLOUR_MAP, REGION_COLOURS
@@ -82,7 +83,7 @@ def build(shelf: Shelf, may_choose: bool = False) -> gr.Blocks:
                     find = gr.Button(I18N("find"), variant="primary", elem_id="find", scale=3, min_width=0)
                     stop = gr.Button(I18N("stop"), elem_id="stop", scale=1, min_width=0)
             thought = gr.HTML(panels.thought("en"), elem_id="thought")
-            view = gr.HTML(panels.waiting_view("en"), elem_id="view")
+            view = gr.HTML(canvases.waiting_view("en"), elem_id="view")
         explained = gr.HTML(elem_id="explained")
         with gr.Row(elem_id="strips", equal_height=True):
             gallery = _strip([(e.file, _caption(e)) for e in shown], I18N("examples"), "examples", scale=7)

@@ -24,7 +24,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from app import handlers, panels, texts
+from app import canvases, handlers, panels, texts, why
 from app.handlers import Page
 from app.ui import EXAMPLES, build, examples, launch
 from coprs_core import Region, Result, catalogue, compare, probes
@@ -268,12 +268,12 @@ def test_every_panel_escapes_what_it_is_given(found):
     several = dataclasses.replace(result, regions=(region, region))
     both = compare.against_answer(result, result)
     for html in (
-        panels.header("en", engine), panels.answered_thought("en", result), panels.answer_view("en", scene.image, result),
-        panels.answer_view("en", scene.image, nothing), panels.answer_view("en", scene.image, several),
-        panels.trace("en", scene.image, result, (look, look), 0), panels.words("en", [bad]), panels.loading(bad),
-        panels.one_look("en", scene.image, look, bad), panels.notice("en", bad),
-        panels.pair("en", scene.image, (result, result), (bad, bad), both),
-        panels.differences("en", scene.image, result.mask, result.mask, (bad, bad), "x", bad),
+        panels.header("en", engine), panels.answered_thought("en", result), canvases.answer_view("en", scene.image, result),
+        canvases.answer_view("en", scene.image, nothing), canvases.answer_view("en", scene.image, several),
+        why.trace("en", scene.image, result, (look, look), 0), panels.words("en", [bad]), panels.loading(bad),
+        why.one_look("en", scene.image, look, bad), panels.notice("en", bad),
+        why.pair("en", scene.image, (result, result), (bad, bad), both),
+        why.differences("en", scene.image, result.mask, result.mask, (bad, bad), "x", bad),
     ):  # fmt: skip
         assert "<img src=x" not in html and "&lt;img" in html or "<img src=x" not in html
 
@@ -282,7 +282,7 @@ def test_an_empty_mask_is_never_called_agreement(found):
     scene, _, result = found
     nothing = np.zeros(result.photo_size, bool)
     empty = dataclasses.replace(result, regions=(Region(nothing.astype(np.float32), nothing),))
-    html = panels.answer_view("en", scene.image, empty)
+    html = canvases.answer_view("en", scene.image, empty)
     assert texts.ENGLISH["flag_empty"] in html and texts.ENGLISH["agree"] not in html and '<b class="iou">–</b>' in html
 
 
@@ -361,7 +361,9 @@ def test_several_regions_are_numbered_coloured_and_selectable(found):
     scene, _, result = found
     here, there = result.regions[0].mask, np.roll(result.regions[0].mask, 60, 0)
     regions = tuple(Region(m.astype(np.float32), m, label=f"thing {i}") for i, m in enumerate((here, there)))
-    html = panels.answer_view("en", scene.image, dataclasses.replace(result, regions=regions, prior_kind="coordinates"))
+    html = canvases.answer_view(
+        "en", scene.image, dataclasses.replace(result, regions=regions, prior_kind="coordinates")
+    )
     assert html.count('class="badge"') == 2 and html.count("data-look=") == 3
     looks = json.loads(unescape(html.split('data-view="')[1].split('"')[0]))["looks"]
     masks = [np.asarray(Image.open(io.BytesIO(base64.b64decode(x["mask"].split(",")[1])))) for x in looks]
@@ -437,7 +439,7 @@ def test_a_saved_answer_comes_back_to_the_page(asked, tmp_path):
     photo, instruction, *values = other.open_file(str(path), ())
     assert instruction == answered.result.instruction and np.array_equal(np.asarray(photo), answered.pixels)
     assert np.array_equal(values[3].result.prior, answered.result.prior) and len(values[4]) == 1
-    assert values[2] == panels.answer_view("en", answered.pixels, answered.result)
+    assert values[2] == canvases.answer_view("en", answered.pixels, answered.result)
 
 
 def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
