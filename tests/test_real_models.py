@@ -157,7 +157,7 @@ def test_out_of_memory_while_answering_is_said_and_the_next_question_works(mini,
         raise problem
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_mask", fail)
+        patch.setattr(engine, "mask_of", fail)
         with pytest.raises(CoPRSError) as error:
             engine.segment(found[0].image, found[1].instruction)
     assert "needs more memory than there is and cpu has" in str(error.value) and "smaller photo" in str(error.value)
