@@ -17,7 +17,10 @@ THRESHOLDS = np.arange(101, dtype=np.float32) / 100
 
 def iou_curve(prior: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """IoU of `prior >= t` with a mask at each of `THRESHOLDS`: float64 [101]. `prior` float32, `mask` bool, both [H, W]."""
-    highest = np.searchsorted(THRESHOLDS, prior.ravel().astype(np.float32), side="right") - 1  # last threshold reached
+    flat = prior.ravel().astype(np.float32, copy=False)
+    highest = (flat * 100).astype(np.uint8)  # the last threshold reached, but for rounding
+    highest += (highest < 100) & (flat >= THRESHOLDS[np.minimum(highest + 1, 100)])
+    highest -= flat < THRESHOLDS[highest]
     reached = lambda which: np.bincount(which, minlength=101)[::-1].cumsum()[::-1]  # noqa: E731
     inside, chosen = reached(highest[mask.ravel()]), reached(highest)
     union = chosen + int(mask.sum()) - inside
