@@ -16,12 +16,12 @@ from PIL import Image
 from app.panels import empty_verdict, verdict
 from app.texts import say
 from coprs_core.metrics import iou_curve
-from coprs_core.pictures import COLOUR_MAP, REGION_COLOURS, mask_overlay, thumbnail
+from coprs_core.pictures import COLOUR_MAP, REGION_COLOURS, mask_overlay, small_mask, small_prior, thumbnail
 from coprs_core.probes import Look
-from coprs_core.results import FOCUS_TOKEN_PRIOR, Region, Result, encode_prior
+from coprs_core.results import FOCUS_TOKEN_PRIOR, Result, encode_prior
 
-SHOWN_SIDE, SMALL_SIDE = 1024, 448
-"""Pictures on the page are at most this long a side, small ones in probes; files and figures keep the photo's size."""
+SHOWN_SIDE, SMALL_SIDE, STRIP_SIDE = 1024, 448, 160
+"""Pictures on the page are at most this long a side, small ones in probes and strips; files keep the photo's size."""
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,28 @@ def of_result(lang: str, result: Result) -> list[Shown]:
 
 def waiting_view(lang: str, prior_kind: str = FOCUS_TOKEN_PRIOR) -> str:
     """The places of prior, mask and verdict before there is anything in them."""
-    figures = "".join(
-        f'<figure class="{name}-figure empty"><figcaption>{say(lang, key)}</figcaption><div class="frame"></div></figure>'
-        for name, key in (("prior", f"prior_{prior_kind}"), ("mask", "mask"))
-    )
-    return f'<div class="view">{figures}{empty_verdict(lang, "–")}</div>'
+    return _empty_view(lang, prior_kind, empty_verdict(lang, "–"))
+
+
+def _empty_view(lang: str, prior_kind: str, verdict_html: str) -> str:
+    figures = _empty_figure("prior", say(lang, f"prior_{prior_kind}")) + _empty_figure("mask", say(lang, "mask"))
+    return f'<div class="view">{figures}{verdict_html}</div>'
+
+
+def _empty_figure(name: str, caption: str) -> str:
+    return f'<figure class="{name}-figure empty"><figcaption>{caption}</figcaption><div class="frame"></div></figure>'
 
 
 def prior_view(lang: str, pixels: np.ndarray, prior: np.ndarray, prior_kind: str) -> str:
     """The prior alone, while the mask is still being drawn."""
-    empty = f'<figure class="mask-figure empty"><figcaption>{say(lang, "mask")}</figcaption><div class="frame"></div></figure>'
-    return canvases(pixels, [Shown("", prior)], prior_figure(lang, prior_kind) + empty + empty_verdict(lang, "…"))
+    inside = prior_figure(lang, prior_kind) + _empty_figure("mask", say(lang, "mask")) + empty_verdict(lang, "…")
+    return canvases(pixels, [Shown("", prior)], inside)
 
 
 def answer_view(lang: str, pixels: np.ndarray, result: Result) -> str:
     """Prior, mask and verdict of an answer."""
     if not result.regions:
-        waiting = waiting_view(lang, result.prior_kind)
-        return waiting[: waiting.index('<div class="verdict')] + verdict(lang, result) + "</div>"
+        return _empty_view(lang, result.prior_kind, verdict(lang, result))
     shown = of_result(lang, result)
     inside = prior_figure(lang, result.prior_kind) + mask_figure(lang, _badges(result)) + verdict(lang, result)
     return canvases(pixels, shown, inside + (chips(shown) if len(shown) > 1 else ""))
@@ -85,23 +89,22 @@ def canvases(
     pixels: np.ndarray, shown: list[Shown], inside: str, classes: str = "", side: int = SHOWN_SIDE, **more
 ) -> str:
     """A <coprs-view> (app/view.js) over a photo [H, W, 3] with its looks; `inside` holds its figures and controls."""
-    small, _ = thumbnail(pixels, None, side)
+    small = thumbnail(pixels, side)
     height, width = small.shape[:2]
     data = {"width": width, "height": height, "scale": pixels.shape[1] / width, "photo": photo_url(small), **more}
-    data["looks"] = [_look_data(s, (height, width)) for s in shown]
+    data["looks"] = [_look_data(s, side) for s in shown]
     shape = f'class="view {classes} {"wide" if width >= height else "tall"}" style="--ratio:{width}/{height}"'
     inside = inside.replace("<canvas ", f'<canvas width="{width}" height="{height}" ')
     return f'<coprs-view {shape} data-view="{escape(json.dumps(data))}">{inside}</coprs-view>'
 
 
-def _look_data(shown: Shown, size: tuple[int, int]) -> dict:
+def _look_data(shown: Shown, side: int) -> dict:
     told = {"label": shown.label}
     if shown.prior is not None:
-        prior = Image.fromarray(shown.prior).resize(size[::-1], Image.Resampling.BILINEAR)
-        told["prior"] = encode_prior(np.asarray(prior).clip(0, 1))
+        told["prior"] = encode_prior(small_prior(shown.prior, side))
     if shown.numbers is not None:
         file = io.BytesIO()
-        Image.fromarray(shown.numbers).resize(size[::-1], Image.Resampling.NEAREST).save(file, "PNG")
+        Image.fromarray(small_mask(shown.numbers, side)).save(file, "PNG")
         told["mask"] = _data_url("png", file)
     if shown.curve is not None:
         told["curve"] = [round(float(v), 4) for v in shown.curve]
@@ -180,7 +183,9 @@ def _badges(result: Result) -> str:
         if len(y):
             height, width = region.mask.shape
             place = f"left:{100 * float(np.median(x)) / width:.1f}%;top:{100 * float(np.median(y)) / height:.1f}%"
-            badges.append(f'<b class="badge" style="{place};background:{css(REGION_COLOURS[(i - 1) % 6])}">{i}</b>')
+            badges.append(
+                f'<b class="badge" style="{place};background:{css(REGION_COLOURS[(i - 1) % len(REGION_COLOURS)])}">{i}</b>'
+            )
     return "".join(badges)
 
 
@@ -192,11 +197,8 @@ def chips(shown: Iterable[Shown]) -> str:
 
 def thumbnail_of(pixels: np.ndarray, result: Result) -> np.ndarray:
     """A small picture of an answer for the strip of recent ones."""
-    small, _ = thumbnail(pixels, None, 160)
-    if not result.regions:
-        return small
-    _, region = thumbnail(pixels, Region(result.prior, result.mask), 160)
-    return mask_overlay(small, region.mask)
+    small = thumbnail(pixels, STRIP_SIDE)
+    return mask_overlay(small, small_mask(result.mask, STRIP_SIDE)) if result.regions else small
 
 
 def css(colour: tuple[int, int, int]) -> str:

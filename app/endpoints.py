@@ -11,9 +11,9 @@ from app.handlers import Answered, Page, in_a_sentence
 from coprs_core import probes
 from coprs_core.archive import open_answer
 from coprs_core.compare import against_answer, against_truth, read_truth
-from coprs_core.engine import Engine
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import open_photo
+from coprs_core.pictures import stretched
 from coprs_core.results import Result, encode_prior, encode_rle
 from coprs_core.shelf import Shelf
 from coprs_core.zoom import zoom_in
@@ -28,9 +28,7 @@ class Endpoints:
     def segment(self, photo: gr.FileData, instruction: str) -> Iterator[dict]:
         """Answer step by step: stage, text so far, what is new, seconds; the last one has the whole result, priors as PNG."""
         with in_a_sentence("en"):
-            for update in self.shelf.run(
-                Engine.stream, open_photo(_uploaded(photo)), instruction, self.shelf.engine.max_new_tokens
-            ):
+            for update in self.shelf.stream(open_photo(_uploaded(photo)), instruction):
                 told = {
                     "stage": update.stage,
                     "text": update.text,
@@ -61,11 +59,7 @@ class Endpoints:
         """The attention maps before they are fused, each as a PNG from its least (0) to its most (1), with both values."""
         with in_a_sentence("en"):
             maps = self.shelf.ask(probes.heads, open_photo(_uploaded(photo)), Result.from_dict(result))
-        lows, highs = maps.min((1, 2)), maps.max((1, 2))
-        return [
-            {"low": float(low), "high": float(high), "map": encode_prior((m - low) / max(float(high - low), 1e-9))}
-            for m, low, high in zip(maps, lows, highs, strict=True)
-        ]
+        return [{"low": float(m.min()), "high": float(m.max()), "map": encode_prior(stretched(m))} for m in maps]
 
     def focus_again(self, photo: gr.FileData, instruction: str, thought: str) -> dict:
         """The result that the model comes to when it reads this thought instead of thinking itself."""

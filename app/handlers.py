@@ -15,7 +15,7 @@ from app.texts import language_of, say
 from coprs_core import probes
 from coprs_core.archive import open_answer, save_zip
 from coprs_core.compare import against_answer, against_truth, read_truth
-from coprs_core.engine import Engine, Update
+from coprs_core.engine import Update
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, open_photo
 from coprs_core.results import FOCUS_TOKEN_PRIOR, Result
@@ -105,7 +105,7 @@ class Page:
         lang = language(request)
         with in_a_sentence(lang):
             photo = open_photo(photo_path)
-            updates = self.shelf.run(Engine.stream, photo, instruction, self.shelf.engine.max_new_tokens)
+            updates = self.shelf.stream(photo, instruction)
             pixels = np.asarray(photo.image)
             for update in updates:
                 view = View(steps=panels.steps(lang, update))
@@ -230,7 +230,7 @@ class Page:
         lang = language(request)
         with in_a_sentence(lang):
             answered = self._given(lang, answered)
-            for update in self.shelf.run(Engine.stream, answered.photo, instruction, self.shelf.engine.max_new_tokens):
+            for update in self.shelf.stream(answered.photo, instruction):
                 yield panels.thought(lang, update), gr.skip(), gr.skip()
             other = Answered(answered.photo, update.result)
             recent = remembered(other, recent or ())

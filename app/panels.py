@@ -1,14 +1,13 @@
 """The page's own panels as HTML: masthead, stages, thought, verdict, models. Whatever a person or a model wrote is escaped
 where it becomes HTML: here, in `canvases` and in `why`."""
 
-import re
 from html import escape
 
 from app.texts import say
 from coprs_core.catalogue import Row
 from coprs_core.engine import Update
 from coprs_core.machine import in_words
-from coprs_core.prompts import FOCUS_TOKEN, parse_reply
+from coprs_core.prompts import FOCUS_TOKEN, last_sentence, parse_reply
 from coprs_core.results import FOCUS_TOKEN_PRIOR, FOUND, NOTHING_FOUND, Result
 from coprs_core.verdict import DISAGREE, flags
 
@@ -85,11 +84,10 @@ def answered_thought(lang: str, result: Result) -> str:
     answer = f'<p class="answer">{escape(reply.answer)}</p>' if reply.answer else ""
     token = result.outcome == FOUND and result.prior_kind == FOCUS_TOKEN_PRIOR
     token = f' <span class="token">{escape(FOCUS_TOKEN)}</span>' if token else ""
-    sentences = re.split(r"(?<=[.!?。！？])\s+", result.reasoning.strip())
     seconds = result.seconds.get("thinking", 0.0)
     summary = say(lang, "thought_for", seconds=seconds, tokens=result.tokens)
     return (
-        f'<div class="thought"><p class="last">{escape(sentences[-1] or result.reason)}{token}</p><details>'
+        f'<div class="thought"><p class="last">{escape(last_sentence(result.reasoning) or result.reason)}{token}</p><details>'
         f"<summary>{summary}</summary><p>{escape(result.reasoning)}</p>{answer}</details></div>"
     )
 

@@ -26,7 +26,6 @@ ENGLISH = {
     "already_read": "photo already read",
     "tokens_per_second": "{rate:.0f} tokens/s",
     # thought
-    "thought": "Thought",
     "thought_empty": "The thought appears here, word by word.",
     "thought_for": "Thought for {seconds:.1f} s · {tokens} tokens",
     "stopped": "stopped",
@@ -54,7 +53,6 @@ ENGLISH = {
     "says": "The model says: “{answer}”",
     "no_region": "No focus token came, so there is no prior and no mask.",
     # probes
-    "why": "Why this region?",
     "gone": "This answer is no longer kept (answers of a visit go after an hour): ask again.",
     "no_answer": "There is no answer to look into yet: ask for something first.",
     "sentences": "Sentence by sentence",
@@ -150,7 +148,6 @@ CHINESE = {
     "drawing": "绘制",
     "already_read": "照片已读过",
     "tokens_per_second": "{rate:.0f} 词元/秒",
-    "thought": "思考过程",
     "thought_empty": "思考会逐词显示在这里。",
     "thought_for": "思考 {seconds:.1f} 秒 · {tokens} 个词元",
     "stopped": "已停止",
@@ -180,7 +177,6 @@ CHINESE = {
     "flag_tiny": "掩码不到图片的 0.1 %：请确认它不是噪点。“放大重看”可能有帮助。",
     "flag_scattered": "掩码分成几块：一个物体被部分遮挡，或一个回答里有多个物体。",
     "flag_contradiction": "思考最后说没有符合的东西，却给出了掩码：请不要相信它。",
-    "why": "为什么是这个区域？",
     "gone": "这个回答已不再保存（一小时后清除）：请重新提问。",
     "no_answer": "还没有可以查看的回答：请先提问。",
     "sentences": "逐句",

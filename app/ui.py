@@ -92,17 +92,13 @@ def build(shelf: Shelf, may_choose: bool = False) -> gr.Blocks:
 
         with gr.Tabs(elem_id="why"):
             with gr.Tab(I18N("sentences"), elem_id="tab-sentences"):
-                _about("sentences")
-                trace = gr.Button(I18N("sentences_go"), elem_id="trace", size="sm")
-                traced = gr.HTML(elem_id="traced")
+                trace, traced = _question("sentences", "trace", "traced")
             with gr.Tab(I18N("words"), elem_id="tab-words"):
                 _about("words")
                 words = gr.HTML(panels.words("en", []), elem_id="words", js_on_load=_WORD_CLICKED)
                 word_view = gr.HTML(elem_id="word-view")
             with gr.Tab(I18N("heads"), elem_id="tab-heads"):
-                _about("heads")
-                show_heads = gr.Button(I18N("heads_go"), elem_id="show-heads", size="sm")
-                heads_view = gr.HTML(elem_id="heads-view")
+                show_heads, heads_view = _question("heads", "show-heads", "heads-view")
             with gr.Tab(I18N("again"), elem_id="tab-again"):
                 _about("again")
                 other_thought = gr.Textbox(label=I18N("again_thought"), lines=3, max_lines=8, elem_id="other-thought")
@@ -135,9 +131,7 @@ def build(shelf: Shelf, may_choose: bool = False) -> gr.Blocks:
                         measure = gr.Button(I18N("truth_go"), elem_id="measure", size="sm")
                 truth_view = gr.HTML(elem_id="truth-view")
             with gr.Tab(I18N("zoom"), elem_id="tab-zoom"):
-                _about("zoom")
-                zoom = gr.Button(I18N("zoom_go"), elem_id="zoom", size="sm")
-                zoom_view = gr.HTML(elem_id="zoom-view")
+                zoom, zoom_view = _question("zoom", "zoom", "zoom-view")
             with gr.Tab(I18N("take"), elem_id="tab-take"):
                 _about("take")
                 with gr.Row():
@@ -251,6 +245,12 @@ def _head() -> str:
 
 def _about(probe: str) -> None:
     gr.Markdown(I18N(f"{probe}_about"), elem_classes="about")
+
+
+def _question(probe: str, button_id: str, view_id: str) -> tuple[gr.Button, gr.HTML]:
+    """A probe that needs nothing but the answer: what it is about, its button, and where it is shown."""
+    _about(probe)
+    return gr.Button(I18N(f"{probe}_go"), elem_id=button_id, size="sm"), gr.HTML(elem_id=view_id)
 
 
 def _strip(shown: list, label, elem_id: str, scale: int, visible: bool = True) -> gr.Gallery:

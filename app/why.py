@@ -8,7 +8,7 @@ from app.canvases import SMALL_SIDE, Shown, canvases, css, mask_figure, of_look,
 from app.panels import verdict
 from app.texts import say
 from coprs_core.compare import AgainstAnswer, AgainstTruth
-from coprs_core.pictures import REGION_COLOURS, heatmap, thumbnail
+from coprs_core.pictures import REGION_COLOURS, heatmap, stretched, thumbnail
 from coprs_core.probes import Look
 from coprs_core.results import FOCUS_TOKEN_PRIOR, Result
 
@@ -67,16 +67,13 @@ def heads(lang: str, pixels: np.ndarray, prior: np.ndarray, maps: np.ndarray) ->
     """The heads before they are fused, and the fused prior, as pictures."""
     shown = []
     for i, head in enumerate(maps, start=1):
-        low, high = float(head.min()), float(head.max())
-        picture = heatmap((head - low) / max(high - low, 1e-9))
-        shown.append((say(lang, "head", number=i, low=low, high=high), picture))
+        shown.append((say(lang, "head", number=i, low=head.min(), high=head.max()), heatmap(stretched(head))))
     shown.append((say(lang, "fused"), heatmap(prior)))
     return '<div class="row-of-figures">' + "".join(_picture(caption, picture) for caption, picture in shown) + "</div>"
 
 
 def _picture(caption: str, picture: np.ndarray) -> str:
-    small, _ = thumbnail(picture, None, SMALL_SIDE)
-    return f'<figure><img src="{photo_url(small)}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    return f'<figure><img src="{photo_url(thumbnail(picture, SMALL_SIDE))}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def pair(

@@ -25,10 +25,10 @@ from PIL import Image
 from coprs_core import probes
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import MAX_SIDE, Photo, open_photo
-from coprs_core.pictures import chain_figure, cut_out, heatmap, mask_overlay, prior_overlay, thumbnail, trace_figure
-from coprs_core.results import Region, Result
+from coprs_core.pictures import chain_figure, cut_out, heatmap, mask_overlay, prior_overlay, small_prior, trace_figure
+from coprs_core.results import Result
 
-TRACE_SIDE = 1024
+SAVED_TRACE_SIDE = 1024
 _MOST_BYTES, _MOST_JSON_BYTES = 16 * MAX_SIDE**2, 32_000_000
 _OURS = re.compile(
     r"(result|asked)\.json|result\.json\.part|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
@@ -89,12 +89,12 @@ def _save_prior(folder: Path, tag: str, prior: np.ndarray) -> list[Path]:
 
 
 def save_trace(folder: Path, pixels: np.ndarray, looks: tuple[probes.Look, ...]) -> list[Path]:
-    """Write `sentences.json`, `.npy` (float16 [sentences, h, w], at most `TRACE_SIDE` pixels a side) and `.png` into a folder."""
+    """Write `sentences.json`, `.npy` (float16 [sentences, h, w], at most `SAVED_TRACE_SIDE` pixels a side) and `.png` into a folder."""
     settled = probes.settles_at(looks)
     told = {"settles_at": settled, "sentences": [probes.without_pixels(x) for x in looks]}
     (folder / "sentences.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    small = [thumbnail(pixels, Region(x.prior, x.mask), TRACE_SIDE)[1].prior for x in looks]
-    np.save(folder / "sentences.npy", np.stack(small).astype(np.float16))
+    small = [small_prior(x.prior, SAVED_TRACE_SIDE).astype(np.float16) for x in looks]
+    np.save(folder / "sentences.npy", np.stack(small))
     steps = [(x.text, x.prior, x.iou, x.spread) for x in looks]
     trace_figure(pixels, steps, settled).savefig(folder / "sentences.png", dpi=120)
     return [folder / f"sentences.{kind}" for kind in ("json", "npy", "png")]
@@ -122,7 +122,7 @@ def open_answer(path: "str | Path") -> Saved:
         files = (
             _zipped(path)
             if path.is_file()
-            else {p.name: p.read_bytes() for p in sorted(path.iterdir()) if _ours(p.name)}
+            else {p.name: p.read_bytes() for p in sorted(path.iterdir()) if _is_read_back(p.name)}
         )
         values = json.loads(files["result.json"])
         photo = open_photo(files["photo.png"])
@@ -146,13 +146,13 @@ def open_answer(path: "str | Path") -> Saved:
         raise CoPRSError(f"{path.name} cannot be read as a saved answer ({said}): {_WHAT}.") from problem
 
 
-def _ours(name: str) -> bool:
+def _is_read_back(name: str) -> bool:
     return name in ("result.json", "photo.png") or (name.startswith("prior") and name.endswith(".npy"))
 
 
 def _zipped(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
-        wanted = [i for i in archive.infolist() if _ours(i.filename)]
+        wanted = [i for i in archive.infolist() if _is_read_back(i.filename)]
         most_json = max((i.file_size for i in wanted if i.filename == "result.json"), default=0)
         if sum(i.file_size for i in wanted) > _MOST_BYTES or most_json > _MOST_JSON_BYTES:
             raise ValueError("its files are far larger than an answer's")

@@ -9,13 +9,15 @@ from PIL import Image, ImageFilter
 
 from coprs_core.compare import AgainstTruth
 from coprs_core.metrics import THRESHOLDS
-from coprs_core.results import FOCUS_TOKEN_PRIOR, Region, Result
+from coprs_core.results import FOCUS_TOKEN_PRIOR, Result
 
 COLOUR_MAP = "inferno"
 """Perceptually uniform and safe for colour-blind eyes."""
 MASK_COLOUR = (0, 190, 170)
 REGION_COLOURS = (MASK_COLOUR, (255, 140, 40), (200, 90, 240), (250, 220, 60), (80, 150, 255), (255, 90, 130))
 """Of several regions in one answer, in turn."""
+FIGURE_SIDE, TRACE_SIDE = 1024, 640
+"""Pictures in figures are at most this long a side, in pixels."""
 _COLOURS = (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
@@ -62,8 +64,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     """Photo and instruction, thought, prior and mask in one figure, for a page or a paper."""
-    masks = [thumbnail(photo, r, 1024)[1].mask for r in result.regions]
-    photo, region = thumbnail(photo, Region(result.prior, result.mask) if result.regions else None, 1024)
+    photo = thumbnail(photo, FIGURE_SIDE)
     shape = min(1.6, max(0.5, photo.shape[0] / photo.shape[1]))
     figure = Figure(figsize=(14, 3.1 * shape + 0.9), layout="constrained", facecolor="white")
     axes = figure.subplots(1, 4)
@@ -75,17 +76,17 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     lines = max(6, round(15 * shape))
     axes[1].text(0, 1, _wrapped(result.reasoning or result.reason, 44, lines), va="top", fontsize=9, parse_math=False)
     axes[1].set_title("thought", fontsize=10)
-    if region is None:
+    if not result.regions:
         axes[2].text(0.5, 0.5, result.outcome, ha="center", fontsize=13)
         axes[3].text(0.5, 0.5, _wrapped(result.reason, 30, 6), ha="center", va="center", fontsize=9.5, parse_math=False)
         return figure
-    axes[2].imshow(prior_overlay(photo, region.prior))
+    axes[2].imshow(prior_overlay(photo, small_prior(result.prior, FIGURE_SIDE)))
     axes[2].set_title(
         "positional prior" if result.prior_kind == FOCUS_TOKEN_PRIOR else "prior from coordinates", fontsize=10
     )
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLOUR_MAP)
     figure.colorbar(scale, cax=axes[2].inset_axes([1.02, 0, 0.04, 1])).ax.tick_params(labelsize=8)
-    axes[3].imshow(mask_overlay(photo, *masks))
+    axes[3].imshow(mask_overlay(photo, *(small_mask(r.mask, FIGURE_SIDE) for r in result.regions)))
     axes[3].set_title(f"mask · IoU of prior and mask {result.prior_iou:.2f}", fontsize=10)
     return figure
 
@@ -93,12 +94,12 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
 def trace_figure(photo: np.ndarray, steps: list[tuple[str, np.ndarray, float, float]], settled: int | None) -> Figure:
     """Sentence by sentence: (text, prior [H, W], IoU with the answer's mask, spread) each as a picture, and both as lines."""
     figure = Figure(figsize=(3.4 * max(3, len(steps)), 6.2), layout="constrained", facecolor="white")
+    small = thumbnail(photo, TRACE_SIDE)
     above, below = figure.subfigures(2, 1, height_ratios=(3.4, 2))
     for i, (ax, (text, prior, iou, _)) in enumerate(
         zip(np.atleast_1d(above.subplots(1, len(steps))), steps, strict=True)
     ):
-        small, region = thumbnail(photo, Region(prior, prior >= 0.5), 640)
-        ax.imshow(prior_overlay(small, region.prior))
+        ax.imshow(prior_overlay(small, small_prior(prior, TRACE_SIDE)))
         ax.set_axis_off()
         mark = " (the focus has settled)" if i == settled else ""
         ax.set_title(_wrapped(f"{i + 1}. {text}", 38, 5) + f"\nIoU {iou:.2f}{mark}", fontsize=9, parse_math=False)
@@ -125,17 +126,35 @@ def heads_figure(photo: np.ndarray, prior: np.ndarray, heads: np.ndarray) -> Fig
     return figure
 
 
-def thumbnail(photo: np.ndarray, region: Region | None, side: int) -> tuple[np.ndarray, Region | None]:
-    """Photo and region brought down to at most `side` pixels a side, for the screen."""
-    if max(photo.shape[:2]) <= side:
-        return photo, region
-    image = Image.fromarray(photo)
-    image.thumbnail((side, side))
-    if region is None:
-        return np.asarray(image), None
-    prior = Image.fromarray(region.prior).resize(image.size, Image.Resampling.BILINEAR)
-    mask = Image.fromarray(region.mask).resize(image.size, Image.Resampling.NEAREST)
-    return np.asarray(image), Region(np.asarray(prior).clip(0, 1), np.asarray(mask))
+def thumbnail(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture uint8 [H, W, 3] brought down to at most `side` pixels a side, for the screen."""
+    size = small_size(picture.shape[:2], side)
+    if size == picture.shape[:2]:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=2.0))
+
+
+def small_prior(prior: np.ndarray, side: int) -> np.ndarray:
+    """A prior float32 [H, W] for the `thumbnail` of its photo."""
+    size = small_size(prior.shape, side)
+    return np.asarray(Image.fromarray(prior).resize(size[::-1], Image.Resampling.BILINEAR)).clip(0, 1)
+
+
+def small_mask(mask: np.ndarray, side: int) -> np.ndarray:
+    """A mask bool [H, W], or numbers of regions uint8 [H, W], for the `thumbnail` of its photo."""
+    return np.asarray(Image.fromarray(mask).resize(small_size(mask.shape, side)[::-1], Image.Resampling.NEAREST))
+
+
+def small_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) brought down to at most `side`, its shape kept; as it is where it is small enough."""
+    ratio = min(1, side / max(size))
+    return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
+
+
+def stretched(head: np.ndarray) -> np.ndarray:
+    """An attention map float [H, W], unbounded, from its least (0) to its most (1)."""
+    low, high = float(head.min()), float(head.max())
+    return (head - low) / max(high - low, 1e-9)
 
 
 def _wrapped(text: str, width: int, lines: int) -> str:

@@ -1,7 +1,6 @@
 """Questions about an answer: where the model would have focused after each sentence, at any word, in each head, or after
 another thought. Each reads the answer again through the model that gave it and changes nothing of it."""
 
-import re
 from dataclasses import dataclass, field
 from functools import wraps
 from itertools import accumulate
@@ -15,10 +14,9 @@ from coprs_core.errors import CoPRSError
 from coprs_core.metrics import iou
 from coprs_core.model.mllm import Reading, generate
 from coprs_core.photos import Photo, open_photo
-from coprs_core.prompts import check_characters, check_instruction
+from coprs_core.prompts import SENTENCE_END, check_characters, check_instruction
 from coprs_core.results import FOCUS_TOKEN_PRIOR, FOUND, Region, Result
 
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]|\n+")
 MOST_CLOSING_TOKENS = 24
 SETTLED = 0.5
 """From the sentence on whose prior, and every later one's, has at least this IoU with the last, the focus has settled."""
@@ -240,7 +238,7 @@ def _sentences(engine: Engine, result: Result) -> list[tuple[int, str]]:
     lengths, text = list(accumulate(map(len, pieces))), "".join(pieces)
     last = text.find("<think>") + len("<think>") if "<think>" in text else 0
     found = []
-    for place in [*(m.end() for m in _SENTENCE_END.finditer(text, last)), len(text)]:
+    for place in [*(m.end() for m in SENTENCE_END.finditer(text, last)), len(text)]:
         if sentence := text[last:place].strip():
             found.append((1 + next(n for n, length in enumerate(lengths) if length >= place), sentence))
             last = place

@@ -21,6 +21,16 @@ QWEN_TEMPLATE = (
 """A template for Qwen2.5-VL models whose checkpoint does not bring the one it was trained with."""
 
 
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]|\n+")
+
+
+def last_sentence(text: str) -> str:
+    """The last sentence of a thought; empty where there is none."""
+    ends = [m.end() for m in SENTENCE_END.finditer(text.strip())]
+    places = [0, *(e for e in ends if e < len(text.strip()))]
+    return text.strip()[places[-1] :].strip()
+
+
 @dataclass(frozen=True)
 class Reply:
     """A reply in its parts. `closed` tells whether `</think>` was written; `answer` is what follows it."""

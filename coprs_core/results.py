@@ -105,12 +105,16 @@ class Result:
     @property
     def prior(self) -> np.ndarray | None:
         """float32 [H, W] in [0, 1]: the highest of all regions' priors; None where nothing was found."""
-        return np.maximum.reduce([r.prior for r in self.regions]) if self.regions else None
+        if len(self.regions) < 2:
+            return self.regions[0].prior if self.regions else None
+        return np.maximum.reduce([r.prior for r in self.regions])
 
     @property
     def mask(self) -> np.ndarray:
         """bool [H, W]: the union of all regions; empty where nothing was found."""
-        return np.any([r.mask for r in self.regions], axis=0) if self.regions else np.zeros(self.photo_size, bool)
+        if len(self.regions) < 2:
+            return self.regions[0].mask if self.regions else np.zeros(self.photo_size, bool)
+        return np.logical_or.reduce([r.mask for r in self.regions])
 
     def to_dict(self, with_priors: bool = False) -> dict:
         """The answer in plain values, as this module's docstring says; `with_priors` adds each region's prior as a PNG."""

@@ -11,7 +11,7 @@ from inspect import isgenerator
 from coprs_core.catalogue import Row, rows
 from coprs_core.checkpoints import give_memory_back
 from coprs_core.downloads import SAM_FILES
-from coprs_core.engine import Engine, PhotoFeatures, load
+from coprs_core.engine import Engine, PhotoFeatures, Update, load
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device
 from coprs_core.photos import Photo
@@ -87,6 +87,10 @@ class Shelf:
                     raise CoPRSError(said.sentence)
                 else:
                     yield said
+
+    def stream(self, photo: Photo, instruction: str) -> Iterator[Update]:
+        """The updates of an answer; the bound of its tokens is said, so that a border knows how long it may take."""
+        return self.run(Engine.stream, photo, instruction, self.engine.max_new_tokens)
 
     def ask(self, work: Callable, photo: Photo, *args):
         """The one thing that `work(engine, photo, *args)` returns; otherwise as `run`."""

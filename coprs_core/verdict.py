@@ -5,6 +5,7 @@ import re
 import numpy as np
 from scipy.ndimage import label
 
+from coprs_core.prompts import last_sentence
 from coprs_core.results import FOUND, Result
 
 FLAGS = {
@@ -54,5 +55,4 @@ def pieces(mask: np.ndarray) -> int:
 
 def says_nothing(reasoning: str) -> bool:
     """Whether the last sentence of a thought says that nothing fits."""
-    sentences = [s for s in re.split(r"(?<=[.!?。！？])\s*", reasoning.strip()) if s.strip()]
-    return bool(sentences) and bool(_NOTHING.search(sentences[-1]))
+    return bool(_NOTHING.search(last_sentence(reasoning)))

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    "errors", "machine", "metrics", "photos", "results", "verdict", "compare", "prompts", "pictures", "drawings", "scenes", "questions", "geometry",
+    "errors", "machine", "metrics", "photos", "prompts", "results", "verdict", "compare", "pictures", "drawings", "scenes", "questions", "geometry",
     "model.vision", "model.prior", "model.decoder", "model.mllm", "model.coprs", "model.pointing", "downloads", "coordinates",
     "catalogue", "checkpoints", "convert", "engine", "shelf", "probes", "zoom", "archive", "evaluate", "doctor", "benchmark", "commands", "__main__",
 ]  # fmt: skip
