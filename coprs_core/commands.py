@@ -23,7 +23,7 @@ from coprs_core.machine import choose_device
 from coprs_core.photos import Photo, open_photo
 from coprs_core.pictures import chain_figure, difference_overlay, heads_figure, trace_figure, truth_figure
 from coprs_core.prompts import check_instruction
-from coprs_core.questions import examples
+from coprs_core.world.questions import examples
 from coprs_core.results import FOUND, NOTHING_FOUND, UNFINISHED, Result
 from coprs_core.verdict import FLAGS, flags
 from coprs_core.zoom import zoom_in

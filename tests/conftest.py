@@ -12,7 +12,7 @@ import torch
 
 from coprs_core import load
 from coprs_core.engine import Engine
-from coprs_core.questions import examples
+from coprs_core.world.questions import examples
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 

@@ -32,7 +32,7 @@ from coprs_core.checkpoints import MINIATURE
 from coprs_core.engine import Engine, Update
 from coprs_core.photos import Photo
 from coprs_core.results import decode_prior, decode_rle
-from coprs_core.scenes import draw_scene
+from coprs_core.world.scenes import draw_scene
 from coprs_core.shelf import Shelf
 from tests import tiny
 from tests.conftest import slowed

@@ -7,7 +7,7 @@ import torch
 from coprs_core import load
 from coprs_core.model.mllm import Reading, generate
 from coprs_core.photos import open_photo
-from coprs_core.scenes import draw_scene
+from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
 MAKERS = {"qwen2_5_vl": tiny.qwen, "qwen3_vl": tiny.qwen3, "llava": tiny.llava}

@@ -12,7 +12,7 @@ from coprs_core import CoPRSError, load
 from coprs_core.checkpoints import MINIATURE, load_checkpoint, save_checkpoint
 from coprs_core.machine import choose_device
 from coprs_core.model.coprs import CoPRSConfig
-from coprs_core.scenes import draw_scene
+from coprs_core.world.scenes import draw_scene
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from coprs_core.__main__ import main
 from coprs_core.convert import convert, prepare
 from coprs_core.model.mllm import Reading
 from coprs_core.photos import open_photo
-from coprs_core.scenes import draw_scene
+from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent

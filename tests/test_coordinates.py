@@ -13,7 +13,7 @@ from coprs_core.checkpoints import MINIATURE, load_processor
 from coprs_core.coordinates import MOST_OBJECTS, SEG_ZERO, STOCK, Located, coordinates_prior, read_answer
 from coprs_core.geometry import to_square
 from coprs_core.model.mllm import Step
-from coprs_core.scenes import draw_scene
+from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
 SEEN, PHOTO = (100, 200), (200, 800)  # both are (height, width): scales are 4 across and 2 down

@@ -11,7 +11,7 @@ from coprs_core import engine as engine_module
 from coprs_core.engine import CACHED_PHOTOS, Engine
 from coprs_core.model.mllm import Step
 from coprs_core.results import decode_rle
-from coprs_core.scenes import draw_scene
+from coprs_core.world.scenes import draw_scene
 
 
 def same(a, b):

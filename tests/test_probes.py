@@ -9,7 +9,7 @@ import torch
 from coprs_core import CoPRSError, load, probes
 from coprs_core.model.mllm import Reading
 from coprs_core.photos import open_photo
-from coprs_core.questions import examples
+from coprs_core.world.questions import examples
 from coprs_core.results import FOUND
 from tests import tiny
 

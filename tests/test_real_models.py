@@ -19,9 +19,9 @@ from coprs_core.catalogue import CATALOGUE, listed
 from coprs_core.engine import Engine
 from coprs_core.machine import choose_dtype
 from coprs_core.metrics import iou
-from coprs_core.questions import examples
+from coprs_core.world.questions import examples
 from coprs_core.results import COORDINATES_PRIOR
-from coprs_core.scenes import draw_scene
+from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent

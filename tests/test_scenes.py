@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from coprs_core import questions
-from coprs_core.drawings import COLOURS, KINDS
-from coprs_core.questions import FAMILIES, USES, ask, conclusion_of, examples
-from coprs_core.scenes import CATEGORIES, PLACES, SIDE, UNSEEN_PAIRS, draw_scene
+from coprs_core.world import questions
+from coprs_core.world.drawings import COLOURS, KINDS
+from coprs_core.world.questions import FAMILIES, USES, ask, conclusion_of, examples
+from coprs_core.world.scenes import CATEGORIES, PLACES, SIDE, UNSEEN_PAIRS, draw_scene
 
 COUNT = 5000
 KNOWN_THINGS = [("sun", "brown", 4766), ("chair", "brown", 1216), ("table", "pink", 781), ("butterfly", "brown", 1220)]

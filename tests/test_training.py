@@ -9,8 +9,8 @@ import torch
 
 from coprs_core import load
 from coprs_core.__main__ import main
-from coprs_core.questions import ask, examples
-from coprs_core.scenes import draw_scene
+from coprs_core.world.questions import ask, examples
+from coprs_core.world.scenes import draw_scene
 from coprs_core.training import mini as recipe
 from coprs_core.training import oracle
 from coprs_core.training.data import batches, reply_sections

@@ -15,11 +15,11 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from coprs_core.drawings import COLOURS, KINDS
+from coprs_core.world.drawings import COLOURS, KINDS
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.questions import ask
-from coprs_core.scenes import PLACES, draw_scene
+from coprs_core.world.questions import ask
+from coprs_core.world.scenes import PLACES, draw_scene
 from coprs_core.training import mini
 
 SPECIAL_TOKENS = (

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from coprs_core.drawings import KINDS
+from coprs_core.world.drawings import KINDS
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt
-from coprs_core.questions import Question, ask
-from coprs_core.scenes import Scene, Thing, draw_scene
+from coprs_core.world.questions import Question, ask
+from coprs_core.world.scenes import Scene, Thing, draw_scene
 from coprs_core.training import mini, oracle
 
 PREFIX_END = "<|vision_end|>"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
-from coprs_core.questions import FAMILY_WEIGHTS
+from coprs_core.world.questions import FAMILY_WEIGHTS
 
 PROMPT_TEMPLATE = (
     "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{instruction}<|im_end|>\n<|im_start|>assistant\n"

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coprs_core.drawings import COLOURS, KINDS
-from coprs_core.scenes import SIDE, Thing
+from coprs_core.world.drawings import COLOURS, KINDS
+from coprs_core.world.scenes import SIDE, Thing
 
 _COLOUR_NAMES = list(COLOURS)
 _POSITIONS, _POSITION_WIDTH = torch.linspace(0, SIDE - 1, 12), 20.0

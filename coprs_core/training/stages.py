@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from coprs_core.drawings import KINDS
+from coprs_core.world.drawings import KINDS
 from coprs_core.geometry import sam_pixels
 from coprs_core.model.coprs import CoPRS
 from coprs_core.training import mini, oracle

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from coprs_core.drawings import COLOURS, KINDS, parts, shaded
+from coprs_core.world.drawings import COLOURS, KINDS, parts, shaded
 
 SIDE = 256
 """Width and height of a scene in pixels."""

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from coprs_core.drawings import COLOURS, KINDS
+from coprs_core.world.drawings import COLOURS, KINDS
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.scenes import CATEGORIES, PLACES, UNSEEN_PAIRS, Scene, Thing, draw_scene
+from coprs_core.world.scenes import CATEGORIES, PLACES, UNSEEN_PAIRS, Scene, Thing, draw_scene
 
 FAMILIES = ("name", "colour", "category", "use", "relation", "extreme", "exclusion", "two steps", "nothing there")
 USES: dict[str, tuple[str, ...]] = {
