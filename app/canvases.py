@@ -16,9 +16,9 @@ from PIL import Image
 from app.panels import empty_verdict, verdict
 from app.texts import say
 from coprs_core.metrics import iou_curve
-from coprs_core.pictures import COLOUR_MAP, REGION_COLOURS, mask_overlay, small_mask, small_prior, thumbnail
+from coprs_core.answer.pictures import COLOUR_MAP, REGION_COLOURS, mask_overlay, small_mask, small_prior, thumbnail
 from coprs_core.probes import Look
-from coprs_core.results import FOCUS_TOKEN_PRIOR, Result, encode_prior
+from coprs_core.answer.results import FOCUS_TOKEN_PRIOR, Result, encode_prior
 
 SHOWN_SIDE, SMALL_SIDE, STRIP_SIDE = 1024, 448, 160
 """Pictures on the page are at most this long a side, small ones in probes and strips; files keep the photo's size."""

@@ -10,11 +10,11 @@ import gradio as gr
 from app.handlers import Answered, Page, in_a_sentence
 from coprs_core import probes
 from coprs_core.archive import open_answer
-from coprs_core.compare import against_answer, against_truth, read_truth
+from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import open_photo
-from coprs_core.pictures import stretched
-from coprs_core.results import Result, encode_prior, encode_rle
+from coprs_core.answer.pictures import stretched
+from coprs_core.answer.results import Result, encode_prior, encode_rle
 from coprs_core.shelf import Shelf
 from coprs_core.zoom import zoom_in
 

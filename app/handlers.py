@@ -14,11 +14,11 @@ from app import canvases, panels, why
 from app.texts import language_of, say
 from coprs_core import probes
 from coprs_core.archive import open_answer, save_zip
-from coprs_core.compare import against_answer, against_truth, read_truth
-from coprs_core.engine import Update
+from coprs_core.answer.compare import against_answer, against_truth, read_truth
+from coprs_core.answer.engine import Update
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, open_photo
-from coprs_core.results import FOCUS_TOKEN_PRIOR, Result
+from coprs_core.answer.results import FOCUS_TOKEN_PRIOR, Result
 from coprs_core.shelf import Shelf
 from coprs_core.zoom import zoom_in
 

@@ -5,11 +5,11 @@ from html import escape
 
 from app.texts import say
 from coprs_core.catalogue import Row
-from coprs_core.engine import Update
+from coprs_core.answer.engine import Update
 from coprs_core.machine import in_words
 from coprs_core.prompts import FOCUS_TOKEN, last_sentence, parse_reply
-from coprs_core.results import FOCUS_TOKEN_PRIOR, FOUND, NOTHING_FOUND, Result
-from coprs_core.verdict import DISAGREE, flags
+from coprs_core.answer.results import FOCUS_TOKEN_PRIOR, FOUND, NOTHING_FOUND, Result
+from coprs_core.answer.flags import DISAGREE, flags
 
 STAGES = ("reading", "thinking", "focusing", "drawing")
 _CARET = '<i class="caret" aria-hidden="true"></i>'

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from coprs_core.engine import Engine
+from coprs_core.answer.engine import Engine
 
 TOKENS_PER_SECOND, LOOKING_SECONDS, PROBE_SECONDS = 20, 10, 30
 MOST_SECONDS = 120

@@ -1,6 +1,6 @@
 """What the page says, in every language it speaks. `{name}` stands for a value; keys are the same in all."""
 
-from coprs_core.verdict import FLAGS
+from coprs_core.answer.flags import FLAGS
 
 ENGLISH = {
     "title": "CoPRS · ask, watch it think, see where it looks",

@@ -15,7 +15,7 @@ from app.endpoints import Endpoints
 from app.handlers import Page, language
 from app.texts import LANGUAGES, say
 from coprs_core.errors import CoPRSError
-from coprs_core.pictures import COLOUR_MAP, REGION_COLOURS
+from coprs_core.answer.pictures import COLOUR_MAP, REGION_COLOURS
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
 from coprs_core.shelf import Shelf
 

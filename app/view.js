@@ -2,7 +2,7 @@
 // The server writes the markup (app/panels.py) and gives the pictures as data; here they are drawn and the controls obeyed.
 
 const COLOURS = Uint8Array.from(atob(window.COPRS_HEATMAP), (c) => c.charCodeAt(0)); // 256 × RGB
-const STEPS = 200; // of the prior, see coprs_core.results.encode_prior
+const STEPS = 200; // of the prior, see coprs_core.answer.results.encode_prior
 const TINTS = window.COPRS_TINTS; // RGB of each region
 
 function pixels(url, width, height) {
@@ -103,7 +103,7 @@ class View extends HTMLElement {
     canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
   }
 
-  // The heatmap over the photo in dark greys (as coprs_core.pictures.prior_overlay), with the threshold's outline.
+  // The heatmap over the photo in dark greys (as coprs_core.answer.pictures.prior_overlay), with the threshold's outline.
   heat(prior, opacity, threshold) {
     const { width } = this.data, least = (threshold * STEPS) / 100, out = new Uint8ClampedArray(this.photo.length);
     for (let i = 0, p = 0; i < prior.length; i++, p += 4) {

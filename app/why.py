@@ -7,10 +7,10 @@ import numpy as np
 from app.canvases import SMALL_SIDE, Shown, canvases, css, mask_figure, of_look, of_result, photo_url, prior_figure
 from app.panels import verdict
 from app.texts import say
-from coprs_core.compare import AgainstAnswer, AgainstTruth
-from coprs_core.pictures import REGION_COLOURS, heatmap, stretched, thumbnail
+from coprs_core.answer.compare import AgainstAnswer, AgainstTruth
+from coprs_core.answer.pictures import REGION_COLOURS, heatmap, stretched, thumbnail
 from coprs_core.probes import Look
-from coprs_core.results import FOCUS_TOKEN_PRIOR, Result
+from coprs_core.answer.results import FOCUS_TOKEN_PRIOR, Result
 
 
 def trace(lang: str, pixels: np.ndarray, result: Result, looks: tuple[Look, ...], settled: int | None) -> str:

@@ -1,8 +1,8 @@
 """CoPRS: reasoning segmentation that people can see into."""
 
-from coprs_core.engine import Engine, Update, load
+from coprs_core.answer.engine import Engine, Update, load
 from coprs_core.errors import CoPRSError
-from coprs_core.results import Region, Result
+from coprs_core.answer.results import Region, Result
 from coprs_core.shelf import Shelf
 
 __all__ = ["CoPRSError", "Engine", "Region", "Result", "Shelf", "Update", "load"]

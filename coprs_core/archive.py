@@ -1,7 +1,7 @@
 """An answer as files to take away, and back from them: a folder, or a zip of it.
 
 photo.png        the photo as it was read, upright RGB
-result.json      the answer; its schema stands in `coprs_core.results`
+result.json      the answer; its schema stands in `coprs_core.answer.results`
 prior.npy        float32 [H, W] in [0, 1]; prior.png is its picture
 mask.png         1 bit a pixel; cutout.png the photo inside it, transparent outside; overlay.png the mask over the photo
 chain.png        photo, thought, prior and mask in one figure; chain.pdf the same as vectors
@@ -25,8 +25,8 @@ from PIL import Image
 from coprs_core import probes
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import MAX_SIDE, Photo, open_photo
-from coprs_core.pictures import chain_figure, cut_out, heatmap, mask_overlay, prior_overlay, small_prior, trace_figure
-from coprs_core.results import Result
+from coprs_core.answer.pictures import chain_figure, cut_out, heatmap, mask_overlay, prior_overlay, small_prior, trace_figure
+from coprs_core.answer.results import Result
 
 SAVED_TRACE_SIDE = 1024
 _MOST_BYTES, _MOST_JSON_BYTES = 16 * MAX_SIDE**2, 32_000_000

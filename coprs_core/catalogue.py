@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from coprs_core.coordinates import SEG_ZERO, STOCK, Dialect
 from coprs_core.downloads import SAM_FILES, cached_sam, cached_snapshot, sam_cache
 from coprs_core.machine import free_disk, free_memory, in_words
-from coprs_core.results import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR
+from coprs_core.answer.results import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR
 
 BYTES_PER_LINEAR_WEIGHT = {"nf4": 0.5625, "int8": 1.01}
 """NF4 keeps 4 bits a weight and one float32 scale for 64 of them; int8 one scale a row."""

@@ -43,7 +43,7 @@ from coprs_core.model.decoder import FLOAT32_BUFFER, decoder_config_of
 from coprs_core.model.mllm import ARCHITECTURES
 from coprs_core.model.pointing import Pointing, PointingConfig
 from coprs_core.model.vision import vision_config_of
-from coprs_core.results import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR
+from coprs_core.answer.results import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR
 
 MINIATURE = Path(__file__).resolve().parent.parent / "assets" / "mini"
 PARTS = ("image_encoder", "prior", "decoder")

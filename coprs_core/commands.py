@@ -15,17 +15,17 @@ from tqdm import tqdm
 
 from coprs_core import catalogue, probes
 from coprs_core.archive import open_answer, save_answer, save_trace
-from coprs_core.compare import against_answer, against_truth, read_truth
-from coprs_core.engine import Engine, check_max_new_tokens, load
+from coprs_core.answer.compare import against_answer, against_truth, read_truth
+from coprs_core.answer.engine import Engine, check_max_new_tokens, load
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluate import evaluate, report, table
 from coprs_core.machine import choose_device
 from coprs_core.photos import Photo, open_photo
-from coprs_core.pictures import chain_figure, difference_overlay, heads_figure, trace_figure, truth_figure
+from coprs_core.answer.pictures import chain_figure, difference_overlay, heads_figure, trace_figure, truth_figure
 from coprs_core.prompts import check_instruction
 from coprs_core.world.questions import examples
-from coprs_core.results import FOUND, NOTHING_FOUND, UNFINISHED, Result
-from coprs_core.verdict import FLAGS, flags
+from coprs_core.answer.results import FOUND, NOTHING_FOUND, UNFINISHED, Result
+from coprs_core.answer.flags import FLAGS, flags
 from coprs_core.zoom import zoom_in
 
 EXIT_CODES = {FOUND: 0, NOTHING_FOUND: 3, UNFINISHED: 4}

@@ -14,7 +14,7 @@ from coprs_core.downloads import SAM_FILES, cached_sam, cached_snapshot, missing
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, free_disk, free_memory, in_words
 from coprs_core.model.coprs import CoPRSConfig
-from coprs_core.results import FOCUS_TOKEN_PRIOR
+from coprs_core.answer.results import FOCUS_TOKEN_PRIOR
 
 _PACKAGES = ("torch", "torchvision", "transformers", "segment-anything", "gradio", "bitsandbytes", "huggingface-hub")
 

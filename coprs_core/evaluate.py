@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from coprs_core.engine import Engine
+from coprs_core.answer.engine import Engine
 from coprs_core.metrics import correlation, iou
 from coprs_core.prompts import FOCUS_TOKEN, parse_reply
 from coprs_core.world.questions import FAMILIES, Question, conclusion_of, examples
-from coprs_core.results import NOTHING_FOUND, Result
+from coprs_core.answer.results import NOTHING_FOUND, Result
 from coprs_core.world.scenes import SIDE, UNSEEN_PAIRS, Scene
 
 SIZES = (("under 1 %", 0, 0.01), ("1 to 3 %", 0.01, 0.03), ("3 to 8 %", 0.03, 0.08), ("over 8 %", 0.08, 1))

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from tokenizers.decoders import DecodeStream
 
-from coprs_core.engine import Engine, PhotoFeatures
+from coprs_core.answer.engine import Engine, PhotoFeatures
 from coprs_core.errors import CoPRSError
 from coprs_core.metrics import iou
 from coprs_core.model.mllm import Reading, generate
 from coprs_core.photos import Photo, open_photo
 from coprs_core.prompts import SENTENCE_END, check_characters, check_instruction
-from coprs_core.results import FOCUS_TOKEN_PRIOR, FOUND, Region, Result
+from coprs_core.answer.results import FOCUS_TOKEN_PRIOR, FOUND, Region, Result
 
 MOST_CLOSING_TOKENS = 24
 SETTLED = 0.5

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from coprs_core.engine import Engine, PhotoFeatures
+from coprs_core.answer.engine import Engine, PhotoFeatures
 from coprs_core.errors import CoPRSError
 from coprs_core.model.mllm import Reading
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import again
-from coprs_core.results import FOUND, Region, Result
+from coprs_core.answer.results import FOUND, Region, Result
 
 MARGIN = 3.5
 """Side of the crop, as a multiple of the extent (four standard deviations) of the prior's mass; chosen on validation scenes."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from coprs_core import load
-from coprs_core.engine import Engine
+from coprs_core.answer.engine import Engine
 from coprs_core.world.questions import examples
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))

@@ -27,11 +27,12 @@ from PIL import Image
 from app import canvases, handlers, panels, texts, why
 from app.handlers import Page
 from app.ui import EXAMPLES, build, examples, launch
-from coprs_core import Region, Result, catalogue, compare, probes
+from coprs_core import Region, Result, catalogue, probes
+from coprs_core.answer import compare
 from coprs_core.checkpoints import MINIATURE
-from coprs_core.engine import Engine, Update
+from coprs_core.answer.engine import Engine, Update
 from coprs_core.photos import Photo
-from coprs_core.results import decode_prior, decode_rle
+from coprs_core.answer.results import decode_prior, decode_rle
 from coprs_core.world.scenes import draw_scene
 from coprs_core.shelf import Shelf
 from tests import tiny

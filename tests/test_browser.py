@@ -19,7 +19,7 @@ from app.texts import CHINESE
 from app.ui import build, launch
 from coprs_core import Region
 from coprs_core.archive import open_answer, save_zip
-from coprs_core.engine import Engine
+from coprs_core.answer.engine import Engine
 from coprs_core.metrics import iou_curve
 from coprs_core.photos import open_photo
 from coprs_core.shelf import Shelf

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from coprs_core import CoPRSError
-from coprs_core import engine as engine_module
-from coprs_core.engine import CACHED_PHOTOS, Engine
+from coprs_core.answer import engine as engine_module
+from coprs_core.answer.engine import CACHED_PHOTOS, Engine
 from coprs_core.model.mllm import Step
-from coprs_core.results import decode_rle
+from coprs_core.answer.results import decode_rle
 from coprs_core.world.scenes import draw_scene
 
 

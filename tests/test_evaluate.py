@@ -6,7 +6,7 @@ import pytest
 from coprs_core.evaluate import judge, report, well_formed
 from coprs_core.metrics import ciou, correlation, giou, iou
 from coprs_core.world.questions import examples
-from coprs_core.results import Region, Result, decode_rle, encode_rle
+from coprs_core.answer.results import Region, Result, decode_rle, encode_rle
 
 
 def result(mask, reply, outcome):

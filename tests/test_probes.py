@@ -10,7 +10,7 @@ from coprs_core import CoPRSError, load, probes
 from coprs_core.model.mllm import Reading
 from coprs_core.photos import open_photo
 from coprs_core.world.questions import examples
-from coprs_core.results import FOUND
+from coprs_core.answer.results import FOUND
 from tests import tiny
 
 

@@ -16,11 +16,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from coprs_core import CoPRSError, benchmark, catalogue, checkpoints, doctor, load
 from coprs_core.__main__ import main
 from coprs_core.catalogue import CATALOGUE, listed
-from coprs_core.engine import Engine
+from coprs_core.answer.engine import Engine
 from coprs_core.machine import choose_dtype
 from coprs_core.metrics import iou
 from coprs_core.world.questions import examples
-from coprs_core.results import COORDINATES_PRIOR
+from coprs_core.answer.results import COORDINATES_PRIOR
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 

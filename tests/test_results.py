@@ -9,12 +9,12 @@ from PIL import Image
 
 from coprs_core import CoPRSError, Region, Result
 from coprs_core.archive import open_answer, save_answer, save_zip
-from coprs_core.compare import against_answer, against_truth, read_truth
+from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.metrics import THRESHOLDS, iou, iou_curve
 from coprs_core.photos import open_photo
-from coprs_core.pictures import MASK_COLOUR, cut_out, difference_overlay, mask_overlay
-from coprs_core.results import FOUND, decode_prior, decode_rle, encode_prior, encode_rle
-from coprs_core.verdict import FLAGS, flags, pieces, says_nothing
+from coprs_core.answer.pictures import MASK_COLOUR, cut_out, difference_overlay, mask_overlay
+from coprs_core.answer.results import FOUND, decode_prior, decode_rle, encode_prior, encode_rle
+from coprs_core.answer.flags import FLAGS, flags, pieces, says_nothing
 
 
 def result_of(mask, prior=None, reasoning="It is the umbrella.", regions=None):

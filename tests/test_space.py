@@ -12,7 +12,7 @@ import yaml
 
 from app.space import MOST_SECONDS, PROBE_SECONDS, seconds_needed
 from coprs_core import probes
-from coprs_core.engine import Engine
+from coprs_core.answer.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 

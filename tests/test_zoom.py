@@ -6,7 +6,7 @@ import pytest
 from coprs_core import CoPRSError
 from coprs_core.metrics import giou
 from coprs_core.world.questions import examples
-from coprs_core.results import FOUND
+from coprs_core.answer.results import FOUND
 from coprs_core.world.scenes import SIDE
 from coprs_core.zoom import Crop, crop_around, zoom_in
 

@@ -10,7 +10,7 @@ from PIL import Image
 from coprs_core.errors import CoPRSError
 from coprs_core.metrics import THRESHOLDS, iou, iou_curve
 from coprs_core.photos import MAX_SIDE
-from coprs_core.results import Result, decode_rle
+from coprs_core.answer.results import Result, decode_rle
 
 _TRUTH = "give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON"
 

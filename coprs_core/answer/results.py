@@ -1,6 +1,6 @@
 """What an answer is: its outcome, regions and timings; to and from dictionaries.
 
-`Result.to_dict`, and so `result.json`, in schema version 1 (`coprs_core.results.SCHEMA_VERSION`):
+`Result.to_dict`, and so `result.json`, in schema version 1 (`coprs_core.answer.results.SCHEMA_VERSION`):
 
 schema_version  1
 outcome         "found", "nothing found" or "unfinished"; `reason`: one sentence why
@@ -8,7 +8,7 @@ instruction, reasoning, reply: text; `reply_ids`: the reply's token ids
 photo_size      [height, width] in pixels
 prior_kind      "focus token" or "coordinates"
 prior_iou       IoU of prior (≥ 0.5) and mask, all regions together; null where nothing was found
-flags           what to be wary of: names of `coprs_core.verdict.FLAGS`
+flags           what to be wary of: names of `coprs_core.answer.flags.FLAGS`
 regions         a list; each has `mask` (COCO RLE, uncompressed: {"size": [H, W], "counts": […]}), `area` in pixels,
                 `prior_iou`, `prior_max`; where the model wrote coordinates `box` [x0, y0, x1, y1], `points`, `label`;
                 from the app's endpoints `prior` too: a PNG as data URL, 8 bits, whose values are 200 × the prior, rounded down

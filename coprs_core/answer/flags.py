@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import label
 
 from coprs_core.prompts import last_sentence
-from coprs_core.results import FOUND, Result
+from coprs_core.answer.results import FOUND, Result
 
 FLAGS = {
     "empty": "The mask is empty: the model wrote its focus token, but nothing in the picture held its look.",

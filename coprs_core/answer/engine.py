@@ -27,7 +27,7 @@ from coprs_core.machine import package_versions
 from coprs_core.model.mllm import Reading, VisualTokens, generate, see
 from coprs_core.photos import Photo, open_photo
 from coprs_core.prompts import check_instruction, encode_prompt, parse_reply
-from coprs_core.results import COORDINATES_PRIOR, FOUND, NOTHING_FOUND, UNFINISHED, Outcome, Region, Result
+from coprs_core.answer.results import COORDINATES_PRIOR, FOUND, NOTHING_FOUND, UNFINISHED, Outcome, Region, Result
 
 CACHED_PHOTOS = 8
 

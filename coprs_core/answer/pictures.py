@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 
-from coprs_core.compare import AgainstTruth
+from coprs_core.answer.compare import AgainstTruth
 from coprs_core.metrics import THRESHOLDS
-from coprs_core.results import FOCUS_TOKEN_PRIOR, Result
+from coprs_core.answer.results import FOCUS_TOKEN_PRIOR, Result
 
 COLOUR_MAP = "inferno"
 """Perceptually uniform and safe for colour-blind eyes."""

@@ -1,0 +1,1 @@
+"""What an answer is and how it comes about: the engine, the result, its flags, comparisons and pictures."""
