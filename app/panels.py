@@ -4,7 +4,7 @@ where it becomes HTML: here, in `canvases` and in `why`."""
 from html import escape
 
 from app.texts import say
-from coprs_core.catalogue import Row
+from coprs_core.checkpoints.catalogue import Row
 from coprs_core.answer.engine import Update
 from coprs_core.machine import in_words
 from coprs_core.prompts import FOCUS_TOKEN, last_sentence, parse_reply

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from coprs_core.checkpoints import MINIATURE, PARTS
+from coprs_core.checkpoints.load import MINIATURE, PARTS
 from coprs_core.answer.engine import Engine, load
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import free_disk, in_words

@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from coprs_core import catalogue, probes
+from coprs_core import probes
+
+from coprs_core.checkpoints import catalogue
 from coprs_core.archive import open_answer, save_answer, save_trace
 from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.answer.engine import Engine, check_max_new_tokens, load
@@ -244,7 +246,7 @@ def models(options: argparse.Namespace) -> int:
 
 def examine(options: argparse.Namespace) -> int:
     """Tell what this machine has and the first thing to do; exit code 0 means ready."""
-    from coprs_core import doctor
+    from coprs_core.checkpoints import doctor
 
     checks = doctor.examine(options.model, options.device, options.quantize, options.sam)
     print(doctor.screen(checks))
@@ -253,7 +255,7 @@ def examine(options: argparse.Namespace) -> int:
 
 def convert_checkpoint(options: argparse.Namespace) -> int:
     """Turn the authors' training output into a checkpoint folder."""
-    from coprs_core import convert
+    from coprs_core.checkpoints import convert
 
     convert.convert(options.folder, options.sam, options.out, _prompt(options.prompt), options.dtype)
     print(f"written: {options.out}; open it with: python app.py --model {options.out}")
@@ -262,7 +264,7 @@ def convert_checkpoint(options: argparse.Namespace) -> int:
 
 def prepare(options: argparse.Namespace) -> int:
     """Make the starting point of training from a published model and SAM."""
-    from coprs_core import convert
+    from coprs_core.checkpoints import convert
 
     convert.prepare(options.base, options.sam, options.out, _prompt(options.prompt), options.dtype)
     print(f"written: {options.out}")

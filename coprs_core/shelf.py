@@ -8,9 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from inspect import isgenerator
 
-from coprs_core.catalogue import Row, rows
-from coprs_core.checkpoints import give_memory_back
-from coprs_core.downloads import SAM_FILES
+from coprs_core.checkpoints.catalogue import Row, rows
+from coprs_core.checkpoints.load import give_memory_back
+from coprs_core.checkpoints.downloads import SAM_FILES
 from coprs_core.answer.engine import Engine, PhotoFeatures, Update, load
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device

@@ -27,9 +27,10 @@ from PIL import Image
 from app import canvases, handlers, panels, texts, why
 from app.handlers import Page
 from app.ui import EXAMPLES, build, examples, launch
-from coprs_core import Region, Result, catalogue, probes
+from coprs_core import Region, Result, probes
+from coprs_core.checkpoints import catalogue
 from coprs_core.answer import compare
-from coprs_core.checkpoints import MINIATURE
+from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.answer.engine import Engine, Update
 from coprs_core.photos import Photo
 from coprs_core.answer.results import decode_prior, decode_rle

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from coprs_core import CoPRSError, load
-from coprs_core.checkpoints import MINIATURE, load_checkpoint, save_checkpoint
+from coprs_core.checkpoints.load import MINIATURE, load_checkpoint, save_checkpoint
 from coprs_core.machine import choose_device
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.world.scenes import draw_scene

@@ -12,7 +12,7 @@ from PIL import Image
 
 from coprs_core import commands
 from coprs_core.__main__ import main, parser
-from coprs_core.checkpoints import MINIATURE
+from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.answer.results import decode_rle
 from coprs_core.world.scenes import draw_scene
 

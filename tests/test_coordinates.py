@@ -9,7 +9,7 @@ from PIL import Image
 
 from coprs_core import CoPRSError, load
 from coprs_core.answer import engine as engine_module
-from coprs_core.checkpoints import MINIATURE, load_processor
+from coprs_core.checkpoints.load import MINIATURE, load_processor
 from coprs_core.coordinates import MOST_OBJECTS, SEG_ZERO, STOCK, Located, coordinates_prior, read_answer
 from coprs_core.geometry import to_square
 from coprs_core.model.mllm import Step

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from coprs_core import CoPRSError, downloads
-from coprs_core.checkpoints import MINIATURE
+from coprs_core import CoPRSError
+
+from coprs_core.checkpoints import downloads
+from coprs_core.checkpoints.load import MINIATURE
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -79,7 +81,7 @@ def fetch(code: str, url: str, cache: Path, **more) -> subprocess.CompletedProce
     """Run a line in a fresh process, since the hub's settings are read when it is imported."""
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"} | more
-    prelude = "from coprs_core.downloads import *; from coprs_core import CoPRSError\n"
+    prelude = "from coprs_core.checkpoints.downloads import *; from coprs_core import CoPRSError\n"
     return subprocess.run([sys.executable, "-c", prelude + code], cwd=ROOT, env=environment, capture_output=True, text=True)  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def test_a_download_that_was_cut_fetches_what_is_missing_alone(host, tmp_path):
 
 @pytest.mark.parametrize("code, words", [
     (SNAPSHOT.replace("a/model", "no/model"), "There is no model 'no/model' on Hugging Face"),
-    (SNAPSHOT.replace("try:", "downloads = sys.modules['coprs_core.downloads']\ndownloads.free_disk = lambda f: 1000\ntry:").replace("\nlines", "\nimport sys\nlines", 1), "needs 10 MB of disk"),
+    (SNAPSHOT.replace("try:", "downloads = sys.modules['coprs_core.checkpoints.downloads']\ndownloads.free_disk = lambda f: 1000\ntry:").replace("\nlines", "\nimport sys\nlines", 1), "needs 10 MB of disk"),
     (SNAPSHOT.replace("a/model", "a model"), "There is no model 'a model'"),
 ])  # fmt: skip
 def test_what_can_go_wrong_is_said(host, tmp_path, code, words):

@@ -13,9 +13,15 @@ import torch
 from segment_anything import sam_model_registry
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from coprs_core import CoPRSError, benchmark, catalogue, checkpoints, doctor, load
+from coprs_core import CoPRSError, benchmark, load
+
+from coprs_core.checkpoints import doctor
+
+from coprs_core.checkpoints import catalogue
+
+from coprs_core.checkpoints import load
 from coprs_core.__main__ import main
-from coprs_core.catalogue import CATALOGUE, listed
+from coprs_core.checkpoints.catalogue import CATALOGUE, listed
 from coprs_core.answer.engine import Engine
 from coprs_core.machine import choose_dtype
 from coprs_core.metrics import iou

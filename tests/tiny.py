@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from coprs_core.benchmark import qwen_config
-from coprs_core.checkpoints import MINIATURE, load_processor
+from coprs_core.checkpoints.load import MINIATURE, load_processor
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig

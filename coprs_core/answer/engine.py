@@ -11,9 +11,9 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from coprs_core.checkpoints import Checkpoint, load_checkpoint, within_memory
+from coprs_core.checkpoints.load import Checkpoint, load_checkpoint, within_memory
 from coprs_core.coordinates import Located, coordinates_prior, read_answer
-from coprs_core.downloads import Report
+from coprs_core.checkpoints.downloads import Report
 from coprs_core.errors import CoPRSError
 from coprs_core.geometry import (
     to_mllm_frame,

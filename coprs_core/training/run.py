@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from coprs_core.checkpoints import save_checkpoint
+from coprs_core.checkpoints.load import save_checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device
 from coprs_core.training import mini, oracle

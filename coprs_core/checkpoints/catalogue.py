@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import constants
 
 from coprs_core.coordinates import SEG_ZERO, STOCK, Dialect
-from coprs_core.downloads import SAM_FILES, cached_sam, cached_snapshot, sam_cache
+from coprs_core.checkpoints.downloads import SAM_FILES, cached_sam, cached_snapshot, sam_cache
 from coprs_core.machine import free_disk, free_memory, in_words
 from coprs_core.answer.results import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR
 

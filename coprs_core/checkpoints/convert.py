@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard  # importing it also lets weights_only read DTensors
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from coprs_core.checkpoints import (
+from coprs_core.checkpoints.load import (
     check_focus_token,
     check_tensors,
     load_mllm,
@@ -32,7 +32,7 @@ from coprs_core.checkpoints import (
     sam_configs,
     save_checkpoint,
 )
-from coprs_core.downloads import Report, sam_file, snapshot
+from coprs_core.checkpoints.downloads import Report, sam_file, snapshot
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import DTYPES, free_disk, in_words
 from coprs_core.model.coprs import CoPRS, CoPRSConfig

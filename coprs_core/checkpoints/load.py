@@ -27,7 +27,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from coprs_core.catalogue import (
+from coprs_core.checkpoints.catalogue import (
     BYTES_PER_LINEAR_WEIGHT,
     CATALOGUE,
     NAMES,
@@ -35,7 +35,7 @@ from coprs_core.catalogue import (
     working_memory,
 )
 from coprs_core.coordinates import STOCK, Dialect
-from coprs_core.downloads import Report, missing_shards, sam_file, snapshot
+from coprs_core.checkpoints.downloads import Report, missing_shards, sam_file, snapshot
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, choose_dtype, free_memory, in_words
 from coprs_core.model.coprs import CoPRS, CoPRSConfig

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
-from coprs_core.catalogue import listed, memory_needed
-from coprs_core.checkpoints import PARTS, Source, check_quantization, find, load_processor, read_config
-from coprs_core.downloads import SAM_FILES, cached_sam, cached_snapshot, missing_shards, sam_cache
+from coprs_core.checkpoints.catalogue import listed, memory_needed
+from coprs_core.checkpoints.load import PARTS, Source, check_quantization, find, load_processor, read_config
+from coprs_core.checkpoints.downloads import SAM_FILES, cached_sam, cached_snapshot, missing_shards, sam_cache
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, free_disk, free_memory, in_words
 from coprs_core.model.coprs import CoPRSConfig

@@ -1,0 +1,1 @@
+"""Models on disk: found by name, downloaded, loaded strictly, written, converted, examined."""
