@@ -78,7 +78,7 @@ example:
 TRAIN = """\
 Train the miniature from nothing, on scenes drawn as it goes: the vision tower, the
 image encoder with prior and decoder, the language model, then all of them jointly.
-Sizes and stages stand in coprs_core/training/mini.py. A run that was stopped goes
+Sizes and stages stand in coprs_core/training/mini/recipe.py. A run that was stopped goes
 on where it left off; the finished checkpoint is OUT/checkpoint.
 
 examples:

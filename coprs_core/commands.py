@@ -231,7 +231,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train the miniature, or go on where a run stopped."""
-    from coprs_core.training.run import train_miniature  # inference never loads training
+    from coprs_core.training.mini.run import train_miniature  # inference never loads training
 
     train_miniature(_writable(options.out), options.device, options.workers, options.stage, options.threads)
     return 0

@@ -11,11 +11,11 @@ from coprs_core import load
 from coprs_core.__main__ import main
 from coprs_core.world.questions import ask, examples
 from coprs_core.world.scenes import draw_scene
-from coprs_core.training import mini as recipe
-from coprs_core.training import oracle
-from coprs_core.training.data import batches, reply_sections
-from coprs_core.training.run import rate_factor, train_miniature
-from coprs_core.training.stages import Scaffold
+from coprs_core.training.mini import recipe
+from coprs_core.training.mini import oracle
+from coprs_core.training.mini.data import batches, reply_sections
+from coprs_core.training.mini.run import rate_factor, train_miniature
+from coprs_core.training.mini.stages import Scaffold
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from coprs_core.world.drawings import KINDS
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt
 from coprs_core.world.questions import Question, ask
 from coprs_core.world.scenes import Scene, Thing, draw_scene
-from coprs_core.training import mini, oracle
+from coprs_core.training.mini import oracle
+from coprs_core.training.mini import recipe as mini
 
 PREFIX_END = "<|vision_end|>"
 

@@ -15,10 +15,11 @@ from transformers import AutoTokenizer
 from coprs_core.checkpoints.load import save_checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device
-from coprs_core.training import mini, oracle
-from coprs_core.training.build import build_miniature, build_processor, build_tokenizer
-from coprs_core.training.data import batches
-from coprs_core.training.stages import Scaffold
+from coprs_core.training.mini import oracle
+from coprs_core.training.mini import recipe as mini
+from coprs_core.training.mini.build import build_miniature, build_processor, build_tokenizer
+from coprs_core.training.mini.data import batches
+from coprs_core.training.mini.stages import Scaffold
 
 _ADAM_ONLY = (
     "embed_tokens",

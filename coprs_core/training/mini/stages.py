@@ -14,8 +14,9 @@ from transformers import AttentionInterface
 from coprs_core.world.drawings import KINDS
 from coprs_core.geometry import sam_pixels
 from coprs_core.model.coprs import CoPRS
-from coprs_core.training import mini, oracle
-from coprs_core.training.data import Batch, Packed
+from coprs_core.training.mini import oracle
+from coprs_core.training.mini import recipe as mini
+from coprs_core.training.mini.data import Batch, Packed
 from coprs_core.training.losses import segmentation_loss
 
 

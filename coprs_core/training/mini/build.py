@@ -20,7 +20,7 @@ from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.prompts import FOCUS_TOKEN
 from coprs_core.world.questions import ask
 from coprs_core.world.scenes import PLACES, draw_scene
-from coprs_core.training import mini
+from coprs_core.training.mini import recipe as mini
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",

@@ -1,0 +1,1 @@
+"""How the miniature is made, from nothing."""
