@@ -10,7 +10,9 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from app import canvases, panels, why
+from app.views import canvas as canvases
+from app.views import page as panels
+from app.views import probes as why
 from app.texts import language_of, say
 from coprs_core import probes
 from coprs_core.archive import open_answer, save_zip
@@ -19,7 +21,7 @@ from coprs_core.answer.engine import Update
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, open_photo
 from coprs_core.answer.results import FOCUS_TOKEN_PRIOR, Result
-from coprs_core.shelf import Shelf
+from app.serving import Shelf
 from coprs_core.zoom import zoom_in
 
 NOWHERE = 0.1

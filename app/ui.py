@@ -10,14 +10,15 @@ import gradio as gr
 import matplotlib
 import numpy as np
 
-from app import canvases, panels
-from app.endpoints import Endpoints
+from app.views import canvas as canvases
+from app.views import page as panels
+from app.api import Endpoints
 from app.handlers import Page, language
 from app.texts import LANGUAGES, say
 from coprs_core.errors import CoPRSError
 from coprs_core.answer.pictures import COLOUR_MAP, REGION_COLOURS
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
-from coprs_core.shelf import Shelf
+from app.serving import Shelf
 
 ROOT = Path(__file__).resolve().parent
 EXAMPLES = ROOT.parent / "assets" / "examples"
@@ -223,7 +224,7 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: str = "", password: s
         auth=(name, secret) if password else None,
         prevent_thread_lock=True,
         theme=theme(),
-        css_paths=ROOT / "style.css",
+        css_paths=ROOT / "static" / "style.css",
         head=_head(),
         i18n=I18N,
         max_file_size="40mb",
@@ -239,7 +240,7 @@ def _head() -> str:
     colours = (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
     return (
         f'<script>window.COPRS_HEATMAP="{base64.b64encode(colours.tobytes()).decode()}";window.COPRS_TINTS={json.dumps(REGION_COLOURS)};</script>'
-        f'<script type="module">{(ROOT / "view.js").read_text(encoding="utf-8")}</script>'
+        f'<script type="module">{(ROOT / "static" / "view.js").read_text(encoding="utf-8")}</script>'
     )
 
 

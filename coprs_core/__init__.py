@@ -3,6 +3,5 @@
 from coprs_core.answer.engine import Engine, Update, load
 from coprs_core.errors import CoPRSError
 from coprs_core.answer.results import Region, Result
-from coprs_core.shelf import Shelf
 
-__all__ = ["CoPRSError", "Engine", "Region", "Result", "Shelf", "Update", "load"]
+__all__ = ["CoPRSError", "Engine", "Region", "Result", "Update", "load"]

@@ -24,7 +24,10 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from app import canvases, handlers, panels, texts, why
+from app import handlers, texts
+from app.views import canvas as canvases
+from app.views import page as panels
+from app.views import probes as why
 from app.handlers import Page
 from app.ui import EXAMPLES, build, examples, launch
 from coprs_core import Region, Result, probes
@@ -35,7 +38,7 @@ from coprs_core.answer.engine import Engine, Update
 from coprs_core.photos import Photo
 from coprs_core.answer.results import decode_prior, decode_rle
 from coprs_core.world.scenes import draw_scene
-from coprs_core.shelf import Shelf
+from app.serving import Shelf
 from tests import tiny
 from tests.conftest import slowed
 from tests.test_zoom import tiny_targets
@@ -304,7 +307,7 @@ def test_the_page_speaks_the_browsers_language(accepted, language):
 
 def test_opening_the_page_is_light(server):
     """The page, its style and its pictures from our side stay under 1.5 MB."""
-    own = [*EXAMPLES.glob("*.png"), ROOT / "app" / "style.css", ROOT / "app" / "view.js"]
+    own = [*EXAMPLES.glob("*.png"), ROOT / "app" / "static" / "style.css", ROOT / "app" / "static" / "view.js"]
     assert len(own) > 8 and sum(f.stat().st_size for f in own) < 1.5e6
 
 

@@ -22,7 +22,7 @@ from coprs_core.archive import open_answer, save_zip
 from coprs_core.answer.engine import Engine
 from coprs_core.metrics import iou_curve
 from coprs_core.photos import open_photo
-from coprs_core.shelf import Shelf
+from app.serving import Shelf
 from tests.conftest import slowed
 from tests.test_zoom import tiny_targets
 

@@ -4,8 +4,8 @@ from html import escape
 
 import numpy as np
 
-from app.canvases import SMALL_SIDE, Shown, canvases, css, mask_figure, of_look, of_result, photo_url, prior_figure
-from app.panels import verdict
+from app.views.canvas import SMALL_SIDE, Shown, canvases, css, mask_figure, of_look, of_result, photo_url, prior_figure
+from app.views.page import verdict
 from app.texts import say
 from coprs_core.answer.compare import AgainstAnswer, AgainstTruth
 from coprs_core.answer.pictures import REGION_COLOURS, heatmap, stretched, thumbnail

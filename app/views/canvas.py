@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from app.panels import empty_verdict, verdict
+from app.views.page import empty_verdict, verdict
 from app.texts import say
 from coprs_core.metrics import iou_curve
 from coprs_core.answer.pictures import COLOUR_MAP, REGION_COLOURS, mask_overlay, small_mask, small_prior, thumbnail

@@ -15,7 +15,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.photos import open_photo
 from coprs_core.answer.pictures import stretched
 from coprs_core.answer.results import Result, encode_prior, encode_rle
-from coprs_core.shelf import Shelf
+from app.serving import Shelf
 from coprs_core.zoom import zoom_in
 
 
