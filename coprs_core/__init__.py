@@ -1,7 +1,32 @@
-"""CoPRS: reasoning segmentation that people can see into."""
+"""CoPRS: reasoning segmentation that people can see into.
 
-from coprs_core.answer.engine import Engine, Update, load
-from coprs_core.errors import CoPRSError
-from coprs_core.answer.results import Region, Result
+The public names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine, Update, load
+    from coprs_core.answer.results import Region, Result
+    from coprs_core.errors import CoPRSError
 
 __all__ = ["CoPRSError", "Engine", "Region", "Result", "Update", "load"]
+_MODULES = {
+    "CoPRSError": "errors",
+    "Engine": "answer.engine",
+    "Region": "answer.results",
+    "Result": "answer.results",
+    "Update": "answer.engine",
+    "load": "answer.engine",
+}
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,9 +6,10 @@ prior.npy        float32 [H, W] in [0, 1]; prior.png is its picture
 mask.png         1 bit a pixel; cutout.png the photo inside it, transparent outside; overlay.png the mask over the photo
 chain.png        photo, thought, prior and mask in one figure; chain.pdf the same as vectors
 sentences.*      where the model would have focused after each sentence: figures (.json), priors (.npy,
-                 float16, at most 1,024 pixels a side), a figure (.png)
+                 float16, at most 1,024 pixels a side), a figure (.png); other probes likewise
 
-Where an answer has several regions, prior, mask and cut-out are of all together and `prior_1.npy`, `mask_1.png` … of each.
+Where an answer has several regions, prior, mask and cut-out are of all together and `prior_1.npy`,
+`mask_1.png` … of each.
 """
 
 import io
@@ -16,28 +17,39 @@ import json
 import re
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from coprs_core import probes
+from coprs_core.answer.pictures import (
+    chain_figure,
+    cut_out,
+    heatmap,
+    mask_overlay,
+    prior_overlay,
+)
+from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import MAX_SIDE, Photo, open_photo
-from coprs_core.answer.pictures import chain_figure, cut_out, heatmap, mask_overlay, prior_overlay, small_prior, trace_figure
-from coprs_core.answer.results import Result
+from coprs_core.probes import PROBES
+from coprs_core.probes.finding import Finding
 
-SAVED_TRACE_SIDE = 1024
-_MOST_BYTES, _MOST_JSON_BYTES = 16 * MAX_SIDE**2, 32_000_000
-_OURS = re.compile(
-    r"(result|asked)\.json|result\.json\.part|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
-    r"|(sentences|words|heads|truth|word_\d+|(zoomed|focus_again|again)(_mask|_difference)?)\.(json|npy|png)"
+_MAX_BYTES, _MAX_JSON_BYTES = 16 * MAX_SIDE**2, 32_000_000
+_PROBE_STEMS = "|".join(
+    (*PROBES, r"word_\d+", "truth", "(zoomed|focus_again|again)(_mask|_difference)?")
 )
-_WHAT = "give a zip or folder that “Take away” or `segment --out` wrote"
+_OURS = re.compile(
+    r"(result|asked)\.json|result\.json\.part"
+    r"|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
+    rf"|({_PROBE_STEMS})\.(json|npy|png)"
+)
+_EXPECTED = "give a zip or folder that “Take away” or `segment --out` wrote"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Saved:
     """What `open_answer` gives back."""
 
@@ -47,39 +59,56 @@ class Saved:
 
 def clear_answer(folder: Path) -> None:
     """Take an earlier answer's files out of a folder, `result.json` first, so that two answers are never mixed."""
-    names = sorted((p.name for p in folder.iterdir() if _OURS.fullmatch(p.name)), key=lambda n: n != "result.json")
+    names = sorted(
+        (p.name for p in folder.iterdir() if _OURS.fullmatch(p.name)),
+        key=lambda n: n != "result.json",
+    )
     for name in names:
         (folder / name).unlink()
 
 
-def save_answer(folder: Path, photo: Photo, result: Result, looks: tuple[probes.Look, ...] = ()) -> list[Path]:
-    """Write an answer's files (see this module's docstring) into a folder, in place of those of an earlier answer; `looks` is
-    its trace. `result.json` comes last, so that a folder which holds it is whole. Returns the paths."""
+def save_answer(
+    folder: Path, photo: Photo, result: Result, findings: Iterable[Finding] = ()
+) -> list[Path]:
+    """Write an answer's files (see this module's docstring) and what probes found in it.
+
+    They take the place of those of an earlier answer. `result.json` comes last, so that a folder which
+    holds it is whole. Returns the paths.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     clear_answer(folder)
     pixels, written = np.asarray(photo.image), [folder / "photo.png"]
     photo.image.save(written[0])
-    if result.regions:
+    if result.prior is not None:
         written += _save_prior(folder, "", result.prior)
-        Image.fromarray(result.mask).save(folder / "mask.png")
-        Image.fromarray(cut_out(pixels, result.mask)).save(folder / "cutout.png")
-        Image.fromarray(mask_overlay(pixels, *(r.mask for r in result.regions))).save(folder / "overlay.png")
-        Image.fromarray(prior_overlay(pixels, result.prior)).save(folder / "prior_overlay.png")
-        written += [folder / f"{name}.png" for name in ("mask", "cutout", "overlay", "prior_overlay")]
-    for i, region in enumerate(result.regions if len(result.regions) > 1 else (), start=1):
-        written += _save_prior(folder, f"_{i}", region.prior)
-        Image.fromarray(region.mask).save(folder / f"mask_{i}.png")
-        written.append(folder / f"mask_{i}.png")
+        overlay = mask_overlay(pixels, *(r.mask for r in result.regions))
+        pictures = {
+            "mask": result.mask,
+            "cutout": cut_out(pixels, result.mask),
+            "overlay": overlay,
+            "prior_overlay": prior_overlay(pixels, result.prior),
+        }
+        for name, picture in pictures.items():
+            written.append(_save_picture(folder / f"{name}.png", picture))
+    if len(result.regions) > 1:
+        for i, region in enumerate(result.regions, start=1):
+            written += _save_prior(folder, f"_{i}", region.prior)
+            written.append(_save_picture(folder / f"mask_{i}.png", region.mask))
     figure = chain_figure(pixels, result)
     for kind in ("png", "pdf"):
         figure.savefig(folder / f"chain.{kind}", dpi=150)
         written.append(folder / f"chain.{kind}")
-    if looks:
-        written += save_trace(folder, pixels, looks)
+    for finding in findings:
+        written += finding.save(folder, photo)
     part = folder / "result.json.part"
     part.write_text(result.to_json() + "\n", encoding="utf-8")
     part.replace(folder / "result.json")
     return [folder / "result.json", *written]
+
+
+def _save_picture(path: Path, picture: np.ndarray) -> Path:
+    Image.fromarray(picture).save(path)
+    return path
 
 
 def _save_prior(folder: Path, tag: str, prior: np.ndarray) -> list[Path]:
@@ -88,72 +117,71 @@ def _save_prior(folder: Path, tag: str, prior: np.ndarray) -> list[Path]:
     return [folder / f"prior{tag}.npy", folder / f"prior{tag}.png"]
 
 
-def save_trace(folder: Path, pixels: np.ndarray, looks: tuple[probes.Look, ...]) -> list[Path]:
-    """Write `sentences.json`, `.npy` (float16 [sentences, h, w], at most `SAVED_TRACE_SIDE` pixels a side) and `.png` into a folder."""
-    settled = probes.settles_at(looks)
-    told = {"settles_at": settled, "sentences": [probes.without_pixels(x) for x in looks]}
-    (folder / "sentences.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    small = [small_prior(x.prior, SAVED_TRACE_SIDE).astype(np.float16) for x in looks]
-    np.save(folder / "sentences.npy", np.stack(small))
-    steps = [(x.text, x.prior, x.iou, x.spread) for x in looks]
-    trace_figure(pixels, steps, settled).savefig(folder / "sentences.png", dpi=120)
-    return [folder / f"sentences.{kind}" for kind in ("json", "npy", "png")]
-
-
-def save_zip(path: Path, photo: Photo, result: Result, looks: tuple[probes.Look, ...] = ()) -> Path:
+def save_zip(path: Path, photo: Photo, result: Result, findings: Iterable[Finding] = ()) -> Path:
     """The files of `save_answer` as one zip."""
     with tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-        written = save_answer(Path(folder), photo, result, looks)
+        written = save_answer(Path(folder), photo, result, findings)
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in written:
                 archive.write(file, file.name)
     return path
 
 
-def open_answer(path: "str | Path") -> Saved:
+def open_answer(path: str | Path) -> Saved:
     """The photo and the answer in a zip or folder that `save_zip` or `save_answer` wrote; needs no model.
 
     Raises `CoPRSError` where it is something else, is broken, or is far larger than any answer.
     """
     path = Path(path)
     try:
-        if path.is_dir() and not (path / "result.json").exists() and any(path.glob("*/result.json")):
-            raise CoPRSError(f"{path} holds several answers, one folder each: give one of those folders.")
-        files = (
-            _zipped(path)
-            if path.is_file()
-            else {p.name: p.read_bytes() for p in sorted(path.iterdir()) if _is_read_back(p.name)}
-        )
-        values = json.loads(files["result.json"])
-        photo = open_photo(files["photo.png"])
-        count = len(values["regions"]) if isinstance(values, dict) else 0
-        tags = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
-        priors = [np.load(io.BytesIO(files[f"prior{tag}.npy"]), allow_pickle=False) for tag in tags]
-        result = Result.from_dict(values, priors)
-        if result.photo_size != photo.size:
-            raise CoPRSError(
-                f"The photo in {path.name} is not the one that its result.json is about: save the answer again."
-            )
-        return Saved(photo, result)
+        return _opened(path)
     except FileNotFoundError as problem:
-        raise CoPRSError(f"There is no file {str(path)!r}: {_WHAT}.") from problem
+        raise CoPRSError(f"There is no file {str(path)!r}: {_EXPECTED}.") from problem
     except KeyError as problem:
-        raise CoPRSError(f"{path.name} holds no {problem}: {_WHAT}.") from problem
+        raise CoPRSError(f"{path.name} holds no {problem}: {_EXPECTED}.") from problem
     except CoPRSError:
         raise
     except Exception as problem:  # readers of foreign files raise anything at all
-        said = str(problem).partition("\n")[0][:200]
-        raise CoPRSError(f"{path.name} cannot be read as a saved answer ({said}): {_WHAT}.") from problem
+        detail = str(problem).partition("\n")[0][:200]
+        raise CoPRSError(
+            f"{path.name} cannot be read as a saved answer ({detail}): {_EXPECTED}."
+        ) from problem
+
+
+def _opened(path: Path) -> Saved:
+    if path.is_dir() and not (path / "result.json").exists() and any(path.glob("*/result.json")):
+        raise CoPRSError(
+            f"{path} holds several answers, one folder each: give one of those folders."
+        )
+    files = _zipped(path) if path.is_file() else _in_folder(path)
+    values = json.loads(files["result.json"])
+    photo = open_photo(files["photo.png"])
+    count = len(values["regions"]) if isinstance(values, dict) else 0
+    tags = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
+    arrays = (io.BytesIO(files[f"prior{tag}.npy"]) for tag in tags)
+    result = Result.from_dict(values, [np.load(a, allow_pickle=False) for a in arrays])
+    if result.photo_size != photo.size:
+        raise CoPRSError(
+            f"The photo in {path.name} is not the one that its result.json is about: "
+            "save the answer again."
+        )
+    return Saved(photo, result)
 
 
 def _is_read_back(name: str) -> bool:
-    return name in ("result.json", "photo.png") or (name.startswith("prior") and name.endswith(".npy"))
+    is_prior = name.startswith("prior") and name.endswith(".npy")
+    return is_prior or name in ("result.json", "photo.png")
+
+
+def _in_folder(path: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(path.iterdir()) if _is_read_back(p.name)}
 
 
 def _zipped(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         wanted = [i for i in archive.infolist() if _is_read_back(i.filename)]
-        most_json = max((i.file_size for i in wanted if i.filename == "result.json"), default=0)
-        if sum(i.file_size for i in wanted) > _MOST_BYTES or most_json > _MOST_JSON_BYTES:
+        json_sizes = (i.file_size for i in wanted if i.filename == "result.json")
+        json_bytes = max(json_sizes, default=0)
+        if sum(i.file_size for i in wanted) > _MAX_BYTES or json_bytes > _MAX_JSON_BYTES:
             raise ValueError("its files are far larger than an answer's")
         return {i.filename: archive.read(i) for i in wanted}

@@ -9,24 +9,26 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from PIL import Image
-from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from coprs_core.checkpoints.load import MINIATURE, PARTS
-from coprs_core.answer.engine import Engine, load
+from coprs_core.answer.engine import Engine
+from coprs_core.checkpoints.load import MINIATURE, load_checkpoint
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.save import language_tensors, write_checkpoint
+from coprs_core.checkpoints.source import PARTS
+from coprs_core.checkpoints.tensors import LazyTensors
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import free_disk, in_words
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.decoder import FLOAT32_BUFFER
-from coprs_core.model.mllm import Reading, generate
+from coprs_core.model.mllm import generate
 from coprs_core.model.vision import SAM_SIZES
 from coprs_core.photos import open_photo
 
@@ -62,104 +64,123 @@ class Measured:
     mask_pixels: int
 
 
-def benchmark(
-    size: str, sam: str, device: str, dtype: str, quantization: str, tokens: int, folder: Path | None = None
-) -> Measured:
-    """Write a checkpoint of random weights (3b or 7b; kept where `folder` is given), load it and bring one answer of
-    `tokens` tokens about a 1024×768 picture to a mask."""
-    kept = folder
-    folder = folder or Path(tempfile.mkdtemp(prefix="coprs-"))
+def benchmark(size: str, options: LoadOptions, tokens: int, folder: Path | None = None) -> Measured:
+    """Time one answer of a model of random weights.
+
+    A checkpoint of that size (3b or 7b, with `options.sam`) is written, kept where `folder` is given,
+    loaded, and one answer of `tokens` tokens about a 1024×768 picture is brought to a mask.
+    """
+    place = folder or Path(tempfile.mkdtemp(prefix="coprs-"))
     try:
-        if not (folder / "coprs.json").is_file():
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:  # keeps its memory out of ours
-                other.submit(write_random_checkpoint, folder, size, sam).result()
-        return measure(str(folder), f"{size}, random weights", sam, device, dtype, quantization, tokens)
+        if not (place / "coprs.json").is_file():
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, spawn) as other:  # keeps its memory out of ours
+                other.submit(write_random_checkpoint, place, size, options.sam).result()
+        return measure(str(place), f"{size}, random weights", options, tokens)
     finally:
-        if kept is None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)
 
 
-def measure(name: str, shown: str, sam: str, device: str, dtype: str, quantization: str, tokens: int) -> Measured:
-    """Load a CoPRS checkpoint and time one answer. The model writes `tokens` tokens of its own, then the focus token is
-    given to it, so that weights which know nothing come to a mask too."""
+def measure(name: str, shown: str, options: LoadOptions, tokens: int) -> Measured:
+    """Load a CoPRS checkpoint and time one answer; `shown` is what the model is called in the table.
+
+    The model writes `tokens` tokens of its own, then the focus token is given to it, so that weights
+    which know nothing come to a mask too.
+    """
     before, start = _memory(torch.device("cpu")), time.perf_counter()
-    engine = load(name, device, dtype, quantization)
-    seconds, cuda = time.perf_counter() - start, engine.model.device.type == "cuda"
-    loaded = _memory(engine.model.device) - (0 if cuda else before)
-    peak_loading = peak_memory(engine.model.device) - (0 if cuda else before)
+    engine = Engine(load_checkpoint(name, options))
+    seconds, device = time.perf_counter() - start, engine.segmenter.device
+    other = 0 if device.type == "cuda" else before  # what the process held before
+    loaded, peak_loading = _memory(device) - other, peak_memory(device) - other
     cold, _ = _one_answer(engine, tokens, seed=0)
     times, pixels = _one_answer(engine, tokens, seed=1)
-    weights = sum({p.data_ptr(): p.numel() * p.element_size() for p in engine.model.parameters()}.values())
+    weights = {p.data_ptr(): p.numel() * p.element_size() for p in engine.model.parameters()}
     return Measured(
-        shown, sam, _device_name(engine.model.device), engine.settings["dtype"], quantization, weights, seconds, loaded,
-        peak_loading, peak_memory(engine.model.device) - (0 if cuda else before), cold[0], *times, pixels,
-    )  # fmt: skip
+        model=shown,
+        sam=options.sam,
+        device=_device_name(device),
+        dtype=engine.settings["dtype"],
+        quantization=options.quantization,
+        weights=sum(weights.values()),
+        load_seconds=seconds,
+        memory_after_loading=loaded,
+        peak_while_loading=peak_loading,
+        peak_while_answering=peak_memory(device) - other,
+        cold_first_token_seconds=cold.first_token,
+        first_token_seconds=times.first_token,
+        tokens_per_second=times.tokens_per_second,
+        focus_to_mask_seconds=times.focus_to_mask,
+        mask_pixels=pixels,
+    )
 
 
-def _one_answer(engine: Engine, tokens: int, seed: int) -> tuple[tuple[float, float, float], int]:
-    """(seconds to the first token, tokens a second, seconds from focus token to mask) and the mask's area."""
-    rng = np.random.default_rng(seed)
+@dataclass(frozen=True)
+class _Times:
+    """Of one answer: seconds to the first token, tokens a second, seconds from focus token to mask."""
+
+    first_token: float
+    tokens_per_second: float
+    focus_to_mask: float
+
+
+def _one_answer(engine: Engine, tokens: int, seed: int) -> tuple[_Times, int]:
+    """The times of one answer, and its mask's area."""
+    rng, focus = np.random.default_rng(seed), engine.focus
     photo = open_photo(Image.fromarray(rng.integers(0, 255, (768, 1024, 3), np.uint8)))
     marks = [time.perf_counter()]
 
     def mark() -> None:
-        if engine.model.device.type == "cuda":
-            torch.cuda.synchronize(engine.model.device)
+        if focus.device.type == "cuda":
+            torch.cuda.synchronize(focus.device)
         marks.append(time.perf_counter())
 
     features = engine.read(photo)
-    reading = Reading(
-        engine.model.mllm, engine.prompt("the thing that keeps the rain off", features.visual), features.visual
-    )
+    reading = focus.reading("the thing that keeps the rain off", features)
     for i, _ in enumerate(generate(reading, None, set(), tokens)):
-        mark() if i == 0 else None
+        if i == 0:
+            mark()
     mark()
-    embedding = reading.feed([engine.focus_id])[-1:]
-    _, mask = engine.look(embedding, features, photo.size)
+    _, mask = focus.look(reading.feed([focus.focus_id])[-1:], features)
     mark()
-    return (marks[1] - marks[0], (tokens - 1) / max(marks[2] - marks[1], 1e-9), marks[3] - marks[2]), int(mask.sum())
+    rate = (tokens - 1) / max(marks[2] - marks[1], 1e-9)
+    return _Times(marks[1] - marks[0], rate, marks[3] - marks[2]), int(mask.sum())
 
 
 def write_random_checkpoint(folder: Path, size: str, sam: str) -> None:
     """A checkpoint folder of random bfloat16 weights at true size; tokenizer and processor are the miniature's."""
     if size not in LLM_SIZES or sam not in SAM_SIZES:
         raise CoPRSError(
-            f"Sizes {size!r} with {sam!r} are not known: choose {', '.join(LLM_SIZES)} with {', '.join(SAM_SIZES)}."
+            f"Sizes {size!r} with {sam!r} are not known: "
+            f"choose {', '.join(LLM_SIZES)} with {', '.join(SAM_SIZES)}."
         )
     config = qwen_config(size)
     width = config.get_text_config().hidden_size
     with torch.device("meta"):
-        model = CoPRS(CoPRSConfig(width, SAM_SIZES[sam]), Qwen2_5_VLForConditionalGeneration(config))
-    needed = sum(p.numel() for p in model.parameters()) * 2
-    if needed > free_disk(folder):
+        mllm = Qwen2_5_VLForConditionalGeneration(config)
+        model = CoPRS(CoPRSConfig(width, SAM_SIZES[sam]), mllm)
+    needed, free = sum(p.numel() for p in model.parameters()) * 2, free_disk(folder)
+    if needed > free:
         raise CoPRSError(
-            f"Random weights need {in_words(needed)} of disk and {in_words(free_disk(folder))} are free: choose another --folder."
+            f"Random weights need {in_words(needed)} of disk and {in_words(free)} are free: "
+            "choose another --folder."
         )
-    shutil.copytree(
-        MINIATURE / "mllm", folder / "mllm", ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True
-    )
-    (folder / "mllm" / "config.json").write_text(json.dumps(config.to_dict() | {"dtype": "bfloat16"}))
-    processor = folder / "mllm" / "processor_config.json"
+    _write_language_files(folder / "mllm", config)
+    torch.manual_seed(0)
+    parts = {part: _random(folder, model.get_submodule(part).state_dict()) for part in PARTS}
+    write_checkpoint(folder, model.config, _random(folder, language_tensors(mllm)), parts)
+
+
+def _write_language_files(place: Path, config: Qwen2_5_VLConfig) -> None:
+    """The miniature's tokenizer and processor with another config, for photos of any size."""
+    source = MINIATURE / "mllm"
+    weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(source, place, ignore=weights, dirs_exist_ok=True)
+    (place / "config.json").write_text(json.dumps(config.to_dict() | {"dtype": "bfloat16"}))
+    processor = place / "processor_config.json"
     values = json.loads(processor.read_text())
     values["image_processor"]["size"] = {"shortest_edge": 3136, "longest_edge": 12845056}
     processor.write_text(json.dumps(values))
-    torch.manual_seed(0)
-    state = dict(model.mllm.state_dict())
-    if config.tie_word_embeddings:
-        state.pop("lm_head.weight")
-    plan = split_torch_state_dict_into_shards(
-        {k: torch.empty_like(v, dtype=torch.bfloat16) for k, v in state.items()},
-        filename_pattern="model{suffix}.safetensors", max_shard_size="2GB",
-    )  # fmt: skip
-    for file, held in plan.filename_to_tensors.items():
-        save_file({k: _random(k, state[k]) for k in held}, folder / "mllm" / file, metadata={"format": "pt"})
-    index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-    (folder / "mllm" / "model.safetensors.index.json").write_text(json.dumps(index))
-    for part in PARTS:
-        save_file(
-            {k: _random(k, v) for k, v in getattr(model, part).state_dict().items()}, folder / f"{part}.safetensors"
-        )
-    (folder / "coprs.json").write_text(json.dumps(model.config.to_dict()))
 
 
 def qwen_config(size: str) -> Qwen2_5_VLConfig:
@@ -179,17 +200,27 @@ def qwen_config(size: str) -> Qwen2_5_VLConfig:
     )  # fmt: skip
 
 
-def _random(name: str, like: torch.Tensor) -> torch.Tensor:
-    if name.endswith(FLOAT32_BUFFER):
-        return torch.randn(like.shape)
-    tensor = torch.empty(like.shape, dtype=torch.bfloat16)
-    if like.dim() < 2:
-        return tensor.fill_(0.0 if name.endswith("bias") else 1.0)
-    return tensor.uniform_(-0.03, 0.03)
+def _random(path: Path, like: dict[str, torch.Tensor]) -> LazyTensors:
+    """Random weights of the names and shapes of a state."""
+
+    def get(name: str) -> torch.Tensor:
+        shape = like[name].shape
+        if name.endswith(FLOAT32_BUFFER):
+            return torch.randn(shape)
+        tensor = torch.empty(shape, dtype=torch.bfloat16)
+        if len(shape) < 2:
+            return tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+        return tensor.uniform_(-0.03, 0.03)
+
+    return LazyTensors(path, {k: (v.shape, torch.bfloat16) for k, v in like.items()}, get)
 
 
 def _memory(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return (
+        torch.cuda.memory_allocated(device)
+        if device.type == "cuda"
+        else psutil.Process().memory_info().rss
+    )
 
 
 def peak_memory(device: torch.device) -> int:
@@ -205,18 +236,26 @@ def peak_memory(device: torch.device) -> int:
         return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _device_name(device: torch.device) -> str:
     return (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({torch.get_num_threads()} threads)"
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device} ({torch.get_num_threads()} threads)"
     )
 
 
 def table(m: Measured) -> str:
     rows = (
-        ("model", f"{m.model}, {m.sam}, {m.dtype}" + ("" if m.quantization == "none" else f", {m.quantization}")),
+        (
+            "model",
+            f"{m.model}, {m.sam}, {m.dtype}"
+            + ("" if m.quantization == "none" else f", {m.quantization}"),
+        ),
         ("device", m.device),
         ("weights in memory", in_words(m.weights)),
         (
@@ -233,7 +272,3 @@ def table(m: Measured) -> str:
         ("mask", f"{m.mask_pixels:,} of {1024 * 768:,} pixels"),
     )
     return "\n".join(f"{name:<28}{value}" for name, value in rows)
-
-
-def as_json(m: Measured) -> str:
-    return json.dumps(asdict(m), indent=1)

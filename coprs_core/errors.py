@@ -2,4 +2,4 @@
 
 
 class CoPRSError(Exception):
-    """Something the user can mend. The message is one sentence: what was expected, what came, what to do."""
+    """A problem that the user can fix. The message is one sentence: what was expected, what came, what to do."""

@@ -27,7 +27,11 @@ def unpadded_size(photo_size: tuple[int, int], side: int) -> tuple[int, int]:
 def to_sam_frame(photo: Image.Image, side: int) -> Tensor:
     """An RGB photo → normalised, zero-padded pixels float32 [1, 3, side, side], as segment_anything's predictor does."""
     height, width = unpadded_size((photo.height, photo.width), side)
-    resized = photo if (width, height) == photo.size else photo.resize((width, height), Image.Resampling.BILINEAR)
+    resized = (
+        photo
+        if (width, height) == photo.size
+        else photo.resize((width, height), Image.Resampling.BILINEAR)
+    )
     return sam_pixels(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None], side)
 
 
@@ -47,7 +51,9 @@ def to_photo_frame(logits: Tensor, photo_size: tuple[int, int], side: int) -> Te
     """Logits [B, 1, p, p] of the prior frame → [B, 1, H, W] of the photo: up to SAM's square, crop, resize; bilinear."""
     height, width = unpadded_size(photo_size, side)
     square = F.interpolate(logits.float(), size=(side, side), mode="bilinear", align_corners=False)
-    return F.interpolate(square[..., :height, :width], size=photo_size, mode="bilinear", align_corners=False)
+    return F.interpolate(
+        square[..., :height, :width], size=photo_size, mode="bilinear", align_corners=False
+    )
 
 
 def to_mllm_frame(photo: Image.Image, pixels: tuple[int, int]) -> Image.Image:
@@ -57,14 +63,18 @@ def to_mllm_frame(photo: Image.Image, pixels: tuple[int, int]) -> Image.Image:
     if least <= area <= most:
         return photo
     factor = math.sqrt((most if area > most else least) / area)
-    size = tuple(max(1, int(v * factor)) if area > most else math.ceil(v * factor) for v in photo.size)
+    size = tuple(
+        max(1, int(v * factor)) if area > most else math.ceil(v * factor) for v in photo.size
+    )
     return photo.resize(size, Image.Resampling.NEAREST)
 
 
 def to_sam_points(points: np.ndarray, photo_size: tuple[int, int], side: int) -> Tensor:
     """XY points float [..., 2] in pixels of the photo → float32 [..., 2] in pixels of the SAM frame."""
     height, width = unpadded_size(photo_size, side)
-    return torch.as_tensor(points, dtype=torch.float32) * torch.tensor([width / photo_size[1], height / photo_size[0]])
+    return torch.as_tensor(points, dtype=torch.float32) * torch.tensor(
+        [width / photo_size[1], height / photo_size[0]]
+    )
 
 
 def to_square(photo: Image.Image, side: int) -> Image.Image:

@@ -1,7 +1,14 @@
-"""What this machine has: devices, free memory, free disk, read live. Sizes are bytes throughout."""
+"""What this machine has: devices, free memory, free disk, read live; and what is done when memory runs out.
 
+Sizes are bytes throughout.
+"""
+
+import gc
 import platform
 import shutil
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,8 +19,14 @@ import torch
 from coprs_core.errors import CoPRSError
 
 GB = 1e9
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-          "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # fmt: skip
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def in_words(size: float) -> str:
@@ -25,24 +38,38 @@ def in_words(size: float) -> str:
 
 def choose_device(device: str) -> torch.device:
     """The torch device of a name, "auto" included; raises `CoPRSError` where this machine does not have it."""
+    has = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = next(name for name in ("cuda", "mps", "cpu") if has[name])
     try:
         chosen = torch.device(device)
     except RuntimeError as problem:
-        raise CoPRSError(f"Device {device!r} is not known: choose auto, cuda, cuda:1, mps or cpu.") from problem
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(
-        chosen.type, False
-    )
-    if not there or (chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()):
+        raise CoPRSError(
+            f"Device {device!r} is not known: choose auto, cuda, cuda:1, mps or cpu."
+        ) from problem
+    index_is_free = chosen.type != "cuda" or (chosen.index or 0) < torch.cuda.device_count()
+    if not has.get(chosen.type, False) or not index_is_free:
         raise CoPRSError(f"This machine has no device {device!r}: choose auto or cpu.")
     return chosen
 
 
-def choose_dtype(dtype: str, device: torch.device, weights: int = 0) -> torch.dtype:
-    """The precision of a name. "auto" is bfloat16 on a GPU; on a CPU float32, but bfloat16 from 1 GB of weights on."""
+def choose_dtype(dtype: str, device: torch.device, weight_bytes: int = 0) -> torch.dtype:
+    """The precision of a name.
+
+    "auto" is bfloat16 on a GPU; on a CPU it is float32, but bfloat16 from 1 GB of weights on.
+    """
     if dtype == "auto":
-        return torch.float32 if device.type == "cpu" and weights < GB else torch.bfloat16
+        is_small = device.type == "cpu" and weight_bytes < GB
+        return torch.float32 if is_small else torch.bfloat16
+    return parse_dtype(dtype)
+
+
+def parse_dtype(dtype: str) -> torch.dtype:
+    """The torch dtype of a name in `DTYPES`; raises `CoPRSError` for any other."""
     if dtype not in DTYPES:
         raise CoPRSError(f"Precision {dtype!r} is not known: choose auto, {', '.join(DTYPES)}.")
     return DTYPES[dtype]
@@ -60,8 +87,10 @@ def _container_limits() -> list[int]:
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return [limit - used + int(stat["inactive_file"])]  # pages of files are given up when memory is asked for
+        lines = (group / "memory.stat").read_text().splitlines()
+        stat = dict(line.split() for line in lines)
+        # pages of files are given up when memory is asked for
+        return [limit - used + int(stat["inactive_file"])]
     except (OSError, ValueError, KeyError):  # no such file, or "max"
         return [psutil.virtual_memory().total]
 
@@ -74,7 +103,7 @@ def free_disk(folder: Path) -> int:
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Version of Python and of each package that an answer depends on; a package that is not installed is left out."""
+    """Versions of Python and of the installed packages that an answer depends on."""
     found = {"python": platform.python_version()}
     for package in ("torch", "transformers", "segment-anything", "bitsandbytes", "numpy", "pillow"):
         try:
@@ -82,3 +111,56 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+# --- when memory runs out
+
+
+@contextmanager
+def within_memory(
+    what: str, device: torch.device, smaller: str, release: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Where memory runs out inside, give it back and raise a `CoPRSError`.
+
+    Args:
+        what: begins the sentence: a model's name, "This answer".
+        device: where memory ran out; what is free there is part of the sentence.
+        smaller: ends the sentence: the next smaller choice.
+        release: called first, to let go of what is kept for later.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        if release:
+            release()
+        give_memory_back(problem)
+        raise too_large(what, device, smaller) from None
+
+
+def too_large(what: str, device: torch.device, smaller: str, needed: int = 0) -> CoPRSError:
+    """The sentence for what does not fit: what it needs, what is free, the next smaller choice."""
+    need = f"needs about {in_words(needed)}" if needed else "needs more memory than there is"
+    return CoPRSError(
+        f"{what} {need} and {device} has {in_words(free_memory(device))} free: {smaller}."
+    )
+
+
+def give_memory_back(problem: BaseException | None = None) -> None:
+    """Let go of everything that a failed computation, or a model no longer in use, still holds."""
+    while problem:
+        traceback.clear_frames(problem.__traceback__)
+        problem = problem.__cause__ or problem.__context__
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an exception of torch or Python means that memory ran out, on whatever device."""
+    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = str(problem).lower()
+    says_so = "out of memory" in words or "can't allocate memory" in words
+    return isinstance(problem, RuntimeError) and says_so

@@ -11,6 +11,8 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.logical_and(a, b).sum() / union) if union else 1.0
 
 
+PRIOR_THRESHOLD = 0.5
+"""Where a prior is at least this, it counts as looked at: for its IoU, its flags and its outline."""
 THRESHOLDS = np.arange(101, dtype=np.float32) / 100
 """0, 0.01 … 1: where `iou_curve` is measured."""
 
@@ -21,10 +23,14 @@ def iou_curve(prior: np.ndarray, mask: np.ndarray) -> np.ndarray:
     highest = (flat * 100).astype(np.uint8)  # the last threshold reached, but for rounding
     highest += (highest < 100) & (flat >= THRESHOLDS[np.minimum(highest + 1, 100)])
     highest -= flat < THRESHOLDS[highest]
-    reached = lambda which: np.bincount(which, minlength=101)[::-1].cumsum()[::-1]  # noqa: E731
-    inside, chosen = reached(highest[mask.ravel()]), reached(highest)
+    inside, chosen = _reached(highest[mask.ravel()]), _reached(highest)
     union = chosen + int(mask.sum()) - inside
     return np.where(union > 0, inside / np.maximum(union, 1), 1.0)
+
+
+def _reached(highest: np.ndarray) -> np.ndarray:
+    """How many pixels reach each threshold, from the number of the highest that each reaches."""
+    return np.bincount(highest, minlength=101)[::-1].cumsum()[::-1]
 
 
 def giou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -34,7 +40,9 @@ def giou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
 
 def ciou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     """cIoU: summed intersections over summed unions of (predicted, true) masks; 1 where every mask is empty."""
-    sums = np.sum([(np.logical_and(a, b).sum(), np.logical_or(a, b).sum()) for a, b in pairs], axis=0)
+    sums = np.sum(
+        [(np.logical_and(a, b).sum(), np.logical_or(a, b).sum()) for a, b in pairs], axis=0
+    )
     return float(sums[0] / sums[1]) if sums[1] else 1.0
 
 

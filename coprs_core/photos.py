@@ -16,7 +16,7 @@ MAX_SIDE, MAX_ASPECT = 8192, 100
 _WHAT_TO_DO = "bring a JPEG, PNG, WebP or another common picture file"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Photo:
     """An upright RGB picture; `key` names its content, so that equal pictures have equal keys."""
 
@@ -29,7 +29,11 @@ class Photo:
         return self.image.height, self.image.width
 
 
-def open_photo(source: "str | PathLike | bytes | Image.Image | np.ndarray | Photo") -> Photo:
+PhotoLike = str | PathLike | bytes | bytearray | Image.Image | np.ndarray | Photo | None
+"""What `open_photo` reads; None stands for a photo that is not there yet."""
+
+
+def open_photo(source: PhotoLike) -> Photo:
     """Read a photo from a path, the bytes of a file, a PIL image or an array (uint8 or bool, or float in [0, 1]; HxW,
     HxWx3 or HxWx4).
 
@@ -42,19 +46,26 @@ def open_photo(source: "str | PathLike | bytes | Image.Image | np.ndarray | Phot
         raise CoPRSError(f"There is no picture yet: {_WHAT_TO_DO}.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_SIDE is the stricter rule
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # MAX_SIDE is the stricter rule
             image = _opened(source)
             _check_size(image)
-            image.seek(0) if getattr(image, "is_animated", False) else None
+            if getattr(image, "is_animated", False):
+                image.seek(0)
             rgb = _to_rgb(ImageOps.exif_transpose(image))
     except CoPRSError:
         raise
     except Image.DecompressionBombError as problem:
-        raise CoPRSError(f"The picture is far over {MAX_SIDE:,} pixels a side: make it smaller.") from problem
+        raise CoPRSError(
+            f"The picture is far over {MAX_SIDE:,} pixels a side: make it smaller."
+        ) from problem
     except FileNotFoundError as problem:
         raise CoPRSError(f"There is no file {str(source)!r}: check the path.") from problem
     except IsADirectoryError as problem:
-        raise CoPRSError(f"{str(source)!r} is a folder and one picture was expected: name a file in it.") from problem
+        raise CoPRSError(
+            f"{str(source)!r} is a folder and one picture was expected: name a file in it."
+        ) from problem
     except MemoryError as problem:
         raise CoPRSError("The picture does not fit into memory: make it smaller.") from problem
     except Exception as problem:  # decoders of foreign files raise anything at all

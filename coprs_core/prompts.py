@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from coprs_core.errors import CoPRSError
 
@@ -21,6 +22,16 @@ QWEN_TEMPLATE = (
 """A template for Qwen2.5-VL models whose checkpoint does not bring the one it was trained with."""
 
 
+FOUND, NOTHING_FOUND, UNFINISHED = "found", "nothing found", "unfinished"
+Outcome = Literal["found", "nothing found", "unfinished"]
+"""What a reply amounts to."""
+FOCUS_TOKEN_PRIOR, COORDINATES_PRIOR = "focus token", "coordinates"
+PriorKind = Literal["focus token", "coordinates"]
+"""What a prior is made of: the focus token's look at the image, or coordinates that the model wrote."""
+
+_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+MAX_THOUGHT_CHARACTERS, MAX_ANSWER_WORDS = 2048, 10
+"""A tidy reply has at most so many characters of thought, and words between thought and focus token."""
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]|\n+")
 
 
@@ -66,7 +77,11 @@ def encode_prompt(tokenizer, template: str, instruction: str, image_ids: list[in
     Only the template's own special tokens become special tokens. The instruction is ordinary text whatever it holds:
     `<REF_POS>` or `<|im_end|>` typed by a person are read character by character. `image_ids` stand in for `{image}`.
     """
-    special = sorted({t.content for t in tokenizer.added_tokens_decoder.values()} | {IMAGE_SLOT}, key=len, reverse=True)
+    special = sorted(
+        {t.content for t in tokenizer.added_tokens_decoder.values()} | {IMAGE_SLOT},
+        key=len,
+        reverse=True,
+    )
     ids: list[int] = []
     for piece in re.split("(" + "|".join(map(re.escape, special)) + ")", template):
         if piece == IMAGE_SLOT:
@@ -84,3 +99,35 @@ def parse_reply(text: str) -> Reply:
     before, opened, rest = text.partition("<think>")
     thought, closed, answer = (rest if opened else before).partition("</think>")
     return Reply(thought.strip(), answer.replace(FOCUS_TOKEN, "").strip(), bool(closed))
+
+
+def format_score(reply: str) -> float:
+    """How well a reply keeps to the form, 0, 0.9 or 1: the format reward of the method (paper, section 3.3).
+
+    0 unless there is exactly one non-empty thought, exactly one focus token, and it stands behind
+    the thought. 0.9 where the thought is over 2,048 characters, text stands before it, or over 10
+    words stand between it and the token.
+    """
+    thoughts = list(_THOUGHT.finditer(reply))
+    if len(thoughts) != 1 or not thoughts[0][1].strip() or reply.count(FOCUS_TOKEN) != 1:
+        return 0.0
+    before, behind = reply[: thoughts[0].start()], reply[thoughts[0].end() :]
+    if FOCUS_TOKEN not in behind:
+        return 0.0
+    words = behind.split(FOCUS_TOKEN)[0].split()
+    is_untidy = (
+        len(thoughts[0][1]) > MAX_THOUGHT_CHARACTERS
+        or bool(before.strip())
+        or len(words) > MAX_ANSWER_WORDS
+    )
+    return 0.9 if is_untidy else 1.0
+
+
+def is_well_formed(reply: str) -> bool:
+    """Whether a reply keeps to the form, or says in words, behind one thought, that nothing fits."""
+    if FOCUS_TOKEN in reply:
+        return format_score(reply) == 1.0
+    thoughts = list(_THOUGHT.finditer(reply))
+    if len(thoughts) != 1 or reply.count("<think>") != 1 or reply[: thoughts[0].start()].strip():
+        return False
+    return bool(thoughts[0][1].strip() and reply[thoughts[0].end() :].strip())

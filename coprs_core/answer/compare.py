@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
-from coprs_core.metrics import THRESHOLDS, iou, iou_curve
+from coprs_core.masks import decode_rle
+from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
 from coprs_core.photos import MAX_SIDE
-from coprs_core.answer.results import Result, decode_rle
 
 _TRUTH = "give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON"
 
@@ -23,7 +24,7 @@ class AgainstAnswer:
     prior_iou: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AgainstTruth:
     """An answer against a true mask.
 
@@ -47,21 +48,28 @@ def against_answer(a: Result, b: Result) -> AgainstAnswer:
     """Compare two answers; raises `CoPRSError` where they are about photos of different sizes."""
     if a.photo_size != b.photo_size:
         raise CoPRSError("The two answers are about different photos: ask both about the same one.")
-    both = a.regions and b.regions
-    return AgainstAnswer(iou(a.mask, b.mask), iou(a.prior >= 0.5, b.prior >= 0.5) if both else None)
+    prior_iou = None
+    if a.prior is not None and b.prior is not None:
+        prior_iou = iou(a.prior >= PRIOR_THRESHOLD, b.prior >= PRIOR_THRESHOLD)
+    return AgainstAnswer(iou(a.mask, b.mask), prior_iou)
 
 
 def against_truth(result: Result, truth: np.ndarray) -> AgainstTruth:
     """Compare an answer with a true mask, bool [H, W] of the photo's size (see `read_truth`)."""
     _check_size(truth.shape, result.photo_size)
-    if not result.regions:
-        return AgainstTruth(iou(result.mask, truth))
+    mask_iou = iou(result.mask, truth)
+    if result.prior is None:
+        return AgainstTruth(mask_iou)
     curve = iou_curve(result.prior, truth)
-    best = int(curve.argmax())
-    return AgainstTruth(iou(result.mask, truth), float(curve[50]), float(THRESHOLDS[best]), float(curve[best]), curve)
+    best, at_half = int(curve.argmax()), int(np.searchsorted(THRESHOLDS, PRIOR_THRESHOLD))
+    return AgainstTruth(
+        mask_iou, float(curve[at_half]), float(THRESHOLDS[best]), float(curve[best]), curve
+    )
 
 
-def read_truth(source: "str | Path | Image.Image | np.ndarray | dict", photo_size: tuple[int, int]) -> np.ndarray:
+def read_truth(
+    source: "str | Path | Image.Image | np.ndarray | dict", photo_size: tuple[int, int]
+) -> np.ndarray:
     """A true mask, bool [H, W], from a picture file, a file of COCO RLE in JSON, a PIL image, an array or an RLE dict.
 
     In a picture a pixel belongs where its value is over half of the highest; in one with a palette, where its index is
@@ -72,8 +80,8 @@ def read_truth(source: "str | Path | Image.Image | np.ndarray | dict", photo_siz
             source = _opened(Path(source))
         truth = decode_rle(_rle_of(source)) if isinstance(source, dict) else _from_picture(source)
     except Exception as problem:  # decoders of foreign files raise anything at all
-        said = str(problem).partition("\n")[0][:200]
-        raise CoPRSError(f"This true mask cannot be read ({said}): {_TRUTH}.") from problem
+        detail = str(problem).partition("\n")[0][:200]
+        raise CoPRSError(f"This true mask cannot be read ({detail}): {_TRUTH}.") from problem
     _check_size(truth.shape, photo_size)
     return truth
 
@@ -103,7 +111,9 @@ def _from_picture(source: "Image.Image | np.ndarray") -> np.ndarray:
     if isinstance(source, Image.Image):
         if source.mode == "P":
             return np.asarray(source) > 0
-        source = np.asarray(source if source.mode in ("1", "I;16", "I", "F") else source.convert("L"))
+        source = np.asarray(
+            source if source.mode in ("1", "I;16", "I", "F") else source.convert("L")
+        )
     if source.ndim != 2:
         raise ValueError(f"an array of {source.ndim} dimensions")
     return source if source.dtype == bool else source > source.max(initial=0) / 2

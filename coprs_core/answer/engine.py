@@ -4,35 +4,29 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from tokenizers.decoders import DecodeStream
-from torch import Tensor
+from torch import nn
 
-from coprs_core.checkpoints.load import Checkpoint, load_checkpoint, within_memory
-from coprs_core.coordinates import Located, coordinates_prior, read_answer
+from coprs_core.answer.results import Region, Result
 from coprs_core.checkpoints.downloads import Report
+from coprs_core.checkpoints.load import load_checkpoint
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
-from coprs_core.geometry import (
-    to_mllm_frame,
-    to_photo_frame,
-    to_sam_frame,
-    to_sam_points,
-    to_square,
-    unpadded_size,
-)  # fmt: skip
-from coprs_core.machine import package_versions
-from coprs_core.model.mllm import Reading, VisualTokens, generate, see
-from coprs_core.photos import Photo, open_photo
-from coprs_core.prompts import check_instruction, encode_prompt, parse_reply
-from coprs_core.answer.results import COORDINATES_PRIOR, FOUND, NOTHING_FOUND, UNFINISHED, Outcome, Region, Result
+from coprs_core.machine import package_versions, within_memory
+from coprs_core.model.focus_token import FocusTokenSegmenter
+from coprs_core.model.segmenter import Located, PhotoFeatures, Segmenter, Transcript
+from coprs_core.photos import Photo, PhotoLike, open_photo
+from coprs_core.prompts import PriorKind, check_instruction, parse_reply
 
-CACHED_PHOTOS = 8
+MAX_KEPT_PHOTOS = 8
+MAX_NEW_TOKENS = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Update:
     """One thing that happened on the way to an answer.
 
@@ -41,8 +35,8 @@ class Update:
         text: the reply so far; `new`: what the last step added to it.
         prior: float32 [H, W] in [0, 1] at the photo's size, from "focus" on.
         result: the `Result`, with "done".
-        seconds: time since the question was put.
-        laps: the time that each finished stage took, by name.
+        seconds: time since the question was asked.
+        stage_seconds: the time that each finished stage took, by name.
         rate: tokens a second of the thought so far; 0 before it.
         photo_reused: whether the photo had been read before.
     """
@@ -53,169 +47,127 @@ class Update:
     prior: np.ndarray | None = field(default=None, repr=False)
     result: Result | None = None
     seconds: float = 0.0
-    laps: dict[str, float] = field(default_factory=dict)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
     rate: float = 0.0
     photo_reused: bool = False
 
 
-@dataclass(frozen=True)
-class PhotoFeatures:
-    """What is kept of a photo: `image_embedding` [1, C, h, w] and the language model's visual tokens."""
-
-    image_embedding: Tensor
-    visual: VisualTokens
-
-    def to(self, device: torch.device | str) -> "PhotoFeatures":
-        """The same on another device."""
-        move = lambda t: None if t is None else t.to(device)  # noqa: E731
-        seen = self.visual
-        visual = VisualTokens(move(seen.features), move(seen.grid), tuple(map(move, seen.deepstack)))
-        return PhotoFeatures(move(self.image_embedding), visual)
-
-
-def check_max_new_tokens(most: int) -> int:
+def check_max_new_tokens(limit: int) -> int:
     """The bound of a reply as it is; raises `CoPRSError` where it is no whole number from 1 to 4096."""
-    if not isinstance(most, int) or not 1 <= most <= 4096:
-        raise CoPRSError(f"max_new_tokens is {most!r} and a whole number from 1 to 4096 was expected: leave it out.")
-    return most
+    if not isinstance(limit, int) or not 1 <= limit <= MAX_NEW_TOKENS:
+        raise CoPRSError(
+            f"max_new_tokens is {limit!r} and a whole number from 1 to {MAX_NEW_TOKENS} was expected: "
+            "leave it out."
+        )
+    return limit
 
 
 class Engine:
-    """A loaded checkpoint that answers. Safe to share between threads; keeps the features of the last 8 photos."""
+    """A loaded checkpoint that answers.
+
+    Safe to share between threads; keeps the features of the last 8 photos.
+    """
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
-        self.model, self.tokenizer = checkpoint.model, checkpoint.tokenizer
+        self.segmenter: Segmenter = checkpoint.segmenter
         self._features: OrderedDict[str, PhotoFeatures] = OrderedDict()
         self._lock = threading.Lock()
+
+    # --- what it is
 
     @property
     def name(self) -> str:
         return self.checkpoint.name
 
     @property
-    def prior_kind(self) -> str:
-        """ "focus token" or "coordinates": what the prior is made of."""
-        return self.checkpoint.prior
+    def prior_kind(self) -> PriorKind:
+        """What the prior is made of: "focus token" or "coordinates"."""
+        return self.segmenter.prior_kind
+
+    @property
+    def has_focus_token(self) -> bool:
+        """Whether the model writes a focus token, so that the probes can ask about it."""
+        return isinstance(self.segmenter, FocusTokenSegmenter)
+
+    @property
+    def focus(self) -> FocusTokenSegmenter:
+        """The model as one that writes a focus token; raises `CoPRSError` where it is none."""
+        if not isinstance(self.segmenter, FocusTokenSegmenter):
+            raise CoPRSError(
+                f"{self.name} writes coordinates and this asks about a focus token: "
+                "load a CoPRS checkpoint."
+            )
+        return self.segmenter
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself, of a model that runs here."""
+        return self.segmenter.model  # type: ignore[attr-defined]
 
     @property
     def settings(self) -> dict:
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        return {"device": str(self.model.device), "dtype": dtype, "quantization": self.checkpoint.quantization}
+        """Device, precision and quantization, by name."""
+        return {
+            "device": str(self.segmenter.device),
+            "dtype": str(self.segmenter.dtype).removeprefix("torch."),
+            "quantization": self.checkpoint.quantization,
+        }
 
     @property
     def max_new_tokens(self) -> int:
-        """The checkpoint's own bound of a reply, in tokens."""
-        return self.model.config.max_new_tokens
+        """The model's own bound of a reply, in tokens."""
+        return self.segmenter.max_new_tokens
 
-    def segment(self, image, instruction: str, max_new_tokens: int | None = None) -> Result:
+    # --- answering
+
+    def segment(
+        self, image: PhotoLike, instruction: str, max_new_tokens: int | None = None
+    ) -> Result:
         """The answer as one `Result`; see `stream`."""
         *_, last = self.stream(image, instruction, max_new_tokens)
+        if last.result is None:
+            raise RuntimeError("the stream ended without a result")
         return last.result
 
-    def stream(self, image, instruction: str, max_new_tokens: int | None = None) -> Iterator[Update]:
+    def stream(
+        self, image: PhotoLike, instruction: str, max_new_tokens: int | None = None
+    ) -> Iterator[Update]:
         """Answer step by step.
 
         Args:
             image: a path, the bytes of a picture file, a PIL image, an array or a `Photo`.
             instruction: any text of 1 to 2,000 characters.
-            max_new_tokens: bound of the reply; the checkpoint's own by default.
+            max_new_tokens: bound of the reply; the model's own by default.
 
         Yields:
-            `Update`s in the order reading, thinking (one for each token that shows), focus (where there is one), done.
-            The language model runs once. Closing the generator stops the work within one decoding step.
+            `Update`s in the order reading, thinking (one for each token that shows), focus (where
+            something is found), done. The language model runs once. Closing the generator stops the
+            work within one decoding step.
 
         Raises:
-            CoPRSError: the photo, the instruction or the bound cannot be used; before any work is done.
+            CoPRSError: the photo, the instruction or the bound cannot be used; before any work.
         """
         photo, instruction = open_photo(image), check_instruction(instruction)
-        limit = self._limit(max_new_tokens)
+        if max_new_tokens is None:
+            max_new_tokens = self.max_new_tokens
+        limit = check_max_new_tokens(max_new_tokens)
         with self.within_memory():
-            yield from self._answer(photo, instruction, limit)
+            yield from _Answer(self, photo, instruction, limit).updates()
 
-    def within_memory(self):
-        """For work with the model: where memory runs out inside, the kept features go too and a `CoPRSError` says so."""
-        smaller = "ask again with a smaller photo, or start with --quantize nf4, --sam vit_b or a smaller model"
-        return within_memory(
-            "This answer", self.model.device, self.checkpoint.quantization, smaller, let_go=self._features.clear
+    def within_memory(self) -> AbstractContextManager[None]:
+        """For work with the model: where memory runs out, the kept features go and a `CoPRSError` says so."""
+        smaller = (
+            "ask again with a smaller photo, or start with --quantize nf4, --sam vit_b "
+            "or a smaller model"
         )
+        return within_memory("This answer", self.segmenter.device, smaller, self._features.clear)
 
-    def _answer(self, photo: Photo, instruction: str, limit: int) -> Iterator[Update]:
-        clock = _Clock()
-        reused = photo.key in self._features
-        yield Update("reading", seconds=clock.total, photo_reused=reused)
-        features = self.read(photo)
-        clock.lap("reading")
-        written, text, focus_embedding, rate = [], "", None, 0.0
-        ids, stop_ids = self.prompt(instruction, features.visual), self.stop_ids
-        decode, finished = DecodeStream(skip_special_tokens=False), False
-        reading = Reading(self.model.mllm, ids, features.visual)
-        for step in generate(reading, self.focus_id, stop_ids, limit):
-            focus_embedding, finished = step.focus_embedding, step.token in stop_ids
-            written.append(step.token)
-            new = "" if finished else decode.step(self.tokenizer.backend_tokenizer, step.token) or ""
-            text += new
-            if new:
-                rate = len(written) / max(clock.running, 1e-6)
-                yield Update("thinking", text, new, None, None, clock.total, dict(clock.laps), rate, reused)
-        clock.lap("thinking")
-        if self.prior_kind == COORDINATES_PRIOR:
-            outcome, reason, located = _pointed(
-                text, finished, limit, features.visual.seen_size(self.model.mllm), photo.size
-            )
-            priors = [coordinates_prior(o, photo.size) for o in located]
-        else:
-            outcome, reason = _outcome(text, focus_embedding is not None, finished, limit)
-            located, priors = (), []
-            if outcome == FOUND:
-                prior_logits = self.prior_logits(focus_embedding, features, photo.size)
-                priors = [self.prior_of(prior_logits, photo.size)]
-        shown = np.maximum.reduce(priors) if priors else None
-        regions = ()
-        if priors:
-            clock.lap("focusing")
-            yield Update("focus", text, "", shown, None, clock.total, dict(clock.laps), rate, reused)
-            if located:
-                masks = [self._mask_at(o, features, photo.size) for o in located]
-            else:
-                masks = [self.mask_of(prior_logits, features, photo.size)]
-            regions = tuple(
-                Region(p, m, o.box if o else None, o.points if o else (), o.label if o else "")
-                for p, m, o in zip(priors, masks, located or (None,), strict=True)
-            )
-            clock.lap("drawing")
-        result = Result(
-            outcome=outcome,
-            reason=reason,
-            instruction=instruction,
-            reasoning=parse_reply(text).reasoning,
-            reply=text,
-            regions=regions,
-            photo_size=photo.size,
-            seconds=clock.laps,
-            tokens=len(written),
-            photo_reused=reused,
-            model=self.name,
-            settings=self.settings | {"max_new_tokens": limit, "decoding": "greedy", "seed": None},
-            versions=package_versions(),
-            prior_kind=self.prior_kind,
-            reply_ids=tuple(written),
-        )
-        yield Update("done", text, "", shown, result, clock.total, dict(clock.laps), rate, reused)
-
-    def _limit(self, max_new_tokens: int | None) -> int:
-        return self.max_new_tokens if max_new_tokens is None else check_max_new_tokens(max_new_tokens)
+    # --- what is kept of photos
 
     def read(self, photo: Photo) -> PhotoFeatures:
         """Both vision encoders on a photo, or what was kept of it."""
-        if kept := self.kept(photo):
-            return kept
-        model = self.model
-        with torch.no_grad():
-            pixels = to_sam_frame(photo.image, model.config.vision.side).to(model.device, model.dtype)
-            image_embedding = model.image_encoder(pixels)
-        visual = see(model.mllm, self.checkpoint.image_processor, self.mllm_frame(photo))
-        return self.keep(photo, PhotoFeatures(image_embedding, visual))
+        return self.kept(photo) or self.keep(photo, self.segmenter.read(photo))
 
     def kept(self, photo: Photo) -> PhotoFeatures | None:
         """What is kept of a photo that was read before."""
@@ -226,109 +178,107 @@ class Engine:
 
     def keep(self, photo: Photo, features: PhotoFeatures) -> PhotoFeatures:
         """Keep a photo's features, on the model's device; the oldest of more than 8 goes."""
-        features = features.to(self.model.device)
+        features = features.to(self.segmenter.device)
         with self._lock:
             self._features[photo.key] = features
-            while len(self._features) > CACHED_PHOTOS:
+            while len(self._features) > MAX_KEPT_PHOTOS:
                 self._features.popitem(last=False)
         return features
 
-    def mllm_frame(self, photo: Photo):
-        """What is given to the language model's own image processor."""
-        dialect = self.checkpoint.dialect
-        if dialect is None:
-            return to_mllm_frame(photo.image, self.model.config.mllm_pixels)
-        return to_square(photo.image, dialect.square) if dialect.square else photo.image
 
-    @property
-    def focus_id(self) -> int | None:
-        """The focus token's id; None where the model writes coordinates instead."""
-        if self.prior_kind == COORDINATES_PRIOR:
-            return None
-        return self.tokenizer.convert_tokens_to_ids(self.model.config.focus_token)
+class _Answer:
+    """One answer on its way: read, think, locate, draw."""
 
-    def prompt(self, instruction: str, visual: VisualTokens) -> list[int]:
-        mllm = self.model.mllm
-        image_ids = [mllm.config.image_token_id] * len(visual.features)
-        return encode_prompt(self.tokenizer, self.model.config.prompt_template, instruction, image_ids)
+    def __init__(self, engine: Engine, photo: Photo, instruction: str, limit: int):
+        self.engine, self.segmenter = engine, engine.segmenter
+        self.photo, self.instruction, self.limit = photo, instruction, limit
+        self.photo_reused = engine.kept(photo) is not None
+        self.clock = _Clock()
+        self.text, self.rate = "", 0.0
+        self.tokens: list[int] = []
 
-    @property
-    def stop_ids(self) -> set[int]:
-        ids = self.model.mllm.generation_config.eos_token_id
-        ids = ids if isinstance(ids, list) else [ids]
-        return {i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}
+    def updates(self) -> Iterator[Update]:
+        yield Update("reading", seconds=self.clock.total, photo_reused=self.photo_reused)
+        features = self.engine.read(self.photo)
+        self.clock.finish("reading")
+        transcript = yield from self.think(features)
+        self.clock.finish("thinking")
+        located = self.segmenter.locate(transcript, features)
+        prior, regions = None, ()
+        if located.places:
+            prior = np.maximum.reduce([p.prior for p in located.places])
+            self.clock.finish("focusing")
+            yield self.update("focus", prior=prior)
+            regions = self.draw(located, features)
+            self.clock.finish("drawing")
+        yield self.update("done", prior=prior, result=self.result(located, regions))
 
-    @torch.no_grad()
-    def prior_logits(self, focus_embedding: Tensor, features: PhotoFeatures, photo_size: tuple[int, int]) -> Tensor:
-        """Where a focus embedding [1, D] looks: prior logits [1, 1, p, p]."""
-        size = torch.tensor([unpadded_size(photo_size, self.model.config.vision.side)])
-        return self.model.prior_logits(focus_embedding.to(self.model.dtype), features.image_embedding, size)
+    def think(self, features: PhotoFeatures):
+        """Yields an `Update` for all that shows; returns the `Transcript`."""
+        is_finished, focus_embedding = False, None
+        for step in self.segmenter.think(self.instruction, features, self.limit):
+            if step.token is not None:
+                self.tokens.append(step.token)
+            is_finished, focus_embedding = step.ends, step.focus_embedding
+            self.text += step.text
+            if step.text:
+                self.rate = len(self.tokens) / max(self.clock.running, 1e-6)
+                yield self.update("thinking", new=step.text)
+        return Transcript(self.text, is_finished, self.limit, focus_embedding)
 
-    def look(
-        self, embedding: Tensor, features: PhotoFeatures, photo_size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Where a hidden state [1, D] looks when it is taken for the focus embedding: prior float32 [H, W] in [0, 1], mask
-        bool [H, W]. Only the focus token's own state was trained for this."""
-        prior_logits = self.prior_logits(embedding, features, photo_size)
-        return self.prior_of(prior_logits, photo_size), self.mask_of(prior_logits, features, photo_size)
+    def draw(self, located: Located, features: PhotoFeatures) -> tuple[Region, ...]:
+        return tuple(
+            Region(p.prior, self.segmenter.draw(p, features), p.box, p.points, p.label)
+            for p in located.places
+        )
 
-    def prior_of(self, prior_logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
-        """Prior logits [1, 1, p, p] → the prior float32 [H, W] in [0, 1] at the photo's size."""
-        return to_photo_frame(prior_logits, photo_size, self.model.config.vision.side)[0, 0].sigmoid().cpu().numpy()
+    def update(self, stage: str, new: str = "", prior=None, result=None) -> Update:
+        return Update(
+            stage=stage,
+            text=self.text,
+            new=new,
+            prior=prior,
+            result=result,
+            seconds=self.clock.total,
+            stage_seconds=dict(self.clock.stages),
+            rate=self.rate,
+            photo_reused=self.photo_reused,
+        )
 
-    @torch.no_grad()
-    def mask_of(self, prior_logits: Tensor, features: PhotoFeatures, photo_size: tuple[int, int]) -> np.ndarray:
-        """Prior logits [1, 1, p, p] → the mask that the decoder draws, bool [H, W] at the photo's size."""
-        mask_logits = self.model.decoder(prior_logits, features.image_embedding)
-        return self.at_photo_size(mask_logits, photo_size)[0] > 0
-
-    @torch.no_grad()
-    def _mask_at(self, located: Located, features: PhotoFeatures, photo_size: tuple[int, int]) -> np.ndarray:
-        """The mask that SAM draws when prompted by a box and points in pixels of the photo."""
-        side, device = self.model.config.vision.side, self.model.device
-        corners = None if located.box is None else np.array(located.box).reshape(2, 2)
-        box = None if corners is None else to_sam_points(corners, photo_size, side).reshape(1, 4).to(device)
-        points = to_sam_points(np.array(located.points), photo_size, side)[None].to(device) if located.points else None
-        mask_logits = self.model.decoder.from_coordinates(features.image_embedding, box, points)
-        return self.at_photo_size(mask_logits, photo_size)[0] > 0
-
-    def at_photo_size(self, logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
-        """Logits [N, 1, h, w] of SAM's square → float32 [N, H, W] of the photo."""
-        return to_photo_frame(logits, photo_size, self.model.config.vision.side)[:, 0].cpu().numpy()
+    def result(self, located: Located, regions: tuple[Region, ...]) -> Result:
+        decoding = {"max_new_tokens": self.limit, "decoding": "greedy", "seed": None}
+        return Result(
+            outcome=located.outcome,
+            reason=located.reason,
+            instruction=self.instruction,
+            reasoning=parse_reply(self.text).reasoning,
+            reply=self.text,
+            regions=regions,
+            photo_size=self.photo.size,
+            seconds=self.clock.stages,
+            tokens=len(self.tokens),
+            photo_reused=self.photo_reused,
+            model=self.engine.name,
+            settings=self.engine.settings | decoding,
+            versions=package_versions(),
+            prior_kind=self.segmenter.prior_kind,
+            reply_ids=tuple(self.tokens),
+        )
 
 
 def load(
-    name: str = "mini", device: str = "auto", dtype: str = "auto", quantization: str = "none", sam: str = "vit_h",
+    name: str = "mini",
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str = "none",
+    sam: str = "vit_h",
     report: Report | None = None,
-) -> Engine:  # fmt: skip
-    """An engine for "mini", a listed name, a folder or a Hugging Face id; see `checkpoints.load_checkpoint`."""
-    return Engine(load_checkpoint(name, device, dtype, quantization, sam, report))
+) -> Engine:
+    """An engine for "mini", a listed name, a folder or a Hugging Face id.
 
-
-def _pointed(text: str, finished: bool, limit: int, seen_size, photo_size) -> tuple[Outcome, str, tuple[Located, ...]]:
-    """What a reply with coordinates amounts to, why, and what it located."""
-    answer = read_answer(text, seen_size, photo_size)
-    if answer.located:
-        count = len(answer.located)
-        said = f"The model wrote the coordinates of {count} thing{'s' * (count > 1)}."
-        return FOUND, f"{said} {answer.problem}".strip(), answer.located
-    if not finished:
-        return UNFINISHED, f"The model used up its {limit:,} tokens before it wrote coordinates.", ()
-    if answer.readable:
-        return NOTHING_FOUND, "The model wrote an empty list: nothing fits.", ()
-    return UNFINISHED, answer.problem, ()
-
-
-def _outcome(text: str, focused: bool, finished: bool, limit: int) -> tuple[Outcome, str]:
-    """What a reply amounts to, and why. A reply without a focus token is never a mask."""
-    if focused:
-        return FOUND, "The model wrote its focus token."
-    reply = parse_reply(text)
-    if not finished:
-        return UNFINISHED, f"The model used up its {limit:,} tokens before it wrote a focus token."
-    if reply.closed and reply.answer:
-        return NOTHING_FOUND, f"The model wrote no focus token and says: “{reply.answer}”"
-    return UNFINISHED, "The model ended its reply without a focus token and without saying that nothing fits."
+    The choices are those of `LoadOptions`; raises `CoPRSError` as `load_checkpoint` does.
+    """
+    return Engine(load_checkpoint(name, LoadOptions(device, dtype, quantization, sam), report))
 
 
 class _Clock:
@@ -336,7 +286,7 @@ class _Clock:
 
     def __init__(self):
         self._start = self._last = time.perf_counter()
-        self.laps: dict[str, float] = {}
+        self.stages: dict[str, float] = {}
 
     @property
     def total(self) -> float:
@@ -344,9 +294,9 @@ class _Clock:
 
     @property
     def running(self) -> float:
-        """Time since the last lap."""
+        """Time since the last stage ended."""
         return time.perf_counter() - self._last
 
-    def lap(self, stage: str) -> None:
+    def finish(self, stage: str) -> None:
         now = time.perf_counter()
-        self.laps[stage], self._last = now - self._last, now
+        self.stages[stage], self._last = now - self._last, now

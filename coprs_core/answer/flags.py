@@ -1,12 +1,12 @@
-"""What to be wary of in an answer, in words."""
+"""Warnings about an answer, in words."""
 
 import re
 
 import numpy as np
 from scipy.ndimage import label
 
-from coprs_core.prompts import last_sentence
-from coprs_core.answer.results import FOUND, Result
+from coprs_core.answer.results import Result
+from coprs_core.prompts import FOUND, last_sentence
 
 FLAGS = {
     "empty": "The mask is empty: the model wrote its focus token, but nothing in the picture held its look.",
@@ -24,7 +24,7 @@ _NOTHING = re.compile(
     r"|there is no|there are no|can(?:no|')t (?:find|see)|does not exist|doesn't exist)\b|没有|找不到|不存在|看不到",
     re.IGNORECASE,
 )
-_MOST_LOOKED_AT = 1024
+_MAX_SIDE = 1024
 
 
 def flags(result: Result) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def flags(result: Result) -> tuple[str, ...]:
 
 def pieces(mask: np.ndarray) -> int:
     """How many separate pieces a bool mask [H, W] has, each at least a fiftieth of it."""
-    step = -(-max(mask.shape) // _MOST_LOOKED_AT)
+    step = -(-max(mask.shape) // _MAX_SIDE)
     numbered, _ = label(mask[::step, ::step])
     areas = np.bincount(numbered.ravel())[1:]
     return int((areas >= max(1, PIECE * areas.sum())).sum()) if len(areas) else 0

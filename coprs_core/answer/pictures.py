@@ -8,35 +8,52 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 
 from coprs_core.answer.compare import AgainstTruth
+from coprs_core.answer.results import Result
 from coprs_core.metrics import THRESHOLDS
-from coprs_core.answer.results import FOCUS_TOKEN_PRIOR, Result
+from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
 COLOUR_MAP = "inferno"
 """Perceptually uniform and safe for colour-blind eyes."""
 MASK_COLOUR = (0, 190, 170)
-REGION_COLOURS = (MASK_COLOUR, (255, 140, 40), (200, 90, 240), (250, 220, 60), (80, 150, 255), (255, 90, 130))
+REGION_COLOURS = (
+    MASK_COLOUR,
+    (255, 140, 40),
+    (200, 90, 240),
+    (250, 220, 60),
+    (80, 150, 255),
+    (255, 90, 130),
+)
 """Of several regions in one answer, in turn."""
-FIGURE_SIDE, TRACE_SIDE = 1024, 640
+FIGURE_SIDE = 1024
 """Pictures in figures are at most this long a side, in pixels."""
-_COLOURS = (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+HEAT_OPACITY, LEAST_HEAT, GREY, DIM, TINT = 0.85, 0.25, 0.55, 0.72, 0.5
+"""How strong the heatmap is over the photo, and its share where the prior is 0; how bright the photo is
+under it and beside a mask; how strong a mask's colour is. The page draws with the same numbers."""
+HEATMAP_COLOURS = (
+    (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+)
 
 
 def heatmap(prior: np.ndarray) -> np.ndarray:
     """The prior float [H, W] in [0, 1] in the colours of `COLOUR_MAP`."""
-    return _COLOURS[(prior * 255).round().astype(np.uint8)]
+    return HEATMAP_COLOURS[(prior * 255).round().astype(np.uint8)]
 
 
-def prior_overlay(photo: np.ndarray, prior: np.ndarray, opacity: float = 0.85) -> np.ndarray:
+def prior_overlay(
+    photo: np.ndarray, prior: np.ndarray, opacity: float = HEAT_OPACITY
+) -> np.ndarray:
     """The prior's heatmap over the photo in dark greys: the warmer a place, the less of the photo shows through."""
-    grey = Image.fromarray(photo).convert("L").point(lambda v: int(v * 0.55)).convert("RGB")
-    share = (255 * opacity * (0.25 + 0.75 * np.sqrt(prior))).astype(np.uint8)
-    return np.asarray(Image.composite(Image.fromarray(heatmap(prior)), grey, Image.fromarray(share)))
+    grey = Image.fromarray(photo).convert("L").point(lambda v: int(v * GREY)).convert("RGB")
+    share = (255 * opacity * (LEAST_HEAT + (1 - LEAST_HEAT) * np.sqrt(prior))).astype(np.uint8)
+    return np.asarray(
+        Image.composite(Image.fromarray(heatmap(prior)), grey, Image.fromarray(share))
+    )
 
 
-def mask_overlay(photo: np.ndarray, *masks: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+def mask_overlay(photo: np.ndarray, *masks: np.ndarray, opacity: float = TINT) -> np.ndarray:
     """Masks tinted and outlined over the photo, the rest dimmed; several each in a colour of `REGION_COLOURS`."""
     image = Image.fromarray(photo)
-    picture = image.point(lambda v: int(v * 0.72))
+    picture = image.point(lambda v: int(v * DIM))
     for i, mask in enumerate(masks):
         colour = REGION_COLOURS[i % len(REGION_COLOURS)]
         tinted = Image.blend(image, Image.new("RGB", image.size, colour), opacity)
@@ -74,15 +91,31 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     axes[0].imshow(photo)
     axes[0].set_title(_wrapped(f"“{result.instruction}”", 34, 3), fontsize=10, parse_math=False)
     lines = max(6, round(15 * shape))
-    axes[1].text(0, 1, _wrapped(result.reasoning or result.reason, 44, lines), va="top", fontsize=9, parse_math=False)
+    axes[1].text(
+        0,
+        1,
+        _wrapped(result.reasoning or result.reason, 44, lines),
+        va="top",
+        fontsize=9,
+        parse_math=False,
+    )
     axes[1].set_title("thought", fontsize=10)
     if not result.regions:
         axes[2].text(0.5, 0.5, result.outcome, ha="center", fontsize=13)
-        axes[3].text(0.5, 0.5, _wrapped(result.reason, 30, 6), ha="center", va="center", fontsize=9.5, parse_math=False)
+        axes[3].text(
+            0.5,
+            0.5,
+            _wrapped(result.reason, 30, 6),
+            ha="center",
+            va="center",
+            fontsize=9.5,
+            parse_math=False,
+        )
         return figure
     axes[2].imshow(prior_overlay(photo, small_prior(result.prior, FIGURE_SIDE)))
     axes[2].set_title(
-        "positional prior" if result.prior_kind == FOCUS_TOKEN_PRIOR else "prior from coordinates", fontsize=10
+        "positional prior" if result.prior_kind == FOCUS_TOKEN_PRIOR else "prior from coordinates",
+        fontsize=10,
     )
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLOUR_MAP)
     figure.colorbar(scale, cax=axes[2].inset_axes([1.02, 0, 0.04, 1])).ax.tick_params(labelsize=8)
@@ -91,58 +124,29 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     return figure
 
 
-def trace_figure(photo: np.ndarray, steps: list[tuple[str, np.ndarray, float, float]], settled: int | None) -> Figure:
-    """Sentence by sentence: (text, prior [H, W], IoU with the answer's mask, spread) each as a picture, and both as lines."""
-    figure = Figure(figsize=(3.4 * max(3, len(steps)), 6.2), layout="constrained", facecolor="white")
-    small = thumbnail(photo, TRACE_SIDE)
-    above, below = figure.subfigures(2, 1, height_ratios=(3.4, 2))
-    for i, (ax, (text, prior, iou, _)) in enumerate(
-        zip(np.atleast_1d(above.subplots(1, len(steps))), steps, strict=True)
-    ):
-        ax.imshow(prior_overlay(small, small_prior(prior, TRACE_SIDE)))
-        ax.set_axis_off()
-        mark = " (the focus has settled)" if i == settled else ""
-        ax.set_title(_wrapped(f"{i + 1}. {text}", 38, 5) + f"\nIoU {iou:.2f}{mark}", fontsize=9, parse_math=False)
-    ax = below.subplots()
-    numbers = range(1, len(steps) + 1)
-    ax.plot(numbers, [s[2] for s in steps], "o-", color="#5b1a6b", label="IoU of prior and the answer's mask")
-    ax.plot(numbers, [s[3] for s in steps], "s--", color="#b8420f", label="spread of the prior")
-    ax.set(xticks=list(numbers), ylim=(0, 1.02), xlabel="sentence")
-    ax.legend(fontsize=8, frameon=False)
-    return figure
-
-
-def heads_figure(photo: np.ndarray, prior: np.ndarray, heads: np.ndarray) -> Figure:
-    """The heads [n, H, W] before they are fused (each from its least to its most), and the fused prior beside them."""
-    figure = Figure(figsize=(3.2 * (len(heads) + 1), 3.5), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, len(heads) + 1)
-    for i, (ax, head) in enumerate(zip(axes, heads, strict=False)):
-        ax.imshow(head, cmap=COLOUR_MAP)
-        ax.set_title(f"head {i + 1}: {head.min():.1f} to {head.max():.1f}", fontsize=9)
-    axes[-1].imshow(prior_overlay(photo, prior))
-    axes[-1].set_title("fused: the positional prior", fontsize=9)
-    for ax in axes:
-        ax.set_axis_off()
-    return figure
-
-
 def thumbnail(picture: np.ndarray, side: int) -> np.ndarray:
     """A picture uint8 [H, W, 3] brought down to at most `side` pixels a side, for the screen."""
     size = small_size(picture.shape[:2], side)
     if size == picture.shape[:2]:
         return picture
-    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=2.0))
+    return np.asarray(
+        Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=2.0)
+    )
 
 
 def small_prior(prior: np.ndarray, side: int) -> np.ndarray:
     """A prior float32 [H, W] for the `thumbnail` of its photo."""
     size = small_size(prior.shape, side)
-    return np.asarray(Image.fromarray(prior).resize(size[::-1], Image.Resampling.BILINEAR)).clip(0, 1)
+    return np.asarray(Image.fromarray(prior).resize(size[::-1], Image.Resampling.BILINEAR)).clip(
+        0, 1
+    )
 
 
 def small_mask(mask: np.ndarray, side: int) -> np.ndarray:
     """A mask bool [H, W], or numbers of regions uint8 [H, W], for the `thumbnail` of its photo."""
-    return np.asarray(Image.fromarray(mask).resize(small_size(mask.shape, side)[::-1], Image.Resampling.NEAREST))
+    return np.asarray(
+        Image.fromarray(mask).resize(small_size(mask.shape, side)[::-1], Image.Resampling.NEAREST)
+    )
 
 
 def small_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -161,7 +165,9 @@ def _wrapped(text: str, width: int, lines: int) -> str:
     return textwrap.fill(text, width, max_lines=lines, placeholder=" …")
 
 
-def truth_figure(photo: np.ndarray, result: Result, truth: np.ndarray, measured: AgainstTruth) -> Figure:
+def truth_figure(
+    photo: np.ndarray, result: Result, truth: np.ndarray, measured: AgainstTruth
+) -> Figure:
     """Truth and mask over the photo, and the prior's IoU with the truth over the threshold, the best marked."""
     figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor="white")
     picture, ax = figure.subplots(1, 2)
@@ -171,6 +177,8 @@ def truth_figure(photo: np.ndarray, result: Result, truth: np.ndarray, measured:
     ax.plot(THRESHOLDS, measured.prior_curve, color="#5b1a6b")
     best = f"best: {measured.best_iou:.2f} at {measured.best_threshold:.2f}"
     ax.plot(measured.best_threshold, measured.best_iou, "o", color="#b8420f", label=best)
-    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="threshold of the prior", ylabel="IoU with the truth")
+    ax.set(
+        xlim=(0, 1), ylim=(0, 1.02), xlabel="threshold of the prior", ylabel="IoU with the truth"
+    )
     ax.legend(fontsize=8, frameon=False)
     return figure

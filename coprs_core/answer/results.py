@@ -8,7 +8,6 @@ instruction, reasoning, reply: text; `reply_ids`: the reply's token ids
 photo_size      [height, width] in pixels
 prior_kind      "focus token" or "coordinates"
 prior_iou       IoU of prior (≥ 0.5) and mask, all regions together; null where nothing was found
-flags           what to be wary of: names of `coprs_core.answer.flags.FLAGS`
 regions         a list; each has `mask` (COCO RLE, uncompressed: {"size": [H, W], "counts": […]}), `area` in pixels,
                 `prior_iou`, `prior_max`; where the model wrote coordinates `box` [x0, y0, x1, y1], `points`, `label`;
                 from the app's endpoints `prior` too: a PNG as data URL, 8 bits, whose values are 200 × the prior, rounded down
@@ -16,29 +15,31 @@ seconds         of each stage: reading, thinking, focusing, drawing
 tokens, photo_reused, model, settings (device, dtype, quantization, max_new_tokens, decoding, seed), versions (of packages)
 """
 
-import base64
-import binascii
-import io
 import json
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from coprs_core.errors import CoPRSError
-from coprs_core.metrics import iou
+from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
+from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.photos import MAX_SIDE
+from coprs_core.prompts import (
+    COORDINATES_PRIOR,
+    FOCUS_TOKEN_PRIOR,
+    FOUND,
+    NOTHING_FOUND,
+    UNFINISHED,
+    Outcome,
+    PriorKind,
+)
 
 SCHEMA_VERSION = 1
-MOST_REGIONS, MOST_REGION_PIXELS = 100, 200_000_000
-"""Of an answer that is read from a file: how many regions, and of how many pixels together where there are several."""
-FOUND, NOTHING_FOUND, UNFINISHED = "found", "nothing found", "unfinished"
-FOCUS_TOKEN_PRIOR, COORDINATES_PRIOR = "focus token", "coordinates"
-Outcome = Literal["found", "nothing found", "unfinished"]
+MAX_REGIONS, MAX_REGION_PIXELS = 100, 200_000_000
+"""Of an answer read from a file: how many regions, and of how many pixels together where there are several."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
     """One answer in the picture: `prior` float32 [H, W] in [0, 1] and `mask` bool [H, W], both at the photo's size.
 
@@ -54,10 +55,10 @@ class Region:
     @property
     def prior_iou(self) -> float:
         """IoU of the prior, where it is at least 0.5, with the mask."""
-        return iou(self.prior >= 0.5, self.mask)
+        return iou(self.prior >= PRIOR_THRESHOLD, self.mask)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The answer to one instruction about one photo.
 
@@ -91,7 +92,7 @@ class Result:
     photo_reused: bool
     model: str
     settings: dict
-    prior_kind: str = FOCUS_TOKEN_PRIOR
+    prior_kind: PriorKind = FOCUS_TOKEN_PRIOR
     reply_ids: tuple[int, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -100,7 +101,7 @@ class Result:
         """IoU of the union of the priors (≥ 0.5) with the union of the masks; None where nothing was found."""
         if not self.regions:
             return None
-        return iou(self.prior >= 0.5, self.mask)
+        return iou(self.prior >= PRIOR_THRESHOLD, self.mask)
 
     @property
     def prior(self) -> np.ndarray | None:
@@ -143,35 +144,51 @@ class Result:
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
     @classmethod
-    def from_dict(cls, values: dict, priors: "list[np.ndarray] | None" = None) -> "Result":
+    def from_dict(cls, values: dict, priors: list[np.ndarray] | None = None) -> "Result":
         """The answer that `to_dict` wrote; raises `CoPRSError` for anything else, whoever made it.
 
         `priors`: float32 [H, W] of each region; without them each region's own `prior` is read (see `decode_prior`).
         """
         if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
-            held = values.get("schema_version") if isinstance(values, dict) else type(values).__name__
+            found = (
+                values.get("schema_version") if isinstance(values, dict) else type(values).__name__
+            )
             raise CoPRSError(
-                f"This is no answer of CoPRS with schema version {SCHEMA_VERSION} (it has {held!r}): give the result.json "
+                f"This is no answer of CoPRS with schema version {SCHEMA_VERSION} (it has {found!r}): give the result.json "
                 "of `segment --out`, of a downloaded zip or of the endpoint."
             )
         try:
-            json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8")  # whole characters, real numbers
+            json.dumps(values, ensure_ascii=False, allow_nan=False).encode(
+                "utf-8"
+            )  # whole characters, real numbers
             return _from_dict(cls, values, priors)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError) as problem:
-            said = str(problem)[:200].encode("ascii", "backslashreplace").decode()
-            raise CoPRSError(f"This answer of CoPRS is broken ({said}): save it again.") from problem
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            MemoryError,
+        ) as problem:
+            detail = str(problem)[:200].encode("ascii", "backslashreplace").decode()
+            raise CoPRSError(
+                f"This answer of CoPRS is broken ({detail}): save it again."
+            ) from problem
 
 
 def _region_to_dict(region: Region, with_prior: bool) -> dict:
-    told = {
+    values = {
         "mask": encode_rle(region.mask),
         "area": int(region.mask.sum()),
         "prior_iou": region.prior_iou,
         "prior_max": float(region.prior.max()),
     }
     if region.box or region.points or region.label:
-        told |= {"box": region.box, "points": region.points, "label": region.label}
-    return told | ({"prior": encode_prior(region.prior)} if with_prior else {})
+        values |= {"box": region.box, "points": region.points, "label": region.label}
+    if with_prior:
+        values["prior"] = encode_prior(region.prior)
+    return values
 
 
 def _from_dict(cls, values: dict, priors: list[np.ndarray] | None) -> Result:
@@ -179,16 +196,23 @@ def _from_dict(cls, values: dict, priors: list[np.ndarray] | None) -> Result:
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         raise ValueError(f"a photo of {height}×{width} pixels")
     count = len(values["regions"])
-    if count > MOST_REGIONS or (count > 1 and count * height * width > MOST_REGION_PIXELS):
+    if count > MAX_REGIONS or (count > 1 and count * height * width > MAX_REGION_PIXELS):
         raise ValueError(f"{count} regions of {height}×{width} pixels")
     if priors is None:
         priors = [decode_prior(r["prior"]) for r in values["regions"]]
-    regions = tuple(_region(r, p, (height, width)) for r, p in zip(values["regions"], priors, strict=True))
-    texts = {k: _text(values[k]) for k in ("reason", "instruction", "reasoning", "reply", "model", "prior_kind")}
+    regions = tuple(
+        _region(r, p, (height, width)) for r, p in zip(values["regions"], priors, strict=True)
+    )
+    texts = {
+        k: _text(values[k])
+        for k in ("reason", "instruction", "reasoning", "reply", "model", "prior_kind")
+    }
     if texts["prior_kind"] not in (FOCUS_TOKEN_PRIOR, COORDINATES_PRIOR):
         raise ValueError(f"a prior of kind {texts['prior_kind']!r}")
     reply_ids = tuple(_count(i) for i in values["reply_ids"])
-    if values["outcome"] not in (FOUND, NOTHING_FOUND, UNFINISHED) or bool(regions) != (values["outcome"] == FOUND):
+    if values["outcome"] not in (FOUND, NOTHING_FOUND, UNFINISHED) or bool(regions) != (
+        values["outcome"] == FOUND
+    ):
         raise ValueError(f"outcome {values['outcome']!r} with {len(regions)} regions")
     return cls(
         outcome=values["outcome"], regions=regions, photo_size=(height, width),
@@ -201,12 +225,20 @@ def _from_dict(cls, values: dict, priors: list[np.ndarray] | None) -> Result:
 def _region(values: dict, prior: np.ndarray, size: tuple[int, int]) -> Region:
     mask = decode_rle(values["mask"])
     if mask.shape != size or prior.shape != size or prior.dtype != np.float32:
-        raise ValueError(f"mask {mask.shape} and prior {prior.dtype} {prior.shape} of a photo {size}")
+        raise ValueError(
+            f"mask {mask.shape} and prior {prior.dtype} {prior.shape} of a photo {size}"
+        )
     if not (prior.min() >= 0 and prior.max() <= 1):
         raise ValueError("a prior outside 0 to 1")
     box = values.get("box")
     points = tuple((float(x), float(y)) for x, y in values.get("points", ()))
-    return Region(prior, mask, tuple(float(v) for v in box) if box else None, points, _text(values.get("label", "")))
+    return Region(
+        prior,
+        mask,
+        tuple(float(v) for v in box) if box else None,
+        points,
+        _text(values.get("label", "")),
+    )
 
 
 def _count(value) -> int:
@@ -219,64 +251,3 @@ def _text(value) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} in the place of text")
     return value
-
-
-PRIOR_STEPS = 200
-
-
-def encode_prior(prior: np.ndarray) -> str:
-    """A prior float32 [H, W] in [0, 1] as a PNG in a data URL: 8 bits, values 200 × the prior, rounded down."""
-    file = io.BytesIO()
-    Image.fromarray((prior * PRIOR_STEPS + 1e-4).astype(np.uint8)).save(file, "PNG", compress_level=4)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def decode_prior(url: str) -> np.ndarray:
-    """The prior of `encode_prior`, float32 [H, W], exact to 1/200; raises `ValueError` for anything else."""
-    kind, _, coded = _text(url).partition("base64,")
-    try:
-        image = Image.open(io.BytesIO(base64.b64decode(coded)))
-        if max(image.size) > MAX_SIDE or image.format != "PNG" or image.mode != "L":
-            raise ValueError("a prior that is no 8-bit PNG of a photo's size")
-        return np.asarray(image).astype(np.float32) / PRIOR_STEPS
-    except (OSError, binascii.Error, SyntaxError, Image.DecompressionBombError) as problem:
-        raise ValueError(f"a prior that cannot be read: {problem}") from problem
-
-
-def encode_rle(mask: np.ndarray) -> dict:
-    """COCO's uncompressed run-length encoding of a bool mask [H, W]: column by column, runs of 0 and 1 in turn, 0 first."""
-    flat = np.concatenate([[False], mask.ravel(order="F"), [not mask[-1, -1]]])
-    ends = np.flatnonzero(flat[1:] != flat[:-1])
-    return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
-
-
-def decode_rle(rle: dict) -> np.ndarray:
-    """The bool mask [H, W] of a COCO run-length encoding: `counts` a list (uncompressed) or a string (compressed, as
-    pycocotools writes it). Raises `ValueError` where the runs do not add up to the size."""
-    height, width = (int(v) for v in rle["size"])
-    counts = rle["counts"]
-    if isinstance(counts, str | bytes):
-        counts = _decompressed(counts if isinstance(counts, bytes) else counts.encode("ascii"))
-    counts, most = np.asarray(counts, np.int64).reshape(-1), height * width
-    if not 0 < max(height, width) <= MAX_SIDE or (counts < 0).any() or (counts > most).any() or counts.sum() != most:
-        raise ValueError(f"run lengths that do not add up to {height}×{width}")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape((height, width), order="F")
-
-
-def _decompressed(coded: bytes) -> list[int]:
-    """COCO's compressed counts: 5 bits a character from 48 on, the sixth says that more follow; from the third count on
-    each is the difference to the one before the last."""
-    counts, value, shift = [], 0, 0
-    for character in coded:
-        bits = character - 48
-        if shift > 60:
-            raise ValueError("a run length without an end")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value, shift = 0, 0
-    return counts

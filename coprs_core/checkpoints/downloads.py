@@ -55,7 +55,12 @@ def missing_shards(folder: Path) -> list[str]:
     for index in folder.rglob("*.safetensors.index.json"):
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, LookupError, TypeError, AttributeError):  # cut short, or not an index at all
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ):  # cut short, or not an index at all
             return [index.name]
         missing += sorted(n for n in named if not (index.parent / n).is_file())
     return missing
@@ -71,7 +76,11 @@ def snapshot(repo: str, report: Report | None = None) -> Path:
     bar = _telling(report, repo) if report else None
     try:
         files = snapshot_download(repo, allow_patterns=_PATTERNS, dry_run=True, tqdm_class=_Silent)
-        _check_disk(Path(constants.HF_HUB_CACHE), sum(f.file_size or 0 for f in files if f.will_download), repo)
+        _check_disk(
+            Path(constants.HF_HUB_CACHE),
+            sum(f.file_size or 0 for f in files if f.will_download),
+            repo,
+        )
         return Path(snapshot_download(repo, allow_patterns=_PATTERNS, tqdm_class=bar))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
         raise _sentence(repo, problem) from problem
@@ -79,9 +88,13 @@ def snapshot(repo: str, report: Report | None = None) -> Path:
 
 def _sentence(repo: str, problem: Exception) -> CoPRSError:
     """What a failed download of a repository means for the person who asked for it."""
-    problem = problem.__cause__ if isinstance(problem, DryRunError) and problem.__cause__ else problem
+    problem = (
+        problem.__cause__ if isinstance(problem, DryRunError) and problem.__cause__ else problem
+    )
     if isinstance(problem, GatedRepoError):
-        return CoPRSError(f"{repo} asks you to accept its terms: do so on huggingface.co, then run `hf auth login`.")
+        return CoPRSError(
+            f"{repo} asks you to accept its terms: do so on huggingface.co, then run `hf auth login`."
+        )
     if isinstance(problem, RepositoryNotFoundError | HFValidationError):
         return CoPRSError(
             f"There is no model {repo!r} on Hugging Face that you may read: check the name, or run `hf auth login`."
@@ -102,11 +115,18 @@ def cached_sam(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def sam_path(name: str) -> Path:
+    """Where a SAM file lies or would lie: one of SAM's published files, or a path."""
+    return sam_cache() / SAM_FILES[name][0] if name in SAM_FILES else Path(name).expanduser()
+
+
 def sam_file(name: str, report: Report | None = None) -> Path:
     """The path of "vit_b", "vit_l" or "vit_h", downloaded where it is not cached; or of any file that is there."""
     if name not in SAM_FILES:
         if not (path := Path(name).expanduser()).is_file():
-            raise CoPRSError(f"There is no SAM file {name!r}: give vit_b, vit_l, vit_h or the path of a .pth file.")
+            raise CoPRSError(
+                f"There is no SAM file {name!r}: give vit_b, vit_l, vit_h or the path of a .pth file."
+            )
         return path
     if path := cached_sam(name):
         return path

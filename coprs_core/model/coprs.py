@@ -39,7 +39,9 @@ class CoPRSConfig:
     def __post_init__(self):
         for slot in (IMAGE_SLOT, INSTRUCTION_SLOT):
             if self.prompt_template.count(slot) != 1:
-                raise CoPRSError(f"The prompt template must hold {slot} exactly once: add it to coprs.json.")
+                raise CoPRSError(
+                    f"The prompt template must hold {slot} exactly once: add it to coprs.json."
+                )
         if self.prior_width % self.prior_heads:
             raise CoPRSError(
                 f"prior_width {self.prior_width} does not divide into {self.prior_heads} heads: mend coprs.json."
@@ -58,7 +60,10 @@ class CoPRSConfig:
                 f"This checkpoint has format version {version} and {FORMAT_VERSION} is read: use the matching release."
             )
         try:
-            vision, decoder = VisionConfig(**_tuples(values.pop("vision"))), DecoderConfig(**values.pop("decoder"))
+            vision, decoder = (
+                VisionConfig(**_tuples(values.pop("vision"))),
+                DecoderConfig(**values.pop("decoder")),
+            )
             return cls(vision=vision, decoder=decoder, **_tuples(values))
         except (KeyError, TypeError) as problem:
             raise CoPRSError(
@@ -71,7 +76,9 @@ class CoPRSConfig:
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-            raise CoPRSError(f"{path} is not valid JSON ({problem}): copy it again from its source.") from problem
+            raise CoPRSError(
+                f"{path} is not valid JSON ({problem}): copy it again from its source."
+            ) from problem
 
 
 def _tuples(values: dict) -> dict:
@@ -86,17 +93,25 @@ class CoPRS(nn.Module):
         self.config = config
         self.mllm = mllm
         self.image_encoder = build_image_encoder(config.vision)
-        self.prior = PositionalPrior(config.llm_width, config.vision.channels, config.prior_heads, config.prior_width)
+        self.prior = PositionalPrior(
+            config.llm_width, config.vision.channels, config.prior_heads, config.prior_width
+        )
         self.decoder = PriorDecoder(config.decoder, config.vision)
 
-    def prior_logits(self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor) -> Tensor:
+    def prior_logits(
+        self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor
+    ) -> Tensor:
         """Where the focus token looks: prior logits [B, 1, 4h, 4w], −50 in the padding. Arguments as for `focus`."""
         vision = self.config.vision
         return self.prior(
-            focus_embedding, image_embedding, prior_valid_size(unpadded_size, vision.side, vision.prior_side)
+            focus_embedding,
+            image_embedding,
+            prior_valid_size(unpadded_size, vision.side, vision.prior_side),
         )
 
-    def focus(self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor) -> tuple[Tensor, Tensor]:
+    def focus(
+        self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The stage in the middle: where the focus token looks, and the mask that the decoder makes of it.
 
         Args:

@@ -30,7 +30,11 @@ def decoder_config_of(state: dict[str, Tensor]) -> DecoderConfig:
     The number of attention heads leaves no trace in the tensors: it is 8, as in all published files.
     """
     layers = {k.split(".")[3] for k in state if k.startswith("mask_decoder.transformer.layers.")}
-    head = [k for k in state if k.startswith("mask_decoder.iou_prediction_head.layers.") and k.endswith("weight")]
+    head = [
+        k
+        for k in state
+        if k.startswith("mask_decoder.iou_prediction_head.layers.") and k.endswith("weight")
+    ]
     return DecoderConfig(
         mask_channels=state["prompt_encoder.mask_downscaling.6.weight"].shape[1],
         depth=len(layers),
@@ -53,7 +57,9 @@ class PriorDecoder(nn.Module):
         )
         self.mask_decoder = MaskDecoder(
             num_multimask_outputs=3,
-            transformer=TwoWayTransformer(config.depth, vision.channels, config.heads, config.mlp_width),
+            transformer=TwoWayTransformer(
+                config.depth, vision.channels, config.heads, config.mlp_width
+            ),
             transformer_dim=vision.channels,
             iou_head_depth=config.iou_depth,
             iou_head_hidden_dim=config.iou_width,
@@ -68,10 +74,14 @@ class PriorDecoder(nn.Module):
         sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=prior_logits)
         return self._decode(sparse, image_embedding + dense)
 
-    def from_coordinates(self, image_embedding: Tensor, box: Tensor | None, points: Tensor | None) -> Tensor:
+    def from_coordinates(
+        self, image_embedding: Tensor, box: Tensor | None, points: Tensor | None
+    ) -> Tensor:
         """SAM's own prompts: `box` float [B, 4] (XYXY), `points` float [B, N, 2] (XY, all on the target), in pixels of the
         SAM frame; either may be None, not both. Returns mask logits as `forward` does."""
-        labelled = None if points is None else (points, torch.ones(points.shape[:2], device=points.device))
+        labelled = (
+            None if points is None else (points, torch.ones(points.shape[:2], device=points.device))
+        )
         sparse, dense = self.prompt_encoder(points=labelled, boxes=box, masks=None)
         return self._decode(sparse, image_embedding + dense)
 

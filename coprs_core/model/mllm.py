@@ -1,11 +1,14 @@
 """The policy (`π_θ`): a Hugging Face vision-language model. Prompt in, tokens out, and the focus embedding kept.
 
-Positions are worked out here and passed along, never read from the model, so that two visitors cannot disturb each
-other through the state that Hugging Face models keep between calls.
+Positions are computed here and passed along, never read from the model, so that two visitors cannot
+disturb each other through the state that Hugging Face models keep between calls.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,26 +17,39 @@ from transformers import DynamicCache
 
 from coprs_core.errors import CoPRSError
 
+Mllm = Any
+"""A Hugging Face model for images and text; its parts are read by name, whatever its class."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class VisualTokens:
     """What the language model sees of a photo: `features` [N, D], N visual tokens.
 
-    `grid` int [1, 3] (frames, rows, columns of patches) where positions are two-dimensional (Qwen); `deepstack`, where
-    the tower also feeds the first layers of the language model (Qwen3-VL), one [N, D] for each.
+    `grid` int [1, 3] (frames, rows, columns of patches) where positions are two-dimensional (Qwen).
+    `deepstack`, where the tower also feeds the first layers of the language model (Qwen3-VL): one
+    [N, D] for each of them.
     """
 
     features: Tensor
     grid: Tensor | None = None
     deepstack: tuple[Tensor, ...] = ()
 
-    def seen_size(self, mllm: nn.Module) -> tuple[int, int]:
+    def to(self, device: torch.device | str) -> "VisualTokens":
+        """The same on another device."""
+        grid = None if self.grid is None else self.grid.to(device)
+        return VisualTokens(
+            self.features.to(device), grid, tuple(t.to(device) for t in self.deepstack)
+        )
+
+    def seen_size(self, mllm: Mllm) -> tuple[int, int]:
         """(height, width) in pixels of the picture that the vision tower was given; needs a `grid`."""
+        if self.grid is None:
+            raise ValueError("visual tokens without a grid do not tell the size of their picture")
         patch = mllm.config.vision_config.patch_size
         return int(self.grid[0, 1]) * patch, int(self.grid[0, 2]) * patch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One generated token; `focus_embedding` [1, D] comes with the focus token, when it has been fed back in."""
 
@@ -45,34 +61,36 @@ class Step:
 class Architecture:
     """The two things in which families of models differ: how a photo is seen, and where tokens stand.
 
-    `see`: model, image processor, RGB photo → `VisualTokens`. `positions`: model, ids [1, L], is_image bool [1, L],
-    `VisualTokens` → rope positions [..., 1, L].
+    `see`: model, image processor, RGB photo → `VisualTokens`. `positions`: model, ids [1, L],
+    is_image bool [1, L], `VisualTokens` → rope positions [..., 1, L].
     """
 
-    see: Callable[[nn.Module, object, Image.Image], VisualTokens]
-    positions: Callable[[nn.Module, Tensor, Tensor, VisualTokens], Tensor]
+    see: Callable[[Mllm, Any, Image.Image], VisualTokens]
+    positions: Callable[[Mllm, Tensor, Tensor, VisualTokens], Tensor]
 
 
-def _see_qwen(mllm: nn.Module, image_processor, photo: Image.Image) -> VisualTokens:
+def _see_qwen(mllm: Mllm, image_processor: Any, photo: Image.Image) -> VisualTokens:
     inputs = image_processor(images=[photo], return_tensors="pt")
     grid = inputs["image_grid_thw"]
     pixels = inputs["pixel_values"].to(mllm.device, mllm.dtype)
     seen = mllm.model.visual(pixels, grid_thw=grid.to(mllm.device))
-    return VisualTokens(seen.pooler_output, grid, tuple(getattr(seen, "deepstack_features", None) or ()))
+    deepstack = getattr(seen, "deepstack_features", None) or ()
+    return VisualTokens(seen.pooler_output, grid, tuple(deepstack))
 
 
-def _positions_qwen(mllm: nn.Module, tokens: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
-    grid = visual.grid.to(mllm.device)
-    return mllm.model.get_rope_index(tokens, mm_token_type_ids=is_image.int(), image_grid_thw=grid)[0]
+def _positions_qwen(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
+    grid = None if visual.grid is None else visual.grid.to(mllm.device)
+    return mllm.model.get_rope_index(ids, mm_token_type_ids=is_image.int(), image_grid_thw=grid)[0]
 
 
-def _see_llava(mllm: nn.Module, image_processor, photo: Image.Image) -> VisualTokens:
-    pixels = image_processor(images=[photo], return_tensors="pt")["pixel_values"].to(mllm.device, mllm.dtype)
+def _see_llava(mllm: Mllm, image_processor: Any, photo: Image.Image) -> VisualTokens:
+    inputs = image_processor(images=[photo], return_tensors="pt")
+    pixels = inputs["pixel_values"].to(mllm.device, mllm.dtype)
     return VisualTokens(mllm.model.get_image_features(pixels).pooler_output[0])
 
 
-def _positions_llava(mllm: nn.Module, tokens: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
-    return torch.arange(tokens.shape[1], device=tokens.device)[None]
+def _positions_llava(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
+    return torch.arange(ids.shape[1], device=ids.device)[None]
 
 
 _QWEN = Architecture(_see_qwen, _positions_qwen)
@@ -84,26 +102,45 @@ ARCHITECTURES = {
 """By `model_type` of the Hugging Face config."""
 
 
-def architecture(mllm: nn.Module) -> Architecture:
+def architecture(mllm: Mllm) -> Architecture:
+    """The `Architecture` of a model; raises `CoPRSError` where its family is not supported."""
     kind = mllm.config.model_type
     if kind not in ARCHITECTURES:
-        raise CoPRSError(f"Models of type {kind!r} are not supported: use one of {', '.join(ARCHITECTURES)}.")
+        raise CoPRSError(
+            f"Models of type {kind!r} are not supported: use one of {', '.join(ARCHITECTURES)}."
+        )
     return ARCHITECTURES[kind]
 
 
 @torch.no_grad()
-def see(mllm: nn.Module, image_processor, photo: Image.Image) -> VisualTokens:
+def see(mllm: Mllm, image_processor: Any, photo: Image.Image) -> VisualTokens:
     """Run the model's vision tower on an RGB photo that is already in the MLLM frame."""
     return architecture(mllm).see(mllm, image_processor, photo)
 
 
-def embed_prompt(mllm: nn.Module, ids: list[int], visual: VisualTokens) -> tuple[Tensor, Tensor]:
-    """Embeddings [1, L, D] of a prompt with the visual tokens put in, and rope positions ([3, 1, L] Qwen, [1, L] LLaVA)."""
+def embed_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens) -> tuple[Tensor, Tensor]:
+    """A prompt as the language model takes it.
+
+    Returns:
+        embeddings [1, L, D] with the visual tokens put in, and rope positions ([3, 1, L] for Qwen,
+        [1, L] for LLaVA).
+    """
     tokens = torch.tensor([ids], device=mllm.device)
     is_image = tokens == mllm.config.image_token_id
     embeddings = mllm.get_input_embeddings()(tokens).clone()
     embeddings[is_image] = visual.features.to(embeddings.dtype)
     return embeddings, architecture(mllm).positions(mllm, tokens, is_image, visual)
+
+
+@cache
+def cache_argument(language_model: type[nn.Module]) -> str:
+    """The name under which a class of language model takes the cache.
+
+    It is `cache` in newer versions of transformers, `past_key_values` in older ones; 5.40 removes
+    the old name.
+    """
+    names = inspect.signature(language_model.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 class Reading:
@@ -113,22 +150,27 @@ class Reading:
     """
 
     @torch.no_grad()
-    def __init__(self, mllm: nn.Module, ids: list[int], visual: VisualTokens):
+    def __init__(self, mllm: Mllm, ids: list[int], visual: VisualTokens):
         self._mllm, self._cache = mllm, DynamicCache()
+        self._cache_argument = cache_argument(type(mllm.model.language_model))
         embeddings, positions = embed_prompt(mllm, ids, visual)
         self._next, self._axes = int(positions.max()) + 1, positions.shape[:-1]
         extra = {}
         if visual.deepstack:
             is_image = torch.tensor([ids], device=mllm.device) == mllm.config.image_token_id
-            extra = {"visual_pos_masks": is_image, "deepstack_visual_embeds": list(visual.deepstack)}
+            extra = {
+                "visual_pos_masks": is_image,
+                "deepstack_visual_embeds": list(visual.deepstack),
+            }
         self.last = self._run(embeddings, positions, **extra)[:, -1]
 
     @torch.no_grad()
     def feed(self, ids: list[int]) -> Tensor:
         """Read on; last hidden states [n, D] at each of the n tokens."""
         tokens = torch.tensor([ids], device=self._mllm.device)
-        positions = torch.arange(self._next, self._next + len(ids), device=tokens.device).expand(*self._axes, -1)
-        hidden = self._run(self._mllm.get_input_embeddings()(tokens), positions)
+        positions = torch.arange(self._next, self._next + len(ids), device=tokens.device)
+        embeddings = self._mllm.get_input_embeddings()(tokens)
+        hidden = self._run(embeddings, positions.expand(*self._axes, -1))
         self._next, self.last = self._next + len(ids), hidden[:, -1]
         return hidden[0]
 
@@ -144,16 +186,19 @@ class Reading:
         return int(self._mllm.lm_head(self.last).argmax(-1))
 
     def _run(self, embeddings: Tensor, positions: Tensor, **extra) -> Tensor:
-        fed = dict(inputs_embeds=embeddings, position_ids=positions, past_key_values=self._cache, use_cache=True)
-        return self._mllm.model.language_model(**fed, **extra).last_hidden_state
+        inputs = {"inputs_embeds": embeddings, "position_ids": positions, "use_cache": True}
+        inputs[self._cache_argument] = self._cache
+        return self._mllm.model.language_model(**inputs, **extra).last_hidden_state
 
 
-def generate(reading: Reading, focus_id: int | None, stop_ids: set[int], max_new_tokens: int) -> Iterator[Step]:
+def generate(
+    reading: Reading, focus_id: int | None, stop_ids: set[int], max_new_tokens: int
+) -> Iterator[Step]:
     """Decode greedily, one `Step` a token, in one pass of the language model.
 
-    The focus embedding is the last hidden state, after the final norm, at the step that consumes the focus token;
-    nothing is generated after it (`focus_id` None: there is none). Stop tokens end the reply and are yielded; closing the
-    generator ends it at once.
+    The focus embedding is the last hidden state, after the final norm, at the step that consumes the
+    focus token; nothing is generated after it (`focus_id` None: there is none). Stop tokens end the
+    reply and are yielded. Closing the generator ends it at once.
     """
     for _ in range(max_new_tokens):
         token = reading.likeliest()

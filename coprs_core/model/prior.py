@@ -21,17 +21,29 @@ class PositionalPrior(nn.Module):
         self.heads = heads
         self.q_proj = nn.Linear(llm_width, width, bias=False)
         self.k_proj = nn.Conv2d(image_channels, width, kernel_size=1, bias=False)
-        self.fuser = nn.Sequential(nn.Conv2d(heads, heads, 3, padding=1), nn.SiLU(), nn.Conv2d(heads, 1, 3, padding=1))
-        nn.init.constant_(self.fuser[2].bias, -1.8)  # a prior starts out small: most of a photo is not the target
+        self.fuser = nn.Sequential(
+            nn.Conv2d(heads, heads, 3, padding=1), nn.SiLU(), nn.Conv2d(heads, 1, 3, padding=1)
+        )
+        nn.init.constant_(
+            self.fuser[2].bias, -1.8
+        )  # a prior starts out small: most of a photo is not the target
 
     def head_maps(self, focus_embedding: Tensor, image_embedding: Tensor) -> Tensor:
         """Scaled dot products, no softmax: [B, D], [B, C, h, w] → [B, heads, h, w]."""
         batch, _, h, w = image_embedding.shape
-        focus_query = self.q_proj(focus_embedding).view(batch, self.heads, 1, -1)  # [B, heads, 1, d]
-        image_keys = self.k_proj(image_embedding).view(batch, self.heads, -1, h * w)  # [B, heads, d, h·w]
-        return (focus_query @ image_keys / math.sqrt(focus_query.shape[-1])).view(batch, self.heads, h, w)
+        focus_query = self.q_proj(focus_embedding).view(
+            batch, self.heads, 1, -1
+        )  # [B, heads, 1, d]
+        image_keys = self.k_proj(image_embedding).view(
+            batch, self.heads, -1, h * w
+        )  # [B, heads, d, h·w]
+        return (focus_query @ image_keys / math.sqrt(focus_query.shape[-1])).view(
+            batch, self.heads, h, w
+        )
 
-    def forward(self, focus_embedding: Tensor, image_embedding: Tensor, valid_size: Tensor | None = None) -> Tensor:
+    def forward(
+        self, focus_embedding: Tensor, image_embedding: Tensor, valid_size: Tensor | None = None
+    ) -> Tensor:
         """Prior logits, unbounded.
 
         Args:
@@ -43,9 +55,9 @@ class PositionalPrior(nn.Module):
             float [B, 1, 4h, 4w].
         """
         fused = self.fuser(self.head_maps(focus_embedding, image_embedding))
-        prior_logits = F.interpolate(fused.float(), scale_factor=4, mode="bilinear", align_corners=False).to(
-            fused.dtype
-        )
+        prior_logits = F.interpolate(
+            fused.float(), scale_factor=4, mode="bilinear", align_corners=False
+        ).to(fused.dtype)
         return prior_logits if valid_size is None else mask_padding(prior_logits, valid_size)
 
 

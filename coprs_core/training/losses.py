@@ -19,7 +19,11 @@ def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float
 
 
 def segmentation_loss(
-    prior_logits: Tensor, mask_logits: Tensor, target: Tensor, dice: float = 3.0, focal: float = 10.0
+    prior_logits: Tensor,
+    mask_logits: Tensor,
+    target: Tensor,
+    dice: float = 3.0,
+    focal: float = 10.0,
 ) -> Tensor:
     """L_SEG = BCE(prior) + λ_d (Dice(mask) + Dice(prior)) + λ_f Focal(mask). METHOD: λ_d 3, λ_f 10.
 

@@ -1,30 +1,10 @@
-"""Rewards of the method's GRPO stage, as pure functions. Reward = 0.7 · mask + 0.3 · format (paper, section 3.3)."""
+"""Rewards of the method's GRPO stage, as pure functions. Reward = 0.7 · mask + 0.3 · format (paper, section 3.3).
 
-import re
+The format reward is `prompts.format_score`.
+"""
 
 import torch
 from torch import Tensor
-
-from coprs_core.prompts import FOCUS_TOKEN
-
-_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-LONGEST_THOUGHT, LONGEST_ANSWER = 2048, 10  # characters of the thought; words between the thought and the focus token
-
-
-def format_reward(reply: str) -> float:
-    """How well a reply keeps to the form: 0, 0.9 or 1.
-
-    0 unless there is exactly one non-empty thought, exactly one focus token, and it stands behind the thought. 0.9
-    where the thought is over 2,048 characters, text stands before it, or over 10 words stand between it and the token.
-    """
-    thoughts = list(_THOUGHT.finditer(reply))
-    if len(thoughts) != 1 or not thoughts[0][1].strip() or reply.count(FOCUS_TOKEN) != 1:
-        return 0.0
-    before, between = reply[: thoughts[0].start()], reply[thoughts[0].end() :].split(FOCUS_TOKEN)[0]
-    if reply.index(FOCUS_TOKEN) < thoughts[0].end():
-        return 0.0
-    untidy = len(thoughts[0][1]) > LONGEST_THOUGHT or before.strip() or len(between.split()) > LONGEST_ANSWER
-    return 0.9 if untidy else 1.0
 
 
 def mask_reward(probability: Tensor, target: Tensor) -> Tensor:

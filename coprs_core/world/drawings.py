@@ -1,11 +1,12 @@
 """How each kind of thing in a picture-book scene is drawn: a few filled polygons, back to front.
 
+Each function gives the parts of one kind; `kinds.KINDS` is the table of them.
+
 A part is `(points, shade)`. Points are (x, y) in the thing's own frame, about [-1, 1] on both axes with y pointing
 down. A shade is one of "main", "dark", "light" (variants of the thing's own colour) or a fixed colour of `FIXED_SHADES`.
 """
 
 import math
-from functools import cache
 
 import numpy as np
 
@@ -47,10 +48,13 @@ def _line(x0, y0, x1, y1, width):
 def _rays(inner, outer, count, spread):
     for i in range(count):
         a = 2 * math.pi * i / count
-        yield [(r * math.cos(b), r * math.sin(b)) for r, b in ((inner, a - spread), (outer, a), (inner, a + spread))]
+        yield [
+            (r * math.cos(b), r * math.sin(b))
+            for r, b in ((inner, a - spread), (outer, a), (inner, a + spread))
+        ]
 
 
-def _fish():
+def fish():
     return [
         ([(0.4, 0), (0.98, -0.52), (0.98, 0.52)], "dark"),
         (_ellipse(-0.15, 0, 0.78, 0.48), "main"),
@@ -61,7 +65,7 @@ def _fish():
     ]
 
 
-def _bird():
+def bird():
     return [
         (_line(-0.05, 0.4, -0.1, 0.92, 0.09), "black"),
         (_line(0.2, 0.4, 0.2, 0.92, 0.09), "black"),
@@ -74,7 +78,7 @@ def _bird():
     ]
 
 
-def _butterfly():
+def butterfly():
     return [
         (_ellipse(-0.5, -0.4, 0.48, 0.52), "main"),
         (_ellipse(0.5, -0.4, 0.48, 0.52), "main"),
@@ -88,10 +92,20 @@ def _butterfly():
     ]
 
 
-def _car():
+def car():
     return [
         ([(-0.62, -0.04), (-0.4, -0.56), (0.36, -0.56), (0.66, -0.04)], "dark"),
-        ([(-0.98, 0.42), (-0.98, 0.02), (-0.8, -0.08), (0.75, -0.08), (0.98, 0.05), (0.98, 0.42)], "main"),
+        (
+            [
+                (-0.98, 0.42),
+                (-0.98, 0.02),
+                (-0.8, -0.08),
+                (0.75, -0.08),
+                (0.98, 0.05),
+                (0.98, 0.42),
+            ],
+            "main",
+        ),
         ([(-0.46, -0.08), (-0.3, -0.44), (-0.04, -0.44), (-0.04, -0.08)], "white"),
         ([(0.06, -0.08), (0.06, -0.44), (0.29, -0.44), (0.48, -0.08)], "white"),
         (_ellipse(-0.55, 0.42, 0.26, 0.26), "black"),
@@ -101,7 +115,7 @@ def _car():
     ]
 
 
-def _boat():
+def boat():
     return [
         (_line(0, 0.35, 0, -0.98, 0.1), "wood"),
         ([(0.09, -0.94), (0.09, 0.2), (0.86, 0.2)], "light"),
@@ -111,7 +125,7 @@ def _boat():
     ]
 
 
-def _plane():
+def plane():
     return [
         ([(0.7, -0.05), (0.98, -0.6), (0.72, -0.6), (0.45, -0.05)], "dark"),
         (_ellipse(0, 0, 0.98, 0.22), "main"),
@@ -123,7 +137,7 @@ def _plane():
     ]
 
 
-def _apple():
+def apple():
     return [
         (_line(0, -0.5, 0.1, -0.95, 0.12), "wood"),
         (_ellipse(0.34, -0.8, 0.26, 0.11), "leaf"),
@@ -133,7 +147,7 @@ def _apple():
     ]
 
 
-def _banana():
+def banana():
     return [
         (_ellipse(0, -0.52, 0.98, 1.16, 15, 165) + _ellipse(0, -0.55, 0.86, 0.62, 165, 15), "main"),
         (_ellipse(0, -0.53, 0.9, 0.85, 40, 140) + _ellipse(0, -0.55, 0.86, 0.62, 140, 40), "light"),
@@ -141,19 +155,23 @@ def _banana():
     ]
 
 
-def _carrot():
+def carrot():
     return [
         (_line(0, -0.4, -0.34, -0.95, 0.16), "leaf"),
         (_line(0, -0.4, 0, -0.98, 0.16), "leaf"),
         (_line(0, -0.4, 0.34, -0.95, 0.16), "leaf"),
-        (_ellipse(0, -0.32, 0.4, 0.22, 180, 360) + [(0.38, -0.2), (0.04, 0.98), (-0.04, 0.98), (-0.38, -0.2)], "main"),
+        (
+            _ellipse(0, -0.32, 0.4, 0.22, 180, 360)
+            + [(0.38, -0.2), (0.04, 0.98), (-0.04, 0.98), (-0.38, -0.2)],
+            "main",
+        ),
         (_box(-0.34, -0.12, -0.05, -0.03), "dark"),
         (_box(0.02, 0.18, 0.24, 0.27), "dark"),
         (_box(-0.18, 0.44, 0.02, 0.52), "dark"),
     ]
 
 
-def _hammer():
+def hammer():
     return [
         (_box(-0.11, -0.5, 0.11, 0.98), "wood"),
         ([(-0.62, -0.9), (0.4, -0.9), (0.4, -0.42), (-0.62, -0.42)], "main"),
@@ -162,7 +180,7 @@ def _hammer():
     ]
 
 
-def _key():
+def key():
     return [
         (_box(-0.25, -0.12, 0.98, 0.12), "main"),
         (_box(0.5, 0.1, 0.66, 0.46), "main"),
@@ -172,7 +190,7 @@ def _key():
     ]
 
 
-def _chair():
+def chair():
     return [
         (_box(-0.62, -0.98, -0.38, 0.98), "main"),
         (_box(-0.38, -0.88, -0.18, 0.05), "light"),
@@ -181,7 +199,7 @@ def _chair():
     ]
 
 
-def _table():
+def table():
     return [
         (_box(-0.86, -0.2, -0.64, 0.78), "dark"),
         (_box(0.64, -0.2, 0.86, 0.78), "dark"),
@@ -190,7 +208,7 @@ def _table():
     ]
 
 
-def _tree():
+def tree():
     return [
         (_box(-0.15, 0.2, 0.15, 0.98), "wood"),
         (_ellipse(-0.42, 0.02, 0.42, 0.38), "main"),
@@ -201,7 +219,7 @@ def _tree():
     ]
 
 
-def _flower():
+def flower():
     petals = [
         (_ellipse(0.38 * math.cos(a), -0.4 + 0.38 * math.sin(a), 0.27, 0.27, steps=14), "main")
         for a in np.arange(6) * math.pi / 3
@@ -215,7 +233,7 @@ def _flower():
     ]
 
 
-def _hat():
+def hat():
     return [
         (_ellipse(0, 0.5, 0.99, 0.28), "main"),
         ([(-0.54, 0.48), (-0.46, -0.68), (0.46, -0.68), (0.54, 0.48)], "main"),
@@ -224,7 +242,7 @@ def _hat():
     ]
 
 
-def _shirt():
+def shirt():
     return [
         (
             [
@@ -247,7 +265,7 @@ def _shirt():
     ]
 
 
-def _sun():
+def sun():
     return [
         *((ray, "dark") for ray in _rays(0.6, 0.98, 10, 0.2)),
         (_ellipse(0, 0, 0.62, 0.62), "main"),
@@ -255,7 +273,7 @@ def _sun():
     ]
 
 
-def _moon():
+def moon():
     return [
         (_ellipse(0, 0, 0.95, 0.95, 60, 300) + _ellipse(0.32, 0, 0.82, 0.82, 275, 85), "main"),
         (_ellipse(-0.7, 0.1, 0.11, 0.11), "dark"),
@@ -263,7 +281,7 @@ def _moon():
     ]
 
 
-def _cloud():
+def cloud():
     return [
         (_box(-0.6, 0, 0.6, 0.44), "main"),
         (_ellipse(-0.58, 0.12, 0.4, 0.33), "main"),
@@ -274,7 +292,7 @@ def _cloud():
     ]
 
 
-def _house():
+def house():
     return [
         (_box(0.4, -0.85, 0.62, -0.2), "dark"),
         (_box(-0.76, -0.12, 0.76, 0.95), "main"),
@@ -285,7 +303,7 @@ def _house():
     ]
 
 
-def _cup():
+def cup():
     return [
         (_ellipse(0.6, 0, 0.38, 0.44), "dark"),
         (_ellipse(0.6, 0, 0.2, 0.25), "white"),
@@ -295,7 +313,7 @@ def _cup():
     ]
 
 
-def _umbrella():
+def umbrella():
     return [
         (_line(0, -0.2, 0, 0.86, 0.1), "black"),
         (_line(0, 0.86, 0.28, 0.86, 0.1), "black"),
@@ -306,7 +324,7 @@ def _umbrella():
     ]
 
 
-def _clock():
+def clock():
     return [
         (_ellipse(-0.55, -0.74, 0.24, 0.2), "dark"),
         (_ellipse(0.55, -0.74, 0.24, 0.2), "dark"),
@@ -317,41 +335,6 @@ def _clock():
         (_line(0, 0.1, 0, -0.4, 0.11), "black"),
         (_line(-0.04, 0.06, 0.36, 0.24, 0.11), "black"),
     ]
-
-
-_DRAWINGS = {
-    "fish": _fish,
-    "bird": _bird,
-    "butterfly": _butterfly,
-    "car": _car,
-    "boat": _boat,
-    "plane": _plane,
-    "apple": _apple,
-    "banana": _banana,
-    "carrot": _carrot,
-    "hammer": _hammer,
-    "key": _key,
-    "chair": _chair,
-    "table": _table,
-    "tree": _tree,
-    "flower": _flower,
-    "hat": _hat,
-    "shirt": _shirt,
-    "sun": _sun,
-    "moon": _moon,
-    "cloud": _cloud,
-    "house": _house,
-    "cup": _cup,
-    "umbrella": _umbrella,
-    "clock": _clock,
-}
-KINDS: tuple[str, ...] = tuple(_DRAWINGS)
-
-
-@cache
-def parts(kind: str) -> tuple[tuple[np.ndarray, str], ...]:
-    """The polygons of a kind, back to front: `(points [P, 2] float64, shade)` in the thing's own frame."""
-    return tuple((np.array(points), shade) for points, shade in _DRAWINGS[kind]())
 
 
 def shaded(colour: tuple[int, int, int], shade: str) -> tuple[int, int, int]:

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from coprs_core.world.drawings import COLOURS, KINDS, parts, shaded
+from coprs_core.world.drawings import COLOURS, shaded
+from coprs_core.world.kinds import BY_NAME, CATEGORIES, KINDS, parts
 
 SIDE = 256
 """Width and height of a scene in pixels."""
 SPLITS = ("train", "validation", "test")
 SMALLEST, LARGEST = 0.004 * SIDE**2, 0.25 * SIDE**2
 """Visible area of a thing in pixels: 0.4 % to 25 % of the picture."""
-UNSEEN_PAIRS = frozenset((kind, list(COLOURS)[(3 * i) % len(COLOURS)]) for i, kind in enumerate(KINDS[::2]))
+UNSEEN_PAIRS = frozenset(
+    (kind, list(COLOURS)[(3 * i) % len(COLOURS)]) for i, kind in enumerate(KINDS[::2])
+)
 """Kind-and-colour pairs that only the test split draws."""
 PLACES = (
     "at the top left", "at the top", "at the top right",
@@ -27,8 +30,15 @@ PLACES = (
 )  # fmt: skip
 
 _OVERSAMPLING = 2
-_LARGEST_RADIUS = {1: 0.36, 2: 0.32, 3: 0.27, 4: 0.23, 5: 0.2, 6: 0.18, 7: 0.165}  # share of the side, by count
-_TUMBLING = ("key", "hammer", "carrot", "banana", "sun", "butterfly", "fish", "plane")  # may lie at any small angle
+_LARGEST_RADIUS = {
+    1: 0.36,
+    2: 0.32,
+    3: 0.27,
+    4: 0.23,
+    5: 0.2,
+    6: 0.18,
+    7: 0.165,
+}  # share of the side, by count
 
 
 @dataclass(frozen=True)
@@ -123,8 +133,13 @@ def _place_things(rng: random.Random, split: str) -> list[_Placed]:
             continue
         closeness = 0.55 if rng.random() < 0.15 else 0.85
         for _ in range(12):
-            thing.x, thing.y = (rng.uniform(0.9 * thing.radius, SIDE - 0.9 * thing.radius) for _ in "xy")
-            if all(math.hypot(thing.x - p.x, thing.y - p.y) > closeness * (thing.radius + p.radius) for p in placed):
+            thing.x, thing.y = (
+                rng.uniform(0.9 * thing.radius, SIDE - 0.9 * thing.radius) for _ in "xy"
+            )
+            if all(
+                math.hypot(thing.x - p.x, thing.y - p.y) > closeness * (thing.radius + p.radius)
+                for p in placed
+            ):
                 placed.append(thing)
                 break
     return sorted(placed, key=lambda p: -p.radius)
@@ -147,7 +162,7 @@ def _choose_thing(rng: random.Random, split: str, placed: list[_Placed], count: 
         colour = rng.choice(list(COLOURS))
     smallest, largest = math.log(0.046), math.log(_LARGEST_RADIUS[count])
     radius = SIDE * math.exp(smallest + (largest - smallest) * rng.random() ** 0.35)
-    angle = math.radians(rng.uniform(-50, 50) if kind in _TUMBLING else rng.gauss(0, 10))
+    angle = math.radians(rng.uniform(-50, 50) if BY_NAME[kind].tumbles else rng.gauss(0, 10))
     return _Placed(kind, colour, radius, angle, rng.choice((-1, 1)) * rng.uniform(0.85, 1.1))
 
 
@@ -184,10 +199,14 @@ def _visible_things(placed: list[_Placed], owner: np.ndarray) -> list[Thing] | N
 
 def _may_be_covered(i: int, placed: list[_Placed]) -> bool:
     p = placed[i]
-    return any(math.hypot(p.x - q.x, p.y - q.y) < 1.2 * (p.radius + q.radius) for q in placed[i + 1 :])
+    return any(
+        math.hypot(p.x - q.x, p.y - q.y) < 1.2 * (p.radius + q.radius) for q in placed[i + 1 :]
+    )
 
 
-def _in_reading_order(things: list[Thing], owner: np.ndarray) -> tuple[tuple[Thing, ...], np.ndarray]:
+def _in_reading_order(
+    things: list[Thing], owner: np.ndarray
+) -> tuple[tuple[Thing, ...], np.ndarray]:
     order = sorted(range(len(things)), key=lambda i: (things[i].cell, things[i].centre[0]))
     rank = np.zeros(len(things) + 1, np.uint8)
     for new, old in enumerate(order):
@@ -196,7 +215,9 @@ def _in_reading_order(things: list[Thing], owner: np.ndarray) -> tuple[tuple[Thi
 
 
 def _draw_image(rng: random.Random, placed: list[_Placed]) -> np.ndarray:
-    canvas = Image.fromarray(_ground(rng)).resize((SIDE * _OVERSAMPLING,) * 2, Image.Resampling.NEAREST)
+    canvas = Image.fromarray(_ground(rng)).resize(
+        (SIDE * _OVERSAMPLING,) * 2, Image.Resampling.NEAREST
+    )
     pen = ImageDraw.Draw(canvas)
     for thing in placed:
         own = tuple(min(255, max(0, v + rng.randint(-14, 14))) for v in COLOURS[thing.colour])
@@ -206,7 +227,9 @@ def _draw_image(rng: random.Random, placed: list[_Placed]) -> np.ndarray:
     strength = rng.choice((0, 3, 6, 9))
     if not strength:
         return image.copy()
-    noise = np.random.default_rng(rng.getrandbits(64)).integers(-strength, strength + 1, image.shape, dtype=np.int8)
+    noise = np.random.default_rng(rng.getrandbits(64)).integers(
+        -strength, strength + 1, image.shape, dtype=np.int8
+    )
     return np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)
 
 
@@ -214,8 +237,12 @@ def _ground(rng: random.Random) -> np.ndarray:
     """A ground of little colour, uint8 [256, 256, 3]: flat, graded, striped, dotted, checked or blotched."""
     level = rng.uniform(165, 245) if rng.random() < 0.8 else rng.uniform(50, 100)
     first = np.array([level + rng.uniform(-16, 16) for _ in range(3)])
-    second = np.clip(first + rng.uniform(-45, 30) + np.array([rng.uniform(-10, 10) for _ in range(3)]), 20, 250)
-    pattern = rng.choices(("flat", "graded", "stripes", "dots", "checks", "blotches"), (30, 30, 10, 10, 8, 12))[0]
+    second = np.clip(
+        first + rng.uniform(-45, 30) + np.array([rng.uniform(-10, 10) for _ in range(3)]), 20, 250
+    )
+    pattern = rng.choices(
+        ("flat", "graded", "stripes", "dots", "checks", "blotches"), (30, 30, 10, 10, 8, 12)
+    )[0]
     angle, period = rng.uniform(0, math.pi), rng.choice((12, 18, 28, 40))
     y, x = np.ogrid[0:SIDE, 0:SIDE]
     along = (x * math.cos(angle)).astype(np.float32) + (y * math.sin(angle)).astype(np.float32)
@@ -226,26 +253,17 @@ def _ground(rng: random.Random) -> np.ndarray:
     elif pattern == "stripes":
         blend = 0.35 * (np.floor(along / period).astype(np.int16) & 1)
     elif pattern == "dots":
-        blend = 0.5 * (((x % period - period // 2) ** 2 + (y % period - period // 2) ** 2) < (period / 4) ** 2)
+        blend = 0.5 * (
+            ((x % period - period // 2) ** 2 + (y % period - period // 2) ** 2) < (period / 4) ** 2
+        )
     elif pattern == "checks":
         blend = 0.3 * ((x // period + y // period) & 1)
     else:
         cells = np.random.default_rng(rng.getrandbits(64)).integers(
             0, 256, (rng.choice((6, 12, 24)),) * 2, dtype=np.uint8
         )
-        blend = np.asarray(Image.fromarray(cells).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) * np.float32(1 / 400)
+        blend = np.asarray(
+            Image.fromarray(cells).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        ) * np.float32(1 / 400)
     palette = np.linspace(first, second, 256).astype(np.uint8)
     return palette.take((blend * 255).astype(np.uint8), axis=0)
-
-
-CATEGORIES: dict[str, tuple[str, ...]] = {
-    "animal": ("fish", "bird", "butterfly"),
-    "vehicle": ("car", "boat", "plane"),
-    "food": ("apple", "banana", "carrot"),
-    "fruit": ("apple", "banana"),
-    "tool": ("hammer", "key"),
-    "furniture": ("chair", "table"),
-    "plant": ("tree", "flower"),
-    "clothing": ("hat", "shirt"),
-    "sky": ("sun", "moon", "cloud"),
-}

@@ -2,6 +2,7 @@
 
 import random
 import re
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,12 +16,13 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from coprs_core.world.drawings import COLOURS, KINDS
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.prompts import FOCUS_TOKEN
+from coprs_core.training.mini.recipe import Recipe
+from coprs_core.world.drawings import COLOURS
+from coprs_core.world.kinds import KINDS
 from coprs_core.world.questions import ask
 from coprs_core.world.scenes import PLACES, draw_scene
-from coprs_core.training.mini import recipe as mini
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -30,9 +32,11 @@ _SET_PHRASES = (*PLACES, "You ask for", "It could be", "There is no", "something
 """Phrases of the replies that may become one token: half the steps for the same words."""
 
 
-def build_tokenizer(scenes: int = 3000) -> PreTrainedTokenizerFast:
+def build_tokenizer(recipe: Recipe, scenes: int = 3000) -> PreTrainedTokenizerFast:
     """A byte-level BPE trained on instructions and replies about the first `scenes` training scenes."""
-    phrases = "|".join(" " + re.escape(p).replace(r"\ ", " ") for p in sorted(_SET_PHRASES, key=len, reverse=True))
+    phrases = "|".join(
+        " " + re.escape(p).replace(r"\ ", " ") for p in sorted(_SET_PHRASES, key=len, reverse=True)
+    )
     pattern = rf"{phrases}| ?\p{{L}}+| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -43,7 +47,7 @@ def build_tokenizer(scenes: int = 3000) -> PreTrainedTokenizerFast:
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=mini.VOCABULARY,
+        vocab_size=recipe.vocabulary,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -72,8 +76,8 @@ def _corpus(scenes: int):
     yield from ("user\n", "assistant\n")
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
-    size = {"shortest_edge": mini.MLLM_SIDE**2, "longest_edge": mini.MLLM_SIDE**2}
+def build_processor(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
+    size = {"shortest_edge": recipe.mllm_side**2, "longest_edge": recipe.mllm_side**2}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
         tokenizer=tokenizer,
@@ -81,37 +85,10 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     )
 
 
-def build_miniature(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> CoPRS:
+def build_miniature(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> CoPRS:
     """A miniature with random weights, float32, on the CPU."""
     torch.manual_seed(seed)
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in (
-        ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>"),
-        ("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>"),
-    )}  # fmt: skip
-    head_width = mini.LLM["hidden_size"] // mini.LLM["num_attention_heads"]
-    config = Qwen2_5_VLConfig(
-        text_config=dict(
-            mini.LLM,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=4096,
-            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[1] * (head_width // 2)),
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        vision_config=dict(
-            mini.TOWER,
-            patch_size=14,
-            spatial_merge_size=2,
-            temporal_patch_size=2,
-            window_size=112,
-            out_hidden_size=mini.LLM["hidden_size"],
-            fullatt_block_indexes=list(range(mini.TOWER["depth"])),
-        ),
-        tie_word_embeddings=True,
-        **ids,
-    )
-    mllm = Qwen2_5_VLForConditionalGeneration(config)
+    mllm: Any = Qwen2_5_VLForConditionalGeneration(_mllm_config(recipe, tokenizer))
     mllm.generation_config.eos_token_id = tokenizer.eos_token_id
     mllm.generation_config.pad_token_id = tokenizer.pad_token_id
     for p in mllm.parameters():
@@ -119,16 +96,49 @@ def build_miniature(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> CoPRS:
             nn.init.normal_(p, std=0.04)
     model = CoPRS(
         CoPRSConfig(
-            llm_width=mini.LLM["hidden_size"],
-            vision=mini.VISION,
-            decoder=mini.DECODER,
-            prior_heads=mini.PRIOR_HEADS,
-            prior_width=mini.PRIOR_WIDTH,
-            prompt_template=mini.PROMPT_TEMPLATE,
-            max_new_tokens=mini.MAX_NEW_TOKENS,
+            llm_width=recipe.llm["hidden_size"],
+            vision=recipe.vision,
+            decoder=recipe.decoder,
+            prior_heads=recipe.prior_heads,
+            prior_width=recipe.prior_width,
+            prompt_template=recipe.prompt_template,
+            max_new_tokens=recipe.max_new_tokens,
             note="picture-book scenes",
         ),
         mllm,
     )
     nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.1)
     return model
+
+
+def _mllm_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """Qwen2.5-VL's own config at the recipe's sizes."""
+    head_width = recipe.llm["hidden_size"] // recipe.llm["num_attention_heads"]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1] * (head_width // 2)}
+    text_config = {
+        **recipe.llm,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 4096,
+        "rope_parameters": rope,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision_config = {
+        **recipe.tower,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 112,
+        "out_hidden_size": recipe.llm["hidden_size"],
+        "fullatt_block_indexes": list(range(recipe.tower["depth"])),
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text_config,
+        vision_config=vision_config,
+        tie_word_embeddings=True,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )

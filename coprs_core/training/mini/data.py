@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from coprs_core.world.drawings import KINDS
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt
+from coprs_core.training.mini import oracle
+from coprs_core.training.mini.recipe import Recipe, Stage
+from coprs_core.world.kinds import KINDS
 from coprs_core.world.questions import Question, ask
 from coprs_core.world.scenes import Scene, Thing, draw_scene
-from coprs_core.training.mini import oracle
-from coprs_core.training.mini import recipe as mini
 
 PREFIX_END = "<|vision_end|>"
 
@@ -54,31 +54,35 @@ class Batch:
     tower_cells: Tensor | None = None  # float32 [B, tokens, 64]
     encoder_cells: Tensor | None = None  # float32 [B, grid², 64]
     packed: Packed | None = None
-    targets: list[tuple[int, Thing]] = field(default_factory=list)  # (row of the batch, thing to segment)
+    targets: list[tuple[int, Thing]] = field(
+        default_factory=list
+    )  # (row of the batch, thing to segment)
     masks: Tensor | None = None  # float32 [M, 1, prior side, prior side] in [0, 1], of `targets`
 
 
 class SceneData(torch.utils.data.Dataset):
     """Item i is scene i of the training split with its questions, the same in every run."""
 
-    def __init__(self, stage: mini.Stage):
-        self.stage = stage
+    def __init__(self, recipe: Recipe, stage: Stage):
+        self.recipe, self.stage = recipe, stage
 
     def __getitem__(self, i: int) -> tuple[Scene, list[Question]]:
         seed = f"{self.stage.name} {i}"
         scene = draw_scene(seed, with_image=self.stage.name != "language")
         rng = random.Random(f"questions {seed}")
         return scene, [
-            ask(scene, rng, None, mini.FAMILY_WEIGHTS, mini.NOTHING_SHARE) for _ in range(self.stage.questions)
+            ask(scene, rng, None, self.recipe.family_weights, self.recipe.nothing_share)
+            for _ in range(self.stage.questions)
         ]
 
 
 class Collator:
     """Turns drawn scenes into a `Batch` with what the stage needs."""
 
-    def __init__(self, stage: mini.Stage, tokenizer, image_processor):
-        self.stage, self.tokenizer, self.image_processor = stage, tokenizer, image_processor
-        self.tower_grid = mini.MLLM_SIDE // 28
+    def __init__(self, recipe: Recipe, stage: Stage, tokenizer, image_processor):
+        self.recipe, self.stage = recipe, stage
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.tower_grid = recipe.mllm_side // 28
 
     def __call__(self, drawn: list[tuple[Scene, list[Question]]]) -> Batch:
         scenes, name = [s for s, _ in drawn], self.stage.name
@@ -87,25 +91,40 @@ class Collator:
         if name != "language":
             batch.image = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in scenes])
         if name in ("eyes", "joint"):
-            batch.pixel_values = self.image_processor(images=list(batch.image), return_tensors="pt")["pixel_values"]
+            batch.pixel_values = self.image_processor(
+                images=list(batch.image), return_tensors="pt"
+            )["pixel_values"]
         if name != "focus":
             batch.tower_cells = _cells(scenes, self.tower_grid, 0.15)
         if name in ("focus", "joint"):
-            batch.encoder_cells = _cells(scenes, mini.VISION.grid, 0.3)
+            batch.encoder_cells = _cells(scenes, self.recipe.vision.grid, 0.3)
         if self.stage.questions:
-            batch.packed = pack([(s, q) for s, q in drawn], self.tokenizer, self.tower_grid**2)
+            batch.packed = pack(self.recipe, drawn, self.tokenizer, self.tower_grid**2)
         if name == "focus":
-            batch.targets = [(i, t) for i, s in enumerate(scenes) for t in rng.sample(s.things, min(3, len(s.things)))]
+            batch.targets = [
+                (i, t)
+                for i, s in enumerate(scenes)
+                for t in rng.sample(s.things, min(3, len(s.things)))
+            ]
         if name == "joint":
             rows = batch.packed.focus[:, 0].tolist()
             batch.targets = list(zip(rows, batch.packed.focus_things))
         if batch.targets:
-            batch.masks = torch.stack([_soft_mask(scenes[i], t) for i, t in batch.targets])
+            batch.masks = torch.stack(
+                [_soft_mask(self.recipe, scenes[i], t) for i, t in batch.targets]
+            )
         return batch
 
 
 def batches(
-    stage: mini.Stage, tokenizer, image_processor, start: int, workers: int, rank: int = 0, world: int = 1
+    recipe: Recipe,
+    stage: Stage,
+    tokenizer,
+    image_processor,
+    start: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
     """The stage's batches from step `start` on, the same whatever the number of workers; of `world` processes each one
     takes every `world`-th batch."""
@@ -113,37 +132,56 @@ def batches(
         range((step * world + rank) * stage.scenes, (step * world + rank + 1) * stage.scenes)
         for step in range(start, stage.steps)
     ]
-    collate = Collator(stage, tokenizer, image_processor)
-    return iter(DataLoader(SceneData(stage), batch_sampler=rows, collate_fn=collate, num_workers=workers))
+    collate = Collator(recipe, stage, tokenizer, image_processor)
+    return iter(
+        DataLoader(
+            SceneData(recipe, stage), batch_sampler=rows, collate_fn=collate, num_workers=workers
+        )
+    )
 
 
 def _cells(scenes: list[Scene], grid: int, least: float) -> Tensor:
-    return torch.stack([oracle.cell_features(torch.from_numpy(s.owner), s.things, grid, least) for s in scenes])
+    return torch.stack(
+        [oracle.cell_features(torch.from_numpy(s.owner), s.things, grid, least) for s in scenes]
+    )
 
 
-def _soft_mask(scene: Scene, thing: Thing) -> Tensor:
+def _soft_mask(recipe: Recipe, scene: Scene, thing: Thing) -> Tensor:
     mask = torch.from_numpy(scene.mask(scene.things.index(thing))).float()[None, None]
-    return torch.nn.functional.adaptive_avg_pool2d(mask, mini.VISION.prior_side)[0]
+    return torch.nn.functional.adaptive_avg_pool2d(mask, recipe.vision.prior_side)[0]
 
 
-def pack(asked: list[tuple[Scene, list[Question]]], tokenizer, image_tokens: int) -> Packed:
+def pack(
+    recipe: Recipe, asked: list[tuple[Scene, list[Question]]], tokenizer, image_tokens: int
+) -> Packed:
     """Put the questions of every scene into one row (see `Packed`)."""
     image_ids = [tokenizer.convert_tokens_to_ids("<|image_pad|>")] * image_tokens
     end = tokenizer.convert_tokens_to_ids(PREFIX_END)
-    rows = [[_branch(q, s, tokenizer, image_ids, end) for q in questions] for s, questions in asked]
+    rows = [
+        [_branch(recipe, q, s, tokenizer, image_ids, end) for q in questions]
+        for s, questions in asked
+    ]
     prefix = rows[0][0].prefix
     start = len(prefix)
     length = start + max(sum(len(b.ids) for b in row) for row in rows)
     ids = torch.full((len(rows), length), tokenizer.pad_token_id)
     branch, offset = torch.full_like(ids, -2), torch.zeros_like(ids)
     labels, weights = torch.full_like(ids, -100), torch.zeros(ids.shape)
-    ids[:, :start], branch[:, :start], offset[:, :start] = torch.tensor(prefix), -1, torch.arange(start)
+    ids[:, :start], branch[:, :start], offset[:, :start] = (
+        torch.tensor(prefix),
+        -1,
+        torch.arange(start),
+    )
     focus, focus_things, listed, listed_things = [], [], [], []
     for r, row in enumerate(rows):
         at = start
         for k, b in enumerate(row):
             span = slice(at, at + len(b.ids))
-            ids[r, span], branch[r, span], offset[r, span] = torch.tensor(b.ids), k, start + torch.arange(len(b.ids))
+            ids[r, span], branch[r, span], offset[r, span] = (
+                torch.tensor(b.ids),
+                k,
+                start + torch.arange(len(b.ids)),
+            )
             labels[r, at + b.reply_start : span.stop] = torch.tensor(b.ids[b.reply_start :])
             weights[r, at + b.reply_start : span.stop] = torch.tensor(b.weights)
             listed += [(r, at + i) for i in b.listed]
@@ -153,7 +191,17 @@ def pack(asked: list[tuple[Scene, list[Question]]], tokenizer, image_tokens: int
                 focus_things.append(b.target)
             at = span.stop
     focus = torch.tensor(focus, dtype=torch.long).view(-1, 2)
-    return Packed(ids, branch, offset, labels, weights, focus, focus_things, torch.tensor(listed), listed_things)
+    return Packed(
+        ids,
+        branch,
+        offset,
+        labels,
+        weights,
+        focus,
+        focus_things,
+        torch.tensor(listed),
+        listed_things,
+    )
 
 
 @dataclass
@@ -168,12 +216,21 @@ class _Branch:
     target: Thing | None
 
 
-def _branch(question: Question, scene: Scene, tokenizer, image_ids: list[int], prefix_end: int) -> _Branch:
-    prompt = encode_prompt(tokenizer, mini.PROMPT_TEMPLATE, question.instruction, image_ids)
+def _branch(
+    recipe: Recipe,
+    question: Question,
+    scene: Scene,
+    tokenizer,
+    image_ids: list[int],
+    prefix_end: int,
+) -> _Branch:
+    prompt = encode_prompt(tokenizer, recipe.prompt_template, question.instruction, image_ids)
     cut = prompt.index(prefix_end) + 1
-    pieces = [tokenizer(p, add_special_tokens=False).input_ids for p in reply_sections(question.reply)]
+    pieces = [
+        tokenizer(p, add_special_tokens=False).input_ids for p in reply_sections(question.reply)
+    ]
     pieces[-1] += [tokenizer.eos_token_id]
-    levels = (mini.LIST_WEIGHT, mini.REQUEST_WEIGHT, mini.DECISION_WEIGHT, mini.LIST_WEIGHT)
+    levels = (recipe.list_weight, recipe.request_weight, recipe.decision_weight, recipe.list_weight)
     weights = [w for piece, w in zip(pieces, levels) for _ in piece]
     ids = prompt[cut:] + [i for piece in pieces for i in piece]
     kind_ids = {tokenizer.convert_tokens_to_ids("Ġ" + k) for k in KINDS}
@@ -189,4 +246,6 @@ def _branch(question: Question, scene: Scene, tokenizer, image_ids: list[int], p
 
 def reply_sections(reply: str) -> list[str]:
     """A target reply in four: what is seen; what is asked; which one it is; the answer. Joined they are the reply."""
-    return list(re.fullmatch(r"(<think>I see .*?\.)( You ask for .*?\.)( .*)(</think>.*)", reply).groups())
+    return list(
+        re.fullmatch(r"(<think>I see .*?\.)( You ask for .*?\.)( .*)(</think>.*)", reply).groups()
+    )

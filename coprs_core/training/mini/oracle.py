@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coprs_core.world.drawings import COLOURS, KINDS
+from coprs_core.world.drawings import COLOURS
+from coprs_core.world.kinds import KINDS
 from coprs_core.world.scenes import SIDE, Thing
 
 _COLOUR_NAMES = list(COLOURS)
@@ -22,7 +23,9 @@ CENTRE = slice(COLOUR.stop, COLOUR.stop + 24)
 AREA = slice(CENTRE.stop, CENTRE.stop + 6)
 THING_FEATURES = AREA.stop
 GROUND = THING_FEATURES
-CELL_FEATURES = THING_FEATURES + 2  # … and the flag "ground", and the share of the cell that is covered
+CELL_FEATURES = (
+    THING_FEATURES + 2
+)  # … and the flag "ground", and the share of the cell that is covered
 IMAGE_SCALE, QUERY_SCALE = 0.6, 4.0
 
 
@@ -32,7 +35,9 @@ def thing_features(thing: Thing) -> Tensor:
     f[KINDS.index(thing.kind)] = 1
     f[COLOUR.start + _COLOUR_NAMES.index(thing.colour)] = 1
     x, y = thing.centre
-    f[CENTRE] = torch.cat([torch.exp(-((v - _POSITIONS) ** 2) / (2 * _POSITION_WIDTH**2)) for v in (x, y)])
+    f[CENTRE] = torch.cat(
+        [torch.exp(-((v - _POSITIONS) ** 2) / (2 * _POSITION_WIDTH**2)) for v in (x, y)]
+    )
     f[AREA] = torch.exp(-((math.log(thing.area) - _LOG_AREAS) ** 2) / (2 * _LOG_AREA_WIDTH**2))
     return f
 
@@ -42,7 +47,9 @@ def cell_features(owner: Tensor, things: tuple[Thing, ...], grid: int, least: fl
 
     `owner` is the scene's uint8 [256, 256].
     """
-    shares = F.adaptive_avg_pool2d(F.one_hot(owner[::2, ::2].long(), len(things) + 1).permute(2, 0, 1).float(), grid)
+    shares = F.adaptive_avg_pool2d(
+        F.one_hot(owner[::2, ::2].long(), len(things) + 1).permute(2, 0, 1).float(), grid
+    )
     covered, which = shares[1:].flatten(1).max(0)
     table = torch.stack([thing_features(t) for t in things])
     f = torch.zeros(grid * grid, CELL_FEATURES)
@@ -57,9 +64,13 @@ def frames(width: int) -> tuple[Tensor, Tensor]:
     """The image frame [width, 64] and the query frame [width, 62]: fixed, with orthogonal columns."""
 
     def orthonormal(seed: int) -> Tensor:
-        return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0]
+        return torch.linalg.qr(
+            torch.randn(width, width, generator=torch.Generator().manual_seed(seed))
+        )[0]
 
-    return orthonormal(7)[:, :CELL_FEATURES] * IMAGE_SCALE, orthonormal(8)[:, :THING_FEATURES] * QUERY_SCALE
+    return orthonormal(7)[:, :CELL_FEATURES] * IMAGE_SCALE, orthonormal(8)[
+        :, :THING_FEATURES
+    ] * QUERY_SCALE
 
 
 def cell_losses(cells: Tensor, target: Tensor, image_frame: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,4 +91,6 @@ def class_loss(read: Tensor, target: Tensor, sharpness: float = 8.0) -> Tensor:
     if not held.any():
         return read.sum() * 0
     kind = F.cross_entropy(sharpness * read[held, KIND], target[held, KIND].argmax(-1))
-    return kind + 0.5 * F.cross_entropy(sharpness * read[held, COLOUR], target[held, COLOUR].argmax(-1))
+    return kind + 0.5 * F.cross_entropy(
+        sharpness * read[held, COLOUR], target[held, COLOUR].argmax(-1)
+    )

@@ -1,35 +1,23 @@
 """The miniature's recipe: sizes and stages. `python -m coprs_core train mini` runs it from nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
 from coprs_core.world.questions import FAMILY_WEIGHTS
 
 PROMPT_TEMPLATE = (
-    "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{instruction}<|im_end|>\n<|im_start|>assistant\n"
+    "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{instruction}<|im_end|>\n"
+    "<|im_start|>assistant\n"
 )
-
-VISION = VisionConfig(
-    side=256, patch=16, width=128, depth=5, heads=4, mlp_ratio=3.0, window=0, global_layers=(), channels=96
-)
-DECODER = DecoderConfig(mask_channels=16, depth=2, heads=4, mlp_width=384, iou_depth=2, iou_width=96)
-PRIOR_HEADS, PRIOR_WIDTH = 4, 192
-
-LLM = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=6)
-TOWER = dict(hidden_size=128, intermediate_size=384, depth=4, num_heads=4)
-MLLM_SIDE = 280
-"""Photos reach the vision tower with an area of 280² pixels: a grid of 10×10 visual tokens for a square."""
-VOCABULARY = 1400
-MAX_NEW_TOKENS = 160
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of the run: `steps` of `scenes` scenes each, `questions` about every scene.
 
-    `rate` is Muon's peak learning rate for hidden matrices, `adam_rate` AdamW's for the rest; both rise over the first
-    2 % of the steps, hold until `hold` of them and fall to nothing along a cosine.
+    `rate` is Muon's peak learning rate for hidden matrices, `adam_rate` AdamW's for the rest; both rise
+    over the first 2 % of the steps, hold until `hold` of them and fall to nothing along a cosine.
     """
 
     name: str
@@ -41,16 +29,77 @@ class Stage:
     hold: float = 0.4
 
 
-FAMILY_WEIGHTS = FAMILY_WEIGHTS | {"relation": 2.6, "extreme": 2.2, "exclusion": 1.2, "two steps": 2.2}
-"""How often training asks what; spatial choices more often than the test does, for they are learnt last."""
-NOTHING_SHARE = 0.06
-"""How often training asks in vain: half as often as the test, for the miniature says "nothing" too readily."""
-LIST_WEIGHT, REQUEST_WEIGHT, DECISION_WEIGHT = 1.0, 2.0, 4.0
-"""Weights of a reply's tokens in the language loss: what is seen, what is asked, which one it is."""
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run of the miniature rests on.
 
-STAGES = (
-    Stage("eyes", steps=3200, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
-    Stage("focus", steps=4000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
-    Stage("language", steps=3500, scenes=8, questions=3, rate=2e-3, adam_rate=1e-3),
-    Stage("joint", steps=1500, scenes=6, questions=3, rate=7e-4, adam_rate=4e-4, hold=0.2),
-)
+    Attributes:
+        vision, decoder: sizes of SAM's parts; `prior_heads`, `prior_width`: of the query head.
+        llm, tower: sizes of the language model and of its vision tower, as in its config.
+        mllm_side: photos reach the tower with an area of so many pixels squared; 280 makes a grid of
+            10×10 visual tokens for a square.
+        vocabulary: tokens; `max_new_tokens`: bound of a reply.
+        family_weights: how often training asks what; spatial choices more often than the test does,
+            for they are learnt last.
+        nothing_share: how often training asks in vain; half as often as the test, for the miniature
+            says "nothing" too readily.
+        list_weight, request_weight, decision_weight: of a reply's tokens in the language loss: what is
+            seen, what is asked, which one it is.
+        stages: in order; those before "joint" do not need each other.
+    """
+
+    vision: VisionConfig = VisionConfig(
+        side=256,
+        patch=16,
+        width=128,
+        depth=5,
+        heads=4,
+        mlp_ratio=3.0,
+        window=0,
+        global_layers=(),
+        channels=96,
+    )
+    decoder: DecoderConfig = DecoderConfig(
+        mask_channels=16, depth=2, heads=4, mlp_width=384, iou_depth=2, iou_width=96
+    )
+    prior_heads: int = 4
+    prior_width: int = 192
+    llm: dict[str, int] = field(
+        default_factory=lambda: {
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 6,
+        }
+    )
+    tower: dict[str, int] = field(
+        default_factory=lambda: {
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "depth": 4,
+            "num_heads": 4,
+        }
+    )
+    mllm_side: int = 280
+    vocabulary: int = 1400
+    max_new_tokens: int = 160
+    prompt_template: str = PROMPT_TEMPLATE
+    family_weights: dict[str, float] = field(
+        default_factory=lambda: (
+            FAMILY_WEIGHTS | {"relation": 2.6, "extreme": 2.2, "exclusion": 1.2, "two steps": 2.2}
+        )
+    )
+    nothing_share: float = 0.06
+    list_weight: float = 1.0
+    request_weight: float = 2.0
+    decision_weight: float = 4.0
+    stages: tuple[Stage, ...] = (
+        Stage("eyes", steps=3200, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
+        Stage("focus", steps=4000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
+        Stage("language", steps=3500, scenes=8, questions=3, rate=2e-3, adam_rate=1e-3),
+        Stage("joint", steps=1500, scenes=6, questions=3, rate=7e-4, adam_rate=4e-4, hold=0.2),
+    )
+
+
+MINI = Recipe()

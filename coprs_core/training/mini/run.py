@@ -12,13 +12,13 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from coprs_core.checkpoints.load import save_checkpoint
+from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device
 from coprs_core.training.mini import oracle
-from coprs_core.training.mini import recipe as mini
 from coprs_core.training.mini.build import build_miniature, build_processor, build_tokenizer
 from coprs_core.training.mini.data import batches
+from coprs_core.training.mini.recipe import Recipe, Stage
 from coprs_core.training.mini.stages import Scaffold
 
 _ADAM_ONLY = (
@@ -34,10 +34,19 @@ _ADAM_ONLY = (
 )
 
 
-def optimizers(parts: dict[str, nn.Module], stage: mini.Stage) -> list[torch.optim.Optimizer]:
+def optimizers(parts: dict[str, nn.Module], stage: Stage) -> list[torch.optim.Optimizer]:
     """Muon for hidden matrices, AdamW for embeddings, convolutions, norms and biases."""
-    named = [(f"{part}.{n}", p) for part, m in parts.items() for n, p in m.named_parameters() if p.requires_grad]
-    matrices = [p for n, p in named if p.dim() == 2 and min(p.shape) >= 16 and not any(k in n for k in _ADAM_ONLY)]
+    named = [
+        (f"{part}.{n}", p)
+        for part, m in parts.items()
+        for n, p in m.named_parameters()
+        if p.requires_grad
+    ]
+    matrices = [
+        p
+        for n, p in named
+        if p.dim() == 2 and min(p.shape) >= 16 and not any(k in n for k in _ADAM_ONLY)
+    ]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
     return [
@@ -50,17 +59,26 @@ def optimizers(parts: dict[str, nn.Module], stage: mini.Stage) -> list[torch.opt
     ]  # fmt: skip
 
 
-def rate_factor(step: int, stage: mini.Stage) -> float:
+def rate_factor(step: int, stage: Stage) -> float:
     """The learning rate at a step as a share of its peak: a short rise, a plateau, a cosine to nothing."""
     done = step / stage.steps
     rise = min(1.0, done / 0.02 + 0.02)
-    return rise if done < stage.hold else 0.5 * (1 + math.cos(math.pi * (done - stage.hold) / (1 - stage.hold)))
+    return (
+        rise
+        if done < stage.hold
+        else 0.5 * (1 + math.cos(math.pi * (done - stage.hold) / (1 - stage.hold)))
+    )
 
 
 def train_miniature(
-    folder: Path, device: str = "auto", workers: int = 0, only: str | None = None, threads: int | None = None
+    recipe: Recipe,
+    folder: Path,
+    device: str = "auto",
+    workers: int = 0,
+    only: str | None = None,
+    threads: int | None = None,
 ) -> None:
-    """Run every stage that is left, or `only` one, and write the finished model to `folder/checkpoint`.
+    """Run every stage of a recipe that is left, or `only` one, and write the finished model to `folder/checkpoint`.
 
     The stages before "joint" do not need each other: they may run side by side, each as its own process with `only`.
     Under `torchrun` every process takes its share of the scenes and the gradients are averaged.
@@ -75,14 +93,14 @@ def train_miniature(
     if threads:
         torch.set_num_threads(threads)
     if rank == 0 and not (folder / "tokenizer").is_dir():
-        build_tokenizer().save_pretrained(folder / "tokenizer")
+        build_tokenizer(recipe).save_pretrained(folder / "tokenizer")
     if dist.is_initialized():
         dist.barrier()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    processor = build_processor(tokenizer)
-    scaffold = Scaffold(build_miniature(tokenizer)).to(device)
+    processor = build_processor(recipe, tokenizer)
+    scaffold = Scaffold(recipe, build_miniature(recipe, tokenizer)).to(device)
     scaffold.model.mllm.set_attn_implementation("plain")
-    for stage in mini.STAGES:
+    for stage in recipe.stages:
         if only in (None, stage.name):
             if stage.name == "joint" and not (folder / "joint.pt").exists():
                 assemble(scaffold, folder)
@@ -98,15 +116,26 @@ def assemble(scaffold: Scaffold, folder: Path) -> None:
     for stage in ("eyes", "focus", "language"):
         if not (folder / f"{stage}.pt").exists():
             raise CoPRSError(f"The joint stage needs {folder / stage}.pt: run stage {stage} first.")
-        saved = torch.load(folder / f"{stage}.pt", map_location=scaffold.device, weights_only=True)["parts"]
+        saved = torch.load(folder / f"{stage}.pt", map_location=scaffold.device, weights_only=True)[
+            "parts"
+        ]
         for name, module in scaffold.parts(stage).items():
             module.load_state_dict(saved[name])
-    frame, weight = scaffold.query_frame / oracle.QUERY_SCALE, scaffold.model.prior.q_proj.weight.data
+    frame, weight = (
+        scaffold.query_frame / oracle.QUERY_SCALE,
+        scaffold.model.prior.q_proj.weight.data,
+    )
     weight.copy_(weight @ frame @ frame.T)
 
 
 def run_stage(
-    scaffold: Scaffold, stage: mini.Stage, tokenizer, image_processor, folder: Path, workers: int, every: float = 180
+    scaffold: Scaffold,
+    stage: Stage,
+    tokenizer,
+    image_processor,
+    folder: Path,
+    workers: int,
+    every: float = 180,
 ) -> None:
     """Train one stage, going on from `folder/<stage>.pt` where it exists; write it every `every` seconds and at the end."""
     path, (rank, world) = folder / f"{stage.name}.pt", _processes()
@@ -119,21 +148,26 @@ def run_stage(
     began = saved_at = time.monotonic()
     means: dict[str, float] = {}
     scaffold.train()
-    drawn = batches(stage, tokenizer, image_processor, step, workers, rank, world)
-    bar = tqdm(drawn, desc=stage.name, total=stage.steps, initial=step, mininterval=5, disable=rank > 0)
+    drawn = batches(scaffold.recipe, stage, tokenizer, image_processor, step, workers, rank, world)
+    bar = tqdm(
+        drawn, desc=stage.name, total=stage.steps, initial=step, mininterval=5, disable=rank > 0
+    )
     for batch in bar:
         for optimizer, peak in zip(chosen, (stage.rate, stage.adam_rate)):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate_factor(step, stage)
-        figures = _step(scaffold, stage, batch, parameters, chosen)
+        losses = _step(scaffold, stage, batch, parameters, chosen)
         step += 1
-        means = {k: 0.98 * means.get(k, v) + 0.02 * v for k, v in (means | figures).items()}
+        means = {k: 0.98 * means.get(k, v) + 0.02 * v for k, v in (means | losses).items()}
         spent = seconds + time.monotonic() - began
         if rank == 0 and step % 50 == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
             with (folder / f"{stage.name}.jsonl").open("a") as log:
                 log.write(
-                    json.dumps({"step": step, "seconds": round(spent)} | {k: round(v, 4) for k, v in means.items()})
+                    json.dumps(
+                        {"step": step, "seconds": round(spent)}
+                        | {k: round(v, 4) for k, v in means.items()}
+                    )
                     + "\n"
                 )
         if rank == 0 and (step == stage.steps or time.monotonic() - saved_at > every):
@@ -142,7 +176,7 @@ def run_stage(
 
 
 def _step(
-    scaffold: Scaffold, stage: mini.Stage, batch, parameters: list[nn.Parameter], chosen: list
+    scaffold: Scaffold, stage: Stage, batch, parameters: list[nn.Parameter], chosen: list
 ) -> dict[str, float]:
     """One step of learning; the figures of its batch."""
     with torch.autocast(scaffold.device.type, dtype=torch.bfloat16):
@@ -159,9 +193,13 @@ def _step(
 
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    flat = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    )
     dist.all_reduce(flat)
-    for p, piece in zip(parameters, (flat / dist.get_world_size()).split([p.numel() for p in parameters])):
+    for p, piece in zip(
+        parameters, (flat / dist.get_world_size()).split([p.numel() for p in parameters])
+    ):
         p.grad = piece.view_as(p).clone()
 
 
@@ -170,7 +208,9 @@ def _processes() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def _resume(path: Path, parts: dict[str, nn.Module], chosen: list, device: torch.device) -> tuple[int, float]:
+def _resume(
+    path: Path, parts: dict[str, nn.Module], chosen: list, device: torch.device
+) -> tuple[int, float]:
     """Load what an earlier run left, if any; the step to go on from and the seconds spent."""
     if not path.exists():
         return 0, 0.0

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from coprs_core.world.drawings import KINDS
 from coprs_core.geometry import sam_pixels
 from coprs_core.model.coprs import CoPRS
-from coprs_core.training.mini import oracle
-from coprs_core.training.mini import recipe as mini
-from coprs_core.training.mini.data import Batch, Packed
 from coprs_core.training.losses import segmentation_loss
+from coprs_core.training.mini import oracle
+from coprs_core.training.mini.data import Batch, Packed
+from coprs_core.training.mini.recipe import Recipe
+from coprs_core.world.kinds import KINDS
 
 
 def _plain_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
@@ -35,9 +35,9 @@ AttentionInterface.register("plain", _plain_attention)
 class Scaffold(nn.Module):
     """The model in training with what only training needs: the oracle's frames and two read-out heads."""
 
-    def __init__(self, model: CoPRS):
+    def __init__(self, recipe: Recipe, model: CoPRS):
         super().__init__()
-        self.model = model
+        self.recipe, self.model = recipe, model
         image_frame, query_frame = oracle.frames(model.config.llm_width)
         self.register_buffer("image_frame", image_frame)
         self.register_buffer("query_frame", query_frame)
@@ -60,19 +60,33 @@ class Scaffold(nn.Module):
             "encoder_reader": self.encoder_reader,
         }
         language = {"language_model": m.mllm.model.language_model, "word_reader": self.word_reader}
-        return {"eyes": eyes, "focus": focus, "language": language, "joint": eyes | focus | language}[stage]
+        return {
+            "eyes": eyes,
+            "focus": focus,
+            "language": language,
+            "joint": eyes | focus | language,
+        }[stage]
 
     def loss(self, stage: str, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        return {"eyes": self.eyes, "focus": self.focus, "language": self.language, "joint": self.joint}[stage](batch)
+        return {
+            "eyes": self.eyes,
+            "focus": self.focus,
+            "language": self.language,
+            "joint": self.joint,
+        }[stage](batch)
 
     # --- stages
 
     def eyes(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        error, kinds = oracle.cell_losses(self.see(batch), batch.tower_cells.to(self.device), self.image_frame)
+        error, kinds = oracle.cell_losses(
+            self.see(batch), batch.tower_cells.to(self.device), self.image_frame
+        )
         return error + kinds, {"error": error.item(), "class": kinds.item()}
 
     def focus(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        features = torch.stack([_blurred(oracle.thing_features(t)) for _, t in batch.targets]).to(self.device)
+        features = torch.stack([_blurred(oracle.thing_features(t)) for _, t in batch.targets]).to(
+            self.device
+        )
         embedding = self.encode(batch)
         read = self.read_cells(embedding, batch)
         segmentation, figures = self.segment(features @ self.query_frame.T, embedding, batch)
@@ -85,25 +99,33 @@ class Scaffold(nn.Module):
 
     def joint(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         visual, embedding = self.see(batch), self.encode(batch)
-        error, kinds = oracle.cell_losses(visual, batch.tower_cells.to(self.device), self.image_frame)
+        error, kinds = oracle.cell_losses(
+            visual, batch.tower_cells.to(self.device), self.image_frame
+        )
         read = self.read_cells(embedding, batch)
         language, figures, focus_embedding = self.think(batch.packed, visual)
         if not len(focus_embedding):
             return language + 0.5 * (error + kinds) + 0.5 * read, figures
         segmentation, masks = self.segment(focus_embedding, embedding, batch)
-        return language + segmentation + 0.5 * (error + kinds) + 0.5 * read, figures | masks | {"eyes": error.item()}
+        return language + segmentation + 0.5 * (error + kinds) + 0.5 * read, figures | masks | {
+            "eyes": error.item()
+        }
 
     # --- the boxes on a batch
 
     def see(self, batch: Batch) -> Tensor:
         """Visual tokens [B, N, D]."""
-        count, side = len(batch.scenes), mini.MLLM_SIDE // 14
+        count, side = len(batch.scenes), self.recipe.mllm_side // 14
         grid = torch.tensor([[1, side, side]] * count, device=self.device)
-        features = self.model.mllm.model.visual(batch.pixel_values.to(self.device), grid_thw=grid).pooler_output
+        features = self.model.mllm.model.visual(
+            batch.pixel_values.to(self.device), grid_thw=grid
+        ).pooler_output
         return features.view(count, -1, features.shape[-1])
 
     def encode(self, batch: Batch) -> Tensor:
-        return self.model.image_encoder(sam_pixels(batch.image.to(self.device), mini.VISION.side))
+        return self.model.image_encoder(
+            sam_pixels(batch.image.to(self.device), self.recipe.vision.side)
+        )
 
     def read_cells(self, embedding: Tensor, batch: Batch) -> Tensor:
         read = self.encoder_reader(embedding).float().permute(0, 2, 3, 1).flatten(0, 2)
@@ -112,9 +134,11 @@ class Scaffold(nn.Module):
         centre = ((read - target)[held][:, oracle.CENTRE] ** 2).sum(-1).mean()
         return oracle.class_loss(read, target, sharpness=1.0) + 0.5 * centre
 
-    def segment(self, focus_embedding: Tensor, embedding: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def segment(
+        self, focus_embedding: Tensor, embedding: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, float]]:
         rows = torch.tensor([i for i, _ in batch.targets], device=self.device)
-        sizes = torch.full((len(rows), 2), mini.VISION.side, device=self.device)
+        sizes = torch.full((len(rows), 2), self.recipe.vision.side, device=self.device)
         prior_logits, mask_logits = self.model.focus(focus_embedding, embedding[rows], sizes)
         target = batch.masks.to(self.device)
         loss = 2 * segmentation_loss(prior_logits, mask_logits, target, dice=0.5, focal=10)
@@ -144,7 +168,7 @@ class Scaffold(nn.Module):
         if len(focus_embedding):
             meant = focus_embedding.float() @ self.query_frame / oracle.QUERY_SCALE**2
             query = ((meant - _features(packed.focus_things).to(self.device)) ** 2).sum(-1).mean()
-        decisions = weights == mini.DECISION_WEIGHT
+        decisions = weights == self.recipe.decision_weight
         right = logits.argmax(-1) == target
         figures = {"words": words.item(), "query": query.item(), "recall": recall.item(),
                    "right": right.float().mean().item(), "decided": right[decisions].float().mean().item()}  # fmt: skip
@@ -157,7 +181,7 @@ class Scaffold(nn.Module):
             prefix = packed.ids[0][packed.branch[0] == -1]
             alone = F.pad(prefix, (0, length + 256 - len(prefix)))[None]
             is_image = (alone == self.model.mllm.config.image_token_id).int()
-            grid = torch.tensor([[1, mini.MLLM_SIDE // 14, mini.MLLM_SIDE // 14]])
+            grid = torch.tensor([[1, self.recipe.mllm_side // 14, self.recipe.mllm_side // 14]])
             self._positions = self.model.mllm.model.get_rope_index(
                 alone, mm_token_type_ids=is_image, image_grid_thw=grid
             )[0][:, 0]
@@ -171,7 +195,11 @@ def _features(things) -> Tensor:
 def _blurred(f: Tensor) -> Tensor:
     """A query that is not quite sure: sometimes without kind, colour or place, always a little noisy."""
     f, forget = f.clone(), torch.rand(()).item()
-    for part, low, high in ((oracle.KIND, 0, 0.12), (oracle.COLOUR, 0.12, 0.24), (oracle.CENTRE, 0.24, 0.36)):
+    for part, low, high in (
+        (oracle.KIND, 0, 0.12),
+        (oracle.COLOUR, 0.12, 0.24),
+        (oracle.CENTRE, 0.24, 0.36),
+    ):
         if low <= forget < high:
             f[part] = 0
     return f + 0.08 * torch.randn_like(f)

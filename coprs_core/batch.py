@@ -1,0 +1,137 @@
+"""Many photos, one instruction: each answer into a folder of its own, resumable, past bad files."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from glob import glob
+from pathlib import Path
+
+from PIL import Image
+
+from coprs_core.answer.engine import Engine
+from coprs_core.answer.results import Result
+from coprs_core.archive import save_answer
+from coprs_core.errors import CoPRSError
+from coprs_core.photos import Photo, open_photo
+from coprs_core.probes.finding import Finding
+
+Ask = Callable[[Engine, Photo, Result], Iterator[Finding]]
+"""What else is asked of an answer: one finding after the other."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one photo of a batch is asked; written beside its answer, so that it is done once.
+
+    Attributes:
+        instruction, model: as for one photo.
+        probe, word, thought, again, again_model: further questions, as the command line has them.
+    """
+
+    instruction: str
+    model: str
+    probe: tuple[str, ...] = ()
+    word: tuple[str, ...] = ()
+    thought: str | None = None
+    again: str | None = None
+    again_model: str | None = None
+
+    def to_dict(self) -> dict:
+        """As it is written to asked.json."""
+        return asdict(self) | {"probe": list(self.probe), "word": list(self.word)}
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """One photo of a batch: its `result`, or the `problem` in a sentence; neither where it was done before."""
+
+    name: str
+    folder: Path
+    result: Result | None = None
+    problem: str = ""
+
+
+def segment_photos(
+    photos: list[Path],
+    asked: Asked,
+    out: Path,
+    engine: Callable[[], Engine],
+    further: Ask | None = None,
+    max_new_tokens: int | None = None,
+) -> Iterator[Answered]:
+    """Answer one instruction about each of many photos; one folder each under `out`.
+
+    Args:
+        photos: picture files; their folders' common part is left out of the names under `out`.
+        asked: what is asked. A folder that holds all of it is not done again.
+        out: the folder of folders.
+        engine: gives the engine; called only when a photo is to be answered.
+        further: asked of each answer.
+        max_new_tokens: bound of a reply.
+
+    Yields:
+        An `Answered` for each photo, in order. A photo that cannot be answered is reported and skipped.
+    """
+    root = os.path.commonpath([p.absolute().parent for p in photos])
+    for path in photos:
+        name = os.path.relpath(path.absolute(), root)
+        folder = out / name
+        if _asked_before(folder) == asked.to_dict():
+            yield Answered(name, folder)
+            continue
+        answering = engine()
+        try:
+            photo = open_photo(path)
+            result = answering.segment(photo, asked.instruction, max_new_tokens)
+            save_answer(writable_folder(folder), photo, result)
+            if further:
+                for finding in further(answering, photo, result):
+                    finding.save(folder, photo)
+            # last: it says that nothing is missing
+            (folder / "asked.json").write_text(json.dumps(asked.to_dict(), indent=1) + "\n")
+            yield Answered(name, folder, result)
+        except (CoPRSError, OSError) as problem:
+            yield Answered(name, folder, problem=str(problem))
+
+
+def find_photos(given: Path) -> list[Path]:
+    """The photos that a path means: itself, the picture files of a folder, or the matches of a glob."""
+    if given.is_dir():
+        kinds = Image.registered_extensions()
+        found = sorted(p for p in given.iterdir() if p.suffix.lower() in kinds and p.is_file())
+        if not found:
+            raise CoPRSError(
+                f"The folder {str(given)!r} holds no picture files: name one that does."
+            )
+        return found
+    if given.exists() or not any(c in str(given) for c in "*?["):
+        return [given]
+    matches = (Path(match) for match in glob(str(given), recursive=True))
+    if not (found := sorted(p for p in matches if p.is_file())):
+        raise CoPRSError(f"No file matches {str(given)!r}: check the pattern.")
+    return found
+
+
+def writable_folder(folder: Path) -> Path:
+    """A folder that exists from now on and can be written to; raises `CoPRSError` where it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as problem:
+        raise CoPRSError(
+            f"The folder {str(folder)!r} cannot be made or written to ({problem.strerror}): "
+            "choose another --out."
+        ) from problem
+    return folder
+
+
+def _asked_before(folder: Path) -> dict | None:
+    """What the answer in a folder was asked, where all of it is there."""
+    try:
+        if not (folder / "result.json").exists():
+            return None
+        return json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None

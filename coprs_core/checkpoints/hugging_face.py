@@ -1,0 +1,190 @@
+"""Hugging Face folders: config, weights, tokenizer and processor, each read with its own sentence for a break."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+from transformers.utils import logging as transformers_logging
+
+from coprs_core.checkpoints.downloads import missing_shards
+from coprs_core.checkpoints.options import QUANTIZATIONS
+from coprs_core.checkpoints.tensors import first_line, refuse
+from coprs_core.errors import CoPRSError
+from coprs_core.machine import is_out_of_memory
+from coprs_core.model.mllm import ARCHITECTURES, Mllm
+
+
+def read_config(folder: Path) -> Any:
+    """The Hugging Face config of a folder, of an architecture that is supported."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CoPRSError(
+            f"The checkpoint has no {path}: copy its folder {folder.name}/ again from its source."
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise CoPRSError(
+            f"{path} cannot be read ({first_line(problem)}): copy it again."
+        ) from problem
+    if config.model_type not in ARCHITECTURES:
+        raise CoPRSError(
+            f"{path} is of type {config.model_type!r}: only {', '.join(ARCHITECTURES)} are supported."
+        )
+    return config
+
+
+def is_tied(config: Any) -> bool:
+    """Whether a config says that output layer and embeddings are one tensor."""
+    configs = (config, config.get_text_config())
+    return any(getattr(c, "tie_word_embeddings", False) for c in configs)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, all of them there."""
+    missing = missing_shards(folder) if folder.is_dir() else ["*.safetensors"]
+    if missing:
+        raise CoPRSError(
+            f"The language model lacks {folder / missing[0]}: copy it again from its source."
+        )
+    return sorted(folder.glob("*.safetensors"))
+
+
+def load_mllm(
+    folder: Path, device: torch.device, dtype: torch.dtype, quantization: str = "none"
+) -> Mllm:
+    """A Hugging Face model by its architecture, strictly.
+
+    Where it is quantised, so are the language model's linear layers and nothing else.
+    """
+    config, options = read_config(folder), {}
+    if quantization != "none":
+        options["quantization_config"] = _quantization_config(config, dtype, quantization)
+    try:
+        with _without_progress_bar():
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map={"": device},
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (
+        OSError, SafetensorError, ValueError, RuntimeError, json.JSONDecodeError,
+    ) as problem:  # fmt: skip
+        if is_out_of_memory(problem):
+            raise
+        raise CoPRSError(
+            f"The language model in {folder} cannot be loaded ({first_line(problem)}): copy it again."
+        ) from problem
+    wrong = [str(m) for m in info["mismatched_keys"]]
+    refuse(folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), wrong)
+    return model
+
+
+def _quantization_config(config: Any, dtype: torch.dtype, quantization: str) -> Any:
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config).model
+    parts = [name for name, _ in model.named_children()]
+    return BitsAndBytesConfig(
+        load_in_4bit=quantization == "nf4",
+        load_in_8bit=quantization == "int8",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head"] + [f"model.{n}" for n in parts if n != "language_model"],
+    )
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()
+
+
+def check_quantization(quantization: str, device: torch.device) -> None:
+    """Raises `CoPRSError` where a quantization is not known or cannot work on a device."""
+    if quantization not in QUANTIZATIONS:
+        raise CoPRSError(
+            f"Quantization {quantization!r} is not known: choose {', '.join(QUANTIZATIONS)}."
+        )
+    if quantization == "none":
+        return
+    if device.type not in ("cuda", "cpu"):
+        raise CoPRSError(
+            f"Quantization {quantization} works on CUDA and on the CPU, not on {device}: "
+            "choose --quantize none."
+        )
+    # it warns of a faster kernel that is not published
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes  # noqa: F401  (its native part may be missing)
+    except Exception as problem:  # a broken install raises anything at all
+        raise CoPRSError(
+            f"bitsandbytes, which quantises, does not work here ({first_line(problem)}): "
+            "choose --quantize none."
+        ) from problem
+
+
+def load_processor(folder: Path) -> Any:
+    """The whole processor of a Hugging Face folder, tokenizer included."""
+    return _load(folder, AutoProcessor)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a Hugging Face folder."""
+    return _load(folder, AutoTokenizer)
+
+
+def load_image_processor(folder: Path) -> Any:
+    """The image processor of a Hugging Face folder."""
+    return _load(folder, AutoImageProcessor)
+
+
+def _load(folder: Path, kind: Any) -> Any:
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise CoPRSError(
+            f"Tokenizer or processor in {folder} cannot be loaded ({first_line(problem)}): "
+            "copy it again."
+        ) from problem
+
+
+def focus_token_id(tokenizer: Any, focus_token: str, where: Path) -> int:
+    """The focus token's id; raises `CoPRSError` where the tokenizer does not know it."""
+    focus_id = tokenizer.convert_tokens_to_ids(focus_token)
+    if focus_id is None or focus_id == tokenizer.unk_token_id:
+        raise CoPRSError(
+            f"The tokenizer in {where} does not know the focus token {focus_token}: add it."
+        )
+    return focus_id
+
+
+def check_focus_token(tokenizer: Any, focus_token: str, embeddings: int, where: Path) -> int:
+    """The focus token's id; raises `CoPRSError` where the embeddings have no row for it either."""
+    focus_id = focus_token_id(tokenizer, focus_token, where)
+    if focus_id >= embeddings:
+        raise CoPRSError(
+            f"The focus token {focus_token} has id {focus_id} and the embeddings in {where} have "
+            f"{embeddings} rows: tokenizer and weights are of different models."
+        )
+    return focus_id

@@ -1,0 +1,75 @@
+"""How much memory a model needs while it answers; the only formula."""
+
+import torch
+
+from coprs_core.machine import free_memory, in_words, too_large
+
+BYTES_PER_LINEAR_WEIGHT = {"nf4": 0.5625, "int8": 1.01}
+"""NF4 keeps 4 bits a weight and one float32 scale for 64 of them; int8 one scale a row."""
+
+
+def memory_needed(
+    linear: int, other: int, quantization: str, bytes_per_weight: int, grid: int, heads: int
+) -> int:
+    """Bytes on the device while answering: the weights, and room for one answer.
+
+    Args:
+        linear: weights of the language model's linear layers, which can be quantised.
+        other: all other weights, SAM's included.
+        quantization: "none", "nf4" or "int8".
+        bytes_per_weight: of weights that are not quantised.
+        grid: cells a side of SAM's image embedding.
+        heads: attention heads of SAM's image encoder.
+
+    Room for one answer is SAM's global attention (three maps of heads × cells² in two bytes), the
+    language model's cache, and what the libraries hold.
+    """
+    per_linear = BYTES_PER_LINEAR_WEIGHT.get(quantization, bytes_per_weight)
+    libraries = 700_000_000 if grid >= 64 else 0
+    return int(per_linear * linear + bytes_per_weight * other) + 3 * 2 * heads * grid**4 + libraries
+
+
+def check_memory(
+    name: str,
+    weights: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: str,
+    vision_size: tuple[int, int],
+) -> None:
+    """Refuse a model that cannot fit, before it is loaded.
+
+    A CPU that runs out of memory kills the process without a word.
+
+    Args:
+        name: of the model, for the message.
+        weights: numbers of (linear, other) weights, as for `memory_needed`.
+        device, dtype, quantization: as chosen.
+        vision_size: (grid, heads) of SAM's image encoder.
+
+    Raises:
+        CoPRSError: what is needed, what is free, and the first smaller choice that would fit.
+    """
+
+    def needed(quantization: str, bytes_per_weight: int) -> int:
+        return memory_needed(*weights, quantization, bytes_per_weight, *vision_size)
+
+    asked, free = needed(quantization, dtype.itemsize), free_memory(device)
+    if asked <= free:
+        return
+    choices = []
+    if dtype == torch.float32:
+        and_quantized = "" if quantization == "none" else f" with --quantize {quantization}"
+        half = needed(quantization, 2)
+        choices.append((f"--dtype bf16 needs {in_words(half)}{and_quantized}", half))
+    smallest = needed("nf4", 2)
+    choices.append((f"--quantize nf4 --dtype bf16 needs {in_words(smallest)}", smallest))
+    fitting = (text for text, size in choices if size <= free)
+    shown = f"{name} in {str(dtype).removeprefix('torch.')}"
+    raise too_large(shown, device, next(fitting, smaller_choice(quantization)), asked)
+
+
+def smaller_choice(quantization: str) -> str:
+    """What to try where a model does not fit."""
+    quantize = "" if quantization == "nf4" else "--quantize nf4, "
+    return f"try {quantize}--sam vit_b, a smaller model such as qwen2.5-vl-3b, or mini"

@@ -1,0 +1,109 @@
+"""The only writer of checkpoint folders. What one holds stands at `source.CoPRSSource`."""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+from coprs_core.checkpoints.hugging_face import is_tied
+from coprs_core.checkpoints.source import PARTS
+from coprs_core.checkpoints.tensors import LazyTensors, lazy
+from coprs_core.errors import CoPRSError
+from coprs_core.machine import free_disk, in_words
+from coprs_core.model.coprs import CoPRS, CoPRSConfig
+from coprs_core.model.mllm import Mllm
+
+TIED_LAYER = "lm_head.weight"
+"""Left out of a file where it is one with the embeddings."""
+
+
+def save_checkpoint(
+    folder: Path, model: CoPRS, processor: Any, dtype: torch.dtype | None = None
+) -> None:
+    """Write a model and its processor (tokenizer included), in `dtype` or as they are."""
+    place = folder / "mllm"
+    place.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(model.mllm.config)
+    config.architectures = [type(model.mllm).__name__]
+    config.dtype = dtype or model.mllm.dtype
+    config.save_pretrained(place)
+    model.mllm.generation_config.save_pretrained(place)
+    processor.save_pretrained(place)
+    parts = {part: lazy(folder, model.get_submodule(part).state_dict(), dtype) for part in PARTS}
+    write_checkpoint(folder, model.config, lazy(folder, language_tensors(model.mllm), dtype), parts)
+
+
+def language_tensors(mllm: Mllm) -> dict[str, torch.Tensor]:
+    """The tensors of a Hugging Face model that its file holds."""
+    state = dict(mllm.state_dict())
+    if is_tied(mllm.config):
+        state.pop(TIED_LAYER, None)
+    return state
+
+
+def write_checkpoint(
+    folder: Path, config: CoPRSConfig, language: LazyTensors, parts: Mapping[str, LazyTensors]
+) -> None:
+    """Write weights and coprs.json; the other files of the language model are in folder/mllm already.
+
+    Args:
+        folder: the checkpoint folder.
+        config: becomes coprs.json.
+        language: the language model's tensors, in files of at most 2 GB; one is held at a time.
+        parts: the tensors of each of `PARTS`.
+    """
+    plan = split_torch_state_dict_into_shards(
+        {k: torch.empty(s, dtype=d, device="meta") for k, (s, d) in language.shapes.items()},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size="2GB",
+    )
+    for file, names in plan.filename_to_tensors.items():
+        _save(folder / "mllm" / file, language, names)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        _write_json(folder / "mllm" / "model.safetensors.index.json", index)
+    for part in PARTS:
+        _save(folder / f"{part}.safetensors", parts[part], list(parts[part].shapes))
+    _write_json(folder / "coprs.json", config.to_dict())
+
+
+def _save(path: Path, tensors: LazyTensors, names: list[str]) -> None:
+    state = {k: tensors.get(k).clone(memory_format=torch.contiguous_format) for k in names}
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_folder(out: Path, size: int) -> Iterator[Path]:
+    """A new folder that takes its place when the block ends well and leaves nothing when it does not.
+
+    Raises `CoPRSError` where the place is taken, or has fewer than `size` bytes free.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CoPRSError(f"{out} exists already: choose a new --out.")
+    if size > free_disk(out):
+        free = in_words(free_disk(out))
+        raise CoPRSError(f"{out} needs {in_words(size)} and {free} are free: choose another disk.")
+    part = out.with_name(out.name + ".part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise CoPRSError(f"{out} cannot be written ({reason}): choose another --out.") from problem
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

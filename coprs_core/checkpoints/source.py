@@ -1,0 +1,204 @@
+"""Where models of each kind lie, which files they want, and how they are loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from coprs_core.checkpoints.downloads import Report, sam_file, sam_path
+from coprs_core.checkpoints.hugging_face import (
+    check_focus_token,
+    focus_token_id,
+    load_image_processor,
+    load_mllm,
+    load_tokenizer,
+    read_config,
+    weight_files,
+)
+from coprs_core.checkpoints.memory import check_memory
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.tensors import (
+    count_weights,
+    load_part,
+    place_sam,
+    read_sam,
+    sam_configs,
+)
+from coprs_core.errors import CoPRSError
+from coprs_core.machine import choose_dtype
+from coprs_core.model.coordinates import (
+    STOCK,
+    CoordinateModel,
+    CoordinatePrompt,
+    CoordinateSegmenter,
+)
+from coprs_core.model.coprs import CoPRS, CoPRSConfig
+from coprs_core.model.focus_token import FocusTokenSegmenter
+from coprs_core.model.segmenter import Segmenter
+from coprs_core.prompts import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
+
+PARTS = ("image_encoder", "prior", "decoder")
+"""Of a CoPRS checkpoint folder, beside its language model: each a .safetensors file."""
+_COORDINATE_TYPE = "qwen2_5_vl"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A loaded model with its name and the quantization that it was loaded with."""
+
+    name: str
+    segmenter: Segmenter
+    quantization: str = "none"
+
+
+class Source(Protocol):
+    """Where a model lies and how it becomes a `Segmenter`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def prior_kind(self) -> PriorKind: ...
+    @property
+    def language_folder(self) -> Path:
+        """The Hugging Face folder of its language model."""
+        ...
+
+    def files(self, sam: str) -> list[Path]:
+        """Every file that it needs beside the language model's, there or not."""
+        ...
+
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the tokens that it cannot do without; raises `CoPRSError` where one is missing."""
+        ...
+
+    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Segmenter:
+        """The model, on a device, strictly.
+
+        Weights are read straight from the files' pages as they are needed: loading takes little more
+        memory than the model. Raises `CoPRSError`: what is missing, broken, or too large.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CoPRSSource:
+    """A CoPRS checkpoint folder:
+
+    coprs.json                   sizes, prompt template, focus token (CoPRSConfig)
+    mllm/                        a Hugging Face folder: config, weights, tokenizer, processor
+    image_encoder.safetensors    SAM's image encoder, SAM's names
+    prior.safetensors            the query head, the image keys and the fusion
+    decoder.safetensors          SAM's prompt encoder and mask decoder, SAM's names
+    """
+
+    name: str
+    folder: Path
+    prior_kind = FOCUS_TOKEN_PRIOR
+
+    @property
+    def language_folder(self) -> Path:
+        return self.folder / "mllm"
+
+    def _parts(self) -> list[Path]:
+        return [self.folder / f"{part}.safetensors" for part in PARTS]
+
+    def files(self, sam: str) -> list[Path]:
+        return [self.folder / "coprs.json", *self._parts()]
+
+    def special_tokens(self) -> dict[str, int]:
+        tokens = _image_token(self.language_folder)
+        focus_token = CoPRSConfig.read(self.folder / "coprs.json").focus_token
+        tokenizer = load_tokenizer(self.language_folder)
+        return tokens | {focus_token: focus_token_id(tokenizer, focus_token, self.language_folder)}
+
+    def load(
+        self, options: LoadOptions, device: torch.device, report: Report | None
+    ) -> FocusTokenSegmenter:
+        config = CoPRSConfig.read(self.folder / "coprs.json")
+        weights = _sum(
+            count_weights(p) for p in (*weight_files(self.language_folder), *self._parts())
+        )
+        dtype = choose_dtype(options.dtype, device, sum(weights) * 2)
+        vision_size = config.vision.grid, config.vision.heads
+        check_memory(self.name, weights, device, dtype, options.quantization, vision_size)
+        mllm = load_mllm(self.language_folder, device, dtype, options.quantization)
+        width = mllm.get_input_embeddings().embedding_dim
+        if width != config.llm_width:
+            raise CoPRSError(
+                f"coprs.json says llm_width {config.llm_width} and mllm/ has {width}: "
+                "the two are of different models."
+            )
+        with torch.device("meta"):
+            model = CoPRS(config, nn.Module())
+        model.mllm = mllm
+        for part, file in zip(PARTS, self._parts(), strict=True):
+            load_part(model.get_submodule(part), file, device, dtype)
+        tokenizer = load_tokenizer(self.language_folder)
+        image_processor = load_image_processor(self.language_folder)
+        rows = mllm.get_input_embeddings().num_embeddings
+        check_focus_token(tokenizer, config.focus_token, rows, self.language_folder)
+        model.eval().requires_grad_(False)
+        return FocusTokenSegmenter(model, tokenizer, image_processor)
+
+
+@dataclass(frozen=True)
+class CoordinateSource:
+    """A Hugging Face folder of a model that writes coordinates; SAM's file lies elsewhere."""
+
+    name: str
+    folder: Path
+    prompt: CoordinatePrompt = STOCK
+    prior_kind = COORDINATES_PRIOR
+
+    @property
+    def language_folder(self) -> Path:
+        return self.folder
+
+    def files(self, sam: str) -> list[Path]:
+        return [sam_path(sam)]
+
+    def special_tokens(self) -> dict[str, int]:
+        load_tokenizer(self.folder)
+        return _image_token(self.folder)
+
+    def load(
+        self, options: LoadOptions, device: torch.device, report: Report | None
+    ) -> CoordinateSegmenter:
+        kind = read_config(self.folder).model_type
+        if kind != _COORDINATE_TYPE:
+            raise CoPRSError(
+                f"{self.name} is of type {kind!r} and coordinates are read from {_COORDINATE_TYPE}: "
+                "choose a model that `python -m coprs_core models` lists with coordinates."
+            )
+        path = sam_file(options.sam, report)
+        state = read_sam(path)
+        sam_weights = sum(v.numel() for v in state.values())
+        weights = _sum([*(count_weights(p) for p in weight_files(self.folder)), (0, sam_weights)])
+        dtype = choose_dtype(options.dtype, device, sum(weights) * 2)
+        vision, decoder = sam_configs(state, path)
+        vision_size = vision.grid, vision.heads
+        check_memory(self.name, weights, device, dtype, options.quantization, vision_size)
+        with torch.device("meta"):
+            model = CoordinateModel(vision, decoder, nn.Module())
+        place_sam(model, state, path, device, dtype)
+        del state
+        model.mllm = load_mllm(self.folder, device, dtype, options.quantization)
+        tokenizer = load_tokenizer(self.folder)
+        image_processor = load_image_processor(self.folder)
+        size = {"longest_edge": self.prompt.max_pixels}
+        image_processor.size = dict(image_processor.size) | size
+        model.eval().requires_grad_(False)
+        return CoordinateSegmenter(model, tokenizer, image_processor, self.prompt)
+
+
+def _sum(counts) -> tuple[int, int]:
+    linear, other = zip(*counts)
+    return sum(linear), sum(other)
+
+
+def _image_token(folder: Path) -> dict[str, int]:
+    return {"image": read_config(folder).image_token_id}

@@ -1,0 +1,232 @@
+"""Tensors from files, strictly: every tensor has its place and every place its tensor; no code is ever run."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from coprs_core.errors import CoPRSError
+from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
+from coprs_core.model.vision import VisionConfig, vision_config_of
+
+ENCODER_PREFIX = "image_encoder."
+DECODER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
+"""SAM's own names."""
+_LINEAR = re.compile(r"(?<!visual\.)layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$")
+_DTYPE_NAMES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F64": torch.float64,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LazyTensors:
+    """Tensors by name, each made when it is asked for.
+
+    Attributes:
+        path: where they come from, for messages.
+        shapes: name → (shape, dtype); costs nothing.
+        get: name → tensor.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[torch.Size, torch.dtype]]
+    get: Callable[[str], Tensor]
+
+
+def lazy(path: Path, state: dict[str, Tensor], dtype: torch.dtype | None = None) -> LazyTensors:
+    """Tensors that are there already, each in `dtype` or as it is."""
+    shapes = {k: (v.shape, dtype or v.dtype) for k, v in state.items()}
+    return LazyTensors(path, shapes, lambda k: state[k].detach().to("cpu", shapes[k][1]))
+
+
+def open_safetensors(files: list[Path]) -> LazyTensors:
+    """The tensors of safetensors files, read lazily; raises `CoPRSError` where one is broken."""
+    where: dict[str, Path] = {}
+    shapes = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():
+                    view = file.get_slice(name)
+                    where[name] = path
+                    shape = torch.Size(view.get_shape())
+                    shapes[name] = shape, _DTYPE_NAMES[view.get_dtype()]
+        except Exception as problem:  # safetensors raises its own kinds
+            raise CoPRSError(
+                f"{path} is broken or cut short ({problem}): copy it again."
+            ) from problem
+
+    def get(name: str) -> Tensor:
+        with safe_open(where[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    return LazyTensors(files[0].parent, shapes, get)
+
+
+def count_weights(path: Path) -> tuple[int, int]:
+    """How many weights a safetensors file holds, from its header alone.
+
+    Returns:
+        those of the language model's linear layers, and all others.
+    """
+    if not path.is_file():
+        raise CoPRSError(f"The checkpoint has no file {path}: copy it again from its source.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            sizes = {k: torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()}
+    except (SafetensorError, OSError) as problem:
+        raise _broken(path, problem) from problem
+    linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "vision" not in k)
+    return linear, sum(sizes.values()) - linear
+
+
+def load_part(module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Put the tensors of a safetensors file into a module; see `place`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {k: file.get_tensor(k) for k in file.keys()}
+            place(module, state, path, device, dtype)
+    except (SafetensorError, OSError) as problem:
+        raise _broken(path, problem) from problem
+
+
+def place(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Put tensors into a module of the same names, strictly, at the given precision.
+
+    SAM's positional matrix stays float32.
+    """
+    check_tensors(module, state, path)
+    for name in list(state):
+        keeps = name.endswith(FLOAT32_BUFFER)
+        state[name] = state[name].to(device, torch.float32 if keeps else dtype)
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def place_sam(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Put a SAM file's tensors into a model's `image_encoder` and `decoder`."""
+    place(model.get_submodule("image_encoder"), encoder_tensors(state), path, device, dtype)
+    place(model.get_submodule("decoder"), decoder_tensors(state), path, device, dtype)
+
+
+def check_tensors(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Raises `CoPRSError` naming tensors that are missing, not known, or of another shape."""
+    expected = {k: v.shape for k, v in module.state_dict().items()}
+    refuse_mismatch(path, expected, {k: v.shape for k, v in state.items()})
+
+
+def refuse_mismatch(
+    path: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]
+) -> None:
+    """Raises `CoPRSError` where the tensors found (name → shape) are not those expected."""
+    wrong = [
+        f"{k} is {list(found[k])} and {list(shape)} was expected"
+        for k, shape in expected.items()
+        if k in found and found[k] != shape
+    ]
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
+    refuse(path, sorted(missing), sorted(unexpected), wrong)
+
+
+def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
+    """Raises `CoPRSError` naming the first few tensors of the first kind of mismatch there is."""
+    for what, names in (
+        ("lacks", missing),
+        ("has unexpected tensors:", unexpected),
+        ("has a wrong size:", wrong),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CoPRSError(
+                f"{path} {what} {', '.join(names[:3])}{more}: it is not of this model; "
+                "copy it again from its source."
+            )
+
+
+# --- torch's own files
+
+
+def read_sam(path: Path) -> dict[str, Tensor]:
+    """The tensors of a SAM .pth file, read lazily; raises `CoPRSError` where it is something else."""
+    return read_pickle(path, "a SAM file (.pth)")
+
+
+def sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, DecoderConfig]:
+    """The sizes of a SAM file's image encoder and decoder, read off its tensors."""
+    try:
+        return vision_config_of(encoder_tensors(state)), decoder_config_of(state)
+    except (KeyError, ValueError, IndexError) as problem:
+        raise CoPRSError(
+            f"{path} is no SAM (ViT-B, L or H) file; it lacks {problem}: "
+            "give one of segment_anything's published files."
+        ) from problem
+
+
+def encoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The image encoder's tensors of a SAM file, without their prefix."""
+    named = ((k, v) for k, v in state.items() if k.startswith(ENCODER_PREFIX))
+    return {k.removeprefix(ENCODER_PREFIX): v for k, v in named}
+
+
+def decoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The prompt encoder's and mask decoder's tensors of a SAM file."""
+    return {k: v for k, v in state.items() if k.startswith(DECODER_PREFIXES)}
+
+
+def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
+    """A torch file that holds a dict of tensors, read with weights_only: no code in it is run.
+
+    Raises:
+        CoPRSError: what is wrong with the file; `expected` says what it should have been.
+    """
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except FileNotFoundError as problem:
+        raise CoPRSError(f"There is no file {path}: {expected} was expected there.") from problem
+    except pickle.UnpicklingError as problem:
+        is_unsafe = "GLOBAL" in str(problem) or "Unsupported" in str(problem)
+        what = "holds code, which is never run" if is_unsafe else "is no file of torch"
+        raise CoPRSError(
+            f"{path} {what}: {expected} was expected; get it again from a source that you trust."
+        ) from problem
+    except (
+        RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError,
+    ) as problem:  # fmt: skip
+        with open(path, "rb") as file:
+            was_zip = file.read(2) == b"PK"
+        broken = f"is broken or cut short ({first_line(problem)})"
+        what = broken if was_zip else "is no file of torch"
+        raise CoPRSError(f"{path} {what}: {expected} was expected; copy it again.") from problem
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CoPRSError(f"{path} holds no table of tensors: {expected} was expected.")
+    return state
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of what an exception of a library says."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+
+
+def _broken(path: Path, problem: Exception) -> CoPRSError:
+    return CoPRSError(f"{path} is broken ({first_line(problem)}): copy it again from its source.")

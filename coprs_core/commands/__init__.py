@@ -1,0 +1,25 @@
+"""The command line, one file a command: its page, its options and what it does.
+
+The files import at their top only what `--help` needs; what a command works with is loaded when it runs.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+COMMANDS = (
+    "segment",
+    "open",
+    "scenes",
+    "evaluate",
+    "train",
+    "models",
+    "doctor",
+    "convert",
+    "prepare",
+    "benchmark",
+)
+
+
+def command(name: str) -> ModuleType:
+    """The file of a command."""
+    return import_module(f"{__name__}.{name}")

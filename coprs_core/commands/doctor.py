@@ -1,0 +1,30 @@
+"""`doctor`: this machine, one model, and the first thing to do."""
+
+from argparse import ArgumentParser, Namespace
+
+from coprs_core.commands.options import add_model_options, load_options
+
+SUMMARY = "look at this machine and one model; say what to do first"
+PAGE = """\
+Look at this machine and at one model: versions, devices, caches, every file, the
+special tokens, quantisation. The last line says "ready" or the first thing to do.
+Loads no weights and asks no network.
+
+example:
+  python -m coprs_core doctor --model qwen2.5-vl-3b --quantize nf4
+
+exit codes:
+  0 ready · 1 something is to be done first
+"""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add_model_options(parser)
+
+
+def run(options: Namespace) -> int:
+    from coprs_core.checkpoints.doctor import examine, screen, verdict
+
+    checks = examine(options.model, load_options(options))
+    print(screen(checks))
+    return 0 if verdict(checks) == "ready" else 1

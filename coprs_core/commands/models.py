@@ -1,0 +1,36 @@
+"""`models`: what can be loaded by name, and whether it fits this machine."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.commands.options import DEVICE_HELP, add_quantization_choice
+
+SUMMARY = "list what can be loaded, and whether it fits this machine"
+PAGE = """\
+List the models that can be loaded by name: what kind of prior they have, what they
+download and need, their licence, and whether they fit this machine as it is now.
+
+examples:
+  python -m coprs_core models
+  python -m coprs_core models --quantize nf4 --sam vit_b --json
+"""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print the table as JSON; sizes in bytes"
+    )
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+    add_quantization_choice(parser)
+
+
+def run(options: Namespace) -> int:
+    from coprs_core.checkpoints.catalogue import rows, table
+    from coprs_core.machine import choose_device
+
+    chosen = LoadOptions(quantization=options.quantization, sam=options.sam)
+    listed = rows(choose_device(options.device), chosen)
+    print(json.dumps([asdict(r) for r in listed], indent=1) if options.json else table(listed))
+    return 0

@@ -1,0 +1,93 @@
+"""Options that several commands share."""
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from coprs_core.checkpoints.options import QUANTIZATIONS, SAM_NAMES, LoadOptions
+from coprs_core.errors import CoPRSError
+
+DEVICE_HELP = "auto, cuda, cuda:1, mps or cpu (default auto)"
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """Which model, and how it is loaded."""
+    parser.add_argument(
+        "--model",
+        default="mini",
+        metavar="NAME|FOLDER|HUB_ID",
+        help="a name of `models`, a checkpoint folder or a Hugging Face id (default mini)",
+    )
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto, bf16, fp16 or fp32 (default auto: bf16 on a GPU, fp32 on a CPU)",
+    )
+    parser.add_argument(
+        "--sam",
+        default="vit_h",
+        metavar="NAME|FILE",
+        help=f"{', '.join(SAM_NAMES[:-1])}, {SAM_NAMES[-1]} or a .pth file, "
+        "for models that write coordinates (default vit_h)",
+    )
+    parser.add_argument(
+        "--quantize",
+        dest="quantization",
+        default="none",
+        help="none, nf4 or int8: the language model's linear layers (default none)",
+    )
+
+
+def load_options(options: Namespace) -> LoadOptions:
+    """How the model is loaded, from a command line."""
+    return LoadOptions(options.device, options.dtype, options.quantization, options.sam)
+
+
+def add_checkpoint_options(parser: ArgumentParser) -> None:
+    """What goes into a new checkpoint folder."""
+    parser.add_argument(
+        "--sam", required=True, metavar="NAME|FILE", help="vit_b, vit_l, vit_h or a .pth file"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--prompt",
+        type=Path,
+        metavar="FILE",
+        help="the prompt template, with {image} and {instruction}",
+    )
+    parser.add_argument(
+        "--dtype", default="bf16", help="bf16, fp16 or fp32, of the large parts (default bf16)"
+    )
+
+
+def read_prompt(file: Path | None) -> str | None:
+    """The prompt template in a file; None where none is named."""
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise CoPRSError(
+            f"The prompt template {str(file)!r} cannot be read ({problem}): give a text file."
+        ) from problem
+
+
+def add_quantization_choice(parser: ArgumentParser) -> None:
+    """How listed models would be loaded."""
+    parser.add_argument(
+        "--quantize",
+        dest="quantization",
+        default="none",
+        choices=QUANTIZATIONS,
+        help="as it would be loaded",
+    )
+    parser.add_argument("--sam", default="vit_h", choices=SAM_NAMES, help="as it would be loaded")
+
+
+def positive_count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value

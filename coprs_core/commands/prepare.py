@@ -1,0 +1,32 @@
+"""`prepare`: the starting point of training, from a published model and SAM."""
+
+from argparse import ArgumentParser, Namespace
+
+from coprs_core.commands.options import add_checkpoint_options, read_prompt
+
+SUMMARY = "make the starting point of training from a published model"
+PAGE = """\
+Make the starting point of training: a published model with the focus token added,
+SAM's image encoder, prompt encoder and mask decoder, and a fresh query head.
+
+example:
+  python -m coprs_core prepare Qwen/Qwen2.5-VL-3B-Instruct --sam vit_h --out start-3b
+"""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "base",
+        metavar="MODEL",
+        help="a Hugging Face id or folder of Qwen2.5-VL, Qwen3-VL or LLaVA-1.5",
+    )
+    add_checkpoint_options(parser)
+
+
+def run(options: Namespace) -> int:
+    from coprs_core.checkpoints.convert import prepare
+
+    prompt = read_prompt(options.prompt)
+    prepare(options.base, options.sam, options.out, prompt, options.dtype)
+    print(f"written: {options.out}")
+    return 0

@@ -1,0 +1,265 @@
+"""`segment`: find what an instruction means in a photo, or in many."""
+
+import argparse
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coprs_core.commands.options import add_model_options, load_options
+from coprs_core.errors import CoPRSError
+from coprs_core.probes import PROBES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from coprs_core.answer.engine import Engine
+    from coprs_core.answer.results import Result
+    from coprs_core.photos import Photo
+    from coprs_core.probes.finding import Finding
+
+SUMMARY = "find what an instruction means in a photo"
+PAGE = """\
+Find what an instruction means in a photo. The model thinks aloud, then points:
+its focus token becomes a heatmap (the positional prior), and the heatmap a mask.
+
+examples:
+  python -m coprs_core segment assets/examples/rain.png "the thing that keeps the rain off" --out answer
+  python -m coprs_core segment photo.jpg "the smaller dog" --model path/to/checkpoint --json
+  python -m coprs_core segment photos/ "the umbrella" --out answers --probe sentences
+  python -m coprs_core segment photo.jpg "the smaller dog" --out answer --again "the larger dog" --truth true.png
+
+The bundled model "mini" knows picture-book scenes only; `python -m coprs_core scenes` draws some.
+
+Many photos (a folder, or a glob in quotes): one folder each under --out. What is there
+already is not done again; a photo that cannot be read is reported and skipped.
+
+files in --out:
+  result.json   outcome, thought, masks as COCO RLE, timings, settings, package versions
+  photo.png     the photo as it was read
+  prior.npy     the prior, float32 [H, W] in [0, 1]; prior.png, prior_overlay.png: pictures
+  mask.png      the mask, 1 bit a pixel; cutout.png: the photo inside it; overlay.png
+  chain.png     photo, thought, prior and mask in one figure; chain.pdf as vectors
+
+files of --probe KINDS, with commas:
+  sentences     sentences.*: where the model would have focused after each sentence of its
+                thought: priors (.npy), IoU with the answer and spread (.json), a figure (.png)
+  words         words.json: the reply token by token, numbered for --word
+  heads         heads.*: the attention maps before they are fused (.npy, .json, .png)
+  zoom          zoomed.*: prior and mask read again around the prior's mass, for small things
+
+further questions about one answer:
+  --word W      word_N.*: where that word's own hidden state looks (a probe: not trained for)
+  --thought T   focus_again.*: where the model focuses after this thought instead of its own
+  --again I     again.*: another instruction about the same photo, and the differences
+  --truth FILE  truth.*: IoU of prior and mask with a true mask, over the threshold
+
+exit codes:
+  0 found · 3 nothing found · 4 unfinished · 2 a mistake in what was asked
+  many photos: 0 all done · 1 some failed
+"""
+EXIT_CODES = {"found": 0, "nothing found": 3, "unfinished": 4}
+SOME_FAILED = 1
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "photo",
+        type=Path,
+        metavar="PHOTO",
+        help="a picture file, a folder of them, or a glob in quotes",
+    )
+    add(
+        "instruction",
+        metavar="INSTRUCTION",
+        help="what to look for, in words; at most 2,000 characters",
+    )
+    add("--out", type=Path, metavar="DIR", help="write the answer's files into this folder")
+    add(
+        "--probe",
+        type=_probes,
+        default=[],
+        metavar="KINDS",
+        help=f"{', '.join(PROBES)}; with commas",
+    )
+    add(
+        "--word",
+        action="append",
+        default=[],
+        metavar="W",
+        help="a word of the reply, or its number",
+    )
+    add("--thought", metavar="TEXT", help="a thought to be read instead of the model's own")
+    add("--again", metavar="INSTRUCTION", help="another instruction, to compare")
+    add("--again-model", metavar="NAME|FOLDER|HUB_ID", help="another model, to compare")
+    add(
+        "--truth",
+        type=Path,
+        metavar="FILE",
+        help="a true mask: PNG of the photo's size, or COCO RLE in .json",
+    )
+    add("--json", action="store_true", help="print the result as JSON and nothing else")
+    add(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="bound of the reply (default: the checkpoint's own)",
+    )
+    add_model_options(parser)
+
+
+def _probes(text: str) -> list[str]:
+    kinds = [k.strip() for k in text.split(",") if k.strip()]
+    if unknown := sorted(set(kinds) - set(PROBES)):
+        choices = ", ".join(PROBES)
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not known: choose of {choices}")
+    return kinds
+
+
+def run(options: Namespace) -> int:
+    """Answer one instruction about one photo, streaming the thought, or about each of many."""
+    from coprs_core.answer.compare import read_truth
+    from coprs_core.archive import save_answer
+    from coprs_core.batch import find_photos, writable_folder
+    from coprs_core.photos import open_photo
+
+    _check(options)
+    photos = find_photos(options.photo)
+    folder = writable_folder(options.out) if options.out else None
+    if len(photos) > 1 or options.photo.is_dir():
+        return _run_many(options, photos, folder)
+    photo = open_photo(photos[0])
+    truth = read_truth(options.truth, photo.size) if options.truth else None
+    engine = _load(options)
+    result = _stream(engine, photo, options)
+    print(result.to_json() if options.json else "\n\n" + summary(result))
+    if folder:
+        written = save_answer(folder, photo, result)
+        for finding in _findings(options, engine, photo, result, truth):
+            written += finding.save(folder, photo)
+        if not options.json:
+            print("written: " + ", ".join(str(p) for p in written))
+    return EXIT_CODES[result.outcome]
+
+
+def _check(options: Namespace) -> None:
+    """Refuse what cannot be asked, before any work."""
+    from coprs_core.answer.engine import check_max_new_tokens
+    from coprs_core.prompts import check_instruction
+
+    further = (options.thought, options.again, options.again_model, options.truth)
+    asks_more = options.probe or options.word or any(v is not None for v in further)
+    if asks_more and not options.out:
+        raise CoPRSError(
+            "Probes and comparisons write files, and there is no folder for them: add --out DIR."
+        )
+    check_instruction(options.instruction)
+    if options.again is not None:
+        check_instruction(options.again)
+    if options.max_new_tokens is not None:
+        check_max_new_tokens(options.max_new_tokens)
+
+
+def _stream(engine: "Engine", photo: "Photo", options: Namespace) -> "Result":
+    """Answer, printing the thought as it comes."""
+    result = None
+    for update in engine.stream(photo, options.instruction, options.max_new_tokens):
+        if update.new and not options.json:
+            print(update.new, end="", flush=True)
+        result = update.result
+    assert result is not None
+    return result
+
+
+def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> int:
+    """One folder a photo under --out."""
+    from functools import cache
+
+    from tqdm import tqdm
+
+    from coprs_core.batch import Asked, segment_photos
+
+    if folder is None or options.truth or options.json:
+        raise CoPRSError(
+            "Many photos need a folder for their answers, and no --truth or --json: add --out DIR."
+        )
+    asked = Asked(
+        options.instruction,
+        options.model,
+        tuple(options.probe),
+        tuple(options.word),
+        options.thought,
+        options.again,
+        options.again_model,
+    )
+    failed = 0
+    answered = segment_photos(
+        photos,
+        asked,
+        folder,
+        cache(lambda: _load(options)),
+        lambda engine, photo, result: _findings(options, engine, photo, result, None),
+        options.max_new_tokens,
+    )
+    with tqdm(answered, total=len(photos), unit="photo", file=sys.stderr) as bar:
+        for one in bar:
+            if one.problem:
+                failed += 1
+                bar.write(f"{one.name}: {one.problem}", file=sys.stderr)
+            elif one.result:
+                bar.write(f"{one.name}: {one.result.outcome}", file=sys.stdout)
+    if failed:
+        print(
+            f"{failed} of {len(photos)} photos failed; the others are in {folder}", file=sys.stderr
+        )
+    return SOME_FAILED if failed else 0
+
+
+def _findings(
+    options: Namespace,
+    engine: "Engine",
+    photo: "Photo",
+    result: "Result",
+    truth: "np.ndarray | None",
+) -> "Iterator[Finding]":
+    """Everything that `options` ask of an answer, one after the other."""
+    from coprs_core.probes import again, probe, thought, words
+    from coprs_core.probes import truth as truth_probe
+    from coprs_core.probes.finding import NotApplicable, NothingToFind
+
+    for name in options.probe:
+        try:
+            yield probe(name).ask(engine, photo, result)
+        except NotApplicable as problem:  # no reason to give up the other files
+            yield NothingToFind(problem.stem, str(problem))
+    for word in options.word:
+        yield words.at(engine, photo, result, word)
+    if options.thought is not None:
+        yield thought.ask(engine, photo, result, options.thought)
+    if options.again is not None or options.again_model is not None:
+        other = engine if options.again_model is None else _load(options, options.again_model)
+        yield again.ask(other, photo, result, options.again, options.max_new_tokens)
+    if truth is not None:
+        yield truth_probe.ask(result, truth)
+
+
+def _load(options: Namespace, model: str | None = None) -> "Engine":
+    from coprs_core.answer.engine import Engine
+    from coprs_core.checkpoints.load import load_checkpoint
+
+    name = options.model if model is None else model
+    return Engine(load_checkpoint(name, load_options(options)))
+
+
+def summary(result: "Result") -> str:
+    """An answer in a few lines: outcome, IoU, warnings, times."""
+    from coprs_core.answer.flags import FLAGS, flags
+
+    lines = [f"{result.outcome}. {result.reason}"]
+    if result.mask.any():
+        lines.append(f"IoU of prior and mask: {result.prior_iou:.2f}")
+    lines += [f"warning: {FLAGS[name]}" for name in flags(result)]
+    times = (f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
+    return "\n".join([*lines, " · ".join(times)])

@@ -1,0 +1,60 @@
+"""`train`: make the miniature from nothing, or go on where a run stopped."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from coprs_core.commands.options import DEVICE_HELP
+
+SUMMARY = "train the miniature from nothing"
+PAGE = """\
+Train the miniature from nothing, on scenes drawn as it goes: the vision tower, the
+image encoder with prior and decoder, the language model, then all of them jointly.
+Sizes and stages stand in coprs_core/training/mini/recipe.py. A run that was stopped
+goes on where it left off; the finished checkpoint is OUT/checkpoint.
+
+examples:
+  python -m coprs_core train mini --out runs/mini
+  python -m coprs_core train mini --out runs/mini --device cuda --workers 8
+"""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("recipe", choices=("mini",), help="the recipe: mini")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/mini"),
+        metavar="DIR",
+        help="checkpoints and logs (default runs/mini)",
+    )
+    add(
+        "--stage",
+        choices=("eyes", "focus", "language", "joint"),
+        help="this stage alone (default: all that are left)",
+    )
+    add("--device", default="auto", help=DEVICE_HELP)
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that draw scenes (default 0: the run itself)",
+    )
+    add("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+
+
+def run(options: Namespace) -> int:
+    from coprs_core.batch import writable_folder
+    from coprs_core.training.mini import recipe
+    from coprs_core.training.mini.run import train_miniature
+
+    train_miniature(
+        recipe.MINI,
+        writable_folder(options.out),
+        options.device,
+        options.workers,
+        options.stage,
+        options.threads,
+    )
+    return 0

@@ -1,0 +1,90 @@
+"""Masks and priors as text: COCO's run-length encoding, and a prior as a PNG in a data URL."""
+
+import base64
+import binascii
+import io
+
+import numpy as np
+from PIL import Image
+
+from coprs_core.photos import MAX_SIDE
+
+PRIOR_STEPS = 200
+"""A prior's PNG holds the prior times this, rounded down; `app/static/view.js` divides by it."""
+
+
+def encode_prior(prior: np.ndarray) -> str:
+    """A prior float32 [H, W] in [0, 1] as a PNG in a data URL: 8 bits, values 200 × the prior, rounded down."""
+    file = io.BytesIO()
+    steps = (prior * PRIOR_STEPS + 1e-4).astype(np.uint8)
+    Image.fromarray(steps).save(file, "PNG", compress_level=4)
+    return data_url("png", file)
+
+
+def decode_prior(url: str) -> np.ndarray:
+    """The prior of `encode_prior`, float32 [H, W], exact to 1/200; raises `ValueError` for anything else."""
+    if not isinstance(url, str):
+        raise ValueError(f"a prior of type {type(url).__name__}")
+    coded = url.partition("base64,")[2]
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(coded)))
+        if max(image.size) > MAX_SIDE or image.format != "PNG" or image.mode != "L":
+            raise ValueError("a prior that is no 8-bit PNG of a photo's size")
+        return np.asarray(image).astype(np.float32) / PRIOR_STEPS
+    except (OSError, binascii.Error, SyntaxError, Image.DecompressionBombError) as problem:
+        raise ValueError(f"a prior that cannot be read: {problem}") from problem
+
+
+def data_url(kind: str, file: io.BytesIO) -> str:
+    """A picture file of a kind ("png", "jpeg") as a data URL."""
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def encode_rle(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run-length encoding of a bool mask [H, W].
+
+    Column by column; `counts` are the lengths of runs of 0 and 1 in turn, 0 first.
+    """
+    flat = np.concatenate([[False], mask.ravel(order="F"), [not mask[-1, -1]]])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
+
+
+def decode_rle(rle: dict) -> np.ndarray:
+    """The bool mask [H, W] of a COCO run-length encoding.
+
+    `counts` is a list (uncompressed) or a string (compressed, as pycocotools writes it).
+    Raises `ValueError` where the runs do not add up to the size.
+    """
+    height, width = (int(v) for v in rle["size"])
+    counts = rle["counts"]
+    if isinstance(counts, str | bytes):
+        counts = _decompressed(counts if isinstance(counts, bytes) else counts.encode("ascii"))
+    counts, pixels = np.asarray(counts, np.int64).reshape(-1), height * width
+    is_possible = (counts >= 0).all() and (counts <= pixels).all() and counts.sum() == pixels
+    if not 0 < max(height, width) <= MAX_SIDE or not is_possible:
+        raise ValueError(f"run lengths that do not add up to {height}×{width}")
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape((height, width), order="F")
+
+
+def _decompressed(coded: bytes) -> list[int]:
+    """COCO's compressed counts: 5 bits a character from 48 on; the sixth bit says that more follow.
+
+    From the third count on each is the difference to the one before the last.
+    """
+    counts: list[int] = []
+    value, shift = 0, 0
+    for character in coded:
+        bits = character - 48
+        if shift > 60:
+            raise ValueError("a run length without an end")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return counts

@@ -1,0 +1,133 @@
+"""CoPRS itself as a kind of model: the focus token's look becomes the prior, and the prior the mask."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coprs_core.geometry import to_mllm_frame, to_photo_frame, to_sam_frame, unpadded_size
+from coprs_core.model.coprs import CoPRS
+from coprs_core.model.language import LanguageModel
+from coprs_core.model.mllm import Reading
+from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Transcript, Written
+from coprs_core.photos import Photo
+from coprs_core.prompts import FOCUS_TOKEN_PRIOR, FOUND, NOTHING_FOUND, UNFINISHED, parse_reply
+
+
+class FocusTokenSegmenter:
+    """A CoPRS checkpoint in use; implements `Segmenter`. `look` and `reading` serve the probes."""
+
+    prior_kind = FOCUS_TOKEN_PRIOR
+
+    def __init__(self, model: CoPRS, tokenizer: Any, image_processor: Any):
+        self.model = model
+        self.language = LanguageModel(model.mllm, tokenizer, image_processor)
+        self.note = model.config.note
+        self.max_new_tokens = model.config.max_new_tokens
+        self.focus_id: int = tokenizer.convert_tokens_to_ids(model.config.focus_token)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    # --- Segmenter
+
+    @torch.no_grad()
+    def read(self, photo: Photo) -> PhotoFeatures:
+        config = self.model.config
+        pixels = to_sam_frame(photo.image, config.vision.side).to(self.device, self.dtype)
+        image_embedding = self.model.image_encoder(pixels)
+        visual = self.language.see(to_mllm_frame(photo.image, config.mllm_pixels))
+        return PhotoFeatures(image_embedding, visual, photo.size)
+
+    def think(
+        self, instruction: str, features: PhotoFeatures, max_new_tokens: int
+    ) -> Iterator[Written]:
+        reading = self.reading(instruction, features)
+        return self.language.write(reading, self.focus_id, max_new_tokens)
+
+    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
+        if transcript.focus_embedding is None:
+            return _without_focus_token(transcript)
+        prior_logits = self.prior_logits(transcript.focus_embedding, features)
+        place = Place(self.prior(prior_logits, features.photo_size), prior_logits)
+        return Located(FOUND, "The model wrote its focus token.", (place,))
+
+    def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
+        if place.prior_logits is None:
+            raise ValueError("this place was not located by a focus token")
+        return self.mask(place.prior_logits, features)
+
+    # --- for the probes
+
+    def prompt(self, instruction: str, features: PhotoFeatures) -> list[int]:
+        """Token ids of the question about a photo."""
+        template = self.model.config.prompt_template
+        return self.language.prompt(template, instruction, features.visual)
+
+    def reading(self, instruction: str, features: PhotoFeatures) -> Reading:
+        """The question about a photo, read and ready for a reply."""
+        template = self.model.config.prompt_template
+        return self.language.reading(template, instruction, features.visual)
+
+    def look(self, embedding: Tensor, features: PhotoFeatures) -> tuple[np.ndarray, np.ndarray]:
+        """Where a hidden state looks when it is taken for the focus embedding.
+
+        Only the focus token's own state was trained for this.
+
+        Args:
+            embedding: [1, D].
+
+        Returns:
+            prior float32 [H, W] in [0, 1], and the mask that the decoder makes of it, bool [H, W].
+        """
+        prior_logits = self.prior_logits(embedding, features)
+        return self.prior(prior_logits, features.photo_size), self.mask(prior_logits, features)
+
+    @torch.no_grad()
+    def prior_logits(self, embedding: Tensor, features: PhotoFeatures) -> Tensor:
+        """Where an embedding [1, D] looks: prior logits [1, 1, p, p]."""
+        size = torch.tensor([unpadded_size(features.photo_size, self.model.config.vision.side)])
+        return self.model.prior_logits(embedding.to(self.dtype), features.image_embedding, size)
+
+    def prior(self, prior_logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
+        """Prior logits [1, 1, p, p] → the prior float32 [H, W] in [0, 1] at the photo's size."""
+        side = self.model.config.vision.side
+        return to_photo_frame(prior_logits, photo_size, side)[0, 0].sigmoid().cpu().numpy()
+
+    @torch.no_grad()
+    def mask(self, prior_logits: Tensor, features: PhotoFeatures) -> np.ndarray:
+        """Prior logits [1, 1, p, p] → the mask that the decoder draws, bool [H, W]."""
+        mask_logits = self.model.decoder(prior_logits, features.image_embedding)
+        return self.at_photo_size(mask_logits, features.photo_size)[0] > 0
+
+    @torch.no_grad()
+    def head_maps(self, embedding: Tensor, features: PhotoFeatures) -> np.ndarray:
+        """The attention maps before they are fused, float32 [heads, H, W], unbounded."""
+        maps = self.model.prior.head_maps(embedding.to(self.dtype), features.image_embedding)
+        return self.at_photo_size(maps.transpose(0, 1), features.photo_size)
+
+    def at_photo_size(self, logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
+        """Logits [N, 1, h, w] of SAM's square → float32 [N, H, W] of the photo."""
+        side = self.model.config.vision.side
+        return to_photo_frame(logits, photo_size, side)[:, 0].cpu().numpy()
+
+
+def _without_focus_token(transcript: Transcript) -> Located:
+    """A reply without a focus token is never a mask."""
+    reply = parse_reply(transcript.text)
+    if not transcript.is_finished:
+        limit = f"{transcript.max_new_tokens:,} tokens"
+        return Located(UNFINISHED, f"The model used up its {limit} before it wrote a focus token.")
+    if reply.closed and reply.answer:
+        return Located(NOTHING_FOUND, f"The model wrote no focus token and says: “{reply.answer}”")
+    return Located(
+        UNFINISHED,
+        "The model ended its reply without a focus token and without saying that nothing fits.",
+    )

@@ -1,0 +1,68 @@
+"""A Hugging Face model together with its tokenizer and image processor: words and photos in, words out."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+from tokenizers.decoders import DecodeStream
+
+from coprs_core.model.mllm import Mllm, Reading, VisualTokens, generate, see
+from coprs_core.model.segmenter import Written
+from coprs_core.prompts import encode_prompt
+
+
+class LanguageModel:
+    """`mllm`, its `tokenizer` and its `image_processor`, all of Hugging Face."""
+
+    def __init__(self, mllm: Mllm, tokenizer: Any, image_processor: Any):
+        self.mllm, self.tokenizer, self.image_processor = mllm, tokenizer, image_processor
+
+    def see(self, picture: Image.Image) -> VisualTokens:
+        """The visual tokens of an RGB picture that is already in the MLLM frame."""
+        return see(self.mllm, self.image_processor, picture)
+
+    def prompt(self, template: str, instruction: str, visual: VisualTokens) -> list[int]:
+        """Token ids of a template with a photo and an instruction in it."""
+        image_ids = [self.mllm.config.image_token_id] * len(visual.features)
+        return encode_prompt(self.tokenizer, template, instruction, image_ids)
+
+    def reading(self, template: str, instruction: str, visual: VisualTokens) -> Reading:
+        """The prompt, read and ready for a reply."""
+        return Reading(self.mllm, self.prompt(template, instruction, visual), visual)
+
+    def write(
+        self, reading: Reading, focus_id: int | None, max_new_tokens: int
+    ) -> Iterator[Written]:
+        """Greedy decoding, with the text that each token adds; see `mllm.generate`."""
+        decode = DecodeStream(skip_special_tokens=False)
+        for step in generate(reading, focus_id, self.stop_ids, max_new_tokens):
+            ends = step.token in self.stop_ids
+            text = "" if ends else decode.step(self.tokenizer.backend_tokenizer, step.token) or ""
+            yield Written(text, step.token, ends, step.focus_embedding)
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """The tokens that end a reply."""
+        ids = self.mllm.generation_config.eos_token_id
+        ids = ids if isinstance(ids, list) else [ids]
+        return {i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model has."""
+        return self.mllm.get_input_embeddings().num_embeddings
+
+    def ids_of(self, text: str, plain: bool = False) -> list[int]:
+        """Token ids of a text; where it is `plain`, special tokens in it are read letter by letter."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain).input_ids
+
+    def text_of(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def pieces_of(self, ids: list[int] | tuple[int, ...]) -> list[str]:
+        """The text of each token; the texts joined are the whole."""
+        decode = DecodeStream(skip_special_tokens=False)
+        return [decode.step(self.tokenizer.backend_tokenizer, i) or "" for i in ids]

@@ -1,0 +1,134 @@
+"""What the engine needs of a model, whatever its kind: the one protocol behind which kinds differ."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coprs_core.model.mllm import VisualTokens
+from coprs_core.photos import Photo
+from coprs_core.prompts import Outcome, PriorKind
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoFeatures:
+    """What is kept of a photo, so that it is read once.
+
+    Attributes:
+        image_embedding: [1, C, h, w], of SAM's image encoder.
+        visual: what the language model sees of it.
+        photo_size: (height, width) of the photo in pixels.
+    """
+
+    image_embedding: Tensor
+    visual: VisualTokens
+    photo_size: tuple[int, int]
+
+    def to(self, device: torch.device | str) -> "PhotoFeatures":
+        """The same on another device."""
+        return PhotoFeatures(
+            self.image_embedding.to(device), self.visual.to(device), self.photo_size
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """One step of a reply.
+
+    Attributes:
+        text: what it adds to the reply; empty where a token completes no character.
+        token: its id; None where a model gives text alone.
+        ends: whether the model ended its reply here.
+        focus_embedding: [1, D], with the focus token.
+    """
+
+    text: str
+    token: int | None = None
+    ends: bool = False
+    focus_embedding: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Transcript:
+    """A whole reply, as `Segmenter.locate` takes it.
+
+    Attributes:
+        text: everything that the model wrote.
+        is_finished: False where it ran out of tokens.
+        max_new_tokens: the bound that it was given.
+        focus_embedding: [1, D], where it wrote a focus token.
+    """
+
+    text: str
+    is_finished: bool
+    max_new_tokens: int
+    focus_embedding: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One thing that a reply points at, before its mask is drawn.
+
+    Attributes:
+        prior: float32 [H, W] in [0, 1] at the photo's size.
+        prior_logits: [1, 1, p, p], where the prior comes from a focus token.
+        box: XYXY in pixels of the photo, where the model wrote one; `points`: XY; `label`: its word.
+    """
+
+    prior: np.ndarray = field(repr=False)
+    prior_logits: Tensor | None = field(default=None, repr=False)
+    box: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    label: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """What a reply amounts to: its outcome, one sentence why, and the places where it is "found"."""
+
+    outcome: Outcome
+    reason: str
+    places: tuple[Place, ...] = ()
+
+
+class Segmenter(Protocol):
+    """A loaded model of any kind: it reads a photo, thinks, says where to look, and draws masks.
+
+    Attributes:
+        prior_kind: what its priors are made of.
+        note: what its pictures are, where it knows only some ("picture-book scenes"); else empty.
+        max_new_tokens: its own bound of a reply, in tokens.
+        device, dtype: where it runs and how precisely.
+    """
+
+    @property
+    def prior_kind(self) -> PriorKind: ...
+    @property
+    def note(self) -> str: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self, photo: Photo) -> PhotoFeatures:
+        """Both vision encoders on a photo."""
+        ...
+
+    def think(
+        self, instruction: str, features: PhotoFeatures, max_new_tokens: int
+    ) -> Iterator[Written]:
+        """The reply, step by step. Closing the generator stops the work within one step."""
+        ...
+
+    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
+        """Where a whole reply points: outcome, reason, and a prior for each thing."""
+        ...
+
+    def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
+        """The mask of one place, bool [H, W] at the photo's size."""
+        ...

@@ -1,0 +1,46 @@
+"""Ask again: another instruction about the same photo, or another model, compared with an answer."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from coprs_core.answer.compare import against_answer
+from coprs_core.answer.engine import Engine
+from coprs_core.answer.pictures import difference_overlay
+from coprs_core.answer.results import Result
+from coprs_core.photos import Photo, PhotoLike
+from coprs_core.probes.finding import OtherResult
+
+
+@dataclass(frozen=True, eq=False)
+class OtherAnswer(OtherResult):
+    """Another answer about the photo of the answer `before`; also writes `again_difference.png`."""
+
+    result: Result
+    before: Result
+    stem = "again"
+
+    def facts(self) -> dict:
+        return asdict(against_answer(self.before, self.result))
+
+    def save(self, folder: Path, photo: Photo) -> list[Path]:
+        written = super().save(folder, photo)
+        pixels = np.asarray(photo.image)
+        overlay = difference_overlay(pixels, self.before.mask, self.result.mask)
+        written.append(folder / f"{self.stem}_difference.png")
+        Image.fromarray(overlay).save(written[-1])
+        return written
+
+
+def ask(
+    engine: Engine,
+    image: PhotoLike,
+    result: Result,
+    instruction: str | None = None,
+    max_new_tokens: int | None = None,
+) -> OtherAnswer:
+    """Ask an engine about the photo of an answer; by default the same instruction."""
+    other = engine.segment(image, instruction or result.instruction, max_new_tokens)
+    return OtherAnswer(other, result)

@@ -1,0 +1,124 @@
+"""What a probe found, and how it is written to files and shown."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from coprs_core.answer.pictures import chain_figure
+from coprs_core.answer.results import Result
+from coprs_core.errors import CoPRSError
+from coprs_core.photos import Photo
+
+DPI = 120
+
+
+class NotApplicable(CoPRSError):
+    """A probe that this answer gives no occasion for; `stem` begins the names of the probe's files."""
+
+    def __init__(self, sentence: str, stem: str):
+        super().__init__(sentence)
+        self.stem = stem
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture for the page: `pixels` uint8 [H, W, 3] and its caption, a key of `app/texts.py`."""
+
+    caption: str
+    values: dict[str, Any]
+    pixels: np.ndarray = field(repr=False)
+
+
+class Finding:
+    """What a probe found. `stem` and `to_dict` are needed; the rest has a default.
+
+    Files: `STEM.json` (`to_dict`), `STEM.npy` (`array`) and `STEM.png` (`figure`).
+    """
+
+    stem: str
+
+    def to_dict(self) -> dict:
+        """The finding in plain values, without pixels."""
+        raise NotImplementedError
+
+    def payloads(self) -> Iterator[Any]:
+        """What the endpoint gives, one after the other; plain values, pictures as text."""
+        yield self.to_dict()
+
+    def pictures(self, photo: Photo) -> list[Picture]:
+        """What the page shows, where it has no view of its own for this probe."""
+        return []
+
+    def array(self) -> np.ndarray | None:
+        """The numbers behind the pictures."""
+        return None
+
+    def figure(self, photo: Photo) -> Figure | None:
+        """One figure for a page or a paper; by default the pictures in a row."""
+        shown = self.pictures(photo)
+        if not shown:
+            return None
+        figure = Figure(figsize=(3.4 * len(shown), 3.8), layout="constrained", facecolor="white")
+        for ax, picture in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+            ax.imshow(picture.pixels)
+            ax.set_axis_off()
+        return figure
+
+    def save(self, folder: Path, photo: Photo) -> list[Path]:
+        """Write the finding's files into a folder; returns their paths."""
+        written = [folder / f"{self.stem}.json"]
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+        written[0].write_text(text + "\n", encoding="utf-8")
+        if (array := self.array()) is not None:
+            np.save(folder / f"{self.stem}.npy", array)
+            written.append(folder / f"{self.stem}.npy")
+        if (figure := self.figure(photo)) is not None:
+            figure.savefig(folder / f"{self.stem}.png", dpi=DPI)
+            written.append(folder / f"{self.stem}.png")
+        return written
+
+
+class OtherResult(Finding):
+    """A finding that is another answer about the same photo; also writes `STEM_mask.png`."""
+
+    result: Result
+
+    def facts(self) -> dict:
+        """What is said beside the other answer."""
+        return {}
+
+    def to_dict(self) -> dict:
+        return self.facts() | {"result": self.result.to_dict()}
+
+    def payloads(self) -> Iterator[Any]:
+        yield self.facts() | {"result": self.result.to_dict(with_priors=True)}
+
+    def array(self) -> np.ndarray | None:
+        return self.result.prior
+
+    def figure(self, photo: Photo) -> Figure:
+        return chain_figure(np.asarray(photo.image), self.result)
+
+    def save(self, folder: Path, photo: Photo) -> list[Path]:
+        written = super().save(folder, photo)
+        if self.result.regions:
+            written.append(folder / f"{self.stem}_mask.png")
+            Image.fromarray(self.result.mask).save(written[-1])
+        return written
+
+
+@dataclass(frozen=True)
+class NothingToFind(Finding):
+    """In place of a finding: why this answer gives no occasion for the probe."""
+
+    stem: str
+    problem: str
+
+    def to_dict(self) -> dict:
+        return {"problem": self.problem}

@@ -1,0 +1,119 @@
+"""What the probes of a focus token share: an answer read once more, and where the model looks in it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from coprs_core.answer.engine import Engine
+from coprs_core.answer.results import Result
+from coprs_core.errors import CoPRSError
+from coprs_core.masks import encode_prior, encode_rle
+from coprs_core.metrics import PRIOR_THRESHOLD, iou
+from coprs_core.model.mllm import Reading
+from coprs_core.model.segmenter import PhotoFeatures
+from coprs_core.photos import Photo, PhotoLike, open_photo
+
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class FocusView:
+    """Where the model looks at one point of its reply.
+
+    Attributes:
+        text: the sentence or the word that was read last.
+        prior: float32 [H, W] in [0, 1]; `mask`: bool [H, W]; both at the photo's size.
+        iou: of the prior (≥ 0.5) with the answer's mask.
+        spread: entropy of the prior, as a share of the highest possible: 0 for one point, 1 for
+            everywhere alike.
+        trained: True where the focus token itself was read; the query head was trained for no other.
+    """
+
+    text: str
+    prior: np.ndarray = field(repr=False)
+    mask: np.ndarray = field(repr=False)
+    iou: float
+    spread: float
+    trained: bool = True
+
+    def to_dict(self, with_pixels: bool = False) -> dict:
+        """Its numbers; `with_pixels` adds the prior as a PNG and the mask as COCO RLE."""
+        values = {
+            "text": self.text,
+            "iou": self.iou,
+            "spread": self.spread,
+            "trained": self.trained,
+        }
+        if with_pixels:
+            values |= {"prior": encode_prior(self.prior), "mask": encode_rle(self.mask)}
+        return values
+
+
+def guarded(ask: Callable[P, T]) -> Callable[P, T]:
+    """A probe, whose first argument is the engine, that runs out of memory as an answer does."""
+
+    @wraps(ask)
+    def guarded_ask(*args: P.args, **kwargs: P.kwargs) -> T:
+        engine = args[0]
+        assert isinstance(engine, Engine)
+        with engine.within_memory():
+            return ask(*args, **kwargs)
+
+    return guarded_ask
+
+
+def reread(
+    engine: Engine, image: PhotoLike, result: Result
+) -> tuple[Photo, PhotoFeatures, Reading]:
+    """A photo, its features, and the question of an answer, read and ready for its reply.
+
+    Raises:
+        CoPRSError: the photo or the model is not the one of the answer.
+    """
+    focus, photo = engine.focus, open_photo(image)
+    if photo.size != result.photo_size:
+        raise CoPRSError("This photo is not the one that the answer is about: give the same photo.")
+    check_reply_ids(engine, result)
+    features = engine.read(photo)
+    return photo, features, focus.reading(result.instruction, features)
+
+
+def check_reply_ids(engine: Engine, result: Result) -> None:
+    """Raises `CoPRSError` where a reply is not one that this model wrote."""
+    if not result.reply_ids or result.model != engine.name:
+        raise CoPRSError(
+            f"This answer was given by {result.model!r} and {engine.name!r} is asked about it: "
+            "load that model."
+        )
+    if max(result.reply_ids) >= engine.focus.language.vocabulary or min(result.reply_ids) < 0:
+        raise CoPRSError(
+            f"This answer holds token ids that {engine.name!r} does not have: "
+            "load the model that gave it."
+        )
+
+
+def view_at(
+    engine: Engine,
+    embedding: Tensor,
+    features: PhotoFeatures,
+    result: Result,
+    text: str,
+    trained: bool = True,
+) -> FocusView:
+    """Where a hidden state [1, D] looks, held against an answer."""
+    prior, mask = engine.focus.look(embedding, features)
+    agreement = iou(prior >= PRIOR_THRESHOLD, result.mask)
+    return FocusView(text, prior, mask, agreement, spread(prior), trained)
+
+
+def spread(prior: np.ndarray) -> float:
+    """Entropy of a prior [H, W] as a share of that of an even one: 0 for one point, 1 for everywhere alike."""
+    if prior.size < 2:
+        return 0.0
+    shares = prior.astype(np.float64).ravel() / max(float(prior.sum(dtype=np.float64)), 1e-12)
+    shares = shares[shares > 0]
+    return float(-(shares * np.log(shares)).sum() / np.log(prior.size))

@@ -1,0 +1,84 @@
+"""Another thought: the model reads it instead of its own, ends its reply, and focuses."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from coprs_core.answer.compare import against_answer
+from coprs_core.answer.engine import Engine
+from coprs_core.answer.results import Region, Result
+from coprs_core.errors import CoPRSError
+from coprs_core.model.mllm import generate
+from coprs_core.photos import PhotoLike, open_photo
+from coprs_core.probes.finding import OtherResult
+from coprs_core.probes.focus import guarded
+from coprs_core.prompts import FOUND, check_characters, check_instruction
+
+MAX_CLOSING_TOKENS = 24
+
+
+@dataclass(frozen=True, eq=False)
+class OtherThought(OtherResult):
+    """The answer after another thought, and the answer `before` it where there is one."""
+
+    result: Result
+    before: Result | None = None
+    stem = "focus_again"
+
+    def facts(self) -> dict:
+        return asdict(against_answer(self.before, self.result)) if self.before else {}
+
+    def payloads(self) -> Iterator[Any]:
+        yield self.result.to_dict(with_priors=True)
+
+
+def ask(engine: Engine, image: PhotoLike, result: Result, thought: str) -> OtherThought:
+    """Where the model focuses when it reads another thought than that of an answer."""
+    return OtherThought(focus_again(engine, image, result.instruction, thought), result)
+
+
+@guarded
+def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str) -> Result:
+    """Let the model read a thought instead of thinking itself, end its reply, and focus.
+
+    Special tokens in the thought are plain text. Where the model ends its reply without a focus token
+    of its own, the token is given to it and `reason` says so.
+    """
+    focus, language = engine.focus, engine.focus.language
+    if not isinstance(thought, str) or not thought.strip():
+        raise CoPRSError("The thought is empty: write at least one sentence.")
+    check_characters(thought, "thought")
+    photo, instruction = open_photo(image), check_instruction(instruction)
+    features = engine.read(photo)
+    tags = language.ids_of("<think>"), language.ids_of("</think>")
+    ids = [*tags[0], *language.ids_of(thought.strip(), plain=True), *tags[1]]
+    reading = focus.reading(instruction, features)
+    reading.feed(ids)
+    steps = list(generate(reading, focus.focus_id, language.stop_ids, MAX_CLOSING_TOKENS))
+    written = [s.token for s in steps if s.token not in language.stop_ids]
+    embedding = steps[-1].focus_embedding
+    reason = "The model focused after a thought that was given to it."
+    if embedding is None:
+        words = language.text_of(written).strip()
+        reason = (
+            f"After this thought the model itself says: “{words}”; the focus token was given to it."
+        )
+        reading = focus.reading(instruction, features)
+        embedding, written = reading.feed([*ids, focus.focus_id])[-1:], [focus.focus_id]
+    prior, mask = focus.look(embedding, features)
+    ids = [*ids, *written]
+    return Result(
+        outcome=FOUND,
+        reason=reason,
+        instruction=instruction,
+        reasoning=thought.strip(),
+        reply=language.text_of(ids),
+        regions=(Region(prior, mask),),
+        photo_size=photo.size,
+        seconds={},
+        tokens=len(written),
+        photo_reused=True,
+        model=engine.name,
+        settings=engine.settings,
+        reply_ids=tuple(ids),
+    )

@@ -1,0 +1,35 @@
+"""Ground truth: how good an answer is, and at which threshold of its prior."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from coprs_core.answer.compare import AgainstTruth, against_truth
+from coprs_core.answer.pictures import truth_figure
+from coprs_core.answer.results import Result
+from coprs_core.photos import Photo
+from coprs_core.probes.finding import Finding
+
+
+@dataclass(frozen=True, eq=False)
+class TruthFinding(Finding):
+    """An answer, a true mask bool [H, W], and how they compare."""
+
+    result: Result
+    truth: np.ndarray = field(repr=False)
+    scores: AgainstTruth
+    stem = "truth"
+
+    def to_dict(self) -> dict:
+        return self.scores.to_dict()
+
+    def figure(self, photo: Photo) -> Figure | None:
+        if not self.result.regions:
+            return None
+        return truth_figure(np.asarray(photo.image), self.result, self.truth, self.scores)
+
+
+def ask(result: Result, truth: np.ndarray) -> TruthFinding:
+    """Compare an answer with a true mask, bool [H, W] of the photo's size (see `read_truth`)."""
+    return TruthFinding(result, truth, against_truth(result, truth))

@@ -1,0 +1,196 @@
+"""What an instruction asks for, and which thing of a scene it is.
+
+A `Meaning` ("among the animals, the one nearest to the clock") is resolved against the things of a scene
+with a margin, so that it has exactly one right answer or honestly none.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+from coprs_core.world.drawings import COLOURS
+from coprs_core.world.kinds import BY_NAME, CATEGORIES, KINDS
+from coprs_core.world.scenes import UNSEEN_PAIRS, Scene, Thing
+
+RELATIONS = ("left of", "right of", "above", "below", "nearest to")
+EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
+
+_CLEARLY, _BARELY = 20.0, 4.0  # pixels: apart enough to say "left of"; too close to call
+_SIZE_MARGIN, _DISTANCE_MARGIN = 1.4, 1.3  # ratios between the best and the next
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which things are meant; None leaves a property open. `use` only changes the wording: the kind is asked by use."""
+
+    kind: str | None = None
+    colour: str | None = None
+    category: str | None = None
+    not_colour: str | None = None
+    use: str | None = None
+
+    def fits(self, thing: Thing) -> bool:
+        return (
+            self.kind in (None, thing.kind)
+            and self.colour in (None, thing.colour)
+            and (self.category is None or thing.kind in CATEGORIES[self.category])
+            and self.not_colour != thing.colour
+        )
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an instruction asks for: one of `among`, singled out by a relation to one anchor or by an extreme."""
+
+    family: str
+    among: Filter
+    relation: str | None = None
+    anchor: Filter | None = None
+    extreme: str | None = None
+
+
+class Ambiguous(Exception):
+    """The scene does not answer the meaning clearly enough."""
+
+
+def resolve(meaning: Meaning, things: tuple[Thing, ...]) -> int | None:
+    """The index of the one right thing, None where nothing fits; raises `Ambiguous` where a person could argue."""
+    candidates = [i for i, t in enumerate(things) if meaning.among.fits(t)]
+    if meaning.anchor is not None:
+        anchor = _only([i for i, t in enumerate(things) if meaning.anchor.fits(t)])
+        if anchor is None:
+            return None
+        candidates = _related(
+            meaning.relation, anchor, [i for i in candidates if i != anchor], things
+        )
+    if meaning.extreme is not None:
+        return _extreme(meaning.extreme, candidates, things)
+    return _only(candidates)
+
+
+def _only(indices: list[int]) -> int | None:
+    if len(indices) > 1:
+        raise Ambiguous
+    return indices[0] if indices else None
+
+
+def _related(
+    relation: str, anchor: int, candidates: list[int], things: tuple[Thing, ...]
+) -> list[int]:
+    (ax, ay), centres = things[anchor].centre, [t.centre for t in things]
+    if relation == "nearest to":
+        order = sorted((math.dist(centres[i], (ax, ay)), i) for i in candidates)
+        if len(order) > 1 and order[1][0] < _DISTANCE_MARGIN * order[0][0]:
+            raise Ambiguous
+        return [i for _, i in order[:1]]
+    ahead = {
+        "left of": lambda x, y: ax - x, "right of": lambda x, y: x - ax,
+        "above": lambda x, y: ay - y, "below": lambda x, y: y - ay,
+    }[relation]  # fmt: skip
+    distances = {i: ahead(*centres[i]) for i in candidates}
+    if any(_BARELY < d < _CLEARLY for d in distances.values()):
+        raise Ambiguous
+    return [i for i, d in distances.items() if d >= _CLEARLY]
+
+
+def _extreme(extreme: str, candidates: list[int], things: tuple[Thing, ...]) -> int | None:
+    if len(candidates) < 2:
+        raise Ambiguous
+    score = {
+        "largest": lambda t: math.log(t.area), "smallest": lambda t: -math.log(t.area),
+        "leftmost": lambda t: -t.centre[0], "rightmost": lambda t: t.centre[0],
+        "topmost": lambda t: -t.centre[1], "lowest": lambda t: t.centre[1],
+    }[extreme]  # fmt: skip
+    second, first = sorted(candidates, key=lambda i: score(things[i]))[-2:]
+    margin = math.log(_SIZE_MARGIN) if extreme in ("largest", "smallest") else _CLEARLY
+    if score(things[first]) - score(things[second]) < margin:
+        raise Ambiguous
+    return first
+
+
+def propose(family: str, things: tuple[Thing, ...], rng: random.Random) -> Meaning | None:
+    """A meaning of a family that this scene may answer; None where it plainly cannot."""
+    thing = rng.choice(things)
+    if family == "name":
+        return Meaning(family, Filter(kind=thing.kind))
+    if family == "colour":
+        return Meaning(
+            family, Filter(kind=thing.kind if rng.random() < 0.75 else None, colour=thing.colour)
+        )
+    if family == "category":
+        return (
+            Meaning(family, Filter(category=_category_of(thing, rng)))
+            if _category_of(thing, rng)
+            else None
+        )
+    if family == "use":
+        return Meaning(family, _by_use(thing.kind, rng))
+    if family == "extreme":
+        return Meaning(family, _group(things, rng), extreme=rng.choice(EXTREMES))
+    if family == "exclusion":
+        group = _rivals(things, rng)
+        if group is None:
+            return None
+        colour = rng.choice([t.colour for t in things if group.fits(t)])
+        return Meaning(family, Filter(group.kind, None, group.category, colour))
+    relation = rng.choice((*RELATIONS, "nearest to"))
+    if family == "relation":
+        anchor = Filter(thing.kind) if rng.random() < 0.3 else Filter(thing.kind, thing.colour)
+        return Meaning(family, Filter(), relation, anchor)
+    group = _rivals(things, rng)
+    anchor = Filter(thing.kind, thing.colour) if rng.random() < 0.35 else _by_use(thing.kind, rng)
+    return Meaning(family, group, relation, anchor) if group and not group.fits(thing) else None
+
+
+def _category_of(thing: Thing, rng: random.Random) -> str | None:
+    categories = [c for c, kinds in CATEGORIES.items() if thing.kind in kinds]
+    return rng.choice(categories) if categories else None
+
+
+def _by_use(kind: str, rng: random.Random) -> Filter:
+    known = BY_NAME[kind]
+    uses = (*known.uses, f"to {known.to_do}") if known.to_do else known.uses
+    return Filter(kind, use=rng.choice(uses))
+
+
+def _rivals(things: tuple[Thing, ...], rng: random.Random) -> Filter | None:
+    """A kind or a category that at least two things share."""
+    groups = [Filter(k) for k in KINDS if sum(t.kind == k for t in things) > 1]
+    groups += [
+        Filter(category=c) for c in CATEGORIES if sum(t.kind in CATEGORIES[c] for t in things) > 1
+    ]
+    return rng.choice(groups) if groups else None
+
+
+def _group(things: tuple[Thing, ...], rng: random.Random) -> Filter:
+    rivals = _rivals(things, rng)
+    return rivals if rivals and rng.random() < 0.5 else Filter()
+
+
+def missing(scene: Scene, rng: random.Random) -> Meaning:
+    """A meaning that nothing here fits: the kind, the pair, the category, the use or the anchor is not there.
+
+    Unseen pairs are asked for in the test split alone: a pair that is only ever asked for in vain is learnt as absent.
+    """
+    things = scene.things
+
+    def colour_for(kind: str) -> str:
+        here = {t.colour for t in things if t.kind == kind}
+        hidden = {c for k, c in UNSEEN_PAIRS if k == kind and scene.split != "test"}
+        return rng.choice([c for c in COLOURS if c not in here | hidden])
+
+    present = {t.kind for t in things}
+    kind = rng.choice([k for k in KINDS if k not in present])
+    here = rng.choice(things)
+    categories = [c for c, kinds in CATEGORIES.items() if not present & set(kinds)]
+    meanings = [
+        Meaning("name", Filter(kind)),
+        Meaning("colour", Filter(here.kind, colour_for(here.kind))),
+        Meaning("colour", Filter(kind, colour_for(kind))),
+        Meaning("use", _by_use(kind, rng)),
+        Meaning("use", _by_use(kind, rng)),
+        Meaning("relation", Filter(), rng.choice(RELATIONS), Filter(kind, colour_for(kind))),
+    ]
+    if categories:
+        meanings.append(Meaning("category", Filter(category=rng.choice(categories))))
+    return rng.choice(meanings)
