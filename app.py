@@ -1,39 +1,30 @@
 """Opens the app. `python app.py --help` lists the options; each also has an environment variable for Spaces."""
 
-import argparse
 import os
 import sys
 
-from app.space import borrowed_gpu
-from app.ui import build, launch
-from coprs_core import CoPRSError, Shelf
+from app.options import read_options
 
-parser = argparse.ArgumentParser(description="CoPRS: ask for a thing in words, watch the model think, focus and draw.")
-for option, default, meaning in (
-    ("model", "mini", "a name of `python -m coprs_core models`, a folder or a Hugging Face id"),
-    ("device", "auto", "auto, cuda, cuda:1, mps or cpu"),
-    ("dtype", "auto", "auto, bf16, fp16 or fp32"),
-    ("quantize", "none", "none, nf4 or int8"),
-    ("sam", "vit_h", "vit_b, vit_l, vit_h or a .pth file, for models that write coordinates"),
-    ("host", os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), "address to listen on; 0.0.0.0 for all"),
-    ("port", "", "port to listen on (default: the first free one from 7860)"),
-    ("password", "", "NAME:PASSWORD that visitors must give (default: none is asked for)"),
-):
-    chosen = os.environ.get(f"COPRS_{option.upper()}", default)
-    parser.add_argument(
-        f"--{option}", default=chosen, help=meaning + f" (now {chosen})" * (option not in ("password", "port"))
-    )
-options = parser.parse_known_args()[0]
+options = read_options()  # `--help` ends here, before anything heavy is loaded
 
-shelf = Shelf(options.model, options.device, options.dtype, options.quantize, options.sam, borrowed_gpu())
-demo = build(shelf, may_choose=options.host in ("127.0.0.1", "localhost"))
+from app.serving import ModelServer  # noqa: E402
+from app.space import borrowed_gpu  # noqa: E402
+from app.ui import build, launch  # noqa: E402
+from coprs_core.errors import CoPRSError  # noqa: E402
+
+server = ModelServer(options.model, options.loading, borrowed_gpu())
+demo = build(server, options.may_switch)
 
 if __name__ == "__main__":
     try:
         launch(demo, options.host, options.port, options.password)
-        shelf.wait()  # the model is loaded behind the page
+        server.wait()  # the model is loaded behind the page
         demo.block_thread()
     except (CoPRSError, OSError) as problem:
-        taken = f"cannot listen on {options.host}, port {options.port or 'any'}: choose another --host or --port."
-        print(f"error: {problem if isinstance(problem, CoPRSError) else taken}", file=sys.stderr, flush=True)
+        taken = (
+            f"cannot listen on {options.host}, port {options.port or 'any'}: "
+            "choose another --host or --port."
+        )
+        message = problem if isinstance(problem, CoPRSError) else taken
+        print(f"error: {message}", file=sys.stderr, flush=True)
         os._exit(1)  # without waiting for a model that may still be loading

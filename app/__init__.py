@@ -1,1 +1,1 @@
-"""The app: panels (updates → HTML) and handlers (updates → component values) → ui (gradio)."""
+"""The app: views (what is found → HTML) and handlers (updates → component values) → tabs and ui (gradio)."""

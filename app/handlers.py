@@ -1,330 +1,345 @@
-"""Between the core and the page: what each button does. Nothing is kept here from one call to the
-next; what a visitor has asked lies in that visitor's own session."""
+"""Between the core and the page: what each button does.
+
+Handlers give new values by component; a component that is not named stays as it is. Nothing is kept
+here from one call to the next: what a visitor has asked lies in that visitor's own session.
+"""
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
 
-from app.views import canvas as canvases
-from app.views import page as panels
-from app.views import probes as why
-from app.texts import language_of, say
-from coprs_core import probes
-from coprs_core.archive import open_answer, save_zip
+from app.serving import ModelServer
+from app.texts import say
+from app.views import canvas, page
+from app.views import probes as probe_views
+from app.visitors import (
+    Answered,
+    can_probe,
+    given,
+    in_a_sentence,
+    language,
+    remembered,
+    save_answered,
+)
 from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.answer.engine import Update
+from coprs_core.archive import open_answer
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, open_photo
-from coprs_core.answer.results import FOCUS_TOKEN_PRIOR, Result
-from app.serving import Shelf
-from coprs_core.zoom import zoom_in
+from coprs_core.probes import probe, thought, words
+from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
 NOWHERE = 0.1
-"""A probe whose prior is nowhere as high as this looks nowhere."""
-MOST_RECENT, MOST_PIXELS = 8, 24_000_000
-"""Of the answers kept for a visitor: how many, and of how many pixels together."""
+"""A word whose prior is nowhere as high as this looks nowhere."""
+Values = dict[Any, Any]
+"""New values by component."""
 
 
-@dataclass(frozen=True)
-class Answered:
-    """One answer of this visitor, with its photo and, once asked for, its trace."""
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The components that more than one handler changes, whatever tab they stand in.
 
-    photo: Photo
-    result: Result
-    looks: tuple[probes.Look, ...] = ()
+    header, notice, steps, thought, view, explained: HTML. photo, instruction: what is asked. strip: the
+    recent answers' pictures. answered, recent: this visitor's `Answered` and the tuple of the last.
+    """
+
+    header: Any
+    notice: Any
+    steps: Any
+    thought: Any
+    view: Any
+    explained: Any
+    photo: Any
+    instruction: Any
+    strip: Any
+    answered: Any
+    recent: Any
 
     @property
-    def pixels(self) -> np.ndarray:
-        return np.asarray(self.photo.image)
+    def of_answer(self) -> list:
+        """What an answer changes."""
+        return [self.steps, self.thought, self.view, self.answered, self.recent, self.strip]
+
+    @property
+    def of_restoring(self) -> list:
+        """What an earlier answer changes when it comes back."""
+        return [self.photo, self.instruction, *self.of_answer]
+
+    @property
+    def of_opening(self) -> list:
+        """What is set when the page opens."""
+        return [self.header, self.notice, self.steps, self.thought, self.view]
 
 
-@dataclass
-class View:
-    """New values of the page's main components, in the order of `ui.build`; None leaves a component as it is."""
+class Handlers:
+    """What the page's buttons do, with the model in use; values are for the components of `frame`."""
 
-    steps: str | None = None
-    thought: str | None = None
-    view: str | None = None
-    answered: Answered | None = None
-    recent: tuple[Answered, ...] | None = None
-    begins: bool = False
-    """A new question: the answer before it is no longer the one at hand."""
-
-    def values(self) -> tuple:
-        strip = None if self.recent is None else strip_of(self.recent)
-        values = (self.steps, self.thought, self.view, self.answered, self.recent, strip)
-        skipped = tuple(gr.skip() if v is None else v for v in values)
-        return (*skipped[:3], None, *skipped[4:]) if self.begins else skipped
-
-
-@contextmanager
-def in_a_sentence(lang: str):
-    """A `CoPRSError` inside becomes the page's message, or a client's `AppError`."""
-    try:
-        yield
-    except CoPRSError as problem:
-        raise gr.Error(str(problem), title=say(lang, "failed"), print_exception=False) from None
-
-
-def language(request: gr.Request | None) -> str:
-    return language_of(request.headers.get("accept-language") if request else None)
-
-
-def strip_of(recent: tuple[Answered, ...]):
-    """The strip of recent answers: a small picture and the instruction of each."""
-    shown = [(canvases.thumbnail_of(a.pixels, a.result), a.result.instruction) for a in recent]
-    return gr.update(value=shown, visible=bool(recent), selected_index=None)
-
-
-def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answered, ...]:
-    """The recent answers with a new one in front; the oldest go where they are too many or too large."""
-    kept, pixels = [], 0
-    for one in (answered, *recent)[:MOST_RECENT]:
-        pixels += one.photo.size[0] * one.photo.size[1]
-        if kept and pixels > MOST_PIXELS:
-            break
-        kept.append(one)
-    return tuple(kept)
-
-
-class Page:
-    """What the page's buttons do, each with the model on the shelf."""
-
-    def __init__(self, shelf: Shelf):
-        self.shelf = shelf
+    def __init__(self, server: ModelServer, frame: Frame):
+        self.server, self.frame = server, frame
 
     # --- the answer
 
     def answer(
-        self, photo_path: str | None, instruction: str, recent: tuple | None, request: gr.Request | None = None
-    ) -> Iterator[tuple]:
-        """Stream an answer as component values; a user's mistake becomes one sentence and leaves the inputs alone."""
-        lang = language(request)
+        self,
+        photo_path: str | None,
+        instruction: str,
+        recent: tuple | None,
+        request: gr.Request | None = None,
+    ) -> Iterator[Values]:
+        """Stream an answer; a user's mistake becomes one sentence and leaves the inputs alone."""
+        lang, frame = language(request), self.frame
         with in_a_sentence(lang):
             photo = open_photo(photo_path)
-            updates = self.shelf.stream(photo, instruction)
-            pixels = np.asarray(photo.image)
-            for update in updates:
-                view = View(steps=panels.steps(lang, update))
+            for update in self.server.stream(photo, instruction):
+                values: Values = {frame.steps: page.steps(lang, update)}
                 if update.stage == "reading":
-                    view.begins = True
-                    view.thought, view.view = (
-                        panels.thought(lang),
-                        canvases.waiting_view(lang, self.shelf.engine.prior_kind),
-                    )
+                    values |= self._blank(lang)
                 else:
-                    view.thought = panels.thought(lang, update)
-                if update.stage == "focus":
-                    view.view = canvases.prior_view(lang, pixels, update.prior, self.shelf.engine.prior_kind)
+                    values[frame.thought] = page.thought(lang, update)
+                if update.stage == "focus" and update.prior is not None:
+                    values[frame.view] = self._prior(lang, photo, update.prior)
                 if update.result:
-                    view.view = canvases.answer_view(lang, pixels, update.result)
-                    view.answered = Answered(photo, update.result)
-                    view.recent = remembered(view.answered, recent or ())
-                yield view.values()
+                    values |= self._shown(lang, Answered(photo, update.result), recent)
+                yield values
 
-    def stop(self, thought: str, request: gr.Request | None = None) -> tuple[str, str]:
+    def _blank(self, lang: str) -> Values:
+        """A new question: the answer before it is no longer the one at hand."""
+        kind = self.server.engine.prior_kind if self.server.is_ready else FOCUS_TOKEN_PRIOR
+        return {
+            self.frame.thought: page.thought(lang),
+            self.frame.view: canvas.waiting_view(lang, kind),
+            self.frame.answered: None,
+        }
+
+    def _prior(self, lang: str, photo: Photo, prior: np.ndarray) -> str:
+        pixels = np.asarray(photo.image)
+        return canvas.prior_view(lang, pixels, prior, self.server.engine.prior_kind)
+
+    def _shown(self, lang: str, answered: Answered, recent: tuple | None) -> Values:
+        """A finished answer on the page; it joins the recent ones."""
+        pixels = np.asarray(answered.photo.image)
+        values = {
+            self.frame.view: canvas.answer_view(lang, pixels, answered.result),
+            self.frame.answered: answered,
+        }
+        return values | self.recalled(remembered(answered, recent or ()))
+
+    def recalled(self, recent: tuple[Answered, ...]) -> Values:
+        """The recent answers and their strip: a small picture and the instruction of each."""
+        pictures = [
+            (canvas.thumbnail_of(np.asarray(a.photo.image), a.result), a.result.instruction)
+            for a in recent
+        ]
+        strip = gr.update(value=pictures, visible=bool(recent), selected_index=None)
+        return {self.frame.recent: recent, self.frame.strip: strip}
+
+    def stop(self, thought: str, request: gr.Request | None = None) -> Values:
         """After Stop: the thought so far stays."""
         lang = language(request)
-        return panels.steps(lang), panels.stopped(lang, thought)
+        return {
+            self.frame.steps: page.steps(lang),
+            self.frame.thought: page.stopped(lang, thought),
+        }
 
-    def begin(self, request: gr.Request | None = None) -> tuple:
-        """Another photo, or none: the answer about the one before goes from the page; it stays among the recent ones."""
+    def begin(self, request: gr.Request | None = None) -> Values:
+        """Another photo, or none: the answer about the one before goes; it stays among the recent ones."""
         lang = language(request)
-        kind = self.shelf.engine.prior_kind if self.shelf.is_ready else FOCUS_TOKEN_PRIOR
-        return panels.steps(lang), panels.thought(lang), canvases.waiting_view(lang, kind), None
+        return {self.frame.steps: page.steps(lang), **self._blank(lang)}
 
-    def restore(self, recent: tuple, event: gr.SelectData, request: gr.Request | None = None) -> tuple:
+    def restore(
+        self, recent: tuple | None, event: gr.SelectData, request: gr.Request | None = None
+    ) -> Values:
         """An earlier answer of this visit, as it was."""
-        lang = language(request)
+        lang, recent = language(request), recent or ()
         with in_a_sentence(lang):
-            if not 0 <= event.index < len(recent or ()):
+            if not 0 <= event.index < len(recent):
                 raise CoPRSError(say(lang, "gone"))
         return self._restored(lang, recent[event.index])
 
-    def open_file(self, path: str | None, recent: tuple | None, request: gr.Request | None = None) -> tuple:
+    def open_file(
+        self, path: str | None, recent: tuple | None, request: gr.Request | None = None
+    ) -> Values:
         """A saved answer, without the model; it joins the recent ones."""
         lang = language(request)
         if path is None:
-            return (gr.skip(),) * 8
+            return {self.frame.steps: gr.skip()}
         with in_a_sentence(lang):
             saved = open_answer(path)
         answered = Answered(saved.photo, saved.result)
-        return self._restored(lang, answered, remembered(answered, recent or ()))
+        return self._restored(lang, answered) | self.recalled(remembered(answered, recent or ()))
 
-    def _restored(self, lang: str, answered: Answered, recent: tuple[Answered, ...] | None = None) -> tuple:
+    def _restored(self, lang: str, answered: Answered) -> Values:
         result = answered.result
-        update = Update("done", result.reply, result=result, laps=result.seconds, photo_reused=result.photo_reused)
-        view = View(
-            panels.steps(lang, update), panels.answered_thought(lang, result),
-            canvases.answer_view(lang, answered.pixels, result), answered, recent,
-        )  # fmt: skip
-        return (answered.photo.image, result.instruction, *view.values())
-
-    def prepare(self, answered: Answered | None, recent: tuple | None, request: gr.Request | None = None) -> tuple:
-        """After an answer: the probes' inputs are filled from it and their old outputs go."""
-        lang, recent = language(request), recent or ()
-        if answered is None:
-            return (panels.words(lang, []), "", gr.update(choices=[], value=None), None, *[""] * 6, None)
-        pieces = []
-        if self._can_probe(answered.result):
-            pieces = probes.words(self.shelf.engine, answered.result)
-        earlier = [
-            (f"{a.result.instruction} ({a.result.model})", i)
-            for i, a in enumerate(recent)
-            if a.photo.key == answered.photo.key and a.result is not answered.result
-        ]
-        paint = {"background": answered.photo.image, "layers": [], "composite": None}
-        return (
-            panels.words(lang, pieces), answered.result.reasoning, gr.update(choices=earlier, value=None), paint,
-            *[""] * 6, None,
-        )  # fmt: skip
-
-    def _can_probe(self, result: Result) -> bool:
-        engine = self.shelf.engine
-        return engine.prior_kind == FOCUS_TOKEN_PRIOR and result.model == engine.name and bool(result.reply_ids)
+        update = Update("done", result.reply, result=result, photo_reused=result.photo_reused)
+        pixels = np.asarray(answered.photo.image)
+        return {
+            self.frame.photo: answered.photo.image,
+            self.frame.instruction: result.instruction,
+            self.frame.steps: page.steps(lang, update),
+            self.frame.thought: page.finished_thought(lang, result),
+            self.frame.view: canvas.answer_view(lang, pixels, result),
+            self.frame.answered: answered,
+        }
 
     # --- probes
 
-    def trace(self, answered: Answered | None, request: gr.Request | None = None) -> tuple[str, Answered]:
-        """Where the model would have focused after each sentence of its thought."""
+    def ask_probe(
+        self, name: str, answered: Answered | None, request: gr.Request | None = None
+    ) -> tuple[str, Answered]:
+        """A probe's finding as HTML, and the answer with the finding in it."""
         lang = language(request)
         with in_a_sentence(lang):
-            answered = self._given(lang, answered)
-            looks = self.shelf.ask(probes.focus_after_each_sentence, answered.photo, answered.result)
-        html = why.trace(lang, answered.pixels, answered.result, looks, probes.settles_at(looks))
-        return html, replace(answered, looks=looks)
+            answered = given(lang, answered)
+            finding = self.server.ask(probe(name).ask, answered.photo, answered.result)
+        html = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
+        return html, answered.with_finding(name, finding)
 
-    def word(self, answered: Answered | None, event: gr.EventData, request: gr.Request | None = None) -> str:
+    def word(
+        self, answered: Answered | None, event: gr.EventData, request: gr.Request | None = None
+    ) -> str:
         """Where one word's own hidden state looks."""
         lang = language(request)
         with in_a_sentence(lang):
-            answered = self._given(lang, answered)
-            look = self.shelf.ask(probes.focus_at_word, answered.photo, answered.result, event.index)
-        caption = say(lang, "focus_word") if look.trained else say(lang, "probe_word", word=look.text.strip())
-        if look.prior.max() < NOWHERE:
-            caption += f" · {say(lang, 'nowhere', highest=f'{look.prior.max():.3f}')}"
-        return why.one_look(lang, answered.pixels, look, caption)
+            answered = given(lang, answered)
+            number: int = event.index  # type: ignore[attr-defined]  (the event carries it)
+            finding = self.server.ask(words.at, answered.photo, answered.result, number)
+        view = finding.view
+        caption = say(lang, "probe_word", word=view.text.strip())
+        if view.trained:
+            caption = say(lang, "focus_word")
+        if view.prior.max() < NOWHERE:
+            caption += f" · {say(lang, 'nowhere', highest=f'{view.prior.max():.3f}')}"
+        return probe_views.word_view(lang, answered.photo, view, caption)
 
-    def heads(self, answered: Answered | None, request: gr.Request | None = None) -> str:
-        """The attention maps before they are fused."""
-        lang = language(request)
-        with in_a_sentence(lang):
-            answered = self._given(lang, answered)
-            maps = self.shelf.ask(probes.heads, answered.photo, answered.result)
-        return why.heads(lang, answered.pixels, answered.result.prior, maps)
+    def pieces(self, answered: Answered | None) -> list[str]:
+        """The words of an answer, where the model in use can be asked about them."""
+        if answered is None or not can_probe(self.server, answered.result):
+            return []
+        return words.ask(self.server.engine, answered.photo, answered.result).words
 
-    def focus_again(self, answered: Answered | None, thought: str, request: gr.Request | None = None) -> str:
+    def focus_again(
+        self, answered: Answered | None, text: str, request: gr.Request | None = None
+    ) -> str:
         """Another thought is read instead of the model's own; both answers side by side."""
         lang = language(request)
         with in_a_sentence(lang):
-            answered = self._given(lang, answered)
-            other = self.shelf.ask(probes.focus_again, answered.photo, answered.result.instruction, thought)
-            captions = (say(lang, "old"), say(lang, "new"))
-            return self._pair(lang, answered, other, captions)
+            answered = given(lang, answered)
+            finding = self.server.ask(thought.ask, answered.photo, answered.result, text)
+            captions = say(lang, "old"), say(lang, "new")
+            results = answered.result, finding.result
+            return probe_views.pair(lang, answered.photo, results, captions)
 
-    def ask_again(self, answered: Answered | None, instruction: str, recent: tuple, request: gr.Request | None = None) -> Iterator[tuple]:  # fmt: skip
-        """Another instruction about the same photo, compared with the answer at hand: the comparison, and the recent ones."""
-        lang = language(request)
+    def ask_again(
+        self,
+        answered: Answered | None,
+        instruction: str,
+        recent: tuple | None,
+        request: gr.Request | None = None,
+    ) -> Iterator[tuple[str, tuple[Answered, ...] | None]]:
+        """Another instruction about the same photo, compared with the answer at hand.
+
+        Yields HTML, and with the last one the recent answers.
+        """
+        lang, result = language(request), None
         with in_a_sentence(lang):
-            answered = self._given(lang, answered)
-            for update in self.shelf.stream(answered.photo, instruction):
-                yield panels.thought(lang, update), gr.skip(), gr.skip()
-            other = Answered(answered.photo, update.result)
-            recent = remembered(other, recent or ())
-            yield self._differences(lang, answered, other), recent, strip_of(recent)
+            answered = given(lang, answered)
+            for update in self.server.stream(answered.photo, instruction):
+                result = update.result
+                yield page.thought(lang, update), None
+            assert result is not None
+            other = Answered(answered.photo, result)
+            yield self._difference(lang, answered, other), remembered(other, recent or ())
 
-    def compare(self, answered: Answered | None, earlier: int | None, recent: tuple, request: gr.Request | None = None) -> str:  # fmt: skip
+    def compare(
+        self,
+        answered: Answered | None,
+        earlier: int | None,
+        recent: tuple | None,
+        request: gr.Request | None = None,
+    ) -> str:
         """The answer at hand against an earlier one about the same photo."""
-        lang = language(request)
+        lang, recent = language(request), recent or ()
         with in_a_sentence(lang):
-            answered = self._given(lang, answered)
-            if earlier is None or not 0 <= earlier < len(recent or ()):
+            answered = given(lang, answered)
+            if earlier is None or not 0 <= earlier < len(recent):
                 raise CoPRSError(say(lang, "compare_none"))
-            return self._differences(lang, answered, recent[earlier])
+            return self._difference(lang, answered, recent[earlier])
 
-    def truth(self, answered: Answered | None, painted: dict | None, file: str | None, request: gr.Request | None = None) -> str:  # fmt: skip
+    def _difference(self, lang: str, first: Answered, second: Answered) -> str:
+        agreement = against_answer(first.result, second.result)
+        difference = probe_views.Difference(
+            first.result.mask,
+            second.result.mask,
+            _named(lang, first, "only_first"),
+            _named(lang, second, "only_second"),
+            say(lang, "compare_slider"),
+        )
+        summary = probe_views.agreement_words(lang, agreement)
+        return probe_views.difference_view(lang, first.photo, difference, summary)
+
+    def truth(
+        self,
+        answered: Answered | None,
+        painted: dict | None,
+        file: str | None,
+        request: gr.Request | None = None,
+    ) -> str:
         """The answer at hand against a true mask: a file's, else what was painted."""
         lang = language(request)
         with in_a_sentence(lang):
-            answered = self._given(lang, answered)
+            answered = given(lang, answered)
             truth = read_truth(file if file else _painted(painted), answered.photo.size)
-            measured = against_truth(answered.result, truth)
-        return why.against_truth(lang, answered.pixels, answered.result, truth, measured)
-
-    def zoom(self, answered: Answered | None, request: gr.Request | None = None) -> str:
-        """Prior and mask read again around the prior's mass; both side by side."""
-        lang = language(request)
-        with in_a_sentence(lang):
-            answered = self._given(lang, answered)
-            zoomed, _ = self.shelf.ask(zoom_in, answered.photo, answered.result)
-            return self._pair(lang, answered, zoomed, (say(lang, "before"), say(lang, "after")))
-
-    def _given(self, lang: str, answered: Answered | None) -> Answered:
-        if answered is None:
-            raise CoPRSError(say(lang, "no_answer"))
-        return answered
-
-    def _pair(self, lang: str, answered: Answered, other: Result, captions: tuple[str, str]) -> str:
-        both = (answered.result, other)
-        return why.pair(lang, answered.pixels, both, captions, against_answer(*both))
-
-    def _differences(self, lang: str, first: Answered, second: Answered) -> str:
-        said = why.agreement_words(lang, against_answer(first.result, second.result))
-        return why.differences(
-            lang, first.pixels, first.result.mask, second.result.mask, (_named(lang, first, "only_first"), _named(lang, second, "only_second")),
-            say(lang, "compare_slider"), said,
-        )  # fmt: skip
+            scores = against_truth(answered.result, truth)
+        return probe_views.truth_view(lang, answered.photo, answered.result, truth, scores)
 
     # --- to take away
 
-    def download(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[str]:
-        """The answer's files as one zip, its trace included where the model at hand gave the answer."""
+    def export(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[str]:
+        """The answer's files as one zip, with what probes found and the trace."""
         lang = language(request)
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = self._given(lang, answered)
-            yield str(self.zipped(Path(folder), answered))
-
-    def zipped(self, folder: Path, answered: Answered) -> Path:
-        looks = answered.looks
-        if not looks and self._can_probe(answered.result):
-            looks = self.shelf.ask(probes.focus_after_each_sentence, answered.photo, answered.result)
-        return save_zip(folder / "coprs-answer.zip", answered.photo, answered.result, looks)
+            yield str(save_answered(Path(folder), self.server, given(lang, answered)))
 
     # --- models
 
-    def models(self, request: gr.Request | None = None) -> tuple:
-        """The table of models, and the names to choose from."""
-        rows = self.shelf.rows()
-        return panels.models(language(request), rows), gr.update(choices=panels.choices(rows))
-
-    def choose(self, name: str, request: gr.Request | None = None) -> Iterator[tuple]:
-        """Load another model: its progress, then masthead, notice and the empty view of the model in use."""
+    def switch_model(
+        self, name: str | None, request: gr.Request | None = None
+    ) -> Iterator[tuple[str, Values]]:
+        """Load another model: its progress as HTML; at the end, the masthead and notice of the model in use."""
         lang = language(request)
         try:
-            for line in self.shelf.exchange((name or "").strip()):
-                yield panels.loading(line), *[gr.skip()] * 2
+            for line in self.server.switch_model((name or "").strip()):
+                yield page.loading(lang, line), {}
         except CoPRSError as problem:
-            yield panels.loading(str(problem), failed=True), *self._in_use(lang)
+            yield page.loading(lang, str(problem), failed=True), self._in_use(lang)
             return
-        yield panels.loading(say(lang, "model_used", name=self.shelf.engine.name)), *self._in_use(lang)
+        in_use = say(lang, "model_used", name=self.server.engine.name)
+        yield page.loading(lang, in_use), self._in_use(lang)
 
-    def opened(self, request: gr.Request | None = None) -> Iterator[tuple]:
+    def opened(self, request: gr.Request | None = None) -> Iterator[Values]:
         """When the page opens: everything in the visitor's language, at once; then the model in use, when it is loaded."""
-        lang = language(request)
-        still = (panels.steps(lang), panels.thought(lang), canvases.waiting_view(lang), panels.words(lang, []))
-        if not self.shelf.is_ready:
-            yield panels.header(lang, None), "", *still
-        kind = self.shelf.engine.prior_kind
-        yield *self._in_use(lang), *still[:2], canvases.waiting_view(lang, kind), still[3]
+        lang, frame = language(request), self.frame
+        blank = {
+            frame.steps: page.steps(lang),
+            frame.thought: page.thought(lang),
+            frame.view: canvas.waiting_view(lang),
+        }
+        if not self.server.is_ready:
+            yield {frame.header: page.header(lang, None), frame.notice: "", **blank}
+        view = canvas.waiting_view(lang, self.server.engine.prior_kind)
+        yield self._in_use(lang) | blank | {frame.view: view}
 
-    def _in_use(self, lang: str) -> tuple[str, str]:
-        engine = self.shelf.engine
-        return panels.header(lang, engine), panels.notice(lang, engine.model.config.note)
+    def _in_use(self, lang: str) -> Values:
+        engine = self.server.engine
+        return {
+            self.frame.header: page.header(lang, engine),
+            self.frame.notice: page.notice(lang, engine.segmenter.note),
+        }
 
 
 def _painted(painted: dict | None) -> np.ndarray:
@@ -333,7 +348,8 @@ def _painted(painted: dict | None) -> np.ndarray:
     masks = [layer[..., 3] > 0 for layer in layers if layer.ndim == 3 and layer.shape[2] == 4]
     if not any(m.any() for m in masks):
         raise CoPRSError(
-            "Nothing is painted and no file is given: paint the true mask over the photo, or bring a PNG or .json."
+            "Nothing is painted and no file is given: paint the true mask over the photo, "
+            "or bring a PNG or .json."
         )
     return np.any(masks, axis=0)
 

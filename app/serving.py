@@ -1,4 +1,4 @@
-"""The one model in use: loaded behind the page, asked through one door, exchanged while the app runs."""
+"""The one model in use: loaded behind the page, all work goes through it, switched while the app runs."""
 
 import queue
 import threading
@@ -7,55 +7,68 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from inspect import isgenerator
+from typing import Any
 
+from coprs_core.answer.engine import Engine, Update
 from coprs_core.checkpoints.catalogue import Row, rows
-from coprs_core.checkpoints.load import give_memory_back
-from coprs_core.checkpoints.downloads import SAM_FILES
-from coprs_core.answer.engine import Engine, PhotoFeatures, Update, load
+from coprs_core.checkpoints.load import load_checkpoint
+from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device
+from coprs_core.machine import choose_device, give_memory_back
+from coprs_core.model.segmenter import PhotoFeatures
 from coprs_core.photos import Photo
+
+Worker = Callable[[Callable[..., Iterator]], Callable[..., Iterator]]
+"""Wraps the generator function through which all work goes."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A mistake said on the other side of a border, where exceptions do not cross."""
+    """A sentence for the user from a worker in another process, where exceptions do not cross."""
 
     sentence: str
 
 
-class Shelf:
-    """Holds the engine in use, and the options with which others are loaded (see `engine.load`).
+class ModelServer:
+    """Holds the engine in use, and the options with which others are loaded.
 
-    `model` is an engine, or a name that is loaded in a thread of its own from now on. `border` wraps the generator
-    function through which all work goes; where the work then runs in another process, on a Space with a borrowed GPU,
-    arguments and what is yielded go through pickle, and the features of photos are carried in and out.
+    Args:
+        model: an engine, or a name that is loaded in a thread of its own from now on.
+        options: how models are loaded.
+        worker: where it runs the work in another process, on a Space with a borrowed GPU, arguments and
+            what is yielded go through pickle, and the features of photos are carried in and out.
     """
 
     def __init__(
-        self, model: Engine | str, device: str = "auto", dtype: str = "auto", quantization: str = "none",
-        sam: str = "vit_h", border: Callable[[Callable], Callable] | None = None,
-    ):  # fmt: skip
-        self._options = (device, dtype, quantization, sam)
+        self,
+        model: Engine | str,
+        options: LoadOptions | None = None,
+        worker: Worker | None = None,
+    ):
+        self._options = options or LoadOptions()
         self._lock = threading.Lock()
-        self._has_border = border is not None
-        self._work = border(self._inside) if border else self._inside
+        self._has_worker = worker is not None
+        self._work = worker(self._inside) if worker else self._inside
         self._loading: Future[Engine] = Future()
         if isinstance(model, Engine):
             self._loading.set_result(model)
-        elif border:  # a borrowed GPU wants its models there before anything is asked
-            self._load(model)
+        elif worker:  # a borrowed GPU wants its models there before anything is asked
+            self._load_first(model)
         else:
-            threading.Thread(target=self._load, args=(model,), daemon=True).start()
+            threading.Thread(target=self._load_first, args=(model,), daemon=True).start()
 
-    def _load(self, name: str) -> None:
+    def _load(self, name: str, report: Callable[[str], None] | None = None) -> Engine:
+        return Engine(load_checkpoint(name, self._options, report))
+
+    def _load_first(self, name: str) -> None:
         try:
-            self._loading.set_result(load(name, *self._options))
+            self._loading.set_result(self._load(name))
         except BaseException as problem:  # for whoever waits
             self._loading.set_exception(problem)
 
     @property
     def is_ready(self) -> bool:
+        """Whether loading has ended, well or not."""
         return self._loading.done()
 
     @property
@@ -72,52 +85,57 @@ class Shelf:
         self._loading = Future()
         self._loading.set_result(engine)
 
-    def run(self, work: Callable, photo: Photo, *args) -> Iterator:
-        """Everything that `work(engine, photo, *args)` yields, or the one thing it returns. Closing it ends the work.
+    # --- work
 
-        Raises:
-            CoPRSError: as `work` does.
+    def run(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Iterator[Any]:
+        """Everything that `work(engine, photo, *args)` yields, or the one thing it returns.
+
+        Closing the generator ends the work. Raises `CoPRSError` as `work` does.
         """
-        features = self.engine.kept(photo) if self._has_border else None
-        with closing(self._work(work, photo, features and features.to("cpu"), args)) as working:
-            for said in working:
-                if isinstance(said, PhotoFeatures):
-                    self.engine.keep(photo, said)
-                elif isinstance(said, Failure):
-                    raise CoPRSError(said.sentence)
+        features = self.engine.kept(photo) if self._has_worker else None
+        carried = features and features.to("cpu")
+        with closing(self._work(work, photo, carried, args)) as working:  # type: ignore[arg-type]
+            for message in working:
+                if isinstance(message, PhotoFeatures):
+                    self.engine.keep(photo, message)
+                elif isinstance(message, Failure):
+                    raise CoPRSError(message.sentence)
                 else:
-                    yield said
+                    yield message
 
     def stream(self, photo: Photo, instruction: str) -> Iterator[Update]:
-        """The updates of an answer; the bound of its tokens is said, so that a border knows how long it may take."""
+        """The updates of an answer; the bound of its tokens is passed on, so that a worker knows how long it may take."""
         return self.run(Engine.stream, photo, instruction, self.engine.max_new_tokens)
 
-    def ask(self, work: Callable, photo: Photo, *args):
+    def ask(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Any:
         """The one thing that `work(engine, photo, *args)` returns; otherwise as `run`."""
         [answer] = self.run(work, photo, *args)
         return answer
 
-    def _inside(self, work: Callable, photo: Photo, features: PhotoFeatures | None, args: tuple) -> Iterator:
+    def _inside(
+        self, work: Callable[..., Any], photo: Photo, features: PhotoFeatures | None, args: tuple
+    ) -> Iterator[Any]:
         engine = self.engine
         if features and not engine.kept(photo):
             engine.keep(photo, features)
         try:
-            said = work(engine, photo, *args)
-            if isgenerator(said):
-                yield from said
+            answer = work(engine, photo, *args)
+            if isgenerator(answer):
+                yield from answer
             else:
-                yield said
+                yield answer
         except CoPRSError as problem:
             yield Failure(str(problem))
-        if self._has_border and not features and (features := engine.kept(photo)):
-            yield features.to("cpu")
+        if self._has_worker and not features and (kept := engine.kept(photo)):
+            yield kept.to("cpu")
+
+    # --- models
 
     def rows(self) -> list[Row]:
         """The table of models for this machine as it is now."""
-        device, _, quantization, sam = self._options
-        return rows(choose_device(device), quantization, sam if sam in SAM_FILES else "vit_h")
+        return rows(choose_device(self._options.device), self._options)
 
-    def exchange(self, name: str) -> Iterator[str]:
+    def switch_model(self, name: str) -> Iterator[str]:
         """Load another model in place of the one in use; yields what is going on, one line at a time.
 
         The old one makes room first. Where the new one cannot be loaded the old one comes back.
@@ -129,21 +147,23 @@ class Shelf:
             old = self.engine.name
             if name == old:
                 return
-            self.engine = load("mini", device="cpu")  # so that the app stays able to answer
-            give_memory_back(None)
+            # so that the app stays able to answer
+            self.engine = Engine(load_checkpoint("mini", LoadOptions(device="cpu")))
+            give_memory_back()
             try:
                 self.engine = yield from self._loaded(name)
             except BaseException:  # closing the page counts too
-                self.engine = load(old, *self._options)
+                self.engine = self._load(old)
                 raise
 
-    def _loaded(self, name: str) -> Iterator[str]:
-        lines: queue.Queue = queue.Queue()
+    def _loaded(self, name: str):
+        """Yields lines of progress; returns the engine."""
+        lines: queue.Queue[str | Engine | Exception] = queue.Queue()
 
         def work() -> None:
             try:
-                lines.put(load(name, *self._options, report=lines.put))
-            except Exception as problem:  # carried over to the thread that asked
+                lines.put(self._load(name, lines.put))
+            except Exception as problem:  # carried over to the thread that waits
                 lines.put(problem)
 
         yield f"Loading {name}"

@@ -3,24 +3,26 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from app.serving import Worker
 from coprs_core.answer.engine import Engine
 
-TOKENS_PER_SECOND, LOOKING_SECONDS, PROBE_SECONDS = 20, 10, 30
-MOST_SECONDS = 120
+TOKENS_PER_SECOND, READING_SECONDS, PROBE_SECONDS = 20, 10, 30
+MAX_SECONDS = 120
 
 
-def borrowed_gpu() -> Callable[[Callable], Callable] | None:
-    """What wraps the work where the package `spaces` is installed, for `Shelf(border=…)`; None anywhere else."""
+def borrowed_gpu() -> Worker | None:
+    """What wraps the work where the package `spaces` is installed, for `ModelServer`; None elsewhere."""
     if find_spec("spaces") is None:
         return None
-    import spaces
+    import spaces  # type: ignore[import-not-found]
 
     return lambda work: spaces.GPU(duration=seconds_needed)(work)
 
 
 def seconds_needed(work: Callable, photo, features, args: tuple) -> int:
-    """For how many seconds the GPU is asked for: by the tokens that an answer may have, and whether the photo was read before."""
+    """For how many seconds the GPU is asked for: by the tokens that an answer may have, and whether the photo was read."""
     if work is not Engine.stream:
         return PROBE_SECONDS
-    _, most_tokens = args
-    return min(MOST_SECONDS, most_tokens // TOKENS_PER_SECOND + (0 if features else LOOKING_SECONDS) + 5)
+    _, max_new_tokens = args
+    reading = 0 if features else READING_SECONDS
+    return min(MAX_SECONDS, max_new_tokens // TOKENS_PER_SECOND + reading + 5)

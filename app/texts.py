@@ -1,5 +1,7 @@
 """What the page says, in every language it speaks. `{name}` stands for a value; keys are the same in all."""
 
+import gradio as gr
+
 from coprs_core.answer.flags import FLAGS
 
 ENGLISH = {
@@ -252,6 +254,8 @@ CHINESE = {
 }
 
 LANGUAGES = {"en": ENGLISH, "zh": CHINESE}
+I18N = gr.I18n(**LANGUAGES)
+"""For components, whose texts Gradio translates in the browser."""
 
 
 def language_of(accepted: str | None) -> str:

@@ -139,12 +139,10 @@ def within_memory(
         raise too_large(what, device, smaller) from None
 
 
-def too_large(what: str, device: torch.device, smaller: str, needed: int = 0) -> CoPRSError:
-    """The sentence for what does not fit: what it needs, what is free, the next smaller choice."""
-    need = f"needs about {in_words(needed)}" if needed else "needs more memory than there is"
-    return CoPRSError(
-        f"{what} {need} and {device} has {in_words(free_memory(device))} free: {smaller}."
-    )
+def too_large(what: str, device: torch.device, smaller: str) -> CoPRSError:
+    """The sentence for what ran out of memory: what is free, and the next smaller choice."""
+    free = in_words(free_memory(device))
+    return CoPRSError(f"{what} needs more memory than there is and {device} has {free} free: {smaller}.")
 
 
 def give_memory_back(problem: BaseException | None = None) -> None:

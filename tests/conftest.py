@@ -57,9 +57,15 @@ def nothing_found(mini):
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if path is None:
-        pytest.skip("no Chromium on this machine: install Debian's package chromium to run the browser tests")
+        pytest.skip(
+            "no Chromium on this machine: install Debian's package chromium to run the browser tests"
+        )
     return path
 
 

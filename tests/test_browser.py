@@ -15,18 +15,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.serving import ModelServer
 from app.texts import CHINESE
 from app.ui import build, launch
 from coprs_core import Region
-from coprs_core.archive import open_answer, save_zip
 from coprs_core.answer.engine import Engine
+from coprs_core.archive import open_answer, save_zip
+from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.metrics import iou_curve
 from coprs_core.photos import open_photo
-from app.serving import Shelf
 from tests.conftest import slowed
 from tests.test_zoom import tiny_targets
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the browser tests need it")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: the browser tests need it"
+)
 SCREENSHOTS = Path(__file__).resolve().parent.parent / "assets" / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -45,7 +48,7 @@ def browser(chromium):
 @pytest.fixture(scope="module")
 def server(mini):
     engine = Engine(mini.checkpoint)
-    demo = build(Shelf(engine, device="cpu"), may_choose=True)
+    demo = build(ModelServer(engine, LoadOptions(device="cpu")), may_switch=True)
     _, url, _ = launch(demo, quiet=True)
     yield url, engine
     demo.close()
@@ -139,7 +142,9 @@ def test_from_upload_to_iou(page, photo, found, shoot):
     assert not page.locator(".thought details").evaluate("d => d.open")  # folded
     page.click(".thought summary")
     assert result.reasoning[:40] in page.inner_text(".thought details")
-    changed = (drawn(page, "#view canvas.mask") != np.dstack([found[0].image, np.full((256, 256), 255)])).any(-1)
+    changed = (
+        drawn(page, "#view canvas.mask") != np.dstack([found[0].image, np.full((256, 256), 255)])
+    ).any(-1)
     assert changed.all() or changed.mean() > 0.9  # dimmed or tinted everywhere
     assert drawn(page, "#view canvas.prior").std() > 5
 
@@ -181,7 +186,9 @@ def test_sliders_answer_without_the_server_and_the_iou_follows(page, mini):
     assert np.array_equal(drawn(page, "#view canvas.mask")[..., :3], original)
     slide(page, "#view", "wipe", 50)
     shown = drawn(page, "#view canvas.mask")[..., :3]
-    assert np.array_equal(shown[:, 128:], original[:, 128:]) and not np.array_equal(shown[:, :128], original[:, :128])
+    assert np.array_equal(shown[:, 128:], original[:, 128:]) and not np.array_equal(
+        shown[:, :128], original[:, :128]
+    )
     page.get_by_role("checkbox", name="cut-out").check()
     page.wait_for_timeout(150)
     assert np.array_equal(drawn(page, "#view canvas.mask")[..., 3] > 0, result.mask)
@@ -191,10 +198,14 @@ def test_sliders_answer_without_the_server_and_the_iou_follows(page, mini):
 def test_the_prior_is_read_under_the_pointer_and_by_keys(page, mini):
     ask_example(page)
     ready(page)
-    result = mini.segment(Image.open("assets/examples/rain.png"), "the thing that keeps the rain off")
+    result = mini.segment(
+        Image.open("assets/examples/rain.png"), "the thing that keeps the rain off"
+    )
     y, x = np.unravel_index(result.prior.argmax(), result.prior.shape)
     box = page.locator("#view canvas.prior").bounding_box()
-    page.mouse.move(box["x"] + (x + 0.5) / 256 * box["width"], box["y"] + (y + 0.5) / 256 * box["height"])
+    page.mouse.move(
+        box["x"] + (x + 0.5) / 256 * box["width"], box["y"] + (y + 0.5) / 256 * box["height"]
+    )
     value, place = page.inner_text("#view .readout").split(" · ")
     assert abs(float(value) - result.prior.max()) < 0.02 and place == f"x {x}, y {y}"
     page.locator("#view canvas.prior").focus()
@@ -204,7 +215,9 @@ def test_the_prior_is_read_under_the_pointer_and_by_keys(page, mini):
 
 def test_nothing_there_says_so_and_draws_nothing(page, shoot):
     ask_example(page, -1)
-    assert "Nothing found" in page.inner_text(".verdict") and page.locator("#view canvas").count() == 0
+    assert (
+        "Nothing found" in page.inner_text(".verdict") and page.locator("#view canvas").count() == 0
+    )
     shoot(page, "nothing-found")
 
 
@@ -304,7 +317,9 @@ def test_two_visitors_never_see_each_others_text_photo_or_mask(browser, server, 
         ready(p)
     assert pages[0].input_value("#instruction textarea") == "the largest thing"
     assert pages[1].input_value("#instruction textarea") == "the thing that keeps the rain off"
-    assert "umbrella" in pages[1].inner_text(".thought") and "umbrella" not in pages[0].inner_text(".thought")
+    assert "umbrella" in pages[1].inner_text(".thought") and "umbrella" not in pages[0].inner_text(
+        ".thought"
+    )
     views = [p.locator("#view coprs-view").get_attribute("data-view") for p in pages]
     assert views[0] != views[1] and all(p.locator("#recent img").count() == 1 for p in pages)
     [c.close() for c in contexts]
@@ -315,7 +330,9 @@ def test_two_visitors_never_see_each_others_text_photo_or_mask(browser, server, 
 
 @pytest.mark.parametrize("width, scheme", [(390, "light"), (1280, "dark")])
 def test_narrow_and_dark(browser, server, shoot, width, scheme):
-    page = browser.new_page(viewport={"width": width, "height": 844 if width < 700 else 800}, color_scheme=scheme)
+    page = browser.new_page(
+        viewport={"width": width, "height": 844 if width < 700 else 800}, color_scheme=scheme
+    )
     page.goto(server[0])
     page.wait_for_selector("#find")
     page.wait_for_timeout(800)
@@ -373,7 +390,7 @@ def test_chinese_follows_the_browser(browser, server, shoot):
     ):
         assert CHINESE[key] in text, key
     open_tab(page, CHINESE["sentences"])
-    page.click("#trace")
+    page.click("#ask-sentences")
     page.wait_for_selector(".settled")
     assert CHINESE["settles"] in page.inner_text(".sentences")
     page.evaluate("window.scrollTo(0, 0)")
@@ -398,18 +415,20 @@ def test_from_question_to_probe_by_keyboard_alone(page):
     page.keyboard.press("Control+A")
     page.keyboard.type("the yellow fish")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('.thought .last')?.innerText.includes('fish')", timeout=30000)
+    page.wait_for_function(
+        "document.querySelector('.thought .last')?.innerText.includes('fish')", timeout=30000
+    )
     tab_to("[data-control=threshold]")
     before = page.inner_text(".verdict small")
     page.keyboard.press("ArrowLeft")
     page.wait_for_timeout(200)
     assert page.inner_text(".verdict small") != before
-    tab_to("#trace")
+    tab_to("#ask-sentences")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#traced coprs-view[data-ready]", timeout=20000)
-    tab_to("#traced [data-look]")
+    page.wait_for_selector("#sentences-view coprs-view[data-ready]", timeout=20000)
+    tab_to("#sentences-view [data-look]")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#traced button[data-look='0'][aria-pressed=true]")
+    page.wait_for_selector("#sentences-view button[data-look='0'][aria-pressed=true]")
 
 
 def test_everything_that_can_be_used_has_a_name(page):
@@ -432,21 +451,21 @@ def test_everything_that_can_be_used_has_a_name(page):
 def test_the_thought_can_be_traced_sentence_by_sentence(page, shoot):
     ask_example(page)
     open_tab(page, "Sentence by sentence")
-    page.click("#trace")
-    ready(page, "#traced")
-    count = page.locator("#traced .sentences li").count()
+    page.click("#ask-sentences")
+    ready(page, "#sentences-view")
+    count = page.locator("#sentences-view .sentences li").count()
     assert (
         count >= 2
-        and "IoU" in page.inner_text("#traced .sentences")
-        and "the focus settles here" in page.inner_text("#traced")
+        and "IoU" in page.inner_text("#sentences-view .sentences")
+        and "the focus settles here" in page.inner_text("#sentences-view")
     )
-    last = drawn(page, "#traced canvas.prior")
-    slide(page, "#traced", "look", 0)
+    last = drawn(page, "#sentences-view canvas.prior")
+    slide(page, "#sentences-view", "look", 0)
     page.wait_for_timeout(300)
-    assert (drawn(page, "#traced canvas.prior") != last).any()
-    page.click(f"#traced .sentences button >> nth={count - 1}")
+    assert (drawn(page, "#sentences-view canvas.prior") != last).any()
+    page.click(f"#sentences-view .sentences button >> nth={count - 1}")
     page.wait_for_timeout(300)
-    assert np.array_equal(drawn(page, "#traced canvas.prior"), last)
+    assert np.array_equal(drawn(page, "#sentences-view canvas.prior"), last)
     page.locator("#why").scroll_into_view_if_needed()
     shoot(page, "sentences")
 
@@ -461,7 +480,7 @@ def test_a_word_can_be_clicked_and_the_heads_be_seen(page, shoot):
     page.locator("#why").scroll_into_view_if_needed()
     shoot(page, "words")
     open_tab(page, "Heads")
-    page.click("#show-heads")
+    page.click("#ask-heads")
     page.wait_for_selector("#heads-view img")
     assert page.locator("#heads-view img").count() == 5
     shoot(page, "heads")
@@ -470,13 +489,15 @@ def test_a_word_can_be_clicked_and_the_heads_be_seen(page, shoot):
 def test_another_thought_stands_beside_its_own(page, shoot):
     ask_example(page)
     open_tab(page, "Another thought")
-    page.wait_for_function("document.querySelector('#other-thought textarea').value.includes('umbrella')")
+    page.wait_for_function(
+        "document.querySelector('#other-thought textarea').value.includes('umbrella')"
+    )
     page.fill("#other-thought textarea", "That is the butterfly at the bottom, the blue one.")
     page.click("#focus-again")
     ready(page, "#again-view")
-    assert page.locator("#again-view coprs-view").count() == 2 and "IoU of the two masks 0.0" in page.inner_text(
-        "#again-view"
-    )
+    assert page.locator(
+        "#again-view coprs-view"
+    ).count() == 2 and "IoU of the two masks 0.0" in page.inner_text("#again-view")
     page.locator("#why").scroll_into_view_if_needed()
     page.wait_for_timeout(300)
     shoot(page, "another-thought")
@@ -496,7 +517,9 @@ def test_another_instruction_and_an_earlier_answer_under_one_slider(page, shoot)
     shoot(page, "ask-again")
     page.fill("#instruction textarea", "the yellow fish")
     page.click("#find")
-    page.wait_for_function("document.querySelector('.thought .last')?.innerText.includes('fish')", timeout=30000)
+    page.wait_for_function(
+        "document.querySelector('.thought .last')?.innerText.includes('fish')", timeout=30000
+    )
     page.wait_for_timeout(800)
     page.locator("#earlier input").click()
     page.get_by_role("option").last.click()
@@ -510,7 +533,9 @@ def test_the_truth_can_be_painted_or_brought(page, mini, tmp_path, shoot):
     ask_example(page)
     open_tab(page, "Ground truth")
     page.wait_for_timeout(800)
-    result = mini.segment(Image.open("assets/examples/rain.png"), "the thing that keeps the rain off")
+    result = mini.segment(
+        Image.open("assets/examples/rain.png"), "the thing that keeps the rain off"
+    )
     page.locator("#paint").scroll_into_view_if_needed()
     page.wait_for_timeout(500)
     box = page.locator("#paint canvas").first.bounding_box()
@@ -524,7 +549,7 @@ def test_the_truth_can_be_painted_or_brought(page, mini, tmp_path, shoot):
     page.wait_for_timeout(800)
     page.click("#measure")
     ready(page, "#truth-view")
-    painted = page.inner_text("#truth-view .said")
+    painted = page.inner_text("#truth-view .summary")
     assert "Mask: IoU 0." in painted and "0.00." not in painted.split("Prior")[0]
     page.locator("#why").scroll_into_view_if_needed()
     shoot(page, "ground-truth")
@@ -550,9 +575,12 @@ def test_a_small_thing_can_be_zoomed_into(page, tmp_path, shoot):
     upload_and_ask(page, str(tmp_path / "p.png"), question.instruction)
     page.wait_for_selector(".verdict.found", timeout=30000)
     open_tab(page, "Zoom in")
-    page.click("#zoom button, button#zoom")
+    page.click("#ask-zoom")
     ready(page, "#zoom-view")
-    assert "zoomed in" in page.inner_text("#zoom-view") and page.locator("#zoom-view coprs-view").count() == 2
+    assert (
+        "zoomed in" in page.inner_text("#zoom-view")
+        and page.locator("#zoom-view coprs-view").count() == 2
+    )
     page.locator("#why").scroll_into_view_if_needed()
     page.wait_for_timeout(300)
     shoot(page, "zoom")
@@ -579,7 +607,9 @@ def test_download_and_reopen(page, browser, server, tmp_path, shoot):
     ready(other)
     assert other.inner_text(".verdict .iou") == iou and "umbrella" in other.inner_text(".thought")
     assert other.input_value("#instruction textarea") == "the thing that keeps the rain off"
-    views = [json.loads(p.locator("#view coprs-view").get_attribute("data-view")) for p in (page, other)]
+    views = [
+        json.loads(p.locator("#view coprs-view").get_attribute("data-view")) for p in (page, other)
+    ]
     assert views[0] == views[1]
     other.locator("#photo img").wait_for()
     other.evaluate("window.scrollTo(0, 0)")
@@ -590,7 +620,9 @@ def test_download_and_reopen(page, browser, server, tmp_path, shoot):
 def test_several_regions_are_numbered_and_each_can_be_chosen(page, found, tmp_path, shoot):
     scene, _, result = found
     masks = result.mask, np.roll(result.mask, (70, -30), (0, 1))
-    regions = tuple(Region(m.astype(np.float32) * 0.9, m, label=f"thing {i}") for i, m in enumerate(masks))
+    regions = tuple(
+        Region(m.astype(np.float32) * 0.9, m, label=f"thing {i}") for i, m in enumerate(masks)
+    )
     save_zip(
         tmp_path / "two.zip",
         open_photo(scene.image),
@@ -604,7 +636,11 @@ def test_several_regions_are_numbered_and_each_can_be_chosen(page, found, tmp_pa
     page.evaluate("window.scrollTo(0, 0)")
     shoot(page, "several-regions")
     page.get_by_role("checkbox", name="cut-out").check()
-    for button, mask in (("1 thing 0", masks[0]), ("2 thing 1", masks[1]), ("all", masks[0] | masks[1])):
+    for button, mask in (
+        ("1 thing 0", masks[0]),
+        ("2 thing 1", masks[1]),
+        ("all", masks[0] | masks[1]),
+    ):
         page.get_by_role("button", name=button, exact=True).click()
         page.wait_for_timeout(300)
         assert np.array_equal(drawn(page, "#view canvas.mask")[..., 3] > 0, mask), button
@@ -633,14 +669,18 @@ def test_a_phone_holds_every_tab_and_goes_to_the_thought(browser, server):
     page.wait_for_timeout(1500)
     ask_example(page)
     page.wait_for_timeout(800)
-    assert -50 < page.locator("#thought").bounding_box()["y"] < 400  # not below the fold, where the example was
-    page.click("#trace")
-    ready(page, "#traced")
+    assert (
+        -50 < page.locator("#thought").bounding_box()["y"] < 400
+    )  # not below the fold, where the example was
+    page.click("#ask-sentences")
+    ready(page, "#sentences-view")
     for name in ("Another thought", "Ground truth", "Take away", "Models"):
         page.locator("#why .overflow-menu button").first.click()
         page.locator("#why .overflow-dropdown").get_by_text(name, exact=True).click()
         page.wait_for_timeout(900)
-        assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [390, 390], name
+        assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [390, 390], (
+            name
+        )
         if name == "Ground truth":
             assert page.locator("#paint canvas").first.bounding_box()["height"] > 200
     page.wait_for_selector("table.models")
@@ -657,7 +697,11 @@ def test_opening_the_page_loads_little_of_ours(browser, server):
 
     page.on(
         "response",
-        lambda r: count(r) if r.request.resource_type in ("document", "image", "script", "stylesheet") else None,
+        lambda r: (
+            count(r)
+            if r.request.resource_type in ("document", "image", "script", "stylesheet")
+            else None
+        ),
     )
     page.goto(server[0])
     page.wait_for_selector("#find")

@@ -8,10 +8,18 @@ import torch
 from PIL import Image
 
 from coprs_core import CoPRSError, load
-from coprs_core.answer import engine as engine_module
-from coprs_core.checkpoints.load import MINIATURE, load_processor
-from coprs_core.coordinates import MOST_OBJECTS, SEG_ZERO, STOCK, Located, coordinates_prior, read_answer
+from coprs_core.checkpoints.hugging_face import load_image_processor
+from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.geometry import to_square
+from coprs_core.model import language as language_module
+from coprs_core.model.coordinates import (
+    MAX_OBJECTS,
+    SEG_ZERO,
+    STOCK,
+    WrittenObject,
+    coordinates_prior,
+    read_answer,
+)
 from coprs_core.model.mllm import Step
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
@@ -49,7 +57,12 @@ READABLE = [
     ("single quotes", "{'bbox_2d': [10, 20, 50, 60], 'point_2d': [30, 40]}", ONE),
 ]  # fmt: skip
 
-NOTHING = ["<think>no</think><answer>[]</answer>", "```json\n[]\n```", "</think>[]", "<answer> [ ] </answer>"]
+NOTHING = [
+    "<think>no</think><answer>[]</answer>",
+    "```json\n[]\n```",
+    "</think>[]",
+    "<answer> [ ] </answer>",
+]
 
 UNREADABLE = [
     "", "   ", "<think>I think", "<think>so</think>", "<think>so</think> It is the red one.", "<answer></answer>",
@@ -59,49 +72,56 @@ UNREADABLE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("reply, expected", [row[1:] for row in READABLE], ids=[row[0] for row in READABLE])
+@pytest.mark.parametrize(
+    "reply, expected", [row[1:] for row in READABLE], ids=[row[0] for row in READABLE]
+)
 def test_what_models_write_is_read(reply, expected):
     answer = read_answer(reply, SEEN, PHOTO)
-    assert [(o.box, o.points) for o in answer.located] == expected and answer.readable
+    assert [(o.box, o.points) for o in answer.objects] == expected and answer.readable
 
 
 @pytest.mark.parametrize("reply", NOTHING)
 def test_an_empty_list_means_nothing(reply):
     answer = read_answer(reply, SEEN, PHOTO)
-    assert answer.readable and not answer.located
+    assert answer.readable and not answer.objects
 
 
 @pytest.mark.parametrize("reply", UNREADABLE, ids=range(len(UNREADABLE)))
 def test_what_cannot_be_read_is_said_and_never_raised(reply):
     answer = read_answer(reply, SEEN, PHOTO)
-    assert not answer.readable and not answer.located and answer.problem.endswith(".")
+    assert not answer.readable and not answer.objects and answer.problem.endswith(".")
 
 
 def test_the_label_comes_along_and_too_many_things_are_said():
-    assert read_answer('[{"bbox_2d": [10, 20, 50, 60], "label": "dog"}]', SEEN, PHOTO).located[0].label == "dog"
+    assert (
+        read_answer('[{"bbox_2d": [10, 20, 50, 60], "label": "dog"}]', SEEN, PHOTO).objects[0].label
+        == "dog"
+    )
     many = read_answer(json.dumps([{"bbox_2d": [1, 1, 9, 9]}] * 40), SEEN, PHOTO)
-    assert len(many.located) == MOST_OBJECTS and "40 things" in many.problem
+    assert len(many.objects) == MAX_OBJECTS and "40 things" in many.problem
 
 
-@pytest.mark.parametrize("dialect", [STOCK, SEG_ZERO], ids=["stock", "840"])
+@pytest.mark.parametrize("prompt", [STOCK, SEG_ZERO], ids=["stock", "840"])
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (300, 1200), (1500, 300), (1333, 2000)])
-def test_the_size_rule_is_undone_exactly(dialect, size):
+def test_the_size_rule_is_undone_exactly(prompt, size):
     """A white target on black is given to the model's own processor; its box is read off the pixels that the tower gets,
     written in whole numbers as a model would, and must come back to the drawn place within one pixel of that rounding."""
     height, width = size
     true = (round(width * 0.31), round(height * 0.22), round(width * 0.67), round(height * 0.58))
     picture = np.zeros((height, width, 3), np.uint8)
     picture[true[1] : true[3], true[0] : true[2]] = 255
-    processor = load_processor(MINIATURE / "mllm")[1]
-    processor.size = {"shortest_edge": 3136, "longest_edge": dialect.most_pixels}
+    processor = load_image_processor(MINIATURE / "mllm")
+    processor.size = {"shortest_edge": 3136, "longest_edge": prompt.max_pixels}
     photo = Image.fromarray(picture)
-    inputs = processor(images=[to_square(photo, dialect.square) if dialect.square else photo], return_tensors="pt")
+    inputs = processor(
+        images=[to_square(photo, prompt.square) if prompt.square else photo], return_tensors="pt"
+    )
     seen = as_picture(inputs["pixel_values"], inputs["image_grid_thw"][0])
-    assert dialect.square is None or seen.shape == (840, 840)
+    assert prompt.square is None or seen.shape == (840, 840)
     white = seen > (seen.min() + seen.max()) / 2
     rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
     written = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-    located = read_answer(json.dumps([{"bbox_2d": written}]), seen.shape, size).located[0]
+    located = read_answer(json.dumps([{"bbox_2d": written}]), seen.shape, size).objects[0]
     one_pixel = width / seen.shape[1], height / seen.shape[0]
     for i, value in enumerate(located.box):
         assert abs(value - true[i]) <= max(1.0, one_pixel[i % 2])
@@ -115,9 +135,16 @@ def as_picture(pixels: torch.Tensor, grid: torch.Tensor) -> np.ndarray:
 
 
 def test_the_prior_peaks_at_the_point_and_ends_at_the_box():
-    prior = coordinates_prior(Located((100, 50, 300, 150), ((150, 100),)), (200, 400))
-    assert prior.shape == (200, 400) and prior.dtype == np.float32 and prior.min() >= 0 and prior.max() <= 1
-    assert np.unravel_index(prior.argmax(), prior.shape) in [(y, x) for y in (99, 100) for x in (149, 150)]
+    prior = coordinates_prior(WrittenObject((100, 50, 300, 150), ((150, 100),)), (200, 400))
+    assert (
+        prior.shape == (200, 400)
+        and prior.dtype == np.float32
+        and prior.min() >= 0
+        and prior.max() <= 1
+    )
+    assert np.unravel_index(prior.argmax(), prior.shape) in [
+        (y, x) for y in (99, 100) for x in (149, 150)
+    ]
     assert prior.max() > 0.99
     for y, x in ((100, 100), (100, 299), (50, 150), (149, 150)):
         assert prior[y, x] == pytest.approx(0.5, abs=0.02)
@@ -127,8 +154,8 @@ def test_the_prior_peaks_at_the_point_and_ends_at_the_box():
 
 
 @pytest.mark.parametrize("located", [
-    Located(None, ((5, 5),)), Located((0, 0, 1, 1)), Located((0, 0, 400, 200), ((0, 0),)),
-    Located((10, 10, 20, 20), ((390, 190),)),
+    WrittenObject(None, ((5, 5),)), WrittenObject((0, 0, 1, 1)), WrittenObject((0, 0, 400, 200), ((0, 0),)),
+    WrittenObject((10, 10, 20, 20), ((390, 190),)),
 ])  # fmt: skip
 def test_the_prior_of_odd_places_is_a_prior(located):
     prior = coordinates_prior(located, (200, 400))
@@ -142,7 +169,9 @@ def test_the_prior_of_odd_places_is_a_prior(located):
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pointing")
     mllm = tiny.qwen()
-    return tiny.save_mllm(folder / "qwen", mllm), tiny.save_sam(folder / "sam.pth", tiny.coprs(mllm))
+    return tiny.save_mllm(folder / "qwen", mllm), tiny.save_sam(
+        folder / "sam.pth", tiny.coprs(mllm)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +180,9 @@ def pointing(folders):
 
 
 def writes(monkeypatch, engine, reply: str, finished: bool = True) -> None:
-    ids = engine.tokenizer(reply, add_special_tokens=False).input_ids
-    ids = [*ids, engine.tokenizer.eos_token_id] if finished else ids
-    monkeypatch.setattr(engine_module, "generate", lambda *a, **k: (Step(t) for t in ids))
+    ids = engine.segmenter.language.tokenizer(reply, add_special_tokens=False).input_ids
+    ids = [*ids, engine.segmenter.language.tokenizer.eos_token_id] if finished else ids
+    monkeypatch.setattr(language_module, "generate", lambda *a, **k: (Step(t) for t in ids))
 
 
 def test_a_folder_of_qwen_answers_with_a_coordinates_prior(pointing, monkeypatch):
@@ -161,7 +190,11 @@ def test_a_folder_of_qwen_answers_with_a_coordinates_prior(pointing, monkeypatch
     updates = list(pointing.stream(draw_scene(1).image, "both of them"))
     result = updates[-1].result
     assert [u.stage for u in updates if u.stage != "thinking"] == ["reading", "focus", "done"]
-    assert result.outcome == "found" and result.prior_kind == "coordinates" and len(result.regions) == 2
+    assert (
+        result.outcome == "found"
+        and result.prior_kind == "coordinates"
+        and len(result.regions) == 2
+    )
     assert result.reasoning == "two" and "2 things" in result.reason
     first, second = result.regions
     assert first.label == "a" and first.points and not second.points
@@ -179,19 +212,29 @@ def test_the_mask_is_what_segment_anythings_own_predictor_draws(pointing, folder
     from segment_anything.modeling import Sam
 
     photo = draw_scene(1).image[:200]
-    writes(monkeypatch, pointing, '<answer>[{"bbox_2d": [28, 28, 112, 84], "point_2d": [56, 56]}]</answer>')
+    writes(
+        monkeypatch,
+        pointing,
+        '<answer>[{"bbox_2d": [28, 28, 112, 84], "point_2d": [56, 56]}]</answer>',
+    )
     region = pointing.segment(photo, "it").regions[0]
     model = pointing.model
     sam = Sam(model.image_encoder, model.decoder.prompt_encoder, model.decoder.mask_decoder)
     predictor = SamPredictor(sam)
     predictor.set_image(photo)
-    mask, _, _ = predictor.predict(np.array(region.points), np.ones(1), np.array(region.box), multimask_output=False)
+    mask, _, _ = predictor.predict(
+        np.array(region.points), np.ones(1), np.array(region.box), multimask_output=False
+    )
     assert np.array_equal(mask[0], region.mask) and 0 < region.mask.mean() < 1
 
 
 def test_nothing_unreadable_and_unfinished_are_three_different_things(pointing, monkeypatch):
     outcomes = []
-    for reply, finished in (("<answer>[]</answer>", True), ("I cannot tell.", True), ("<think>well", False)):
+    for reply, finished in (
+        ("<answer>[]</answer>", True),
+        ("I cannot tell.", True),
+        ("<think>well", False),
+    ):
         writes(monkeypatch, pointing, reply, finished)
         result = pointing.segment(draw_scene(1).image, "it")
         outcomes.append((result.outcome, result.reason))

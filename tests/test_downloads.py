@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from coprs_core import CoPRSError
-
 from coprs_core.checkpoints import downloads
 from coprs_core.checkpoints.load import MINIATURE
 
@@ -44,7 +43,11 @@ class Host(BaseHTTPRequestHandler):
         if path.startswith("/api/models/a/model/tree"):
             return self.send(json.dumps(listing).encode(), body)
         if path.startswith("/api/models/a/model"):
-            info = {"id": "a/model", "sha": COMMIT, "siblings": [{"rfilename": f["path"]} for f in listing]}
+            info = {
+                "id": "a/model",
+                "sha": COMMIT,
+                "siblings": [{"rfilename": f["path"]} for f in listing],
+            }
             return self.send(json.dumps(info).encode(), body)
         name = path.removeprefix(f"/a/model/resolve/{COMMIT}/").lstrip("/")
         if name not in self.files:
@@ -67,7 +70,10 @@ class Host(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def host():
-    content = {str(p.relative_to(MINIATURE / "mllm")): p.read_bytes() for p in (MINIATURE / "mllm").iterdir()}
+    content = {
+        str(p.relative_to(MINIATURE / "mllm")): p.read_bytes()
+        for p in (MINIATURE / "mllm").iterdir()
+    }
     weights = os.urandom(3_000_000)
     digest = hashlib.sha256(weights).hexdigest()[:6]
     files, log = content | {f"sam/sam_vit_t_{digest}.pth": weights}, []
@@ -98,7 +104,10 @@ def test_a_repository_is_downloaded_once_with_progress_and_then_needs_no_network
     url, files, log = host
     first = fetch(SNAPSHOT, url, tmp_path)
     folder = Path(first.stdout.splitlines()[0])
-    assert all((folder / n).read_bytes() == files[n] for n in ("config.json", "model.safetensors", "tokenizer.json"))
+    assert all(
+        (folder / n).read_bytes() == files[n]
+        for n in ("config.json", "model.safetensors", "tokenizer.json")
+    )
     assert "Downloading a/model: " in first.stdout and "MB" in first.stdout
     log.clear()
     again = fetch(SNAPSHOT, "http://127.0.0.1:9", tmp_path)
@@ -114,8 +123,12 @@ def test_a_download_that_was_cut_fetches_what_is_missing_alone(host, tmp_path):
     (folder / "model.safetensors").unlink()
     log.clear()
     again = fetch(SNAPSHOT, url, tmp_path)
-    assert (Path(again.stdout.splitlines()[0]) / "model.safetensors").read_bytes() == files["model.safetensors"]
-    assert {p.rpartition("/")[2] for m, p, _ in log if m == "GET" and "/resolve/" in p} == {"model.safetensors"}
+    assert (Path(again.stdout.splitlines()[0]) / "model.safetensors").read_bytes() == files[
+        "model.safetensors"
+    ]
+    assert {p.rpartition("/")[2] for m, p, _ in log if m == "GET" and "/resolve/" in p} == {
+        "model.safetensors"
+    }
 
 
 @pytest.mark.parametrize("code, words", [
@@ -125,13 +138,17 @@ def test_a_download_that_was_cut_fetches_what_is_missing_alone(host, tmp_path):
 ])  # fmt: skip
 def test_what_can_go_wrong_is_said(host, tmp_path, code, words):
     run = fetch(code, host[0], tmp_path)
-    assert "said:" in run.stdout and words in run.stdout.replace("9 MB", "10 MB"), run.stdout + run.stderr[-500:]
+    assert "said:" in run.stdout and words in run.stdout.replace("9 MB", "10 MB"), (
+        run.stdout + run.stderr[-500:]
+    )
 
 
 @pytest.mark.parametrize("more", [{}, {"HF_HUB_OFFLINE": "1"}])
 def test_no_network_and_no_cache_is_said(tmp_path, more):
     run = fetch(SNAPSHOT, "http://127.0.0.1:9", tmp_path, **more)
-    assert "said: a/model is not complete in the cache" in run.stdout, run.stdout + run.stderr[-500:]
+    assert "said: a/model is not complete in the cache" in run.stdout, (
+        run.stdout + run.stderr[-500:]
+    )
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from coprs_core import CoPRSError
-from coprs_core.answer import engine as engine_module
-from coprs_core.answer.engine import CACHED_PHOTOS, Engine
+from coprs_core.answer.engine import MAX_KEPT_PHOTOS, Engine
+from coprs_core.masks import decode_rle
+from coprs_core.model import language as language_module
 from coprs_core.model.mllm import Step
-from coprs_core.answer.results import decode_rle
 from coprs_core.world.scenes import draw_scene
 
 
@@ -31,7 +31,11 @@ def test_stream_tells_the_stages_in_order_and_equals_segment(fresh, found):
     scene, question, result = found
     updates = list(fresh.stream(scene.image, question.instruction))
     stages = [u.stage for u in updates]
-    assert stages[0] == "reading" and stages[-2:] == ["focus", "done"] and set(stages[1:-2]) == {"thinking"}
+    assert (
+        stages[0] == "reading"
+        and stages[-2:] == ["focus", "done"]
+        and set(stages[1:-2]) == {"thinking"}
+    )
     assert "".join(u.new for u in updates) == updates[-1].text == result.reply
     assert all(b.text.startswith(a.text) for a, b in zip(updates, updates[1:]))
     assert [u.seconds for u in updates] == sorted(u.seconds for u in updates)
@@ -68,7 +72,10 @@ def test_result_goes_to_json_with_coco_rle(found):
 
 def test_second_answer_runs_no_vision_encoder(fresh, monkeypatch):
     calls = []
-    for name, module in (("tower", fresh.model.mllm.model.visual), ("encoder", fresh.model.image_encoder)):
+    for name, module in (
+        ("tower", fresh.model.mllm.model.visual),
+        ("encoder", fresh.model.image_encoder),
+    ):
         handle = module.register_forward_hook(lambda *_, name=name: calls.append(name))
         monkeypatch.setattr(fresh, f"_{name}_hook", handle, raising=False)
     image = draw_scene(1).image
@@ -82,11 +89,11 @@ def test_second_answer_runs_no_vision_encoder(fresh, monkeypatch):
 
 
 def test_cache_is_bounded_and_drops_the_oldest(fresh):
-    images = [np.full((8, 8, 3), v, np.uint8) for v in range(CACHED_PHOTOS + 1)]
+    images = [np.full((8, 8, 3), v, np.uint8) for v in range(MAX_KEPT_PHOTOS + 1)]
     for image in images:
         for _ in fresh.stream(image, "x", max_new_tokens=1):
             pass
-    assert len(fresh._features) == CACHED_PHOTOS
+    assert len(fresh._features) == MAX_KEPT_PHOTOS
     assert fresh.segment(images[-1], "x", max_new_tokens=1).photo_reused
     assert not fresh.segment(images[0], "x", max_new_tokens=1).photo_reused
 
@@ -137,16 +144,20 @@ def test_running_out_of_tokens_is_unfinished_and_never_a_mask(fresh):
     ],
 )
 def test_replies_that_end_without_a_focus_token(fresh, monkeypatch, reply, outcome):
-    tokens = fresh.tokenizer(reply, add_special_tokens=False).input_ids + [fresh.tokenizer.eos_token_id]
-    monkeypatch.setattr(engine_module, "generate", lambda *a, **k: (Step(t) for t in tokens))
+    tokens = fresh.focus.language.tokenizer(reply, add_special_tokens=False).input_ids + [
+        fresh.focus.language.tokenizer.eos_token_id
+    ]
+    monkeypatch.setattr(language_module, "generate", lambda *a, **k: (Step(t) for t in tokens))
     result = fresh.segment(draw_scene(4).image, "x")
     assert (result.outcome, result.regions, result.reply) == (outcome, (), reply)
 
 
 def test_text_of_several_bytes_a_character_streams_whole(fresh, monkeypatch):
     words = "<think>雨伞 🌂 ok</think>没有"
-    tokens = fresh.tokenizer(words, add_special_tokens=False).input_ids + [fresh.tokenizer.eos_token_id]
-    monkeypatch.setattr(engine_module, "generate", lambda *a, **k: (Step(t) for t in tokens))
+    tokens = fresh.focus.language.tokenizer(words, add_special_tokens=False).input_ids + [
+        fresh.focus.language.tokenizer.eos_token_id
+    ]
+    monkeypatch.setattr(language_module, "generate", lambda *a, **k: (Step(t) for t in tokens))
     updates = list(fresh.stream(draw_scene(4).image, "x"))
     assert updates[-1].text == words and not any("�" in u.text for u in updates)
 
@@ -160,7 +171,11 @@ def test_a_bad_bound_is_refused_in_a_sentence(fresh, bad):
 def test_threads_do_not_disturb_each_other(fresh):
     asked = [
         (draw_scene(i).image, w)
-        for i, w in ((11, "the largest thing"), (12, "the leftmost thing"), (13, "the smallest thing"))
+        for i, w in (
+            (11, "the largest thing"),
+            (12, "the leftmost thing"),
+            (13, "the smallest thing"),
+        )
     ]
     alone = [Engine(fresh.checkpoint).segment(*a) for a in asked]
     together = [None] * len(asked)

@@ -1,18 +1,40 @@
 """Judging an answer: hand-made answers with known figures."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from coprs_core.evaluate import judge, report, well_formed
+from coprs_core.answer.results import Region, Result
+from coprs_core.datasets import open_dataset, scenes
+from coprs_core.evaluate import evaluate, judge, report
+from coprs_core.masks import decode_rle, encode_rle
 from coprs_core.metrics import ciou, correlation, giou, iou
+from coprs_core.prompts import is_well_formed
 from coprs_core.world.questions import examples
-from coprs_core.answer.results import Region, Result, decode_rle, encode_rle
 
 
 def result(mask, reply, outcome):
     regions = (Region(mask.astype(np.float32), mask),) if mask.any() else ()
     thought = reply.split("</think>")[0].removeprefix("<think>")
-    return Result(outcome, "", "x", thought, reply, regions, mask.shape, {"thinking": 1.0}, 3, False, "hand", {})
+    return Result(
+        outcome,
+        "",
+        "x",
+        thought,
+        reply,
+        regions,
+        mask.shape,
+        {"thinking": 1.0},
+        3,
+        False,
+        "hand",
+        {},
+    )
+
+
+def judge_scene(index, scene, question, answer):
+    return judge(scenes.example_of(index, scene, question), answer)
 
 
 @pytest.fixture(scope="module")
@@ -24,25 +46,59 @@ def test_a_perfect_answer_scores_one_everywhere(drawn):
     rows = []
     for i, (scene, q) in enumerate(drawn):
         outcome = "found" if q.target is not None else "nothing found"
-        rows.append(judge(i, scene, q, result(scene.mask(q.target), q.reply, outcome)))
-    told = report(rows)
+        rows.append(judge_scene(i, scene, q, result(scene.mask(q.target), q.reply, outcome)))
+    told = report(rows, scenes.GROUPS)
     for measure in ("well_formed", "hit", "named", "mask_giou", "prior_giou", "mask_giou_if_named"):
         assert told["all"][measure] == 1
     assert told["nothing_there"] == {"precision": 1.0, "recall": 1.0}
-    assert told["groups"]["unseen pair"]["count"] > 0 and told["groups"]["unseen wording"]["count"] > 0
+    assert (
+        told["groups"]["unseen pair"]["count"] > 0 and told["groups"]["unseen wording"]["count"] > 0
+    )
 
 
 def test_a_mask_where_nothing_should_be_counts_zero(drawn):
     scene, q = next(d for d in drawn if d[1].target is None)
-    row = judge(0, scene, q, result(scene.mask(0), "<think>a</think>It is here: <REF_POS>", "found"))
-    assert (row.mask_iou, row.hit, row.named, row.said_nothing) == (0, False, False, False)
+    row = judge_scene(
+        0, scene, q, result(scene.mask(0), "<think>a</think>It is here: <REF_POS>", "found")
+    )
+    assert (row.mask_iou, row.scores, row.said_nothing) == (
+        0,
+        {"named": False, "hit": False},
+        False,
+    )
 
 
 def test_the_wrong_thing_is_no_hit_and_silence_is_none_either(drawn):
     scene, q = next(d for d in drawn if d[1].target is not None and len(d[0].things) > 2)
     other = next(i for i in range(len(scene.things)) if i != q.target)
-    assert not judge(0, scene, q, result(scene.mask(other), q.reply, "found")).hit
-    assert not judge(0, scene, q, result(scene.mask(None), "<think>a</think>Nothing.", "nothing found")).hit
+    wrong = result(scene.mask(other), q.reply, "found")
+    silent = result(scene.mask(None), "<think>a</think>Nothing.", "nothing found")
+    assert judge_scene(0, scene, q, wrong).scores == {"named": True, "hit": False}
+    assert judge_scene(0, scene, q, silent).scores == {"named": False, "hit": False}
+
+
+def test_the_prior_of_all_regions_is_held_against_the_truth(drawn):
+    """Two regions that make up the truth together: each prior alone would be half of it."""
+    scene, q = next(d for d in drawn if d[1].target is not None)
+    truth = scene.mask(q.target)
+    left = truth.copy()
+    left[:, np.flatnonzero(truth.any(0)).mean().astype(int) :] = False
+    halves = (left, truth & ~left)
+    regions = tuple(Region(half.astype(np.float32), half) for half in halves)
+    answer = dataclasses.replace(result(truth, q.reply, "found"), regions=regions)
+    row = judge_scene(0, scene, q, answer)
+    assert left.any() and (truth & ~left).any()
+    assert row.mask_iou == row.prior_iou == 1
+
+
+def test_evaluate_takes_any_examples(mini):
+    dataset = open_dataset("scenes", split="validation")
+    rows = list(evaluate(mini, dataset.examples(3, 2)))
+    assert [r.index for r in rows] == [3, 4] and all(r.seconds > 0 for r in rows)
+    for example, row in zip(dataset.examples(3, 2), rows, strict=True):
+        answer = mini.segment(example.photo, example.instruction)
+        assert row.mask_iou == iou(answer.mask, example.truth)
+        assert {"index", "family", "named", "hit", "mask_iou"} <= row.to_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +115,7 @@ def test_the_wrong_thing_is_no_hit_and_silence_is_none_either(drawn):
     ],
 )
 def test_well_formed(reply, formed):
-    assert well_formed(reply) is formed
+    assert is_well_formed(reply) is formed
 
 
 def test_metrics_by_hand():
@@ -68,7 +124,9 @@ def test_metrics_by_hand():
     assert iou(a, b) == pytest.approx(1 / 3) and iou(none, none) == 1 and iou(a, none) == 0
     assert giou([(a, b), (none, none)]) == pytest.approx(2 / 3)
     assert ciou([(a, b), (a, a)]) == pytest.approx(3 / 5) and ciou([(none, none)]) == 1
-    assert correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1) and np.isnan(correlation([1, 1], [1, 2]))
+    assert correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1) and np.isnan(
+        correlation([1, 1], [1, 2])
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -81,4 +139,6 @@ def test_rle_comes_back(seed):
 
 def test_rle_is_cocos():
     assert encode_rle(np.array([[0, 1], [1, 1]], bool)) == {"size": [2, 2], "counts": [1, 3]}
-    assert encode_rle(np.ones((2, 2), bool))["counts"] == [0, 4] and encode_rle(np.zeros((2, 2), bool))["counts"] == [4]
+    assert encode_rle(np.ones((2, 2), bool))["counts"] == [0, 4] and encode_rle(
+        np.zeros((2, 2), bool)
+    )["counts"] == [4]

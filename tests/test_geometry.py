@@ -30,7 +30,9 @@ def test_preprocessing_equals_sam_predictor(size):
     decoder = MaskDecoder(transformer_dim=32, transformer=TwoWayTransformer(1, 32, 4, 32))
     model = Sam(encoder, PromptEncoder(32, (64, 64), (1024, 1024), 8), decoder)
     SamPredictor(model).set_image(pixels)
-    torch.testing.assert_close(to_sam_frame(Image.fromarray(pixels), 1024), encoder.seen, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        to_sam_frame(Image.fromarray(pixels), 1024), encoder.seen, rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -44,7 +46,9 @@ def test_unpadded_size_is_sams_own(size):
 def test_logits_go_to_pixels_up_crop_resize(size):
     logits = torch.randn(1, 1, 256, 256)
     h, w = unpadded_size(size, 1024)
-    expected = F.interpolate(logits, (1024, 1024), mode="bilinear", align_corners=False)[..., :h, :w]
+    expected = F.interpolate(logits, (1024, 1024), mode="bilinear", align_corners=False)[
+        ..., :h, :w
+    ]
     expected = F.interpolate(expected, size, mode="bilinear", align_corners=False)
     assert torch.equal(to_photo_frame(logits, size, 1024), expected)
 

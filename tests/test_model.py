@@ -8,7 +8,7 @@ import torch
 
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
-from coprs_core.model.mllm import Reading, embed_prompt, generate
+from coprs_core.model.mllm import embed_prompt, generate
 from coprs_core.model.prior import PADDING_LOGIT, PositionalPrior, mask_padding
 from coprs_core.model.vision import SAM_SIZES, VisionConfig, build_image_encoder
 from coprs_core.photos import open_photo
@@ -26,14 +26,20 @@ def weights(golden, *prefixes):
     """The recorded weights under a prefix; the prefix is cut off if it is the only one."""
     named = {k.removeprefix("weights/"): v for k, v in golden.items() if k.startswith("weights/")}
     chosen = {k: v for k, v in named.items() if k.split(".")[0] in prefixes}
-    return {k.removeprefix(prefixes[0] + "."): v for k, v in chosen.items()} if len(prefixes) == 1 else chosen
+    return (
+        {k.removeprefix(prefixes[0] + "."): v for k, v in chosen.items()}
+        if len(prefixes) == 1
+        else chosen
+    )
 
 
 @pytest.fixture(scope="module")
 def parts(golden):
     prior = PositionalPrior(48, 32, heads=4, width=32)
     prior.load_state_dict(weights(golden, "heatmap_head"))
-    decoder = PriorDecoder(DecoderConfig(mask_channels=8, heads=4, mlp_width=64, iou_width=32), SMALL)
+    decoder = PriorDecoder(
+        DecoderConfig(mask_channels=8, heads=4, mlp_width=64, iou_width=32), SMALL
+    )
     decoder.load_state_dict(weights(golden, "prompt_encoder", "mask_decoder"))
     return prior.eval(), decoder.eval()
 
@@ -45,13 +51,17 @@ def last_focus_embedding(golden):
 
 
 def test_the_last_focus_token_counts(golden):
-    torch.testing.assert_close(last_focus_embedding(golden), golden["output/focus_embedding"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        last_focus_embedding(golden), golden["output/focus_embedding"], rtol=0, atol=0
+    )
 
 
 @torch.no_grad()
 def test_prior_logits_equal_the_authors(golden, parts):
     prior_logits = parts[0](golden["output/focus_embedding"], golden["input/image_embedding"])
-    torch.testing.assert_close(prior_logits, golden["output/prior_logits_before_padding"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        prior_logits, golden["output/prior_logits_before_padding"], rtol=0, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -68,11 +78,16 @@ def test_padding_is_minus_fifty_outside_the_photo_and_untouched_inside():
     padded = mask_padding(logits, torch.tensor([[64, 64], [1, 40]]))
     assert torch.equal(padded[0], logits[0])
     assert torch.equal(padded[1, 0, :1, :40], logits[1, 0, :1, :40])
-    assert (padded[1, 0, 1:] == PADDING_LOGIT).all() and (padded[1, 0, :, 40:] == PADDING_LOGIT).all()
+    assert (padded[1, 0, 1:] == PADDING_LOGIT).all() and (
+        padded[1, 0, :, 40:] == PADDING_LOGIT
+    ).all()
 
 
 def test_valid_size_is_rounded_up():
-    assert prior_valid_size(torch.tensor([[1024, 681], [1, 5]]), 1024, 256).tolist() == [[256, 171], [1, 2]]
+    assert prior_valid_size(torch.tensor([[1024, 681], [1, 5]]), 1024, 256).tolist() == [
+        [256, 171],
+        [1, 2],
+    ]
 
 
 @torch.no_grad()
@@ -98,13 +113,18 @@ def test_image_encoders_have_the_published_sizes(name, millions):
 def test_one_pass_focus_embedding_equals_a_second_full_forward(mini, found):
     scene, question, _ = found
     features = mini.read(open_photo(scene.image))
-    ids = mini.prompt(question.instruction, features.visual)
-    mllm, focus_id = mini.model.mllm, mini.tokenizer.convert_tokens_to_ids("<REF_POS>")
-    steps = list(generate(Reading(mllm, ids, features.visual), focus_id, set(), 200))
+    ids = mini.focus.prompt(question.instruction, features)
+    mllm, focus_id = (
+        mini.model.mllm,
+        mini.focus.language.tokenizer.convert_tokens_to_ids("<REF_POS>"),
+    )
+    steps = list(generate(mini.focus.reading(question.instruction, features), focus_id, set(), 200))
     assert steps[-1].token == focus_id and all(s.focus_embedding is None for s in steps[:-1])
     whole = ids + [s.token for s in steps]
     tokens = torch.tensor([whole])
-    inputs = mini.checkpoint.image_processor(images=[open_photo(scene.image).image], return_tensors="pt")
+    inputs = mini.focus.language.image_processor(
+        images=[open_photo(scene.image).image], return_tensors="pt"
+    )
     full = mllm.model(
         input_ids=tokens,
         mm_token_type_ids=(tokens == mllm.config.image_token_id).int(),
@@ -118,14 +138,20 @@ def test_one_pass_focus_embedding_equals_a_second_full_forward(mini, found):
 def test_the_stage_in_the_middle_gives_the_same_prior_and_mask(mini, found):
     scene, question, result = found
     features = mini.read(open_photo(scene.image))
-    ids = mini.prompt(question.instruction, features.visual)
+    ids = mini.focus.prompt(question.instruction, features)
     embeddings, positions = embed_prompt(mini.model.mllm, ids, features.visual)
-    assert embeddings.shape == (1, len(ids), mini.model.config.llm_width) and positions.shape == (3, 1, len(ids))
-    focus_id = mini.tokenizer.convert_tokens_to_ids("<REF_POS>")
-    *_, last = generate(Reading(mini.model.mllm, ids, features.visual), focus_id, set(), 200)
+    assert embeddings.shape == (1, len(ids), mini.model.config.llm_width) and positions.shape == (
+        3,
+        1,
+        len(ids),
+    )
+    focus_id = mini.focus.language.tokenizer.convert_tokens_to_ids("<REF_POS>")
+    *_, last = generate(mini.focus.reading(question.instruction, features), focus_id, set(), 200)
     prior_logits, mask_logits = mini.model.focus(
         last.focus_embedding, features.image_embedding, torch.tensor([[256, 256]])
     )
     assert prior_logits.shape == mask_logits.shape == (1, 1, 64, 64)
-    up = torch.nn.functional.interpolate(prior_logits, size=(256, 256), mode="bilinear", align_corners=False)
+    up = torch.nn.functional.interpolate(
+        prior_logits, size=(256, 256), mode="bilinear", align_corners=False
+    )
     np.testing.assert_allclose(up[0, 0].sigmoid().numpy(), result.regions[0].prior, atol=1e-6)

@@ -18,11 +18,30 @@ def saved(image, kind="PNG", **options):
 
 def gradient(size=(40, 30)):
     x = np.linspace(0, 255, size[0], dtype=np.uint8)
-    return Image.fromarray(np.dstack([np.tile(x, (size[1], 1))] * 2 + [np.full((size[1], size[0]), 90, np.uint8)]))
+    return Image.fromarray(
+        np.dstack([np.tile(x, (size[1], 1))] * 2 + [np.full((size[1], size[0]), 90, np.uint8)])
+    )
 
 
 @pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"]
+    "mode",
+    [
+        "1",
+        "L",
+        "LA",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "HSV",
+        "I",
+        "F",
+        "I;16",
+    ],
 )
 def test_every_mode_becomes_rgb(mode):
     image = Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50) if mode == "I;16" else gradient().convert(
@@ -56,10 +75,17 @@ def test_file_kinds(kind, tmp_path):
         pytest.skip("this Pillow reads no AVIF")
     path = tmp_path / f"a.{kind.lower()}"
     gradient().save(path, kind)
-    assert open_photo(path).size == open_photo(str(path)).size == open_photo(path.read_bytes()).size == (30, 40)
+    assert (
+        open_photo(path).size
+        == open_photo(str(path)).size
+        == open_photo(path.read_bytes()).size
+        == (30, 40)
+    )
 
 
-@pytest.mark.parametrize("orientation, size", [(1, (30, 40)), (3, (30, 40)), (6, (40, 30)), (8, (40, 30))])
+@pytest.mark.parametrize(
+    "orientation, size", [(1, (30, 40)), (3, (30, 40)), (6, (40, 30)), (8, (40, 30))]
+)
 def test_exif_turns_the_photo_upright(orientation, size):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -77,9 +103,9 @@ def test_transparency_is_laid_on_white():
 def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
     for kind in ("GIF", "WEBP", "PNG"):
-        seen = np.asarray(open_photo(saved(frames[0], kind, save_all=True, append_images=frames[1:])).image)[
-            0, 0
-        ].astype(int)
+        seen = np.asarray(
+            open_photo(saved(frames[0], kind, save_all=True, append_images=frames[1:])).image
+        )[0, 0].astype(int)
         assert seen[0] > 200 and seen[2] < 60
 
 
@@ -126,7 +152,12 @@ def test_broken_and_foreign_files_get_one_sentence(what):
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((2, 2, 5), np.uint8), np.zeros((0, 3, 3), np.uint8), np.zeros((2, 2), np.int64), np.zeros(3, np.uint8)],
+    [
+        np.zeros((2, 2, 5), np.uint8),
+        np.zeros((0, 3, 3), np.uint8),
+        np.zeros((2, 2), np.int64),
+        np.zeros(3, np.uint8),
+    ],
 )
 def test_arrays_of_another_shape_are_refused(array):
     with pytest.raises(CoPRSError, match="was expected"):
@@ -134,7 +165,11 @@ def test_arrays_of_another_shape_are_refused(array):
 
 
 def test_missing_file_folder_and_nothing(tmp_path):
-    for source, words in ((tmp_path / "no.png", "no file"), (tmp_path, "folder"), (None, "no picture yet")):
+    for source, words in (
+        (tmp_path / "no.png", "no file"),
+        (tmp_path, "folder"),
+        (None, "no picture yet"),
+    ):
         with pytest.raises(CoPRSError, match=words):
             open_photo(source)
 

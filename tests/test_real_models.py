@@ -14,19 +14,14 @@ from segment_anything import sam_model_registry
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from coprs_core import CoPRSError, benchmark, load
-
-from coprs_core.checkpoints import doctor
-
-from coprs_core.checkpoints import catalogue
-
-from coprs_core.checkpoints import load
 from coprs_core.__main__ import main
-from coprs_core.checkpoints.catalogue import CATALOGUE, listed
 from coprs_core.answer.engine import Engine
+from coprs_core.checkpoints import catalogue, doctor, hugging_face, memory
+from coprs_core.checkpoints.catalogue import CATALOGUE, listed
+from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.machine import choose_dtype
 from coprs_core.metrics import iou
 from coprs_core.world.questions import examples
-from coprs_core.answer.results import COORDINATES_PRIOR
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
@@ -40,7 +35,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_the_tables_weights_are_those_of_the_published_configs(name, size):
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(benchmark.qwen_config(size))
-    linear = sum(m.weight.numel() for m in model.model.language_model.modules() if isinstance(m, torch.nn.Linear))
+    linear = sum(
+        m.weight.numel()
+        for m in model.model.language_model.modules()
+        if isinstance(m, torch.nn.Linear)
+    )
     row = listed(name)
     assert (row.linear, row.other) == (linear, sum(p.numel() for p in model.parameters()) - linear)
     assert row.download == pytest.approx(2 * (row.linear + row.other), rel=0.001)
@@ -57,7 +56,10 @@ def test_models_lists_every_name_and_reads_the_machine_live(capsys, monkeypatch)
     assert main(["models", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     names = ["mini", "coprs", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "seg-zero-7b", "visionreasoner-7b"]
-    assert all(n in text for n in [*names, "sam_vit_h_4b8939.pth", "sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth"])
+    assert all(
+        n in text
+        for n in [*names, "sam_vit_h_4b8939.pth", "sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth"]
+    )
     main(["models", "--json", "--device", "cpu"])
     rows = {r["name"]: r for r in json.loads(capsys.readouterr().out)}
     assert list(rows) == names and rows["mini"]["fits"] and rows["mini"]["cached"]
@@ -79,8 +81,10 @@ def test_names_that_are_no_model_are_refused():
         load("qwen9")
 
 
-def test_every_listed_model_with_a_dialect_is_a_coordinates_model():
-    assert all((m.dialect is not None) == (m.prior == COORDINATES_PRIOR) for m in CATALOGUE)
+def test_every_listed_model_with_a_prompt_of_its_own_is_a_coordinates_model():
+    kinds = {m.name: m.source(Path("x")).prior_kind for m in CATALOGUE}
+    assert kinds == {m.name: "coordinates" if m.prompt else "focus token" for m in CATALOGUE}
+    assert kinds["mini"] == "focus token" and kinds["seg-zero-7b"] == "coordinates"
 
 
 # --- loading
@@ -89,7 +93,9 @@ def test_every_listed_model_with_a_dialect_is_a_coordinates_model():
 def test_auto_precision_follows_device_and_size():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose_dtype("auto", cpu, 10**8) == torch.float32
-    assert choose_dtype("auto", cpu, 8 * 10**9) == choose_dtype("auto", cuda, 10**8) == torch.bfloat16
+    assert (
+        choose_dtype("auto", cpu, 8 * 10**9) == choose_dtype("auto", cuda, 10**8) == torch.bfloat16
+    )
 
 
 def test_sharded_weights_load_and_a_missing_shard_is_named(tmp_path):
@@ -109,7 +115,7 @@ def test_sharded_weights_load_and_a_missing_shard_is_named(tmp_path):
         index.write_text(broken)
         with pytest.raises(CoPRSError, match="lacks .*model.safetensors.index.json"):
             load(str(folder), device="cpu")
-        assert "index.json" in doctor.verdict(doctor.examine(str(folder), "cpu"))
+        assert "index.json" in doctor.verdict(doctor.examine(str(folder), LoadOptions("cpu")))
     index.write_text(whole)
     shards[1].unlink()
     with pytest.raises(CoPRSError, match=shards[1].name):
@@ -135,7 +141,12 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, monkeypatch
                  num_key_value_heads=4, vocab_size=30000, tie_word_embeddings=True)  # fmt: skip
     monkeypatch.setitem(benchmark.LLM_SIZES, "3b", small)
     benchmark.write_random_checkpoint(tmp_path / "big", "3b", "vit_b")
-    run = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path / "big")], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path / "big")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     weights, peak = map(int, run.stdout.split())
     assert weights > 1e9 and peak <= 1.15 * weights, f"{peak / weights:.2f} times the weights"
 
@@ -144,17 +155,21 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, monkeypatch
 
 
 def test_what_cannot_fit_is_refused_before_it_is_loaded(monkeypatch):
-    monkeypatch.setattr(checkpoints, "free_memory", lambda device: 20_000_000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 20_000_000)
     with pytest.raises(CoPRSError) as error:
         load("mini", device="cpu")
-    assert "mini in float32 needs about" in str(error.value) and "has 20 MB free" in str(error.value)
-    monkeypatch.setattr(checkpoints, "free_memory", lambda device: 16_000_000)
+    assert "mini in float32 needs about" in str(error.value) and "has 20 MB free" in str(
+        error.value
+    )
+    monkeypatch.setattr(memory, "free_memory", lambda device: 16_000_000)
     with pytest.raises(CoPRSError, match="--dtype bf16 needs|--quantize nf4 --dtype bf16 needs"):
         load("mini", device="cpu")
 
 
 @pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])  # fmt: skip
-def test_out_of_memory_while_answering_is_said_and_the_next_question_works(mini, found, monkeypatch, problem):
+def test_out_of_memory_while_answering_is_said_and_the_next_question_works(
+    mini, found, monkeypatch, problem
+):
     engine = Engine(mini.checkpoint)
     engine.segment(found[0].image, found[1].instruction)
     assert engine._features
@@ -163,10 +178,12 @@ def test_out_of_memory_while_answering_is_said_and_the_next_question_works(mini,
         raise problem
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "mask_of", fail)
+        patch.setattr(engine.segmenter, "draw", fail)
         with pytest.raises(CoPRSError) as error:
             engine.segment(found[0].image, found[1].instruction)
-    assert "needs more memory than there is and cpu has" in str(error.value) and "smaller photo" in str(error.value)
+    assert "needs more memory than there is and cpu has" in str(
+        error.value
+    ) and "smaller photo" in str(error.value)
     assert not engine._features
     assert engine.segment(found[0].image, found[1].instruction).reply == found[2].reply
 
@@ -175,9 +192,10 @@ def test_out_of_memory_while_loading_is_said(monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(checkpoints.AutoModelForImageTextToText, "from_pretrained", fail)
+    monkeypatch.setattr(hugging_face.AutoModelForImageTextToText, "from_pretrained", fail)
     with pytest.raises(
-        CoPRSError, match="mini needs more memory than there is and cpu has .* free: try --quantize nf4"
+        CoPRSError,
+        match="mini needs more memory than there is and cpu has .* free: try --quantize nf4",
     ):
         load("mini", device="cpu")
 
@@ -187,16 +205,24 @@ def test_out_of_memory_while_loading_is_said(monkeypatch):
 
 @pytest.mark.parametrize("kind, layer", [("nf4", bnb.nn.Linear4bit), ("int8", bnb.nn.Linear8bitLt)])
 @pytest.mark.parametrize("make", [tiny.qwen, tiny.qwen3, tiny.llava])
-def test_the_language_models_linear_layers_are_quantised_and_nothing_else(tmp_path, kind, layer, make):
+def test_the_language_models_linear_layers_are_quantised_and_nothing_else(
+    tmp_path, kind, layer, make
+):
     mllm = make()
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    engine = load(str(tiny.save_checkpoint_by_hand(folder, tiny.coprs(mllm))), device="cpu", quantization=kind)
+    engine = load(
+        str(tiny.save_checkpoint_by_hand(folder, tiny.coprs(mllm))), device="cpu", quantization=kind
+    )
     quantised = {n for n, m in engine.model.named_modules() if isinstance(m, layer)}
     linear = {f"mllm.{n}" for n, m in mllm.named_modules()
               if isinstance(m, torch.nn.Linear) and n.startswith("model.language_model.layers.")}  # fmt: skip
     assert quantised == linear and len(linear) >= 14
-    other = {str(p.dtype) for n, p in engine.model.named_parameters() if not n.startswith(tuple(quantised))}
+    other = {
+        str(p.dtype)
+        for n, p in engine.model.named_parameters()
+        if not n.startswith(tuple(quantised))
+    }
     assert other == {"torch.float32"}
     assert engine.segment(draw_scene(1).image, "it", 4).tokens <= 4
 
@@ -207,14 +233,21 @@ def test_quantised_the_miniature_loses_little(mini):
     quantised, scores = load("mini", device="cpu", quantization="nf4"), []
     for scene, question in examples("test", 0, 200):
         truth = scene.mask(question.target)
-        scores.append([iou(e.segment(scene.image, question.instruction).mask, truth) for e in (mini, quantised)])
+        scores.append(
+            [
+                iou(e.segment(scene.image, question.instruction).mask, truth)
+                for e in (mini, quantised)
+            ]
+        )
     full, small = np.mean(scores, axis=0)
     assert small >= full - 0.03, f"{full:.3f} → {small:.3f}"
 
 
 def test_quantisation_where_it_cannot_work_is_said(monkeypatch):
-    with pytest.raises(CoPRSError, match="works on CUDA and on the CPU, not on mps: choose --quantize none"):
-        checkpoints.check_quantization("nf4", torch.device("mps"))
+    with pytest.raises(
+        CoPRSError, match="works on CUDA and on the CPU, not on mps: choose --quantize none"
+    ):
+        hugging_face.check_quantization("nf4", torch.device("mps"))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(CoPRSError, match="bitsandbytes, which quantises, does not work here"):
         load("mini", device="cpu", quantization="nf4")
@@ -225,7 +258,9 @@ def test_quantisation_where_it_cannot_work_is_said(monkeypatch):
 
 def test_the_doctor_is_quick_and_says_ready(tmp_path):
     start = time.perf_counter()
-    run = subprocess.run([sys.executable, "-m", "coprs_core", "doctor"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "coprs_core", "doctor"], cwd=ROOT, capture_output=True, text=True
+    )
     assert time.perf_counter() - start < 30  # 6 s at rest on two cores; tests run beside others
     assert run.returncode == 0 and run.stdout.splitlines()[-1] == "ready" and not run.stderr
     for words in ("torch 2", "cpu", "cache", "nf4 and int8", "<REF_POS> 10", "model.safetensors"):
@@ -238,7 +273,8 @@ def broken(folder, name):
 
 
 @pytest.mark.parametrize(
-    "what", ["prior.safetensors", "mllm/config.json", "mllm/tokenizer.json", "mllm/model.safetensors"]
+    "what",
+    ["prior.safetensors", "mllm/config.json", "mllm/tokenizer.json", "mllm/model.safetensors"],
 )
 def test_the_doctor_names_the_first_thing_to_do(tmp_path, capsys, what):
     folder = tmp_path / "c"
@@ -249,13 +285,21 @@ def test_the_doctor_names_the_first_thing_to_do(tmp_path, capsys, what):
     (folder / what).unlink()
     assert main(["doctor", "--model", str(folder)]) == 1
     said = capsys.readouterr().out
-    assert said.splitlines()[-1].startswith("first: ") and "✗" in said
+    *checks, _, todo = said.splitlines()
+    path = str(folder / what)
+    failed = [line for line in checks if line.startswith("✗")]
+    # config.json and tokenizer.json are asked for by name, weights by their missing shards
+    named = path if what != "mllm/model.safetensors" else str(folder / "mllm" / "*.safetensors")
+    assert len(failed) == 1 and f"{named} is missing or broken" in failed[0]
+    assert todo == f"first: copy {named} again from where {folder} came from"
 
 
 def test_the_doctor_asks_no_network_and_says_what_a_download_would_be():
-    checks = doctor.examine("qwen2.5-vl-3b", "cpu")
-    assert doctor.verdict(checks).startswith("first: start the app once with the network on; it downloads Qwen/")
-    assert "choose auto or cpu" in doctor.verdict(doctor.examine("mini", "cuda:9"))
+    checks = doctor.examine("qwen2.5-vl-3b", LoadOptions("cpu"))
+    assert doctor.verdict(checks).startswith(
+        "first: start the app once with the network on; it downloads Qwen/"
+    )
+    assert "choose auto or cpu" in doctor.verdict(doctor.examine("mini", LoadOptions("cuda:9")))
 
 
 def test_the_benchmark_measures_the_miniature(capsys):

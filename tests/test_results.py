@@ -8,13 +8,14 @@ import pytest
 from PIL import Image
 
 from coprs_core import CoPRSError, Region, Result
-from coprs_core.archive import open_answer, save_answer, save_zip
 from coprs_core.answer.compare import against_answer, against_truth, read_truth
+from coprs_core.answer.flags import FLAGS, flags, pieces, says_nothing
+from coprs_core.answer.pictures import MASK_COLOUR, cut_out, difference_overlay, mask_overlay
+from coprs_core.archive import open_answer, save_answer, save_zip
+from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
 from coprs_core.metrics import THRESHOLDS, iou, iou_curve
 from coprs_core.photos import open_photo
-from coprs_core.answer.pictures import MASK_COLOUR, cut_out, difference_overlay, mask_overlay
-from coprs_core.answer.results import FOUND, decode_prior, decode_rle, encode_prior, encode_rle
-from coprs_core.answer.flags import FLAGS, flags, pieces, says_nothing
+from coprs_core.prompts import FOUND
 
 
 def result_of(mask, prior=None, reasoning="It is the umbrella.", regions=None):
@@ -99,7 +100,9 @@ def test_a_zip_and_a_folder_come_back_bit_for_bit(found, tmp_path):
     for place in (tmp_path / "a", archive):
         saved = open_answer(place)
         assert saved.photo.key == photo.key and saved.result.to_dict() == result.to_dict()
-        assert np.array_equal(saved.result.prior, result.prior) and np.array_equal(saved.result.mask, result.mask)
+        assert np.array_equal(saved.result.prior, result.prior) and np.array_equal(
+            saved.result.mask, result.mask
+        )
     assert Image.open(tmp_path / "a" / "mask.png").mode == "1"
     assert (tmp_path / "a" / "chain.pdf").read_bytes().startswith(b"%PDF")
 
@@ -111,7 +114,9 @@ def test_several_regions_and_none_come_back_too(nothing_found, tmp_path):
         for m in (square((256, 256)), square((256, 256), 100, 100))))  # fmt: skip
     for name, result in (("none", nothing), ("two", two)):
         saved = open_answer(save_zip(tmp_path / f"{name}.zip", open_photo(scene.image), result))
-        assert saved.result.to_dict() == json.loads(result.to_json()) | {"regions": saved.result.to_dict()["regions"]}
+        assert saved.result.to_dict() == json.loads(result.to_json()) | {
+            "regions": saved.result.to_dict()["regions"]
+        }
         assert len(saved.result.regions) == len(result.regions)
         assert all(np.array_equal(a.mask, b.mask) and a.points == b.points and a.label == b.label
                    for a, b in zip(saved.result.regions, result.regions, strict=True))  # fmt: skip
@@ -161,11 +166,16 @@ def test_flags_hold_where_they_should():
     assert flags(result_of(square(top=0))) == ("border",)
     assert flags(result_of(square(side=3))) == ("tiny",)
     assert flags(result_of(square() | square(top=5, left=5))) == ("scattered",)
-    assert flags(result_of(good, reasoning="I see a dog. So nothing here fits.")) == ("contradiction",)
+    assert flags(result_of(good, reasoning="I see a dog. So nothing here fits.")) == (
+        "contradiction",
+    )
     nothing = np.zeros_like(good)
     assert flags(result_of(nothing, nothing.astype(np.float32))) == ("empty",)
     assert set(FLAGS) == {"empty", "disagree", "border", "tiny", "scattered", "contradiction"}
-    two = (Region(good.astype(np.float32), good), Region(good.astype(np.float32), square(top=5, left=5)))
+    two = (
+        Region(good.astype(np.float32), good),
+        Region(good.astype(np.float32), square(top=5, left=5)),
+    )
     assert "scattered" not in flags(result_of(good, regions=two))  # two answers, each in one piece
 
 
@@ -271,7 +281,10 @@ def test_pictures_show_what_they_say():
 
 
 HOSTILE_RLES = [
-    {"size": [2, 3], "counts": [2**63 - 1, 2**63 - 1, 2 * 3 + 2]},  # adds up to 6 where sums wrap around
+    {
+        "size": [2, 3],
+        "counts": [2**63 - 1, 2**63 - 1, 2 * 3 + 2],
+    },  # adds up to 6 where sums wrap around
     {"size": [2, 3], "counts": [2**64, 6]},
     {"size": [2, 3], "counts": "o" * 100_000 + "0"},
     {"size": [2, 3], "counts": [-6, 12]},
@@ -316,7 +329,13 @@ def test_an_answer_takes_the_place_of_an_earlier_one_whole(found, nothing_found,
     (tmp_path / "sentences.json").write_text("{}")
     (tmp_path / "mine.txt").write_text("not ours")
     save_answer(tmp_path, open_photo(nothing_found[0].image), nothing_found[2])
-    assert {p.name for p in tmp_path.iterdir()} == {"result.json", "photo.png", "chain.png", "chain.pdf", "mine.txt"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "result.json",
+        "photo.png",
+        "chain.png",
+        "chain.pdf",
+        "mine.txt",
+    }
 
 
 def test_a_damaged_zip_is_one_sentence_wherever_the_damage_is(found, tmp_path):
@@ -334,7 +353,8 @@ def test_a_damaged_zip_is_one_sentence_wherever_the_damage_is(found, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "header", [b"{'descr': ('", b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"]
+    "header",
+    [b"{'descr': ('", b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"],
 )
 def test_an_array_that_lies_about_itself_is_one_sentence(found, tmp_path, header):
     source = save_zip(tmp_path / "a.zip", open_photo(found[0].image), found[2])

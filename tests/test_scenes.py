@@ -8,13 +8,20 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from coprs_core.world import questions
-from coprs_core.world.drawings import COLOURS, KINDS
-from coprs_core.world.questions import FAMILIES, USES, ask, conclusion_of, examples
-from coprs_core.world.scenes import CATEGORIES, PLACES, SIDE, UNSEEN_PAIRS, draw_scene
+from coprs_core.world import wording
+from coprs_core.world.drawings import COLOURS
+from coprs_core.world.kinds import CATEGORIES, KINDS, USES
+from coprs_core.world.questions import FAMILIES, ask, examples
+from coprs_core.world.scenes import PLACES, SIDE, UNSEEN_PAIRS, draw_scene
+from coprs_core.world.wording import conclusion_of
 
 COUNT = 5000
-KNOWN_THINGS = [("sun", "brown", 4766), ("chair", "brown", 1216), ("table", "pink", 781), ("butterfly", "brown", 1220)]
+KNOWN_THINGS = [
+    ("sun", "brown", 4766),
+    ("chair", "brown", 1216),
+    ("table", "pink", 781),
+    ("butterfly", "brown", 1220),
+]
 KNOWN_INSTRUCTION = "find the not brown piece of furniture in this picture"
 
 
@@ -30,7 +37,14 @@ def asked():
 
 def described(f, t):
     """Whether a thing fits a filter, written anew from the issue's words."""
-    if f.kind and t.kind != f.kind or f.colour and t.colour != f.colour or f.not_colour and t.colour == f.not_colour:
+    if (
+        f.kind
+        and t.kind != f.kind
+        or f.colour
+        and t.colour != f.colour
+        or f.not_colour
+        and t.colour == f.not_colour
+    ):
         return False
     return not f.category or t.kind in CATEGORIES[f.category]
 
@@ -48,7 +62,9 @@ def right_answers(meaning, things):
         if meaning.relation == "nearest to":
             least = min((math.dist(t.centre, a.centre) for t in group), default=0)
             return [t for t in group if math.dist(t.centre, a.centre) == least]
-        axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[meaning.relation]
+        axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[
+            meaning.relation
+        ]
         group = [t for t in group if sign * (t.centre[axis] - a.centre[axis]) > 4]
     if meaning.extreme:
         value = {
@@ -70,11 +86,15 @@ def test_extremes_and_nearest_are_clear_to_the_eye(asked):
     for scene, q in asked:
         if q.target is None:
             continue
-        target, others = scene.things[q.target], [t for t in scene.things if described(q.meaning.among, t)]
+        target, others = (
+            scene.things[q.target],
+            [t for t in scene.things if described(q.meaning.among, t)],
+        )
         others.remove(target)
         if q.meaning.extreme in ("largest", "smallest"):
             ratio = max(
-                target.area / o.area if q.meaning.extreme == "smallest" else o.area / target.area for o in others
+                target.area / o.area if q.meaning.extreme == "smallest" else o.area / target.area
+                for o in others
             )
             assert ratio < 1 / 1.39
         if q.meaning.relation == "nearest to":
@@ -87,9 +107,16 @@ def test_replies_tell_the_truth_and_conclude_with_the_target(asked):
     for scene, q in asked:
         thought, _, answer = q.reply.partition("</think>")
         for t in scene.things:
-            assert f"{t.place} a {t.colour} {t.kind}" in thought or f"{t.place} an {t.colour} {t.kind}" in thought
+            assert (
+                f"{t.place} a {t.colour} {t.kind}" in thought
+                or f"{t.place} an {t.colour} {t.kind}" in thought
+            )
         if q.target is None:
-            assert "<REF_POS>" not in q.reply and conclusion_of(thought) is None and "nothing" in answer.lower()
+            assert (
+                "<REF_POS>" not in q.reply
+                and conclusion_of(thought) is None
+                and "nothing" in answer.lower()
+            )
         else:
             target = scene.things[q.target]
             assert q.reply.count("<REF_POS>") == 1 and answer.endswith("<REF_POS>")
@@ -111,7 +138,9 @@ def test_masks_are_what_is_visible(asked):
             ys, xs = np.nonzero(mask)
             assert t.area == mask.sum() and 0.004 * SIDE**2 <= t.area <= 0.25 * SIDE**2
             assert t.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-            assert PLACES.index(t.place) == 3 * int(3 * t.centre[1] / SIDE) + int(3 * t.centre[0] / SIDE)
+            assert PLACES.index(t.place) == 3 * int(3 * t.centre[1] / SIDE) + int(
+                3 * t.centre[0] / SIDE
+            )
     assert not scene.mask(None).any()
 
 
@@ -131,7 +160,11 @@ def test_mask_pixels_are_coloured_by_their_thing():
 
 def test_the_same_seed_draws_the_same_scene_and_no_two_splits_share_one():
     a, b = draw_scene(5), draw_scene(5)
-    assert np.array_equal(a.image, b.image) and np.array_equal(a.owner, b.owner) and a.things == b.things
+    assert (
+        np.array_equal(a.image, b.image)
+        and np.array_equal(a.owner, b.owner)
+        and a.things == b.things
+    )
     assert np.array_equal(a.owner, draw_scene(5, with_image=False).owner)
     others = [draw_scene(5, split).image for split in ("validation", "test")]
     assert not any(np.array_equal(a.image, o) for o in others)
@@ -153,8 +186,12 @@ def test_training_never_shows_the_unseen_pairs_or_wordings(asked):
     assert not UNSEEN_PAIRS & (pairs["train"] | pairs["validation"])
     assert pairs["test"] >= UNSEEN_PAIRS and len(UNSEEN_PAIRS) == 12
     assert not any(q.unseen_wording for s, q in asked if s.split != "test")
-    filters = [f for s, q in asked if s.split != "test" for f in (q.meaning.among, q.meaning.anchor) if f]
-    assert not any((f.kind, f.colour) in UNSEEN_PAIRS for f in filters)  # not even asked for in vain
+    filters = [
+        f for s, q in asked if s.split != "test" for f in (q.meaning.among, q.meaning.anchor) if f
+    ]
+    assert not any(
+        (f.kind, f.colour) in UNSEEN_PAIRS for f in filters
+    )  # not even asked for in vain
     shown = [q.instruction.lower() for s, q in asked if s.split != "test"]
     assert not any(
         re.search(r"could you mark|please show me where|i want|find and highlight|the one that", i)
@@ -170,13 +207,15 @@ def test_the_world_is_as_wide_as_promised(asked):
     assert seen == set(KINDS)
     for family in FAMILIES[:-1]:
         train = {
-            re.sub(r"\W+", " ", q.instruction.lower()) for s, q in asked if q.family == family and s.split == "train"
+            re.sub(r"\W+", " ", q.instruction.lower())
+            for s, q in asked
+            if q.family == family and s.split == "train"
         }
-        assert len(questions._FRAMES) * len(questions._PHRASES[family]) >= 6 and len(train) > 50
+        assert len(wording._FRAMES) * len(wording._PHRASES[family]) >= 6 and len(train) > 50
 
 
 def test_one_in_ten_is_typed_with_a_slip():
     rng, sentence = random.Random(0), "please segment the orange butterfly"
-    typed = [questions._as_typed(sentence, rng).lower().rstrip(".") for _ in range(4000)]
+    typed = [wording.as_typed(sentence, rng).lower().rstrip(".") for _ in range(4000)]
     assert 0.08 < sum(t != sentence for t in typed) / 4000 < 0.12
     assert all(abs(len(t) - len(sentence)) <= 1 for t in typed)

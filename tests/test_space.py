@@ -10,9 +10,9 @@ import httpx
 import pytest
 import yaml
 
-from app.space import MOST_SECONDS, PROBE_SECONDS, seconds_needed
-from coprs_core import probes
+from app.space import MAX_SECONDS, PROBE_SECONDS, seconds_needed
 from coprs_core.answer.engine import Engine
+from coprs_core.probes import heads
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,32 +28,34 @@ spec = importlib.util.spec_from_file_location("entry", "app.py")
 entry = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(entry)  # models at module scope
 import spaces
-assert entry.shelf.is_ready and not spaces.CALLS
-page = handlers.Page(entry.shelf)
+assert entry.server.is_ready and not spaces.CALLS
+import dataclasses
+names = handlers.Frame(**{f.name: f.name for f in dataclasses.fields(handlers.Frame)})
+page = handlers.Handlers(entry.server, names)
 photo, words = "assets/examples/rain.png", "the thing that keeps the rain off"
 *_, last = page.answer(photo, words, None)
-answered = last[3]
+answered = last["answered"]
 assert answered.result.outcome == "found" and spaces.CALLS[-1][0] != os.getpid()
 first = spaces.CALLS[-1][1]
-assert entry.shelf.engine.kept(answered.photo), "what was read inside is lost outside"
+assert entry.server.engine.kept(answered.photo), "what was read inside is lost outside"
 *_, again = page.answer(photo, "the largest thing", None)
-assert again[3].result.photo_reused and spaces.CALLS[-1][1] < first, "the photo was read twice"
-assert "the focus settles here" in page.trace(answered)[0]
-assert page.heads(answered).count("<img") == 5
+assert again["answered"].result.photo_reused and spaces.CALLS[-1][1] < first, "the photo was read twice"
+assert "the focus settles here" in page.ask_probe("sentences", answered)[0]
+assert page.ask_probe("heads", answered)[0].count("<img") == 5
 assert page.focus_again(answered, "That is the other one.").count("<coprs-view") == 2
 try:
     page.focus_again(answered, " ")
 except Exception as problem:
     assert "thought is empty" in str(problem), problem
 else:
-    raise AssertionError("no sentence came across the border")
+    raise AssertionError("no sentence came from the worker")
 streaming = page.answer(photo, "the smallest thing", None)
 for _ in range(6):
     next(streaming)
 streaming.close()  # Stop: the stand-in checks that the worker ends
 calls = len(spaces.CALLS)
 *_, last = page.answer(photo, words, None)
-assert last[3].result.outcome == "found"
+assert last["answered"].result.outcome == "found"
 print("fine", calls)
 """
 
@@ -61,24 +63,45 @@ print("fine", calls)
 def test_the_entry_keeps_the_rules_of_a_borrowed_gpu():
     environment = os.environ | {"COPRS_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [sys.executable, "-c", VISIT], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", VISIT],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert run.returncode == 0 and run.stdout.startswith("fine"), run.stderr[-3000:]
 
 
 def test_the_gpu_is_asked_for_as_long_as_the_work_may_take():
     short, long = (seconds_needed(Engine.stream, None, None, ("x", n)) for n in (160, 2000))
-    assert short < long <= MOST_SECONDS
+    assert short < long <= MAX_SECONDS
     assert seconds_needed(Engine.stream, None, object(), ("x", 160)) < short
-    assert seconds_needed(probes.heads, None, None, ("result",)) == PROBE_SECONDS
+    assert seconds_needed(heads.ask, None, None, ("result",)) == PROBE_SECONDS
 
 
 def test_the_front_matter_of_a_space_is_there():
     text = (ROOT / "README.md").read_text()
     facts = yaml.safe_load(text.split("---")[1])
-    assert facts["sdk"] == "gradio" and facts["app_file"] == "app.py" and len(facts["short_description"]) <= 60
-    assert {"title", "emoji", "colorFrom", "colorTo", "sdk_version", "python_version", "license"} <= facts.keys()
-    pinned = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("gradio"))
+    assert (
+        facts["sdk"] == "gradio"
+        and facts["app_file"] == "app.py"
+        and len(facts["short_description"]) <= 60
+    )
+    assert {
+        "title",
+        "emoji",
+        "colorFrom",
+        "colorTo",
+        "sdk_version",
+        "python_version",
+        "license",
+    } <= facts.keys()
+    pinned = next(
+        line
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if line.startswith("gradio")
+    )
     assert pinned.startswith(f"gradio>={facts['sdk_version'].rsplit('.', 1)[0]}")
 
 
@@ -87,7 +110,10 @@ def started():
     """The app as a process of its own, and when it was started."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "app.py", "--port", "7999"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "app.py", "--port", "7999"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     yield process, start
     process.terminate()
@@ -109,10 +135,11 @@ def test_the_first_request_is_answered_soon_and_the_model_comes_behind(started):
 
 
 def test_a_password_is_asked_for_where_one_is_set(mini):
+    from app.serving import ModelServer
     from app.ui import build, launch
-    from coprs_core import CoPRSError, Shelf
+    from coprs_core import CoPRSError
 
-    demo = build(Shelf(mini))
+    demo = build(ModelServer(mini))
     with pytest.raises(CoPRSError, match="NAME:PASSWORD"):
         launch(demo, password="secret")
     _, url, _ = launch(demo, password="me:secret", quiet=True)

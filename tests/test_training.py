@@ -9,13 +9,12 @@ import torch
 
 from coprs_core import load
 from coprs_core.__main__ import main
-from coprs_core.world.questions import ask, examples
-from coprs_core.world.scenes import draw_scene
-from coprs_core.training.mini import recipe
-from coprs_core.training.mini import oracle
+from coprs_core.training.mini import oracle, recipe
 from coprs_core.training.mini.data import batches, reply_sections
 from coprs_core.training.mini.run import rate_factor, train_miniature
 from coprs_core.training.mini.stages import Scaffold
+from coprs_core.world.questions import ask, examples
+from coprs_core.world.scenes import draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -23,51 +22,63 @@ def folder(tmp_path_factory):
     """A whole run of two steps a stage."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "STAGES", tuple(replace(s, steps=2, scenes=2) for s in recipe.STAGES))
+        stages = tuple(replace(s, steps=2, scenes=2) for s in recipe.MINI.stages)
+        patch.setattr(recipe, "MINI", replace(recipe.MINI, stages=stages))
         assert main(["train", "mini", "--out", str(folder), "--device", "cpu"]) == 0
     return folder
 
 
 def test_every_stage_leaves_a_checkpoint_and_the_run_a_model_that_answers(folder):
-    for stage in recipe.STAGES:
+    for stage in recipe.MINI.stages:
         assert torch.load(folder / f"{stage.name}.pt", weights_only=True)["step"] == 2
-    result = load(str(folder / "checkpoint"), device="cpu").segment(draw_scene(1).image, "x", max_new_tokens=3)
+    result = load(str(folder / "checkpoint"), device="cpu").segment(
+        draw_scene(1).image, "x", max_new_tokens=3
+    )
     assert result.outcome == "unfinished"
 
 
-def test_a_run_goes_on_where_it_stopped(folder, monkeypatch, tmp_path):
-    longer = tuple(replace(s, steps=60 if s.name == "focus" else 2, scenes=1) for s in recipe.STAGES)
-    monkeypatch.setattr(recipe, "STAGES", longer)
+def test_a_run_goes_on_where_it_stopped(folder):
+    longer = tuple(
+        replace(s, steps=60 if s.name == "focus" else 2, scenes=1) for s in recipe.MINI.stages
+    )
     before = torch.load(folder / "focus.pt", weights_only=True)
-    train_miniature(folder, "cpu", only="focus")
+    train_miniature(replace(recipe.MINI, stages=longer), folder, "cpu", only="focus")
     after = torch.load(folder / "focus.pt", weights_only=True)
     assert (before["step"], after["step"]) == (2, 60) and after["seconds"] > before["seconds"]
-    logged = [json.loads(line)["step"] for line in (folder / "focus.jsonl").read_text().splitlines()]
+    logged = [
+        json.loads(line)["step"] for line in (folder / "focus.jsonl").read_text().splitlines()
+    ]
     assert logged == [50]
 
 
 def test_joint_needs_the_stages_before_it(tmp_path):
-    assert main(["train", "mini", "--out", str(tmp_path), "--stage", "joint", "--device", "cpu"]) == 2
+    assert (
+        main(["train", "mini", "--out", str(tmp_path), "--stage", "joint", "--device", "cpu"]) == 2
+    )
 
 
 def test_batches_are_the_same_from_any_start(mini_parts):
     tokenizer, image_processor = mini_parts
-    stage = replace(recipe.STAGES[3], steps=3, scenes=2)
-    whole = list(batches(stage, tokenizer, image_processor, 0, 0))
-    (last,) = batches(stage, tokenizer, image_processor, 2, 0)
-    assert torch.equal(whole[2].packed.ids, last.packed.ids) and torch.equal(whole[2].image, last.image)
+    stage = replace(recipe.MINI.stages[3], steps=3, scenes=2)
+    whole = list(batches(recipe.MINI, stage, tokenizer, image_processor, 0, 0))
+    (last,) = batches(recipe.MINI, stage, tokenizer, image_processor, 2, 0)
+    assert torch.equal(whole[2].packed.ids, last.packed.ids) and torch.equal(
+        whole[2].image, last.image
+    )
 
 
 @pytest.fixture(scope="module")
 def mini_parts(mini):
-    return mini.tokenizer, mini.checkpoint.image_processor
+    return mini.focus.language.tokenizer, mini.focus.language.image_processor
 
 
 @torch.no_grad()
 def test_packed_questions_see_only_the_picture_and_themselves(mini, mini_parts):
     """The hidden states of three questions packed in a row equal those of each question alone."""
-    scaffold = Scaffold(mini.model)
-    (batch,) = batches(replace(recipe.STAGES[3], steps=1, scenes=1), *mini_parts, 0, 0)
+    scaffold = Scaffold(recipe.MINI, mini.model)
+    (batch,) = batches(
+        recipe.MINI, replace(recipe.MINI.stages[3], steps=1, scenes=1), *mini_parts, 0, 0
+    )
     packed = batch.packed
     visual = scaffold.see(batch)
     mllm = mini.model.mllm
@@ -76,7 +87,9 @@ def test_packed_questions_see_only_the_picture_and_themselves(mini, mini_parts):
         embeddings = mllm.get_input_embeddings()(ids).clone()
         embeddings[ids == mllm.config.image_token_id] = visual.flatten(0, 1)
         masks = {"full_attention": mask, "sliding_attention": mask}
-        options = dict(inputs_embeds=embeddings, position_ids=positions, attention_mask=masks, use_cache=False)
+        options = dict(
+            inputs_embeds=embeddings, position_ids=positions, attention_mask=masks, use_cache=False
+        )
         return mllm.model.language_model(**options).last_hidden_state
 
     together = hidden(packed.ids, scaffold.positions(packed), packed.attention().float())
@@ -85,7 +98,9 @@ def test_packed_questions_see_only_the_picture_and_themselves(mini, mini_parts):
         size = int(keep.sum())
         causal = torch.full((size, size), -1e4).triu(1)[None, None]
         alone = hidden(packed.ids[:, keep], scaffold.positions(packed)[:, :, keep], causal)
-        torch.testing.assert_close(together[:, keep][:, -size + 103 :], alone[:, -size + 103 :], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            together[:, keep][:, -size + 103 :], alone[:, -size + 103 :], rtol=0, atol=1e-4
+        )
 
 
 def test_target_replies_fall_into_four_sections():
@@ -95,14 +110,16 @@ def test_target_replies_fall_into_four_sections():
 
 
 def test_tokens_of_a_reply_are_those_of_its_sections(mini):
-    tokenizer = mini.tokenizer
+    tokenizer = mini.focus.language.tokenizer
     for _, question in examples("train", 0, 100):
-        pieces = [tokenizer(s, add_special_tokens=False).input_ids for s in reply_sections(question.reply)]
+        pieces = [
+            tokenizer(s, add_special_tokens=False).input_ids for s in reply_sections(question.reply)
+        ]
         assert sum(pieces, []) == tokenizer(question.reply, add_special_tokens=False).input_ids
 
 
 def test_learning_rate_rises_holds_and_falls_to_nothing():
-    stage = replace(recipe.STAGES[0], steps=1000)
+    stage = replace(recipe.MINI.stages[0], steps=1000)
     factors = [rate_factor(s, stage) for s in range(1000)]
     assert factors[0] < 0.05 and factors[200] == 1 and factors[-1] < 0.001
     assert all(a >= b for a, b in zip(factors[400:], factors[401:]))

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from coprs_core.prompts import format_score
 from coprs_core.training.losses import dice_loss, focal_loss, segmentation_loss
-from coprs_core.training.rewards import format_reward, mask_reward
+from coprs_core.training.rewards import mask_reward
 
 GOLDEN = json.loads((Path(__file__).with_name("golden") / "official_rewards.json").read_text())
 
 
 @pytest.mark.parametrize("case", GOLDEN["format"], ids=lambda c: repr(c["reply"][:40]))
 def test_format_reward_equals_the_authors(case):
-    assert format_reward(case["reply"]) == case["format_reward"]
+    assert format_score(case["reply"]) == case["format_reward"]
 
 
 @pytest.mark.parametrize("case", GOLDEN["mask"])
@@ -26,7 +27,11 @@ def test_mask_reward_equals_the_authors(case):
 def test_segmentation_loss_is_the_sum_of_its_terms():
     prior, mask, target = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
     bce = torch.nn.functional.binary_cross_entropy_with_logits(prior, target)
-    expected = bce + 3 * (dice_loss(mask, target) + dice_loss(prior, target)) + 10 * focal_loss(mask, target)
+    expected = (
+        bce
+        + 3 * (dice_loss(mask, target) + dice_loss(prior, target))
+        + 10 * focal_loss(mask, target)
+    )
     torch.testing.assert_close(segmentation_loss(prior, mask, target), expected)
 
 

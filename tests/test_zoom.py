@@ -5,10 +5,11 @@ import pytest
 
 from coprs_core import CoPRSError
 from coprs_core.metrics import giou
+from coprs_core.probes import zoom
+from coprs_core.probes.zoom import Crop, crop_around
+from coprs_core.prompts import FOUND
 from coprs_core.world.questions import examples
-from coprs_core.answer.results import FOUND
 from coprs_core.world.scenes import SIDE
-from coprs_core.zoom import Crop, crop_around, zoom_in
 
 
 def tiny_targets(split: str, count: int):
@@ -29,7 +30,9 @@ def test_the_crop_is_a_square_inside_the_photo_around_the_mass(size, place):
     y, x = (int(p * n) for p, n in zip(place, size, strict=True))
     prior[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3] = 0.8
     crop = crop_around(prior)
-    assert crop.of(prior).shape == (crop.side, crop.side) and crop.of(prior).sum() == pytest.approx(prior.sum())
+    assert crop.of(prior).shape == (crop.side, crop.side) and crop.of(prior).sum() == pytest.approx(
+        prior.sum()
+    )
     assert crop.side <= min(size)
 
 
@@ -37,29 +40,36 @@ def test_zooming_changes_nothing_but_prior_and_mask_and_not_the_answer_itself(fr
     scene, question = next(tiny_targets("test", 300))
     result = fresh.segment(scene.image, question.instruction)
     before = (result.prior.copy(), result.mask.copy())
-    zoomed, crop = zoom_in(fresh, scene.image, result)
+    finding = zoom.ask(fresh, scene.image, result)
+    zoomed, crop = finding.result, finding.crop
     assert np.array_equal(result.prior, before[0]) and np.array_equal(result.mask, before[1])
     again = fresh.segment(scene.image, question.instruction)
     assert (
-        again.reply == result.reply and np.array_equal(again.mask, before[1]) and np.array_equal(again.prior, before[0])
+        again.reply == result.reply
+        and np.array_equal(again.mask, before[1])
+        and np.array_equal(again.prior, before[0])
     )
     outside = np.ones(result.photo_size, bool)
     crop.of(outside)[:] = False
-    assert np.array_equal(zoomed.prior[outside], result.prior[outside]) and not zoomed.mask[outside].any()
+    assert (
+        np.array_equal(zoomed.prior[outside], result.prior[outside])
+        and not zoomed.mask[outside].any()
+    )
     assert zoomed.reply == result.reply and "Zoomed in" in zoomed.reason and isinstance(crop, Crop)
 
 
 def test_what_cannot_be_zoomed_into_is_said(mini, nothing_found, monkeypatch):
     scene, _, result = nothing_found
     with pytest.raises(CoPRSError, match="nothing to zoom into"):
-        zoom_in(mini, scene.image, result)
+        zoom.ask(mini, scene.image, result)
     large = max(
-        (e for e in examples("test", 0, 60) if e[1].target is not None), key=lambda e: e[0].things[e[1].target].area
+        (e for e in examples("test", 0, 60) if e[1].target is not None),
+        key=lambda e: e[0].things[e[1].target].area,
     )
     result = mini.segment(large[0].image, large[1].instruction)
     assert result.outcome == FOUND
     with pytest.raises(CoPRSError, match="not small"):
-        zoom_in(mini, large[0].image, result)
+        zoom.ask(mini, large[0].image, result)
 
 
 @pytest.mark.slow
@@ -70,7 +80,7 @@ def test_zooming_in_raises_the_masks_of_tiny_targets_by_a_twentieth(mini):
         result, truth = mini.segment(scene.image, question.instruction), scene.mask(question.target)
         before.append((result.mask, truth))
         try:
-            after.append((zoom_in(mini, scene.image, result)[0].mask, truth))
+            after.append((zoom.ask(mini, scene.image, result).result.mask, truth))
         except CoPRSError:
             after.append(before[-1])
     assert len(before) == 300

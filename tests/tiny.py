@@ -17,15 +17,18 @@ from transformers import (
 )
 
 from coprs_core.benchmark import qwen_config
-from coprs_core.checkpoints.load import MINIATURE, load_processor
+from coprs_core.checkpoints.hugging_face import load_tokenizer
+from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
 
-VISION = VisionConfig(side=128, patch=16, width=32, depth=2, heads=2, window=4, global_layers=(1,), channels=32)
+VISION = VisionConfig(
+    side=128, patch=16, width=32, depth=2, heads=2, window=4, global_layers=(1,), channels=32
+)
 DECODER = DecoderConfig(mask_channels=8, mlp_width=64, iou_width=32)
 WIDTH = 64
-TOKENIZER = load_processor(MINIATURE / "mllm")[0]
+TOKENIZER = load_tokenizer(MINIATURE / "mllm")
 
 
 def spread(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -44,7 +47,12 @@ def qwen(tied: bool = True) -> Qwen2_5_VLForConditionalGeneration:
         rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[2, 3, 3]),
     )  # fmt: skip
     config["vision_config"] |= dict(
-        depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=WIDTH, fullatt_block_indexes=[1]
+        depth=2,
+        hidden_size=32,
+        intermediate_size=48,
+        num_heads=2,
+        out_hidden_size=WIDTH,
+        fullatt_block_indexes=[1],
     )
     model = Qwen2_5_VLForConditionalGeneration(
         type(qwen_config("3b")).from_dict(config | {"tie_word_embeddings": tied})
@@ -91,7 +99,9 @@ def llava() -> LlavaForConditionalGeneration:
 
 
 def coprs(mllm: torch.nn.Module) -> CoPRS:
-    model = CoPRS(CoPRSConfig(WIDTH, VISION, DECODER, prior_heads=4, prior_width=32, max_new_tokens=24), mllm)
+    model = CoPRS(
+        CoPRSConfig(WIDTH, VISION, DECODER, prior_heads=4, prior_width=32, max_new_tokens=24), mllm
+    )
     spread(model.image_encoder, 1), spread(model.prior, 2), spread(model.decoder, 3)
     torch.nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.3)
     return model.eval().requires_grad_(False)
@@ -99,10 +109,14 @@ def coprs(mllm: torch.nn.Module) -> CoPRS:
 
 def save_mllm(folder: Path, mllm: torch.nn.Module, weights: bool = True) -> Path:
     """A Hugging Face folder: config, tokenizer, processor, and the weights if wanted."""
-    shutil.copytree(MINIATURE / "mllm", folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    shutil.copytree(
+        MINIATURE / "mllm", folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json")
+    )
     if isinstance(mllm, LlavaForConditionalGeneration):
         (folder / "processor_config.json").unlink()
-        image_processor = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+        image_processor = CLIPImageProcessor(
+            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}
+        )
         LlavaProcessor(
             image_processor, TOKENIZER, patch_size=14, vision_feature_select_strategy="default",
             image_token="<|image_pad|>", num_additional_image_tokens=1,
@@ -116,14 +130,18 @@ def save_mllm(folder: Path, mllm: torch.nn.Module, weights: bool = True) -> Path
 
 def save_sam(path: Path, model: CoPRS) -> Path:
     """A SAM .pth file, as published ones are laid out, with this model's image encoder and decoder."""
-    state = {f"image_encoder.{k}": v for k, v in model.image_encoder.state_dict().items()} | model.decoder.state_dict()
+    state = {
+        f"image_encoder.{k}": v for k, v in model.image_encoder.state_dict().items()
+    } | model.decoder.state_dict()
     torch.save(state, path)
     return path
 
 
 def heads_of(model: CoPRS) -> dict[str, torch.Tensor]:
     """Query head and decoder by the names of the authors' checkpoints."""
-    return {f"heatmap_head.{k}": v for k, v in model.prior.state_dict().items()} | model.decoder.state_dict()
+    return {
+        f"heatmap_head.{k}": v for k, v in model.prior.state_dict().items()
+    } | model.decoder.state_dict()
 
 
 def save_checkpoint_by_hand(folder: Path, model: CoPRS) -> Path:

@@ -1,9 +1,10 @@
 // <coprs-view>: looks at one photo, on canvases, without the server. Each look is a prior and a mask; one is shown at a time.
-// The server writes the markup (app/panels.py) and gives the pictures as data; here they are drawn and the controls obeyed.
+// The server writes the markup (app/views) and gives the pictures as data; here they are drawn and the controls obeyed.
 
-const COLOURS = Uint8Array.from(atob(window.COPRS_HEATMAP), (c) => c.charCodeAt(0)); // 256 × RGB
-const STEPS = 200; // of the prior, see coprs_core.answer.results.encode_prior
-const TINTS = window.COPRS_TINTS; // RGB of each region
+const SHARED = window.COPRS_PICTURES; // colours and strengths of coprs_core.answer.pictures
+const COLOURS = Uint8Array.from(atob(SHARED.heatmap), (c) => c.charCodeAt(0)); // 256 × RGB
+const STEPS = SHARED.priorSteps; // of the prior, see coprs_core.masks.encode_prior
+const TINTS = SHARED.tints; // RGB of each region
 
 function pixels(url, width, height) {
   return new Promise((done, failed) => {
@@ -87,7 +88,7 @@ class View extends HTMLElement {
     const { prior, mask } = this.looks[this.index];
     const threshold = this.number("threshold", 50);
     const [priorCanvas, maskCanvas] = ["prior", "mask"].map((name) => this.querySelector(`canvas.${name}`));
-    if (priorCanvas && prior) this.paint(priorCanvas, this.heat(prior, this.number("opacity", 85) / 100, threshold));
+    if (priorCanvas && prior) this.paint(priorCanvas, this.heat(prior, this.number("opacity", 100 * SHARED.opacity) / 100, threshold));
     if (maskCanvas && mask) this.paint(maskCanvas, this.tint(mask));
     const { curve } = this.data.looks[this.index];
     const iou = this.querySelector(".iou");
@@ -108,8 +109,8 @@ class View extends HTMLElement {
     const { width } = this.data, least = (threshold * STEPS) / 100, out = new Uint8ClampedArray(this.photo.length);
     for (let i = 0, p = 0; i < prior.length; i++, p += 4) {
       const value = prior[i] / STEPS, colour = 3 * Math.round(value * 255);
-      const grey = 0.55 * (0.299 * this.photo[p] + 0.587 * this.photo[p + 1] + 0.114 * this.photo[p + 2]);
-      const share = opacity * (0.25 + 0.75 * Math.sqrt(value));
+      const grey = SHARED.grey * (0.299 * this.photo[p] + 0.587 * this.photo[p + 1] + 0.114 * this.photo[p + 2]);
+      const share = opacity * (SHARED.leastHeat + (1 - SHARED.leastHeat) * Math.sqrt(value));
       for (let c = 0; c < 3; c++) out[p + c] = grey + share * (COLOURS[colour + c] - grey);
       out[p + 3] = 255;
       const inside = prior[i] >= least;
@@ -131,7 +132,7 @@ class View extends HTMLElement {
       else if (left || compare) {
         const tint = TINTS[(region - 1) % TINTS.length];
         const edge = region && !behind && (mask[i - 1] !== region || mask[i + 1] !== region || mask[i - width] !== region || mask[i + width] !== region);
-        for (let c = 0; c < 3; c++) out[p + c] = edge ? 255 : region ? out[p + c] + (tint[c] - out[p + c]) * (behind ? 0.2 : 0.55) : out[p + c] * 0.72;
+        for (let c = 0; c < 3; c++) out[p + c] = edge ? 255 : region ? out[p + c] + (tint[c] - out[p + c]) * (behind ? 0.2 : SHARED.tint) : out[p + c] * SHARED.dim;
       }
     }
     if (compare) for (let y = 0, x = Math.min(width - 1, Math.floor(place)); y < this.data.height; y++) {

@@ -1,168 +1,176 @@
-"""The page's own panels as HTML: masthead, stages, thought, verdict, models. Whatever a person or a model wrote is escaped
-where it becomes HTML: here, in `canvases` and in `why`."""
+"""The page's own parts: masthead, stages, thought, verdict, models."""
 
-from html import escape
+from dataclasses import dataclass
+
+from markupsafe import Markup
 
 from app.texts import say
-from coprs_core.checkpoints.catalogue import Row
-from coprs_core.answer.engine import Update
-from coprs_core.machine import in_words
-from coprs_core.prompts import FOCUS_TOKEN, last_sentence, parse_reply
-from coprs_core.answer.results import FOCUS_TOKEN_PRIOR, FOUND, NOTHING_FOUND, Result
+from app.views.render import render
+from coprs_core.answer.engine import Engine, Update
 from coprs_core.answer.flags import DISAGREE, flags
+from coprs_core.answer.results import Result
+from coprs_core.checkpoints.catalogue import Row
+from coprs_core.prompts import (
+    FOCUS_TOKEN,
+    FOCUS_TOKEN_PRIOR,
+    FOUND,
+    NOTHING_FOUND,
+    last_sentence,
+    parse_reply,
+)
 
 STAGES = ("reading", "thinking", "focusing", "drawing")
-_CARET = '<i class="caret" aria-hidden="true"></i>'
-_REACHED = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}  # index of the stage under way at each update
+_UNDER_WAY = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}
+"""Index of the stage that is under way at each update."""
+_CARET = Markup('<i class="caret" aria-hidden="true"></i>')
 
 
-def header(lang: str, engine) -> str:
+@dataclass(frozen=True)
+class Step:
+    """A stage as it is shown: `state` is waiting, active, done or skipped."""
+
+    stage: str
+    state: str
+    note: str
+
+
+def header(lang: str, engine: Engine | None) -> Markup:
     """The masthead; `engine` is None while the model is being loaded."""
     if engine is None:
-        line = f"<b>{say(lang, 'loading')}</b>"
-    else:
-        settings = engine.settings
-        precision = ", ".join([settings["dtype"]] + [settings["quantization"]] * (settings["quantization"] != "none"))
-        parts = (engine.prior_kind, settings["device"], precision)
-        line = " · ".join([f"<b>{escape(engine.name)}</b>", *map(escape, parts)])
-    return (
-        f'<header class="masthead"><h1>CoPRS</h1><p>{say(lang, "tagline")}</p>'
-        f'<div class="model-line" title="{say(lang, "model_line")}">{line}</div></header>'
-    )
+        return render(lang, "masthead", model=say(lang, "loading"), parts=())
+    settings = engine.settings
+    precision = settings["dtype"]
+    if settings["quantization"] != "none":
+        precision += f", {settings['quantization']}"
+    parts = (engine.prior_kind, settings["device"], precision)
+    return render(lang, "masthead", model=engine.name, parts=parts)
 
 
 def notice(lang: str, model_note: str) -> str:
-    """What the model at hand knows, and what to do for photos."""
-    if not model_note:
-        return ""
-    words = say(lang, "notice", note=escape(model_note))
-    return f'<div class="notice">{words} <code>python app.py --model qwen2.5-vl-3b</code></div>'
+    """What the model in use knows, and what to do for photos; empty where it has no such limit."""
+    return render(lang, "notice", note=model_note) if model_note else ""
 
 
-def explanation(words: str) -> str:
+def explanation(lang: str, words: str) -> str:
     """Why a bundled example comes out as it does."""
-    return f'<div class="notice" role="note">{escape(words)}</div>' if words else ""
+    return render(lang, "explanation", words=words) if words else ""
 
 
-def steps(lang: str, update: Update | None = None) -> str:
+def steps(lang: str, update: Update | None = None) -> Markup:
     """The four stages, each over its column: waiting, under way, or done with its time."""
-    result = update.result if update else None
-    laps = result.seconds if result else update.laps if update else {}
-    reached = _REACHED[update.stage] if update else -1
-    items = []
-    for i, stage in enumerate(STAGES):
-        state, note = "waiting", ""
-        if stage in laps:
-            state, note = "done", in_seconds(laps[stage])
-        elif result:
-            state, note = "skipped", "–"
-        elif i == reached:
-            state, note = "active", in_seconds(update.seconds - sum(laps.values()))
-        if stage == "reading" and update and update.photo_reused:
-            note = say(lang, "already_read")
-        if stage == "thinking" and state in ("active", "done") and update.rate:
-            note += f" · {say(lang, 'tokens_per_second', rate=update.rate)}"
-        items.append(f'<li class="{state}"><span>{i + 1} {say(lang, stage)}</span><small>{note}</small></li>')
-    return f'<ol class="steps" aria-label="{say(lang, "stages")}">{"".join(items)}</ol>'
+    shown = [_step(lang, i, stage, update) for i, stage in enumerate(STAGES)]
+    return render(lang, "steps", steps=shown)
 
 
-def thought(lang: str, update: Update | None = None) -> str:
-    """The thought while it comes, word by word; when the answer is there, its last sentence over the whole, folded."""
+def _step(lang: str, index: int, stage: str, update: Update | None) -> Step:
     if update is None:
-        return f'<div class="thought empty">{say(lang, "thought_empty")}</div>'
-    reply, result = parse_reply(update.text), update.result
-    words = escape(reply.reasoning)
-    tail = f'<p class="answer">{escape(reply.answer)}</p>' if reply.answer else ""
-    if result is None:
-        caret = _CARET if update.stage == "thinking" else ""
-        return f'<div class="thought" aria-live="polite"><p>{words or "…"}{caret}</p>{tail}</div>'
-    return answered_thought(lang, result)
+        return Step(stage, "waiting", "")
+    result = update.result
+    finished = result.seconds if result else update.stage_seconds
+    state, note = "waiting", ""
+    if stage in finished:
+        state, note = "done", in_seconds(finished[stage])
+    elif result:
+        state, note = "skipped", "–"
+    elif index == _UNDER_WAY[update.stage]:
+        state, note = "active", in_seconds(update.seconds - sum(finished.values()))
+    if stage == "reading" and update.photo_reused:
+        note = say(lang, "already_read")
+    if stage == "thinking" and state in ("active", "done") and update.rate:
+        note += f" · {say(lang, 'tokens_per_second', rate=update.rate)}"
+    return Step(stage, state, note)
 
 
-def answered_thought(lang: str, result: Result) -> str:
-    reply = parse_reply(result.reply)
-    answer = f'<p class="answer">{escape(reply.answer)}</p>' if reply.answer else ""
-    token = result.outcome == FOUND and result.prior_kind == FOCUS_TOKEN_PRIOR
-    token = f' <span class="token">{escape(FOCUS_TOKEN)}</span>' if token else ""
-    seconds = result.seconds.get("thinking", 0.0)
-    summary = say(lang, "thought_for", seconds=seconds, tokens=result.tokens)
-    return (
-        f'<div class="thought"><p class="last">{escape(last_sentence(result.reasoning) or result.reason)}{token}</p><details>'
-        f"<summary>{summary}</summary><p>{escape(result.reasoning)}</p>{answer}</details></div>"
+def thought(lang: str, update: Update | None = None) -> Markup:
+    """The thought while it comes, word by word; when the answer is there, its last sentence over the whole."""
+    if update is None:
+        return render(lang, "thought_empty")
+    if update.result:
+        return finished_thought(lang, update.result)
+    reply = parse_reply(update.text)
+    return render(
+        lang,
+        "thought",
+        reasoning=reply.reasoning,
+        answer=reply.answer,
+        is_thinking=update.stage == "thinking",
+        caret=_CARET,
+    )
+
+
+def finished_thought(lang: str, result: Result) -> Markup:
+    """The last sentence of a thought, and the whole of it folded."""
+    has_token = result.outcome == FOUND and result.prior_kind == FOCUS_TOKEN_PRIOR
+    return render(
+        lang,
+        "thought_done",
+        last=last_sentence(result.reasoning) or result.reason,
+        token=FOCUS_TOKEN if has_token else "",
+        seconds=result.seconds.get("thinking", 0.0),
+        tokens=result.tokens,
+        reasoning=result.reasoning,
+        answer=parse_reply(result.reply).answer,
     )
 
 
 def stopped(lang: str, thought_html: str) -> str:
     """The thought after Stop: what was thought so far stays."""
-    mark = f"<small> … {say(lang, 'stopped')}</small>"
+    mark = render(lang, "stopped_mark")
     if _CARET in thought_html:
         return thought_html.replace(_CARET, mark)
-    return f'<div class="thought empty">{mark}</div>' if "empty" in thought_html else thought_html
+    is_empty = 'class="thought empty"' in thought_html
+    return render(lang, "thought_stopped", mark=mark) if is_empty else thought_html
 
 
-def verdict(lang: str, result: Result) -> str:
-    """The outcome in words, the IoU of prior and mask at the threshold chosen, and what to be wary of."""
-    title = say(lang, result.outcome)
-    if result.outcome == FOUND:
-        drawn = bool(result.mask.any())
-        agree = f"<p>{say(lang, 'agree')}</p>" if drawn and result.prior_iou >= DISAGREE else ""
-        agreement = f"{result.prior_iou:.2f}" if drawn else "–"
-        share = result.mask.mean() * 100
-        share = f"{share:.1f}" if share >= 0.1 else f"{share:.3f}"
-        wary = "".join(f'<li data-flag="{name}">{say(lang, f"flag_{name}")}</li>' for name in flags(result))
-        return verdict_of(
-            "found",
-            f"<h3>{title}</h3><small>{say(lang, 'iou')}<br>{say(lang, 'at_threshold')} <output data-of='threshold'>0.50</output>"
-            f'</small><b class="iou">{agreement}</b>{agree}<p>{say(lang, "covers", share=share)}</p>'
-            f"{f'<ul>{wary}</ul>' if wary else ''}",
-        )
-    if result.outcome == NOTHING_FOUND:
+def verdict(lang: str, result: Result) -> Markup:
+    """The outcome in words, the IoU of prior and mask at the chosen threshold, and warnings."""
+    if result.outcome != FOUND:
         answer = parse_reply(result.reply).answer
-        words = say(lang, "says", answer=answer) if answer else result.reason
-        return verdict_of("none", f"<h3>{title}</h3><p>{escape(words)}</p><p>{say(lang, 'no_region')}</p>")
-    return verdict_of("none", f"<h3>{title}</h3><p>{escape(result.reason)}</p>")
-
-
-def empty_verdict(lang: str, figure: str) -> str:
-    return verdict_of("empty", f"<small>{say(lang, 'iou')}</small><b>{figure}</b>")
-
-
-def verdict_of(state: str, inside: str) -> str:
-    return f'<div class="verdict {state}" role="status">{inside}</div>'
-
-
-def words(lang: str, pieces: list[str]) -> str:
-    """The reply token by token, each a button."""
-    if not pieces:
-        return f'<p class="about">{say(lang, "words_empty")}</p>'
-    buttons = "".join(f'<button type="button" data-word="{i}">{escape(p)}</button>' for i, p in enumerate(pieces))
-    return f'<div class="words">{buttons}</div>'
-
-
-def models(lang: str, rows: list[Row]) -> str:
-    """The table of models, as `python -m coprs_core models` prints it."""
-    columns = ("col_model", "col_prior", "col_download", "col_memory", "col_licence", "col_here")
-    head = "".join(f"<th>{say(lang, c)}</th>" for c in columns)
-    body = "".join(
-        f"<tr><td><b>{escape(r.name)}</b><small>{escape(r.about)} ({escape(r.files)})</small></td><td>{r.prior}</td>"
-        f"<td>{(say(lang, 'cached') if r.cached else in_words(r.download)) if r.download else '–'}</td>"
-        f"<td>{in_words(r.memory_bf16)} / {in_words(r.memory_nf4)}</td><td>{escape(r.licence)}</td>"
-        f"<td>{say(lang, 'fits') if r.fits else escape(r.reason)}</td></tr>"
-        for r in rows
+        quotes = result.outcome == NOTHING_FOUND and answer
+        words = say(lang, "says", answer=answer) if quotes else result.reason
+        return render(lang, "verdict_none", outcome=result.outcome, words=words)
+    is_drawn = bool(result.mask.any())
+    prior_iou = result.prior_iou or 0.0
+    share = result.mask.mean() * 100
+    return render(
+        lang,
+        "verdict_found",
+        agreement=f"{prior_iou:.2f}" if is_drawn else "–",
+        agrees=is_drawn and prior_iou >= DISAGREE,
+        share=f"{share:.1f}" if share >= 0.1 else f"{share:.3f}",
+        flags=flags(result),
     )
-    return f'<table class="models"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def empty_verdict(lang: str, figure: str) -> Markup:
+    """The verdict's place before there is one."""
+    return render(lang, "verdict_empty", figure=figure)
+
+
+def words(lang: str, pieces: list[str]) -> Markup:
+    """The reply token by token, each a button."""
+    return render(lang, "words", pieces=pieces)
+
+
+def models(lang: str, rows: list[Row]) -> Markup:
+    """The table of models, as `python -m coprs_core models` prints it."""
+    return render(lang, "models", rows=rows)
 
 
 def choices(rows: list[Row]) -> list[tuple[str, str]]:
     """(label, name) of every model that has a name of its own to load; one that does not fit says why."""
     return [
-        (r.name if r.fits else f"{r.name} (does not fit: {r.reason})", r.name) for r in rows if r.cached or r.download
+        (r.name if r.fits else f"{r.name} (does not fit: {r.reason})", r.name)
+        for r in rows
+        if r.cached or r.download
     ]
 
 
-def loading(line: str, failed: bool = False) -> str:
-    return f'<div class="loading{" failed" if failed else ""}" role="status">{escape(line)}</div>' if line else ""
+def loading(lang: str, line: str, failed: bool = False) -> str:
+    """What is going on while a model is loaded."""
+    return render(lang, "loading", line=line, failed=failed) if line else ""
 
 
 def in_seconds(seconds: float) -> str:
+    """A time as a person reads it: 340 ms, 2.4 s."""
     return f"{seconds:.1f} s" if seconds >= 0.95 else f"{max(seconds, 0) * 1000:.0f} ms"

@@ -2,7 +2,8 @@
 
 import torch
 
-from coprs_core.machine import free_memory, in_words, too_large
+from coprs_core.errors import CoPRSError
+from coprs_core.machine import free_memory, in_words
 
 BYTES_PER_LINEAR_WEIGHT = {"nf4": 0.5625, "int8": 1.01}
 """NF4 keeps 4 bits a weight and one float32 scale for 64 of them; int8 one scale a row."""
@@ -64,9 +65,12 @@ def check_memory(
         choices.append((f"--dtype bf16 needs {in_words(half)}{and_quantized}", half))
     smallest = needed("nf4", 2)
     choices.append((f"--quantize nf4 --dtype bf16 needs {in_words(smallest)}", smallest))
-    fitting = (text for text, size in choices if size <= free)
-    shown = f"{name} in {str(dtype).removeprefix('torch.')}"
-    raise too_large(shown, device, next(fitting, smaller_choice(quantization)), asked)
+    fitting = next((text for text, size in choices if size <= free), smaller_choice(quantization))
+    precision = str(dtype).removeprefix("torch.")
+    raise CoPRSError(
+        f"{name} in {precision} needs about {in_words(asked)} and {device} has {in_words(free)} free: "
+        f"{fitting}."
+    )
 
 
 def smaller_choice(quantization: str) -> str:

@@ -1,0 +1,87 @@
+"""What is kept of a visitor in that visitor's own session, and how a visitor is spoken to."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import gradio as gr
+
+from app.serving import ModelServer
+from app.texts import language_of, say
+from coprs_core.answer.results import Result
+from coprs_core.archive import save_zip
+from coprs_core.errors import CoPRSError
+from coprs_core.photos import Photo
+from coprs_core.probes import AUTOMATIC, probe
+from coprs_core.probes.finding import Finding
+
+MAX_RECENT, MAX_PIXELS = 8, 24_000_000
+"""Of the answers kept for a visitor: how many, and of how many pixels together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """One answer of this visitor, with its photo and what probes found in it, by the probe's name."""
+
+    photo: Photo
+    result: Result
+    findings: dict[str, Finding] = field(default_factory=dict)
+
+    def with_finding(self, name: str, finding: Finding) -> "Answered":
+        """The same with one finding more."""
+        return replace(self, findings=self.findings | {name: finding})
+
+
+@contextmanager
+def in_a_sentence(lang: str) -> Iterator[None]:
+    """A `CoPRSError` inside becomes the page's message, or a client's `AppError`."""
+    try:
+        yield
+    except CoPRSError as problem:
+        title = say(lang, "failed")
+        raise gr.Error(str(problem), title=title, print_exception=False) from None
+
+
+def language(request: gr.Request | None) -> str:
+    """The language that a visitor's browser asks for."""
+    return language_of(request.headers.get("accept-language") if request else None)
+
+
+def given(lang: str, answered: Answered | None) -> Answered:
+    """The answer at hand; raises `CoPRSError` where there is none yet."""
+    if answered is None:
+        raise CoPRSError(say(lang, "no_answer"))
+    return answered
+
+
+def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answered, ...]:
+    """The recent answers with a new one in front; the oldest go where they are too many or too large."""
+    kept, pixels = [], 0
+    for one in (answered, *recent)[:MAX_RECENT]:
+        pixels += one.photo.size[0] * one.photo.size[1]
+        if kept and pixels > MAX_PIXELS:
+            break
+        kept.append(one)
+    return tuple(kept)
+
+
+def can_probe(server: ModelServer, result: Result) -> bool:
+    """Whether the model in use gave this answer and has a focus token to ask about."""
+    engine = server.engine
+    is_its_own = result.model == engine.name and bool(result.reply_ids)
+    return engine.has_focus_token and is_its_own
+
+
+def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path:
+    """The files of an answer and of all its findings as a zip in a folder.
+
+    The probes in `AUTOMATIC` are asked where they were not, and the model in use gave the answer.
+    """
+    findings = dict(answered.findings)
+    if can_probe(server, answered.result):
+        for name in AUTOMATIC:
+            if name not in findings:
+                findings[name] = server.ask(probe(name).ask, answered.photo, answered.result)
+    path = folder / "coprs-answer.zip"
+    return save_zip(path, answered.photo, answered.result, findings.values())
