@@ -1,4 +1,7 @@
-"""Opens the app. `python app.py --help` lists the options; each also has an environment variable for Spaces."""
+"""Opens the app. `python app.py --help` lists the options.
+
+Each has an environment variable too, for Spaces.
+"""
 
 import os
 import sys

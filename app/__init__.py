@@ -1,1 +1,2 @@
-"""The app: views (what is found → HTML) and handlers (updates → component values) → tabs and ui (gradio)."""
+"""The app: views (what is found → HTML) and handlers (updates → component values) → tabs and ui
+(gradio)."""

@@ -21,14 +21,16 @@ from coprs_core.probes.thought import focus_again
 
 
 def offer(server: ModelServer, may_switch: bool) -> None:
-    """Make every endpoint of the app that is being built, each under the name of its function."""
+    """Make every endpoint of the app that is being built."""
     api = Api(server)
-    named = [api.segment, *(_probe_endpoint(server, name) for name in PROBES), api.word]
-    named += [api.focus_again, api.compare, api.truth, api.download, api.open, api.models]
+    endpoints: dict[str, Callable] = {"segment": api.segment}
+    endpoints |= {name: _probe_endpoint(server, name) for name in PROBES}
+    for name in ("word", "focus_again", "compare", "truth", "download", "open", "models"):
+        endpoints[name] = getattr(api, name)
     if may_switch:
-        named.append(api.use_model)
-    for endpoint in named:
-        gr.api(endpoint, api_name=endpoint.__name__, concurrency_id="model")
+        endpoints["use_model"] = api.use_model
+    for name, endpoint in endpoints.items():
+        gr.api(endpoint, api_name=name, concurrency_id="model")
 
 
 def _probe_endpoint(server: ModelServer, name: str) -> Callable:
@@ -40,7 +42,6 @@ def _probe_endpoint(server: ModelServer, name: str) -> Callable:
             finding = server.ask(probe(name).ask, open_photo(_uploaded(photo)), answer)
             yield from finding.payloads()
 
-    ask.__name__ = name
     ask.__doc__ = (inspect.getdoc(probe(name).ask) or "").partition("\n\n")[0]
     return ask
 
@@ -52,7 +53,8 @@ class Api:
         self.server = server
 
     def segment(self, photo: gr.FileData, instruction: str) -> Iterator[dict]:
-        """Answer step by step: stage, text so far, what is new, seconds; the last one has the whole result, priors as PNG."""
+        """Answer step by step: stage, text so far, what is new, seconds; the last one has the whole
+        result, priors as PNG."""
         with in_a_sentence("en"):
             for update in self.server.stream(open_photo(_uploaded(photo)), instruction):
                 values: dict[str, Any] = {
@@ -66,13 +68,15 @@ class Api:
                 yield values
 
     def word(self, photo: gr.FileData, result: dict, word: str) -> dict:
-        """Where a word's own hidden state looks (a probe): a word of the reply, or the number of one of its tokens."""
+        """Where a word's own hidden state looks (a probe): a word of the reply, or the number of
+        one of its tokens."""
         with in_a_sentence("en"):
             answer, opened = Result.from_dict(result), open_photo(_uploaded(photo))
             return next(self.server.ask(words.at, opened, answer, word).payloads())
 
     def focus_again(self, photo: gr.FileData, instruction: str, thought: str) -> dict:
-        """The result that the model comes to when it reads this thought instead of thinking itself."""
+        """The result that the model comes to when it reads this thought instead of thinking
+        itself."""
         with in_a_sentence("en"):
             opened = open_photo(_uploaded(photo))
             other = self.server.ask(focus_again, opened, instruction, thought)
@@ -84,7 +88,8 @@ class Api:
             return asdict(against_answer(Result.from_dict(first), Result.from_dict(second)))
 
     def truth(self, result: dict, truth: gr.FileData) -> dict:
-        """A result against a true mask (PNG of the photo's size, or COCO RLE as .json): IoU over the threshold, the best one."""
+        """A result against a true mask (PNG of the photo's size, or COCO RLE as .json): IoU over
+        the threshold, the best one."""
         with in_a_sentence("en"):
             answer = Result.from_dict(result)
             true_mask = read_truth(_uploaded(truth), answer.photo_size)
@@ -115,7 +120,8 @@ class Api:
 def _uploaded(upload: Any) -> str:
     """The path of an uploaded file.
 
-    Gradio checks only files that say what they are: without that, the path might be any on this server.
+    Gradio checks only files that say what they are: without that, the path might be any on this
+    server.
     """
     meta = upload.get("meta") if isinstance(upload, dict) else None
     is_file = isinstance(meta, dict) and meta.get("_type") == "gradio.FileData"

@@ -44,8 +44,9 @@ Values = dict[Any, Any]
 class Frame:
     """The components that more than one handler changes, whatever tab they stand in.
 
-    header, notice, steps, thought, view, explained: HTML. photo, instruction: what is asked. strip: the
-    recent answers' pictures. answered, recent: this visitor's `Answered` and the tuple of the last.
+    header, notice, steps, thought, view, explained: HTML. photo, instruction: what is asked. strip:
+    the recent answers' pictures. answered, recent: this visitor's `Answered` and the tuple of the
+    last.
     """
 
     header: Any
@@ -77,7 +78,8 @@ class Frame:
 
 
 class Handlers:
-    """What the page's buttons do, with the model in use; values are for the components of `frame`."""
+    """What the page's buttons do, with the model in use; values are for the components of
+    `frame`."""
 
     def __init__(self, server: ModelServer, frame: Frame):
         self.server, self.frame = server, frame
@@ -147,7 +149,8 @@ class Handlers:
         }
 
     def begin(self, request: gr.Request | None = None) -> Values:
-        """Another photo, or none: the answer about the one before goes; it stays among the recent ones."""
+        """Another photo, or none: the answer about the one before goes; it stays among the recent
+        ones."""
         lang = language(request)
         return {self.frame.steps: page.steps(lang), **self._blank(lang)}
 
@@ -310,7 +313,8 @@ class Handlers:
     def switch_model(
         self, name: str | None, request: gr.Request | None = None
     ) -> Iterator[tuple[str, Values]]:
-        """Load another model: its progress as HTML; at the end, the masthead and notice of the model in use."""
+        """Load another model: its progress as HTML; at the end, the masthead and notice of the
+        model in use."""
         lang = language(request)
         try:
             for line in self.server.switch_model((name or "").strip()):
@@ -322,7 +326,8 @@ class Handlers:
         yield page.loading(lang, in_use), self._in_use(lang)
 
     def opened(self, request: gr.Request | None = None) -> Iterator[Values]:
-        """When the page opens: everything in the visitor's language, at once; then the model in use, when it is loaded."""
+        """When the page opens: everything in the visitor's language, at once; then the model in
+        use, when it is loaded."""
         lang, frame = language(request), self.frame
         blank = {
             frame.steps: page.steps(lang),

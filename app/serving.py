@@ -1,12 +1,12 @@
-"""The one model in use: loaded behind the page, all work goes through it, switched while the app runs."""
+"""The one model in use: loaded behind the page, all work goes through it, switched while the app
+runs."""
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
-from inspect import isgenerator
 from typing import Any
 
 from coprs_core.answer.engine import Engine, Update
@@ -18,7 +18,8 @@ from coprs_core.machine import choose_device, give_memory_back
 from coprs_core.model.segmenter import PhotoFeatures
 from coprs_core.photos import Photo
 
-Worker = Callable[[Callable[..., Iterator]], Callable[..., Iterator]]
+Work = Callable[..., Generator[Any, None, None]]
+Worker = Callable[[Work], Work]
 """Wraps the generator function through which all work goes."""
 
 
@@ -35,8 +36,9 @@ class ModelServer:
     Args:
         model: an engine, or a name that is loaded in a thread of its own from now on.
         options: how models are loaded.
-        worker: where it runs the work in another process, on a Space with a borrowed GPU, arguments and
-            what is yielded go through pickle, and the features of photos are carried in and out.
+        worker: where it runs the work in another process, on a Space with a borrowed GPU, arguments
+            and what is yielded go through pickle, and the features of photos are carried in and
+            out.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class ModelServer:
         """
         features = self.engine.kept(photo) if self._has_worker else None
         carried = features and features.to("cpu")
-        with closing(self._work(work, photo, carried, args)) as working:  # type: ignore[arg-type]
+        with closing(self._work(work, photo, carried, args)) as working:
             for message in working:
                 if isinstance(message, PhotoFeatures):
                     self.engine.keep(photo, message)
@@ -104,7 +106,8 @@ class ModelServer:
                     yield message
 
     def stream(self, photo: Photo, instruction: str) -> Iterator[Update]:
-        """The updates of an answer; the bound of its tokens is passed on, so that a worker knows how long it may take."""
+        """The updates of an answer; the bound of its tokens is passed on, so that a worker knows
+        how long it may take."""
         return self.run(Engine.stream, photo, instruction, self.engine.max_new_tokens)
 
     def ask(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Any:
@@ -114,13 +117,13 @@ class ModelServer:
 
     def _inside(
         self, work: Callable[..., Any], photo: Photo, features: PhotoFeatures | None, args: tuple
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         engine = self.engine
         if features and not engine.kept(photo):
             engine.keep(photo, features)
         try:
-            answer = work(engine, photo, *args)
-            if isgenerator(answer):
+            answer: Any = work(engine, photo, *args)
+            if isinstance(answer, Generator):
                 yield from answer
             else:
                 yield answer
@@ -136,7 +139,8 @@ class ModelServer:
         return rows(choose_device(self._options.device), self._options)
 
     def switch_model(self, name: str) -> Iterator[str]:
-        """Load another model in place of the one in use; yields what is going on, one line at a time.
+        """Load another model in place of the one in use; yields what is going on, one line at a
+        time.
 
         The old one makes room first. Where the new one cannot be loaded the old one comes back.
 

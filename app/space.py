@@ -1,6 +1,8 @@
-"""On a Hugging Face Space with a borrowed GPU (ZeroGPU) the work runs in another process that has the GPU for a while."""
+"""On a Hugging Face Space with a borrowed GPU (ZeroGPU) the work runs in another process that has
+the GPU for a while."""
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 
 from app.serving import Worker
@@ -11,16 +13,18 @@ MAX_SECONDS = 120
 
 
 def borrowed_gpu() -> Worker | None:
-    """What wraps the work where the package `spaces` is installed, for `ModelServer`; None elsewhere."""
+    """What wraps the work where the package `spaces` is installed, for `ModelServer`; None
+    elsewhere."""
     if find_spec("spaces") is None:
         return None
-    import spaces  # type: ignore[import-not-found]
+    spaces = import_module("spaces")
 
     return lambda work: spaces.GPU(duration=seconds_needed)(work)
 
 
 def seconds_needed(work: Callable, photo, features, args: tuple) -> int:
-    """For how many seconds the GPU is asked for: by the tokens that an answer may have, and whether the photo was read."""
+    """For how many seconds the GPU is asked for: by the tokens that an answer may have, and whether
+    the photo was read."""
     if work is not Engine.stream:
         return PROBE_SECONDS
     _, max_new_tokens = args

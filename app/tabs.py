@@ -1,4 +1,5 @@
-"""The tabs below an answer, one function each: what stands in it, and which event calls which handler."""
+"""The tabs below an answer, one function each: what stands in it, and which event calls which
+handler."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
 _WORD_CLICKED = """element.addEventListener("click", (event) => {
   const word = event.target.closest("[data-word]");
   if (!word) return;
-  for (const other of element.querySelectorAll("[data-word]")) other.setAttribute("aria-pressed", other === word);
+  for (const other of element.querySelectorAll("[data-word]"))
+    other.setAttribute("aria-pressed", other === word);
   trigger("select", { index: Number(word.dataset.word) });
 });"""
 
@@ -63,7 +65,8 @@ def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> list[Tab]:
 
 
 def probe_tab(name: str, frame: Frame, handlers: Handlers) -> Tab:
-    """A probe that needs nothing but the answer: what it is about, its button, and what it finds."""
+    """A probe that needs nothing but the answer: what it is about, its button, and what it
+    finds."""
     with gr.Tab(I18N(name), elem_id=f"tab-{name}"):
         about(name)
         button = gr.Button(I18N(f"{name}_go"), elem_id=f"ask-{name}", size="sm")

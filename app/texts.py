@@ -1,4 +1,5 @@
-"""What the page says, in every language it speaks. `{name}` stands for a value; keys are the same in all."""
+"""What the page says, in every language it speaks. `{name}` stands for a value; keys are the same
+in all."""
 
 import gradio as gr
 
@@ -259,7 +260,8 @@ I18N = gr.I18n(**LANGUAGES)
 
 
 def language_of(accepted: str | None) -> str:
-    """The page's language for a browser's Accept-Language header, in its order of wish; English where none is spoken."""
+    """The page's language for a browser's Accept-Language header, in its order of wish; English
+    where none is spoken."""
     for wish in (accepted or "").split(","):
         if (code := wish.strip().lower()[:2]) in LANGUAGES:
             return code

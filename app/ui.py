@@ -79,7 +79,8 @@ class Buttons:
 def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
     """The page for the model in use; opens nothing and listens to nothing yet.
 
-    `may_switch`: whoever sees the page may switch the model for everybody, so only on one's own machine.
+    `may_switch`: whoever sees the page may switch the model for everybody, so only on one's own
+    machine.
     """
     with gr.Blocks(
         title=say("en", "title"),
@@ -203,7 +204,8 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
 
 
 def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
-    """Another photo, an earlier answer, a saved one: the events after which another answer, or none, is at hand."""
+    """Another photo, an earlier answer, a saved one: the events after which another answer, or
+    none, is at hand."""
     replaced = gr.on(
         [frame.photo.upload, frame.photo.clear],
         handlers.begin,
@@ -231,8 +233,9 @@ def _preparation(frame: Frame, tabs: list[Tab]) -> dict[str, Any]:
 
 
 def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: str = "", password: str = "", **options):
-    """Listen, and go on (`demo.block_thread()` waits). `port` is empty for the first free one, `password` NAME:PASSWORD, or
-    empty for everybody. Raises `CoPRSError` where either is something else."""
+    """Listen, and go on (`demo.block_thread()` waits). `port` is empty for the first free one,
+    `password` NAME:PASSWORD, or empty for everybody. Raises `CoPRSError` where either is something
+    else."""
     if port and not (port.isdecimal() and 0 < int(port) < 65536):
         raise CoPRSError(f"Port {port!r} is no number from 1 to 65535: choose another --port.")
     name, colon, secret = password.partition(":")
@@ -259,7 +262,8 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: str = "", password: s
 
 
 def _head() -> str:
-    """The script of <coprs-view>, and the colours and strengths that it shares with the core's pictures."""
+    """The script of <coprs-view>, and the colours and strengths that it shares with the core's
+    pictures."""
     shared = {
         "heatmap": base64.b64encode(HEATMAP_COLOURS.tobytes()).decode(),
         "tints": REGION_COLOURS,
@@ -280,9 +284,20 @@ def _head() -> str:
 def _strip(shown: list, label, elem_id: str, scale: int, visible: bool = True) -> gr.Gallery:
     """A row of small pictures with captions, each a button."""
     return gr.Gallery(
-        shown, label=label, columns=10, rows=1, height=118, object_fit="cover", allow_preview=False, interactive=False,
-        elem_id=elem_id, buttons=[], visible=visible, scale=scale, min_width=0,
-    )  # fmt: skip
+        shown,
+        label=label,
+        columns=10,
+        rows=1,
+        height=118,
+        object_fit="cover",
+        allow_preview=False,
+        interactive=False,
+        elem_id=elem_id,
+        buttons=[],
+        visible=visible,
+        scale=scale,
+        min_width=0,
+    )
 
 
 def _until_quiet() -> None:
@@ -291,7 +306,8 @@ def _until_quiet() -> None:
 
 
 def theme() -> gr.themes.Base:
-    """Our own colours and type: warm paper and ink, with the heatmap's violet and orange as accents. No web fonts."""
+    """Our own colours and type: warm paper and ink, with the heatmap's violet and orange as
+    accents. No web fonts."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.orange,
         neutral_hue=gr.themes.colors.stone,

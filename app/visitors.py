@@ -1,6 +1,6 @@
 """What is kept of a visitor in that visitor's own session, and how a visitor is spoken to."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,8 @@ MAX_RECENT, MAX_PIXELS = 8, 24_000_000
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """One answer of this visitor, with its photo and what probes found in it, by the probe's name."""
+    """One answer of this visitor, with its photo and what probes found in it, by the probe's
+    name."""
 
     photo: Photo
     result: Result
@@ -34,7 +35,7 @@ class Answered:
 
 
 @contextmanager
-def in_a_sentence(lang: str) -> Iterator[None]:
+def in_a_sentence(lang: str) -> Generator[None, None, None]:
     """A `CoPRSError` inside becomes the page's message, or a client's `AppError`."""
     try:
         yield
@@ -56,7 +57,8 @@ def given(lang: str, answered: Answered | None) -> Answered:
 
 
 def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answered, ...]:
-    """The recent answers with a new one in front; the oldest go where they are too many or too large."""
+    """The recent answers with a new one in front; the oldest go where they are too many or too
+    large."""
     kept, pixels = [], 0
     for one in (answered, *recent)[:MAX_RECENT]:
         pixels += one.photo.size[0] * one.photo.size[1]

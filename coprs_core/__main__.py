@@ -1,6 +1,7 @@
 """`python -m coprs_core`: finds the command and says errors in a sentence."""
 
 import argparse
+import io
 import os
 import sys
 
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             # a terminal that lacks a character shows its number instead
             stream.reconfigure(errors="backslashreplace")
     try:

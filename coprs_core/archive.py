@@ -3,10 +3,12 @@
 photo.png        the photo as it was read, upright RGB
 result.json      the answer; its schema stands in `coprs_core.answer.results`
 prior.npy        float32 [H, W] in [0, 1]; prior.png is its picture
-mask.png         1 bit a pixel; cutout.png the photo inside it, transparent outside; overlay.png the mask over the photo
+mask.png         1 bit a pixel
+cutout.png       the photo inside the mask, transparent outside
+overlay.png      the mask over the photo; prior_overlay.png the prior over it
 chain.png        photo, thought, prior and mask in one figure; chain.pdf the same as vectors
-sentences.*      where the model would have focused after each sentence: figures (.json), priors (.npy,
-                 float16, at most 1,024 pixels a side), a figure (.png); other probes likewise
+sentences.*      where the model would have focused after each sentence: figures (.json), priors
+                 (.npy, float16, at most 1,024 pixels a side), a figure (.png); other probes alike
 
 Where an answer has several regions, prior, mask and cut-out are of all together and `prior_1.npy`,
 `mask_1.png` … of each.
@@ -57,8 +59,23 @@ class Saved:
     result: Result
 
 
+def writable_folder(folder: Path) -> Path:
+    """A folder that exists from now on and can be written to; raises `CoPRSError` where it
+    cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as problem:
+        raise CoPRSError(
+            f"The folder {str(folder)!r} cannot be made or written to ({problem.strerror}): "
+            "choose another --out."
+        ) from problem
+    return folder
+
+
 def clear_answer(folder: Path) -> None:
-    """Take an earlier answer's files out of a folder, `result.json` first, so that two answers are never mixed."""
+    """Take an earlier answer's files out of a folder, `result.json` first, so that two answers are
+    never mixed."""
     names = sorted(
         (p.name for p in folder.iterdir() if _OURS.fullmatch(p.name)),
         key=lambda n: n != "result.json",
@@ -72,8 +89,8 @@ def save_answer(
 ) -> list[Path]:
     """Write an answer's files (see this module's docstring) and what probes found in it.
 
-    They take the place of those of an earlier answer. `result.json` comes last, so that a folder which
-    holds it is whole. Returns the paths.
+    They take the place of those of an earlier answer. `result.json` comes last, so that a folder
+    which holds it is whole. Returns the paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clear_answer(folder)
@@ -128,7 +145,8 @@ def save_zip(path: Path, photo: Photo, result: Result, findings: Iterable[Findin
 
 
 def open_answer(path: str | Path) -> Saved:
-    """The photo and the answer in a zip or folder that `save_zip` or `save_answer` wrote; needs no model.
+    """The photo and the answer in a zip or folder that `save_zip` or `save_answer` wrote; needs no
+    model.
 
     Raises `CoPRSError` where it is something else, is broken, or is far larger than any answer.
     """

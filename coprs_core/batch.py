@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from glob import glob
@@ -12,7 +11,7 @@ from PIL import Image
 
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result
-from coprs_core.archive import save_answer
+from coprs_core.archive import save_answer, writable_folder
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes.finding import Finding
@@ -45,7 +44,8 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """One photo of a batch: its `result`, or the `problem` in a sentence; neither where it was done before."""
+    """One photo of a batch: its `result`, or the `problem` in a sentence; neither where it was done
+    before."""
 
     name: str
     folder: Path
@@ -72,7 +72,8 @@ def segment_photos(
         max_new_tokens: bound of a reply.
 
     Yields:
-        An `Answered` for each photo, in order. A photo that cannot be answered is reported and skipped.
+        An `Answered` for each photo, in order. A photo that cannot be answered is reported and
+        skipped.
     """
     root = os.path.commonpath([p.absolute().parent for p in photos])
     for path in photos:
@@ -97,7 +98,8 @@ def segment_photos(
 
 
 def find_photos(given: Path) -> list[Path]:
-    """The photos that a path means: itself, the picture files of a folder, or the matches of a glob."""
+    """The photos that a path means: itself, the picture files of a folder, or the matches of a
+    glob."""
     if given.is_dir():
         kinds = Image.registered_extensions()
         found = sorted(p for p in given.iterdir() if p.suffix.lower() in kinds and p.is_file())
@@ -112,19 +114,6 @@ def find_photos(given: Path) -> list[Path]:
     if not (found := sorted(p for p in matches if p.is_file())):
         raise CoPRSError(f"No file matches {str(given)!r}: check the pattern.")
     return found
-
-
-def writable_folder(folder: Path) -> Path:
-    """A folder that exists from now on and can be written to; raises `CoPRSError` where it cannot."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as problem:
-        raise CoPRSError(
-            f"The folder {str(folder)!r} cannot be made or written to ({problem.strerror}): "
-            "choose another --out."
-        ) from problem
-    return folder
 
 
 def _asked_before(folder: Path) -> dict | None:

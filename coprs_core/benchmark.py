@@ -1,5 +1,5 @@
-"""Speed and memory at true size, with random weights where the real ones cannot be had: a checkpoint folder of that size is
-written, loaded as any other, and asked once."""
+"""Speed and memory at true size, with random weights where the real ones cannot be had: a
+checkpoint folder of that size is written, loaded as any other, and asked once."""
 
 import json
 import multiprocessing
@@ -25,27 +25,44 @@ from coprs_core.checkpoints.save import language_tensors, write_checkpoint
 from coprs_core.checkpoints.source import PARTS
 from coprs_core.checkpoints.tensors import LazyTensors
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import free_disk, in_words
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.decoder import FLOAT32_BUFFER
 from coprs_core.model.mllm import generate
 from coprs_core.model.vision import SAM_SIZES
 from coprs_core.photos import open_photo
+from coprs_core.sizes import free_disk, in_words
 
-LLM_SIZES = {  # as in the published configs of Qwen2.5-VL
-    "3b": dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16,
-               num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True),
-    "7b": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
-               num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False),
-}  # fmt: skip
+LLM_SIZES: dict[str, dict[str, int]] = {  # as in the published configs of Qwen2.5-VL
+    "3b": {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+    },
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    },
+}
+_TIED = ("3b",)
+"""Sizes whose output layer is the embeddings again."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One run. Memory in bytes: on CUDA what torch allocated there, else the process's; times in seconds.
+    """One run. Memory in bytes: on CUDA what torch allocated there, else the process's; times in
+    seconds.
 
-    Two answers are brought to a mask, each about a picture of its own: in the first (`cold_…`) weights may still be read
-    from the disk; the other times are of the second, and the peak is of both."""
+    Two answers are brought to a mask, each about a picture of its own: in the first (`cold_…`)
+    weights may still be read from the disk; the other times are of the second, and the peak is of
+    both.
+    """
 
     model: str
     sam: str
@@ -67,8 +84,8 @@ class Measured:
 def benchmark(size: str, options: LoadOptions, tokens: int, folder: Path | None = None) -> Measured:
     """Time one answer of a model of random weights.
 
-    A checkpoint of that size (3b or 7b, with `options.sam`) is written, kept where `folder` is given,
-    loaded, and one answer of `tokens` tokens about a 1024×768 picture is brought to a mask.
+    A checkpoint of that size (3b or 7b, with `options.sam`) is written, kept where `folder` is
+    given, loaded, and one answer of `tokens` tokens about a 1024×768 picture is brought to a mask.
     """
     place = folder or Path(tempfile.mkdtemp(prefix="coprs-"))
     try:
@@ -83,10 +100,11 @@ def benchmark(size: str, options: LoadOptions, tokens: int, folder: Path | None 
 
 
 def measure(name: str, shown: str, options: LoadOptions, tokens: int) -> Measured:
-    """Load a CoPRS checkpoint and time one answer; `shown` is what the model is called in the table.
+    """Load a CoPRS checkpoint and time one answer; `shown` is what the model is called in the
+    table.
 
-    The model writes `tokens` tokens of its own, then the focus token is given to it, so that weights
-    which know nothing come to a mask too.
+    The model writes `tokens` tokens of its own, then the focus token is given to it, so that
+    weights which know nothing come to a mask too.
     """
     before, start = _memory(torch.device("cpu")), time.perf_counter()
     engine = Engine(load_checkpoint(name, options))
@@ -117,7 +135,8 @@ def measure(name: str, shown: str, options: LoadOptions, tokens: int) -> Measure
 
 @dataclass(frozen=True)
 class _Times:
-    """Of one answer: seconds to the first token, tokens a second, seconds from focus token to mask."""
+    """Of one answer: seconds to the first token, tokens a second, seconds from focus token to
+    mask."""
 
     first_token: float
     tokens_per_second: float
@@ -148,7 +167,8 @@ def _one_answer(engine: Engine, tokens: int, seed: int) -> tuple[_Times, int]:
 
 
 def write_random_checkpoint(folder: Path, size: str, sam: str) -> None:
-    """A checkpoint folder of random bfloat16 weights at true size; tokenizer and processor are the miniature's."""
+    """A checkpoint folder of random bfloat16 weights at true size; tokenizer and processor are the
+    miniature's."""
     if size not in LLM_SIZES or sam not in SAM_SIZES:
         raise CoPRSError(
             f"Sizes {size!r} with {sam!r} are not known: "
@@ -185,19 +205,28 @@ def _write_language_files(place: Path, config: Qwen2_5_VLConfig) -> None:
 
 def qwen_config(size: str) -> Qwen2_5_VLConfig:
     """The config of Qwen2.5-VL at 3b or 7b, with the token ids of the miniature's tokenizer."""
-    sizes = dict(LLM_SIZES[size])
-    tied = sizes.pop("tie_word_embeddings")
     ids = json.loads((MINIATURE / "mllm" / "config.json").read_text())
-    rope = dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24])
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    no_tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    vision_config = {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "patch_size": 14,
+        "window_size": 112,
+        "out_hidden_size": LLM_SIZES[size]["hidden_size"],
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    }
     return Qwen2_5_VLConfig(
-        text_config=dict(sizes, rope_parameters=rope, bos_token_id=None, eos_token_id=None, pad_token_id=None),
-        vision_config=dict(
-            depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14, window_size=112,
-            out_hidden_size=sizes["hidden_size"], fullatt_block_indexes=[7, 15, 23, 31],
-        ),
-        tie_word_embeddings=tied,
-        **{k: ids[k] for k in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")},
-    )  # fmt: skip
+        text_config={**LLM_SIZES[size], "rope_parameters": rope, **no_tokens},
+        vision_config=vision_config,
+        tie_word_embeddings=size in _TIED,
+        image_token_id=ids["image_token_id"],
+        video_token_id=ids["video_token_id"],
+        vision_start_token_id=ids["vision_start_token_id"],
+        vision_end_token_id=ids["vision_end_token_id"],
+    )
 
 
 def _random(path: Path, like: dict[str, torch.Tensor]) -> LazyTensors:
@@ -216,29 +245,27 @@ def _random(path: Path, like: dict[str, torch.Tensor]) -> LazyTensors:
 
 
 def _memory(device: torch.device) -> int:
-    return (
-        torch.cuda.memory_allocated(device)
-        if device.type == "cuda"
-        else psutil.Process().memory_info().rss
-    )
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory held so far, in bytes: on CUDA what torch allocated there, else resident memory of this process."""
+    """The most memory held so far, in bytes: on CUDA what torch allocated, else this process's
+    resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     process = psutil.Process().memory_info()
     if hasattr(process, "peak_wset"):  # Windows, which has no resource module
         return process.peak_wset
-    if (
-        status := Path("/proc/self/status")
-    ).is_file():  # on Linux getrusage's peak is inherited from the parent process
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+    # on Linux getrusage's peak is inherited from the parent process
+    status = Path("/proc/self/status")
+    if status.is_file() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(peak[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _device_name(device: torch.device) -> str:
@@ -260,7 +287,8 @@ def table(m: Measured) -> str:
         ("weights in memory", in_words(m.weights)),
         (
             "load",
-            f"{m.load_seconds:.1f} s, {in_words(m.memory_after_loading)} after, {in_words(m.peak_while_loading)} at most",
+            f"{m.load_seconds:.1f} s, {in_words(m.memory_after_loading)} after, "
+            f"{in_words(m.peak_while_loading)} at most",
         ),
         ("peak while answering", in_words(m.peak_while_answering)),
         (

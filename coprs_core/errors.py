@@ -2,4 +2,5 @@
 
 
 class CoPRSError(Exception):
-    """A problem that the user can fix. The message is one sentence: what was expected, what came, what to do."""
+    """A problem that the user can fix. The message is one sentence: what was expected, what came,
+    what to do."""

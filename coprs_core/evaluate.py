@@ -39,7 +39,8 @@ class Row:
         well_formed: whether the reply keeps to the form.
         said_nothing: whether the outcome is "nothing found".
         scores: further measures that the data set knows, such as `named` and `hit`.
-        mask_iou, prior_iou: of the union of all regions, against the true mask; both empty counts 1.
+        mask_iou, prior_iou: of the union of all regions, against the true mask; both empty counts
+            1.
         seconds: that the answer took.
     """
 
@@ -95,7 +96,8 @@ def evaluate(engine: Engine, examples: Iterable[Example]) -> Iterator[Row]:
 
 
 def averages(rows: list[Row]) -> dict[str, float]:
-    """The measures of a group of rows, each in [0, 1] but `count` and `seconds` (a mean); nan without any."""
+    """The measures of a group of rows, each in [0, 1] but `count` and `seconds` (a mean); nan
+    without any."""
     named = [r for r in rows if r.scores.get("named") and r.size is not None]
     return {
         "count": len(rows),

@@ -1,13 +1,13 @@
-"""What this machine has: devices, free memory, free disk, read live; and what is done when memory runs out.
+"""What this machine has: devices, free memory, free disk, read live; and what is done when memory
+runs out.
 
 Sizes are bytes throughout.
 """
 
 import gc
 import platform
-import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,8 +17,8 @@ import psutil
 import torch
 
 from coprs_core.errors import CoPRSError
+from coprs_core.sizes import GB, in_words
 
-GB = 1e9
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -29,15 +29,9 @@ DTYPES = {
 }
 
 
-def in_words(size: float) -> str:
-    """Bytes as a person reads them: 3 kB, 12 MB, 7.5 GB."""
-    if size < 1e6:
-        return f"{size / 1e3:.0f} kB"
-    return f"{size / 1e6:.0f} MB" if size < GB else f"{size / GB:.1f} GB"
-
-
 def choose_device(device: str) -> torch.device:
-    """The torch device of a name, "auto" included; raises `CoPRSError` where this machine does not have it."""
+    """The torch device of a name, "auto" included; raises `CoPRSError` where this machine does not
+    have it."""
     has = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -95,12 +89,6 @@ def _container_limits() -> list[int]:
         return [psutil.virtual_memory().total]
 
 
-def free_disk(folder: Path) -> int:
-    """Free bytes on the disk of a folder that may not exist yet."""
-    folder = folder.expanduser().absolute()
-    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
-
-
 @cache
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that an answer depends on."""
@@ -119,7 +107,7 @@ def package_versions() -> dict[str, str]:
 @contextmanager
 def within_memory(
     what: str, device: torch.device, smaller: str, release: Callable[[], None] | None = None
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Where memory runs out inside, give it back and raise a `CoPRSError`.
 
     Args:
@@ -142,7 +130,9 @@ def within_memory(
 def too_large(what: str, device: torch.device, smaller: str) -> CoPRSError:
     """The sentence for what ran out of memory: what is free, and the next smaller choice."""
     free = in_words(free_memory(device))
-    return CoPRSError(f"{what} needs more memory than there is and {device} has {free} free: {smaller}.")
+    return CoPRSError(
+        f"{what} needs more memory than there is and {device} has {free} free: {smaller}."
+    )
 
 
 def give_memory_back(problem: BaseException | None = None) -> None:

@@ -14,7 +14,8 @@ PRIOR_STEPS = 200
 
 
 def encode_prior(prior: np.ndarray) -> str:
-    """A prior float32 [H, W] in [0, 1] as a PNG in a data URL: 8 bits, values 200 × the prior, rounded down."""
+    """A prior float32 [H, W] in [0, 1] as a PNG in a data URL: 8 bits, values 200 × the prior,
+    rounded down."""
     file = io.BytesIO()
     steps = (prior * PRIOR_STEPS + 1e-4).astype(np.uint8)
     Image.fromarray(steps).save(file, "PNG", compress_level=4)
@@ -22,7 +23,8 @@ def encode_prior(prior: np.ndarray) -> str:
 
 
 def decode_prior(url: str) -> np.ndarray:
-    """The prior of `encode_prior`, float32 [H, W], exact to 1/200; raises `ValueError` for anything else."""
+    """The prior of `encode_prior`, float32 [H, W], exact to 1/200; raises `ValueError` for anything
+    else."""
     if not isinstance(url, str):
         raise ValueError(f"a prior of type {type(url).__name__}")
     coded = url.partition("base64,")[2]

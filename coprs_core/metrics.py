@@ -6,19 +6,22 @@ import numpy as np
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union in [0, 1] of two bool masks of one shape; two empty masks agree fully: 1."""
+    """Intersection over union in [0, 1] of two bool masks of one shape; two empty masks agree
+    fully: 1."""
     union = np.logical_or(a, b).sum()
     return float(np.logical_and(a, b).sum() / union) if union else 1.0
 
 
 PRIOR_THRESHOLD = 0.5
-"""Where a prior is at least this, it counts as looked at: for its IoU, its flags and its outline."""
+"""Where a prior is at least this, it counts as looked at: for its IoU, its flags and its
+outline."""
 THRESHOLDS = np.arange(101, dtype=np.float32) / 100
 """0, 0.01 … 1: where `iou_curve` is measured."""
 
 
 def iou_curve(prior: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """IoU of `prior >= t` with a mask at each of `THRESHOLDS`: float64 [101]. `prior` float32, `mask` bool, both [H, W]."""
+    """IoU of `prior >= t` with a mask at each of `THRESHOLDS`: float64 [101]. `prior` float32,
+    `mask` bool, both [H, W]."""
     flat = prior.ravel().astype(np.float32, copy=False)
     highest = (flat * 100).astype(np.uint8)  # the last threshold reached, but for rounding
     highest += (highest < 100) & (flat >= THRESHOLDS[np.minimum(highest + 1, 100)])
@@ -34,12 +37,14 @@ def _reached(highest: np.ndarray) -> np.ndarray:
 
 
 def giou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """gIoU: the mean IoU of (predicted, true) masks, both empty counting 1 (ReasonSeg's convention)."""
+    """gIoU: the mean IoU of (predicted, true) masks, both empty counting 1 (ReasonSeg's
+    convention)."""
     return float(np.mean([iou(a, b) for a, b in pairs]))
 
 
 def ciou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """cIoU: summed intersections over summed unions of (predicted, true) masks; 1 where every mask is empty."""
+    """cIoU: summed intersections over summed unions of (predicted, true) masks; 1 where every mask
+    is empty."""
     sums = np.sum(
         [(np.logical_and(a, b).sum(), np.logical_or(a, b).sum()) for a, b in pairs], axis=0
     )

@@ -34,11 +34,12 @@ PhotoLike = str | PathLike | bytes | bytearray | Image.Image | np.ndarray | Phot
 
 
 def open_photo(source: PhotoLike) -> Photo:
-    """Read a photo from a path, the bytes of a file, a PIL image or an array (uint8 or bool, or float in [0, 1]; HxW,
-    HxWx3 or HxWx4).
+    """Read a photo from a path, the bytes of a file, a PIL image or an array (uint8 or bool, or
+    float in [0, 1]; HxW, HxWx3 or HxWx4).
 
-    The first frame of an animation, turned upright by its EXIF tag, transparency on white, any mode brought to RGB.
-    Raises `CoPRSError` where there is no picture or its longest side is over 8,192 pixels (checked before decoding).
+    The first frame of an animation, turned upright by its EXIF tag, transparency on white, any mode
+    brought to RGB. Raises `CoPRSError` where there is no picture or its longest side is over 8,192
+    pixels (checked before decoding).
     """
     if isinstance(source, Photo):
         return source
@@ -70,7 +71,8 @@ def open_photo(source: PhotoLike) -> Photo:
         raise CoPRSError("The picture does not fit into memory: make it smaller.") from problem
     except Exception as problem:  # decoders of foreign files raise anything at all
         raise CoPRSError(
-            f"This file cannot be read as a picture (it may be broken or of another kind): {_WHAT_TO_DO}."
+            "This file cannot be read as a picture (it may be broken or of another kind): "
+            f"{_WHAT_TO_DO}."
         ) from problem
     return Photo(rgb, hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest())
 
@@ -95,7 +97,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
         or not array.size
     ):
         raise CoPRSError(
-            f"The picture is an array of {array.dtype} {list(array.shape)} and uint8 [H, W], [H, W, 3] or [H, W, 4] was expected: convert it."
+            f"The picture is an array of {array.dtype} {list(array.shape)} and uint8 [H, W], [H, "
+            "W, 3] or [H, W, 4] was expected: convert it."
         )
     return Image.fromarray(array)
 
@@ -103,13 +106,15 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _check_size(image: Image.Image) -> None:
     if max(image.size) > MAX_SIDE:
         raise CoPRSError(
-            f"The picture is {image.width:,}×{image.height:,} pixels and at most {MAX_SIDE:,} a side are read: make it smaller."
+            f"The picture is {image.width:,}×{image.height:,} pixels and at most {MAX_SIDE:,} a "
+            "side are read: make it smaller."
         )
     if min(image.size) < 1:
         raise CoPRSError(f"The picture is empty: {_WHAT_TO_DO}.")
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise CoPRSError(
-            f"The picture is {image.width:,}×{image.height:,} pixels, over {MAX_ASPECT} times as long as wide: cut it."
+            f"The picture is {image.width:,}×{image.height:,} pixels, over {MAX_ASPECT} times as "
+            "long as wide: cut it."
         )
 
 
@@ -124,7 +129,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled(values: np.ndarray) -> Image.Image:
-    """More than 8 bits a pixel → 8: values up to 1 (float), 255 or 65,535 are taken as full scale, others stretched."""
+    """More than 8 bits a pixel → 8: values up to 1 (float), 255 or 65,535 are taken as full scale,
+    others stretched."""
     scales = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
     values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     low, high = values.min(), values.max()

@@ -1,8 +1,9 @@
-"""What is said to the language model and how its reply is read: the focus token, the prompt, the parts of a reply."""
+"""What is said to the language model and how its reply is read: the focus token, the prompt, the
+parts of a reply."""
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from coprs_core.errors import CoPRSError
 
@@ -15,23 +16,29 @@ QWEN_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>"
     "Find what this instruction means in the picture: {instruction}\n"
-    "First think aloud between <think> and </think>: what is in the picture, what is asked, which one it is and why. "
+    "First think aloud between <think> and </think>: what is in the picture, what is asked, which "
+    "one it is and why. "
     "Then write <REF_POS> once, or say that nothing fits.<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
 """A template for Qwen2.5-VL models whose checkpoint does not bring the one it was trained with."""
 
 
-FOUND, NOTHING_FOUND, UNFINISHED = "found", "nothing found", "unfinished"
 Outcome = Literal["found", "nothing found", "unfinished"]
+FOUND: Final = "found"
+NOTHING_FOUND: Final = "nothing found"
+UNFINISHED: Final = "unfinished"
 """What a reply amounts to."""
-FOCUS_TOKEN_PRIOR, COORDINATES_PRIOR = "focus token", "coordinates"
 PriorKind = Literal["focus token", "coordinates"]
-"""What a prior is made of: the focus token's look at the image, or coordinates that the model wrote."""
+FOCUS_TOKEN_PRIOR: Final = "focus token"
+COORDINATES_PRIOR: Final = "coordinates"
+"""What a prior is made of: the focus token's look at the image, or coordinates that the model
+wrote."""
 
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 MAX_THOUGHT_CHARACTERS, MAX_ANSWER_WORDS = 2048, 10
-"""A tidy reply has at most so many characters of thought, and words between thought and focus token."""
+"""A tidy reply has at most so many characters of thought, and words between thought and focus
+token."""
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]|\n+")
 
 
@@ -44,7 +51,8 @@ def last_sentence(text: str) -> str:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply in its parts. `closed` tells whether `</think>` was written; `answer` is what follows it."""
+    """A reply in its parts. `closed` tells whether `</think>` was written; `answer` is what follows
+    it."""
 
     reasoning: str
     answer: str
@@ -52,20 +60,24 @@ class Reply:
 
 
 def check_instruction(instruction: str) -> str:
-    """The instruction as typed; raises `CoPRSError` where it is empty, longer than 2,000 characters or no valid text."""
+    """The instruction as typed; raises `CoPRSError` where it is empty, longer than 2,000 characters
+    or no valid text."""
     if not isinstance(instruction, str) or not instruction.strip():
         raise CoPRSError(
-            "The instruction is empty: type what to look for, such as “the thing that keeps the rain off”."
+            "The instruction is empty: type what to look for, such as “the thing that keeps the "
+            "rain off”."
         )
     if len(instruction) > MAX_INSTRUCTION_CHARACTERS:
         raise CoPRSError(
-            f"The instruction has {len(instruction):,} characters and at most {MAX_INSTRUCTION_CHARACTERS:,} are read: shorten it."
+            f"The instruction has {len(instruction):,} characters and at most "
+            f"{MAX_INSTRUCTION_CHARACTERS:,} are read: shorten it."
         )
     return check_characters(instruction, "instruction")
 
 
 def check_characters(text: str, what: str) -> str:
-    """The text as it is; raises `CoPRSError` where it holds half a character, which no tokenizer and no file takes."""
+    """The text as it is; raises `CoPRSError` where it holds half a character, which no tokenizer
+    and no file takes."""
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise CoPRSError(f"The {what} holds half of a character (a lone surrogate): type it again.")
     return text
@@ -74,8 +86,9 @@ def check_characters(text: str, what: str) -> str:
 def encode_prompt(tokenizer, template: str, instruction: str, image_ids: list[int]) -> list[int]:
     """Token ids of the filled template, a list of int.
 
-    Only the template's own special tokens become special tokens. The instruction is ordinary text whatever it holds:
-    `<REF_POS>` or `<|im_end|>` typed by a person are read character by character. `image_ids` stand in for `{image}`.
+    Only the template's own special tokens become special tokens. The instruction is ordinary text
+    whatever it holds: `<REF_POS>` or `<|im_end|>` typed by a person are read character by
+    character. `image_ids` stand in for `{image}`.
     """
     special = sorted(
         {t.content for t in tokenizer.added_tokens_decoder.values()} | {IMAGE_SLOT},
@@ -95,14 +108,16 @@ def encode_prompt(tokenizer, template: str, instruction: str, image_ids: list[in
 
 
 def parse_reply(text: str) -> Reply:
-    """Split a reply, finished or not, into thought and answer. A reply without `<think>` is read as thought."""
+    """Split a reply, finished or not, into thought and answer. A reply without `<think>` is read as
+    thought."""
     before, opened, rest = text.partition("<think>")
     thought, closed, answer = (rest if opened else before).partition("</think>")
     return Reply(thought.strip(), answer.replace(FOCUS_TOKEN, "").strip(), bool(closed))
 
 
 def format_score(reply: str) -> float:
-    """How well a reply keeps to the form, 0, 0.9 or 1: the format reward of the method (paper, section 3.3).
+    """How well a reply keeps to the form, 0, 0.9 or 1: the format reward of the method (paper,
+    section 3.3).
 
     0 unless there is exactly one non-empty thought, exactly one focus token, and it stands behind
     the thought. 0.9 where the thought is over 2,048 characters, text stands before it, or over 10
@@ -124,7 +139,8 @@ def format_score(reply: str) -> float:
 
 
 def is_well_formed(reply: str) -> bool:
-    """Whether a reply keeps to the form, or says in words, behind one thought, that nothing fits."""
+    """Whether a reply keeps to the form, or says in words, behind one thought, that nothing
+    fits."""
     if FOCUS_TOKEN in reply:
         return format_score(reply) == 1.0
     thoughts = list(_THOUGHT.finditer(reply))

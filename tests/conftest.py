@@ -36,7 +36,8 @@ def answered(mini):
 
 
 def first_answer(engine: Engine, outcome: str):
-    """(scene, question, result) of the first test example that truly has, and is answered with, an outcome."""
+    """(scene, question, result) of the first test example that truly has, and is answered with, an
+    outcome."""
     for scene, question in examples("test", 0, 100):
         if (question.target is None) == (outcome == "nothing found"):
             result = engine.segment(scene.image, question.instruction)
@@ -70,7 +71,8 @@ def chromium() -> str:
 
 
 def slowed(engine: Engine, seconds: float):
-    """Makes every decoding step of an engine take a while; returns the list that counts them, and how to undo it."""
+    """Makes every decoding step of an engine take a while; returns the list that counts them, and
+    how to undo it."""
     steps = []
 
     def hook(*_) -> None:

@@ -47,7 +47,7 @@ from coprs_core.probes.sentences import Sentences
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 from tests.conftest import slowed
-from tests.test_zoom import tiny_targets
+from tests.record import tiny_targets
 
 CPU = LoadOptions(device="cpu")
 NAMES = Frame(**{f.name: f.name for f in dataclasses.fields(Frame)})
@@ -305,7 +305,8 @@ HOSTILE = [
 
 
 def every_view(bad: str, found, server) -> dict[str, str]:
-    """Everything that the page renders, with the same text wherever a stranger or a model has a say."""
+    """Everything that the page renders, with the same text wherever a stranger or a model has a
+    say."""
     scene, _, result = found
     photo, pixels = open_photo(scene.image), scene.image
     result = dataclasses.replace(
@@ -375,7 +376,8 @@ TAG = re.compile(r"<(/?[a-z][a-z0-9-]*)((?:[^<>\"']|\"[^\"]*\"|'[^']*')*)>", re.
 
 
 def skeleton(html: str) -> list[str]:
-    """The tags of a text in order, each with the names of its attributes: what a browser would make of it."""
+    """The tags of a text in order, each with the names of its attributes: what a browser would make
+    of it."""
     names = re.compile(r"([\w-]+)(?:=(?:\"[^\"]*\"|'[^']*'|[^\s\"'>]+))?")
     return [m[1] + " " + " ".join(n[1] for n in names.finditer(m[2])) for m in TAG.finditer(html)]
 
@@ -387,7 +389,8 @@ def harmless(found, mini):
 
 @pytest.mark.parametrize("bad", HOSTILE)
 def test_hostile_text_is_shown_as_text_in_every_template(found, mini, harmless, bad):
-    """With hostile text the page has the very same tags and attributes as with harmless text, and the text is there."""
+    """With hostile text the page has the very same tags and attributes as with harmless text, and
+    the text is there."""
     views = every_view(bad, found, ModelServer(mini, CPU))
     assert {t.stem for t in TEMPLATES.glob("*.html")} <= views.keys()
     for name, html in views.items():

@@ -1,8 +1,8 @@
-"""The page in a real browser: from upload to IoU, every probe, Stop, errors, a closed tab, two visitors, the keyboard alone, a
-narrow screen, a dark one, Chinese.
+"""The page in a real browser: from upload to IoU, every probe, Stop, errors, a closed tab, two
+visitors, the keyboard alone, a narrow screen, a dark one, Chinese.
 
-Writes its screenshots to assets/screenshots/ when COPRS_SCREENSHOTS=1 is set (the README shows some), else to a
-temporary folder.
+Writes its screenshots to assets/screenshots/ when COPRS_SCREENSHOTS=1 is set (the README shows
+some), else to a temporary folder.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.metrics import iou_curve
 from coprs_core.photos import open_photo
 from tests.conftest import slowed
-from tests.test_zoom import tiny_targets
+from tests.record import tiny_targets
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: the browser tests need it"

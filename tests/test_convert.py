@@ -1,4 +1,5 @@
-"""`convert` and `prepare`: the authors' layout in, the same masks out; every break in its own sentence, nothing half done."""
+"""`convert` and `prepare`: the authors' layout in, the same masks out; every break in its own
+sentence, nothing half done."""
 
 import os
 import shutil
@@ -73,7 +74,8 @@ def shards(model, tmp_path_factory):
 
 
 def actor(folder: Path, model, shards: Path, layout: str) -> Path:
-    """The authors' folder: "export" (weights in llm_hf), "bin" (the same as .bin), or the shards of 1 or 2 processes."""
+    """The authors' folder: "export" (weights in llm_hf), "bin" (the same as .bin), or the shards of
+    1 or 2 processes."""
     folder.mkdir()
     tiny.save_mllm(folder / "llm_hf", model.mllm, weights=layout == "export")
     if layout == "bin":

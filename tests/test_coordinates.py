@@ -1,4 +1,5 @@
-"""The coordinates prior: what models write, read from a table; the image size rule undone exactly; a tiny model end to end."""
+"""The coordinates prior: what models write, read from a table; the image size rule undone exactly;
+a tiny model end to end."""
 
 import json
 
@@ -104,8 +105,9 @@ def test_the_label_comes_along_and_too_many_things_are_said():
 @pytest.mark.parametrize("prompt", [STOCK, SEG_ZERO], ids=["stock", "840"])
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (300, 1200), (1500, 300), (1333, 2000)])
 def test_the_size_rule_is_undone_exactly(prompt, size):
-    """A white target on black is given to the model's own processor; its box is read off the pixels that the tower gets,
-    written in whole numbers as a model would, and must come back to the drawn place within one pixel of that rounding."""
+    """A white target on black is given to the model's own processor; its box is read off the pixels
+    that the tower gets, written in whole numbers as a model would, and must come back to the drawn
+    place within one pixel of that rounding."""
     height, width = size
     true = (round(width * 0.31), round(height * 0.22), round(width * 0.67), round(height * 0.58))
     picture = np.zeros((height, width, 3), np.uint8)
@@ -128,7 +130,8 @@ def test_the_size_rule_is_undone_exactly(prompt, size):
 
 
 def as_picture(pixels: torch.Tensor, grid: torch.Tensor) -> np.ndarray:
-    """The tower's flattened patches back as one grey picture [h, w] (merge size 2, two equal frames)."""
+    """The tower's flattened patches back as one grey picture [h, w] (merge size 2, two equal
+    frames)."""
     _, rows, columns = grid.tolist()
     patches = pixels.reshape(rows // 2, columns // 2, 2, 2, 3, 2, 14, 14)[..., 0, 0, :, :]
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(rows * 14, columns * 14).numpy()

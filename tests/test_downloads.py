@@ -1,4 +1,5 @@
-"""Downloads, from a stand-in for Hugging Face and SAM's host on this machine: progress, resuming, disk, cache, sentences."""
+"""Downloads, from a stand-in for Hugging Face and SAM's host on this machine: progress, resuming,
+disk, cache, sentences."""
 
 import hashlib
 import json
@@ -21,7 +22,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Host(BaseHTTPRequestHandler):
-    """Enough of the hub's HTTP interface for one repository "a/model", and plain files with ranges under /sam."""
+    """Enough of the hub's HTTP interface for one repository "a/model", and plain files with ranges
+    under /sam."""
 
     def __init__(self, files, log, *args):
         self.files, self.log = files, log

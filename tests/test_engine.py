@@ -1,4 +1,5 @@
-"""The one generator: its stages, what it keeps, how it stops, and what it calls an answer without a focus token."""
+"""The one generator: its stages, what it keeps, how it stops, and what it calls an answer without a
+focus token."""
 
 import json
 import threading

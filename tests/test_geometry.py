@@ -1,4 +1,5 @@
-"""Frames: the same pixels as segment_anything's predictor, and back to the photo as METHOD has it."""
+"""Frames: the same pixels as segment_anything's predictor, and back to the photo as METHOD has
+it."""
 
 import numpy as np
 import pytest

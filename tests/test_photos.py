@@ -1,4 +1,5 @@
-"""Whatever a person brings: every mode, EXIF, transparency, animations, strips, and files that are no pictures."""
+"""Whatever a person brings: every mode, EXIF, transparency, animations, strips, and files that are
+no pictures."""
 
 import io
 

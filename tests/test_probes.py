@@ -1,4 +1,5 @@
-"""Probes on the real miniature: truthful, cheap, and without any change of the answer that they look at."""
+"""Probes on the real miniature: truthful, cheap, and without any change of the answer that they
+look at."""
 
 import numpy as np
 import pytest
@@ -50,7 +51,8 @@ def test_the_last_look_of_the_trace_is_the_answers_own(asked):
 
 
 def test_the_trace_is_truthful_each_look_equals_a_fresh_reading(asked):
-    """The kept cache changes nothing: prompt, shortened thought and closing read anew in one go give the same prior."""
+    """The kept cache changes nothing: prompt, shortened thought and closing read anew in one go
+    give the same prior."""
     engine, image, result = asked
     looks, ids = sentences.ask(engine, image, result).views, list(result.reply_ids)
     photo = open_photo(image)
@@ -131,7 +133,8 @@ def test_the_heads_are_those_that_were_fused(asked, nothing_found):
 
 
 def test_another_thought_moves_the_focus(mini):
-    """Told that another thing of the scene is meant, the focus goes there and leaves its old place."""
+    """Told that another thing of the scene is meant, the focus goes there and leaves its old
+    place."""
     moved = []
     for scene, question in examples("test", 0, 12):
         result = mini.segment(scene.image, question.instruction)

@@ -1,12 +1,16 @@
 """The miniature's quality on the first 100 test scenes, one by one through the real engine.
 
-The bars are a little under what `evaluate --count 1000` measured (assets/mini/CARD.md): 100 scenes scatter.
+The bars are a little under what `evaluate --count 1000` measured (assets/mini/CARD.md): 100 scenes
+scatter.
 """
 
+import numpy as np
 import pytest
 
 from coprs_core.datasets import scenes
 from coprs_core.evaluate import judge, report, table
+from coprs_core.metrics import iou
+from tests import record
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +48,9 @@ def test_nothing_there_is_said_when_it_is_so(measured):
 
 def test_prior_and_mask_go_together(measured):
     assert measured["prior_mask_correlation"] >= 0.6, table(measured)
+
+
+def test_the_miniature_draws_the_masks_that_were_recorded(answered):
+    """Scene by scene."""
+    measured = [iou(result.mask, s.mask(q.target)) for s, q, result in answered[: record.COUNT]]
+    np.testing.assert_allclose(measured, record.recorded()["full"], atol=0.02)

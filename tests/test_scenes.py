@@ -1,4 +1,5 @@
-"""The world: deterministic, exact masks, and one right answer (or none) on 5,000 scenes, checked by other arithmetic."""
+"""The world: deterministic, exact masks, and one right answer (or none) on 5,000 scenes, checked by
+other arithmetic."""
 
 import math
 import random
@@ -172,7 +173,8 @@ def test_the_same_seed_draws_the_same_scene_and_no_two_splits_share_one():
 
 
 def test_a_known_scene_is_still_drawn_alike():
-    """Training, figures and examples rest on these seeds: a change of the drawing must be a decision."""
+    """Training, figures and examples rest on these seeds: a change of the drawing must be a
+    decision."""
     scene, question = next(examples("test", 0, 1))
     assert [(t.kind, t.colour, t.area) for t in scene.things] == KNOWN_THINGS
     assert question.instruction == KNOWN_INSTRUCTION

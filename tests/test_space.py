@@ -1,4 +1,5 @@
-"""On a Space with a borrowed GPU: the real entry, with a stand-in for `spaces` that holds to its rules; and how soon it opens."""
+"""On a Space with a borrowed GPU: the real entry, with a stand-in for `spaces` that holds to its
+rules; and how soon it opens."""
 
 import os
 import subprocess

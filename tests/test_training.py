@@ -1,4 +1,5 @@
-"""The training command at its real sizes, two steps a stage: it runs, stops, goes on, and ends in a checkpoint."""
+"""The training command at its real sizes, two steps a stage: it runs, stops, goes on, and ends in a
+checkpoint."""
 
 import json
 import random

@@ -1,4 +1,5 @@
-"""Zooming in on the real miniature: exact frames, an untouched answer, and the gain that justifies it."""
+"""Zooming in on the real miniature: exact frames, an untouched answer, and the gain that justifies
+it."""
 
 import numpy as np
 import pytest
@@ -9,18 +10,8 @@ from coprs_core.probes import zoom
 from coprs_core.probes.zoom import Crop, crop_around
 from coprs_core.prompts import FOUND
 from coprs_core.world.questions import examples
-from coprs_core.world.scenes import SIDE
-
-
-def tiny_targets(split: str, count: int):
-    """(scene, question) of the first `count` examples whose target covers under 1 % of the picture."""
-    found = 0
-    for scene, question in examples(split, 0, 20 * count):
-        if question.target is not None and scene.things[question.target].area < 0.01 * SIDE**2:
-            yield scene, question
-            found += 1
-        if found == count:
-            return
+from tests import record
+from tests.record import tiny_targets
 
 
 @pytest.mark.parametrize("size", [(100, 100), (60, 200), (300, 90)])
@@ -72,9 +63,18 @@ def test_what_cannot_be_zoomed_into_is_said(mini, nothing_found, monkeypatch):
         zoom.ask(mini, large[0].image, result)
 
 
+def test_zooming_in_gives_the_masks_that_were_recorded(mini):
+    """Scene by scene, before and after; and the gain that justifies it."""
+    measured = np.array(record.zoomed_ious(mini))
+    np.testing.assert_allclose(measured, record.recorded()["zoom"], atol=0.02)
+    before, after = measured.mean(axis=0)
+    assert after - before >= 0.04
+
+
 @pytest.mark.slow
 def test_zooming_in_raises_the_masks_of_tiny_targets_by_a_twentieth(mini):
-    """300 test scenes whose target is under 1 % of the picture; an answer that cannot be zoomed into counts as it is."""
+    """300 test scenes whose target is under 1 % of the picture; an answer that cannot be zoomed
+    into counts as it is."""
     before, after = [], []
     for scene, question in tiny_targets("test", 300):
         result, truth = mini.segment(scene.image, question.instruction), scene.mask(question.target)

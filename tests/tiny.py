@@ -1,4 +1,5 @@
-"""Tiny random models that tests make for themselves: the authors' folder layout, other language models, a small SAM."""
+"""Tiny random models that tests make for themselves: the authors' folder layout, other language
+models, a small SAM."""
 
 import json
 import shutil
@@ -129,7 +130,8 @@ def save_mllm(folder: Path, mllm: torch.nn.Module, weights: bool = True) -> Path
 
 
 def save_sam(path: Path, model: CoPRS) -> Path:
-    """A SAM .pth file, as published ones are laid out, with this model's image encoder and decoder."""
+    """A SAM .pth file, as published ones are laid out, with this model's image encoder and
+    decoder."""
     state = {
         f"image_encoder.{k}": v for k, v in model.image_encoder.state_dict().items()
     } | model.decoder.state_dict()

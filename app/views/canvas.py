@@ -1,4 +1,5 @@
-"""What is seen, for <coprs-view> (app/static/view.js): priors and masks as data, with figures and controls."""
+"""What is seen, for <coprs-view> (app/static/view.js): priors and masks as data, with figures and
+controls."""
 
 import io
 import json
@@ -29,8 +30,8 @@ from coprs_core.probes.focus import FocusView
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
 SHOWN_SIDE, SMALL_SIDE, STRIP_SIDE = 1024, 448, 160
-"""Pictures on the page are at most this long a side, small ones in probes and strips; files keep the
-photo's size."""
+"""Pictures on the page are at most this long a side, small ones in probes and strips; files keep
+the photo's size."""
 _SCALE = [to_hex(matplotlib.colormaps[COLOUR_MAP](i / 8)) for i in range(9)]
 
 
@@ -41,8 +42,8 @@ class CanvasView:
     Attributes:
         label: of its button, where there are several.
         prior: float32 [H, W].
-        numbers: uint8 [H, W]: 0 or the number of a region; in a comparison 1 both, 2 only the first,
-            3 only the second.
+        numbers: uint8 [H, W]: 0 or the number of a region; in a comparison 1 both, 2 only the
+            first, 3 only the second.
         curve: IoU of prior and mask at each threshold, [101].
     """
 
@@ -63,7 +64,8 @@ class Badge:
 
 
 class Canvas:
-    """A photo uint8 [H, W, 3] on the page, brought down to at most `side` pixels; figures over it are made here."""
+    """A photo uint8 [H, W, 3] on the page, brought down to at most `side` pixels; figures over it
+    are made here."""
 
     def __init__(self, lang: str, pixels: np.ndarray, side: int = SHOWN_SIDE):
         self.lang, self.side = lang, side

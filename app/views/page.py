@@ -82,7 +82,8 @@ def _step(lang: str, index: int, stage: str, update: Update | None) -> Step:
 
 
 def thought(lang: str, update: Update | None = None) -> Markup:
-    """The thought while it comes, word by word; when the answer is there, its last sentence over the whole."""
+    """The thought while it comes, word by word; when the answer is there, its last sentence over
+    the whole."""
     if update is None:
         return render(lang, "thought_empty")
     if update.result:
@@ -158,7 +159,8 @@ def models(lang: str, rows: list[Row]) -> Markup:
 
 
 def choices(rows: list[Row]) -> list[tuple[str, str]]:
-    """(label, name) of every model that has a name of its own to load; one that does not fit says why."""
+    """(label, name) of every model that has a name of its own to load; one that does not fit says
+    why."""
     return [
         (r.name if r.fits else f"{r.name} (does not fit: {r.reason})", r.name)
         for r in rows

@@ -29,6 +29,7 @@ from coprs_core.probes.sentences import Sentences
 from coprs_core.probes.zoom import Zoomed
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
+NOTHING = Markup("")
 IOU_COLOUR, SPREAD_COLOUR = "#b5315f", "#8a7a2c"
 
 
@@ -148,7 +149,7 @@ class Difference:
 
 
 def difference_view(
-    lang: str, photo: Photo, difference: Difference, summary: str, beside: Markup = Markup("")
+    lang: str, photo: Photo, difference: Difference, summary: str, beside: Markup = NOTHING
 ) -> Markup:
     """Two masks over one photo under one slider, in three colours; `beside` stands next to them."""
     canvas = Canvas(lang, np.asarray(photo.image))
@@ -164,7 +165,8 @@ def difference_view(
 def truth_view(
     lang: str, photo: Photo, result: Result, truth: np.ndarray, scores: AgainstTruth
 ) -> Markup:
-    """The mask and the truth under one slider, and the prior's IoU with the truth over the threshold."""
+    """The mask and the truth under one slider, and the prior's IoU with the truth over the
+    threshold."""
     difference = Difference(
         result.mask,
         truth,

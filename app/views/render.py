@@ -1,4 +1,5 @@
-"""From a template to HTML. Values are escaped wherever they stand; only a template's own text is not."""
+"""From a template to HTML. Values are escaped wherever they stand; only a template's own text is
+not."""
 
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from app.texts import say
-from coprs_core.machine import in_words
+from coprs_core.sizes import in_words
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ENVIRONMENT = Environment(

@@ -1,1 +1,2 @@
-"""What an answer is and how it comes about: the engine, the result, its flags, comparisons and pictures."""
+"""What an answer is and how it comes about: the engine, the result, its flags, comparisons and
+pictures."""

@@ -18,7 +18,8 @@ _TRUTH = "give a PNG of the photo's size, white where the thing is, or COCO RLE 
 
 @dataclass(frozen=True)
 class AgainstAnswer:
-    """Two answers about one photo: IoU of their masks and, where both have one, of their priors (≥ 0.5)."""
+    """Two answers about one photo: IoU of their masks and, where both have one, of their priors (≥
+    0.5)."""
 
     mask_iou: float
     prior_iou: float | None
@@ -28,8 +29,9 @@ class AgainstAnswer:
 class AgainstTruth:
     """An answer against a true mask.
 
-    `mask_iou`; `prior_curve` float64 [101]: IoU of the prior at each of `metrics.THRESHOLDS`; `prior_iou`: at 0.5;
-    `best_threshold`, `best_iou`: where the prior comes nearest to the truth. Of the prior all are None without one.
+    `mask_iou`; `prior_curve` float64 [101]: IoU of the prior at each of `metrics.THRESHOLDS`;
+    `prior_iou`: at 0.5; `best_threshold`, `best_iou`: where the prior comes nearest to the truth.
+    Of the prior all are None without one.
     """
 
     mask_iou: float
@@ -40,8 +42,13 @@ class AgainstTruth:
 
     def to_dict(self) -> dict:
         curve = None if self.prior_curve is None else [round(float(v), 6) for v in self.prior_curve]
-        return {"mask_iou": self.mask_iou, "prior_iou": self.prior_iou, "best_threshold": self.best_threshold,
-                "best_iou": self.best_iou, "prior_curve": curve}  # fmt: skip
+        return {
+            "mask_iou": self.mask_iou,
+            "prior_iou": self.prior_iou,
+            "best_threshold": self.best_threshold,
+            "best_iou": self.best_iou,
+            "prior_curve": curve,
+        }
 
 
 def against_answer(a: Result, b: Result) -> AgainstAnswer:
@@ -70,10 +77,12 @@ def against_truth(result: Result, truth: np.ndarray) -> AgainstTruth:
 def read_truth(
     source: "str | Path | Image.Image | np.ndarray | dict", photo_size: tuple[int, int]
 ) -> np.ndarray:
-    """A true mask, bool [H, W], from a picture file, a file of COCO RLE in JSON, a PIL image, an array or an RLE dict.
+    """A true mask, bool [H, W], from a picture file, a file of COCO RLE in JSON, a PIL image, an
+    array or an RLE dict.
 
-    In a picture a pixel belongs where its value is over half of the highest; in one with a palette, where its index is
-    not 0. Raises `CoPRSError` where it cannot be read or its size is not `photo_size` (height, width).
+    In a picture a pixel belongs where its value is over half of the highest; in one with a palette,
+    where its index is not 0. Raises `CoPRSError` where it cannot be read or its size is not
+    `photo_size` (height, width).
     """
     try:
         if isinstance(source, str | Path):
@@ -122,5 +131,6 @@ def _from_picture(source: "Image.Image | np.ndarray") -> np.ndarray:
 def _check_size(truth_size: tuple[int, int], photo_size: tuple[int, int]) -> None:
     if tuple(truth_size) != tuple(photo_size):
         raise CoPRSError(
-            f"The true mask has {truth_size[1]}×{truth_size[0]} pixels and the photo {photo_size[1]}×{photo_size[0]}: {_TRUTH}."
+            f"The true mask has {truth_size[1]}×{truth_size[0]} pixels and the photo "
+            f"{photo_size[1]}×{photo_size[0]}: {_TRUTH}."
         )

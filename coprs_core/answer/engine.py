@@ -1,4 +1,5 @@
-"""One generator: a photo and an instruction in, updates out. App, command line and evaluation all consume it."""
+"""One generator: a photo and an instruction in, updates out. App, command line and evaluation all
+consume it."""
 
 import threading
 import time
@@ -6,9 +7,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from torch import nn
 
 from coprs_core.answer.results import Region, Result
 from coprs_core.checkpoints.downloads import Report
@@ -53,10 +54,12 @@ class Update:
 
 
 def check_max_new_tokens(limit: int) -> int:
-    """The bound of a reply as it is; raises `CoPRSError` where it is no whole number from 1 to 4096."""
+    """The bound of a reply as it is; raises `CoPRSError` where it is no whole number from 1 to
+    4096."""
     if not isinstance(limit, int) or not 1 <= limit <= MAX_NEW_TOKENS:
         raise CoPRSError(
-            f"max_new_tokens is {limit!r} and a whole number from 1 to {MAX_NEW_TOKENS} was expected: "
+            f"max_new_tokens is {limit!r} and a whole number from 1 to {MAX_NEW_TOKENS} was "
+            "expected: "
             "leave it out."
         )
     return limit
@@ -101,9 +104,9 @@ class Engine:
         return self.segmenter
 
     @property
-    def model(self) -> nn.Module:
-        """The network itself, of a model that runs here."""
-        return self.segmenter.model  # type: ignore[attr-defined]
+    def model(self) -> Any:
+        """The network itself; raises `AttributeError` where the model runs elsewhere."""
+        return getattr(self.segmenter, "model")  # noqa: B009  (not part of the protocol)
 
     @property
     def settings(self) -> dict:
@@ -156,7 +159,8 @@ class Engine:
             yield from _Answer(self, photo, instruction, limit).updates()
 
     def within_memory(self) -> AbstractContextManager[None]:
-        """For work with the model: where memory runs out, the kept features go and a `CoPRSError` says so."""
+        """For work with the model: where memory runs out, the kept features go and a `CoPRSError`
+        says so."""
         smaller = (
             "ask again with a smaller photo, or start with --quantize nf4, --sam vit_b "
             "or a smaller model"

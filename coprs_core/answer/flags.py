@@ -9,19 +9,25 @@ from coprs_core.answer.results import Result
 from coprs_core.prompts import FOUND, last_sentence
 
 FLAGS = {
-    "empty": "The mask is empty: the model wrote its focus token, but nothing in the picture held its look.",
-    "disagree": "Prior and mask disagree (IoU under 0.5): the decoder drew something else than the focus token looked at.",
+    "empty": "The mask is empty: the model wrote its focus token, but nothing in the picture held "
+    "its look.",
+    "disagree": "Prior and mask disagree (IoU under 0.5): the decoder drew something else than the "
+    "focus token looked at.",
     "border": "The mask touches the picture's border: the thing may go on outside.",
     "tiny": "The mask covers under 0.1 % of the picture: check that it is no speck.",
-    "scattered": "The mask lies in several separate pieces: one thing partly hidden, or several things in one answer.",
-    "contradiction": "The thought ends by saying that nothing fits, and yet a mask came: do not trust it.",
+    "scattered": "The mask lies in several separate pieces: one thing partly hidden, or several "
+    "things in one answer.",
+    "contradiction": "The thought ends by saying that nothing fits, and yet a mask came: do not "
+    "trust it.",
 }
 DISAGREE, TINY, PIECE = 0.5, 0.001, 0.02
-"""IoU under which prior and mask disagree; share of the picture under which a mask is tiny; of the mask that makes a piece."""
+"""IoU under which prior and mask disagree; share of the picture under which a mask is tiny; of the
+mask that makes a piece."""
 
 _NOTHING = re.compile(
-    r"\b(nothing|none of|no such|not (?:present|visible|there|in the (?:picture|image|photo))|no (?:target|match|object)"
-    r"|there is no|there are no|can(?:no|')t (?:find|see)|does not exist|doesn't exist)\b|没有|找不到|不存在|看不到",
+    r"\b(nothing|none of|no such|not (?:present|visible|there|in the (?:picture|image|photo))"
+    r"|no (?:target|match|object)|there is no|there are no|can(?:no|')t (?:find|see)"
+    r"|does not exist|doesn't exist)\b|没有|找不到|不存在|看不到",
     re.IGNORECASE,
 )
 _MAX_SIDE = 1024
@@ -36,7 +42,7 @@ def flags(result: Result) -> tuple[str, ...]:
         return ("empty",)
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     holds = {
-        "disagree": result.prior_iou < DISAGREE,
+        "disagree": (result.prior_iou or 0) < DISAGREE,
         "border": any(edge.any() for edge in edges),
         "tiny": mask.mean() < TINY,
         "scattered": any(pieces(r.mask) > 1 for r in result.regions),

@@ -1,4 +1,5 @@
-"""Pictures of an answer: heatmap, overlays, cut-out, figures. RGB uint8 arrays [H, W, 3] throughout."""
+"""Pictures of an answer: heatmap, overlays, cut-out, figures. RGB uint8 arrays [H, W, 3]
+throughout."""
 
 import textwrap
 
@@ -27,8 +28,9 @@ REGION_COLOURS = (
 FIGURE_SIDE = 1024
 """Pictures in figures are at most this long a side, in pixels."""
 HEAT_OPACITY, LEAST_HEAT, GREY, DIM, TINT = 0.85, 0.25, 0.55, 0.72, 0.5
-"""How strong the heatmap is over the photo, and its share where the prior is 0; how bright the photo is
-under it and beside a mask; how strong a mask's colour is. The page draws with the same numbers."""
+"""How strong the heatmap is over the photo, and its share where the prior is 0; how bright the
+photo is under it and beside a mask; how strong a mask's colour is. The page draws with the same
+numbers."""
 HEATMAP_COLOURS = (
     (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 )
@@ -42,7 +44,8 @@ def heatmap(prior: np.ndarray) -> np.ndarray:
 def prior_overlay(
     photo: np.ndarray, prior: np.ndarray, opacity: float = HEAT_OPACITY
 ) -> np.ndarray:
-    """The prior's heatmap over the photo in dark greys: the warmer a place, the less of the photo shows through."""
+    """The prior's heatmap over the photo in dark greys: the warmer a place, the less of the photo
+    shows through."""
     grey = Image.fromarray(photo).convert("L").point(lambda v: int(v * GREY)).convert("RGB")
     share = (255 * opacity * (LEAST_HEAT + (1 - LEAST_HEAT) * np.sqrt(prior))).astype(np.uint8)
     return np.asarray(
@@ -51,7 +54,8 @@ def prior_overlay(
 
 
 def mask_overlay(photo: np.ndarray, *masks: np.ndarray, opacity: float = TINT) -> np.ndarray:
-    """Masks tinted and outlined over the photo, the rest dimmed; several each in a colour of `REGION_COLOURS`."""
+    """Masks tinted and outlined over the photo, the rest dimmed; several each in a colour of
+    `REGION_COLOURS`."""
     image = Image.fromarray(photo)
     picture = image.point(lambda v: int(v * DIM))
     for i, mask in enumerate(masks):
@@ -68,7 +72,8 @@ def cut_out(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def difference_overlay(photo: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Two masks over the photo: what both hold in `MASK_COLOUR`, only `a` orange, only `b` violet."""
+    """Two masks over the photo: what both hold in `MASK_COLOUR`, only `a` orange, only `b`
+    violet."""
     return mask_overlay(photo, a & b, a & ~b, b & ~a)
 
 
@@ -100,7 +105,7 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
         parse_math=False,
     )
     axes[1].set_title("thought", fontsize=10)
-    if not result.regions:
+    if result.prior is None:
         axes[2].text(0.5, 0.5, result.outcome, ha="center", fontsize=13)
         axes[3].text(
             0.5,
@@ -150,7 +155,8 @@ def small_mask(mask: np.ndarray, side: int) -> np.ndarray:
 
 
 def small_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(height, width) brought down to at most `side`, its shape kept; as it is where it is small enough."""
+    """(height, width) brought down to at most `side`, its shape kept; as it is where it is small
+    enough."""
     ratio = min(1, side / max(size))
     return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
 
@@ -168,7 +174,8 @@ def _wrapped(text: str, width: int, lines: int) -> str:
 def truth_figure(
     photo: np.ndarray, result: Result, truth: np.ndarray, measured: AgainstTruth
 ) -> Figure:
-    """Truth and mask over the photo, and the prior's IoU with the truth over the threshold, the best marked."""
+    """Truth and mask over the photo, and the prior's IoU with the truth over the threshold, the
+    best marked."""
     figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor="white")
     picture, ax = figure.subplots(1, 2)
     picture.imshow(difference_overlay(photo, result.mask, truth))

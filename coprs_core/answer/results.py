@@ -1,18 +1,30 @@
 """What an answer is: its outcome, regions and timings; to and from dictionaries.
 
-`Result.to_dict`, and so `result.json`, in schema version 1 (`coprs_core.answer.results.SCHEMA_VERSION`):
+`Result.to_dict`, and so `result.json`, in schema version 1 (`SCHEMA_VERSION`):
 
 schema_version  1
-outcome         "found", "nothing found" or "unfinished"; `reason`: one sentence why
-instruction, reasoning, reply: text; `reply_ids`: the reply's token ids
+outcome         "found", "nothing found" or "unfinished"
+reason          one sentence why
+instruction, reasoning, reply
+                texts
+reply_ids       the reply's token ids
 photo_size      [height, width] in pixels
 prior_kind      "focus token" or "coordinates"
 prior_iou       IoU of prior (≥ 0.5) and mask, all regions together; null where nothing was found
-regions         a list; each has `mask` (COCO RLE, uncompressed: {"size": [H, W], "counts": […]}), `area` in pixels,
-                `prior_iou`, `prior_max`; where the model wrote coordinates `box` [x0, y0, x1, y1], `points`, `label`;
-                from the app's endpoints `prior` too: a PNG as data URL, 8 bits, whose values are 200 × the prior, rounded down
+regions         a list; each has
+                mask       COCO RLE, uncompressed: {"size": [H, W], "counts": […]}
+                area       pixels of the mask
+                prior_iou, prior_max
+                box [x0, y0, x1, y1], points, label
+                           where the model wrote coordinates
+                prior      from the app's endpoints: a PNG as data URL, 8 bits, whose values are
+                           200 × the prior, rounded down
 seconds         of each stage: reading, thinking, focusing, drawing
-tokens, photo_reused, model, settings (device, dtype, quantization, max_new_tokens, decoding, seed), versions (of packages)
+tokens          how many were written
+photo_reused    whether the photo had been read before
+model           name of the checkpoint
+settings        device, dtype, quantization, max_new_tokens, decoding, seed
+versions        of packages
 """
 
 import json
@@ -36,14 +48,17 @@ from coprs_core.prompts import (
 
 SCHEMA_VERSION = 1
 MAX_REGIONS, MAX_REGION_PIXELS = 100, 200_000_000
-"""Of an answer read from a file: how many regions, and of how many pixels together where there are several."""
+"""Of an answer read from a file: how many regions, and of how many pixels together where there are
+several."""
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """One answer in the picture: `prior` float32 [H, W] in [0, 1] and `mask` bool [H, W], both at the photo's size.
+    """One answer in the picture: `prior` float32 [H, W] in [0, 1] and `mask` bool [H, W], both at
+    the photo's size.
 
-    Where the model wrote coordinates: `box` XYXY or None, `points` XY, in pixels of the photo, and its `label`.
+    Where the model wrote coordinates: `box` XYXY or None, `points` XY, in pixels of the photo, and
+    its `label`.
     """
 
     prior: np.ndarray = field(repr=False)
@@ -63,7 +78,8 @@ class Result:
     """The answer to one instruction about one photo.
 
     Attributes:
-        outcome: "found", "nothing found" (the model says so) or "unfinished" (it ran out of tokens or broke off).
+        outcome: "found", "nothing found" (the model says so) or "unfinished" (it ran out of tokens
+            or broke off).
         reason: one sentence that says why the outcome is what it is.
         instruction: as typed.
         reasoning: the thought, without its tags.
@@ -75,7 +91,8 @@ class Result:
         photo_reused: whether the photo's features were kept from an earlier question.
         model: name of the checkpoint.
         settings: device, dtype, quantization, max_new_tokens.
-        prior_kind: "focus token" (where the model looked) or "coordinates" (drawn from what it wrote).
+        prior_kind: "focus token" (where the model looked) or "coordinates" (drawn from what it
+            wrote).
         reply_ids: the reply's token ids, for `probes`.
         versions: of Python and of the packages that gave the answer.
     """
@@ -98,14 +115,15 @@ class Result:
 
     @property
     def prior_iou(self) -> float | None:
-        """IoU of the union of the priors (≥ 0.5) with the union of the masks; None where nothing was found."""
-        if not self.regions:
-            return None
-        return iou(self.prior >= PRIOR_THRESHOLD, self.mask)
+        """IoU of the union of the priors (≥ 0.5) with the union of the masks; None where nothing
+        was found."""
+        prior = self.prior
+        return None if prior is None else iou(prior >= PRIOR_THRESHOLD, self.mask)
 
     @property
     def prior(self) -> np.ndarray | None:
-        """float32 [H, W] in [0, 1]: the highest of all regions' priors; None where nothing was found."""
+        """float32 [H, W] in [0, 1]: the highest of all regions' priors; None where nothing was
+        found."""
         if len(self.regions) < 2:
             return self.regions[0].prior if self.regions else None
         return np.maximum.reduce([r.prior for r in self.regions])
@@ -118,7 +136,8 @@ class Result:
         return np.logical_or.reduce([r.mask for r in self.regions])
 
     def to_dict(self, with_priors: bool = False) -> dict:
-        """The answer in plain values, as this module's docstring says; `with_priors` adds each region's prior as a PNG."""
+        """The answer in plain values, as this module's docstring says; `with_priors` adds each
+        region's prior as a PNG."""
         return {
             "schema_version": SCHEMA_VERSION,
             "outcome": self.outcome,
@@ -140,21 +159,24 @@ class Result:
         }
 
     def to_json(self) -> str:
-        """The answer as JSON; masks as uncompressed COCO RLE, priors by their figures alone (they are saved as `.npy`)."""
+        """The answer as JSON; masks as uncompressed COCO RLE, priors by their figures alone (they
+        are saved as `.npy`)."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
     @classmethod
     def from_dict(cls, values: dict, priors: list[np.ndarray] | None = None) -> "Result":
         """The answer that `to_dict` wrote; raises `CoPRSError` for anything else, whoever made it.
 
-        `priors`: float32 [H, W] of each region; without them each region's own `prior` is read (see `decode_prior`).
+        `priors`: float32 [H, W] of each region; without them each region's own `prior` is read (see
+        `decode_prior`).
         """
         if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
             found = (
                 values.get("schema_version") if isinstance(values, dict) else type(values).__name__
             )
             raise CoPRSError(
-                f"This is no answer of CoPRS with schema version {SCHEMA_VERSION} (it has {found!r}): give the result.json "
+                f"This is no answer of CoPRS with schema version {SCHEMA_VERSION} (it has "
+                f"{found!r}): give the result.json "
                 "of `segment --out`, of a downloaded zip or of the endpoint."
             )
         try:
@@ -215,11 +237,17 @@ def _from_dict(cls, values: dict, priors: list[np.ndarray] | None) -> Result:
     ):
         raise ValueError(f"outcome {values['outcome']!r} with {len(regions)} regions")
     return cls(
-        outcome=values["outcome"], regions=regions, photo_size=(height, width),
-        seconds={_text(k): float(v) for k, v in values["seconds"].items()}, tokens=_count(values["tokens"]),
-        photo_reused=bool(values["photo_reused"]), settings=dict(values["settings"]),
-        reply_ids=reply_ids, versions=dict(values.get("versions", {})), **texts,
-    )  # fmt: skip
+        outcome=values["outcome"],
+        regions=regions,
+        photo_size=(height, width),
+        seconds={_text(k): float(v) for k, v in values["seconds"].items()},
+        tokens=_count(values["tokens"]),
+        photo_reused=bool(values["photo_reused"]),
+        settings=dict(values["settings"]),
+        reply_ids=reply_ids,
+        versions=dict(values.get("versions", {})),
+        **texts,
+    )
 
 
 def _region(values: dict, prior: np.ndarray, size: tuple[int, int]) -> Region:
@@ -230,15 +258,12 @@ def _region(values: dict, prior: np.ndarray, size: tuple[int, int]) -> Region:
         )
     if not (prior.min() >= 0 and prior.max() <= 1):
         raise ValueError("a prior outside 0 to 1")
-    box = values.get("box")
+    box = None
+    if values.get("box"):
+        left, top, right, bottom = (float(v) for v in values["box"])
+        box = left, top, right, bottom
     points = tuple((float(x), float(y)) for x, y in values.get("points", ()))
-    return Region(
-        prior,
-        mask,
-        tuple(float(v) for v in box) if box else None,
-        points,
-        _text(values.get("label", "")),
-    )
+    return Region(prior, mask, box, points, _text(values.get("label", "")))
 
 
 def _count(value) -> int:

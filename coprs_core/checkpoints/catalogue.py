@@ -1,4 +1,5 @@
-"""What can be loaded by name: what it is, what it downloads and needs, and whether it fits here, read live."""
+"""What can be loaded by name: what it is, what it downloads and needs, and whether it fits here,
+read live."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from coprs_core.checkpoints.downloads import SAM_FILES, cached_sam, cached_snaps
 from coprs_core.checkpoints.memory import memory_needed
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import CoordinateSource, CoPRSSource, Source
-from coprs_core.machine import free_disk, free_memory, in_words
+from coprs_core.machine import free_memory
 from coprs_core.model.coordinates import SEG_ZERO, STOCK, CoordinatePrompt
 from coprs_core.prompts import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
+from coprs_core.sizes import free_disk, in_words
 
 SAM_PARAMETERS = {"vit_b": 93_735_472, "vit_l": 312_342_832, "vit_h": 641_090_608}
 
@@ -106,7 +108,8 @@ NAMES = tuple(m.name for m in CATALOGUE)
 
 @dataclass(frozen=True)
 class Row:
-    """A listed model on this machine. Sizes are bytes. `reason` says why it cannot be loaded as asked; "" if it can."""
+    """A listed model on this machine. Sizes are bytes. `reason` says why it cannot be loaded as
+    asked; "" if it can."""
 
     name: str
     prior: str

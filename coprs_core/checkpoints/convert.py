@@ -1,7 +1,7 @@
-"""Checkpoints from elsewhere into our folder: `convert` the authors' training output, `prepare` a start for training."""
+"""Checkpoints from elsewhere into our folder: `convert` the authors' training output, `prepare` a
+start for training."""
 
 import json
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -9,10 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import (  # importing it also lets weights_only read DTensors
-    DTensor,
-    Shard,
-)
 from transformers import AutoModelForImageTextToText
 
 from coprs_core.checkpoints.downloads import Report, sam_file, snapshot
@@ -25,6 +21,7 @@ from coprs_core.checkpoints.hugging_face import (
     read_config,
 )
 from coprs_core.checkpoints.save import TIED_LAYER, new_folder, save_checkpoint, write_checkpoint
+from coprs_core.checkpoints.shards import merged_shards, read_shards
 from coprs_core.checkpoints.tensors import (
     DECODER_PREFIXES,
     LazyTensors,
@@ -46,7 +43,6 @@ from coprs_core.model.mllm import Mllm
 from coprs_core.prompts import IMAGE_SLOT, INSTRUCTION_SLOT, QWEN_TEMPLATE
 
 HEADS_FILE = "refseg_modules.pt"
-_SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 _PRIOR = "heatmap_head."
 _OLD_NAMES = (  # of FSDP shards, and of transformers before 4.52
     (re.compile(r"^llm\."), ""),
@@ -57,7 +53,6 @@ _OLD_NAMES = (  # of FSDP shards, and of transformers before 4.52
     (re.compile(r"^(vision_tower|multi_modal_projector)\."), r"model.\1."),
 )
 _GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-_LOUD = "torch.distributed.device_mesh"
 
 
 def convert(
@@ -66,8 +61,8 @@ def convert(
     """The authors' `…/actor` folder → a checkpoint folder of ours.
 
     Args:
-        folder: holds `llm_hf/` (config, tokenizer, processor, and weights if they were exported) and
-            `refseg_modules.pt`, or in place of either the FSDP shards
+        folder: holds `llm_hf/` (config, tokenizer, processor, and weights if they were exported)
+            and `refseg_modules.pt`, or in place of either the FSDP shards
             `model_world_size_W_rank_R.pt`.
         sam: vit_b, vit_l, vit_h or a .pth file: the SAM that the checkpoint was trained with.
         out: a new folder.
@@ -75,18 +70,17 @@ def convert(
         dtype: of the language model and the image encoder; the heads stay as they are.
 
     Raises:
-        CoPRSError: what is missing, broken, unexpected, or of another model; nothing is written then.
+        CoPRSError: what is missing, broken, unexpected, or of another model; nothing is written
+            then.
     """
     precision, source = parse_dtype(dtype), folder / "llm_hf"
     if not source.is_dir():
         raise CoPRSError(
             f"{folder} holds no folder llm_hf/: give the …/actor folder of the authors' training."
         )
-    # it warns that shards are read without their process group
-    logging.getLogger(_LOUD).setLevel(logging.ERROR)
     config, tokenizer = read_config(source), load_tokenizer(source)
-    shards = _shards(folder)
-    language = _exported(source) or _under(shards, ("llm.",), folder)
+    shards = read_shards(folder)
+    language = _exported(source) or merged_shards(shards, ("llm.",), folder)
     heads = _heads(folder, shards)
     with torch.device("meta"):
         mllm = AutoModelForImageTextToText.from_config(config)
@@ -117,11 +111,12 @@ def prepare(
     dtype: str = "bf16",
     report: Report | None = None,
 ) -> Path:
-    """The starting point of training: a published model with the focus token, SAM, and a fresh query head.
+    """The starting point of training: a published model with the focus token, SAM, and a fresh
+    query head.
 
     The focus token's row is the mean of all rows. The embeddings grow where no spare row is left
-    (Qwen2.5-VL has spare ones: 151,665 tokens, 151,936 rows). `base` is a Hugging Face id or folder;
-    the other arguments are those of `convert`.
+    (Qwen2.5-VL has spare ones: 151,665 tokens, 151,936 rows). `base` is a Hugging Face id or
+    folder; the other arguments are those of `convert`.
     """
     precision, folder = parse_dtype(dtype), Path(base).expanduser()
     folder = folder if folder.is_dir() else snapshot(base, report)
@@ -143,7 +138,7 @@ def prepare(
     return out
 
 
-def _add_focus_token(mllm: nn.Module, tokenizer, focus_token: str) -> None:
+def _add_focus_token(mllm: Mllm, tokenizer: Any, focus_token: str) -> None:
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [focus_token]}, replace_extra_special_tokens=False
     )
@@ -157,7 +152,7 @@ def _add_focus_token(mllm: nn.Module, tokenizer, focus_token: str) -> None:
             weight[focus_id] = weight.float().mean(0).to(weight.dtype)
 
 
-def _chat_template(processor) -> str:
+def _chat_template(processor: Any) -> str:
     """A prompt template in the words of the model's own chat template."""
     message = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": INSTRUCTION_SLOT}]}
@@ -190,76 +185,15 @@ def _exported(folder: Path) -> LazyTensors | None:
     return None
 
 
-def _shards(folder: Path) -> list[dict[str, Tensor]]:
-    """The FSDP shards by rank, read lazily; [] where there are none."""
-    found = {
-        tuple(map(int, m.groups())): p
-        for p in folder.glob("*.pt")
-        if (m := _SHARD.fullmatch(p.name))
-    }
-    if not found:
-        return []
-    worlds = sorted({w for w, _ in found})
-    if len(worlds) > 1:
-        raise CoPRSError(
-            f"{folder} mixes shards of {worlds[0]} and {worlds[1]} processes: keep those of one checkpoint."
-        )
-    for rank in range(worlds[0]):
-        if (worlds[0], rank) not in found:
-            raise CoPRSError(
-                f"{folder} lacks model_world_size_{worlds[0]}_rank_{rank}.pt (it has {len(found)} of {worlds[0]} shards): "
-                "copy it from the training machine."
-            )
-    shards = [
-        read_pickle(found[worlds[0], rank], "a shard of an FSDP checkpoint")
-        for rank in range(worlds[0])
-    ]
-    for rank, shard in enumerate(shards):
-        if odd := sorted(shard.keys() ^ shards[0].keys()):
-            raise CoPRSError(
-                f"The shards of rank 0 and {rank} differ in {odd[0]}: they are of different checkpoints."
-            )
-    return shards
-
-
-def _under(shards: list[dict[str, Tensor]], prefixes: tuple[str, ...], folder: Path) -> LazyTensors:
-    """The whole tensors of the shards whose names begin so."""
-    if not shards:
-        raise CoPRSError(
-            f"{folder} holds neither weights in llm_hf/ nor FSDP shards model_world_size_W_rank_R.pt: copy them too."
-        )
-    shapes = {k: (v.shape, v.dtype) for k, v in shards[0].items() if k.startswith(prefixes)}
-    return LazyTensors(folder, shapes, lambda name: _merged([s[name] for s in shards], name))
-
-
-def _merged(parts: list[Tensor], name: str) -> Tensor:
-    """One tensor from its shards, by their own account of how they were laid out (DTensor's mesh and placements)."""
-    if not isinstance(parts[0], DTensor):
-        return parts[0]
-    spec, local = parts[0]._spec, {rank: part._local_tensor for rank, part in enumerate(parts)}
-    whole = _along(spec.mesh.mesh, list(spec.placements), local)
-    if whole.shape != parts[0].shape:
-        raise CoPRSError(
-            f"The shards of {name} make {list(whole.shape)} and {list(parts[0].shape)} was expected: they are damaged."
-        )
-    return whole
-
-
-def _along(ranks: Tensor, placements: list, local: dict[int, Tensor]) -> Tensor:
-    if not placements:
-        return local[int(ranks)]
-    parts = [_along(r, placements[1:], local) for r in ranks]
-    return torch.cat(parts, placements[0].dim) if isinstance(placements[0], Shard) else parts[0]
-
-
 def _heads(folder: Path, shards: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     if (folder / HEADS_FILE).is_file():
         return read_pickle(folder / HEADS_FILE, "the query head, prompt encoder and mask decoder")
     if not shards:
         raise CoPRSError(
-            f"{folder} lacks {HEADS_FILE} (query head and decoder) and has no FSDP shards: copy it too."
+            f"{folder} lacks {HEADS_FILE} (query head and decoder) and has no FSDP shards: copy it "
+            "too."
         )
-    heads = _under(shards, (_PRIOR, *DECODER_PREFIXES), folder)
+    heads = merged_shards(shards, (_PRIOR, *DECODER_PREFIXES), folder)
     return {k: heads.get(k) for k in heads.shapes}
 
 
@@ -267,7 +201,8 @@ def _heads(folder: Path, shards: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _old_names(mllm: Mllm, language: LazyTensors) -> dict[str, str]:
-    """Name in our model → name in the source, for every tensor; raises `CoPRSError` for any mismatch."""
+    """Name in our model → name in the source, for every tensor; raises `CoPRSError` for any
+    mismatch."""
     names = {}
     for name in language.shapes:
         new = name
@@ -285,12 +220,14 @@ def _old_names(mllm: Mllm, language: LazyTensors) -> dict[str, str]:
 
 
 def _check_tied(language: LazyTensors, names: dict[str, str]) -> None:
-    """Take the output layer out where it is the embeddings again; raises `CoPRSError` if it is not."""
+    """Take the output layer out where it is the embeddings again; raises `CoPRSError` if it is
+    not."""
     if TIED_LAYER not in names:
         return
     if not torch.equal(language.get(names.pop(TIED_LAYER)), language.get(_embeddings(names))):
         raise CoPRSError(
-            f"{language.path}: config.json says that lm_head and embeddings are one, and they differ: "
+            f"{language.path}: config.json says that lm_head and embeddings are one, and they "
+            "differ: "
             "correct it."
         )
 

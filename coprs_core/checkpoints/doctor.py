@@ -1,4 +1,5 @@
-"""What this machine has, what the chosen model needs, and the first thing to do; loads no weights, asks no network."""
+"""What this machine has, what the chosen model needs, and the first thing to do; loads no weights,
+asks no network."""
 
 import importlib.metadata
 import platform
@@ -20,7 +21,8 @@ from coprs_core.checkpoints.load import find
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Source
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device, free_disk, free_memory, in_words
+from coprs_core.machine import choose_device, free_memory
+from coprs_core.sizes import free_disk, in_words
 
 _PACKAGES = (
     "torch",

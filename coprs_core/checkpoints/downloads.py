@@ -1,7 +1,8 @@
-"""Weights from the internet, once: from the cache where they are complete, else downloaded, with progress and resuming.
+"""Weights from the internet, once: from the cache where they are complete, else downloaded, with
+progress and resuming.
 
-Hugging Face repositories go into its own cache (HF_HOME), SAM's files into torch's (TORCH_HOME). Nothing is asked of the
-network where the cache is complete.
+Hugging Face repositories go into its own cache (HF_HOME), SAM's files into torch's (TORCH_HOME).
+Nothing is asked of the network where the cache is complete.
 """
 
 import hashlib
@@ -11,8 +12,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
@@ -22,10 +23,10 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import free_disk, in_words
+from coprs_core.sizes import free_disk, in_words
 
 Report = Callable[[str], None]
 """Told one line of progress at a time."""
@@ -50,7 +51,8 @@ def cached_snapshot(repo: str) -> Path | None:
 
 
 def missing_shards(folder: Path) -> list[str]:
-    """Files that the indices of sharded weights under a folder name and that are not there; an index that is broken."""
+    """Files that the indices of sharded weights under a folder name and that are not there; an
+    index that is broken."""
     missing = [] if any(folder.rglob("*.safetensors")) else ["*.safetensors"]
     for index in folder.rglob("*.safetensors.index.json"):
         try:
@@ -69,13 +71,15 @@ def missing_shards(folder: Path) -> list[str]:
 def snapshot(repo: str, report: Report | None = None) -> Path:
     """The folder of a Hugging Face repository, downloaded where it is not cached.
 
-    Raises `CoPRSError`: no such repository, no access, no network, or too little disk (checked before the download).
+    Raises `CoPRSError`: no such repository, no access, no network, or too little disk (checked
+    before the download).
     """
     if folder := cached_snapshot(repo):
         return folder
-    bar = _telling(report, repo) if report else None
+    bar: Any = _reporting(report, repo) if report else None
+    silent: Any = _Silent
     try:
-        files = snapshot_download(repo, allow_patterns=_PATTERNS, dry_run=True, tqdm_class=_Silent)
+        files = snapshot_download(repo, allow_patterns=_PATTERNS, dry_run=True, tqdm_class=silent)
         _check_disk(
             Path(constants.HF_HUB_CACHE),
             sum(f.file_size or 0 for f in files if f.will_download),
@@ -88,24 +92,28 @@ def snapshot(repo: str, report: Report | None = None) -> Path:
 
 def _sentence(repo: str, problem: Exception) -> CoPRSError:
     """What a failed download of a repository means for the person who asked for it."""
-    problem = (
-        problem.__cause__ if isinstance(problem, DryRunError) and problem.__cause__ else problem
-    )
+    if isinstance(problem, DryRunError) and isinstance(problem.__cause__, Exception):
+        problem = problem.__cause__
     if isinstance(problem, GatedRepoError):
         return CoPRSError(
-            f"{repo} asks you to accept its terms: do so on huggingface.co, then run `hf auth login`."
+            f"{repo} asks you to accept its terms: do so on huggingface.co, then run `hf auth "
+            "login`."
         )
     if isinstance(problem, RepositoryNotFoundError | HFValidationError):
         return CoPRSError(
-            f"There is no model {repo!r} on Hugging Face that you may read: check the name, or run `hf auth login`."
+            f"There is no model {repo!r} on Hugging Face that you may read: check the name, or run "
+            "`hf auth login`."
         )
     return CoPRSError(
-        f"{repo} is not complete in the cache {constants.HF_HUB_CACHE} and Hugging Face cannot be reached: connect and "
+        f"{repo} is not complete in the cache {constants.HF_HUB_CACHE} and Hugging Face cannot be "
+        "reached: connect and "
         "run this again (files that are there already are kept), or copy a filled cache here."
     )
 
 
 def sam_cache() -> Path:
+    import torch  # only here: it takes seconds to load
+
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -121,11 +129,13 @@ def sam_path(name: str) -> Path:
 
 
 def sam_file(name: str, report: Report | None = None) -> Path:
-    """The path of "vit_b", "vit_l" or "vit_h", downloaded where it is not cached; or of any file that is there."""
+    """The path of "vit_b", "vit_l" or "vit_h", downloaded where it is not cached; or of any file
+    that is there."""
     if name not in SAM_FILES:
         if not (path := Path(name).expanduser()).is_file():
             raise CoPRSError(
-                f"There is no SAM file {name!r}: give vit_b, vit_l, vit_h or the path of a .pth file."
+                f"There is no SAM file {name!r}: give vit_b, vit_l, vit_h or the path of a .pth "
+                "file."
             )
         return path
     if path := cached_sam(name):
@@ -140,7 +150,8 @@ def sam_file(name: str, report: Report | None = None) -> Path:
         _fetch(url, part, have, report)
     except (urllib.error.URLError, OSError) as problem:
         raise CoPRSError(
-            f"{url} cannot be downloaded ({problem}): run this again (it goes on where it stopped), or put the file "
+            f"{url} cannot be downloaded ({problem}): run this again (it goes on where it "
+            "stopped), or put the file "
             f"into {part.parent} yourself."
         ) from problem
     if not _digest(part).startswith(file.rsplit("_", 1)[1].removesuffix(".pth")):
@@ -163,7 +174,7 @@ def _fetch(url: str, part: Path, have: int, report: Report | None) -> None:
     with (
         response,
         open(part, "ab" if resumed else "wb") as file,
-        (_telling(report, part.stem) if report else tqdm)(
+        (_reporting(report, part.stem) if report else tqdm)(
             total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=part.stem
         ) as bar,
     ):
@@ -196,15 +207,15 @@ class _Silent(tqdm):
         super().__init__(*args, **(options | {"disable": True}))
 
 
-def _telling(report: Report, what: str) -> type[tqdm]:
-    """A progress bar that shows itself in the terminal and also tells `report`."""
+def _reporting(report: Report, what: str) -> type[tqdm]:
+    """A progress bar that shows itself in the terminal and also calls `report`."""
 
     class Bar(tqdm):
         def __init__(self, *args, **options):
             options.pop("name", None)
             super().__init__(*args, **options)
 
-        def update(self, n=1):
+        def update(self, n: float | None = 1) -> bool | None:
             shown = super().update(n)
             if self.unit == "B" and self.total and n:
                 report(f"Downloading {what}: {in_words(self.n)} of {in_words(self.total)}")

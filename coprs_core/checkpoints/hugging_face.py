@@ -1,8 +1,9 @@
-"""Hugging Face folders: config, weights, tokenizer and processor, each read with its own sentence for a break."""
+"""Hugging Face folders: config, weights, tokenizer and processor, each read with its own sentence
+for a break."""
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def read_config(folder: Path) -> Any:
         ) from problem
     if config.model_type not in ARCHITECTURES:
         raise CoPRSError(
-            f"{path} is of type {config.model_type!r}: only {', '.join(ARCHITECTURES)} are supported."
+            f"{path} is of type {config.model_type!r}: only {', '.join(ARCHITECTURES)} are "
+            "supported."
         )
     return config
 
@@ -75,7 +77,7 @@ def load_mllm(
         options["quantization_config"] = _quantization_config(config, dtype, quantization)
     try:
         with _without_progress_bar():
-            model, info = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=dtype,
                 device_map={"": device},
@@ -83,13 +85,19 @@ def load_mllm(
                 output_loading_info=True,
                 **options,
             )
+            model, info = loaded
     except (
-        OSError, SafetensorError, ValueError, RuntimeError, json.JSONDecodeError,
-    ) as problem:  # fmt: skip
+        OSError,
+        SafetensorError,
+        ValueError,
+        RuntimeError,
+        json.JSONDecodeError,
+    ) as problem:
         if is_out_of_memory(problem):
             raise
         raise CoPRSError(
-            f"The language model in {folder} cannot be loaded ({first_line(problem)}): copy it again."
+            f"The language model in {folder} cannot be loaded ({first_line(problem)}): copy it "
+            "again."
         ) from problem
     wrong = [str(m) for m in info["mismatched_keys"]]
     refuse(folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), wrong)
@@ -110,7 +118,7 @@ def _quantization_config(config: Any, dtype: torch.dtype, quantization: str) -> 
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def _without_progress_bar() -> Generator[None, None, None]:
     was_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -41,8 +41,8 @@ def load_checkpoint(
 def find(name: str, report: Report | None = None) -> Source:
     """What a name means: "mini", a listed name, a folder or a Hugging Face id.
 
-    What is not in the cache is downloaded. Raises `CoPRSError` where there is no such thing, or it is
-    no model that can be used here.
+    What is not in the cache is downloaded. Raises `CoPRSError` where there is no such thing, or it
+    is no model that can be used here.
     """
     if name == "mini":
         return CoPRSSource(name, MINIATURE)
@@ -67,6 +67,7 @@ def find(name: str, report: Report | None = None) -> Source:
         return CoordinateSource(name, folder)
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
     raise CoPRSError(
-        f"The folder {str(folder)!r} holds no coprs.json (it holds {found}): give a CoPRS checkpoint "
+        f"The folder {str(folder)!r} holds no coprs.json (it holds {found}): give a CoPRS "
+        "checkpoint "
         "folder, or a Hugging Face folder of Qwen2.5-VL."
     )

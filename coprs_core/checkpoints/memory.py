@@ -3,7 +3,8 @@
 import torch
 
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import free_memory, in_words
+from coprs_core.machine import free_memory
+from coprs_core.sizes import in_words
 
 BYTES_PER_LINEAR_WEIGHT = {"nf4": 0.5625, "int8": 1.01}
 """NF4 keeps 4 bits a weight and one float32 scale for 64 of them; int8 one scale a row."""
@@ -68,7 +69,8 @@ def check_memory(
     fitting = next((text for text, size in choices if size <= free), smaller_choice(quantization))
     precision = str(dtype).removeprefix("torch.")
     raise CoPRSError(
-        f"{name} in {precision} needs about {in_words(asked)} and {device} has {in_words(free)} free: "
+        f"{name} in {precision} needs about {in_words(asked)} and {device} has {in_words(free)} "
+        "free: "
         f"{fitting}."
     )
 

@@ -15,7 +15,8 @@ class LoadOptions:
         dtype: "auto" (bfloat16; on a CPU float32 below 1 GB of weights) or float32 / bfloat16 /
             float16 (fp32 / bf16 / fp16).
         quantization: "none", or "nf4" / "int8" for the language model's linear layers.
-        sam: vit_b, vit_l, vit_h or a .pth file: the SAM that a model which writes coordinates prompts.
+        sam: vit_b, vit_l, vit_h or a .pth file: the SAM that a model which writes coordinates
+            prompts.
     """
 
     device: str = "auto"

@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from coprs_core.checkpoints.hugging_face import is_tied
 from coprs_core.checkpoints.source import PARTS
 from coprs_core.checkpoints.tensors import LazyTensors, lazy
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import free_disk, in_words
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.mllm import Mllm
+from coprs_core.sizes import free_disk, in_words
 
 TIED_LAYER = "lm_head.weight"
 """Left out of a file where it is one with the embeddings."""
@@ -51,7 +51,8 @@ def language_tensors(mllm: Mllm) -> dict[str, torch.Tensor]:
 def write_checkpoint(
     folder: Path, config: CoPRSConfig, language: LazyTensors, parts: Mapping[str, LazyTensors]
 ) -> None:
-    """Write weights and coprs.json; the other files of the language model are in folder/mllm already.
+    """Write weights and coprs.json; the other files of the language model are in folder/mllm
+    already.
 
     Args:
         folder: the checkpoint folder.
@@ -84,8 +85,9 @@ def _write_json(path: Path, values: dict) -> None:
 
 
 @contextmanager
-def new_folder(out: Path, size: int) -> Iterator[Path]:
-    """A new folder that takes its place when the block ends well and leaves nothing when it does not.
+def new_folder(out: Path, size: int) -> Generator[Path, None, None]:
+    """A new folder that takes its place when the block ends well and leaves nothing when it does
+    not.
 
     Raises `CoPRSError` where the place is taken, or has fewer than `size` bytes free.
     """

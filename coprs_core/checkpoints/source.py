@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -78,8 +78,8 @@ class Source(Protocol):
     def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Segmenter:
         """The model, on a device, strictly.
 
-        Weights are read straight from the files' pages as they are needed: loading takes little more
-        memory than the model. Raises `CoPRSError`: what is missing, broken, or too large.
+        Weights are read straight from the files' pages as they are needed: loading takes little
+        more memory than the model. Raises `CoPRSError`: what is missing, broken, or too large.
         """
         ...
 
@@ -97,7 +97,7 @@ class CoPRSSource:
 
     name: str
     folder: Path
-    prior_kind = FOCUS_TOKEN_PRIOR
+    prior_kind: ClassVar[PriorKind] = FOCUS_TOKEN_PRIOR
 
     @property
     def language_folder(self) -> Path:
@@ -152,7 +152,7 @@ class CoordinateSource:
     name: str
     folder: Path
     prompt: CoordinatePrompt = STOCK
-    prior_kind = COORDINATES_PRIOR
+    prior_kind: ClassVar[PriorKind] = COORDINATES_PRIOR
 
     @property
     def language_folder(self) -> Path:
@@ -171,7 +171,8 @@ class CoordinateSource:
         kind = read_config(self.folder).model_type
         if kind != _COORDINATE_TYPE:
             raise CoPRSError(
-                f"{self.name} is of type {kind!r} and coordinates are read from {_COORDINATE_TYPE}: "
+                f"{self.name} is of type {kind!r} and coordinates are read from "
+                f"{_COORDINATE_TYPE}: "
                 "choose a model that `python -m coprs_core models` lists with coordinates."
             )
         path = sam_file(options.sam, report)

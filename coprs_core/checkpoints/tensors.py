@@ -1,4 +1,5 @@
-"""Tensors from files, strictly: every tensor has its place and every place its tensor; no code is ever run."""
+"""Tensors from files, strictly: every tensor has its place and every place its tensor; no code is
+ever run."""
 
 import pickle
 import re
@@ -167,7 +168,8 @@ def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[st
 
 
 def read_sam(path: Path) -> dict[str, Tensor]:
-    """The tensors of a SAM .pth file, read lazily; raises `CoPRSError` where it is something else."""
+    """The tensors of a SAM .pth file, read lazily; raises `CoPRSError` where it is something
+    else."""
     return read_pickle(path, "a SAM file (.pth)")
 
 
@@ -211,8 +213,14 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
             f"{path} {what}: {expected} was expected; get it again from a source that you trust."
         ) from problem
     except (
-        RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError,
-    ) as problem:  # fmt: skip
+        RuntimeError,
+        OSError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as problem:
         with open(path, "rb") as file:
             was_zip = file.read(2) == b"PK"
         broken = f"is broken or cut short ({first_line(problem)})"

@@ -1,6 +1,7 @@
 """The command line, one file a command: its page, its options and what it does.
 
-The files import at their top only what `--help` needs; what a command works with is loaded when it runs.
+The files import at their top only what `--help` needs; what a command works with is loaded when it
+runs.
 """
 
 from importlib import import_module

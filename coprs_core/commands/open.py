@@ -29,8 +29,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.archive import open_answer, save_answer
-    from coprs_core.batch import writable_folder
+    from coprs_core.archive import open_answer, save_answer, writable_folder
     from coprs_core.commands.segment import EXIT_CODES, summary
 
     saved = open_answer(options.answer)

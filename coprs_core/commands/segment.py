@@ -25,10 +25,11 @@ Find what an instruction means in a photo. The model thinks aloud, then points:
 its focus token becomes a heatmap (the positional prior), and the heatmap a mask.
 
 examples:
-  python -m coprs_core segment assets/examples/rain.png "the thing that keeps the rain off" --out answer
+  python -m coprs_core segment assets/examples/rain.png "something to stay dry with" --out answer
   python -m coprs_core segment photo.jpg "the smaller dog" --model path/to/checkpoint --json
   python -m coprs_core segment photos/ "the umbrella" --out answers --probe sentences
-  python -m coprs_core segment photo.jpg "the smaller dog" --out answer --again "the larger dog" --truth true.png
+  python -m coprs_core segment photo.jpg "the smaller dog" --out answer \\
+      --again "the larger dog" --truth true.png
 
 The bundled model "mini" knows picture-book scenes only; `python -m coprs_core scenes` draws some.
 
@@ -121,8 +122,8 @@ def _probes(text: str) -> list[str]:
 def run(options: Namespace) -> int:
     """Answer one instruction about one photo, streaming the thought, or about each of many."""
     from coprs_core.answer.compare import read_truth
-    from coprs_core.archive import save_answer
-    from coprs_core.batch import find_photos, writable_folder
+    from coprs_core.archive import save_answer, writable_folder
+    from coprs_core.batch import find_photos
     from coprs_core.photos import open_photo
 
     _check(options)

@@ -45,7 +45,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.batch import writable_folder
+    from coprs_core.archive import writable_folder
     from coprs_core.training.mini import recipe
     from coprs_core.training.mini.run import train_miniature
 

@@ -1,7 +1,7 @@
 """Data sets to evaluate on, one file each.
 
-A reader's file holds `SPLITS`, `GROUPS` (see `Dataset`) and `read(root, split, start, count)`, which
-yields `Example`s. Its name here makes it a choice of `evaluate --data`.
+A reader's file holds `SPLITS`, `GROUPS` (see `Dataset`) and `read(root, split, start, count)`,
+which yields `Example`s. Its name here makes it a choice of `evaluate --data`.
 """
 
 from importlib import import_module

@@ -1,4 +1,5 @@
-"""Drawn scenes as a data set: every thing of a picture is known, so an answer's thought can be scored too."""
+"""Drawn scenes as a data set: every thing of a picture is known, so an answer's thought can be
+scored too."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -19,7 +20,8 @@ GROUPS = {family: ("family", family) for family in FAMILIES} | {
 
 
 def read(root: Path | None, split: str, start: int, count: int) -> Iterator[Example]:
-    """`count` scenes of a split, from the one with seed `start` on; they are drawn, so `root` is not used."""
+    """`count` scenes of a split, from the one with seed `start` on; they are drawn, so `root` is
+    not used."""
     for i, (scene, question) in enumerate(examples(split, start, count), start=start):
         yield example_of(i, scene, question)
 
@@ -44,7 +46,8 @@ def example_of(index: int, scene: Scene, question: Question) -> Example:
 
 
 def _score(scene: Scene, question: Question, result: Result) -> dict[str, bool | float]:
-    """`named`: the thought concludes with the right kind and colour, or says that nothing fits where nothing does.
+    """`named`: the thought concludes with the right kind and colour, or says that nothing fits
+    where nothing does.
 
     `hit`: the mask overlaps the target more than any other thing, or is absent where nothing fits.
     """

@@ -1,1 +1,2 @@
-"""The paper's figure, one file a box: language model, image encoder, positional prior, mask decoder."""
+"""The paper's figure, one file a box: language model, image encoder, positional prior, mask
+decoder."""

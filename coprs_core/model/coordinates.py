@@ -1,9 +1,9 @@
 """The other kind of model, whole: one that writes boxes and points instead of a focus token.
 
-Qwen2.5-VL, Seg-Zero and VisionReasoner write JSON in pixels of the picture that they saw. It is read
-here, brought to the photo, and drawn as a prior: 1 at the point, 0.5 on an ellipse that touches the
-box's four sides, 0 outside the box. That picture says what the model *wrote*, not where it looked.
-SAM as published, prompted by the same boxes and points, draws the masks.
+Qwen2.5-VL, Seg-Zero and VisionReasoner write JSON in pixels of the picture that they saw. It is
+read here, brought to the photo, and drawn as a prior: 1 at the point, 0.5 on an ellipse that
+touches the box's four sides, 0 outside the box. That picture says what the model *wrote*, not where
+it looked. SAM as published, prompted by the same boxes and points, draws the masks.
 """
 
 import json
@@ -20,6 +20,7 @@ from torch import nn
 from coprs_core.geometry import to_photo_frame, to_sam_frame, to_sam_points, to_square
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
 from coprs_core.model.language import LanguageModel
+from coprs_core.model.mllm import Mllm
 from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Transcript, Written
 from coprs_core.model.vision import VisionConfig, build_image_encoder
 from coprs_core.photos import Photo
@@ -30,17 +31,21 @@ from coprs_core.prompts import (
     INSTRUCTION_SLOT,
     NOTHING_FOUND,
     UNFINISHED,
+    PriorKind,
 )
 
 _TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     f"<|im_start|>user\n<|vision_start|>{IMAGE_SLOT}<|vision_end|>"
     f"Find everything that this instruction means in the picture: {INSTRUCTION_SLOT}\n"
-    "First think aloud between <think> and </think>: compare the candidates and say which fits and why. "
-    "Then write, between <answer> and </answer>, a JSON list with one object for each thing that fits: its bounding box "
+    "First think aloud between <think> and </think>: compare the candidates and say which fits and "
+    "why. "
+    "Then write, between <answer> and </answer>, a JSON list with one object for each thing that "
+    "fits: its bounding box "
     '"bbox_2d": [x1, y1, x2, y2] and a point inside it "point_2d": [x, y], in pixels. '
     "Write an empty list if nothing fits. Example: "
-    '<think> thinking </think> <answer>[{"bbox_2d": [10, 100, 200, 210], "point_2d": [30, 110]}]</answer>'
+    '<think> thinking </think> <answer>[{"bbox_2d": [10, 100, 200, 210], "point_2d": [30, 110]}]'
+    "</answer>"
     "<|im_end|>\n<|im_start|>assistant\n"
 )
 
@@ -55,7 +60,8 @@ class CoordinatePrompt:
 
     Attributes:
         template: the prompt, with {image} and {instruction}.
-        square: the photo is squeezed to so many pixels a side; None: its own image processor decides.
+        square: the photo is squeezed to so many pixels a side; None: its own image processor
+            decides.
         max_pixels: largest area that the image processor may give it.
         max_new_tokens: bound of a reply.
 
@@ -80,7 +86,11 @@ SEG_ZERO = CoordinatePrompt(square=840)
 class CoordinateModel(nn.Module):
     """`mllm` (a Hugging Face model), `image_encoder` and `decoder` (SAM's own weights)."""
 
-    def __init__(self, vision: VisionConfig, decoder: DecoderConfig, mllm: nn.Module):
+    mllm: Mllm
+    image_encoder: Any
+    decoder: PriorDecoder
+
+    def __init__(self, vision: VisionConfig, decoder: DecoderConfig, mllm: Mllm):
         super().__init__()
         self.vision = vision
         self.mllm = mllm
@@ -91,8 +101,8 @@ class CoordinateModel(nn.Module):
 class CoordinateSegmenter:
     """A model that writes coordinates, in use; implements `Segmenter`."""
 
-    prior_kind = COORDINATES_PRIOR
-    note = ""
+    prior_kind: PriorKind = COORDINATES_PRIOR
+    note: str = ""
 
     def __init__(
         self, model: CoordinateModel, tokenizer: Any, image_processor: Any, prompt: CoordinatePrompt
@@ -174,7 +184,8 @@ class WrittenObject:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reply's coordinates amount to. `readable` is False where there are none to read; `problem` says why."""
+    """What a reply's coordinates amount to. `readable` is False where there are none to read;
+    `problem` says why."""
 
     objects: tuple[WrittenObject, ...] = ()
     readable: bool = True
@@ -182,10 +193,12 @@ class Answer:
 
 
 def read_answer(reply: str, seen_size: tuple[int, int], photo_size: tuple[int, int]) -> Answer:
-    """The boxes and points of a reply, brought from the picture that the model saw to the photo; sizes are (height, width).
+    """The boxes and points of a reply, brought from the picture that the model saw to the photo;
+    sizes are (height, width).
 
-    Takes what models write: an <answer>, a fenced block or bare JSON, text around it, floats, swapped corners, several
-    objects, a box or a point alone. Numbers outside the picture are moved to its border; what then has no area is dropped.
+    Takes what models write: an <answer>, a fenced block or bare JSON, text around it, floats,
+    swapped corners, several objects, a box or a point alone. Numbers outside the picture are moved
+    to its border; what then has no area is dropped.
     """
     found = _find_json(_answer_text(reply))
     if found is None:
@@ -211,8 +224,9 @@ def read_answer(reply: str, seen_size: tuple[int, int], photo_size: tuple[int, i
 def coordinates_prior(written: WrittenObject, photo_size: tuple[int, int]) -> np.ndarray:
     """The prior of one thing, float32 [H, W] in [0, 1].
 
-    With u and v the distances from the point (else the box's centre) in units of its distance to the box's side on that
-    side: 2^−(u² + v²) inside the box, 0 outside. A point without a box is a round spot of a twentieth of the photo.
+    With u and v the distances from the point (else the box's centre) in units of its distance to
+    the box's side on that side: 2^−(u² + v²) inside the box, 0 outside. A point without a box is a
+    round spot of a twentieth of the photo.
     """
     height, width = photo_size
     box = written.box
@@ -243,7 +257,8 @@ def _answer_text(reply: str) -> str:
 
 
 def _find_json(text: str) -> list | None:
-    """The first JSON value in a text that is a list of objects; [] where the model says that there are none."""
+    """The first JSON value in a text that is a list of objects; [] where the model says that there
+    are none."""
     decoder, as_json = (
         json.JSONDecoder(),
         text.replace("'", '"'),

@@ -1,8 +1,10 @@
-"""The whole figure: one frozen config, the four boxes as one module, and the stage in the middle."""
+"""The whole figure: one frozen config, the four boxes as one module, and the stage in the
+middle."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from coprs_core.errors import CoPRSError
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
+from coprs_core.model.mllm import Mllm
 from coprs_core.model.prior import PositionalPrior
 from coprs_core.model.vision import VisionConfig, build_image_encoder
 from coprs_core.prompts import FOCUS_TOKEN, IMAGE_SLOT, INSTRUCTION_SLOT, QWEN_TEMPLATE
@@ -21,8 +24,9 @@ FORMAT_VERSION = 1
 class CoPRSConfig:
     """Everything about a checkpoint that its Hugging Face folder does not already say.
 
-    `llm_width` is the language model's hidden size D; the prior has `prior_heads` heads over `prior_width` channels;
-    `mllm_pixels` bounds the area of the photo that the language model sees, in pixels.
+    `llm_width` is the language model's hidden size D; the prior has `prior_heads` heads over
+    `prior_width` channels; `mllm_pixels` bounds the area of the photo that the language model sees,
+    in pixels.
     """
 
     llm_width: int
@@ -44,7 +48,8 @@ class CoPRSConfig:
                 )
         if self.prior_width % self.prior_heads:
             raise CoPRSError(
-                f"prior_width {self.prior_width} does not divide into {self.prior_heads} heads: mend coprs.json."
+                f"prior_width {self.prior_width} does not divide into {self.prior_heads} heads: "
+                "mend coprs.json."
             )
 
     def to_dict(self) -> dict:
@@ -52,12 +57,14 @@ class CoPRSConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "CoPRSConfig":
-        """The config written by `to_dict`; raises `CoPRSError` for another format version or unknown entries."""
+        """The config written by `to_dict`; raises `CoPRSError` for another format version or
+        unknown entries."""
         values = dict(values)
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise CoPRSError(
-                f"This checkpoint has format version {version} and {FORMAT_VERSION} is read: use the matching release."
+                f"This checkpoint has format version {version} and {FORMAT_VERSION} is read: use "
+                "the matching release."
             )
         try:
             vision, decoder = (
@@ -67,7 +74,8 @@ class CoPRSConfig:
             return cls(vision=vision, decoder=decoder, **_tuples(values))
         except (KeyError, TypeError) as problem:
             raise CoPRSError(
-                f"coprs.json does not describe a CoPRS model ({problem}): copy it again from its source."
+                f"coprs.json does not describe a CoPRS model ({problem}): copy it again from its "
+                "source."
             ) from problem
 
     @classmethod
@@ -86,9 +94,15 @@ def _tuples(values: dict) -> dict:
 
 
 class CoPRS(nn.Module):
-    """The four boxes: `mllm` (a Hugging Face model, never subclassed), `image_encoder`, `prior`, `decoder`."""
+    """The four boxes: `mllm` (a Hugging Face model, never subclassed), `image_encoder`, `prior`,
+    `decoder`."""
 
-    def __init__(self, config: CoPRSConfig, mllm: nn.Module):
+    mllm: Mllm
+    image_encoder: Any
+    prior: PositionalPrior
+    decoder: PriorDecoder
+
+    def __init__(self, config: CoPRSConfig, mllm: Mllm):
         super().__init__()
         self.config = config
         self.mllm = mllm
@@ -101,7 +115,8 @@ class CoPRS(nn.Module):
     def prior_logits(
         self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor
     ) -> Tensor:
-        """Where the focus token looks: prior logits [B, 1, 4h, 4w], −50 in the padding. Arguments as for `focus`."""
+        """Where the focus token looks: prior logits [B, 1, 4h, 4w], −50 in the padding. Arguments
+        as for `focus`."""
         vision = self.config.vision
         return self.prior(
             focus_embedding,
@@ -112,12 +127,14 @@ class CoPRS(nn.Module):
     def focus(
         self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The stage in the middle: where the focus token looks, and the mask that the decoder makes of it.
+        """The stage in the middle: where the focus token looks, and the mask that the decoder makes
+        of it.
 
         Args:
             focus_embedding: float [B, D].
             image_embedding: float [B, C, h, w].
-            unpadded_size: int [B, 2], (height, width) in pixels of the photo inside SAM's square input.
+            unpadded_size: int [B, 2], (height, width) in pixels of the photo inside SAM's square
+                input.
 
         Returns:
             prior logits [B, 1, 4h, 4w] (−50 in the padding) and mask logits of the same shape.

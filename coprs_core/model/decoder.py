@@ -1,4 +1,5 @@
-"""The mask decoder (`F_dec`): segment_anything's prompt encoder and mask decoder, prompted by the prior alone."""
+"""The mask decoder (`F_dec`): segment_anything's prompt encoder and mask decoder, prompted by the
+prior alone."""
 
 from dataclasses import dataclass
 
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 from coprs_core.model.vision import VisionConfig
 
 FLOAT32_BUFFER = "positional_encoding_gaussian_matrix"
-"""SAM works out positions in float32 whatever the precision of the weights: this buffer must stay so."""
+"""SAM works out positions in float32 whatever the precision of the weights: this buffer must stay
+so."""
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of SAM's prompt encoder and mask decoder; the defaults are those of all published SAM files."""
+    """Sizes of SAM's prompt encoder and mask decoder; the defaults are those of all published SAM
+    files."""
 
     mask_channels: int = 16
     depth: int = 2
@@ -25,9 +28,11 @@ class DecoderConfig:
 
 
 def decoder_config_of(state: dict[str, Tensor]) -> DecoderConfig:
-    """The sizes of SAM's prompt encoder and mask decoder, read off their tensors; raises `KeyError` where one is missing.
+    """The sizes of SAM's prompt encoder and mask decoder, read off their tensors; raises `KeyError`
+    where one is missing.
 
-    The number of attention heads leaves no trace in the tensors: it is 8, as in all published files.
+    The number of attention heads leaves no trace in the tensors: it is 8, as in all published
+    files.
     """
     layers = {k.split(".")[3] for k in state if k.startswith("mask_decoder.transformer.layers.")}
     head = [
@@ -45,7 +50,11 @@ def decoder_config_of(state: dict[str, Tensor]) -> DecoderConfig:
 
 
 class PriorDecoder(nn.Module):
-    """Prior logits and image embedding → mask logits. Children keep SAM's names, so SAM's weights load as they are."""
+    """Prior logits and image embedding → mask logits. Children keep SAM's names, so SAM's weights
+    load as they are."""
+
+    prompt_encoder: PromptEncoder
+    mask_decoder: MaskDecoder
 
     def __init__(self, config: DecoderConfig, vision: VisionConfig):
         super().__init__()
@@ -66,10 +75,11 @@ class PriorDecoder(nn.Module):
         )
 
     def forward(self, prior_logits: Tensor, image_embedding: Tensor) -> Tensor:
-        """float [B, 1, 4h, 4w], [B, C, h, w] → mask logits float [B, 1, 4h, 4w], unbounded; above 0 is mask.
+        """float [B, 1, 4h, 4w], [B, C, h, w] → mask logits float [B, 1, 4h, 4w], unbounded; above 0
+        is mask.
 
-        SAM's decoder takes one image and many prompts. Its only use of the image is the sum image + dense prompt, so a
-        batch of images goes in as the prompts of an empty one.
+        SAM's decoder takes one image and many prompts. Its only use of the image is the sum image +
+        dense prompt, so a batch of images goes in as the prompts of an empty one.
         """
         sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=prior_logits)
         return self._decode(sparse, image_embedding + dense)
@@ -77,8 +87,9 @@ class PriorDecoder(nn.Module):
     def from_coordinates(
         self, image_embedding: Tensor, box: Tensor | None, points: Tensor | None
     ) -> Tensor:
-        """SAM's own prompts: `box` float [B, 4] (XYXY), `points` float [B, N, 2] (XY, all on the target), in pixels of the
-        SAM frame; either may be None, not both. Returns mask logits as `forward` does."""
+        """SAM's own prompts: `box` float [B, 4] (XYXY), `points` float [B, N, 2] (XY, all on the
+        target), in pixels of the SAM frame; either may be None, not both. Returns mask logits as
+        `forward` does."""
         labelled = (
             None if points is None else (points, torch.ones(points.shape[:2], device=points.device))
         )

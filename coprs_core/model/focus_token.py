@@ -1,4 +1,5 @@
-"""CoPRS itself as a kind of model: the focus token's look becomes the prior, and the prior the mask."""
+"""CoPRS itself as a kind of model: the focus token's look becomes the prior, and the prior the
+mask."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +14,20 @@ from coprs_core.model.language import LanguageModel
 from coprs_core.model.mllm import Reading
 from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Transcript, Written
 from coprs_core.photos import Photo
-from coprs_core.prompts import FOCUS_TOKEN_PRIOR, FOUND, NOTHING_FOUND, UNFINISHED, parse_reply
+from coprs_core.prompts import (
+    FOCUS_TOKEN_PRIOR,
+    FOUND,
+    NOTHING_FOUND,
+    UNFINISHED,
+    PriorKind,
+    parse_reply,
+)
 
 
 class FocusTokenSegmenter:
     """A CoPRS checkpoint in use; implements `Segmenter`. `look` and `reading` serve the probes."""
 
-    prior_kind = FOCUS_TOKEN_PRIOR
+    prior_kind: PriorKind = FOCUS_TOKEN_PRIOR
 
     def __init__(self, model: CoPRS, tokenizer: Any, image_processor: Any):
         self.model = model

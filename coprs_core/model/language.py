@@ -1,4 +1,5 @@
-"""A Hugging Face model together with its tokenizer and image processor: words and photos in, words out."""
+"""A Hugging Face model together with its tokenizer and image processor: words and photos in, words
+out."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +54,8 @@ class LanguageModel:
         return self.mllm.get_input_embeddings().num_embeddings
 
     def ids_of(self, text: str, plain: bool = False) -> list[int]:
-        """Token ids of a text; where it is `plain`, special tokens in it are read letter by letter."""
+        """Token ids of a text; where it is `plain`, special tokens in it are read letter by
+        letter."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain).input_ids
 
     def text_of(self, ids: list[int]) -> str:

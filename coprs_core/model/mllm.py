@@ -1,4 +1,5 @@
-"""The policy (`π_θ`): a Hugging Face vision-language model. Prompt in, tokens out, and the focus embedding kept.
+"""The policy (`π_θ`): a Hugging Face vision-language model. Prompt in, tokens out, and the focus
+embedding kept.
 
 Positions are computed here and passed along, never read from the model, so that two visitors cannot
 disturb each other through the state that Hugging Face models keep between calls.
@@ -42,7 +43,8 @@ class VisualTokens:
         )
 
     def seen_size(self, mllm: Mllm) -> tuple[int, int]:
-        """(height, width) in pixels of the picture that the vision tower was given; needs a `grid`."""
+        """(height, width) in pixels of the picture that the vision tower was given; needs a
+        `grid`."""
         if self.grid is None:
             raise ValueError("visual tokens without a grid do not tell the size of their picture")
         patch = mllm.config.vision_config.patch_size
@@ -51,7 +53,8 @@ class VisualTokens:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One generated token; `focus_embedding` [1, D] comes with the focus token, when it has been fed back in."""
+    """One generated token; `focus_embedding` [1, D] comes with the focus token, when it has been
+    fed back in."""
 
     token: int
     focus_embedding: Tensor | None = None
@@ -59,7 +62,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The two things in which families of models differ: how a photo is seen, and where tokens stand.
+    """The two things in which families of models differ: how a photo is seen, and where tokens
+    stand.
 
     `see`: model, image processor, RGB photo → `VisualTokens`. `positions`: model, ids [1, L],
     is_image bool [1, L], `VisualTokens` → rope positions [..., 1, L].
@@ -196,9 +200,9 @@ def generate(
 ) -> Iterator[Step]:
     """Decode greedily, one `Step` a token, in one pass of the language model.
 
-    The focus embedding is the last hidden state, after the final norm, at the step that consumes the
-    focus token; nothing is generated after it (`focus_id` None: there is none). Stop tokens end the
-    reply and are yielded. Closing the generator ends it at once.
+    The focus embedding is the last hidden state, after the final norm, at the step that consumes
+    the focus token; nothing is generated after it (`focus_id` None: there is none). Stop tokens end
+    the reply and are yielded. Closing the generator ends it at once.
     """
     for _ in range(max_new_tokens):
         token = reading.likeliest()

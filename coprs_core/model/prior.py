@@ -1,4 +1,5 @@
-"""The positional prior: focus query · image keys, fused over the heads. Paper: `F_head`, `F_fuse`; figure 2."""
+"""The positional prior: focus query · image keys, fused over the heads. Paper: `F_head`, `F_fuse`;
+figure 2."""
 
 import math
 
@@ -11,10 +12,15 @@ PADDING_LOGIT = -50.0
 
 
 class PositionalPrior(nn.Module):
-    """From the focus token's hidden state and SAM's image embedding to the heatmap that anybody can look at.
+    """From the focus token's hidden state and SAM's image embedding to the heatmap that anybody can
+    look at.
 
     Parameter names are those of published checkpoints: `q_proj`, `k_proj`, `fuser.0`, `fuser.2`.
     """
+
+    q_proj: nn.Linear
+    k_proj: nn.Conv2d
+    fuser: nn.Sequential
 
     def __init__(self, llm_width: int, image_channels: int, heads: int, width: int):
         super().__init__()
@@ -25,7 +31,7 @@ class PositionalPrior(nn.Module):
             nn.Conv2d(heads, heads, 3, padding=1), nn.SiLU(), nn.Conv2d(heads, 1, 3, padding=1)
         )
         nn.init.constant_(
-            self.fuser[2].bias, -1.8
+            self.fuser.get_parameter("2.bias"), -1.8
         )  # a prior starts out small: most of a photo is not the target
 
     def head_maps(self, focus_embedding: Tensor, image_embedding: Tensor) -> Tensor:
@@ -47,9 +53,11 @@ class PositionalPrior(nn.Module):
         """Prior logits, unbounded.
 
         Args:
-            focus_embedding: float [B, D], the language model's last hidden state at the focus token.
+            focus_embedding: float [B, D], the language model's last hidden state at the focus
+                token.
             image_embedding: float [B, C, h, w] from SAM's image encoder.
-            valid_size: int [B, 2], rows and columns of the 4h×4w logits that show the photo; the rest becomes −50.
+            valid_size: int [B, 2], rows and columns of the 4h×4w logits that show the photo; the
+                rest becomes −50.
 
         Returns:
             float [B, 1, 4h, 4w].

@@ -1,4 +1,5 @@
-"""What the engine needs of a model, whatever its kind: the one protocol behind which kinds differ."""
+"""What the engine needs of a model, whatever its kind: the one protocol behind which kinds
+differ."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -75,7 +76,8 @@ class Place:
     Attributes:
         prior: float32 [H, W] in [0, 1] at the photo's size.
         prior_logits: [1, 1, p, p], where the prior comes from a focus token.
-        box: XYXY in pixels of the photo, where the model wrote one; `points`: XY; `label`: its word.
+        box: XYXY in pixels of the photo, where the model wrote one; `points`: XY; `label`: its
+            word.
     """
 
     prior: np.ndarray = field(repr=False)
@@ -87,7 +89,8 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """What a reply amounts to: its outcome, one sentence why, and the places where it is "found"."""
+    """What a reply amounts to: its outcome, one sentence why, and the places where it is
+    "found"."""
 
     outcome: Outcome
     reason: str

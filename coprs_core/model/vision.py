@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -10,7 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of SAM's image encoder. `side` is the square input in pixels; the grid has side / patch cells a side."""
+    """Sizes of SAM's image encoder. `side` is the square input in pixels; the grid has side / patch
+    cells a side."""
 
     side: int = 1024
     patch: int = 16
@@ -28,7 +30,8 @@ class VisionConfig:
 
     @property
     def prior_side(self) -> int:
-        """Side of prior and mask logits: four times the grid, as SAM's prompt encoder and decoder have it."""
+        """Side of prior and mask logits: four times the grid, as SAM's prompt encoder and decoder
+        have it."""
         return 4 * self.grid
 
 
@@ -62,7 +65,9 @@ def vision_config_of(state: dict[str, Tensor]) -> VisionConfig:
 
 
 def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
-    """SAM's image encoder: normalised pixels float [B, 3, side, side] → image embedding [B, channels, grid, grid]."""
+    """SAM's image encoder: normalised pixels float [B, 3, side, side] → image embedding [B,
+    channels, grid, grid]."""
+    layer_norm: Any = partial(torch.nn.LayerNorm, eps=1e-6)
     return ImageEncoderViT(
         img_size=config.side,
         patch_size=config.patch,
@@ -70,7 +75,7 @@ def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
         depth=config.depth,
         num_heads=config.heads,
         mlp_ratio=config.mlp_ratio,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        norm_layer=layer_norm,
         qkv_bias=True,
         use_rel_pos=True,
         window_size=config.window,

@@ -1,9 +1,9 @@
 """Questions about an answer, one file each; asking one changes nothing of the answer.
 
-A probe's file holds `ask(engine, photo, result)`, which gives a `Finding`. Its name here puts it on the
-page, on the command line (`--probe NAME`), into the zip and among the endpoints; what it is called
-there stands in `app/texts.py`. `word`, `thought`, `again` and `truth` take something more than the
-answer and have options of their own.
+A probe's file holds `ask(engine, photo, result)`, which gives a `Finding`. Its name here puts it on
+the page, on the command line (`--probe NAME`), into the zip and among the endpoints; what it is
+called there stands in `app/texts.py`. `word`, `thought`, `again` and `truth` take something more
+than the answer and have options of their own.
 """
 
 from importlib import import_module

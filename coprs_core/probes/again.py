@@ -1,4 +1,5 @@
-"""Ask again: another instruction about the same photo, or another model, compared with an answer."""
+"""Ask again: another instruction about the same photo, or another model, compared with an
+answer."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from coprs_core.probes.finding import OtherResult
 class OtherAnswer(OtherResult):
     """Another answer about the photo of the answer `before`; also writes `again_difference.png`."""
 
-    result: Result
     before: Result
-    stem = "again"
+
+    def stem(self) -> str:
+        return "again"
 
     def facts(self) -> dict:
         return asdict(against_answer(self.before, self.result))
@@ -29,7 +31,7 @@ class OtherAnswer(OtherResult):
         written = super().save(folder, photo)
         pixels = np.asarray(photo.image)
         overlay = difference_overlay(pixels, self.before.mask, self.result.mask)
-        written.append(folder / f"{self.stem}_difference.png")
+        written.append(folder / f"{self.stem()}_difference.png")
         Image.fromarray(overlay).save(written[-1])
         return written
 

@@ -19,7 +19,8 @@ DPI = 120
 
 
 class NotApplicable(CoPRSError):
-    """A probe that this answer gives no occasion for; `stem` begins the names of the probe's files."""
+    """A probe that this answer gives no occasion for; `stem` begins the names of the probe's
+    files."""
 
     def __init__(self, sentence: str, stem: str):
         super().__init__(sentence)
@@ -41,7 +42,9 @@ class Finding:
     Files: `STEM.json` (`to_dict`), `STEM.npy` (`array`) and `STEM.png` (`figure`).
     """
 
-    stem: str
+    def stem(self) -> str:
+        """What the names of its files begin with."""
+        raise NotImplementedError
 
     def to_dict(self) -> dict:
         """The finding in plain values, without pixels."""
@@ -72,18 +75,19 @@ class Finding:
 
     def save(self, folder: Path, photo: Photo) -> list[Path]:
         """Write the finding's files into a folder; returns their paths."""
-        written = [folder / f"{self.stem}.json"]
+        written = [folder / f"{self.stem()}.json"]
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
         written[0].write_text(text + "\n", encoding="utf-8")
         if (array := self.array()) is not None:
-            np.save(folder / f"{self.stem}.npy", array)
-            written.append(folder / f"{self.stem}.npy")
+            np.save(folder / f"{self.stem()}.npy", array)
+            written.append(folder / f"{self.stem()}.npy")
         if (figure := self.figure(photo)) is not None:
-            figure.savefig(folder / f"{self.stem}.png", dpi=DPI)
-            written.append(folder / f"{self.stem}.png")
+            figure.savefig(folder / f"{self.stem()}.png", dpi=DPI)
+            written.append(folder / f"{self.stem()}.png")
         return written
 
 
+@dataclass(frozen=True, eq=False)
 class OtherResult(Finding):
     """A finding that is another answer about the same photo; also writes `STEM_mask.png`."""
 
@@ -108,7 +112,7 @@ class OtherResult(Finding):
     def save(self, folder: Path, photo: Photo) -> list[Path]:
         written = super().save(folder, photo)
         if self.result.regions:
-            written.append(folder / f"{self.stem}_mask.png")
+            written.append(folder / f"{self.stem()}_mask.png")
             Image.fromarray(self.result.mask).save(written[-1])
         return written
 
@@ -117,8 +121,11 @@ class OtherResult(Finding):
 class NothingToFind(Finding):
     """In place of a finding: why this answer gives no occasion for the probe."""
 
-    stem: str
+    files: str
     problem: str
+
+    def stem(self) -> str:
+        return self.files
 
     def to_dict(self) -> dict:
         return {"problem": self.problem}

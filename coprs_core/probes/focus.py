@@ -1,4 +1,5 @@
-"""What the probes of a focus token share: an answer read once more, and where the model looks in it."""
+"""What the probes of a focus token share: an answer read once more, and where the model looks in
+it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from coprs_core.model.mllm import Reading
 from coprs_core.model.segmenter import PhotoFeatures
 from coprs_core.photos import Photo, PhotoLike, open_photo
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,8 @@ class FocusView:
         iou: of the prior (≥ 0.5) with the answer's mask.
         spread: entropy of the prior, as a share of the highest possible: 0 for one point, 1 for
             everywhere alike.
-        trained: True where the focus token itself was read; the query head was trained for no other.
+        trained: True where the focus token itself was read; the query head was trained for no
+            other.
     """
 
     text: str
@@ -111,7 +114,8 @@ def view_at(
 
 
 def spread(prior: np.ndarray) -> float:
-    """Entropy of a prior [H, W] as a share of that of an even one: 0 for one point, 1 for everywhere alike."""
+    """Entropy of a prior [H, W] as a share of that of an even one: 0 for one point, 1 for
+    everywhere alike."""
     if prior.size < 2:
         return 0.0
     shares = prior.astype(np.float64).ravel() / max(float(prior.sum(dtype=np.float64)), 1e-12)

@@ -22,7 +22,9 @@ class Heads(Finding):
 
     maps: np.ndarray = field(repr=False)
     prior: np.ndarray = field(repr=False)
-    stem = "heads"
+
+    def stem(self) -> str:
+        return "heads"
 
     def to_dict(self) -> dict:
         return {"heads": [_range(head) for head in self.maps]}
@@ -63,7 +65,7 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Heads:
         raise NotApplicable(
             "This answer has no focus token, so there are no heads to show: "
             "ask one that finds something.",
-            Heads.stem,
+            "heads",
         )
     embedding = reading.feed(list(result.reply_ids))[-1:]
     return Heads(engine.focus.head_maps(embedding, features), result.prior)

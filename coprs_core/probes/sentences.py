@@ -1,4 +1,5 @@
-"""Sentence by sentence: the thought is cut after each sentence, closed, and the model focuses there.
+"""Sentence by sentence: the thought is cut after each sentence, closed, and the model focuses
+there.
 
 The model really reads the shortened thought and its focus token. The cache is kept from sentence to
 sentence, so that the whole trace costs less than one more answer.
@@ -34,7 +35,9 @@ class Sentences(Finding):
     """One `FocusView` a sentence; where the answer found something the last is the answer's own."""
 
     views: tuple[FocusView, ...] = field(repr=False)
-    stem = "sentences"
+
+    def stem(self) -> str:
+        return "sentences"
 
     @property
     def settles_at(self) -> int | None:
@@ -63,7 +66,8 @@ class Sentences(Finding):
 
 @guarded
 def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
-    """Where the model would have focused after each sentence of its thought, one after the other."""
+    """Where the model would have focused after each sentence of its thought, one after the
+    other."""
     _, features, reading = reread(engine, image, result)
     ids, views, read = list(result.reply_ids), [], 0
     closing = _closing(engine.focus, ids)
@@ -76,7 +80,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
         views.append(view_at(engine, embedding, features, result, sentence))
     if not views:
         raise CoPRSError(
-            "This answer holds no thought, so there is nothing to trace: ask again with more tokens."
+            "This answer holds no thought, so there is nothing to trace: ask again with more "
+            "tokens."
         )
     return Sentences(tuple(views))
 
@@ -99,7 +104,8 @@ def trace_figure(
     size = (3.4 * max(3, len(views)), 6.2)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     small = thumbnail(photo, FIGURE_SIDE)
-    above, below = figure.subfigures(2, 1, height_ratios=(3.4, 2))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(3.4, 2))
+    above, below = halves
     axes = np.atleast_1d(above.subplots(1, len(views)))
     for i, (ax, view) in enumerate(zip(axes, views, strict=True)):
         ax.imshow(prior_overlay(small, small_prior(view.prior, FIGURE_SIDE)))
@@ -134,7 +140,8 @@ def _sentences(focus: FocusTokenSegmenter, result: Result) -> list[tuple[int, st
 
 
 def _thought_end(focus: FocusTokenSegmenter, ids: list[int]) -> int:
-    """Index of a thought's closing tag, else of the focus or stop token that ends it, else its length."""
+    """Index of a thought's closing tag, else of the focus or stop token that ends it, else its
+    length."""
     tag = focus.language.ids_of("</think>")
     ends = {focus.focus_id, *focus.language.stop_ids}
     is_end = (ids[i] in ends or ids[i : i + len(tag)] == tag for i in range(len(ids)))
@@ -142,7 +149,8 @@ def _thought_end(focus: FocusTokenSegmenter, ids: list[int]) -> int:
 
 
 def _closing(focus: FocusTokenSegmenter, ids: list[int]) -> list[int]:
-    """What ends a thought and focuses: as the reply itself did, else closing tag and focus token."""
+    """What ends a thought and focuses: as the reply itself did, else closing tag and focus
+    token."""
     if ids[-1:] == [focus.focus_id]:
         return ids[_thought_end(focus, ids) :]
     return [*focus.language.ids_of("</think>"), focus.focus_id]

@@ -21,9 +21,10 @@ MAX_CLOSING_TOKENS = 24
 class OtherThought(OtherResult):
     """The answer after another thought, and the answer `before` it where there is one."""
 
-    result: Result
     before: Result | None = None
-    stem = "focus_again"
+
+    def stem(self) -> str:
+        return "focus_again"
 
     def facts(self) -> dict:
         return asdict(against_answer(self.before, self.result)) if self.before else {}
@@ -41,8 +42,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result, thought: str) -> Other
 def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str) -> Result:
     """Let the model read a thought instead of thinking itself, end its reply, and focus.
 
-    Special tokens in the thought are plain text. Where the model ends its reply without a focus token
-    of its own, the token is given to it and `reason` says so.
+    Special tokens in the thought are plain text. Where the model ends its reply without a focus
+    token of its own, the token is given to it and `reason` says so.
     """
     focus, language = engine.focus, engine.focus.language
     if not isinstance(thought, str) or not thought.strip():

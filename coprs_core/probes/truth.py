@@ -19,7 +19,9 @@ class TruthFinding(Finding):
     result: Result
     truth: np.ndarray = field(repr=False)
     scores: AgainstTruth
-    stem = "truth"
+
+    def stem(self) -> str:
+        return "truth"
 
     def to_dict(self) -> dict:
         return self.scores.to_dict()

@@ -1,6 +1,7 @@
 """Word by word: the reply's tokens, and where the hidden state of any of them looks.
 
-Only the focus token was trained for the query head, so a word's look is a probe, not an explanation.
+Only the focus token was trained for the query head, so a word's look is a probe, not an
+explanation.
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ class Words(Finding):
     """The reply token by token, as text; `at` takes an index into it."""
 
     words: list[str]
-    stem = "words"
+
+    def stem(self) -> str:
+        return "words"
 
     def to_dict(self) -> dict:
         return {"words": self.words}
@@ -40,8 +43,7 @@ class WordFocus(Finding):
     number: int
     view: FocusView
 
-    @property
-    def stem(self) -> str:  # type: ignore[override]
+    def stem(self) -> str:
         return f"word_{self.number}"
 
     def to_dict(self) -> dict:
@@ -83,7 +85,8 @@ def at(engine: Engine, image: PhotoLike, result: Result, word: str | int) -> Wor
 
 
 def number_of(engine: Engine, result: Result, word: str) -> int:
-    """The number of a token: a number as it stands, or where a text of the reply is written last."""
+    """The number of a token: a number as it stands, or where a text of the reply is written
+    last."""
     if not isinstance(word, str) or len(word) > MAX_WORD_CHARACTERS:
         raise CoPRSError(
             f"{str(word)[:40]!r} is no word of the reply: give one, or a number from words.json."

@@ -1,8 +1,8 @@
 """Zoom in: read the surroundings of the prior's mass once more, focus and draw again, paste back.
 
-For tiny targets, the paper's first failure. The language model sees the crop and reads its own reply
-again, so that its focus token looks at the crop; the logits of that look and of the first one, cut to
-the crop, are averaged.
+For tiny targets, the paper's first failure. The language model sees the crop and reads its own
+reply again, so that its focus token looks at the crop; the logits of that look and of the first
+one, cut to the crop, are averaged.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +20,8 @@ from coprs_core.probes.finding import NotApplicable, OtherResult
 from coprs_core.probes.focus import guarded, reread
 
 MARGIN = 3.5
-"""Side of the crop, as a multiple of the extent (four standard deviations) of the prior's mass; chosen on
-validation scenes."""
+"""Side of the crop, as a multiple of the extent (four standard deviations) of the prior's mass;
+chosen on validation scenes."""
 MIN_SHARE, MAX_SHARE = 0.25, 0.9
 """Of the photo's shorter side: what a crop has at least, and at most to be worth it."""
 _STEM = "zoomed"
@@ -47,16 +47,18 @@ class Zoomed(OtherResult):
     Outside the crop the prior stays as it was and the mask is empty.
     """
 
-    result: Result
     crop: Crop
-    stem = _STEM
+
+    def stem(self) -> str:
+        return _STEM
 
     def facts(self) -> dict:
         return {"crop": asdict(self.crop)}
 
 
 def crop_around(prior: np.ndarray) -> Crop:
-    """The square around a prior's mass (where it is at least half its highest), inside the photo; prior float [H, W]."""
+    """The square around a prior's mass (where it is at least half its highest), inside the photo;
+    prior float [H, W]."""
     height, width = prior.shape
     y, x = np.nonzero(prior >= prior.max() / 2)
     weights = prior[y, x].astype(np.float64)
@@ -79,7 +81,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
     """The answer with prior and mask read again around the prior's mass, and the crop in pixels.
 
     Raises:
-        NotApplicable: nothing was found, or it fills so much of the photo that a crop would be all of it.
+        NotApplicable: nothing was found, or it fills so much of the photo that a crop would be all
+            of it.
     """
     focus = engine.focus
     photo, features, reading = reread(engine, image, result)
@@ -110,7 +113,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
 def _cut(
     focus: FocusTokenSegmenter, prior_logits: torch.Tensor, features: PhotoFeatures, crop: Crop
 ) -> torch.Tensor:
-    """The first look's logits inside the crop, in the crop's own prior frame; a square has no padding."""
+    """The first look's logits inside the crop, in the crop's own prior frame; a square has no
+    padding."""
     whole = focus.at_photo_size(prior_logits, features.photo_size)[0]
     inside = torch.from_numpy(np.ascontiguousarray(crop.of(whole)))[None, None].to(prior_logits)
     size = prior_logits.shape[-2:]

@@ -1,4 +1,5 @@
-"""L_SEG of the paper: BCE on the prior, Dice and focal on the mask; the authors' code adds Dice on the prior."""
+"""L_SEG of the paper: BCE on the prior, Dice and focal on the mask; the authors' code adds Dice on
+the prior."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +12,8 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss (Lin et al., 2017), averaged over pixels; logits and target [B, 1, H, W], target in [0, 1]."""
+    """Focal loss (Lin et al., 2017), averaged over pixels; logits and target [B, 1, H, W], target
+    in [0, 1]."""
     ce = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
     p = logits.float().sigmoid()
     agreement = p * target + (1 - p) * (1 - target)

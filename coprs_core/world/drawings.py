@@ -2,8 +2,9 @@
 
 Each function gives the parts of one kind; `kinds.KINDS` is the table of them.
 
-A part is `(points, shade)`. Points are (x, y) in the thing's own frame, about [-1, 1] on both axes with y pointing
-down. A shade is one of "main", "dark", "light" (variants of the thing's own colour) or a fixed colour of `FIXED_SHADES`.
+A part is `(points, shade)`. Points are (x, y) in the thing's own frame, about [-1, 1] on both axes
+with y pointing down. A shade is one of "main", "dark", "light" (variants of the thing's own colour)
+or a fixed colour of `FIXED_SHADES`.
 """
 
 import math
@@ -342,7 +343,9 @@ def shaded(colour: tuple[int, int, int], shade: str) -> tuple[int, int, int]:
     if shade == "main":
         return colour
     if shade == "dark":
-        return tuple(int(v * 0.66) for v in colour)
+        red, green, blue = (int(v * 0.66) for v in colour)
+        return red, green, blue
     if shade == "light":
-        return tuple(int(v + (255 - v) * 0.45) for v in colour)
+        red, green, blue = (int(v + (255 - v) * 0.45) for v in colour)
+        return red, green, blue
     return FIXED_SHADES[shade]

@@ -210,5 +210,6 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 
 @cache
 def parts(kind: str) -> tuple[tuple[np.ndarray, str], ...]:
-    """The polygons of a kind, back to front: (points [P, 2] float64, shade) in the thing's own frame."""
+    """The polygons of a kind, back to front: (points [P, 2] float64, shade) in the thing's own
+    frame."""
     return tuple((np.array(points), shade) for points, shade in BY_NAME[kind].draw())

@@ -1,7 +1,7 @@
 """What an instruction asks for, and which thing of a scene it is.
 
-A `Meaning` ("among the animals, the one nearest to the clock") is resolved against the things of a scene
-with a margin, so that it has exactly one right answer or honestly none.
+A `Meaning` ("among the animals, the one nearest to the clock") is resolved against the things of a
+scene with a margin, so that it has exactly one right answer or honestly none.
 """
 
 import math
@@ -21,7 +21,8 @@ _SIZE_MARGIN, _DISTANCE_MARGIN = 1.4, 1.3  # ratios between the best and the nex
 
 @dataclass(frozen=True)
 class Filter:
-    """Which things are meant; None leaves a property open. `use` only changes the wording: the kind is asked by use."""
+    """Which things are meant; None leaves a property open. `use` only changes the wording: the kind
+    is asked by use."""
 
     kind: str | None = None
     colour: str | None = None
@@ -40,7 +41,8 @@ class Filter:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an instruction asks for: one of `among`, singled out by a relation to one anchor or by an extreme."""
+    """What an instruction asks for: one of `among`, singled out by a relation to one anchor or by
+    an extreme."""
 
     family: str
     among: Filter
@@ -54,9 +56,10 @@ class Ambiguous(Exception):
 
 
 def resolve(meaning: Meaning, things: tuple[Thing, ...]) -> int | None:
-    """The index of the one right thing, None where nothing fits; raises `Ambiguous` where a person could argue."""
+    """The index of the one right thing, None where nothing fits; raises `Ambiguous` where a person
+    could argue."""
     candidates = [i for i, t in enumerate(things) if meaning.among.fits(t)]
-    if meaning.anchor is not None:
+    if meaning.anchor is not None and meaning.relation is not None:
         anchor = _only([i for i, t in enumerate(things) if meaning.anchor.fits(t)])
         if anchor is None:
             return None
@@ -84,9 +87,11 @@ def _related(
             raise Ambiguous
         return [i for _, i in order[:1]]
     ahead = {
-        "left of": lambda x, y: ax - x, "right of": lambda x, y: x - ax,
-        "above": lambda x, y: ay - y, "below": lambda x, y: y - ay,
-    }[relation]  # fmt: skip
+        "left of": lambda x, y: ax - x,
+        "right of": lambda x, y: x - ax,
+        "above": lambda x, y: ay - y,
+        "below": lambda x, y: y - ay,
+    }[relation]
     distances = {i: ahead(*centres[i]) for i in candidates}
     if any(_BARELY < d < _CLEARLY for d in distances.values()):
         raise Ambiguous
@@ -97,10 +102,13 @@ def _extreme(extreme: str, candidates: list[int], things: tuple[Thing, ...]) -> 
     if len(candidates) < 2:
         raise Ambiguous
     score = {
-        "largest": lambda t: math.log(t.area), "smallest": lambda t: -math.log(t.area),
-        "leftmost": lambda t: -t.centre[0], "rightmost": lambda t: t.centre[0],
-        "topmost": lambda t: -t.centre[1], "lowest": lambda t: t.centre[1],
-    }[extreme]  # fmt: skip
+        "largest": lambda t: math.log(t.area),
+        "smallest": lambda t: -math.log(t.area),
+        "leftmost": lambda t: -t.centre[0],
+        "rightmost": lambda t: t.centre[0],
+        "topmost": lambda t: -t.centre[1],
+        "lowest": lambda t: t.centre[1],
+    }[extreme]
     second, first = sorted(candidates, key=lambda i: score(things[i]))[-2:]
     margin = math.log(_SIZE_MARGIN) if extreme in ("largest", "smallest") else _CLEARLY
     if score(things[first]) - score(things[second]) < margin:
@@ -168,9 +176,11 @@ def _group(things: tuple[Thing, ...], rng: random.Random) -> Filter:
 
 
 def missing(scene: Scene, rng: random.Random) -> Meaning:
-    """A meaning that nothing here fits: the kind, the pair, the category, the use or the anchor is not there.
+    """A meaning that nothing here fits: the kind, the pair, the category, the use or the anchor is
+    not there.
 
-    Unseen pairs are asked for in the test split alone: a pair that is only ever asked for in vain is learnt as absent.
+    Unseen pairs are asked for in the test split alone: a pair that is only ever asked for in vain
+    is learnt as absent.
     """
     things = scene.things
 

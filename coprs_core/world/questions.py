@@ -1,4 +1,5 @@
-"""Instructions about scenes, each with its meaning, the right thing, and the reply that it deserves."""
+"""Instructions about scenes, each with its meaning, the right thing, and the reply that it
+deserves."""
 
 import random
 from collections.abc import Iterator
@@ -19,14 +20,23 @@ FAMILIES = (
     "two steps",
     "nothing there",
 )
-FAMILY_WEIGHTS = {"name": 1.0, "colour": 1.0, "category": 0.8, "use": 1.6, "relation": 1.5, "extreme": 1.5,
-                   "exclusion": 0.9, "two steps": 1.3}  # fmt: skip
+FAMILY_WEIGHTS = {
+    "name": 1.0,
+    "colour": 1.0,
+    "category": 0.8,
+    "use": 1.6,
+    "relation": 1.5,
+    "extreme": 1.5,
+    "exclusion": 0.9,
+    "two steps": 1.3,
+}
 UNSEEN_WORDING_SHARE, NOTHING_SHARE = 0.3, 0.12
 
 
 @dataclass(frozen=True)
 class Question:
-    """An instruction about a scene, its meaning, the index of the right thing (None: nothing fits) and the reply."""
+    """An instruction about a scene, its meaning, the index of the right thing (None: nothing fits)
+    and the reply."""
 
     family: str
     instruction: str
@@ -43,8 +53,8 @@ def ask(
     weights: dict[str, float] = FAMILY_WEIGHTS,
     nothing: float = NOTHING_SHARE,
 ) -> Question:
-    """A random question about a scene: of the given family, or of any that the scene allows, by their `weights`; with
-    probability `nothing` one that nothing in the scene fits."""
+    """A random question about a scene: of the given family, or of any that the scene allows, by
+    their `weights`; with probability `nothing` one that nothing in the scene fits."""
     if family is None and rng.random() < nothing:
         family = "nothing there"
     if family == "nothing there":
@@ -53,8 +63,10 @@ def ask(
     for name in families:
         for _ in range(8):
             meaning = propose(name, scene.things, rng)
+            if meaning is None:
+                continue
             try:
-                target = None if meaning is None else resolve(meaning, scene.things)
+                target = resolve(meaning, scene.things)
             except Ambiguous:
                 continue
             if target is not None:
@@ -65,7 +77,8 @@ def ask(
 
 
 def examples(split: str, seed: int, count: int) -> Iterator[tuple[Scene, Question]]:
-    """`count` scenes of a split from `seed` on, each with one question; the same arguments give the same examples."""
+    """`count` scenes of a split from `seed` on, each with one question; the same arguments give the
+    same examples."""
     for i in range(seed, seed + count):
         scene = draw_scene(i, split)
         yield scene, ask(scene, random.Random(f"coprs question {split} {i}"))

@@ -1,7 +1,8 @@
-"""Picture-book scenes: the world that the miniature learns from, drawn by our own code and deterministic by seed.
+"""Picture-book scenes: the world that the miniature learns from, drawn by our own code and
+deterministic by seed.
 
-A scene is a 256×256 picture of one to seven things on a plain, graded or textured ground. The masks are exact: the
-visible pixels of each thing, taken from the same polygons as the colours.
+A scene is a 256×256 picture of one to seven things on a plain, graded or textured ground. The masks
+are exact: the visible pixels of each thing, taken from the same polygons as the colours.
 """
 
 import math
@@ -24,12 +25,19 @@ UNSEEN_PAIRS = frozenset(
 )
 """Kind-and-colour pairs that only the test split draws."""
 PLACES = (
-    "at the top left", "at the top", "at the top right",
-    "on the left", "in the middle", "on the right",
-    "at the bottom left", "at the bottom", "at the bottom right",
-)  # fmt: skip
+    "at the top left",
+    "at the top",
+    "at the top right",
+    "on the left",
+    "in the middle",
+    "on the right",
+    "at the bottom left",
+    "at the bottom",
+    "at the bottom right",
+)
 
 _OVERSAMPLING = 2
+_CANVAS_SIZE = (SIDE * _OVERSAMPLING, SIDE * _OVERSAMPLING)
 _LARGEST_RADIUS = {
     1: 0.36,
     2: 0.32,
@@ -45,8 +53,8 @@ _LARGEST_RADIUS = {
 class Thing:
     """One thing of a scene, as far as it is visible.
 
-    `centre` (x, y) and `box` (x0, y0, x1, y1; the last exclusive) are pixels of the 256×256 picture, `area` is a
-    number of pixels. The centre is that of the box.
+    `centre` (x, y) and `box` (x0, y0, x1, y1; the last exclusive) are pixels of the 256×256
+    picture, `area` is a number of pixels. The centre is that of the box.
     """
 
     kind: str
@@ -72,9 +80,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """`image` uint8 [256, 256, 3]; `owner` uint8 [256, 256], 0 for the ground, i + 1 where things[i] is visible."""
+    """`image` uint8 [256, 256, 3]; `owner` uint8 [256, 256], 0 for the ground, i + 1 where
+    things[i] is visible."""
 
-    seed: int
+    seed: int | str
     split: str
     image: np.ndarray
     owner: np.ndarray
@@ -105,10 +114,12 @@ class _Placed:
             yield points @ turn + (self.x, self.y), shade
 
 
-def draw_scene(seed: int, split: str = "train", with_image: bool = True) -> Scene:
-    """The scene of a seed; the same seed and split always give the same scene, and no two splits share one.
+def draw_scene(seed: int | str, split: str = "train", with_image: bool = True) -> Scene:
+    """The scene of a seed; the same seed and split always give the same scene, and no two splits
+    share one.
 
-    `with_image=False` leaves `image` empty ([0, 0, 3]) and is three times as fast; `owner` and `things` are the same.
+    `with_image=False` leaves `image` empty ([0, 0, 3]) and is three times as fast; `owner` and
+    `things` are the same.
     """
     rng = random.Random(f"coprs scene {split} {seed}")
     while True:
@@ -146,7 +157,8 @@ def _place_things(rng: random.Random, split: str) -> list[_Placed]:
 
 
 def _choose_thing(rng: random.Random, split: str, placed: list[_Placed], count: int) -> _Placed:
-    """A thing that often repeats the kind, the category or the colour of one already there: questions need rivals."""
+    """A thing that often repeats the kind, the category or the colour of one already there:
+    questions need rivals."""
     kind, colour, echo = rng.choice(KINDS), rng.choice(list(COLOURS)), rng.random()
     if placed and echo < 0.2:
         kind = rng.choice(placed).kind
@@ -167,7 +179,7 @@ def _choose_thing(rng: random.Random, split: str, placed: list[_Placed], count: 
 
 
 def _draw_owner(placed: list[_Placed]) -> np.ndarray:
-    canvas = Image.new("L", (SIDE * _OVERSAMPLING,) * 2)
+    canvas = Image.new("L", _CANVAS_SIZE)
     pen = ImageDraw.Draw(canvas)
     for i, thing in enumerate(placed):
         for points, _ in thing.polygons():
@@ -176,7 +188,8 @@ def _draw_owner(placed: list[_Placed]) -> np.ndarray:
 
 
 def _visible_things(placed: list[_Placed], owner: np.ndarray) -> list[Thing] | None:
-    """What can be seen of each thing, or None where a thing is too small, too hidden or its place is a toss-up."""
+    """What can be seen of each thing, or None where a thing is too small, too hidden or its place
+    is a toss-up."""
     things: list[Thing] = []
     for i, p in enumerate(placed):
         visible = owner == i + 1
@@ -215,12 +228,11 @@ def _in_reading_order(
 
 
 def _draw_image(rng: random.Random, placed: list[_Placed]) -> np.ndarray:
-    canvas = Image.fromarray(_ground(rng)).resize(
-        (SIDE * _OVERSAMPLING,) * 2, Image.Resampling.NEAREST
-    )
+    canvas = Image.fromarray(_ground(rng)).resize(_CANVAS_SIZE, Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     for thing in placed:
-        own = tuple(min(255, max(0, v + rng.randint(-14, 14))) for v in COLOURS[thing.colour])
+        red, green, blue = (v + rng.randint(-14, 14) for v in COLOURS[thing.colour])
+        own = _clipped(red), _clipped(green), _clipped(blue)
         for points, shade in thing.polygons():
             pen.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=shaded(own, shade))
     image = np.asarray(canvas.reduce(_OVERSAMPLING))
@@ -233,8 +245,13 @@ def _draw_image(rng: random.Random, placed: list[_Placed]) -> np.ndarray:
     return np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)
 
 
+def _clipped(value: int) -> int:
+    return min(255, max(0, value))
+
+
 def _ground(rng: random.Random) -> np.ndarray:
-    """A ground of little colour, uint8 [256, 256, 3]: flat, graded, striped, dotted, checked or blotched."""
+    """A ground of little colour, uint8 [256, 256, 3]: flat, graded, striped, dotted, checked or
+    blotched."""
     level = rng.uniform(165, 245) if rng.random() < 0.8 else rng.uniform(50, 100)
     first = np.array([level + rng.uniform(-16, 16) for _ in range(3)])
     second = np.clip(

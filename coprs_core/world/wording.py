@@ -1,4 +1,5 @@
-"""Meanings in words, the way people type; and the replies that they deserve, thought through in words."""
+"""Meanings in words, the way people type; and the replies that they deserve, thought through in
+words."""
 
 import random
 import re
@@ -8,54 +9,125 @@ from coprs_core.world.meanings import Filter, Meaning
 from coprs_core.world.scenes import PLACES, Thing
 
 _CATEGORY_WORDS = {  # singular, plural
-    "animal": ("animal", "animals"), "vehicle": ("vehicle", "vehicles"), "food": ("food", "foods"),
-    "fruit": ("fruit", "fruits"), "tool": ("tool", "tools"), "furniture": ("piece of furniture", "pieces of furniture"),
-    "plant": ("plant", "plants"), "clothing": ("piece of clothing", "pieces of clothing"),
+    "animal": ("animal", "animals"),
+    "vehicle": ("vehicle", "vehicles"),
+    "food": ("food", "foods"),
+    "fruit": ("fruit", "fruits"),
+    "tool": ("tool", "tools"),
+    "furniture": ("piece of furniture", "pieces of furniture"),
+    "plant": ("plant", "plants"),
+    "clothing": ("piece of clothing", "pieces of clothing"),
     "sky": ("thing of the sky", "things of the sky"),
-}  # fmt: skip
+}
 _EXTREME_WORDS = {
-    "largest": ("largest", "biggest"), "smallest": ("smallest", "tiniest"), "leftmost": ("leftmost", "furthest left"),
-    "rightmost": ("rightmost", "furthest right"), "topmost": ("topmost", "highest"), "lowest": ("lowest", "bottommost"),
-}  # fmt: skip
+    "largest": ("largest", "biggest"),
+    "smallest": ("smallest", "tiniest"),
+    "leftmost": ("leftmost", "furthest left"),
+    "rightmost": ("rightmost", "furthest right"),
+    "topmost": ("topmost", "highest"),
+    "lowest": ("lowest", "bottommost"),
+}
 _RELATION_WORDS = {
-    "left of": ("left of", "to the left of"), "right of": ("right of", "to the right of"), "above": ("above", "over"),
-    "below": ("below", "under"), "nearest to": ("nearest to", "closest to"),
-}  # fmt: skip
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+    "nearest to": ("nearest to", "closest to"),
+}
 
 # Whole wordings. `{x}` is what is asked for. The last ones are for the test split alone.
 _FRAMES = (
-    "{x}", "{x}", "{x}", "{x}", "{x}", "{x}", "{x}", "{x}", "find {x}", "segment {x}", "please segment {x}", "show me {x}",
-    "where is {x}?", "can you find {x}?", "i am looking for {x}", "select {x} please", "point to {x}", "highlight {x}",
-    "please find {x}", "find {x} for me", "could you find {x}?", "could you show me {x} please?", "tell me where {x} is",
-    "can you show me where {x} is?", "i need {x}", "i would like to see {x}", "look for {x} and select it", "pick {x}",
-    "please highlight {x}", "highlight {x} for me", "cut out {x}", "give me {x}", "which one is {x}?", "outline {x}",
-    "draw around {x}", "find {x} in this picture", "where can i see {x}?", "do you see {x}?", "select and highlight {x}",
-    "let us find {x}", "help me find {x}", "hi, where is {x}?", "what about {x}?", "now {x}", "ok show {x}", "search for {x}",
-)  # fmt: skip
+    "{x}",
+    "{x}",
+    "{x}",
+    "{x}",
+    "{x}",
+    "{x}",
+    "{x}",
+    "{x}",
+    "find {x}",
+    "segment {x}",
+    "please segment {x}",
+    "show me {x}",
+    "where is {x}?",
+    "can you find {x}?",
+    "i am looking for {x}",
+    "select {x} please",
+    "point to {x}",
+    "highlight {x}",
+    "please find {x}",
+    "find {x} for me",
+    "could you find {x}?",
+    "could you show me {x} please?",
+    "tell me where {x} is",
+    "can you show me where {x} is?",
+    "i need {x}",
+    "i would like to see {x}",
+    "look for {x} and select it",
+    "pick {x}",
+    "please highlight {x}",
+    "highlight {x} for me",
+    "cut out {x}",
+    "give me {x}",
+    "which one is {x}?",
+    "outline {x}",
+    "draw around {x}",
+    "find {x} in this picture",
+    "where can i see {x}?",
+    "do you see {x}?",
+    "select and highlight {x}",
+    "let us find {x}",
+    "help me find {x}",
+    "hi, where is {x}?",
+    "what about {x}?",
+    "now {x}",
+    "ok show {x}",
+    "search for {x}",
+)
 _UNSEEN_FRAMES = (
     "could you mark {x} for me?",
     "please show me where {x} is",
     "i want {x}",
     "find and highlight {x}",
 )
-# Ways to say what is asked for, by family. Filled with the parts of a Meaning. The last ones are for the test split.
+# Ways to say what is asked for, by family, filled with the parts of a `Meaning`; then those for the
+# test split alone.
 _PHRASES = {
     "name": ("the {noun}", "{a_noun}", "the {noun} in the picture"),
     "colour": ("the {noun}", "{a_noun}", "the {noun} in the picture"),
     "category": ("the {noun}", "{a_noun}", "the {noun} in the picture"),
     "use": ("the thing that {use}", "what {use}", "something that {use}"),
-    "relation": ("the {noun} {relation} {anchor}", "what is {relation} {anchor}", "the {noun} that is {relation} {anchor}"),
-    "extreme": ("the {extreme} {noun}", "the {noun} that is {extreme}", "the {extreme} {noun} in the picture"),
-    "exclusion": ("the {noun} that is not {colour}", "the {noun} which is not {colour}", "the not {colour} {noun}"),
-    "two steps": ("the {noun} {relation} {anchor}", "the {noun} that is {relation} {anchor}",
-                  "the {noun} which is {relation} {anchor}"),
-}  # fmt: skip
+    "relation": (
+        "the {noun} {relation} {anchor}",
+        "what is {relation} {anchor}",
+        "the {noun} that is {relation} {anchor}",
+    ),
+    "extreme": (
+        "the {extreme} {noun}",
+        "the {noun} that is {extreme}",
+        "the {extreme} {noun} in the picture",
+    ),
+    "exclusion": (
+        "the {noun} that is not {colour}",
+        "the {noun} which is not {colour}",
+        "the not {colour} {noun}",
+    ),
+    "two steps": (
+        "the {noun} {relation} {anchor}",
+        "the {noun} that is {relation} {anchor}",
+        "the {noun} which is {relation} {anchor}",
+    ),
+}
 _UNSEEN_PHRASES = {
-    "name": ("the thing that is {a_noun}",), "colour": ("the {kind} that is {colour}",),
-    "category": ("the thing that is {a_noun}",), "use": ("the one that {use}",),
-    "relation": ("the {noun} which is {relation} {anchor}",), "extreme": ("the {noun} which is {extreme}",),
-    "exclusion": ("{a_noun} that is not {colour}",), "two steps": ("{a_noun} {relation} {anchor}",),
-}  # fmt: skip
+    "name": ("the thing that is {a_noun}",),
+    "colour": ("the {kind} that is {colour}",),
+    "category": ("the thing that is {a_noun}",),
+    "use": ("the one that {use}",),
+    "relation": ("the {noun} which is {relation} {anchor}",),
+    "extreme": ("the {noun} which is {extreme}",),
+    "exclusion": ("{a_noun} that is not {colour}",),
+    "two steps": ("{a_noun} {relation} {anchor}",),
+}
 TYPO_SHARE = 0.1
 
 
@@ -71,16 +143,25 @@ def instruction_of(meaning: Meaning, rng: random.Random, unseen: bool) -> str:
     if "{kind}" in phrase and group.kind is None:
         phrase = "the thing that is {colour}"
     asked = phrase.format(
-        noun=_noun(group), a_noun=_a(_noun(group)), kind=group.kind, colour=group.not_colour or group.colour,
-        use=group.use, extreme=rng.choice(_EXTREME_WORDS[meaning.extreme]) if meaning.extreme else "",
+        noun=_noun(group),
+        a_noun=_a(_noun(group)),
+        kind=group.kind,
+        colour=group.not_colour or group.colour,
+        use=group.use,
+        extreme=rng.choice(_EXTREME_WORDS[meaning.extreme]) if meaning.extreme else "",
         relation=rng.choice(_RELATION_WORDS[meaning.relation]) if meaning.relation else "",
-        anchor="" if anchor is None else _use_phrase(anchor.use, rng) if anchor.use else f"the {_noun(anchor)}",
-    )  # fmt: skip
+        anchor=""
+        if anchor is None
+        else _use_phrase(anchor.use, rng)
+        if anchor.use
+        else f"the {_noun(anchor)}",
+    )
     return frame.format(x=asked)
 
 
 def as_typed(text: str, rng: random.Random) -> str:
-    """Lower case, a capital, capitals; with or without a full stop; in one of ten a slip of the fingers."""
+    """Lower case, a capital, capitals; with or without a full stop; in one of ten a slip of the
+    fingers."""
     words = text.split(" ")
     long_words = [i for i, w in enumerate(words) if len(w) >= 5 and w.isalpha()]
     if long_words and rng.random() < TYPO_SHARE:
@@ -101,7 +182,7 @@ def _slip(word: str, rng: random.Random) -> str:
     return word[:i] + rng.choice((swapped, dropped, doubled)) + word[i + 2 :]
 
 
-# ---------------------------------------------------------------------------------------------------------- replies
+# --- replies
 
 
 def _a(words: str) -> str:
@@ -123,7 +204,8 @@ def _use_phrase(use: str, rng: random.Random) -> str:
 
 
 def reply_to(meaning: Meaning, target: int | None, things: tuple[Thing, ...]) -> str:
-    """The target reply: what is seen and where, what is asked, which one it is and why; then the focus token or none."""
+    """The target reply: what is seen and where, what is asked, which one it is and why; then the
+    focus token or none."""
     seen = _listed([f"{t.place} {_a(t.colour)} {t.kind}" for t in things])
     sentences = [f"I see {seen}.", f"You ask for {_asked(meaning)}."]
     if target is None:
@@ -137,7 +219,8 @@ def reply_to(meaning: Meaning, target: int | None, things: tuple[Thing, ...]) ->
 
 
 def conclusion_of(reasoning: str) -> tuple[str, str] | None:
-    """(kind, colour) that a thought in the form of `reply_to` ends with; None where it names no thing."""
+    """(kind, colour) that a thought in the form of `reply_to` ends with; None where it names no
+    thing."""
     found = re.search(
         rf"the (\w+) (?:{'|'.join(sorted(PLACES, key=len, reverse=True))}), the (\w+) one\.?\s*$",
         reasoning,

@@ -1,4 +1,5 @@
-"""Build an untrained miniature: tokenizer and processor from our own text, Qwen2.5-VL and SAM at the recipe's sizes."""
+"""Build an untrained miniature: tokenizer and processor from our own text, Qwen2.5-VL and SAM at
+the recipe's sizes."""
 
 import random
 import re
@@ -25,15 +26,25 @@ from coprs_core.world.questions import ask
 from coprs_core.world.scenes import PLACES, draw_scene
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>", "<think>", "</think>", FOCUS_TOKEN,
-)  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<think>",
+    "</think>",
+    FOCUS_TOKEN,
+)
 _SET_PHRASES = (*PLACES, "You ask for", "It could be", "There is no", "something by its use")
 """Phrases of the replies that may become one token: half the steps for the same words."""
 
 
 def build_tokenizer(recipe: Recipe, scenes: int = 3000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on instructions and replies about the first `scenes` training scenes."""
+    """A byte-level BPE trained on instructions and replies about the first `scenes` training
+    scenes."""
     phrases = "|".join(
         " " + re.escape(p).replace(r"\ ", " ") for p in sorted(_SET_PHRASES, key=len, reverse=True)
     )
@@ -113,6 +124,10 @@ def build_miniature(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: in
 
 def _mllm_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """Qwen2.5-VL's own config at the recipe's sizes."""
+
+    def token_id(token: str) -> int:
+        return tokenizer.vocab[token]
+
     head_width = recipe.llm["hidden_size"] // recipe.llm["num_attention_heads"]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1] * (head_width // 2)}
     text_config = {
@@ -137,8 +152,8 @@ def _mllm_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_
         text_config=text_config,
         vision_config=vision_config,
         tie_word_embeddings=True,
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
     )

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +22,14 @@ PREFIX_END = "<|vision_end|>"
 
 @dataclass
 class Packed:
-    """K questions about each of B scenes in one row: the image prefix once, then a branch for every question.
+    """K questions about each of B scenes in one row: the image prefix once, then a branch for every
+    question.
 
-    A branch sees the prefix and itself. `ids` int [B, L]; `branch` int [B, L], −1 in the prefix, −2 in the padding;
-    `offset` int [B, L], where a token would stand if its question stood alone; `labels` [B, L], −100 where nothing is learnt;
-    `weights` [B, L]. `focus` int [M, 2] are (row, column) of focus tokens, `focus_things` the things they mean;
-    `listed` int [N, 2] are the kind words of the lists, `listed_things` likewise.
+    A branch sees the prefix and itself. `ids` int [B, L]; `branch` int [B, L], −1 in the prefix, −2
+    in the padding; `offset` int [B, L], where a token would stand if its question stood alone;
+    `labels` [B, L], −100 where nothing is learnt; `weights` [B, L]. `focus` int [M, 2] are (row,
+    column) of focus tokens, `focus_things` the things they mean; `listed` int [N, 2] are the kind
+    words of the lists, `listed_things` likewise.
     """
 
     ids: Tensor
@@ -48,16 +51,26 @@ class Packed:
 
 @dataclass
 class Batch:
+    """Scenes as tensors; each stage fills what it needs.
+
+    Attributes:
+        scenes: B scenes.
+        image: uint8 [B, 3, 256, 256].
+        pixel_values: float32 [B·patches, values], for the vision tower.
+        tower_cells: float32 [B, tokens, 64]; `encoder_cells`: float32 [B, grid², 64].
+        packed: the questions about every scene, a `Packed`.
+        targets: (row of the batch, thing to segment).
+        masks: float32 [M, 1, prior side, prior side] in [0, 1], of `targets`.
+    """
+
     scenes: list[Scene]
-    image: Tensor | None = None  # uint8 [B, 3, 256, 256]
-    pixel_values: Tensor | None = None  # float32 [B·patches, values], for the vision tower
-    tower_cells: Tensor | None = None  # float32 [B, tokens, 64]
-    encoder_cells: Tensor | None = None  # float32 [B, grid², 64]
-    packed: Packed | None = None
-    targets: list[tuple[int, Thing]] = field(
-        default_factory=list
-    )  # (row of the batch, thing to segment)
-    masks: Tensor | None = None  # float32 [M, 1, prior side, prior side] in [0, 1], of `targets`
+    image: Any = None
+    pixel_values: Any = None
+    tower_cells: Any = None
+    encoder_cells: Any = None
+    packed: Any = None
+    targets: list[tuple[int, Thing]] = field(default_factory=list)
+    masks: Any = None
 
 
 class SceneData(torch.utils.data.Dataset):
@@ -66,8 +79,8 @@ class SceneData(torch.utils.data.Dataset):
     def __init__(self, recipe: Recipe, stage: Stage):
         self.recipe, self.stage = recipe, stage
 
-    def __getitem__(self, i: int) -> tuple[Scene, list[Question]]:
-        seed = f"{self.stage.name} {i}"
+    def __getitem__(self, index: int) -> tuple[Scene, list[Question]]:
+        seed = f"{self.stage.name} {index}"
         scene = draw_scene(seed, with_image=self.stage.name != "language")
         rng = random.Random(f"questions {seed}")
         return scene, [
@@ -126,18 +139,16 @@ def batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
-    """The stage's batches from step `start` on, the same whatever the number of workers; of `world` processes each one
-    takes every `world`-th batch."""
-    rows = [
-        range((step * world + rank) * stage.scenes, (step * world + rank + 1) * stage.scenes)
-        for step in range(start, stage.steps)
-    ]
+    """The stage's batches from step `start` on, the same whatever the number of workers.
+
+    Of `world` processes each one takes every `world`-th batch.
+    """
+    count = stage.scenes
+    numbers = (step * world + rank for step in range(start, stage.steps))
+    rows = [list(range(n * count, (n + 1) * count)) for n in numbers]
     collate = Collator(recipe, stage, tokenizer, image_processor)
-    return iter(
-        DataLoader(
-            SceneData(recipe, stage), batch_sampler=rows, collate_fn=collate, num_workers=workers
-        )
-    )
+    scenes = SceneData(recipe, stage)
+    return iter(DataLoader(scenes, batch_sampler=rows, collate_fn=collate, num_workers=workers))
 
 
 def _cells(scenes: list[Scene], grid: int, least: float) -> Tensor:
@@ -239,13 +250,26 @@ def _branch(
     focus_id = tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
     found = question.target is not None
     return _Branch(
-        prompt[:cut], ids, start, weights, listed, list(scene.things),
-        ids.index(focus_id) if found else None, scene.things[question.target] if found else None,
-    )  # fmt: skip
+        prompt[:cut],
+        ids,
+        start,
+        weights,
+        listed,
+        list(scene.things),
+        ids.index(focus_id) if found else None,
+        scene.things[question.target] if found else None,
+    )
+
+
+_SECTIONS = re.compile(r"(<think>I see .*?\.)( You ask for .*?\.)( .*)(</think>.*)")
 
 
 def reply_sections(reply: str) -> list[str]:
-    """A target reply in four: what is seen; what is asked; which one it is; the answer. Joined they are the reply."""
-    return list(
-        re.fullmatch(r"(<think>I see .*?\.)( You ask for .*?\.)( .*)(</think>.*)", reply).groups()
-    )
+    """A target reply in four: what is seen; what is asked; which one it is; the answer.
+
+    Joined they are the reply. Raises `ValueError` for any other reply.
+    """
+    sections = _SECTIONS.fullmatch(reply)
+    if sections is None:
+        raise ValueError(f"not a target reply: {reply!r}")
+    return list(sections.groups())

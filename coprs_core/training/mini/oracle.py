@@ -1,7 +1,9 @@
-"""Training-only scaffolding: a fixed code for what a thing is, so that the boxes can learn apart and then be joined.
+"""Training-only scaffolding: a fixed code for what a thing is, so that the boxes can learn apart
+and then be joined.
 
-Kind, colour, centre and size of a thing become a feature vector; two fixed orthonormal frames carry it into the
-language model's width, one for visual tokens, one for focus queries. Nothing of this is in the shipped model.
+Kind, colour, centre and size of a thing become a feature vector; two fixed orthonormal frames carry
+it into the language model's width, one for visual tokens, one for focus queries. Nothing of this is
+in the shipped model.
 """
 
 import math
@@ -30,7 +32,8 @@ IMAGE_SCALE, QUERY_SCALE = 0.6, 4.0
 
 
 def thing_features(thing: Thing) -> Tensor:
-    """float32 [62]: one-hot kind and colour, radial bases of the centre's x and y and of the log area."""
+    """float32 [62]: one-hot kind and colour, radial bases of the centre's x and y and of the log
+    area."""
     f = torch.zeros(THING_FEATURES)
     f[KINDS.index(thing.kind)] = 1
     f[COLOUR.start + _COLOUR_NAMES.index(thing.colour)] = 1
@@ -43,7 +46,8 @@ def thing_features(thing: Thing) -> Tensor:
 
 
 def cell_features(owner: Tensor, things: tuple[Thing, ...], grid: int, least: float) -> Tensor:
-    """float32 [grid², 64]: each cell tells of the thing that covers most of it, if that is at least a share `least`.
+    """float32 [grid², 64]: each cell tells of the thing that covers most of it, if that is at least
+    a share `least`.
 
     `owner` is the scene's uint8 [256, 256].
     """
@@ -61,7 +65,8 @@ def cell_features(owner: Tensor, things: tuple[Thing, ...], grid: int, least: fl
 
 
 def frames(width: int) -> tuple[Tensor, Tensor]:
-    """The image frame [width, 64] and the query frame [width, 62]: fixed, with orthogonal columns."""
+    """The image frame [width, 64] and the query frame [width, 62]: fixed, with orthogonal
+    columns."""
 
     def orthonormal(seed: int) -> Tensor:
         return torch.linalg.qr(
@@ -74,7 +79,8 @@ def frames(width: int) -> tuple[Tensor, Tensor]:
 
 
 def cell_losses(cells: Tensor, target: Tensor, image_frame: Tensor) -> tuple[Tensor, Tensor]:
-    """How far visual tokens [B, N, D] are from the code of their cells [B, N, 64]: squared error, cross-entropy.
+    """How far visual tokens [B, N, D] are from the code of their cells [B, N, 64]: squared error,
+    cross-entropy.
 
     Ground cells count 0.15 each: most of a picture is ground.
     """
@@ -86,7 +92,8 @@ def cell_losses(cells: Tensor, target: Tensor, image_frame: Tensor) -> tuple[Ten
 
 
 def class_loss(read: Tensor, target: Tensor, sharpness: float = 8.0) -> Tensor:
-    """Cross-entropy of kind and colour on the cells [N, 64] that hold a thing, read as logits `sharpness` × feature."""
+    """Cross-entropy of kind and colour on the cells [N, 64] that hold a thing, read as logits
+    `sharpness` × feature."""
     held = target[:, GROUND] < 0.5
     if not held.any():
         return read.sum() * 0

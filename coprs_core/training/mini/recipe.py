@@ -1,4 +1,5 @@
-"""The miniature's recipe: sizes and stages. `python -m coprs_core train mini` runs it from nothing."""
+"""The miniature's recipe: sizes and stages. `python -m coprs_core train mini` runs it from
+nothing."""
 
 from dataclasses import dataclass, field
 
@@ -16,8 +17,9 @@ PROMPT_TEMPLATE = (
 class Stage:
     """One stage of the run: `steps` of `scenes` scenes each, `questions` about every scene.
 
-    `rate` is Muon's peak learning rate for hidden matrices, `adam_rate` AdamW's for the rest; both rise
-    over the first 2 % of the steps, hold until `hold` of them and fall to nothing along a cosine.
+    `rate` is Muon's peak learning rate for hidden matrices, `adam_rate` AdamW's for the rest; both
+    rise over the first 2 % of the steps, hold until `hold` of them and fall to nothing along a
+    cosine.
     """
 
     name: str
@@ -36,15 +38,15 @@ class Recipe:
     Attributes:
         vision, decoder: sizes of SAM's parts; `prior_heads`, `prior_width`: of the query head.
         llm, tower: sizes of the language model and of its vision tower, as in its config.
-        mllm_side: photos reach the tower with an area of so many pixels squared; 280 makes a grid of
-            10×10 visual tokens for a square.
+        mllm_side: photos reach the tower with an area of so many pixels squared; 280 makes a grid
+            of 10×10 visual tokens for a square.
         vocabulary: tokens; `max_new_tokens`: bound of a reply.
         family_weights: how often training asks what; spatial choices more often than the test does,
             for they are learnt last.
         nothing_share: how often training asks in vain; half as often as the test, for the miniature
             says "nothing" too readily.
-        list_weight, request_weight, decision_weight: of a reply's tokens in the language loss: what is
-            seen, what is asked, which one it is.
+        list_weight, request_weight, decision_weight: of a reply's tokens in the language loss: what
+            is seen, what is asked, which one it is.
         stages: in order; those before "joint" do not need each other.
     """
 

@@ -1,10 +1,12 @@
-"""The run: stage after stage, each with progress, checkpoints and resume; at the end an ordinary checkpoint folder."""
+"""The run: stage after stage, each with progress, checkpoints and resume; at the end an ordinary
+checkpoint folder."""
 
 import json
 import math
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,24 +52,31 @@ def optimizers(parts: dict[str, nn.Module], stage: Stage) -> list[torch.optim.Op
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=stage.rate, weight_decay=0.03, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(
-            [{"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.03},
-             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}],
-            lr=stage.adam_rate, betas=(0.9, 0.98),
+        torch.optim.Muon(
+            matrices,
+            lr=stage.rate,
+            weight_decay=0.03,
+            momentum=0.95,
+            adjust_lr_fn="match_rms_adamw",
         ),
-    ]  # fmt: skip
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.03},
+                {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+            ],
+            lr=stage.adam_rate,
+            betas=(0.9, 0.98),
+        ),
+    ]
 
 
 def rate_factor(step: int, stage: Stage) -> float:
-    """The learning rate at a step as a share of its peak: a short rise, a plateau, a cosine to nothing."""
+    """The learning rate at a step as a share of its peak: a short rise, a plateau, a cosine to
+    nothing."""
     done = step / stage.steps
-    rise = min(1.0, done / 0.02 + 0.02)
-    return (
-        rise
-        if done < stage.hold
-        else 0.5 * (1 + math.cos(math.pi * (done - stage.hold) / (1 - stage.hold)))
-    )
+    if done < stage.hold:
+        return min(1.0, done / 0.02 + 0.02)
+    return 0.5 * (1 + math.cos(math.pi * (done - stage.hold) / (1 - stage.hold)))
 
 
 def train_miniature(
@@ -78,15 +87,18 @@ def train_miniature(
     only: str | None = None,
     threads: int | None = None,
 ) -> None:
-    """Run every stage of a recipe that is left, or `only` one, and write the finished model to `folder/checkpoint`.
+    """Run every stage of a recipe that is left, or `only` one, and write the finished model to
+    `folder/checkpoint`.
 
-    The stages before "joint" do not need each other: they may run side by side, each as its own process with `only`.
-    Under `torchrun` every process takes its share of the scenes and the gradients are averaged.
+    The stages before "joint" do not need each other: they may run side by side, each as its own
+    process with `only`. Under `torchrun` every process takes its share of the scenes and the
+    gradients are averaged.
     """
-    device = choose_device(device)
+    place = choose_device(device)
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        device = torch.device("cuda", dist.get_rank()) if device.type == "cuda" else device
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        if place.type == "cuda":
+            place = torch.device("cuda", dist.get_rank())
     rank, _ = _processes()
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
@@ -96,9 +108,9 @@ def train_miniature(
         build_tokenizer(recipe).save_pretrained(folder / "tokenizer")
     if dist.is_initialized():
         dist.barrier()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
     processor = build_processor(recipe, tokenizer)
-    scaffold = Scaffold(recipe, build_miniature(recipe, tokenizer)).to(device)
+    scaffold = Scaffold(recipe, build_miniature(recipe, tokenizer)).to(place)
     scaffold.model.mllm.set_attn_implementation("plain")
     for stage in recipe.stages:
         if only in (None, stage.name):
@@ -112,19 +124,17 @@ def train_miniature(
 
 
 def assemble(scaffold: Scaffold, folder: Path) -> None:
-    """Put the parts of the first three stages together, the query head blind to all but the oracle's query space."""
+    """Put the parts of the first three stages together, the query head blind to all but the
+    oracle's query space."""
     for stage in ("eyes", "focus", "language"):
-        if not (folder / f"{stage}.pt").exists():
-            raise CoPRSError(f"The joint stage needs {folder / stage}.pt: run stage {stage} first.")
-        saved = torch.load(folder / f"{stage}.pt", map_location=scaffold.device, weights_only=True)[
-            "parts"
-        ]
+        path = folder / f"{stage}.pt"
+        if not path.exists():
+            raise CoPRSError(f"The joint stage needs {path}: run stage {stage} first.")
+        saved = torch.load(path, map_location=scaffold.device, weights_only=True)["parts"]
         for name, module in scaffold.parts(stage).items():
             module.load_state_dict(saved[name])
-    frame, weight = (
-        scaffold.query_frame / oracle.QUERY_SCALE,
-        scaffold.model.prior.q_proj.weight.data,
-    )
+    frame = scaffold.query_frame / oracle.QUERY_SCALE
+    weight = scaffold.model.prior.q_proj.weight.data
     weight.copy_(weight @ frame @ frame.T)
 
 
@@ -137,7 +147,8 @@ def run_stage(
     workers: int,
     every: float = 180,
 ) -> None:
-    """Train one stage, going on from `folder/<stage>.pt` where it exists; write it every `every` seconds and at the end."""
+    """Train one stage, going on from `folder/<stage>.pt` where it exists; write it every `every`
+    seconds and at the end."""
     path, (rank, world) = folder / f"{stage.name}.pt", _processes()
     parts = scaffold.parts(stage.name)
     chosen = optimizers(parts, stage)

@@ -1,8 +1,9 @@
-"""What each stage of the miniature's training learns: from a batch to a loss and the figures worth watching.
+"""What each stage of the miniature's training learns: from a batch to a loss and the figures worth
+watching.
 
 `eyes`      the vision tower writes the oracle's code of every cell into its visual tokens
 `focus`     image encoder, prior and decoder find the thing that an oracle query describes
-`language`  the language model reads oracle tokens, thinks, and ends in an oracle query at the focus token
+`language`  the language model reads oracle tokens, thinks, and ends in an oracle query
 `joint`     the whole chain: language loss on the reply, segmentation loss on prior and mask
 """
 
@@ -21,7 +22,8 @@ from coprs_core.world.kinds import KINDS
 
 
 def _plain_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
-    """Attention as plain matrix products in bfloat16: on a CPU, 1.7 times as fast in training as the library's ways."""
+    """Attention as plain matrix products in bfloat16: on a CPU, 1.7 times as fast in training as
+    the library's ways."""
     scores = (query * scaling) @ key.transpose(-1, -2)
     scores = scores if attention_mask is None else scores + attention_mask
     with torch.autocast(query.device.type, enabled=False):
@@ -33,7 +35,11 @@ AttentionInterface.register("plain", _plain_attention)
 
 
 class Scaffold(nn.Module):
-    """The model in training with what only training needs: the oracle's frames and two read-out heads."""
+    """The model in training with what only training needs: the oracle's frames and two read-out
+    heads."""
+
+    image_frame: Tensor
+    query_frame: Tensor
 
     def __init__(self, recipe: Recipe, model: CoPRS):
         super().__init__()
@@ -145,7 +151,8 @@ class Scaffold(nn.Module):
         return loss, {"segmentation": loss.item()}
 
     def think(self, packed: Packed, visual: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
-        """Language loss on the replies; the focus embeddings [M, D] of those that have a focus token."""
+        """Language loss on the replies; the focus embeddings [M, D] of those that have a focus
+        token."""
         mllm = self.model.mllm
         ids, labels = packed.ids.to(self.device), packed.labels.to(self.device)
         embeddings = mllm.get_input_embeddings()(ids).to(visual.dtype).clone()
@@ -170,12 +177,18 @@ class Scaffold(nn.Module):
             query = ((meant - _features(packed.focus_things).to(self.device)) ** 2).sum(-1).mean()
         decisions = weights == self.recipe.decision_weight
         right = logits.argmax(-1) == target
-        figures = {"words": words.item(), "query": query.item(), "recall": recall.item(),
-                   "right": right.float().mean().item(), "decided": right[decisions].float().mean().item()}  # fmt: skip
+        figures = {
+            "words": words.item(),
+            "query": query.item(),
+            "recall": recall.item(),
+            "right": right.float().mean().item(),
+            "decided": right[decisions].float().mean().item(),
+        }
         return words + 0.3 * query + 0.15 * recall, figures, focus_embedding
 
     def positions(self, packed: Packed) -> Tensor:
-        """Multimodal rope positions [3, B, L]: those that every token would have if its question stood alone."""
+        """Multimodal rope positions [3, B, L]: those that every token would have if its question
+        stood alone."""
         length = int(packed.offset.max()) + 1
         if self._positions is None or self._positions.shape[-1] < length:
             prefix = packed.ids[0][packed.branch[0] == -1]
@@ -193,7 +206,8 @@ def _features(things) -> Tensor:
 
 
 def _blurred(f: Tensor) -> Tensor:
-    """A query that is not quite sure: sometimes without kind, colour or place, always a little noisy."""
+    """A query that is not quite sure: sometimes without kind, colour or place, always a little
+    noisy."""
     f, forget = f.clone(), torch.rand(()).item()
     for part, low, high in (
         (oracle.KIND, 0, 0.12),
@@ -206,7 +220,8 @@ def _blurred(f: Tensor) -> Tensor:
 
 
 def _misseen(cells: Tensor) -> Tensor:
-    """Oracle cells [B, N, 64] with the errors of a real vision tower: now and then half another kind, and noise."""
+    """Oracle cells [B, N, 64] with the errors of a real vision tower: now and then half another
+    kind, and noise."""
     held = (cells[..., oracle.GROUND] < 0.5)[..., None]
     doubt = torch.rand(*cells.shape[:2], 1) * (torch.rand(*cells.shape[:2], 1) < 0.25) * 0.6 * held
     other = F.one_hot(torch.randint(len(KINDS), cells.shape[:2]), len(KINDS)).float()

@@ -1,5 +1,6 @@
-"""Stands in for Hugging Face's package `spaces` on a Space with a borrowed GPU, and holds to its rules: decorated work runs in
-a forked process, everything that crosses is pickled, what is cached inside is lost, and outside nobody touches CUDA."""
+"""Stands in for Hugging Face's package `spaces` on a Space with a borrowed GPU, and holds to its
+rules: decorated work runs in a forked process, everything that crosses is pickled, what is cached
+inside is lost, and outside nobody touches CUDA."""
 
 import inspect
 import multiprocessing
