@@ -21,7 +21,7 @@ Ask = Callable[[Engine, Photo, Result], Iterator[Finding]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Query:
     """What one photo of a batch is asked; written beside its answer, so that it is done once.
 
     Attributes:
@@ -55,7 +55,7 @@ class Answered:
 
 def segment_photos(
     photos: list[Path],
-    asked: Asked,
+    query: Query,
     out: Path,
     engine: Callable[[], Engine],
     further: Ask | None = None,
@@ -65,7 +65,7 @@ def segment_photos(
 
     Args:
         photos: picture files; their folders' common part is left out of the names under `out`.
-        asked: what is asked. A folder that holds all of it is not done again.
+        query: what is asked. A folder that holds all of it is not done again.
         out: the folder of folders.
         engine: gives the engine; called only when a photo is to be answered.
         further: asked of each answer.
@@ -79,19 +79,19 @@ def segment_photos(
     for path in photos:
         name = os.path.relpath(path.absolute(), root)
         folder = out / name
-        if _asked_before(folder) == asked.to_dict():
+        if _earlier_query(folder) == query.to_dict():
             yield Answered(name, folder)
             continue
         answering = engine()
         try:
             photo = open_photo(path)
-            result = answering.segment(photo, asked.instruction, max_new_tokens)
+            result = answering.segment(photo, query.instruction, max_new_tokens)
             save_answer(writable_folder(folder), photo, result)
             if further:
                 for finding in further(answering, photo, result):
                     finding.save(folder, photo)
             # last: it says that nothing is missing
-            (folder / "asked.json").write_text(json.dumps(asked.to_dict(), indent=1) + "\n")
+            (folder / "asked.json").write_text(json.dumps(query.to_dict(), indent=1) + "\n")
             yield Answered(name, folder, result)
         except (CoPRSError, OSError) as problem:
             yield Answered(name, folder, problem=str(problem))
@@ -116,7 +116,7 @@ def find_photos(given: Path) -> list[Path]:
     return found
 
 
-def _asked_before(folder: Path) -> dict | None:
+def _earlier_query(folder: Path) -> dict | None:
     """What the answer in a folder was asked, where all of it is there."""
     try:
         if not (folder / "result.json").exists():

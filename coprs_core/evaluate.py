@@ -122,7 +122,7 @@ def report(rows: list[Row], groups: dict[str, tuple[str, Tag]] | None = None) ->
     `groups` are those of `Dataset`: name → (tag, value).
     """
     nothing = [r for r in rows if r.size is None]
-    said = [r for r in rows if r.said_nothing]
+    silent = [r for r in rows if r.said_nothing]
     masked = [r for r in rows if r.size is not None and not r.said_nothing]
     members: dict[str, Callable[[Row], bool]] = {}
     for name, (tag, value) in (groups or {}).items():
@@ -134,7 +134,7 @@ def report(rows: list[Row], groups: dict[str, tuple[str, Tag]] | None = None) ->
     return {
         "all": averages(rows),
         "nothing_there": {
-            "precision": _mean(r.size is None for r in said),
+            "precision": _mean(r.size is None for r in silent),
             "recall": _mean(r.said_nothing for r in nothing),
         },
         "prior_mask_correlation": correlation(

@@ -4,6 +4,7 @@ Tests compare with it scene by scene. Run it only after a change that is meant t
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from coprs_core import CoPRSError, load
@@ -54,10 +55,8 @@ def zoomed_ious(engine: Engine) -> list[tuple[float, float]]:
             scene.mask(question.target),
         )
         before = after = iou(result.mask, truth)
-        try:
+        with suppress(CoPRSError):
             after = iou(zoom.ask(engine, scene.image, result).result.mask, truth)
-        except CoPRSError:
-            pass
         pairs.append((before, after))
     return pairs
 

@@ -668,30 +668,46 @@ def test_a_space_is_listened_to_from_outside(set_by, host):
     assert f"(now {host})" in told.stdout
 
 
-def test_the_readmes_example_for_programs_runs(server, capsys, monkeypatch):
-    text = (ROOT / "README.md").read_text()
-    example = next(b.split("```")[0] for b in text.split("```python\n")[1:] if "gradio_client" in b)
-    monkeypatch.chdir(ROOT)
-    exec(
-        example.replace("http://127.0.0.1:7860", server[0]).replace(
-            "Client(", "Client(verbose=False, src="
-        ),
-        {},
-    )
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("reading") and any(
-        "(the focus settles here)" in line for line in told
-    )
-    assert zipfile.is_zipfile(told[-1])
+def python_blocks(page_name: str) -> list[str]:
+    """The Python examples of a page of the documentation."""
+    text = (ROOT / "assets" / "docs" / page_name).read_text()
+    return [block.split("```")[0] for block in text.split("```python\n")[1:]]
 
 
-def test_the_readmes_example_in_python_runs(capsys, monkeypatch):
-    text = (ROOT / "README.md").read_text()
-    example = next(
-        b.split("```")[0]
-        for b in text.split("```python\n")[1:]
-        if "from coprs_core import load" in b
-    )
+def test_the_example_for_programs_runs(server, capsys, monkeypatch):
+    (example,) = python_blocks("api.md")
     monkeypatch.chdir(ROOT)
-    exec(example, {})
-    assert "umbrella" in capsys.readouterr().out
+    example = example.replace("http://127.0.0.1:7860", server[0])
+    exec(example.replace("Client(", "Client(verbose=False, src="), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("reading")
+    assert any("(the focus settles here)" in line for line in lines)
+    assert zipfile.is_zipfile(lines[-1])
+
+
+@pytest.mark.parametrize("number, words", [(0, "umbrella"), (1, "umbrella"), (2, "mask gIoU")])
+def test_the_examples_in_python_run(capsys, monkeypatch, number, words):
+    blocks = python_blocks("python.md")
+    assert len(blocks) == 3
+    monkeypatch.chdir(ROOT)
+    exec(blocks[number], {})
+    assert words in capsys.readouterr().out
+
+
+def test_the_endpoints_on_the_page_about_them_are_those_that_there_are():
+    text = (ROOT / "assets" / "docs" / "api.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("| `")]
+    named = {f"/{name}" for line in table for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == set(ENDPOINTS)
+
+
+def test_links_of_the_documentation_lead_somewhere():
+    for file in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "assets/docs").glob("*.md"),
+    ):
+        links = re.findall(r"\]\(([^)#]+)\)", file.read_text())
+        links += re.findall(r'(?:src|srcset)="([^"]+)"', file.read_text())
+        for link in links:
+            assert link.startswith("http") or (file.parent / link).exists(), f"{file.name}: {link}"

@@ -1,4 +1,4 @@
-// <coprs-view>: looks at one photo, on canvases, without the server. Each look is a prior and a mask; one is shown at a time.
+// <coprs-view>: views of one photo, on canvases, without the server. Each look is a prior and a mask; one is shown at a time.
 // The server writes the markup (app/views) and gives the pictures as data; here they are drawn and the controls obeyed.
 
 const SHARED = window.COPRS_PICTURES; // colours and strengths of coprs_core.answer.pictures
@@ -164,7 +164,7 @@ class View extends HTMLElement {
     this.read(...this.point);
   }
 
-  // The prior's value at a place of the canvas, said beside it; pixels are the photo's own.
+  // The prior's value at a place of the canvas, written beside it; pixels are the photo's own.
   read(x, y) {
     const output = this.querySelector(".readout"), prior = this.looks?.[this.index]?.prior;
     if (!output || !prior) return;
@@ -177,7 +177,7 @@ class View extends HTMLElement {
   }
 }
 
-// Gradio calls its thumbnails "Thumbnail 1 of 9"; a screen reader shall hear what they show.
+// Gradio calls its thumbnails "Thumbnail 1 of 9"; a screen reader should hear what they show.
 new MutationObserver(() => {
   for (const button of document.querySelectorAll("#examples .thumbnail-item, #recent .thumbnail-item")) {
     const words = button.querySelector(".caption-label")?.textContent.trim();

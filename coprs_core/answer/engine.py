@@ -105,8 +105,8 @@ class Engine:
 
     @property
     def model(self) -> Any:
-        """The network itself; raises `AttributeError` where the model runs elsewhere."""
-        return getattr(self.segmenter, "model")  # noqa: B009  (not part of the protocol)
+        """The network itself; None where the model runs elsewhere."""
+        return getattr(self.segmenter, "model", None)
 
     @property
     def settings(self) -> dict:

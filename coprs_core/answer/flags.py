@@ -9,17 +9,24 @@ from coprs_core.answer.results import Result
 from coprs_core.prompts import FOUND, last_sentence
 
 FLAGS = {
-    "empty": "The mask is empty: the model wrote its focus token, but nothing in the picture held "
-    "its look.",
-    "disagree": "Prior and mask disagree (IoU under 0.5): the decoder drew something else than the "
-    "focus token looked at.",
+    "empty": (
+        "The mask is empty: the model wrote its focus token, but looks at nothing in the picture."
+    ),
+    "disagree": (
+        "Prior and mask disagree (IoU under 0.5): the decoder drew something else than the focus "
+        "token looked at."
+    ),
     "border": "The mask touches the picture's border: the thing may go on outside.",
     "tiny": "The mask covers under 0.1 % of the picture: check that it is no speck.",
-    "scattered": "The mask lies in several separate pieces: one thing partly hidden, or several "
-    "things in one answer.",
-    "contradiction": "The thought ends by saying that nothing fits, and yet a mask came: do not "
-    "trust it.",
+    "scattered": (
+        "The mask lies in several separate pieces: one thing partly hidden, or several things in "
+        "one answer."
+    ),
+    "contradiction": (
+        "The thought ends by saying that nothing fits, and yet there is a mask: do not trust it."
+    ),
 }
+"""What to be careful about, by name."""
 DISAGREE, TINY, PIECE = 0.5, 0.001, 0.02
 """IoU under which prior and mask disagree; share of the picture under which a mask is tiny; of the
 mask that makes a piece."""

@@ -157,7 +157,7 @@ def _chat_template(processor: Any) -> str:
     message = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": INSTRUCTION_SLOT}]}
     ]
-    asked = QWEN_TEMPLATE.partition(f"{IMAGE_SLOT}<|vision_end|>")[2].partition("<|im_end|>")[0]
+    question = QWEN_TEMPLATE.partition(f"{IMAGE_SLOT}<|vision_end|>")[2].partition("<|im_end|>")[0]
     try:
         text = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     except (ValueError, AttributeError) as problem:
@@ -169,7 +169,7 @@ def _chat_template(processor: Any) -> str:
         raise CoPRSError(
             "The model's chat template shows no single image and text: give one with --prompt FILE."
         )
-    return text.replace(image, IMAGE_SLOT).replace(INSTRUCTION_SLOT, asked)
+    return text.replace(image, IMAGE_SLOT).replace(INSTRUCTION_SLOT, question)
 
 
 # --- reading the authors' files

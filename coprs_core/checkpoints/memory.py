@@ -56,8 +56,8 @@ def check_memory(
     def needed(quantization: str, bytes_per_weight: int) -> int:
         return memory_needed(*weights, quantization, bytes_per_weight, *vision_size)
 
-    asked, free = needed(quantization, dtype.itemsize), free_memory(device)
-    if asked <= free:
+    required, free = needed(quantization, dtype.itemsize), free_memory(device)
+    if required <= free:
         return
     choices = []
     if dtype == torch.float32:
@@ -69,7 +69,7 @@ def check_memory(
     fitting = next((text for text, size in choices if size <= free), smaller_choice(quantization))
     precision = str(dtype).removeprefix("torch.")
     raise CoPRSError(
-        f"{name} in {precision} needs about {in_words(asked)} and {device} has {in_words(free)} "
+        f"{name} in {precision} needs about {in_words(required)} and {device} has {in_words(free)} "
         "free: "
         f"{fitting}."
     )

@@ -180,13 +180,13 @@ def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> in
 
     from tqdm import tqdm
 
-    from coprs_core.batch import Asked, segment_photos
+    from coprs_core.batch import Query, segment_photos
 
     if folder is None or options.truth or options.json:
         raise CoPRSError(
             "Many photos need a folder for their answers, and no --truth or --json: add --out DIR."
         )
-    asked = Asked(
+    query = Query(
         options.instruction,
         options.model,
         tuple(options.probe),
@@ -198,7 +198,7 @@ def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> in
     failed = 0
     answered = segment_photos(
         photos,
-        asked,
+        query,
         folder,
         cache(lambda: _load(options)),
         lambda engine, photo, result: _findings(options, engine, photo, result, None),

@@ -49,7 +49,7 @@ class CoPRSConfig:
         if self.prior_width % self.prior_heads:
             raise CoPRSError(
                 f"prior_width {self.prior_width} does not divide into {self.prior_heads} heads: "
-                "mend coprs.json."
+                "correct coprs.json."
             )
 
     def to_dict(self) -> dict:

@@ -89,7 +89,7 @@ def check_reply_ids(engine: Engine, result: Result) -> None:
     """Raises `CoPRSError` where a reply is not one that this model wrote."""
     if not result.reply_ids or result.model != engine.name:
         raise CoPRSError(
-            f"This answer was given by {result.model!r} and {engine.name!r} is asked about it: "
+            f"This answer was given by {result.model!r} and {engine.name!r} is in use: "
             "load that model."
         )
     if max(result.reply_ids) >= engine.focus.language.vocabulary or min(result.reply_ids) < 0:
@@ -107,7 +107,7 @@ def view_at(
     text: str,
     trained: bool = True,
 ) -> FocusView:
-    """Where a hidden state [1, D] looks, held against an answer."""
+    """Where a hidden state [1, D] looks, compared with an answer."""
     prior, mask = engine.focus.look(embedding, features)
     agreement = iou(prior >= PRIOR_THRESHOLD, result.mask)
     return FocusView(text, prior, mask, agreement, spread(prior), trained)

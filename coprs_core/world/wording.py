@@ -142,7 +142,7 @@ def instruction_of(meaning: Meaning, rng: random.Random, unseen: bool) -> str:
         phrase = phrase.replace("the {noun}", "the one")
     if "{kind}" in phrase and group.kind is None:
         phrase = "the thing that is {colour}"
-    asked = phrase.format(
+    phrase = phrase.format(
         noun=_noun(group),
         a_noun=_a(_noun(group)),
         kind=group.kind,
@@ -156,7 +156,7 @@ def instruction_of(meaning: Meaning, rng: random.Random, unseen: bool) -> str:
         if anchor.use
         else f"the {_noun(anchor)}",
     )
-    return frame.format(x=asked)
+    return frame.format(x=phrase)
 
 
 def as_typed(text: str, rng: random.Random) -> str:

@@ -57,9 +57,9 @@ def cell_features(owner: Tensor, things: tuple[Thing, ...], grid: int, least: fl
     covered, which = shares[1:].flatten(1).max(0)
     table = torch.stack([thing_features(t) for t in things])
     f = torch.zeros(grid * grid, CELL_FEATURES)
-    held = covered >= least
-    f[held, :THING_FEATURES] = table[which[held]]
-    f[:, GROUND] = (~held).float()
+    occupied = covered >= least
+    f[occupied, :THING_FEATURES] = table[which[occupied]]
+    f[:, GROUND] = (~occupied).float()
     f[:, GROUND + 1] = covered
     return f
 
@@ -94,10 +94,10 @@ def cell_losses(cells: Tensor, target: Tensor, image_frame: Tensor) -> tuple[Ten
 def class_loss(read: Tensor, target: Tensor, sharpness: float = 8.0) -> Tensor:
     """Cross-entropy of kind and colour on the cells [N, 64] that hold a thing, read as logits
     `sharpness` × feature."""
-    held = target[:, GROUND] < 0.5
-    if not held.any():
+    occupied = target[:, GROUND] < 0.5
+    if not occupied.any():
         return read.sum() * 0
-    kind = F.cross_entropy(sharpness * read[held, KIND], target[held, KIND].argmax(-1))
+    kind = F.cross_entropy(sharpness * read[occupied, KIND], target[occupied, KIND].argmax(-1))
     return kind + 0.5 * F.cross_entropy(
-        sharpness * read[held, COLOUR], target[held, COLOUR].argmax(-1)
+        sharpness * read[occupied, COLOUR], target[occupied, COLOUR].argmax(-1)
     )

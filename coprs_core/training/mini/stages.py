@@ -136,8 +136,8 @@ class Scaffold(nn.Module):
     def read_cells(self, embedding: Tensor, batch: Batch) -> Tensor:
         read = self.encoder_reader(embedding).float().permute(0, 2, 3, 1).flatten(0, 2)
         target = batch.encoder_cells.to(self.device).flatten(0, 1)
-        held = target[:, oracle.GROUND] < 0.5
-        centre = ((read - target)[held][:, oracle.CENTRE] ** 2).sum(-1).mean()
+        occupied = target[:, oracle.GROUND] < 0.5
+        centre = ((read - target)[occupied][:, oracle.CENTRE] ** 2).sum(-1).mean()
         return oracle.class_loss(read, target, sharpness=1.0) + 0.5 * centre
 
     def segment(
@@ -173,8 +173,10 @@ class Scaffold(nn.Module):
         recall = ((listed - _features(packed.listed_things).to(self.device)) ** 2).sum(-1).mean()
         query = words.new_zeros(())
         if len(focus_embedding):
-            meant = focus_embedding.float() @ self.query_frame / oracle.QUERY_SCALE**2
-            query = ((meant - _features(packed.focus_things).to(self.device)) ** 2).sum(-1).mean()
+            described = focus_embedding.float() @ self.query_frame / oracle.QUERY_SCALE**2
+            query = (
+                ((described - _features(packed.focus_things).to(self.device)) ** 2).sum(-1).mean()
+            )
         decisions = weights == self.recipe.decision_weight
         right = logits.argmax(-1) == target
         figures = {
@@ -222,8 +224,10 @@ def _blurred(f: Tensor) -> Tensor:
 def _misseen(cells: Tensor) -> Tensor:
     """Oracle cells [B, N, 64] with the errors of a real vision tower: now and then half another
     kind, and noise."""
-    held = (cells[..., oracle.GROUND] < 0.5)[..., None]
-    doubt = torch.rand(*cells.shape[:2], 1) * (torch.rand(*cells.shape[:2], 1) < 0.25) * 0.6 * held
+    occupied = (cells[..., oracle.GROUND] < 0.5)[..., None]
+    doubt = (
+        torch.rand(*cells.shape[:2], 1) * (torch.rand(*cells.shape[:2], 1) < 0.25) * 0.6 * occupied
+    )
     other = F.one_hot(torch.randint(len(KINDS), cells.shape[:2]), len(KINDS)).float()
     cells = cells.clone()
     cells[..., oracle.KIND] = cells[..., oracle.KIND] * (1 - doubt) + other * doubt
