@@ -23,11 +23,10 @@ if __name__ == "__main__":
         launch(demo, options.host, options.port, options.password)
         server.wait()  # the model is loaded behind the page
         demo.block_thread()
-    except (CoPRSError, OSError) as problem:
-        taken = (
-            f"cannot listen on {options.host}, port {options.port or 'any'}: "
-            "choose another --host or --port."
-        )
-        message = problem if isinstance(problem, CoPRSError) else taken
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    except CoPRSError as problem:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
         os._exit(1)  # without waiting for a model that may still be loading
+    except OSError as problem:
+        reason = problem.strerror or problem
+        print(f"error: {reason}: check the path, its permissions and the disk.", file=sys.stderr)
+        os._exit(1)

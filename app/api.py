@@ -126,5 +126,5 @@ def _uploaded(upload: Any) -> str:
     meta = upload.get("meta") if isinstance(upload, dict) else None
     is_file = isinstance(meta, dict) and meta.get("_type") == "gradio.FileData"
     if not is_file or not isinstance(upload.get("path"), str):
-        raise CoPRSError("This is no uploaded file: pass handle_file(path) of gradio_client.")
+        raise CoPRSError("This is not an uploaded file: pass handle_file(path) of gradio_client.")
     return upload["path"]

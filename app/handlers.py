@@ -193,14 +193,14 @@ class Handlers:
 
     def ask_probe(
         self, name: str, answered: Answered | None, request: gr.Request | None = None
-    ) -> tuple[str, Answered]:
-        """A probe's finding as HTML, and the answer with the finding in it."""
+    ) -> str:
+        """A probe's finding as HTML; it is kept with the answer, for the zip."""
         lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
             finding = self.server.ask(probe(name).ask, answered.photo, answered.result)
-        html = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
-        return html, answered.with_finding(name, finding)
+        answered.findings[name] = finding
+        return probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
 
     def word(
         self, answered: Answered | None, event: gr.EventData, request: gr.Request | None = None
@@ -223,7 +223,10 @@ class Handlers:
         """The words of an answer, where the model in use can be asked about them."""
         if answered is None or not can_probe(self.server, answered.result):
             return []
-        return words.ask(self.server.engine, answered.photo, answered.result).words
+        try:
+            return words.ask(self.server.engine, answered.photo, answered.result).words
+        except CoPRSError:  # an opened answer may hold anything
+            return []
 
     def focus_again(
         self, answered: Answered | None, text: str, request: gr.Request | None = None
@@ -248,15 +251,15 @@ class Handlers:
 
         Yields HTML, and with the last one the recent answers.
         """
-        lang, result = language(request), None
+        lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
             for update in self.server.stream(answered.photo, instruction):
-                result = update.result
                 yield page.thought(lang, update), None
-            assert result is not None
-            other = Answered(answered.photo, result)
-            yield self._difference(lang, answered, other), remembered(other, recent or ())
+                if update.result:
+                    other = Answered(answered.photo, update.result)
+                    difference = self._difference(lang, answered, other)
+                    yield difference, remembered(other, recent or ())
 
     def compare(
         self,
@@ -354,7 +357,7 @@ def _painted(painted: dict | None) -> np.ndarray:
     if not any(m.any() for m in masks):
         raise CoPRSError(
             "Nothing is painted and no file is given: paint the true mask over the photo, "
-            "or bring a PNG or .json."
+            "or upload a PNG or .json."
         )
     return np.any(masks, axis=0)
 

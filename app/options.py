@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from dataclasses import dataclass
 
 from coprs_core.checkpoints.options import LoadOptions
@@ -47,9 +48,11 @@ def read_options(arguments: list[str] | None = None) -> Options:
         if name == "host":
             default = os.environ.get("GRADIO_SERVER_NAME", default)
         value = os.environ.get(f"COPRS_{name.upper()}", default)
-        now = "" if name in ("port", "password") else f" (now {value})"
+        now = "" if name in ("port", "password") else " (now %(default)s)"
         parser.add_argument(f"--{name}", default=value, help=meaning + now)
-    given = parser.parse_known_args(arguments)[0]
+    given, unknown = parser.parse_known_args(arguments)
+    for option in unknown:  # whoever hosts the page may add some of their own
+        print(f"warning: the option {option} is not known: see --help.", file=sys.stderr)
     return Options(
         model=given.model,
         loading=LoadOptions(given.device, given.dtype, given.quantize, given.sam),

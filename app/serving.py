@@ -15,7 +15,7 @@ from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, give_memory_back
-from coprs_core.model.segmenter import PhotoFeatures
+from coprs_core.model.segmenter import Features
 from coprs_core.photos import Photo
 
 Work = Callable[..., Generator[Any, None, None]]
@@ -28,6 +28,13 @@ class Failure:
     """A sentence for the user from a worker in another process, where exceptions do not cross."""
 
     sentence: str
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a worker in another process keeps of the photo."""
+
+    features: Features
 
 
 class ModelServer:
@@ -54,7 +61,7 @@ class ModelServer:
         self._loading: Future[Engine] = Future()
         if isinstance(model, Engine):
             self._loading.set_result(model)
-        elif worker:  # a borrowed GPU wants its models there before anything is asked
+        elif worker:  # a borrowed GPU needs the model loaded before the first request
             self._load_first(model)
         else:
             threading.Thread(target=self._load_first, args=(model,), daemon=True).start()
@@ -78,18 +85,18 @@ class ModelServer:
         """The engine in use, waited for; raises the `CoPRSError` that loading it ended in."""
         return self._loading.result()
 
-    def wait(self) -> None:
-        """Until there is a model; raises as `engine` does."""
-        self._loading.result()
-
     @engine.setter
     def engine(self, engine: Engine) -> None:
         self._loading = Future()
         self._loading.set_result(engine)
 
+    def wait(self) -> None:
+        """Block until the first model is loaded; raises as `engine` does."""
+        self._loading.result()
+
     # --- work
 
-    def run(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Iterator[Any]:
+    def run(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Generator[Any, None, None]:
         """Everything that `work(engine, photo, *args)` yields, or the one thing it returns.
 
         Closing the generator ends the work. Raises `CoPRSError` as `work` does.
@@ -98,8 +105,8 @@ class ModelServer:
         carried = features and features.to("cpu")
         with closing(self._work(work, photo, carried, args)) as working:
             for message in working:
-                if isinstance(message, PhotoFeatures):
-                    self.engine.keep(photo, message)
+                if isinstance(message, Kept):
+                    self.engine.keep(photo, message.features)
                 elif isinstance(message, Failure):
                     raise CoPRSError(message.sentence)
                 else:
@@ -112,11 +119,11 @@ class ModelServer:
 
     def ask(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Any:
         """The one thing that `work(engine, photo, *args)` returns; otherwise as `run`."""
-        [answer] = self.run(work, photo, *args)
-        return answer
+        # to its end: what is kept of the photo comes after the answer
+        return list(self.run(work, photo, *args))[0]
 
     def _inside(
-        self, work: Callable[..., Any], photo: Photo, features: PhotoFeatures | None, args: tuple
+        self, work: Callable[..., Any], photo: Photo, features: Features | None, args: tuple
     ) -> Generator[Any, None, None]:
         engine = self.engine
         if features and not engine.kept(photo):
@@ -130,7 +137,7 @@ class ModelServer:
         except CoPRSError as problem:
             yield Failure(str(problem))
         if self._has_worker and not features and (kept := engine.kept(photo)):
-            yield kept.to("cpu")
+            yield Kept(kept.to("cpu"))
 
     # --- models
 

@@ -54,11 +54,11 @@ def cleared(*components: Any) -> Tab:
 def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> list[Tab]:
     """Every tab, in order; a probe without a tab of its own gets the plain one."""
     tabs = []
-    with gr.Tabs(elem_id="why"):
+    with gr.Tabs(elem_id="probes"):
         for name in PROBES:
             build = _OWN_TABS.get(name, partial(probe_tab, name))
             tabs.append(build(frame, handlers))
-        for build in (thought_tab, compare_tab, truth_tab, take_tab):
+        for build in (thought_tab, compare_tab, truth_tab, export_tab):
             tabs.append(build(frame, handlers))
         models_tab(frame, handlers, may_switch)
     return tabs
@@ -72,11 +72,10 @@ def probe_tab(name: str, frame: Frame, handlers: Handlers) -> Tab:
         button = gr.Button(I18N(f"{name}_go"), elem_id=f"ask-{name}", size="sm")
         view = gr.HTML(elem_id=f"{name}-view")
 
-    def ask(answered: Answered | None, request: gr.Request) -> Values:
-        html, answered = handlers.ask_probe(name, answered, request)
-        return {view: html, frame.answered: answered}
+    def ask(answered: Answered | None, request: gr.Request) -> str:
+        return handlers.ask_probe(name, answered, request)
 
-    button.click(ask, frame.answered, [view, frame.answered], **MODEL)
+    button.click(ask, frame.answered, view, **MODEL)
     return cleared(view)
 
 
@@ -188,15 +187,15 @@ def truth_tab(frame: Frame, handlers: Handlers) -> Tab:
     return Tab([paint, view], refresh)
 
 
-def take_tab(frame: Frame, handlers: Handlers) -> Tab:
+def export_tab(frame: Frame, handlers: Handlers) -> Tab:
     """Take away: the answer as a zip, and a saved one back."""
-    with gr.Tab(I18N("take"), elem_id="tab-take"):
-        about("take")
+    with gr.Tab(I18N("export"), elem_id="tab-export"):
+        about("export")
         with gr.Row():
             with gr.Column():
-                button = gr.Button(I18N("take_go"), elem_id="download", size="sm")
+                button = gr.Button(I18N("export_go"), elem_id="download", size="sm")
                 zipped = gr.File(
-                    label=I18N("take_file"), interactive=False, elem_id="zipped", height=120
+                    label=I18N("export_file"), interactive=False, elem_id="zipped", height=120
                 )
             saved = gr.File(
                 label=I18N("open_file"), file_types=[".zip"], height=160, elem_id="saved"
@@ -215,7 +214,7 @@ def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> None:
             name = gr.Dropdown(
                 [], allow_custom_value=True, elem_id="model", scale=4, label=I18N("model_name")
             )
-            button = gr.Button(I18N("use_model"), elem_id="take", scale=1)
+            button = gr.Button(I18N("use_model"), elem_id="use-model", scale=1)
         loading = gr.HTML(elem_id="loading")
 
     def show(request: gr.Request) -> Values:

@@ -233,32 +233,39 @@ def _preparation(frame: Frame, tabs: list[Tab]) -> dict[str, Any]:
 
 
 def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: str = "", password: str = "", **options):
-    """Listen, and go on (`demo.block_thread()` waits). `port` is empty for the first free one,
-    `password` NAME:PASSWORD, or empty for everybody. Raises `CoPRSError` where either is something
-    else."""
+    """Start listening and return; `demo.block_thread()` waits.
+
+    `port` is empty for the first free one; `password` is NAME:PASSWORD, or empty for everybody.
+    Raises `CoPRSError` where either is something else or the address cannot be listened on.
+    """
     if port and not (port.isdecimal() and 0 < int(port) < 65536):
-        raise CoPRSError(f"Port {port!r} is no number from 1 to 65535: choose another --port.")
+        raise CoPRSError(f"Port {port!r} is not a number from 1 to 65535: choose another --port.")
     name, colon, secret = password.partition(":")
     if password and not (name and secret):
         raise CoPRSError(
             "The password has to be NAME:PASSWORD, such as --password me:secret: give both."
         )
     demo.queue(max_size=20, default_concurrency_limit=4)
-    return demo.launch(
-        server_name=host,
-        server_port=int(port) if port else None,
-        auth=(name, secret) if password else None,
-        prevent_thread_lock=True,
-        theme=theme(),
-        css_paths=ROOT / "static" / "style.css",
-        head=_head(),
-        i18n=I18N,
-        max_file_size="40mb",
-        enable_monitoring=False,
-        run_history=False,
-        footer_links=["api"],
-        **options,
-    )
+    try:
+        return demo.launch(
+            server_name=host,
+            server_port=int(port) if port else None,
+            auth=(name, secret) if password else None,
+            prevent_thread_lock=True,
+            theme=theme(),
+            css_paths=ROOT / "static" / "style.css",
+            head=_head(),
+            i18n=I18N,
+            max_file_size="40mb",
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=["api"],
+            **options,
+        )
+    except OSError as problem:
+        raise CoPRSError(
+            f"cannot listen on {host}, port {port or 'any'}: choose another --host or --port."
+        ) from problem
 
 
 def _head() -> str:

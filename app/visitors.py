@@ -1,8 +1,8 @@
 """What is kept of a visitor in that visitor's own session, and how a visitor is spoken to."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gradio as gr
@@ -14,7 +14,7 @@ from coprs_core.archive import save_zip
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo
 from coprs_core.probes import AUTOMATIC, probe
-from coprs_core.probes.finding import Finding
+from coprs_core.probes.finding import Finding, NotApplicable
 
 MAX_RECENT, MAX_PIXELS = 8, 24_000_000
 """Of the answers kept for a visitor: how many, and of how many pixels together."""
@@ -22,16 +22,11 @@ MAX_RECENT, MAX_PIXELS = 8, 24_000_000
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """One answer of this visitor, with its photo and what probes found in it, by the probe's
-    name."""
+    """One answer of this visitor, its photo, and what probes have found in it so far, by name."""
 
     photo: Photo
     result: Result
     findings: dict[str, Finding] = field(default_factory=dict)
-
-    def with_finding(self, name: str, finding: Finding) -> "Answered":
-        """The same with one finding more."""
-        return replace(self, findings=self.findings | {name: finding})
 
 
 @contextmanager
@@ -84,6 +79,7 @@ def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path
     if can_probe(server, answered.result):
         for name in AUTOMATIC:
             if name not in findings:
-                findings[name] = server.ask(probe(name).ask, answered.photo, answered.result)
+                with suppress(NotApplicable):
+                    findings[name] = server.ask(probe(name).ask, answered.photo, answered.result)
     path = folder / "coprs-answer.zip"
     return save_zip(path, answered.photo, answered.result, findings.values())

@@ -1,4 +1,4 @@
-"""CoPRS: reasoning segmentation that people can see into.
+"""CoPRS: interpretable reasoning segmentation.
 
 The public names are loaded when they are first used, so that importing the package costs nothing.
 """

@@ -8,7 +8,7 @@ import sys
 from coprs_core.commands import COMMANDS, command
 from coprs_core.errors import CoPRSError
 
-ABOUT = "CoPRS: reasoning segmentation that people can see into."
+ABOUT = "CoPRS: interpretable reasoning segmentation."
 USER_MISTAKE, STOPPED, BROKEN_PIPE = 2, 130, 141
 
 
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as problem:  # a disk or a folder that cannot be used
         where = f" ({problem.filename})" if problem.filename else ""
         reason = problem.strerror or problem
-        message = f"error: {reason}{where}: check the path, its rights and the disk."
+        message = f"error: {reason}{where}: check the path, its permissions and the disk."
         print(message, file=sys.stderr)
         return USER_MISTAKE
 

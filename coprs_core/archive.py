@@ -36,17 +36,14 @@ from coprs_core.answer.pictures import (
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import MAX_SIDE, Photo, open_photo
-from coprs_core.probes import PROBES
+from coprs_core.probes import STEMS
 from coprs_core.probes.finding import Finding
 
 _MAX_BYTES, _MAX_JSON_BYTES = 16 * MAX_SIDE**2, 32_000_000
-_PROBE_STEMS = "|".join(
-    (*PROBES, r"word_\d+", "truth", "(zoomed|focus_again|again)(_mask|_difference)?")
-)
 _OURS = re.compile(
     r"(result|asked)\.json|result\.json\.part"
     r"|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
-    rf"|({_PROBE_STEMS})\.(json|npy|png)"
+    rf"|({'|'.join(STEMS)})\.(json|npy|png)"
 )
 _EXPECTED = "give a zip or folder that “Take away” or `segment --out` wrote"
 

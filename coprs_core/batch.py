@@ -27,6 +27,8 @@ class Query:
     Attributes:
         instruction, model: as for one photo.
         probe, word, thought, again, again_model: further questions, as the command line has them.
+        max_new_tokens: bound of the reply; None for the model's own.
+        dtype, quantization, sam: how the model is loaded, as in `LoadOptions`.
     """
 
     instruction: str
@@ -36,6 +38,10 @@ class Query:
     thought: str | None = None
     again: str | None = None
     again_model: str | None = None
+    max_new_tokens: int | None = None
+    dtype: str = "auto"
+    quantization: str = "none"
+    sam: str = "vit_h"
 
     def to_dict(self) -> dict:
         """As it is written to asked.json."""
@@ -59,7 +65,6 @@ def segment_photos(
     out: Path,
     engine: Callable[[], Engine],
     further: Ask | None = None,
-    max_new_tokens: int | None = None,
 ) -> Iterator[Answered]:
     """Answer one instruction about each of many photos; one folder each under `out`.
 
@@ -69,12 +74,13 @@ def segment_photos(
         out: the folder of folders.
         engine: gives the engine; called only when a photo is to be answered.
         further: asked of each answer.
-        max_new_tokens: bound of a reply.
 
     Yields:
         An `Answered` for each photo, in order. A photo that cannot be answered is reported and
         skipped.
     """
+    if not photos:
+        return
     root = os.path.commonpath([p.absolute().parent for p in photos])
     for path in photos:
         name = os.path.relpath(path.absolute(), root)
@@ -85,7 +91,7 @@ def segment_photos(
         answering = engine()
         try:
             photo = open_photo(path)
-            result = answering.segment(photo, query.instruction, max_new_tokens)
+            result = answering.segment(photo, query.instruction, query.max_new_tokens)
             save_answer(writable_folder(folder), photo, result)
             if further:
                 for finding in further(answering, photo, result):

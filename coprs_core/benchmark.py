@@ -93,6 +93,10 @@ def benchmark(size: str, options: LoadOptions, tokens: int, folder: Path | None 
             spawn = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, spawn) as other:  # keeps its memory out of ours
                 other.submit(write_random_checkpoint, place, size, options.sam).result()
+        config = CoPRSConfig.read(place / "coprs.json")
+        wanted = LLM_SIZES[size]["hidden_size"], SAM_SIZES[options.sam]
+        if (config.llm_width, config.vision) != wanted:
+            raise CoPRSError(f"{place} holds another size: choose another --folder.")
         return measure(str(place), f"{size}, random weights", options, tokens)
     finally:
         if folder is None:
@@ -154,14 +158,15 @@ def _one_answer(engine: Engine, tokens: int, seed: int) -> tuple[_Times, int]:
             torch.cuda.synchronize(focus.device)
         marks.append(time.perf_counter())
 
-    features = engine.read(photo)
-    reading = focus.reading("the thing that keeps the rain off", features)
-    for i, _ in enumerate(generate(reading, None, set(), tokens)):
-        if i == 0:
-            mark()
-    mark()
-    _, mask = focus.look(reading.feed([focus.focus_id])[-1:], features)
-    mark()
+    with engine.within_memory():
+        features = engine.read(photo)
+        reading = focus.reading("the thing that keeps the rain off", features)
+        for i, _ in enumerate(generate(reading, None, set(), tokens)):
+            if i == 0:
+                mark()
+        mark()
+        _, mask = focus.look(reading.feed([focus.focus_id])[-1:], features)
+        mark()
     rate = (tokens - 1) / max(marks[2] - marks[1], 1e-9)
     return _Times(marks[1] - marks[0], rate, marks[3] - marks[2]), int(mask.sum())
 
@@ -269,20 +274,15 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device} ({torch.get_num_threads()} threads)"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device} ({torch.get_num_threads()} threads)"
 
 
 def table(m: Measured) -> str:
+    quantized = "" if m.quantization == "none" else f", {m.quantization}"
     rows = (
-        (
-            "model",
-            f"{m.model}, {m.sam}, {m.dtype}"
-            + ("" if m.quantization == "none" else f", {m.quantization}"),
-        ),
+        ("model", f"{m.model}, {m.sam}, {m.dtype}{quantized}"),
         ("device", m.device),
         ("weights in memory", in_words(m.weights)),
         (

@@ -1,5 +1,6 @@
 """How good a checkpoint is: one row an example, then the table."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import numpy as np
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result
 from coprs_core.datasets.example import Example, Tag
+from coprs_core.errors import CoPRSError
 from coprs_core.metrics import PRIOR_THRESHOLD, correlation, iou
 from coprs_core.prompts import NOTHING_FOUND, is_well_formed
 
@@ -17,16 +19,6 @@ SIZES = (
     ("3 to 8 %", 0.03, 0.08),
     ("over 8 %", 0.08, 1),
 )
-COLUMNS = {
-    "count": "count",
-    "well_formed": "formed",
-    "hit": "hit",
-    "named": "named",
-    "mask_giou": "mask gIoU",
-    "prior_giou": "prior gIoU",
-    "mask_giou_if_named": "if named",
-    "seconds": "seconds",
-}
 
 
 @dataclass(frozen=True)
@@ -37,8 +29,8 @@ class Row:
         index, tags: of the example.
         size: the target's share of the picture; None where nothing fits.
         well_formed: whether the reply keeps to the form.
-        said_nothing: whether the outcome is "nothing found".
-        scores: further measures that the data set knows, such as `named` and `hit`.
+        is_nothing_found: whether the outcome is "nothing found".
+        scores: further measures that the data set knows, each where it applies.
         mask_iou, prior_iou: of the union of all regions, against the true mask; both empty counts
             1.
         seconds: that the answer took.
@@ -48,7 +40,7 @@ class Row:
     tags: dict[str, Tag]
     size: float | None
     well_formed: bool
-    said_nothing: bool
+    is_nothing_found: bool
     scores: dict[str, bool | float]
     mask_iou: float
     prior_iou: float
@@ -61,7 +53,7 @@ class Row:
             **self.tags,
             "size": self.size,
             "well_formed": self.well_formed,
-            "said_nothing": self.said_nothing,
+            "is_nothing_found": self.is_nothing_found,
             **self.scores,
             "mask_iou": self.mask_iou,
             "prior_iou": self.prior_iou,
@@ -72,6 +64,11 @@ class Row:
 def judge(example: Example, result: Result) -> Row:
     """Compare one answer with the truth."""
     truth = example.truth
+    if truth.shape != result.photo_size:
+        raise CoPRSError(
+            f"The true mask of example {example.index} is {list(truth.shape)} and its photo "
+            f"{list(result.photo_size)}: correct the data set."
+        )
     if result.prior is None:
         prior = np.zeros_like(truth)
     else:
@@ -81,7 +78,7 @@ def judge(example: Example, result: Result) -> Row:
         tags=example.tags,
         size=float(truth.mean()) if truth.any() else None,
         well_formed=is_well_formed(result.reply),
-        said_nothing=result.outcome == NOTHING_FOUND,
+        is_nothing_found=result.outcome == NOTHING_FOUND,
         scores=example.score(result) if example.score else {},
         mask_iou=iou(result.mask, truth),
         prior_iou=iou(prior, truth),
@@ -95,25 +92,25 @@ def evaluate(engine: Engine, examples: Iterable[Example]) -> Iterator[Row]:
         yield judge(example, engine.segment(example.photo, example.instruction))
 
 
-def averages(rows: list[Row]) -> dict[str, float]:
-    """The measures of a group of rows, each in [0, 1] but `count` and `seconds` (a mean); nan
-    without any."""
-    named = [r for r in rows if r.scores.get("named") and r.size is not None]
+def averages(rows: list[Row]) -> dict[str, float | None]:
+    """The measures of a group of rows: `count`, `seconds` (a mean), and the rest in [0, 1].
+
+    Each of the data set's own `scores` is averaged over the rows that have it; None without any.
+    """
+    own = {name: None for row in rows for name in row.scores}  # in order, each once
     return {
         "count": len(rows),
         "well_formed": _mean(r.well_formed for r in rows),
-        "hit": _mean(r.scores["hit"] for r in rows if "hit" in r.scores),
-        "named": _mean(r.scores["named"] for r in rows if "named" in r.scores),
+        **{name: _mean(r.scores[name] for r in rows if name in r.scores) for name in own},
         "mask_giou": _mean(r.mask_iou for r in rows),
         "prior_giou": _mean(r.prior_iou for r in rows),
-        "mask_giou_if_named": _mean(r.mask_iou for r in named),
         "seconds": _mean(r.seconds for r in rows),
     }
 
 
-def _mean(values: Iterable[float]) -> float:
+def _mean(values: Iterable[float]) -> float | None:
     values = list(values)
-    return float(np.mean(values)) if values else float("nan")
+    return float(np.mean(values)) if values else None
 
 
 def report(rows: list[Row], groups: dict[str, tuple[str, Tag]] | None = None) -> dict:
@@ -122,8 +119,10 @@ def report(rows: list[Row], groups: dict[str, tuple[str, Tag]] | None = None) ->
     `groups` are those of `Dataset`: name → (tag, value).
     """
     nothing = [r for r in rows if r.size is None]
-    silent = [r for r in rows if r.said_nothing]
-    masked = [r for r in rows if r.size is not None and not r.said_nothing]
+    silent = [r for r in rows if r.is_nothing_found]
+    # of the rows where something is there and was found
+    masked = [r for r in rows if r.size is not None and not r.is_nothing_found]
+    agreement = correlation([r.prior_iou for r in masked], [r.mask_iou for r in masked])
     members: dict[str, Callable[[Row], bool]] = {}
     for name, (tag, value) in (groups or {}).items():
         members[name] = lambda r, tag=tag, value=value: r.tags.get(tag) == value
@@ -135,11 +134,9 @@ def report(rows: list[Row], groups: dict[str, tuple[str, Tag]] | None = None) ->
         "all": averages(rows),
         "nothing_there": {
             "precision": _mean(r.size is None for r in silent),
-            "recall": _mean(r.said_nothing for r in nothing),
+            "recall": _mean(r.is_nothing_found for r in nothing),
         },
-        "prior_mask_correlation": correlation(
-            [r.prior_iou for r in masked], [r.mask_iou for r in masked]
-        ),
+        "prior_mask_correlation": None if math.isnan(agreement) else agreement,
         "groups": {n: averages([r for r in rows if is_in(r)]) for n, is_in in members.items()},
         "rows": [r.to_dict() for r in rows],
     }
@@ -147,13 +144,22 @@ def report(rows: list[Row], groups: dict[str, tuple[str, Tag]] | None = None) ->
 
 def table(scores: dict) -> str:
     """A report as text for a terminal."""
-    lines = [f"{'':18}" + "".join(f"{head:>11}" for head in COLUMNS.values())]
+    columns = list(scores["all"])
+    heads = [name.replace("_", " ").replace("giou", "gIoU") for name in columns]
+    lines = [f"{'':18}" + "".join(f"  {head:>9}" for head in heads)]
     for name, group in {"all": scores["all"], **scores["groups"]}.items():
-        cells = [f"{group['count']:>11d}"]
-        cells += [f"{group[c]:>11.3f}" for c in COLUMNS if c != "count"]
-        lines.append(f"{name:18}" + "".join(cells).replace("nan", "  –"))
-    nothing = scores["nothing_there"]
-    precision, recall = nothing["precision"], nothing["recall"]
-    lines.append(f"“nothing there”: precision {precision:.3f}, recall {recall:.3f}")
-    lines.append(f"R(prior IoU, mask IoU) = {scores['prior_mask_correlation']:.3f}")
+        cells = (
+            f"  {_in_digits(group.get(column)):>{max(9, len(head))}}"
+            for column, head in zip(columns, heads, strict=True)
+        )
+        lines.append(f"{name:18}" + "".join(cells))
+    nothing = {name: _in_digits(value) for name, value in scores["nothing_there"].items()}
+    lines.append("“nothing there”: precision {precision}, recall {recall}".format(**nothing))
+    lines.append(f"R(prior IoU, mask IoU) = {_in_digits(scores['prior_mask_correlation'])}")
     return "\n".join(lines)
+
+
+def _in_digits(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"

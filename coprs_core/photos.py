@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from coprs_core.errors import CoPRSError
 
 MAX_SIDE, MAX_ASPECT = 8192, 100
-_WHAT_TO_DO = "bring a JPEG, PNG, WebP or another common picture file"
+_WHAT_TO_DO = "use a JPEG, PNG, WebP or another common picture file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +47,8 @@ def open_photo(source: PhotoLike) -> Photo:
         raise CoPRSError(f"There is no picture yet: {_WHAT_TO_DO}.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # MAX_SIDE is the stricter rule
+            # MAX_SIDE is the stricter rule
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = _opened(source)
             _check_size(image)
             if getattr(image, "is_animated", False):
@@ -97,8 +96,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
         or not array.size
     ):
         raise CoPRSError(
-            f"The picture is an array of {array.dtype} {list(array.shape)} and uint8 [H, W], [H, "
-            "W, 3] or [H, W, 4] was expected: convert it."
+            f"The picture is an array of {array.dtype} {list(array.shape)} and uint8 [H, W], "
+            "[H, W, 3] or [H, W, 4] was expected: convert it."
         )
     return Image.fromarray(array)
 
@@ -114,7 +113,7 @@ def _check_size(image: Image.Image) -> None:
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise CoPRSError(
             f"The picture is {image.width:,}×{image.height:,} pixels, over {MAX_ASPECT} times as "
-            "long as wide: cut it."
+            "long as wide: crop it."
         )
 
 

@@ -10,6 +10,7 @@ from coprs_core.errors import CoPRSError
 FOCUS_TOKEN = "<REF_POS>"
 """The paper's concentration token: its hidden state is the focus embedding."""
 IMAGE_SLOT, INSTRUCTION_SLOT = "{image}", "{instruction}"
+MAX_NEW_TOKENS = 4096
 MAX_INSTRUCTION_CHARACTERS = 2000
 
 QWEN_TEMPLATE = (
@@ -79,7 +80,9 @@ def check_characters(text: str, what: str) -> str:
     """The text as it is; raises `CoPRSError` where it holds half a character, which no tokenizer
     and no file takes."""
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise CoPRSError(f"The {what} holds half of a character (a lone surrogate): type it again.")
+        raise CoPRSError(
+            f"The {what} contains an invalid character (a lone surrogate): type it again."
+        )
     return text
 
 

@@ -1,4 +1,4 @@
-"""Sizes in bytes: as words, and what is free on a disk."""
+"""Sizes in bytes, as words and on a disk; and paths as they are typed."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,15 @@ def in_words(size: float) -> str:
     return f"{size / 1e6:.0f} MB" if size < GB else f"{size / GB:.1f} GB"
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with `~` replaced by the home folder; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def free_disk(folder: Path) -> int:
     """Free bytes on the disk of a folder that may not exist yet."""
-    folder = folder.expanduser().absolute()
+    folder = expanded(folder).absolute()
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free

@@ -455,7 +455,7 @@ def test_opening_the_page_is_light(server):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--port", "many"], "no number from 1 to 65535"),
+        (["--port", "many"], "not a number from 1 to 65535"),
         (["--model", "nowhere"], "no checkpoint"),
         (["--device", "abacus"], "not known"),
     ],
@@ -558,11 +558,11 @@ def asked(mini, photo, found):
 def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     page_handlers, answered = asked
     before = answered.result.to_json(), answered.result.prior.copy(), answered.result.mask.copy()
-    traced, with_finding = page_handlers.ask_probe("sentences", answered)
-    views = with_finding.findings["sentences"].views
+    traced = page_handlers.ask_probe("sentences", answered)
+    views = answered.findings["sentences"].views
     assert traced.count("<li>") == len(views) >= 2 and "the focus settles here" in traced
     assert "not trained for this" in page_handlers.word(answered, SimpleNamespace(index=5))
-    assert page_handlers.ask_probe("heads", answered)[0].count("<img") == 5
+    assert page_handlers.ask_probe("heads", answered).count("<img") == 5
     again = page_handlers.focus_again(answered, "That is the other one.")
     assert again.count("<coprs-view") == 2
     *_, (compared, recent) = page_handlers.ask_again(answered, "the largest thing", ())
@@ -625,7 +625,7 @@ def test_what_probes_found_goes_into_the_zip(asked, tmp_path):
     page_handlers, answered = asked
     alone = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "alone.zip")).namelist()
     assert "sentences.json" in alone and "heads.npy" not in alone
-    _, answered = page_handlers.ask_probe("heads", answered)
+    page_handlers.ask_probe("heads", answered)
     more = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "more.zip")).namelist()
     assert {"heads.json", "heads.npy", "heads.png", "sentences.npy"} <= set(more)
 

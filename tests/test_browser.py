@@ -161,7 +161,7 @@ def test_the_first_screen_holds_everything(page, shoot):
     ask_example(page)
     ready(page)
     for part in ("#photo", "#instruction", "#find", ".steps", ".thought", "#view canvas.prior", "#view canvas.mask", ".verdict",
-                 "#examples", "#recent", "#why button[role=tab]"):  # fmt: skip
+                 "#examples", "#recent", "#probes button[role=tab]"):  # fmt: skip
         box = page.locator(part).first.bounding_box()
         assert box["y"] >= 0 and box["y"] + min(box["height"], 20) <= 800, part
     left = [page.locator(p).first.bounding_box()["x"] for p in ("#photo", ".thought", "#view canvas.prior", "#view canvas.mask", ".verdict")]  # fmt: skip
@@ -381,7 +381,7 @@ CONTRAST = """() => {
   const light = (c) => { const [r, g, b] = c.map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b };
   const behind = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c[3] > 0.99) return c.slice(0, 3) } return [255, 255, 255] };
   const poor = [];
-  for (const e of document.querySelectorAll('.masthead p, .model-line, .model-line b, .notice, .steps span, .steps small, .thought p, .thought summary, .view figcaption, .view label, .view output, .scale span, .verdict *, .about p, #why button, #find, #stop, #instruction label span, .caption-label')) {
+  for (const e of document.querySelectorAll('.masthead p, .model-line, .model-line b, .notice, .steps span, .steps small, .thought p, .thought summary, .view figcaption, .view label, .view output, .scale span, .verdict *, .about p, #probes button, #find, #stop, #instruction label span, .caption-label')) {
     if (!e.offsetParent || !e.innerText?.trim()) continue;
     const style = getComputedStyle(e);
     if (style.backgroundClip === 'text') continue;
@@ -491,7 +491,7 @@ def test_the_thought_can_be_traced_sentence_by_sentence(page, shoot):
     page.click(f"#sentences-view .sentences button >> nth={count - 1}")
     page.wait_for_timeout(300)
     assert np.array_equal(drawn(page, "#sentences-view canvas.prior"), last)
-    page.locator("#why").scroll_into_view_if_needed()
+    page.locator("#probes").scroll_into_view_if_needed()
     shoot(page, "sentences")
 
 
@@ -502,7 +502,7 @@ def test_a_word_can_be_clicked_and_the_heads_be_seen(page, shoot):
     page.locator("#words [data-word]", has_text="umbrella").last.click()
     ready(page, "#word-view")
     assert "probe at “umbrella”, not trained for this" in page.inner_text("#word-view")
-    page.locator("#why").scroll_into_view_if_needed()
+    page.locator("#probes").scroll_into_view_if_needed()
     shoot(page, "words")
     open_tab(page, "Heads")
     page.click("#ask-heads")
@@ -523,7 +523,7 @@ def test_another_thought_stands_beside_its_own(page, shoot):
     assert page.locator(
         "#again-view coprs-view"
     ).count() == 2 and "IoU of the two masks 0.0" in page.inner_text("#again-view")
-    page.locator("#why").scroll_into_view_if_needed()
+    page.locator("#probes").scroll_into_view_if_needed()
     page.wait_for_timeout(300)
     shoot(page, "another-thought")
 
@@ -538,7 +538,7 @@ def test_another_instruction_and_an_earlier_answer_under_one_slider(page, shoot)
     before = drawn(page, "#compare-view canvas.mask")
     slide(page, "#compare-view", "wipe", 100)
     assert (drawn(page, "#compare-view canvas.mask") != before).any()
-    page.locator("#why").scroll_into_view_if_needed()
+    page.locator("#probes").scroll_into_view_if_needed()
     shoot(page, "ask-again")
     page.fill("#instruction textarea", "the yellow fish")
     page.click("#find")
@@ -576,7 +576,7 @@ def test_the_truth_can_be_painted_or_brought(page, mini, tmp_path, shoot):
     ready(page, "#truth-view")
     painted = page.inner_text("#truth-view .summary")
     assert "Mask: IoU 0." in painted and "0.00." not in painted.split("Prior")[0]
-    page.locator("#why").scroll_into_view_if_needed()
+    page.locator("#probes").scroll_into_view_if_needed()
     shoot(page, "ground-truth")
     Image.fromarray(result.mask).save(tmp_path / "truth.png")
     page.set_input_files("#truth-file input[type=file]", str(tmp_path / "truth.png"))
@@ -606,7 +606,7 @@ def test_a_small_thing_can_be_zoomed_into(page, tmp_path, shoot):
         "zoomed in" in page.inner_text("#zoom-view")
         and page.locator("#zoom-view coprs-view").count() == 2
     )
-    page.locator("#why").scroll_into_view_if_needed()
+    page.locator("#probes").scroll_into_view_if_needed()
     page.wait_for_timeout(300)
     shoot(page, "zoom")
 
@@ -684,7 +684,7 @@ def test_the_table_of_models_opens_and_a_wrong_name_is_one_sentence(page, shoot)
     page.wait_for_selector(".loading.failed")
     assert "There is no checkpoint" in page.locator(".loading.failed").inner_text()
     page.wait_for_function("document.querySelector('.model-line').innerText.includes('mini')")
-    page.locator("#why").scroll_into_view_if_needed()
+    page.locator("#probes").scroll_into_view_if_needed()
     shoot(page, "models")
 
 
@@ -700,8 +700,8 @@ def test_a_phone_holds_every_tab_and_goes_to_the_thought(browser, server):
     page.click("#ask-sentences")
     ready(page, "#sentences-view")
     for name in ("Another thought", "Ground truth", "Take away", "Models"):
-        page.locator("#why .overflow-menu button").first.click()
-        page.locator("#why .overflow-dropdown").get_by_text(name, exact=True).click()
+        page.locator("#probes .overflow-menu button").first.click()
+        page.locator("#probes .overflow-dropdown").get_by_text(name, exact=True).click()
         page.wait_for_timeout(900)
         assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [390, 390], (
             name

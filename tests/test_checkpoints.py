@@ -142,6 +142,16 @@ def test_missing_tensor_of_the_language_model_is_named(folder):
         (lambda c: c.pop("vision"), "vision"),
         (lambda c: c.update(prompt_template="no slots"), "{image}"),
         (lambda c: c.update(focus_token="<NOT_THERE>"), "<NOT_THERE>"),
+        (lambda c: c.update(max_new_tokens=5000), "max_new_tokens is '5000'"),
+        (lambda c: c.update(llm_width="wide"), "llm_width is 'wide'"),
+        (lambda c: c.update(prior_heads=True), "prior_heads is 'True'"),
+        (lambda c: c.update(prior_heads=0), "prior_heads is '0'"),
+        (lambda c: c.update(mllm_pixels=[4]), "two numbers"),
+        (lambda c: c.update(note=["x"]), "note is"),
+        (lambda c: c.update(vision=7), "vision is '7'"),
+        (lambda c: c["vision"].update(side=10**6), "vision.side is '1000000'"),
+        (lambda c: c["vision"].update(global_layers=["x"]), "vision.global_layers"),
+        (lambda c: c["decoder"].update(depth=-1), "decoder.depth is '-1'"),
     ],
 )
 def test_a_wrong_config_gets_its_own_sentence(folder, edit, words):
@@ -184,12 +194,12 @@ def test_half_precision_answers(mini):
     assert result.settings["dtype"] == "bfloat16" and result.outcome in ("found", "nothing found")
 
 
-def test_nf4_quantises_the_language_models_layers_and_nothing_else():
+def test_nf4_quantizes_the_language_models_layers_and_nothing_else():
     engine = load("mini", device="cpu", quantization="nf4")
     import bitsandbytes as bnb
 
-    quantised = [n for n, m in engine.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
-    assert len(quantised) == 7 * 6 and all(
-        n.startswith("mllm.model.language_model.layers.") for n in quantised
+    quantized = [n for n, m in engine.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert len(quantized) == 7 * 6 and all(
+        n.startswith("mllm.model.language_model.layers.") for n in quantized
     )
     assert engine.segment(draw_scene(1).image, "the largest thing").reply.startswith("<think>")

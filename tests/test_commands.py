@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from coprs_core.__main__ import main, parser
+from coprs_core.batch import Query, segment_photos
 from coprs_core.checkpoints import load
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.masks import decode_rle
@@ -315,19 +316,38 @@ def test_a_further_question_is_asked_when_a_folder_is_gone_through_again(tmp_pat
     assert main(asked) == 0 and not (out / "0.png" / "focus_again.json").exists()
 
 
+def test_a_probe_that_does_not_apply_says_why_in_its_file(photo, tmp_path):
+    out = tmp_path / "out"
+    asked = ["segment", photo, "x", "--out", str(out), "--max-new-tokens", "1"]
+    assert main([*asked, "--probe", "sentences,heads"]) == 4
+    assert "no thought" in json.loads((out / "sentences.json").read_text())["problem"]
+    assert (out / "heads.json").exists()
+
+
+def test_no_photos_are_no_answers(tmp_path):
+    query = Query("the umbrella", "mini")
+    assert (
+        list(segment_photos([], query, tmp_path, engine=lambda: pytest.fail("no model is needed")))
+        == []
+    )
+
+
+def test_what_has_no_examples_is_null_in_json(capsys):
+    assert main(["evaluate", "--count", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=lambda name: 1 / 0)
+    assert None in [g["seconds"] for g in told["groups"].values()]
+
+
 MORE_MISTAKES = [
+    (["segment", "PHOTO", "x", "--model", "~nosuch/x"], "no checkpoint"),
     (["segment", "STRIP", "x"], "over 100 times as long as wide"),
     (["segment", "PHOTO", "x", "--out", "/proc"], "cannot be made or written to"),
     (["segment", "p" * 300, "x"], "too long"),
-    (["segment", "PHOTO", "x", "--model", "m" * 300], "is no model"),
+    (["segment", "PHOTO", "x", "--model", "m" * 300], "is not a model"),
     (["segment", "PHOTO", "x", "--out", "OUT", "--again", ""], "instruction is empty"),
     (["segment", "PHOTO", "x", "--out", "OUT", "--thought", ""], "thought is empty"),
-    (["segment", "PHOTO", "x", "--out", "OUT", "--thought", "\udcff"], "half of a character"),
-    (["segment", "PHOTO", "x", "--out", "OUT", "--word", "9" * 5000], "no word of the reply"),
-    (
-        ["segment", "PHOTO", "x", "--out", "OUT", "--max-new-tokens", "1", "--probe", "sentences"],
-        "no thought",
-    ),
+    (["segment", "PHOTO", "x", "--out", "OUT", "--thought", "\udcff"], "an invalid character"),
+    (["segment", "PHOTO", "x", "--out", "OUT", "--word", "9" * 5000], "not a word of the reply"),
     (["segment", "PHOTO", "x", "--out", "OUT", "--truth", "JSON"], "cannot be read"),
 ]
 

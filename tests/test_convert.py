@@ -178,7 +178,7 @@ BREAKS = {
     "wrong width": ("exported", lambda f: edit_heads(f, lambda h: h.update({"heatmap_head.q_proj.weight": torch.zeros(32, 48)})), "width 48 and llm_hf/ has 64"),
     "another SAM": ("exported", lambda f: edit_heads(f, lambda h: h["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"].add_(1)), "not the SAM"),
     "no focus token": ("exported", forget_the_focus_token, "does not know the focus token <REF_POS>"),
-    "text named .pt": ("exported", lambda f: (f / "refseg_modules.pt").write_text("hello"), "no file of torch"),
+    "text named .pt": ("exported", lambda f: (f / "refseg_modules.pt").write_text("hello"), "not a torch file"),
     "malicious pickle": ("exported", lambda f: torch.save({"x": Malicious()}, f / "refseg_modules.pt"), "holds code, which is never run"),
     "cut heads": ("exported", lambda f: cut(f / "refseg_modules.pt"), "broken or cut short"),
     "cut export": ("exported", lambda f: cut(f / "llm_hf" / "model.safetensors"), "broken or cut short"),
@@ -207,7 +207,7 @@ def test_broken_sam_files_have_their_sentences(tmp_path, exported, sam):
     state = torch.load(sam, weights_only=True)
     other = tmp_path / "other.pth"
     for change, words in (
-        (lambda s: s.pop("image_encoder.pos_embed"), "is no SAM"),
+        (lambda s: s.pop("image_encoder.pos_embed"), "is not a SAM"),
         (lambda s: s.pop("image_encoder.neck.1.bias"), "lacks neck.1.bias"),
     ):
         changed = dict(state)

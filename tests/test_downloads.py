@@ -185,7 +185,7 @@ def test_a_damaged_sam_is_thrown_away(sam, tmp_path):
     name, content, _ = sam
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / f"{name}.part").write_bytes(b"x" * 2_000_000)
-    with pytest.raises(CoPRSError, match="came damaged"):
+    with pytest.raises(CoPRSError, match="was damaged"):
         downloads.sam_file("vit_b")
     assert not list((tmp_path / "checkpoints").iterdir())
     assert downloads.sam_file("vit_b").read_bytes() == content

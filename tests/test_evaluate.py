@@ -61,7 +61,7 @@ def test_a_mask_where_nothing_should_be_counts_zero(drawn):
     row = judge_scene(
         0, scene, q, result(scene.mask(0), "<think>a</think>It is here: <REF_POS>", "found")
     )
-    assert (row.mask_iou, row.scores, row.said_nothing) == (
+    assert (row.mask_iou, row.scores, row.is_nothing_found) == (
         0,
         {"named": False, "hit": False},
         False,
@@ -73,7 +73,11 @@ def test_the_wrong_thing_is_no_hit_and_silence_is_none_either(drawn):
     other = next(i for i in range(len(scene.things)) if i != q.target)
     wrong = result(scene.mask(other), q.reply, "found")
     silent = result(scene.mask(None), "<think>a</think>Nothing.", "nothing found")
-    assert judge_scene(0, scene, q, wrong).scores == {"named": True, "hit": False}
+    assert judge_scene(0, scene, q, wrong).scores == {
+        "named": True,
+        "hit": False,
+        "mask_giou_if_named": 0,
+    }
     assert judge_scene(0, scene, q, silent).scores == {"named": False, "hit": False}
 
 

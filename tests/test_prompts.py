@@ -69,5 +69,5 @@ def test_parse_reply(text, reasoning, answer, closed):
 
 
 def test_half_a_character_is_refused_in_a_sentence():
-    with pytest.raises(CoPRSError, match="half of a character"):
+    with pytest.raises(CoPRSError, match="an invalid character"):
         check_instruction("find \ud800 it")

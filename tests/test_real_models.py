@@ -1,4 +1,4 @@
-"""What people with real models meet: sizes, memory, quantisation, tables, the doctor. On models
+"""What people with real models meet: sizes, memory, quantization, tables, the doctor. On models
 that tests make."""
 
 import json
@@ -201,12 +201,12 @@ def test_out_of_memory_while_loading_is_said(monkeypatch):
         load("mini", device="cpu")
 
 
-# --- quantisation
+# --- quantization
 
 
 @pytest.mark.parametrize("kind, layer", [("nf4", bnb.nn.Linear4bit), ("int8", bnb.nn.Linear8bitLt)])
 @pytest.mark.parametrize("make", [tiny.qwen, tiny.qwen3, tiny.llava])
-def test_the_language_models_linear_layers_are_quantised_and_nothing_else(
+def test_the_language_models_linear_layers_are_quantized_and_nothing_else(
     tmp_path, kind, layer, make
 ):
     mllm = make()
@@ -215,20 +215,20 @@ def test_the_language_models_linear_layers_are_quantised_and_nothing_else(
     engine = load(
         str(tiny.save_checkpoint_by_hand(folder, tiny.coprs(mllm))), device="cpu", quantization=kind
     )
-    quantised = {n for n, m in engine.model.named_modules() if isinstance(m, layer)}
+    quantized = {n for n, m in engine.model.named_modules() if isinstance(m, layer)}
     linear = {f"mllm.{n}" for n, m in mllm.named_modules()
               if isinstance(m, torch.nn.Linear) and n.startswith("model.language_model.layers.")}  # fmt: skip
-    assert quantised == linear and len(linear) >= 14
+    assert quantized == linear and len(linear) >= 14
     other = {
         str(p.dtype)
         for n, p in engine.model.named_parameters()
-        if not n.startswith(tuple(quantised))
+        if not n.startswith(tuple(quantized))
     }
     assert other == {"torch.float32"}
     assert engine.segment(draw_scene(1).image, "it", 4).tokens <= 4
 
 
-def test_quantised_the_miniature_draws_the_masks_that_were_recorded():
+def test_quantized_the_miniature_draws_the_masks_that_were_recorded():
     """Scene by scene; the kernels of another CPU may decide two of the 60 differently."""
     recorded = record.recorded()
     measured = np.array(record.mask_ious(load("mini", device="cpu", quantization="nf4")))
@@ -238,28 +238,28 @@ def test_quantised_the_miniature_draws_the_masks_that_were_recorded():
 
 
 @pytest.mark.slow
-def test_quantised_the_miniature_loses_little(mini):
+def test_quantized_the_miniature_loses_little(mini):
     """NF4; int8 lost nothing on the same scenes but is four times as slow on a CPU."""
-    quantised, scores = load("mini", device="cpu", quantization="nf4"), []
+    quantized, scores = load("mini", device="cpu", quantization="nf4"), []
     for scene, question in examples("test", 0, 200):
         truth = scene.mask(question.target)
         scores.append(
             [
                 iou(e.segment(scene.image, question.instruction).mask, truth)
-                for e in (mini, quantised)
+                for e in (mini, quantized)
             ]
         )
     full, small = np.mean(scores, axis=0)
     assert small >= full - 0.03, f"{full:.3f} → {small:.3f}"
 
 
-def test_quantisation_where_it_cannot_work_is_said(monkeypatch):
+def test_quantization_where_it_cannot_work_is_said(monkeypatch):
     with pytest.raises(
         CoPRSError, match="works on CUDA and on the CPU, not on mps: choose --quantize none"
     ):
         hugging_face.check_quantization("nf4", torch.device("mps"))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(CoPRSError, match="bitsandbytes, which quantises, does not work here"):
+    with pytest.raises(CoPRSError, match="bitsandbytes, which quantizes, does not work here"):
         load("mini", device="cpu", quantization="nf4")
 
 
@@ -302,6 +302,18 @@ def test_the_doctor_names_the_first_thing_to_do(tmp_path, capsys, what):
     named = path if what != "mllm/model.safetensors" else str(folder / "mllm" / "*.safetensors")
     assert len(failed) == 1 and f"{named} is missing or broken" in failed[0]
     assert todo == f"first: copy {named} again from where {folder} came from"
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        (LoadOptions("cpu", quantization="foo"), "quantization"),
+        (LoadOptions("cpu", dtype="fp3"), "dtype"),
+    ],
+)
+def test_the_doctor_refuses_what_loading_would_refuse(options, name):
+    [wrong] = [c for c in doctor.examine("mini", options) if c.problem]
+    assert wrong.name == name and "not known" in doctor.verdict([wrong])
 
 
 def test_the_doctor_asks_no_network_and_says_what_a_download_would_be():

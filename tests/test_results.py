@@ -51,7 +51,7 @@ def test_a_prior_comes_back_from_its_png_within_a_step(found):
 
 BROKEN = [
     ([], "schema version 1"),
-    ({"schema_version": 7}, "it has 7"),
+    ({"schema_version": 7}, "schema version 1"),
     ({"outcome": "lost"}, "lost"),
     ({"regions": []}, "broken"),
     ({"outcome": "nothing found"}, "with 1 regions"),

@@ -41,8 +41,8 @@ first = spaces.CALLS[-1][1]
 assert entry.server.engine.kept(answered.photo), "what was read inside is lost outside"
 *_, again = page.answer(photo, "the largest thing", None)
 assert again["answered"].result.photo_reused and spaces.CALLS[-1][1] < first, "the photo was read twice"
-assert "the focus settles here" in page.ask_probe("sentences", answered)[0]
-assert page.ask_probe("heads", answered)[0].count("<img") == 5
+assert "the focus settles here" in page.ask_probe("sentences", answered)
+assert page.ask_probe("heads", answered).count("<img") == 5
 assert page.focus_again(answered, "That is the other one.").count("<coprs-view") == 2
 try:
     page.focus_again(answered, " ")

@@ -17,6 +17,7 @@ from app.views.page import empty_verdict, verdict
 from app.views.render import render
 from coprs_core.answer.pictures import (
     COLOUR_MAP,
+    HEAT_OPACITY,
     REGION_COLOURS,
     mask_overlay,
     small_mask,
@@ -25,7 +26,7 @@ from coprs_core.answer.pictures import (
 )
 from coprs_core.answer.results import Result
 from coprs_core.masks import data_url, encode_prior
-from coprs_core.metrics import iou_curve
+from coprs_core.metrics import PRIOR_THRESHOLD, iou_curve
 from coprs_core.probes.focus import FocusView
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
@@ -83,6 +84,8 @@ class Canvas:
             caption=say(self.lang, f"prior_{prior_kind}") if caption is None else caption,
             colours=_SCALE,
             controls=controls,
+            opacity=round(100 * HEAT_OPACITY),
+            threshold=round(100 * PRIOR_THRESHOLD),
             width=self.width,
             height=self.height,
         )

@@ -10,6 +10,7 @@ from coprs_core.answer.engine import Engine, Update
 from coprs_core.answer.flags import DISAGREE, flags
 from coprs_core.answer.results import Result
 from coprs_core.checkpoints.catalogue import Row
+from coprs_core.metrics import PRIOR_THRESHOLD
 from coprs_core.prompts import (
     FOCUS_TOKEN,
     FOCUS_TOKEN_PRIOR,
@@ -137,6 +138,7 @@ def verdict(lang: str, result: Result) -> Markup:
         lang,
         "verdict_found",
         agreement=f"{prior_iou:.2f}" if is_drawn else "–",
+        threshold=PRIOR_THRESHOLD,
         agrees=is_drawn and prior_iou >= DISAGREE,
         share=f"{share:.1f}" if share >= 0.1 else f"{share:.3f}",
         flags=flags(result),

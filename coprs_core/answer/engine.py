@@ -4,7 +4,7 @@ consume it."""
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +19,11 @@ from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import package_versions, within_memory
 from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.model.segmenter import Located, PhotoFeatures, Segmenter, Transcript
+from coprs_core.model.segmenter import Features, Located, Segmenter, Transcript
 from coprs_core.photos import Photo, PhotoLike, open_photo
-from coprs_core.prompts import PriorKind, check_instruction, parse_reply
+from coprs_core.prompts import MAX_NEW_TOKENS, PriorKind, check_instruction, parse_reply
 
 MAX_KEPT_PHOTOS = 8
-MAX_NEW_TOKENS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +58,19 @@ def check_max_new_tokens(limit: int) -> int:
     if not isinstance(limit, int) or not 1 <= limit <= MAX_NEW_TOKENS:
         raise CoPRSError(
             f"max_new_tokens is {limit!r} and a whole number from 1 to {MAX_NEW_TOKENS} was "
-            "expected: "
-            "leave it out."
+            "expected: leave it out."
         )
     return limit
+
+
+def last_result(updates: Iterable[Update]) -> Result:
+    """The result at the end of a stream of updates."""
+    result = None
+    for update in updates:
+        result = update.result
+    if result is None:
+        raise RuntimeError("the stream ended without a result")
+    return result
 
 
 class Engine:
@@ -73,8 +81,8 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
-        self.segmenter: Segmenter = checkpoint.segmenter
-        self._features: OrderedDict[str, PhotoFeatures] = OrderedDict()
+        self.segmenter: Segmenter[Any] = checkpoint.segmenter
+        self._features: OrderedDict[str, Features] = OrderedDict()
         self._lock = threading.Lock()
 
     # --- what it is
@@ -128,10 +136,7 @@ class Engine:
         self, image: PhotoLike, instruction: str, max_new_tokens: int | None = None
     ) -> Result:
         """The answer as one `Result`; see `stream`."""
-        *_, last = self.stream(image, instruction, max_new_tokens)
-        if last.result is None:
-            raise RuntimeError("the stream ended without a result")
-        return last.result
+        return last_result(self.stream(image, instruction, max_new_tokens))
 
     def stream(
         self, image: PhotoLike, instruction: str, max_new_tokens: int | None = None
@@ -153,8 +158,9 @@ class Engine:
         """
         photo, instruction = open_photo(image), check_instruction(instruction)
         if max_new_tokens is None:
-            max_new_tokens = self.max_new_tokens
-        limit = check_max_new_tokens(max_new_tokens)
+            limit = self.max_new_tokens
+        else:
+            limit = check_max_new_tokens(max_new_tokens)
         with self.within_memory():
             yield from _Answer(self, photo, instruction, limit).updates()
 
@@ -169,18 +175,18 @@ class Engine:
 
     # --- what is kept of photos
 
-    def read(self, photo: Photo) -> PhotoFeatures:
-        """Both vision encoders on a photo, or what was kept of it."""
+    def read(self, photo: Photo) -> Any:
+        """The features of a photo, of the segmenter's own kind: read, or kept from before."""
         return self.kept(photo) or self.keep(photo, self.segmenter.read(photo))
 
-    def kept(self, photo: Photo) -> PhotoFeatures | None:
+    def kept(self, photo: Photo) -> Features | None:
         """What is kept of a photo that was read before."""
         with self._lock:
             if photo.key in self._features:
                 self._features.move_to_end(photo.key)
             return self._features.get(photo.key)
 
-    def keep(self, photo: Photo, features: PhotoFeatures) -> PhotoFeatures:
+    def keep(self, photo: Photo, features: Features) -> Features:
         """Keep a photo's features, on the model's device; the oldest of more than 8 goes."""
         features = features.to(self.segmenter.device)
         with self._lock:
@@ -217,7 +223,7 @@ class _Answer:
             self.clock.finish("drawing")
         yield self.update("done", prior=prior, result=self.result(located, regions))
 
-    def think(self, features: PhotoFeatures):
+    def think(self, features: Features):
         """Yields an `Update` for all that shows; returns the `Transcript`."""
         is_finished, focus_embedding = False, None
         for step in self.segmenter.think(self.instruction, features, self.limit):
@@ -230,7 +236,7 @@ class _Answer:
                 yield self.update("thinking", new=step.text)
         return Transcript(self.text, is_finished, self.limit, focus_embedding)
 
-    def draw(self, located: Located, features: PhotoFeatures) -> tuple[Region, ...]:
+    def draw(self, located: Located, features: Features) -> tuple[Region, ...]:
         return tuple(
             Region(p.prior, self.segmenter.draw(p, features), p.box, p.points, p.label)
             for p in located.places

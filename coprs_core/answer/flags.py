@@ -26,7 +26,7 @@ FLAGS = {
         "The thought ends by saying that nothing fits, and yet there is a mask: do not trust it."
     ),
 }
-"""What to be careful about, by name."""
+"""Warnings, by name."""
 DISAGREE, TINY, PIECE = 0.5, 0.001, 0.02
 """IoU under which prior and mask disagree; share of the picture under which a mask is tiny; of the
 mask that makes a piece."""

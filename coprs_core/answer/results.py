@@ -171,18 +171,13 @@ class Result:
         `decode_prior`).
         """
         if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
-            found = (
-                values.get("schema_version") if isinstance(values, dict) else type(values).__name__
-            )
             raise CoPRSError(
-                f"This is no answer of CoPRS with schema version {SCHEMA_VERSION} (it has "
-                f"{found!r}): give the result.json "
-                "of `segment --out`, of a downloaded zip or of the endpoint."
+                f"This is not an answer of CoPRS with schema version {SCHEMA_VERSION}: give the "
+                "result.json of `segment --out`, of a downloaded zip or of the endpoint."
             )
         try:
-            json.dumps(values, ensure_ascii=False, allow_nan=False).encode(
-                "utf-8"
-            )  # whole characters, real numbers
+            # whole characters, real numbers
+            json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8")
             return _from_dict(cls, values, priors)
         except (
             KeyError,

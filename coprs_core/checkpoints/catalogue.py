@@ -13,6 +13,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import CoordinateSource, CoPRSSource, Source
 from coprs_core.machine import free_memory
 from coprs_core.model.coordinates import SEG_ZERO, STOCK, CoordinatePrompt
+from coprs_core.model.vision import SAM_SIZES
 from coprs_core.prompts import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
 from coprs_core.sizes import free_disk, in_words
 
@@ -28,7 +29,7 @@ class Listed:
         repo: on Hugging Face; None where nothing of its kind is public.
         prompt: how it is asked, where it writes coordinates; None for a CoPRS checkpoint.
         download: bytes, without SAM.
-        linear: weights of the language model that can be quantised.
+        linear: weights of the language model that can be quantized.
         other: all its other weights, without SAM.
     """
 
@@ -51,12 +52,14 @@ class Listed:
             return CoordinateSource(self.name, folder, self.prompt)
         return CoPRSSource(self.name, folder)
 
-    def memory_needed(self, quantization: str, sam: str) -> int:
-        """Bytes on the device while answering, in bfloat16 where nothing is quantised."""
+    def memory_needed(self, quantization: str, sam: str, bytes_per_weight: int = 2) -> int:
+        """Bytes on the device while answering; `bytes_per_weight` of what is not quantized."""
         if self.name == "mini":
             return 300_000_000
-        other = self.other + SAM_PARAMETERS[sam]
-        return memory_needed(self.linear, other, quantization, 2, grid=64, heads=16)
+        other, size = self.other + SAM_PARAMETERS[sam], SAM_SIZES[sam]
+        return memory_needed(
+            self.linear, other, quantization, bytes_per_weight, size.grid, size.heads
+        )
 
 
 _3B = {"download": 7_509_000_000, "linear": 2_774_532_096, "other": 980_090_880}

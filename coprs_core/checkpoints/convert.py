@@ -37,10 +37,11 @@ from coprs_core.checkpoints.tensors import (
     sam_configs,
 )
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import parse_dtype
+from coprs_core.machine import parse_dtype, within_memory
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.mllm import Mllm
 from coprs_core.prompts import IMAGE_SLOT, INSTRUCTION_SLOT, QWEN_TEMPLATE
+from coprs_core.sizes import expanded
 
 HEADS_FILE = "refseg_modules.pt"
 _PRIOR = "heatmap_head."
@@ -118,7 +119,7 @@ def prepare(
     (Qwen2.5-VL has spare ones: 151,665 tokens, 151,936 rows). `base` is a Hugging Face id or
     folder; the other arguments are those of `convert`.
     """
-    precision, folder = parse_dtype(dtype), Path(base).expanduser()
+    precision, folder = parse_dtype(dtype), expanded(base)
     folder = folder if folder.is_dir() else snapshot(base, report)
     config = read_config(folder)
     path = sam_file(sam, report)
@@ -129,7 +130,8 @@ def prepare(
     template = prompt or _chat_template(processor)
     coprs = CoPRSConfig(width, vision, decoder, prompt_template=template)
     cpu = torch.device("cpu")
-    mllm = load_mllm(folder, cpu, precision)
+    with within_memory(base, cpu, "use a smaller model or a machine with more memory"):
+        mllm = load_mllm(folder, cpu, precision)
     with new_folder(out, sum(f.stat().st_size for f in folder.glob("*.safetensors"))) as new:
         _add_focus_token(mllm, processor.tokenizer, coprs.focus_token)
         model = CoPRS(coprs, mllm)
@@ -190,8 +192,8 @@ def _heads(folder: Path, shards: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return read_pickle(folder / HEADS_FILE, "the query head, prompt encoder and mask decoder")
     if not shards:
         raise CoPRSError(
-            f"{folder} lacks {HEADS_FILE} (query head and decoder) and has no FSDP shards: copy it "
-            "too."
+            f"{folder} lacks {HEADS_FILE} (query head and decoder) and has no FSDP shards: "
+            "copy that file too."
         )
     heads = merged_shards(shards, (_PRIOR, *DECODER_PREFIXES), folder)
     return {k: heads.get(k) for k in heads.shapes}
@@ -227,8 +229,7 @@ def _check_tied(language: LazyTensors, names: dict[str, str]) -> None:
     if not torch.equal(language.get(names.pop(TIED_LAYER)), language.get(_embeddings(names))):
         raise CoPRSError(
             f"{language.path}: config.json says that lm_head and embeddings are one, and they "
-            "differ: "
-            "correct it."
+            "differ: correct it."
         )
 
 

@@ -1,8 +1,11 @@
-"""What this machine has, what the chosen model needs, and the first thing to do; loads no weights,
-asks no network."""
+"""What this machine has, what the chosen model needs, and the first thing to do.
+
+Loads no weights and does not use the network.
+"""
 
 import importlib.metadata
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +19,13 @@ from coprs_core.checkpoints.downloads import (
     missing_shards,
     sam_cache,
 )
-from coprs_core.checkpoints.hugging_face import check_quantization
+from coprs_core.checkpoints.hugging_face import QUANTIZATIONS, check_quantization
 from coprs_core.checkpoints.load import find
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Source
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device, free_memory
-from coprs_core.sizes import free_disk, in_words
+from coprs_core.machine import choose_device, free_memory, parse_dtype
+from coprs_core.sizes import expanded, free_disk, in_words
 
 _PACKAGES = (
     "torch",
@@ -47,7 +50,7 @@ class Check:
 def examine(model: str, options: LoadOptions | None = None) -> list[Check]:
     """Every check, in the order in which problems are to be fixed."""
     options = options or LoadOptions()
-    checks = [_versions(), *_devices(options.device), *_caches(), _quantization(options)]
+    checks = [_versions(), *_devices(options.device), *_caches(), *_precision(options)]
     source, check = _source(model)
     checks.append(check)
     if source is None:
@@ -102,22 +105,31 @@ def _caches() -> list[Check]:
     ]
 
 
-def _quantization(options: LoadOptions) -> Check:
+def _precision(options: LoadOptions) -> list[Check]:
+    """What was chosen, and which quantizations work here."""
+    try:
+        if options.dtype != "auto":
+            parse_dtype(options.dtype)
+        chosen = Check("dtype", options.dtype)
+    except CoPRSError as problem:
+        chosen = Check("dtype", options.dtype, str(problem))
+    try:
+        device = choose_device(options.device)
+        check_quantization(options.quantization, device)
+    except CoPRSError as problem:
+        return [chosen, Check("quantization", options.quantization, str(problem))]
     usable = []
-    for kind in ("nf4", "int8"):
-        try:
-            check_quantization(kind, choose_device(options.device))
+    for kind in QUANTIZATIONS[1:]:
+        with suppress(CoPRSError):
+            check_quantization(kind, device)
             usable.append(kind)
-        except CoPRSError as problem:
-            if kind == options.quantization:
-                return Check("quantisation", "not here", str(problem))
-    return Check("quantisation", f"{' and '.join(usable) or 'none'} can be used")
+    return [chosen, Check("quantization", f"{' and '.join(usable) or 'none'} can be used")]
 
 
 def _source(model: str) -> tuple[Source | None, Check]:
     """The chosen model's place, without asking the network."""
     known = listed(model)
-    is_id = model.count("/") == 1 and not Path(model).expanduser().exists()
+    is_id = model.count("/") == 1 and not expanded(model).exists()
     repo = known.repo if known else model if is_id else None
     if repo and cached_snapshot(repo) is None:
         size = f" ({in_words(known.download)})" if known else ""
@@ -163,7 +175,8 @@ def _memory(model: str, options: LoadOptions) -> list[Check]:
     known = listed(model)
     if known is None or options.sam not in SAM_FILES:
         return []
-    needed = known.memory_needed(options.quantization, options.sam)
+    bytes_per_weight = 4 if options.dtype in ("fp32", "float32") else 2
+    needed = known.memory_needed(options.quantization, options.sam, bytes_per_weight)
     free = free_memory(choose_device(options.device))
     problem = "" if needed <= free else "choose --quantize nf4, --sam vit_b or a smaller model"
     return [Check("memory", f"{in_words(needed)} needed, {in_words(free)} free", problem)]

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from coprs_core.errors import CoPRSError
-from coprs_core.sizes import free_disk, in_words
+from coprs_core.sizes import expanded, free_disk, in_words
 
 Report = Callable[[str], None]
 """Told one line of progress at a time."""
@@ -57,13 +57,8 @@ def missing_shards(folder: Path) -> list[str]:
     for index in folder.rglob("*.safetensors.index.json"):
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-        ):  # cut short, or not an index at all
-            return [index.name]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return [index.name]  # cut short, or not an index at all
         missing += sorted(n for n in named if not (index.parent / n).is_file())
     return missing
 
@@ -106,8 +101,8 @@ def _sentence(repo: str, problem: Exception) -> CoPRSError:
         )
     return CoPRSError(
         f"{repo} is not complete in the cache {constants.HF_HUB_CACHE} and Hugging Face cannot be "
-        "reached: connect and "
-        "run this again (files that are there already are kept), or copy a filled cache here."
+        "reached: connect and run this again (files that are there already are kept), or copy a "
+        "filled cache here."
     )
 
 
@@ -125,14 +120,14 @@ def cached_sam(name: str) -> Path | None:
 
 def sam_path(name: str) -> Path:
     """Where a SAM file lies or would lie: one of SAM's published files, or a path."""
-    return sam_cache() / SAM_FILES[name][0] if name in SAM_FILES else Path(name).expanduser()
+    return sam_cache() / SAM_FILES[name][0] if name in SAM_FILES else expanded(name)
 
 
 def sam_file(name: str, report: Report | None = None) -> Path:
     """The path of "vit_b", "vit_l" or "vit_h", downloaded where it is not cached; or of any file
     that is there."""
     if name not in SAM_FILES:
-        if not (path := Path(name).expanduser()).is_file():
+        if not (path := expanded(name)).is_file():
             raise CoPRSError(
                 f"There is no SAM file {name!r}: give vit_b, vit_l, vit_h or the path of a .pth "
                 "file."
@@ -151,12 +146,11 @@ def sam_file(name: str, report: Report | None = None) -> Path:
     except (urllib.error.URLError, OSError) as problem:
         raise CoPRSError(
             f"{url} cannot be downloaded ({problem}): run this again (it goes on where it "
-            "stopped), or put the file "
-            f"into {part.parent} yourself."
+            f"stopped), or put the file into {part.parent} yourself."
         ) from problem
     if not _digest(part).startswith(file.rsplit("_", 1)[1].removesuffix(".pth")):
         part.unlink()
-        raise CoPRSError(f"{file} came damaged and was thrown away: run this again.")
+        raise CoPRSError(f"{file} was damaged and has been deleted: run this again.")
     part.rename(part.with_suffix(""))
     return part.with_suffix("")
 

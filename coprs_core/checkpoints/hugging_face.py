@@ -70,7 +70,7 @@ def load_mllm(
 ) -> Mllm:
     """A Hugging Face model by its architecture, strictly.
 
-    Where it is quantised, so are the language model's linear layers and nothing else.
+    Where it is quantized, so are the language model's linear layers and nothing else.
     """
     config, options = read_config(folder), {}
     if quantization != "none":
@@ -147,7 +147,7 @@ def check_quantization(quantization: str, device: torch.device) -> None:
         import bitsandbytes  # noqa: F401  (its native part may be missing)
     except Exception as problem:  # a broken install raises anything at all
         raise CoPRSError(
-            f"bitsandbytes, which quantises, does not work here ({first_line(problem)}): "
+            f"bitsandbytes, which quantizes, does not work here ({first_line(problem)}): "
             "choose --quantize none."
         ) from problem
 

@@ -10,6 +10,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint, CoordinateSource, CoPRSSource, Source
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, parse_dtype, within_memory
+from coprs_core.sizes import expanded
 
 MINIATURE = Path(__file__).resolve().parents[2] / "assets" / "mini"
 
@@ -48,7 +49,7 @@ def find(name: str, report: Report | None = None) -> Source:
         return CoPRSSource(name, MINIATURE)
     choices = f"a folder, a Hugging Face id or one of {', '.join(NAMES)}"
     if not isinstance(name, str) or not 0 < len(name) < 200:
-        raise CoPRSError(f"{str(name)[:40]!r} is no model: give {choices}.")
+        raise CoPRSError(f"{str(name)[:40]!r} is not a model: give {choices}.")
     if known := listed(name):
         if known.repo is None:
             raise CoPRSError(
@@ -56,7 +57,7 @@ def find(name: str, report: Report | None = None) -> Source:
                 "or --model you/your-model."
             )
         return known.source(snapshot(known.repo, report))
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir():
         if name.count("/") != 1 or name.startswith((".", "~", "/")):
             raise CoPRSError(f"There is no checkpoint {name!r}: give {choices}.")
@@ -68,6 +69,5 @@ def find(name: str, report: Report | None = None) -> Source:
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
     raise CoPRSError(
         f"The folder {str(folder)!r} holds no coprs.json (it holds {found}): give a CoPRS "
-        "checkpoint "
-        "folder, or a Hugging Face folder of Qwen2.5-VL."
+        "checkpoint folder, or a Hugging Face folder of Qwen2.5-VL."
     )

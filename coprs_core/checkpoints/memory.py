@@ -16,10 +16,10 @@ def memory_needed(
     """Bytes on the device while answering: the weights, and room for one answer.
 
     Args:
-        linear: weights of the language model's linear layers, which can be quantised.
+        linear: weights of the language model's linear layers, which can be quantized.
         other: all other weights, SAM's included.
         quantization: "none", "nf4" or "int8".
-        bytes_per_weight: of weights that are not quantised.
+        bytes_per_weight: of weights that are not quantized.
         grid: cells a side of SAM's image embedding.
         heads: attention heads of SAM's image encoder.
 
@@ -69,9 +69,8 @@ def check_memory(
     fitting = next((text for text, size in choices if size <= free), smaller_choice(quantization))
     precision = str(dtype).removeprefix("torch.")
     raise CoPRSError(
-        f"{name} in {precision} needs about {in_words(required)} and {device} has {in_words(free)} "
-        "free: "
-        f"{fitting}."
+        f"{name} in {precision} needs about {in_words(required)} "
+        f"and {device} has {in_words(free)} free: {fitting}."
     )
 
 

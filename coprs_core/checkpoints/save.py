@@ -96,6 +96,7 @@ def new_folder(out: Path, size: int) -> Generator[Path, None, None]:
     if size > free_disk(out):
         free = in_words(free_disk(out))
         raise CoPRSError(f"{out} needs {in_words(size)} and {free} are free: choose another disk.")
+    out = out.absolute()
     part = out.with_name(out.name + ".part")
     try:
         shutil.rmtree(part, ignore_errors=True)

@@ -39,8 +39,7 @@ def read_shards(folder: Path) -> list[dict[str, Tensor]]:
         if (worlds[0], rank) not in found:
             raise CoPRSError(
                 f"{folder} lacks model_world_size_{worlds[0]}_rank_{rank}.pt (it has {len(found)} "
-                f"of {worlds[0]} shards): "
-                "copy it from the training machine."
+                f"of {worlds[0]} shards): copy it from the training machine."
             )
     shards = [
         read_pickle(found[worlds[0], rank], "a shard of an FSDP checkpoint")

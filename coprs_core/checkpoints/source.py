@@ -172,8 +172,8 @@ class CoordinateSource:
         if kind != _COORDINATE_TYPE:
             raise CoPRSError(
                 f"{self.name} is of type {kind!r} and coordinates are read from "
-                f"{_COORDINATE_TYPE}: "
-                "choose a model that `python -m coprs_core models` lists with coordinates."
+                f"{_COORDINATE_TYPE}: choose a model that `python -m coprs_core models` lists "
+                "with coordinates."
             )
         path = sam_file(options.sam, report)
         state = read_sam(path)

@@ -179,7 +179,7 @@ def sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, Dec
         return vision_config_of(encoder_tensors(state)), decoder_config_of(state)
     except (KeyError, ValueError, IndexError) as problem:
         raise CoPRSError(
-            f"{path} is no SAM (ViT-B, L or H) file; it lacks {problem}: "
+            f"{path} is not a SAM (ViT-B, L or H) file; it lacks {problem}: "
             "give one of segment_anything's published files."
         ) from problem
 
@@ -208,7 +208,7 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
         raise CoPRSError(f"There is no file {path}: {expected} was expected there.") from problem
     except pickle.UnpicklingError as problem:
         is_unsafe = "GLOBAL" in str(problem) or "Unsupported" in str(problem)
-        what = "holds code, which is never run" if is_unsafe else "is no file of torch"
+        what = "holds code, which is never run" if is_unsafe else "is not a torch file"
         raise CoPRSError(
             f"{path} {what}: {expected} was expected; get it again from a source that you trust."
         ) from problem
@@ -224,7 +224,7 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
         with open(path, "rb") as file:
             was_zip = file.read(2) == b"PK"
         broken = f"is broken or cut short ({first_line(problem)})"
-        what = broken if was_zip else "is no file of torch"
+        what = broken if was_zip else "is not a torch file"
         raise CoPRSError(f"{path} {what}: {expected} was expected; copy it again.") from problem
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CoPRSError(f"{path} holds no table of tensors: {expected} was expected.")

@@ -11,7 +11,7 @@ SUMMARY = "time one answer and report its memory"
 PAGE = """\
 Time one answer about a 1024×768 picture and report its memory. With --random-weights a
 checkpoint of that true size is written first (9 GB for 3b, 18 GB for 7b), loaded as
-any other, and thrown away unless --folder keeps it.
+any other, and deleted unless --folder keeps it.
 
 examples:
   python -m coprs_core benchmark --random-weights 3b --dtype bf16
@@ -36,7 +36,7 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="N",
         help="tokens to write before the focus token",
     )
-    add("--json", action="store_true", help="print figures as JSON; bytes and seconds")
+    add("--json", action="store_true", help="print the numbers as JSON; bytes and seconds")
     add_model_options(parser)
 
 

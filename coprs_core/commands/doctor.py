@@ -7,8 +7,8 @@ from coprs_core.commands.options import add_model_options, load_options
 SUMMARY = "look at this machine and one model; say what to do first"
 PAGE = """\
 Look at this machine and at one model: versions, devices, caches, every file, the
-special tokens, quantisation. The last line says "ready" or the first thing to do.
-Loads no weights and asks no network.
+special tokens, quantization. The last line says "ready" or the first thing to do.
+Loads no weights and does not use the network.
 
 example:
   python -m coprs_core doctor --model qwen2.5-vl-3b --quantize nf4

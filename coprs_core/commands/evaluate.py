@@ -8,11 +8,11 @@ from pathlib import Path
 from coprs_core.commands.options import add_model_options, load_options, positive_count
 from coprs_core.datasets import DATASETS
 
-SUMMARY = "measure a checkpoint on drawn scenes"
+SUMMARY = "measure a model on a data set"
 PAGE = """\
-Answer drawn scenes and print how well: by family of instruction, by size of the
-target, and on what training never showed. gIoU is the mean IoU per example, where
-both empty counts 1 and a mask where nothing fits counts 0.
+Answer the examples of a data set and print the scores: overall, by group and by
+target size. gIoU is the mean IoU per example, where both empty counts 1 and a mask
+where nothing fits counts 0.
 
 example:
   python -m coprs_core evaluate --model mini --data scenes --split test --count 1000
@@ -28,7 +28,7 @@ def add_options(parser: ArgumentParser) -> None:
         help=f"what to answer: {', '.join(DATASETS)} (default scenes)",
     )
     add("--root", type=Path, metavar="DIR", help="the folder of a data set that lies on disk")
-    add("--split", default="test", help="train, validation or test (default test)")
+    add("--split", default="test", help="a split of the data set (default test)")
     add("--seed", type=int, default=0, metavar="S", help="number of the first example (default 0)")
     add(
         "--count",
@@ -37,7 +37,7 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="N",
         help="how many examples (default 1000)",
     )
-    add("--json", action="store_true", help="print all figures, and every row, as JSON")
+    add("--json", action="store_true", help="print all scores, and every row, as JSON")
     add_model_options(parser)
 
 

@@ -85,9 +85,14 @@ def add_quantization_choice(parser: ArgumentParser) -> None:
     parser.add_argument("--sam", default="vit_h", choices=SAM_NAMES, help="as it would be loaded")
 
 
+def count(text: str, at_least: int = 0) -> int:
+    """A whole number of at least 0."""
+    value = int(text)
+    if value < at_least:
+        raise argparse.ArgumentTypeError(f"must be at least {at_least}")
+    return value
+
+
 def positive_count(text: str) -> int:
     """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    return count(text, at_least=1)

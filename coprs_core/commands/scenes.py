@@ -8,7 +8,7 @@ from coprs_core.commands.options import positive_count
 
 SUMMARY = "draw picture-book scenes with questions and replies"
 PAGE = """\
-Draw picture-book scenes, each with an instruction and the reply that it deserves:
+Draw picture-book scenes, each with an instruction and the target reply:
 00000.png, 00000_mask.png (empty where nothing fits) and 00000.json. The same seed
 always draws the same scenes; no two splits share one. The test split also holds
 pairs of kind and colour, and wordings, that training never shows.

@@ -3,7 +3,8 @@
 import argparse
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from coprs_core.probes import PROBES
 if TYPE_CHECKING:
     import numpy as np
 
-    from coprs_core.answer.engine import Engine
+    from coprs_core.answer.engine import Engine, Update
     from coprs_core.answer.results import Result
     from coprs_core.photos import Photo
     from coprs_core.probes.finding import Finding
@@ -33,8 +34,8 @@ examples:
 
 The bundled model "mini" knows picture-book scenes only; `python -m coprs_core scenes` draws some.
 
-Many photos (a folder, or a glob in quotes): one folder each under --out. What is there
-already is not done again; a photo that cannot be read is reported and skipped.
+Many photos (a folder, or a glob in quotes): one folder each under --out. Finished
+answers are skipped; a photo that cannot be read is reported and skipped.
 
 files in --out:
   result.json   outcome, thought, masks as COCO RLE, timings, settings, package versions
@@ -57,7 +58,7 @@ further questions about one answer:
   --truth FILE  truth.*: IoU of prior and mask with a true mask, over the threshold
 
 exit codes:
-  0 found · 3 nothing found · 4 unfinished · 2 a mistake in what was asked
+  0 found · 3 nothing found · 4 unfinished · 2 usage error
   many photos: 0 all done · 1 some failed
 """
 EXIT_CODES = {"found": 0, "nothing found": 3, "unfinished": 4}
@@ -115,7 +116,7 @@ def _probes(text: str) -> list[str]:
     kinds = [k.strip() for k in text.split(",") if k.strip()]
     if unknown := sorted(set(kinds) - set(PROBES)):
         choices = ", ".join(PROBES)
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not known: choose of {choices}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not known: choose from {choices}")
     return kinds
 
 
@@ -138,7 +139,8 @@ def run(options: Namespace) -> int:
     print(result.to_json() if options.json else "\n\n" + summary(result))
     if folder:
         written = save_answer(folder, photo, result)
-        for finding in _findings(options, engine, photo, result, truth):
+        other = partial(_load, options, options.again_model)
+        for finding in _findings(options, engine, other, photo, result, truth):
             written += finding.save(folder, photo)
         if not options.json:
             print("written: " + ", ".join(str(p) for p in written))
@@ -165,19 +167,19 @@ def _check(options: Namespace) -> None:
 
 def _stream(engine: "Engine", photo: "Photo", options: Namespace) -> "Result":
     """Answer, printing the thought as it comes."""
-    result = None
-    for update in engine.stream(photo, options.instruction, options.max_new_tokens):
-        if update.new and not options.json:
-            print(update.new, end="", flush=True)
-        result = update.result
-    assert result is not None
-    return result
+    from coprs_core.answer.engine import last_result
+
+    def printed() -> "Iterator[Update]":
+        for update in engine.stream(photo, options.instruction, options.max_new_tokens):
+            if update.new and not options.json:
+                print(update.new, end="", flush=True)
+            yield update
+
+    return last_result(printed())
 
 
 def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> int:
     """One folder a photo under --out."""
-    from functools import cache
-
     from tqdm import tqdm
 
     from coprs_core.batch import Query, segment_photos
@@ -187,22 +189,26 @@ def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> in
             "Many photos need a folder for their answers, and no --truth or --json: add --out DIR."
         )
     query = Query(
-        options.instruction,
-        options.model,
-        tuple(options.probe),
-        tuple(options.word),
-        options.thought,
-        options.again,
-        options.again_model,
+        instruction=options.instruction,
+        model=options.model,
+        probe=tuple(options.probe),
+        word=tuple(options.word),
+        thought=options.thought,
+        again=options.again,
+        again_model=options.again_model,
+        max_new_tokens=options.max_new_tokens,
+        dtype=options.dtype,
+        quantization=options.quantization,
+        sam=options.sam,
     )
     failed = 0
+    other = cache(lambda: _load(options, options.again_model))
     answered = segment_photos(
         photos,
         query,
         folder,
         cache(lambda: _load(options)),
-        lambda engine, photo, result: _findings(options, engine, photo, result, None),
-        options.max_new_tokens,
+        lambda engine, photo, result: _findings(options, engine, other, photo, result),
     )
     with tqdm(answered, total=len(photos), unit="photo", file=sys.stderr) as bar:
         for one in bar:
@@ -221,11 +227,13 @@ def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> in
 def _findings(
     options: Namespace,
     engine: "Engine",
+    other: "Callable[[], Engine]",
     photo: "Photo",
     result: "Result",
-    truth: "np.ndarray | None",
+    truth: "np.ndarray | None" = None,
 ) -> "Iterator[Finding]":
-    """Everything that `options` ask of an answer, one after the other."""
+    """Everything that `options` ask of an answer, one after the other; `other` loads
+    --again-model."""
     from coprs_core.probes import again, probe, thought, words
     from coprs_core.probes import truth as truth_probe
     from coprs_core.probes.finding import NotApplicable, NothingToFind
@@ -240,8 +248,8 @@ def _findings(
     if options.thought is not None:
         yield thought.ask(engine, photo, result, options.thought)
     if options.again is not None or options.again_model is not None:
-        other = engine if options.again_model is None else _load(options, options.again_model)
-        yield again.ask(other, photo, result, options.again, options.max_new_tokens)
+        again_engine = engine if options.again_model is None else other()
+        yield again.ask(again_engine, photo, result, options.again, options.max_new_tokens)
     if truth is not None:
         yield truth_probe.ask(result, truth)
 

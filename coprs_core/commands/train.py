@@ -1,13 +1,13 @@
-"""`train`: make the miniature from nothing, or go on where a run stopped."""
+"""`train`: train the miniature from scratch, or resume a run."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from coprs_core.commands.options import DEVICE_HELP
+from coprs_core.commands.options import DEVICE_HELP, count, positive_count
 
-SUMMARY = "train the miniature from nothing"
+SUMMARY = "train the miniature from scratch"
 PAGE = """\
-Train the miniature from nothing, on scenes drawn as it goes: the vision tower, the
+Train the miniature from scratch, on scenes drawn as it goes: the vision tower, the
 image encoder with prior and decoder, the language model, then all of them jointly.
 Sizes and stages stand in coprs_core/training/mini/recipe.py. A run that was stopped
 goes on where it left off; the finished checkpoint is OUT/checkpoint.
@@ -30,18 +30,18 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add(
         "--stage",
-        choices=("eyes", "focus", "language", "joint"),
-        help="this stage alone (default: all that are left)",
+        metavar="NAME",
+        help="this stage of the recipe alone (default: all that are left)",
     )
     add("--device", default="auto", help=DEVICE_HELP)
     add(
         "--workers",
-        type=int,
+        type=count,
         default=0,
         metavar="N",
         help="processes that draw scenes (default 0: the run itself)",
     )
-    add("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    add("--threads", type=positive_count, metavar="N", help="CPU threads (default: all)")
 
 
 def run(options: Namespace) -> int:

@@ -21,7 +21,8 @@ class Example:
         instruction: what to look for.
         truth: the true mask, bool [H, W] of the photo's size; empty where nothing fits.
         tags: what kind of item it is, for the groups of a report.
-        score: further measures of an answer that only this data set knows, each in [0, 1].
+        score: further measures of an answer that only this data set knows, each in [0, 1]; one
+            that does not apply to an answer is left out.
     """
 
     index: int

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coprs_core.answer.results import Result
 from coprs_core.datasets.example import Example
+from coprs_core.metrics import iou
 from coprs_core.prompts import NOTHING_FOUND
 from coprs_core.world.questions import FAMILIES, Question, examples
 from coprs_core.world.scenes import SPLITS, UNSEEN_PAIRS, Scene
@@ -50,6 +51,7 @@ def _score(scene: Scene, question: Question, result: Result) -> dict[str, bool |
     where nothing does.
 
     `hit`: the mask overlaps the target more than any other thing, or is absent where nothing fits.
+    `mask_giou_if_named`: the mask's IoU with the target, where the thought named it.
     """
     mask = result.mask
     if question.target is None:
@@ -57,7 +59,8 @@ def _score(scene: Scene, question: Question, result: Result) -> dict[str, bool |
     target = scene.things[question.target]
     overlaps = [int((mask & scene.mask(i)).sum()) for i in range(len(scene.things))]
     most_elsewhere = max([0, *(o for i, o in enumerate(overlaps) if i != question.target)])
-    return {
-        "named": conclusion_of(result.reasoning) == (target.kind, target.colour),
-        "hit": overlaps[question.target] > most_elsewhere,
-    }
+    is_named = conclusion_of(result.reasoning) == (target.kind, target.colour)
+    scores = {"named": is_named, "hit": overlaps[question.target] > most_elsewhere}
+    if is_named:
+        scores["mask_giou_if_named"] = iou(mask, scene.mask(question.target))
+    return scores

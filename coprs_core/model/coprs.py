@@ -15,7 +15,13 @@ from coprs_core.model.decoder import DecoderConfig, PriorDecoder
 from coprs_core.model.mllm import Mllm
 from coprs_core.model.prior import PositionalPrior
 from coprs_core.model.vision import VisionConfig, build_image_encoder
-from coprs_core.prompts import FOCUS_TOKEN, IMAGE_SLOT, INSTRUCTION_SLOT, QWEN_TEMPLATE
+from coprs_core.prompts import (
+    FOCUS_TOKEN,
+    IMAGE_SLOT,
+    INSTRUCTION_SLOT,
+    MAX_NEW_TOKENS,
+    QWEN_TEMPLATE,
+)
 
 FORMAT_VERSION = 1
 
@@ -44,7 +50,8 @@ class CoPRSConfig:
         for slot in (IMAGE_SLOT, INSTRUCTION_SLOT):
             if self.prompt_template.count(slot) != 1:
                 raise CoPRSError(
-                    f"The prompt template must hold {slot} exactly once: add it to coprs.json."
+                    f"The prompt template must contain {slot} exactly once: correct it (--prompt "
+                    "or coprs.json)."
                 )
         if self.prior_width % self.prior_heads:
             raise CoPRSError(
@@ -59,6 +66,8 @@ class CoPRSConfig:
     def from_dict(cls, values: dict) -> "CoPRSConfig":
         """The config written by `to_dict`; raises `CoPRSError` for another format version or
         unknown entries."""
+        if not isinstance(values, dict):
+            raise CoPRSError("coprs.json holds no entries: copy it again from its source.")
         values = dict(values)
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
@@ -66,11 +75,10 @@ class CoPRSConfig:
                 f"This checkpoint has format version {version} and {FORMAT_VERSION} is read: use "
                 "the matching release."
             )
+        _check_entries("", values, asdict(cls(1)))
         try:
-            vision, decoder = (
-                VisionConfig(**_tuples(values.pop("vision"))),
-                DecoderConfig(**values.pop("decoder")),
-            )
+            vision = VisionConfig(**_tuples(values.pop("vision")))
+            decoder = DecoderConfig(**values.pop("decoder"))
             return cls(vision=vision, decoder=decoder, **_tuples(values))
         except (KeyError, TypeError) as problem:
             raise CoPRSError(
@@ -87,6 +95,42 @@ class CoPRSConfig:
             raise CoPRSError(
                 f"{path} is not valid JSON ({problem}): copy it again from its source."
             ) from problem
+
+
+_MOST = {"max_new_tokens": MAX_NEW_TOKENS, "vision.side": 4096, "mllm_pixels": 2**27}
+_LEAST = {"vision.window": 0, "vision.global_layers": 0}
+
+
+def _check_entries(prefix: str, values: dict, like: dict) -> None:
+    """Raises `CoPRSError` where an entry has another type than in `like`, or a number is out of
+    range."""
+    for name in sorted(values.keys() & like.keys()):
+        key, value, expected = prefix + name, values[name], like[name]
+        least, most = _LEAST.get(key, 1), _MOST.get(key, 65536)
+        numbers = value if isinstance(expected, tuple) else [value]
+        if isinstance(expected, dict):
+            what, is_right = "a group of entries", isinstance(value, dict)
+        elif isinstance(expected, str):
+            what, is_right = "text", isinstance(value, str)
+        elif isinstance(expected, float):
+            what = f"a number from {least} to {most}"
+            is_right = type(value) in (int, float) and least <= value <= most
+        else:
+            what = f"a whole number from {least} to {most}"
+            is_right = isinstance(numbers, list | tuple) and all(
+                type(n) is int and least <= n <= most for n in numbers
+            )
+            if key == "mllm_pixels":
+                what, is_right = f"two numbers, each {what},", is_right and len(numbers) == 2
+            elif isinstance(expected, tuple):
+                what = f"a list, each {what},"
+        if not is_right:
+            raise CoPRSError(
+                f"coprs.json: {key} is {str(value)[:40]!r} and {what} was expected: copy it again "
+                "from its source."
+            )
+        if isinstance(expected, dict):
+            _check_entries(f"{key}.", value, expected)
 
 
 def _tuples(values: dict) -> dict:

@@ -3,7 +3,7 @@ differ."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +14,26 @@ from coprs_core.photos import Photo
 from coprs_core.prompts import Outcome, PriorKind
 
 
+class Features(Protocol):
+    """What any kind of model keeps of a photo, so that it is read once.
+
+    `photo_size` is (height, width) of the photo in pixels.
+    """
+
+    @property
+    def photo_size(self) -> tuple[int, int]: ...
+
+    def to(self, device: torch.device | str) -> "Features":
+        """The same on another device."""
+        ...
+
+
+F = TypeVar("F", bound=Features)
+
+
 @dataclass(frozen=True, eq=False)
 class PhotoFeatures:
-    """What is kept of a photo, so that it is read once.
+    """The `Features` of a model with SAM's image encoder and a language model.
 
     Attributes:
         image_embedding: [1, C, h, w], of SAM's image encoder.
@@ -97,7 +114,7 @@ class Located:
     places: tuple[Place, ...] = ()
 
 
-class Segmenter(Protocol):
+class Segmenter(Protocol[F]):
     """A loaded model of any kind: it reads a photo, thinks, says where to look, and draws masks.
 
     Attributes:
@@ -118,20 +135,18 @@ class Segmenter(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def read(self, photo: Photo) -> PhotoFeatures:
-        """Both vision encoders on a photo."""
+    def read(self, photo: Photo) -> F:
+        """Everything that is worth keeping of a photo."""
         ...
 
-    def think(
-        self, instruction: str, features: PhotoFeatures, max_new_tokens: int
-    ) -> Iterator[Written]:
+    def think(self, instruction: str, features: F, max_new_tokens: int) -> Iterator[Written]:
         """The reply, step by step. Closing the generator stops the work within one step."""
         ...
 
-    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
+    def locate(self, transcript: Transcript, features: F) -> Located:
         """Where a whole reply points: outcome, reason, and a prior for each thing."""
         ...
 
-    def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
+    def draw(self, place: Place, features: F) -> np.ndarray:
         """The mask of one place, bool [H, W] at the photo's size."""
         ...

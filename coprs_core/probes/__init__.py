@@ -10,6 +10,16 @@ from importlib import import_module
 from types import ModuleType
 
 PROBES = ("sentences", "words", "heads", "zoom")
+STEMS = (
+    *PROBES,
+    *("zoomed", "zoomed_mask", "zoomed_difference"),
+    r"word_\d+",
+    *("focus_again", "focus_again_mask", "focus_again_difference"),
+    *("again", "again_mask", "again_difference"),
+    "truth",
+)
+"""What the files of findings are called, as patterns: an earlier answer's are cleared by them.
+A probe that calls its files otherwise than itself adds that here."""
 AUTOMATIC = ("sentences",)
 """Asked by themselves when an answer is taken away as a zip."""
 

@@ -4,7 +4,7 @@ it."""
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -56,15 +56,13 @@ class FocusView:
         return values
 
 
-def guarded(ask: Callable[P, T]) -> Callable[P, T]:
-    """A probe, whose first argument is the engine, that runs out of memory as an answer does."""
+def guarded(ask: Callable[Concatenate[Engine, P], T]) -> Callable[Concatenate[Engine, P], T]:
+    """A probe that runs out of memory as an answer does: in one sentence."""
 
     @wraps(ask)
-    def guarded_ask(*args: P.args, **kwargs: P.kwargs) -> T:
-        engine = args[0]
-        assert isinstance(engine, Engine)
+    def guarded_ask(engine: Engine, *args: P.args, **kwargs: P.kwargs) -> T:
         with engine.within_memory():
-            return ask(*args, **kwargs)
+            return ask(engine, *args, **kwargs)
 
     return guarded_ask
 

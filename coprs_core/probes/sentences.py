@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import prior_overlay, small_prior, thumbnail
 from coprs_core.answer.results import Result
-from coprs_core.errors import CoPRSError
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.photos import Photo, PhotoLike
-from coprs_core.probes.finding import Finding
+from coprs_core.probes.finding import Finding, NotApplicable
 from coprs_core.probes.focus import FocusView, guarded, reread, view_at
 from coprs_core.prompts import SENTENCE_END
 
@@ -79,9 +78,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
         reading.forget(len(closing))
         views.append(view_at(engine, embedding, features, result, sentence))
     if not views:
-        raise CoPRSError(
-            "This answer holds no thought, so there is nothing to trace: ask again with more "
-            "tokens."
+        raise NotApplicable(
+            "This answer holds no thought to trace: ask again with more tokens.", "sentences"
         )
     return Sentences(tuple(views))
 

@@ -89,7 +89,7 @@ def number_of(engine: Engine, result: Result, word: str) -> int:
     last."""
     if not isinstance(word, str) or len(word) > MAX_WORD_CHARACTERS:
         raise CoPRSError(
-            f"{str(word)[:40]!r} is no word of the reply: give one, or a number from words.json."
+            f"{str(word)[:40]!r} is not a word of the reply: give one, or a number from words.json."
         )
     if word.isdecimal() and len(word) < 10:
         return int(word)

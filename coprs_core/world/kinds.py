@@ -200,7 +200,6 @@ TABLE = (
 )
 KINDS: tuple[str, ...] = tuple(kind.name for kind in TABLE)
 BY_NAME = {kind.name: kind for kind in TABLE}
-USES = {kind.name: kind.uses for kind in TABLE}
 _CATEGORY_NAMES = dict.fromkeys(category for kind in TABLE for category in kind.categories)
 CATEGORIES: dict[str, tuple[str, ...]] = {
     category: tuple(kind.name for kind in TABLE if category in kind.categories)

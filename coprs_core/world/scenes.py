@@ -78,7 +78,7 @@ class Thing:
         return PLACES[self.cell]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """`image` uint8 [256, 256, 3]; `owner` uint8 [256, 256], 0 for the ground, i + 1 where
     things[i] is visible."""

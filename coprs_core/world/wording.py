@@ -8,16 +8,16 @@ from coprs_core.prompts import FOCUS_TOKEN
 from coprs_core.world.meanings import Filter, Meaning
 from coprs_core.world.scenes import PLACES, Thing
 
-_CATEGORY_WORDS = {  # singular, plural
-    "animal": ("animal", "animals"),
-    "vehicle": ("vehicle", "vehicles"),
-    "food": ("food", "foods"),
-    "fruit": ("fruit", "fruits"),
-    "tool": ("tool", "tools"),
-    "furniture": ("piece of furniture", "pieces of furniture"),
-    "plant": ("plant", "plants"),
-    "clothing": ("piece of clothing", "pieces of clothing"),
-    "sky": ("thing of the sky", "things of the sky"),
+_CATEGORY_WORDS = {
+    "animal": "animal",
+    "vehicle": "vehicle",
+    "food": "food",
+    "fruit": "fruit",
+    "tool": "tool",
+    "furniture": "piece of furniture",
+    "plant": "plant",
+    "clothing": "piece of clothing",
+    "sky": "thing of the sky",
 }
 _EXTREME_WORDS = {
     "largest": ("largest", "biggest"),
@@ -150,18 +150,18 @@ def instruction_of(meaning: Meaning, rng: random.Random, unseen: bool) -> str:
         use=group.use,
         extreme=rng.choice(_EXTREME_WORDS[meaning.extreme]) if meaning.extreme else "",
         relation=rng.choice(_RELATION_WORDS[meaning.relation]) if meaning.relation else "",
-        anchor=""
-        if anchor is None
-        else _use_phrase(anchor.use, rng)
-        if anchor.use
-        else f"the {_noun(anchor)}",
+        anchor=_anchor_phrase(anchor, rng) if anchor else "",
     )
     return frame.format(x=phrase)
 
 
+def _anchor_phrase(anchor: Filter, rng: random.Random) -> str:
+    return _use_phrase(anchor.use, rng) if anchor.use else f"the {_noun(anchor)}"
+
+
 def as_typed(text: str, rng: random.Random) -> str:
-    """Lower case, a capital, capitals; with or without a full stop; in one of ten a slip of the
-    fingers."""
+    """Lower case, a capital, capitals; with or without a full stop; in one of ten a typing
+    error."""
     words = text.split(" ")
     long_words = [i for i, w in enumerate(words) if len(w) >= 5 and w.isalpha()]
     if long_words and rng.random() < TYPO_SHARE:
@@ -189,9 +189,9 @@ def _a(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def _noun(f: Filter, plural: bool = False) -> str:
-    """ "red cup", "animal", "thing": the bare words of a filter."""
-    base = f.kind or (_CATEGORY_WORDS[f.category][plural] if f.category else "thing")
+def _noun(f: Filter) -> str:
+    """The bare words of a filter: red cup, animal, thing."""
+    base = f.kind or (_CATEGORY_WORDS[f.category] if f.category else "thing")
     return f"{f.colour} {base}" if f.colour else base
 
 

@@ -1,1 +1,1 @@
-"""How the miniature is made, from nothing."""
+"""How the miniature is made, from scratch."""

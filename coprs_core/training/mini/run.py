@@ -94,6 +94,9 @@ def train_miniature(
     process with `only`. Under `torchrun` every process takes its share of the scenes and the
     gradients are averaged.
     """
+    names = [stage.name for stage in recipe.stages]
+    if only not in (None, *names):
+        raise CoPRSError(f"There is no stage {only!r}: choose from {', '.join(names)}.")
     place = choose_device(device)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
@@ -189,9 +192,9 @@ def run_stage(
 def _step(
     scaffold: Scaffold, stage: Stage, batch, parameters: list[nn.Parameter], chosen: list
 ) -> dict[str, float]:
-    """One step of learning; the figures of its batch."""
+    """One step of learning; the scores of its batch."""
     with torch.autocast(scaffold.device.type, dtype=torch.bfloat16):
-        loss, figures = scaffold.loss(stage.name, batch)
+        loss, scores = scaffold.loss(stage.name, batch)
     for p in parameters:
         p.grad = None
     loss.backward()
@@ -200,7 +203,7 @@ def _step(
     nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
     for optimizer in chosen:
         optimizer.step()
-    return figures
+    return scores
 
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""What each stage of the miniature's training learns: from a batch to a loss and the figures worth
+"""What each stage of the miniature's training learns: from a batch to a loss and the scores worth
 watching.
 
 `eyes`      the vision tower writes the oracle's code of every cell into its visual tokens
@@ -95,13 +95,13 @@ class Scaffold(nn.Module):
         )
         embedding = self.encode(batch)
         read = self.read_cells(embedding, batch)
-        segmentation, figures = self.segment(features @ self.query_frame.T, embedding, batch)
-        return read + segmentation, {"cells": read.item()} | figures
+        segmentation, scores = self.segment(features @ self.query_frame.T, embedding, batch)
+        return read + segmentation, {"cells": read.item()} | scores
 
     def language(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         cells = _misseen(batch.tower_cells).to(self.device)
-        loss, figures, _ = self.think(batch.packed, cells @ self.image_frame.T)
-        return loss, figures
+        loss, scores, _ = self.think(batch.packed, cells @ self.image_frame.T)
+        return loss, scores
 
     def joint(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         visual, embedding = self.see(batch), self.encode(batch)
@@ -109,11 +109,11 @@ class Scaffold(nn.Module):
             visual, batch.tower_cells.to(self.device), self.image_frame
         )
         read = self.read_cells(embedding, batch)
-        language, figures, focus_embedding = self.think(batch.packed, visual)
+        language, scores, focus_embedding = self.think(batch.packed, visual)
         if not len(focus_embedding):
-            return language + 0.5 * (error + kinds) + 0.5 * read, figures
+            return language + 0.5 * (error + kinds) + 0.5 * read, scores
         segmentation, masks = self.segment(focus_embedding, embedding, batch)
-        return language + segmentation + 0.5 * (error + kinds) + 0.5 * read, figures | masks | {
+        return language + segmentation + 0.5 * (error + kinds) + 0.5 * read, scores | masks | {
             "eyes": error.item()
         }
 
@@ -179,14 +179,14 @@ class Scaffold(nn.Module):
             )
         decisions = weights == self.recipe.decision_weight
         right = logits.argmax(-1) == target
-        figures = {
+        scores = {
             "words": words.item(),
             "query": query.item(),
             "recall": recall.item(),
             "right": right.float().mean().item(),
             "decided": right[decisions].float().mean().item(),
         }
-        return words + 0.3 * query + 0.15 * recall, figures, focus_embedding
+        return words + 0.3 * query + 0.15 * recall, scores, focus_embedding
 
     def positions(self, packed: Packed) -> Tensor:
         """Multimodal rope positions [3, B, L]: those that every token would have if its question
