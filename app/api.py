@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from app.serving import ModelServer
+from app.uploads import checked
 from app.visitors import Answered, in_a_sentence, save_answered
 from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.answer.results import Result
@@ -37,9 +38,9 @@ def _probe_endpoint(server: ModelServer, name: str) -> Callable:
     """The endpoint of a probe, with its description; what takes steps streams them."""
 
     def ask(photo: gr.FileData, result: dict) -> Iterator[Any]:
-        with in_a_sentence("en"):
-            answer = Result.from_dict(result)
-            finding = server.ask(probe(name).ask, open_photo(_uploaded(photo)), answer)
+        with in_a_sentence("en", on_page=False):
+            answered = _answered(photo, result)
+            finding = server.ask(probe(name).ask, answered.photo, answered.result)
             yield from finding.payloads()
 
     ask.__doc__ = (inspect.getdoc(probe(name).ask) or "").partition("\n\n")[0]
@@ -55,7 +56,7 @@ class Api:
     def segment(self, photo: gr.FileData, instruction: str) -> Iterator[dict]:
         """Answer step by step: stage, text so far, what is new, seconds; the last one has the whole
         result, priors as PNG."""
-        with in_a_sentence("en"):
+        with in_a_sentence("en", on_page=False):
             for update in self.server.stream(open_photo(_uploaded(photo)), instruction):
                 values: dict[str, Any] = {
                     "stage": update.stage,
@@ -70,40 +71,44 @@ class Api:
     def word(self, photo: gr.FileData, result: dict, word: str) -> dict:
         """Where a word's own hidden state looks (a probe): a word of the reply, or the number of
         one of its tokens."""
-        with in_a_sentence("en"):
-            answer, opened = Result.from_dict(result), open_photo(_uploaded(photo))
-            return next(self.server.ask(words.at, opened, answer, word).payloads())
+        with in_a_sentence("en", on_page=False):
+            answered = _answered(photo, result)
+            finding = self.server.ask(words.at, answered.photo, answered.result, word)
+            return next(finding.payloads())
 
     def focus_again(self, photo: gr.FileData, instruction: str, thought: str) -> dict:
         """The result that the model comes to when it reads this thought instead of thinking
         itself."""
-        with in_a_sentence("en"):
+        with in_a_sentence("en", on_page=False):
             opened = open_photo(_uploaded(photo))
             other = self.server.ask(focus_again, opened, instruction, thought)
             return other.to_dict(with_priors=True)
 
     def compare(self, first: dict, second: dict) -> dict:
         """IoU of two results' masks and priors."""
-        with in_a_sentence("en"):
+        with in_a_sentence("en", on_page=False):
             return asdict(against_answer(Result.from_dict(first), Result.from_dict(second)))
 
     def truth(self, result: dict, truth: gr.FileData) -> dict:
         """A result against a true mask (PNG of the photo's size, or COCO RLE as .json): IoU over
         the threshold, the best one."""
-        with in_a_sentence("en"):
+        with in_a_sentence("en", on_page=False):
             answer = Result.from_dict(result)
             true_mask = read_truth(_uploaded(truth), answer.photo_size)
             return against_truth(answer, true_mask).to_dict()
 
     def download(self, photo: gr.FileData, result: dict) -> Iterator[gr.FileData]:
         """The answer's files as one zip, its trace included."""
-        with in_a_sentence("en"), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = Answered(open_photo(_uploaded(photo)), Result.from_dict(result))
+        with (
+            in_a_sentence("en", on_page=False),
+            tempfile.TemporaryDirectory(prefix="coprs-") as folder,
+        ):
+            answered = _answered(photo, result)
             yield gr.FileData(path=str(save_answered(Path(folder), self.server, answered)))
 
     def open(self, archive: gr.FileData) -> dict:
         """The result in a zip that `download` or the command line wrote; needs no model."""
-        with in_a_sentence("en"):
+        with in_a_sentence("en", on_page=False):
             return open_answer(_uploaded(archive)).result.to_dict(with_priors=True)
 
     def models(self) -> list[dict]:
@@ -112,19 +117,19 @@ class Api:
 
     def use_model(self, name: str) -> Iterator[str]:
         """Load another model for everybody who uses this app; yields what is going on."""
-        with in_a_sentence("en"):
+        with in_a_sentence("en", on_page=False):
             yield from self.server.switch_model(name.strip() if isinstance(name, str) else name)
             yield f"{self.server.engine.name} is in use."
 
 
-def _uploaded(upload: Any) -> str:
-    """The path of an uploaded file.
+def _answered(photo: Any, result: Any) -> Answered:
+    """A photo and the answer about it; the photo bounds what is decoded of the answer."""
+    opened = open_photo(_uploaded(photo))
+    return Answered(opened, Result.from_dict(result, photo_size=opened.size))
 
-    Gradio checks only files that say what they are: without that, the path might be any on this
-    server.
-    """
-    meta = upload.get("meta") if isinstance(upload, dict) else None
-    is_file = isinstance(meta, dict) and meta.get("_type") == "gradio.FileData"
-    if not is_file or not isinstance(upload.get("path"), str):
+
+def _uploaded(upload: Any) -> str:
+    """The path of an uploaded file; raises `CoPRSError` where it is none."""
+    if not isinstance(upload, dict):
         raise CoPRSError("This is not an uploaded file: pass handle_file(path) of gradio_client.")
-    return upload["path"]
+    return checked(upload.get("path"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from app.serving import ModelServer
 from app.texts import say
@@ -23,6 +24,7 @@ from app.visitors import (
     given,
     in_a_sentence,
     language,
+    picked,
     remembered,
     save_answered,
 )
@@ -34,6 +36,7 @@ from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import probe, thought, words
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
+MAX_LAYERS = 4
 NOWHERE = 0.1
 """A word whose prior is nowhere as high as this looks nowhere."""
 Values = dict[Any, Any]
@@ -155,14 +158,13 @@ class Handlers:
         return {self.frame.steps: page.steps(lang), **self._blank(lang)}
 
     def restore(
-        self, recent: tuple | None, event: gr.SelectData, request: gr.Request | None = None
+        self, recent: tuple | None, event: gr.EventData, request: gr.Request | None = None
     ) -> Values:
         """An earlier answer of this visit, as it was."""
         lang, recent = language(request), recent or ()
         with in_a_sentence(lang):
-            if not 0 <= event.index < len(recent):
-                raise CoPRSError(say(lang, "gone"))
-        return self._restored(lang, recent[event.index])
+            chosen = recent[picked(lang, event, len(recent))]
+        return self._restored(lang, chosen)
 
     def open_file(
         self, path: str | None, recent: tuple | None, request: gr.Request | None = None
@@ -209,7 +211,7 @@ class Handlers:
         lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
-            number: int = event.index  # type: ignore[attr-defined]  (the event carries it)
+            number = picked(lang, event, len(answered.result.reply_ids))
             finding = self.server.ask(words.at, answered.photo, answered.result, number)
         view = finding.view
         caption = say(lang, "probe_word", word=view.text.strip())
@@ -291,7 +293,7 @@ class Handlers:
     def truth(
         self,
         answered: Answered | None,
-        painted: dict | None,
+        painted: list[str],
         file: str | None,
         request: gr.Request | None = None,
     ) -> str:
@@ -299,7 +301,8 @@ class Handlers:
         lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
-            truth = read_truth(file if file else _painted(painted), answered.photo.size)
+            size = answered.photo.size
+            truth = read_truth(file if file else _painted(painted, size), size)
             scores = against_truth(answered.result, truth)
         return probe_views.truth_view(lang, answered.photo, answered.result, truth, scores)
 
@@ -320,7 +323,7 @@ class Handlers:
         model in use."""
         lang = language(request)
         try:
-            for line in self.server.switch_model((name or "").strip()):
+            for line in self.server.switch_model(str(name or "").strip()):
                 yield page.loading(lang, line), {}
         except CoPRSError as problem:
             yield page.loading(lang, str(problem), failed=True), self._in_use(lang)
@@ -350,16 +353,21 @@ class Handlers:
         }
 
 
-def _painted(painted: dict | None) -> np.ndarray:
-    """The union of what was painted, bool [H, W], from the editor's layers (RGBA)."""
-    layers = [np.asarray(layer) for layer in (painted or {}).get("layers") or []]
-    masks = [layer[..., 3] > 0 for layer in layers if layer.ndim == 3 and layer.shape[2] == 4]
-    if not any(m.any() for m in masks):
+def _painted(layers: list[str], size: tuple[int, int]) -> np.ndarray:
+    """The union of what was painted, bool [H, W], from the editor's layers (files, RGBA)."""
+    painted = np.zeros(size, bool)
+    for layer in layers[:MAX_LAYERS]:
+        with Image.open(layer) as image:
+            if (image.height, image.width) != size:  # before anything is decoded
+                raise CoPRSError("The painting is of another size than the photo: paint it again.")
+            if image.mode == "RGBA":
+                painted |= np.asarray(image)[..., 3] > 0
+    if not painted.any():
         raise CoPRSError(
             "Nothing is painted and no file is given: paint the true mask over the photo, "
             "or upload a PNG or .json."
         )
-    return np.any(masks, axis=0)
+    return painted
 
 
 def _named(lang: str, answered: Answered, key: str) -> str:

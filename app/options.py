@@ -16,8 +16,44 @@ _OPTIONS = {
     "sam": ("vit_h", "vit_b, vit_l, vit_h or a .pth file, for models that write coordinates"),
     "host": (_DEFAULT_HOST, "address to listen on; 0.0.0.0 for all"),
     "port": ("", "port to listen on (default: the first free one from 7860)"),
+    "names": ("", "further names of this page, with commas, such as a proxy's: coprs.example.org"),
+    "queue": ("20", "how many questions may wait; more are told to come back"),
+    "at-once": ("4", "how many questions are answered at once"),
+    "uploads": ("2", "GB of disk that all uploads together may take"),
     "password": ("", "NAME:PASSWORD that visitors must give (default: none is asked for)"),
 }
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where the app listens, and within which bounds.
+
+    Attributes:
+        host, port: `port` is empty for the first free one from 7860.
+        names: further names by which the page is reached.
+        password: NAME:PASSWORD, or empty for everybody.
+        queue: how many questions may wait.
+        at_once: how many questions are answered at once.
+        uploads: bytes that all uploads together may take on the disk.
+    """
+
+    host: str = _DEFAULT_HOST
+    port: str = ""
+    names: tuple[str, ...] = ()
+    password: str = ""
+    queue: int = 20
+    at_once: int = 4
+    uploads: int = 2_000_000_000
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs of this machine can connect."""
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+    @property
+    def may_switch(self) -> bool:
+        """Whether whoever sees the page may switch the model: only on one's own machine."""
+        return self.is_local and not self.names
 
 
 @dataclass(frozen=True)
@@ -26,14 +62,7 @@ class Options:
 
     model: str
     loading: LoadOptions
-    host: str
-    port: str
-    password: str
-
-    @property
-    def may_switch(self) -> bool:
-        """Whether whoever sees the page may switch the model: only on one's own machine."""
-        return self.host in ("127.0.0.1", "localhost")
+    listening: Listening
 
 
 def read_options(arguments: list[str] | None = None) -> Options:
@@ -47,8 +76,8 @@ def read_options(arguments: list[str] | None = None) -> Options:
     for name, (default, meaning) in _OPTIONS.items():
         if name == "host":
             default = os.environ.get("GRADIO_SERVER_NAME", default)
-        value = os.environ.get(f"COPRS_{name.upper()}", default)
-        now = "" if name in ("port", "password") else " (now %(default)s)"
+        value = os.environ.get(f"COPRS_{name.upper().replace('-', '_')}", default)
+        now = "" if name in ("port", "names", "password") else " (now %(default)s)"
         parser.add_argument(f"--{name}", default=value, help=meaning + now)
     given, unknown = parser.parse_known_args(arguments)
     for option in unknown:  # whoever hosts the page may add some of their own
@@ -56,7 +85,19 @@ def read_options(arguments: list[str] | None = None) -> Options:
     return Options(
         model=given.model,
         loading=LoadOptions(given.device, given.dtype, given.quantize, given.sam),
-        host=given.host,
-        port=given.port,
-        password=given.password,
+        listening=Listening(
+            host=given.host,
+            port=given.port,
+            names=tuple(n.strip() for n in given.names.split(",") if n.strip()),
+            password=given.password,
+            queue=_number("queue", given.queue),
+            at_once=_number("at-once", given.at_once),
+            uploads=_number("uploads", given.uploads) * 10**9,
+        ),
     )
+
+
+def _number(name: str, given: str) -> int:
+    if not given.isdecimal() or not 1 <= int(given) <= 10_000:
+        sys.exit(f"error: --{name} is {given!r} and a whole number from 1 to 10000 was expected.")
+    return int(given)

@@ -46,6 +46,7 @@ class ModelServer:
         worker: where it runs the work in another process, on a Space with a borrowed GPU, arguments
             and what is yielded go through pickle, and the features of photos are carried in and
             out.
+        at_once: how many pieces of work are done at once, whatever door they came through.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class ModelServer:
         model: Engine | str,
         options: LoadOptions | None = None,
         worker: Worker | None = None,
+        at_once: int = 4,
     ):
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(at_once)
         self._has_worker = worker is not None
         self._work = worker(self._inside) if worker else self._inside
         self._loading: Future[Engine] = Future()
@@ -103,7 +106,7 @@ class ModelServer:
         """
         features = self.engine.kept(photo) if self._has_worker else None
         carried = features and features.to("cpu")
-        with closing(self._work(work, photo, carried, args)) as working:
+        with self._room, closing(self._work(work, photo, carried, args)) as working:
             for message in working:
                 if isinstance(message, Kept):
                     self.engine.keep(photo, message.features)

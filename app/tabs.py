@@ -4,7 +4,7 @@ handler."""
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
@@ -13,7 +13,7 @@ from app.texts import I18N
 from app.views import page
 from app.visitors import Answered, language
 from coprs_core.probes import PROBES
-from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
+from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS, MAX_READ_CHARACTERS
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of events that are done at once."""
@@ -98,7 +98,11 @@ def thought_tab(frame: Frame, handlers: Handlers) -> Tab:
     with gr.Tab(I18N("again"), elem_id="tab-again"):
         about("again")
         thought = gr.Textbox(
-            label=I18N("again_thought"), lines=3, max_lines=8, elem_id="other-thought"
+            label=I18N("again_thought"),
+            lines=3,
+            max_lines=8,
+            max_length=MAX_READ_CHARACTERS,
+            elem_id="other-thought",
         )
         button = gr.Button(I18N("again_go"), elem_id="focus-again", size="sm")
         view = gr.HTML(elem_id="again-view")
@@ -167,6 +171,8 @@ def truth_tab(frame: Frame, handlers: Handlers) -> Tab:
                 layers=False,
                 format="png",
             )
+            # read later, when it is known how large a layer may be
+            paint.preprocess = cast(Any, _paths_of_layers)
             with gr.Column():
                 file = gr.File(
                     label=I18N("truth_file"),
@@ -230,6 +236,11 @@ def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> None:
     if may_switch:
         outputs = [loading, frame.header, frame.notice]
         button.click(use_model, name, outputs, concurrency_id="model", **QUIET)
+
+
+def _paths_of_layers(payload: Any) -> list[str]:
+    """The files of what was painted, as they came."""
+    return [layer.path for layer in payload.layers] if payload else []
 
 
 _OWN_TABS: dict[str, Callable[[Frame, Handlers], Tab]] = {"words": words_tab}

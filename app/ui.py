@@ -2,20 +2,25 @@
 
 import base64
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from app import api
+from app.guard import Guard, Rules
 from app.handlers import Frame, Handlers, Values
+from app.options import Listening
 from app.serving import ModelServer
 from app.tabs import MODEL, NO_AUTOCOMPLETE, QUIET, Recent, Tab, build_tabs
 from app.texts import I18N, say
+from app.uploads import Page, use_private_folder
 from app.views import canvas, page
-from app.visitors import Answered, language
+from app.visitors import Answered, in_a_sentence, language
 from coprs_core.answer.pictures import (
     DIM,
     GREY,
@@ -82,7 +87,8 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
     `may_switch`: whoever sees the page may switch the model for everybody, so only on one's own
     machine.
     """
-    with gr.Blocks(
+    use_private_folder()
+    with Page(
         title=say("en", "title"),
         analytics_enabled=False,
         delete_cache=(3600, 3600),
@@ -181,8 +187,10 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     answers = [start(**ask) for start in starts]
     shown = examples()
 
-    def pick(event: gr.SelectData, request: gr.Request) -> Values:
-        example, lang = shown[event.index], language(request)
+    def pick(event: gr.EventData, request: gr.Request) -> Values:
+        lang = language(request)
+        with in_a_sentence(lang):
+            example = shown[picked(lang, event, len(shown))]
         words = example.explanation.get(lang, "")
         return {
             frame.photo: example.file,
@@ -190,10 +198,10 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
             frame.explained: page.explanation(lang, words),
         }
 
-    picked = buttons.examples.select(
+    picking = buttons.examples.select(
         pick, outputs=[frame.photo, frame.instruction, frame.explained], **QUIET
     )
-    answers.append(picked.then(**ask))
+    answers.append(picking.then(**ask))
     gr.on(starts, lambda: "", outputs=frame.explained, **QUIET)
     stopped = buttons.stop.click(_until_quiet, cancels=answers, queue=False, **QUIET)
     stopped.then(handlers.stop, frame.thought, [frame.steps, frame.thought], queue=False, **QUIET)
@@ -232,25 +240,29 @@ def _preparation(frame: Frame, tabs: list[Tab]) -> dict[str, Any]:
     return {"fn": prepare, "inputs": [frame.answered, frame.recent], "outputs": outputs, **QUIET}
 
 
-def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: str = "", password: str = "", **options):
+def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
     """Start listening and return; `demo.block_thread()` waits.
 
-    `port` is empty for the first free one; `password` is NAME:PASSWORD, or empty for everybody.
-    Raises `CoPRSError` where either is something else or the address cannot be listened on.
+    Raises `CoPRSError` where port or password is not what `Listening` says, or the address cannot
+    be listened on.
     """
-    if port and not (port.isdecimal() and 0 < int(port) < 65536):
-        raise CoPRSError(f"Port {port!r} is not a number from 1 to 65535: choose another --port.")
-    name, colon, secret = password.partition(":")
-    if password and not (name and secret):
+    to = listening or Listening()
+    if to.port and not (to.port.isdecimal() and 0 < int(to.port) < 65536):
+        raise CoPRSError(
+            f"Port {to.port!r} is not a number from 1 to 65535: choose another --port."
+        )
+    name, _, secret = to.password.partition(":")
+    if to.password and not (name and secret):
         raise CoPRSError(
             "The password has to be NAME:PASSWORD, such as --password me:secret: give both."
         )
-    demo.queue(max_size=20, default_concurrency_limit=4)
+    rules = Rules(to.is_local, to.names, bool(to.password), _framed_by(), to.uploads)
+    demo.queue(max_size=to.queue, default_concurrency_limit=to.at_once, api_open=False)
     try:
         return demo.launch(
-            server_name=host,
-            server_port=int(port) if port else None,
-            auth=(name, secret) if password else None,
+            server_name=to.host,
+            server_port=int(to.port) if to.port else None,
+            auth=(name, secret) if to.password else None,
             prevent_thread_lock=True,
             theme=theme(),
             css_paths=ROOT / "static" / "style.css",
@@ -259,13 +271,23 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: str = "", password: s
             max_file_size="40mb",
             enable_monitoring=False,
             run_history=False,
+            ssr_mode=False,
             footer_links=["api"],
+            app_kwargs={
+                "middleware": [Middleware(Guard, rules=rules, page=demo)],
+                **dict.fromkeys(("openapi_url", "docs_url", "redoc_url")),
+            },
             **options,
         )
     except OSError as problem:
         raise CoPRSError(
-            f"cannot listen on {host}, port {port or 'any'}: choose another --host or --port."
+            f"cannot listen on {to.host}, port {to.port or 'any'}: choose another --host or --port."
         ) from problem
+
+
+def _framed_by() -> str:
+    """Who may show the page in a frame: on a Space also the site around it."""
+    return "'self' https://huggingface.co" if os.environ.get("SPACE_ID") else "'self'"
 
 
 def _head() -> str:

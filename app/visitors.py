@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -30,13 +31,14 @@ class Answered:
 
 
 @contextmanager
-def in_a_sentence(lang: str) -> Generator[None, None, None]:
-    """A `CoPRSError` inside becomes the page's message, or a client's `AppError`."""
+def in_a_sentence(lang: str, on_page: bool = True) -> Generator[None, None, None]:
+    """A `CoPRSError` inside becomes the page's message, where it is no markup, or a client's
+    `AppError`."""
     try:
         yield
     except CoPRSError as problem:
-        title = say(lang, "failed")
-        raise gr.Error(str(problem), title=title, print_exception=False) from None
+        sentence = escape(str(problem), quote=False) if on_page else str(problem)
+        raise gr.Error(sentence, title=say(lang, "failed"), print_exception=False) from None
 
 
 def language(request: gr.Request | None) -> str:
@@ -49,6 +51,17 @@ def given(lang: str, answered: Answered | None) -> Answered:
     if answered is None:
         raise CoPRSError(say(lang, "no_answer"))
     return answered
+
+
+def picked(lang: str, event: gr.EventData, count: int) -> int:
+    """The number of what was chosen of `count` things; raises `CoPRSError` where there is none."""
+    try:
+        number = event.index  # type: ignore[attr-defined]  (the event carries it)
+    except (AttributeError, TypeError):  # a stranger's request carries anything
+        number = None
+    if type(number) is not int or not 0 <= number < count:
+        raise CoPRSError(say(lang, "gone"))
+    return number
 
 
 def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answered, ...]:

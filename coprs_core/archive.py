@@ -19,9 +19,11 @@ import json
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -39,13 +41,17 @@ from coprs_core.photos import MAX_SIDE, Photo, open_photo
 from coprs_core.probes import STEMS
 from coprs_core.probes.finding import Finding
 
-_MAX_BYTES, _MAX_JSON_BYTES = 16 * MAX_SIDE**2, 32_000_000
+_MAX_JSON_BYTES, _MAX_DIRECTORY_BYTES, _NPY_HEADER = 16_000_000, 100_000, 4096
 _OURS = re.compile(
     r"(result|asked)\.json|result\.json\.part"
     r"|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
     rf"|({'|'.join(STEMS)})\.(json|npy|png)"
 )
 _EXPECTED = "give a zip or folder that “Take away” or `segment --out` wrote"
+
+
+Read = Callable[[str, int], bytes]
+"""(name, bytes at most) → a file's bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,17 +156,16 @@ def open_answer(path: str | Path) -> Saved:
     path = Path(path)
     try:
         return _opened(path)
-    except FileNotFoundError as problem:
-        raise CoPRSError(f"There is no file {str(path)!r}: {_EXPECTED}.") from problem
-    except KeyError as problem:
-        raise CoPRSError(f"{path.name} holds no {problem}: {_EXPECTED}.") from problem
+    except (FileNotFoundError, KeyError) as problem:
+        if not path.exists():
+            raise CoPRSError(f"There is no file {str(path)!r}: {_EXPECTED}.") from problem
+        raise CoPRSError(
+            f"{path.name} lacks a file or an entry of a saved answer: {_EXPECTED}."
+        ) from problem
     except CoPRSError:
         raise
     except Exception as problem:  # readers of foreign files raise anything at all
-        detail = str(problem).partition("\n")[0][:200]
-        raise CoPRSError(
-            f"{path.name} cannot be read as a saved answer ({detail}): {_EXPECTED}."
-        ) from problem
+        raise CoPRSError(f"{path.name} cannot be read as a saved answer: {_EXPECTED}.") from problem
 
 
 def _opened(path: Path) -> Saved:
@@ -168,35 +173,54 @@ def _opened(path: Path) -> Saved:
         raise CoPRSError(
             f"{path} holds several answers, one folder each: give one of those folders."
         )
-    files = _zipped(path) if path.is_file() else _in_folder(path)
-    values = json.loads(files["result.json"])
-    photo = open_photo(files["photo.png"])
-    count = len(values["regions"]) if isinstance(values, dict) else 0
-    tags = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
-    arrays = (io.BytesIO(files[f"prior{tag}.npy"]) for tag in tags)
-    result = Result.from_dict(values, [np.load(a, allow_pickle=False) for a in arrays])
-    if result.photo_size != photo.size:
-        raise CoPRSError(
-            f"The photo in {path.name} is not the one that its result.json is about: "
-            "save the answer again."
-        )
-    return Saved(photo, result)
+    with _reader(path) as read:
+        values = json.loads(read("result.json", _MAX_JSON_BYTES))
+        photo = open_photo(read("photo.png", 2 * MAX_SIDE**2))
+        count = len(values["regions"]) if isinstance(values, dict) else 0
+        tags = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
+        most = 4 * photo.size[0] * photo.size[1] + _NPY_HEADER
+        files = (io.BytesIO(read(f"prior{tag}.npy", most)) for tag in tags)
+        priors = (_array(file) for file in files)
+        return Saved(photo, Result.from_dict(values, priors, photo.size))
 
 
-def _is_read_back(name: str) -> bool:
-    is_prior = name.startswith("prior") and name.endswith(".npy")
-    return is_prior or name in ("result.json", "photo.png")
+class _Unreadable(Exception):
+    """A file that its reader cannot read, whatever the reader raises."""
 
 
-def _in_folder(path: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(path.iterdir()) if _is_read_back(p.name)}
+def _array(file: IO[bytes]) -> np.ndarray:
+    try:
+        return np.load(file, allow_pickle=False)
+    except Exception as problem:
+        raise _Unreadable from problem
 
 
-def _zipped(path: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        wanted = [i for i in archive.infolist() if _is_read_back(i.filename)]
-        json_sizes = (i.file_size for i in wanted if i.filename == "result.json")
-        json_bytes = max(json_sizes, default=0)
-        if sum(i.file_size for i in wanted) > _MAX_BYTES or json_bytes > _MAX_JSON_BYTES:
-            raise ValueError("its files are far larger than an answer's")
-        return {i.filename: archive.read(i) for i in wanted}
+@contextmanager
+def _reader(path: Path) -> Generator[Read, None, None]:
+    """Reads a file of a folder or a zip by name, of at most so many bytes."""
+    if path.is_dir():
+        yield lambda name, most: _bounded((path / name).open("rb"), most)
+        return
+    with path.open("rb") as file:
+        _check_directory(file)
+        with zipfile.ZipFile(file) as archive:
+            yield lambda name, most: _bounded(archive.open(name), most)
+
+
+def _bounded(file: IO[bytes], most: int) -> bytes:
+    with file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError("a file that is far larger than an answer's")
+    return data
+
+
+def _check_directory(file: IO[bytes]) -> None:
+    """Raises `ValueError` where a zip lists far more files than an answer has: the list is read as
+    a whole (PKZIP's appnote, 4.3.16)."""
+    start = max(0, file.seek(0, io.SEEK_END) - 65_557)
+    file.seek(start)
+    end = file.read()[-65_557:]
+    place = end.rfind(b"PK\x05\x06")
+    if place < 0 or int.from_bytes(end[place + 12 : place + 16], "little") > _MAX_DIRECTORY_BYTES:
+        raise ValueError("not a zip of an answer")

@@ -22,16 +22,19 @@ def encode_prior(prior: np.ndarray) -> str:
     return data_url("png", file)
 
 
-def decode_prior(url: str) -> np.ndarray:
-    """The prior of `encode_prior`, float32 [H, W], exact to 1/200; raises `ValueError` for anything
-    else."""
-    if not isinstance(url, str):
-        raise ValueError(f"a prior of type {type(url).__name__}")
+def decode_prior(url: str, size: tuple[int, int]) -> np.ndarray:
+    """The prior of `encode_prior`, float32 [H, W] of `size`, exact to 1/200.
+
+    Raises `ValueError` for anything else, before any pixel is decoded.
+    """
+    height, width = size
+    if not isinstance(url, str) or len(url) > 2 * height * width + 4096:
+        raise ValueError("a prior that is not a PNG of the photo's size")
     coded = url.partition("base64,")[2]
     try:
         image = Image.open(io.BytesIO(base64.b64decode(coded)))
-        if max(image.size) > MAX_SIDE or image.format != "PNG" or image.mode != "L":
-            raise ValueError("a prior that is no 8-bit PNG of a photo's size")
+        if image.size != (width, height) or image.format != "PNG" or image.mode != "L":
+            raise ValueError("a prior that is not an 8-bit PNG of the photo's size")
         return np.asarray(image).astype(np.float32) / PRIOR_STEPS
     except (OSError, binascii.Error, SyntaxError, Image.DecompressionBombError) as problem:
         raise ValueError(f"a prior that cannot be read: {problem}") from problem
@@ -60,11 +63,15 @@ def decode_rle(rle: dict) -> np.ndarray:
     """
     height, width = (int(v) for v in rle["size"])
     counts = rle["counts"]
+    if not 0 < min(height, width) <= max(height, width) <= MAX_SIDE:
+        raise ValueError(f"a mask of {height}×{width} pixels")
+    if len(counts) > 8 * height * width + 64:
+        raise ValueError("more run lengths than pixels")
     if isinstance(counts, str | bytes):
         counts = _decompressed(counts if isinstance(counts, bytes) else counts.encode("ascii"))
     counts, pixels = np.asarray(counts, np.int64).reshape(-1), height * width
     is_possible = (counts >= 0).all() and (counts <= pixels).all() and counts.sum() == pixels
-    if not 0 < max(height, width) <= MAX_SIDE or not is_possible:
+    if not is_possible:
         raise ValueError(f"run lengths that do not add up to {height}×{width}")
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape((height, width), order="F")

@@ -11,6 +11,7 @@ FOCUS_TOKEN = "<REF_POS>"
 """The paper's concentration token: its hidden state is the focus embedding."""
 IMAGE_SLOT, INSTRUCTION_SLOT = "{image}", "{instruction}"
 MAX_NEW_TOKENS = 4096
+MAX_READ_CHARACTERS = 8000
 MAX_INSTRUCTION_CHARACTERS = 2000
 
 QWEN_TEMPLATE = (

@@ -142,7 +142,7 @@ def test_every_probe_answers_a_program(client, server, photo, found, tmp_path):
     )
     heads = client.predict(upload, told, api_name="/heads")
     assert len(heads) == 4 and all(
-        h["low"] < h["high"] and decode_prior(h["map"]).max() == 1 for h in heads
+        h["low"] < h["high"] and decode_prior(h["map"], result.photo_size).max() == 1 for h in heads
     )
     again = client.predict(upload, question.instruction, result.reasoning, api_name="/focus_again")
     assert client.predict(told, again, api_name="/compare")["mask_iou"] > 0.99
@@ -170,7 +170,7 @@ def test_a_small_thing_is_zoomed_into_for_a_program(client, tmp_path):
 
 BAD_RESULTS = [({}, "schema version"), ({"schema_version": 1}, "broken"), ({"regions": [{"mask": {}}]}, "broken"),
                ({"reply_ids": [10**9]}, "token ids"), ({"model": "other"}, "load that model"),
-               ({"photo_size": [8, 8]}, "broken")]  # fmt: skip
+               ({"photo_size": [8, 8]}, "not the one that the answer is about")]  # fmt: skip
 
 
 @pytest.mark.parametrize("change, words", BAD_RESULTS)
@@ -570,11 +570,12 @@ def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     assert recent[0].result.instruction == "the largest thing"
     assert "IoU of the two masks" in page_handlers.compare(answered, 0, recent)
     Image.fromarray(answered.result.mask).save(tmp_path / "truth.png")
-    truth = page_handlers.truth(answered, None, str(tmp_path / "truth.png"))
+    truth = page_handlers.truth(answered, [], str(tmp_path / "truth.png"))
     assert "Mask: IoU 1.00" in truth
     painted = np.zeros((256, 256, 4), np.uint8)
     painted[answered.result.mask] = 255
-    layers = {"layers": [Image.fromarray(painted)]}
+    layers = [str(tmp_path / "layer.png")]
+    Image.fromarray(painted).save(layers[0])
     assert "Mask: IoU 1.00" in page_handlers.truth(answered, layers, None)
     assert answered.result.to_json() == before[0]
     assert np.array_equal(answered.result.prior, before[1])
@@ -636,11 +637,11 @@ def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     for work, sentence in (
         (lambda: page_handlers.ask_probe("sentences", None), "no answer to look into yet"),
         (lambda: page_handlers.word(None, SimpleNamespace(index=0)), "no answer"),
-        (lambda: page_handlers.word(answered, SimpleNamespace(index=10**6)), "count from 0"),
+        (lambda: page_handlers.word(answered, SimpleNamespace(index=10**6)), "no longer kept"),
         (lambda: page_handlers.focus_again(answered, " "), "thought is empty"),
         (lambda: list(page_handlers.ask_again(answered, "", ())), "instruction is empty"),
         (lambda: page_handlers.compare(answered, None, ()), "earlier answer"),
-        (lambda: page_handlers.truth(answered, None, None), "Nothing is painted"),
+        (lambda: page_handlers.truth(answered, [], None), "Nothing is painted"),
         (lambda: list(page_handlers.export(None)), "no answer"),
         (lambda: page_handlers.open_file(str(tmp_path / "a.zip"), ()), "saved answer"),
         (lambda: page_handlers.restore(None, SimpleNamespace(index=0)), "no longer kept"),

@@ -209,7 +209,7 @@ def test_the_page_draws_as_the_saved_pictures_do(page, mini):
     ready(page)
     picture = np.asarray(Image.open("assets/examples/rain.png").convert("RGB"))
     result = mini.segment(picture, "the thing that keeps the rain off")
-    prior = decode_prior(encode_prior(result.prior))
+    prior = decode_prior(encode_prior(result.prior), result.photo_size)
     for canvas, overlay in (
         ("prior", prior_overlay(picture, prior)),
         ("mask", mask_overlay(picture, result.mask)),

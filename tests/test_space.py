@@ -11,6 +11,7 @@ import httpx
 import pytest
 import yaml
 
+from app.options import Listening
 from app.space import MAX_SECONDS, PROBE_SECONDS, seconds_needed
 from coprs_core.answer.engine import Engine
 from coprs_core.probes import heads
@@ -142,8 +143,8 @@ def test_a_password_is_asked_for_where_one_is_set(mini):
 
     demo = build(ModelServer(mini))
     with pytest.raises(CoPRSError, match="NAME:PASSWORD"):
-        launch(demo, password="secret")
-    _, url, _ = launch(demo, password="me:secret", quiet=True)
+        launch(demo, Listening(password="secret"))
+    _, url, _ = launch(demo, Listening(password="me:secret"), quiet=True)
     assert httpx.get(f"{url}config").status_code == 401
     with httpx.Client() as client:
         client.post(f"{url}login", data={"username": "me", "password": "secret"})

@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 
 from coprs_core.answer.results import Result
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, plain
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
-from coprs_core.photos import MAX_SIDE
 
+_MAX_JSON_BYTES = 16_000_000
 _TRUTH = "give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON"
 
 
@@ -86,11 +86,14 @@ def read_truth(
     """
     try:
         if isinstance(source, str | Path):
-            source = _opened(Path(source))
+            source = _opened(Path(source), photo_size)
         truth = decode_rle(_rle_of(source)) if isinstance(source, dict) else _from_picture(source)
+    except CoPRSError:
+        raise
     except Exception as problem:  # decoders of foreign files raise anything at all
-        detail = str(problem).partition("\n")[0][:200]
-        raise CoPRSError(f"This true mask cannot be read ({detail}): {_TRUTH}.") from problem
+        raise CoPRSError(
+            f"This true mask cannot be read ({plain(problem)}): {_TRUTH}."
+        ) from problem
     _check_size(truth.shape, photo_size)
     return truth
 
@@ -103,15 +106,16 @@ def _rle_of(values: dict) -> dict:
     return inner
 
 
-def _opened(path: Path) -> "Image.Image | dict":
+def _opened(path: Path, photo_size: tuple[int, int]) -> "Image.Image | dict":
     if path.suffix.lower() == ".json":
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError("far larger than a mask")
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("no JSON object")
         return values
     image = Image.open(path)
-    if max(image.size) > MAX_SIDE:
-        raise ValueError(f"{image.width}×{image.height} pixels")
+    _check_size((image.height, image.width), photo_size)  # before anything is decoded
     image.load()
     return image
 

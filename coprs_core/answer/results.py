@@ -28,11 +28,12 @@ versions        of packages
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, plain
 from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.photos import MAX_SIDE
@@ -40,6 +41,8 @@ from coprs_core.prompts import (
     COORDINATES_PRIOR,
     FOCUS_TOKEN_PRIOR,
     FOUND,
+    MAX_INSTRUCTION_CHARACTERS,
+    MAX_NEW_TOKENS,
     NOTHING_FOUND,
     UNFINISHED,
     Outcome,
@@ -47,9 +50,11 @@ from coprs_core.prompts import (
 )
 
 SCHEMA_VERSION = 1
-MAX_REGIONS, MAX_REGION_PIXELS = 100, 200_000_000
-"""Of an answer read from a file: how many regions, and of how many pixels together where there are
-several."""
+MAX_REGIONS, MAX_REGION_PIXELS, MAX_UNSEEN_PIXELS = 100, 100_000_000, 50_000_000
+"""Of an answer read from a file: how many regions, of how many pixels together where there are
+several, and of how many where the photo is not at hand."""
+MAX_REPLY_IDS, MAX_TEXT, MAX_ENTRIES = 2 * MAX_NEW_TOKENS, 100_000, 100
+"""Of an answer read from a file: tokens, characters of a text, entries of a table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,11 +169,19 @@ class Result:
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
     @classmethod
-    def from_dict(cls, values: dict, priors: list[np.ndarray] | None = None) -> "Result":
+    def from_dict(
+        cls,
+        values: dict,
+        priors: Iterable[np.ndarray] | None = None,
+        photo_size: tuple[int, int] | None = None,
+    ) -> "Result":
         """The answer that `to_dict` wrote; raises `CoPRSError` for anything else, whoever made it.
 
-        `priors`: float32 [H, W] of each region; without them each region's own `prior` is read (see
-        `decode_prior`).
+        Args:
+            values: as `to_dict` gives them.
+            priors: float32 [H, W] of each region, taken one at a time; without them each region's
+                own `prior` is read (see `decode_prior`).
+            photo_size: (height, width) of the photo that it is about, where that is at hand.
         """
         if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
             raise CoPRSError(
@@ -178,7 +191,7 @@ class Result:
         try:
             # whole characters, real numbers
             json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8")
-            return _from_dict(cls, values, priors)
+            return _from_dict(cls, values, priors, photo_size)
         except (
             KeyError,
             TypeError,
@@ -188,9 +201,8 @@ class Result:
             RecursionError,
             MemoryError,
         ) as problem:
-            detail = str(problem)[:200].encode("ascii", "backslashreplace").decode()
             raise CoPRSError(
-                f"This answer of CoPRS is broken ({detail}): save it again."
+                f"This answer of CoPRS is broken ({plain(problem)}): save it again."
             ) from problem
 
 
@@ -208,33 +220,38 @@ def _region_to_dict(region: Region, with_prior: bool) -> dict:
     return values
 
 
-def _from_dict(cls, values: dict, priors: list[np.ndarray] | None) -> Result:
-    height, width = (int(v) for v in values["photo_size"])
-    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise ValueError(f"a photo of {height}×{width} pixels")
-    count = len(values["regions"])
-    if count > MAX_REGIONS or (count > 1 and count * height * width > MAX_REGION_PIXELS):
-        raise ValueError(f"{count} regions of {height}×{width} pixels")
-    if priors is None:
-        priors = [decode_prior(r["prior"]) for r in values["regions"]]
-    regions = tuple(
-        _region(r, p, (height, width)) for r, p in zip(values["regions"], priors, strict=True)
-    )
+def _from_dict(
+    cls,
+    values: dict,
+    priors: Iterable[np.ndarray] | None,
+    photo_size: tuple[int, int] | None,
+) -> Result:
+    """Everything that is small first; then the regions, one at a time."""
+    size = _checked_size(values, photo_size)
     texts = {
         k: _text(values[k])
         for k in ("reason", "instruction", "reasoning", "reply", "model", "prior_kind")
     }
+    if len(texts["instruction"]) > MAX_INSTRUCTION_CHARACTERS:
+        raise ValueError("an instruction that is too long")
+    if len(values["reply_ids"]) > MAX_REPLY_IDS:
+        raise ValueError(f"{len(values['reply_ids'])} tokens")
+    if any(len(values.get(k, ())) > MAX_ENTRIES for k in ("seconds", "settings", "versions")):
+        raise ValueError("a table with too many entries")
     if texts["prior_kind"] not in (FOCUS_TOKEN_PRIOR, COORDINATES_PRIOR):
         raise ValueError(f"a prior of kind {texts['prior_kind']!r}")
     reply_ids = tuple(_count(i) for i in values["reply_ids"])
-    if values["outcome"] not in (FOUND, NOTHING_FOUND, UNFINISHED) or bool(regions) != (
-        values["outcome"] == FOUND
-    ):
-        raise ValueError(f"outcome {values['outcome']!r} with {len(regions)} regions")
+    is_found, count = values["outcome"] == FOUND, len(values["regions"])
+    if values["outcome"] not in (FOUND, NOTHING_FOUND, UNFINISHED) or bool(count) != is_found:
+        raise ValueError(f"outcome {values['outcome']!r} with {count} regions")
+    if priors is None:
+        priors = (decode_prior(r["prior"], size) for r in values["regions"])
+    pairs = zip(values["regions"], priors, strict=True)
+    regions = tuple(_region(r, p, size) for r, p in pairs)
     return cls(
         outcome=values["outcome"],
         regions=regions,
-        photo_size=(height, width),
+        photo_size=size,
         seconds={_text(k): float(v) for k, v in values["seconds"].items()},
         tokens=_count(values["tokens"]),
         photo_reused=bool(values["photo_reused"]),
@@ -243,6 +260,24 @@ def _from_dict(cls, values: dict, priors: list[np.ndarray] | None) -> Result:
         versions=dict(values.get("versions", {})),
         **texts,
     )
+
+
+def _checked_size(values: dict, photo_size: tuple[int, int] | None) -> tuple[int, int]:
+    """The photo's size as an answer tells it, where its regions are not too many for it."""
+    height, width = (_count(v) for v in values["photo_size"])
+    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
+        raise ValueError(f"a photo of {height}×{width} pixels")
+    if photo_size is not None and (height, width) != photo_size:
+        raise CoPRSError("This photo is not the one that the answer is about: give the same photo.")
+    count = len(values["regions"])
+    pixels, most = count * height * width, MAX_REGION_PIXELS
+    if photo_size is None:
+        most = MAX_UNSEEN_PIXELS
+    elif count == 1:
+        most = pixels
+    if count > MAX_REGIONS or pixels > most:
+        raise ValueError(f"{count} regions of {height}×{width} pixels")
+    return height, width
 
 
 def _region(values: dict, prior: np.ndarray, size: tuple[int, int]) -> Region:
@@ -268,6 +303,6 @@ def _count(value) -> int:
 
 
 def _text(value) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} in the place of text")
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise TypeError(f"{str(value)[:40]!r} in the place of a text")
     return value

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
 
 from coprs_core.checkpoints.downloads import Report, sam_file, snapshot
 from coprs_core.checkpoints.hugging_face import (
     check_focus_token,
+    empty_mllm,
     is_tied,
     load_mllm,
     load_processor,
@@ -83,8 +83,7 @@ def convert(
     shards = read_shards(folder)
     language = _exported(source) or merged_shards(shards, ("llm.",), folder)
     heads = _heads(folder, shards)
-    with torch.device("meta"):
-        mllm = AutoModelForImageTextToText.from_config(config)
+    mllm = empty_mllm(config, source)
     names = _old_names(mllm, language)
     path = sam_file(sam)
     state = read_sam(path)
@@ -162,7 +161,7 @@ def _chat_template(processor: Any) -> str:
     question = QWEN_TEMPLATE.partition(f"{IMAGE_SLOT}<|vision_end|>")[2].partition("<|im_end|>")[0]
     try:
         text = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    except (ValueError, AttributeError) as problem:
+    except Exception as problem:  # a template of others raises anything at all
         raise CoPRSError(
             "The model brings no chat template: give the prompt template with --prompt FILE."
         ) from problem

@@ -57,9 +57,9 @@ def missing_shards(folder: Path) -> list[str]:
     for index in folder.rglob("*.safetensors.index.json"):
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, LookupError, TypeError, AttributeError):
+            missing += sorted(n for n in named if not (index.parent / n).is_file())
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
             return [index.name]  # cut short, or not an index at all
-        missing += sorted(n for n in named if not (index.parent / n).is_file())
     return missing
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,11 +20,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from coprs_core.checkpoints.downloads import missing_shards
+from coprs_core.checkpoints.limits import check_image_processor, check_numbers, check_size
 from coprs_core.checkpoints.options import QUANTIZATIONS
-from coprs_core.checkpoints.tensors import first_line, refuse
+from coprs_core.checkpoints.tensors import first_line, reading, refuse, shortened
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import is_out_of_memory
 from coprs_core.model.mllm import ARCHITECTURES, Mllm
+
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Said at every call: otherwise code in the folder may be run, after a question on the terminal."""
 
 
 def read_config(folder: Path) -> Any:
@@ -35,16 +37,13 @@ def read_config(folder: Path) -> Any:
         raise CoPRSError(
             f"The checkpoint has no {path}: copy its folder {folder.name}/ again from its source."
         )
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise CoPRSError(
-            f"{path} cannot be read ({first_line(problem)}): copy it again."
-        ) from problem
+    with reading(f"{path} cannot be read"):
+        check_numbers(json.loads(path.read_text(encoding="utf-8")), path)
+        config = AutoConfig.from_pretrained(folder, **_LOCAL)
     if config.model_type not in ARCHITECTURES:
         raise CoPRSError(
-            f"{path} is of type {config.model_type!r}: only {', '.join(ARCHITECTURES)} are "
-            "supported."
+            f"{path} is of type {shortened(config.model_type)!r}: only "
+            f"{', '.join(ARCHITECTURES)} are supported."
         )
     return config
 
@@ -60,7 +59,8 @@ def weight_files(folder: Path) -> list[Path]:
     missing = missing_shards(folder) if folder.is_dir() else ["*.safetensors"]
     if missing:
         raise CoPRSError(
-            f"The language model lacks {folder / missing[0]}: copy it again from its source."
+            f"The language model lacks {folder / shortened(missing[0])}: copy it again from its "
+            "source."
         )
     return sorted(folder.glob("*.safetensors"))
 
@@ -73,41 +73,35 @@ def load_mllm(
     Where it is quantized, so are the language model's linear layers and nothing else.
     """
     config, options = read_config(folder), {}
+    empty = empty_mllm(config, folder)
+    check_size(empty, weight_files(folder), is_tied(config), folder)
     if quantization != "none":
-        options["quantization_config"] = _quantization_config(config, dtype, quantization)
-    try:
-        with _without_progress_bar():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=dtype,
-                device_map={"": device},
-                local_files_only=True,
-                output_loading_info=True,
-                **options,
-            )
-            model, info = loaded
-    except (
-        OSError,
-        SafetensorError,
-        ValueError,
-        RuntimeError,
-        json.JSONDecodeError,
-    ) as problem:
-        if is_out_of_memory(problem):
-            raise
-        raise CoPRSError(
-            f"The language model in {folder} cannot be loaded ({first_line(problem)}): copy it "
-            "again."
-        ) from problem
+        options["quantization_config"] = _quantization_config(empty, dtype, quantization)
+    with reading(f"The language model in {folder} cannot be loaded"), _without_progress_bar():
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map={"": device},
+            output_loading_info=True,
+            use_safetensors=True,
+            **_LOCAL,
+            **options,
+        )
+        model, info = loaded
     wrong = [str(m) for m in info["mismatched_keys"]]
     refuse(folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), wrong)
     return model
 
 
-def _quantization_config(config: Any, dtype: torch.dtype, quantization: str) -> Any:
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config).model
-    parts = [name for name, _ in model.named_children()]
+def empty_mllm(config: Any, folder: Path) -> Mllm:
+    """The model that a folder's config describes, on the meta device: sizes without weights."""
+    fault = f"{folder / 'config.json'} does not describe a model"
+    with reading(fault), torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+
+
+def _quantization_config(empty: Mllm, dtype: torch.dtype, quantization: str) -> Any:
+    parts = [name for name, _ in empty.model.named_children()]
     return BitsAndBytesConfig(
         load_in_4bit=quantization == "nf4",
         load_in_8bit=quantization == "int8",
@@ -163,23 +157,22 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_image_processor(folder: Path) -> Any:
-    """The image processor of a Hugging Face folder."""
-    return _load(folder, AutoImageProcessor)
+    """The image processor of a Hugging Face folder, of the sizes of its model."""
+    image_processor, config = _load(folder, AutoImageProcessor), read_config(folder)
+    with reading(f"The image processor in {folder} cannot be used"):
+        check_image_processor(image_processor, config.vision_config, folder)
+    return image_processor
 
 
 def _load(folder: Path, kind: Any) -> Any:
-    try:
-        return kind.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise CoPRSError(
-            f"Tokenizer or processor in {folder} cannot be loaded ({first_line(problem)}): "
-            "copy it again."
-        ) from problem
+    with reading(f"Tokenizer or processor in {folder} cannot be loaded"):
+        return kind.from_pretrained(folder, **_LOCAL)
 
 
 def focus_token_id(tokenizer: Any, focus_token: str, where: Path) -> int:
     """The focus token's id; raises `CoPRSError` where the tokenizer does not know it."""
-    focus_id = tokenizer.convert_tokens_to_ids(focus_token)
+    with reading(f"The tokenizer in {where} cannot be used"):
+        focus_id = tokenizer.convert_tokens_to_ids(focus_token)
     if focus_id is None or focus_id == tokenizer.unk_token_id:
         raise CoPRSError(
             f"The tokenizer in {where} does not know the focus token {focus_token}: add it."

@@ -8,6 +8,7 @@ from coprs_core.checkpoints.hugging_face import check_quantization
 from coprs_core.checkpoints.memory import smaller_choice
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint, CoordinateSource, CoPRSSource, Source
+from coprs_core.checkpoints.tensors import shortened
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, parse_dtype, within_memory
 from coprs_core.sizes import expanded
@@ -66,7 +67,8 @@ def find(name: str, report: Report | None = None) -> Source:
         return CoPRSSource(name, folder)
     if (folder / "config.json").is_file():
         return CoordinateSource(name, folder)
-    found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+    names = sorted(p.name for p in folder.iterdir())[:6]
+    found = ", ".join(shortened(name, 40) for name in names) or "nothing"
     raise CoPRSError(
         f"The folder {str(folder)!r} holds no coprs.json (it holds {found}): give a CoPRS "
         "checkpoint folder, or a Hugging Face folder of Qwen2.5-VL."

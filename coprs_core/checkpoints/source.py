@@ -19,11 +19,13 @@ from coprs_core.checkpoints.hugging_face import (
 )
 from coprs_core.checkpoints.memory import check_memory
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.rehearsal import rehearse
 from coprs_core.checkpoints.tensors import (
     count_weights,
     load_part,
     place_sam,
     read_sam,
+    reading,
     sam_configs,
 )
 from coprs_core.errors import CoPRSError
@@ -132,7 +134,7 @@ class CoPRSSource:
                 f"coprs.json says llm_width {config.llm_width} and mllm/ has {width}: "
                 "the two are of different models."
             )
-        with torch.device("meta"):
+        with reading("coprs.json does not describe a CoPRS model"), torch.device("meta"):
             model = CoPRS(config, nn.Module())
         model.mllm = mllm
         for part, file in zip(PARTS, self._parts(), strict=True):
@@ -142,7 +144,9 @@ class CoPRSSource:
         rows = mllm.get_input_embeddings().num_embeddings
         check_focus_token(tokenizer, config.focus_token, rows, self.language_folder)
         model.eval().requires_grad_(False)
-        return FocusTokenSegmenter(model, tokenizer, image_processor)
+        segmenter = FocusTokenSegmenter(model, tokenizer, image_processor)
+        rehearse(segmenter.language, config.prompt_template, self.language_folder)
+        return segmenter
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,9 @@ class CoordinateSource:
         size = {"longest_edge": self.prompt.max_pixels}
         image_processor.size = dict(image_processor.size) | size
         model.eval().requires_grad_(False)
-        return CoordinateSegmenter(model, tokenizer, image_processor, self.prompt)
+        segmenter = CoordinateSegmenter(model, tokenizer, image_processor, self.prompt)
+        rehearse(segmenter.language, self.prompt.template, self.folder)
+        return segmenter
 
 
 def _sum(counts) -> tuple[int, int]:

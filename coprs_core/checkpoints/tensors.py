@@ -4,15 +4,17 @@ ever run."""
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from coprs_core.errors import CoPRSError
+from coprs_core.machine import is_out_of_memory
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
 
@@ -54,17 +56,12 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
     where: dict[str, Path] = {}
     shapes = {}
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():
-                    view = file.get_slice(name)
-                    where[name] = path
-                    shape = torch.Size(view.get_shape())
-                    shapes[name] = shape, _DTYPE_NAMES[view.get_dtype()]
-        except Exception as problem:  # safetensors raises its own kinds
-            raise CoPRSError(
-                f"{path} is broken or cut short ({problem}): copy it again."
-            ) from problem
+        with reading(f"{path} is broken or cut short"), safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                view = file.get_slice(name)
+                where[name] = path
+                shape = torch.Size(view.get_shape())
+                shapes[name] = shape, _DTYPE_NAMES[view.get_dtype()]
 
     def get(name: str) -> Tensor:
         with safe_open(where[name], framework="pt") as file:
@@ -81,23 +78,17 @@ def count_weights(path: Path) -> tuple[int, int]:
     """
     if not path.is_file():
         raise CoPRSError(f"The checkpoint has no file {path}: copy it again from its source.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            sizes = {k: torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()}
-    except (SafetensorError, OSError) as problem:
-        raise _broken(path, problem) from problem
+    with reading(f"{path} is broken"), safe_open(path, framework="pt") as file:
+        sizes = {k: torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()}
     linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "vision" not in k)
     return linear, sum(sizes.values()) - linear
 
 
 def load_part(module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Put the tensors of a safetensors file into a module; see `place`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {k: file.get_tensor(k) for k in file.keys()}
-            place(module, state, path, device, dtype)
-    except (SafetensorError, OSError) as problem:
-        raise _broken(path, problem) from problem
+    with reading(f"{path} is broken"), safe_open(path, framework="pt") as file:
+        state = {k: file.get_tensor(k) for k in file.keys()}
+        place(module, state, path, device, dtype)
 
 
 def place(
@@ -158,8 +149,9 @@ def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[st
     ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            shown = ", ".join(shortened(name) for name in names[:3])
             raise CoPRSError(
-                f"{path} {what} {', '.join(names[:3])}{more}: it is not of this model; "
+                f"{path} {what} {shown}{more}: it is not of this model; "
                 "copy it again from its source."
             )
 
@@ -231,10 +223,34 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
     return state
 
 
+# --- what libraries raise over files of others
+
+
+@contextmanager
+def reading(fault: str) -> Generator[None, None, None]:
+    """For a library that reads a file of others: whatever it raises becomes a `CoPRSError` that
+    begins with `fault`, but for memory that ran out."""
+    try:
+        yield
+    except CoPRSError:
+        raise
+    except Exception as problem:  # libraries raise anything at all over such a file
+        if is_out_of_memory(problem):
+            raise
+        raise CoPRSError(
+            f"{fault} ({first_line(problem)}): copy it again from its source."
+        ) from problem
+
+
 def first_line(problem: BaseException) -> str:
-    """The first line of what an exception of a library says."""
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    """The first line of what an exception of a library says, and the next where it announces
+    one."""
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    announces = lines[0].endswith(":") and len(lines) > 1
+    return shortened(f"{lines[0]} {lines[1].strip()}" if announces else lines[0], 200)
 
 
-def _broken(path: Path, problem: Exception) -> CoPRSError:
-    return CoPRSError(f"{path} is broken ({first_line(problem)}): copy it again from its source.")
+def shortened(text: object, most: int = 80) -> str:
+    """Foreign text for a message: one line of at most so many characters."""
+    line = "".join(c if c.isprintable() else " " for c in str(text)[: most + 1])
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -53,11 +53,12 @@ class CoPRSConfig:
                     f"The prompt template must contain {slot} exactly once: correct it (--prompt "
                     "or coprs.json)."
                 )
-        if self.prior_width % self.prior_heads:
-            raise CoPRSError(
-                f"prior_width {self.prior_width} does not divide into {self.prior_heads} heads: "
-                "correct coprs.json."
-            )
+        for name, whole, divisor_name, divisor in _multiples(self):
+            if whole % divisor:
+                raise CoPRSError(
+                    f"{name} is {whole} and a multiple of {divisor_name} {divisor} was expected: "
+                    "correct coprs.json."
+                )
 
     def to_dict(self) -> dict:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
@@ -72,7 +73,8 @@ class CoPRSConfig:
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise CoPRSError(
-                f"This checkpoint has format version {version} and {FORMAT_VERSION} is read: use "
+                f"This checkpoint has format version {repr(version)[:40]} and {FORMAT_VERSION} is "
+                "read: use "
                 "the matching release."
             )
         _check_entries("", values, asdict(cls(1)))
@@ -82,8 +84,8 @@ class CoPRSConfig:
             return cls(vision=vision, decoder=decoder, **_tuples(values))
         except (KeyError, TypeError) as problem:
             raise CoPRSError(
-                f"coprs.json does not describe a CoPRS model ({problem}): copy it again from its "
-                "source."
+                f"coprs.json does not describe a CoPRS model ({str(problem)[:120]!r}): copy it "
+                "again from its source."
             ) from problem
 
     @classmethod
@@ -91,46 +93,87 @@ class CoPRSConfig:
         """The config in a file coprs.json; raises `CoPRSError` where it is broken."""
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        except (ValueError, RecursionError, OSError) as problem:
             raise CoPRSError(
-                f"{path} is not valid JSON ({problem}): copy it again from its source."
+                f"{path} cannot be read as JSON ({str(problem)[:120]}): copy it again from its "
+                "source."
             ) from problem
 
 
-_MOST = {"max_new_tokens": MAX_NEW_TOKENS, "vision.side": 4096, "mllm_pixels": 2**27}
-_LEAST = {"vision.window": 0, "vision.global_layers": 0}
+_MOST = {
+    "max_new_tokens": MAX_NEW_TOKENS,
+    "vision.side": 4096,
+    "vision.depth": 512,
+    "vision.mlp_ratio": 64,
+    "decoder.depth": 64,
+    "decoder.iou_depth": 64,
+    "mllm_pixels": 2**27,
+    "focus_token": 100,
+    "prompt_template": 8000,
+    "note": 10_000,
+}
+"""Largest value of a number, or length of a text; of any other number, 65536."""
+_LEAST = {"vision.window": 0, "vision.global_layers": 0, "note": 0}
+_MOST_IN_LIST = 512
+_MOST_LEAST_PIXELS = 2**20
+"""Largest area that a small photo is stretched to."""
 
 
 def _check_entries(prefix: str, values: dict, like: dict) -> None:
-    """Raises `CoPRSError` where an entry has another type than in `like`, or a number is out of
-    range."""
+    """Raises `CoPRSError` where an entry has another type than in `like`, or a number or text is
+    out of range."""
     for name in sorted(values.keys() & like.keys()):
-        key, value, expected = prefix + name, values[name], like[name]
-        least, most = _LEAST.get(key, 1), _MOST.get(key, 65536)
-        numbers = value if isinstance(expected, tuple) else [value]
-        if isinstance(expected, dict):
-            what, is_right = "a group of entries", isinstance(value, dict)
-        elif isinstance(expected, str):
-            what, is_right = "text", isinstance(value, str)
-        elif isinstance(expected, float):
-            what = f"a number from {least} to {most}"
-            is_right = type(value) in (int, float) and least <= value <= most
-        else:
-            what = f"a whole number from {least} to {most}"
-            is_right = isinstance(numbers, list | tuple) and all(
-                type(n) is int and least <= n <= most for n in numbers
-            )
-            if key == "mllm_pixels":
-                what, is_right = f"two numbers, each {what},", is_right and len(numbers) == 2
-            elif isinstance(expected, tuple):
-                what = f"a list, each {what},"
+        key, value = prefix + name, values[name]
+        what, is_right = _judged(key, value, like[name])
         if not is_right:
             raise CoPRSError(
                 f"coprs.json: {key} is {str(value)[:40]!r} and {what} was expected: copy it again "
                 "from its source."
             )
-        if isinstance(expected, dict):
-            _check_entries(f"{key}.", value, expected)
+        if isinstance(like[name], dict):
+            _check_entries(f"{key}.", value, like[name])
+
+
+def _judged(key: str, value: Any, like: Any) -> tuple[str, bool]:
+    """What is expected of an entry, in words, and whether its value is that."""
+    least, most = _LEAST.get(key, 1), _MOST.get(key, 65536)
+    if isinstance(like, dict):
+        return "a group of entries", isinstance(value, dict)
+    if isinstance(like, str):
+        is_right = isinstance(value, str) and least <= len(value) <= most
+        is_right = is_right and not any("\ud800" <= c <= "\udfff" for c in value)
+        if key == "focus_token":
+            return f"one line of {least} to {most} characters", is_right and value.isprintable()
+        return f"valid text of {least} to {most:,} characters", is_right
+    if isinstance(like, float):
+        is_right = type(value) in (int, float) and least <= value <= most
+        return f"a number from {least} to {most}", is_right
+    what = f"a whole number from {least} to {most}"
+    numbers = value if isinstance(like, tuple) else [value]
+    is_right = (
+        isinstance(numbers, list | tuple)
+        and len(numbers) <= _MOST_IN_LIST
+        and all(type(n) is int and least <= n <= most for n in numbers)
+    )
+    if key == "mllm_pixels":
+        is_right = is_right and len(numbers) == 2 and numbers[0] <= numbers[1]
+        is_right = is_right and numbers[0] <= _MOST_LEAST_PIXELS
+        first = f"the first up to {_MOST_LEAST_PIXELS} and not above the second"
+        return f"two numbers, each {what}, {first},", is_right
+    return (f"a list, each {what}," if isinstance(like, tuple) else what), is_right
+
+
+def _multiples(config: "CoPRSConfig") -> tuple[tuple[str, int, str, int], ...]:
+    """What must be a multiple of what: names and values."""
+    vision, decoder = config.vision, config.decoder
+    return (
+        ("prior_width", config.prior_width, "prior_heads", config.prior_heads),
+        ("vision.side", vision.side, "vision.patch", vision.patch),
+        ("vision.width", vision.width, "vision.heads", vision.heads),
+        ("vision.channels", vision.channels, "the number", 8),
+        ("half of vision.channels", vision.channels // 2, "decoder.heads", decoder.heads),
+        ("decoder.mask_channels", decoder.mask_channels, "the number", 4),
+    )
 
 
 def _tuples(values: dict) -> dict:

@@ -147,6 +147,9 @@ def cache_argument(language_model: type[nn.Module]) -> str:
     return "cache" if "cache" in names else "past_key_values"
 
 
+_AT_A_TIME = 1024
+
+
 class Reading:
     """A prompt, read, and what is read after it; the cache makes every token cost one step only.
 
@@ -170,7 +173,14 @@ class Reading:
 
     @torch.no_grad()
     def feed(self, ids: list[int]) -> Tensor:
-        """Read on; last hidden states [n, D] at each of the n tokens."""
+        """Read on; last hidden states [n, D] at each of the n tokens.
+
+        Many tokens are read 1,024 at a time, so that attention takes memory for so many only.
+        """
+        parts = [ids[i : i + _AT_A_TIME] for i in range(0, len(ids), _AT_A_TIME)] or [ids]
+        return torch.cat([self._feed(part) for part in parts])
+
+    def _feed(self, ids: list[int]) -> Tensor:
         tokens = torch.tensor([ids], device=self._mllm.device)
         positions = torch.arange(self._next, self._next + len(ids), device=tokens.device)
         embeddings = self._mllm.get_input_embeddings()(tokens)

@@ -12,7 +12,12 @@ from coprs_core.model.mllm import generate
 from coprs_core.photos import PhotoLike, open_photo
 from coprs_core.probes.finding import OtherResult
 from coprs_core.probes.focus import guarded
-from coprs_core.prompts import FOUND, check_characters, check_instruction
+from coprs_core.prompts import (
+    FOUND,
+    MAX_READ_CHARACTERS,
+    check_characters,
+    check_instruction,
+)
 
 MAX_CLOSING_TOKENS = 24
 
@@ -48,6 +53,11 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
     focus, language = engine.focus, engine.focus.language
     if not isinstance(thought, str) or not thought.strip():
         raise CoPRSError("The thought is empty: write at least one sentence.")
+    if len(thought) > MAX_READ_CHARACTERS:
+        raise CoPRSError(
+            f"The thought has {len(thought):,} characters and at most {MAX_READ_CHARACTERS:,} "
+            "are read: shorten it."
+        )
     check_characters(thought, "thought")
     photo, instruction = open_photo(image), check_instruction(instruction)
     features = engine.read(photo)

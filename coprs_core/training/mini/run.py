@@ -111,7 +111,7 @@ def train_miniature(
         build_tokenizer(recipe).save_pretrained(folder / "tokenizer")
     if dist.is_initialized():
         dist.barrier()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     processor = build_processor(recipe, tokenizer)
     scaffold = Scaffold(recipe, build_miniature(recipe, tokenizer)).to(place)
     scaffold.model.mllm.set_attn_implementation("plain")

@@ -1,0 +1,260 @@
+"""What a request has to be before Gradio sees it: who may ask, from where, and how often."""
+
+import asyncio
+import json
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse
+
+from app.uploads import size_on_disk
+
+MAX_WRONG_PASSWORDS, WINDOW = 20, 60.0
+"""So many in so many seconds, from anywhere; then nobody can log in until they are over."""
+UNREAD_SECONDS = 10.0
+"""A question whose answer nobody has begun to read after this is given up."""
+MAX_BODY = 8_000_000
+"""Of a request that is no upload, in bytes: a prior of 48 million pixels takes 300,000."""
+QUEUE_FULL = "Too many people are asking at the moment: try again in a minute."
+_READ_ONLY = ("GET", "HEAD", "OPTIONS")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_BEFORE_LOGIN = (
+    *("/login", "/assets/", "/static/", "/svelte/", "/theme.css", "/favicon.ico"),
+    "/gradio_api/startup-events",
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the guard enforces.
+
+    Attributes:
+        is_local: whether only this machine is listened to; then the page has no other name.
+        names: further names by which the page is reached, such as those of a proxy.
+        has_password: whether visitors log in.
+        framed_by: who may show the page in a frame, as in a Content-Security-Policy.
+        upload_bytes: what all uploads together may take on the disk.
+    """
+
+    is_local: bool = True
+    names: tuple[str, ...] = ()
+    has_password: bool = False
+    framed_by: str = "'self'"
+    upload_bytes: int = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is refused: an HTTP status and a sentence."""
+
+    status: int
+    sentence: str
+
+
+class Guard:
+    """ASGI middleware around the app of a page."""
+
+    def __init__(self, app: Any, rules: Rules, page: gr.Blocks):
+        self.app, self.rules, self.page = app, rules, page
+        self.wrong_passwords: deque[float] = deque(maxlen=MAX_WRONG_PASSWORDS)
+        self.read: Counter[str] = Counter()
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        send = self._with_headers(send)
+        if refusal := self._refusal(scope):
+            response = JSONResponse({"detail": refusal.sentence}, refusal.status)
+            await response(scope, receive, send)
+            return
+        path = scope["path"].rstrip("/")
+        if scope["method"] == "POST" and ("/queue/join" in path or "/gradio_api/call/" in path):
+            await self._ask(scope, _bounded(receive), send)
+        elif scope["method"] == "POST" and path.endswith("/login"):
+            await self.app(scope, receive, self._counting_wrong_passwords(send))
+        else:
+            await self._while_read(scope, receive, send)
+
+    # --- who may ask
+
+    def _refusal(self, scope: dict) -> Refusal | None:
+        headers, path = Headers(scope=scope), scope["path"]
+        host = headers.get("host", "")
+        if self.rules.is_local and _name(host) not in (*_LOOPBACK, *self.rules.names):
+            return Refusal(400, "This page is not known by that name: add it with --names NAME.")
+        if scope["method"] not in _READ_ONLY and self._is_foreign(headers, host):
+            return Refusal(403, "This was asked by another page: open this one and ask there.")
+        if scope["method"] == "POST" and path.rstrip("/").endswith("/login"):
+            if self._has_many_wrong_passwords():
+                return Refusal(429, "Too many wrong passwords: try again in a minute.")
+        elif not self._may_see(path, headers):
+            return Refusal(401, "This page asks for a password: log in first.")
+        if path.rstrip("/").endswith("/upload"):
+            if self._is_disk_full():
+                return Refusal(507, "The server has no room for more photos: try again later.")
+        elif int(headers.get("content-length") or 0) > MAX_BODY:
+            return Refusal(413, "This is far larger than an answer: send a result as it came.")
+        return None
+
+    def _is_foreign(self, headers: Headers, host: str) -> bool:
+        """Whether a browser says that another page asked; programs say nothing."""
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if site:
+            return site not in ("same-origin", "none")
+        if origin is None:
+            return False
+        asked = {host, headers.get("x-forwarded-host", host)}
+        return urlsplit(origin).netloc not in asked and _name(origin) not in self.rules.names
+
+    def _may_see(self, path: str, headers: Headers) -> bool:
+        """Whether a path is free for everybody, or the visitor has logged in."""
+        if not self.rules.has_password or path == "/" or path.startswith(_BEFORE_LOGIN):
+            return True
+        app, cookies = self.page.app, cookie_parser(headers.get("cookie", ""))
+        tokens = (cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure"))
+        return any(token in app.tokens for token in tokens)
+
+    def _is_disk_full(self) -> bool:
+        return size_on_disk(Path(get_upload_folder())) > self.rules.upload_bytes
+
+    def _has_many_wrong_passwords(self) -> bool:
+        wrong = self.wrong_passwords
+        return len(wrong) == MAX_WRONG_PASSWORDS and time.monotonic() - wrong[0] < WINDOW
+
+    def _counting_wrong_passwords(self, send: Any) -> Any:
+        async def counting(message: dict) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 400:
+                self.wrong_passwords.append(time.monotonic())
+            await send(message)
+
+        return counting
+
+    # --- what is asked and never read
+
+    async def _ask(self, scope: dict, receive: Any, send: Any) -> None:
+        """A question for the queue: a full one is said in our words, an unread one given up."""
+        started, body = {}, b""
+
+        async def gather(message: dict) -> None:
+            nonlocal body
+            if message["type"] == "http.response.start":
+                started.update(message)
+            else:
+                body += message.get("body", b"")
+
+        await self.app(scope, receive, gather)
+        answer = _json(body)
+        if started["status"] == 503:
+            # of this status the page's own script says something else
+            from_page = "sec-fetch-site" in Headers(scope=scope)
+            response = JSONResponse({"detail": QUEUE_FULL}, 429 if from_page else 503)
+            await response(scope, receive, send)
+            return
+        if event_id := answer.get("event_id"):
+            task = asyncio.create_task(self._give_up_unread(event_id))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await send(started)
+        await send({"type": "http.response.body", "body": body})
+
+    async def _give_up_unread(self, event_id: str) -> None:
+        queue = self.page._queue
+        event = queue.event_ids_to_events.get(event_id)
+        if event is None:
+            return
+        await asyncio.sleep(UNREAD_SECONDS)
+        if not self.read[event.session_hash] and not self.read[event_id]:
+            await queue.clean_events(event_id=event_id)
+
+    async def _while_read(self, scope: dict, receive: Any, send: Any) -> None:
+        """Notes which stream of answers is being read."""
+        key = _stream(scope)
+        if not key:
+            await self.app(scope, receive, send)
+            return
+        self.read[key] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.read[key] -= 1
+            if not self.read[key]:
+                del self.read[key]
+
+    # --- headers
+
+    def _with_headers(self, send: Any) -> Any:
+        async def sending(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=list(message.get("headers", [])))
+                headers.update(
+                    {
+                        "Content-Security-Policy": policy(self.rules.framed_by),
+                        "X-Content-Type-Options": "nosniff",
+                        "Referrer-Policy": "same-origin",
+                        "Cross-Origin-Resource-Policy": "same-origin",
+                    }
+                )
+                message = message | {"headers": headers.raw}
+            await send(message)
+
+        return sending
+
+
+def _bounded(receive: Any) -> Any:
+    """Reads a body without a stated length up to `MAX_BODY`, and no further."""
+    read = 0
+
+    async def receiving() -> dict:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        return message if read <= MAX_BODY else {"type": "http.disconnect"}
+
+    return receiving
+
+
+def policy(framed_by: str) -> str:
+    """The Content-Security-Policy: everything from this server; Gradio's page needs inline and
+    evaluated scripts."""
+    other = " https://cdnjs.cloudflare.com https://huggingface.co" if framed_by != "'self'" else ""
+    return (
+        f"default-src 'self' data: blob:{other}; "
+        f"script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:{other}; "
+        "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; "
+        f"form-action 'self'; frame-ancestors {framed_by}"
+    )
+
+
+def _name(host: str) -> str:
+    """The name in a Host header or an origin, without its port; "" where it is no such thing."""
+    try:
+        if "@" in host:
+            return ""
+        return urlsplit(host if "//" in host else f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _stream(scope: dict) -> str:
+    """What a request reads: a session's stream of messages, one event, or nothing of the kind."""
+    path = scope["path"].rstrip("/")
+    if path.endswith("/queue/data"):
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        return query.get("session_hash", [""])[0]
+    return path.rsplit("/", 1)[-1] if "/gradio_api/call/" in path else ""
+
+
+def _json(body: bytes) -> dict:
+    try:
+        values = json.loads(body)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,40 @@
+"""A language model's first word, asked for while it is loaded: what cannot answer is refused then,
+not at the first question."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from coprs_core.checkpoints.tensors import reading
+from coprs_core.errors import CoPRSError
+from coprs_core.model.language import LanguageModel
+
+_PICTURE = Image.new("RGB", (56, 56), "gray")
+
+
+def rehearse(language: LanguageModel, template: str, folder: Path) -> None:
+    """Raises `CoPRSError` where tokenizer, image processor and model of a folder cannot read a
+    question together, or would fail over one word of it."""
+    with reading(f"Tokenizer, image processor and model in {folder} do not work together"):
+        _check_tokens(language, folder)
+        reading_so_far = language.reading(template, "the umbrella", language.see(_PICTURE))
+        for _ in language.write(reading_so_far, None, 1):
+            pass
+
+
+def _check_tokens(language: LanguageModel, folder: Path) -> None:
+    tokenizer, rows = language.tokenizer, language.vocabulary
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise CoPRSError(
+            f"The tokenizer in {folder} writes ids up to {largest:,} and the embeddings have "
+            f"{rows:,} rows: tokenizer and weights are of different models."
+        )
+    image_id = language.mllm.config.image_token_id
+    if image_id not in tokenizer.added_tokens_decoder:
+        raise CoPRSError(
+            f"{folder / 'config.json'} has image_token_id {image_id}, which is no special token of "
+            "the tokenizer: the two are of different models."
+        )
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise CoPRSError(f"The tokenizer in {folder} is of an old kind: add its tokenizer.json.")

@@ -1,0 +1,395 @@
+"""Damaged and hostile checkpoints: each loads and answers, or is refused in one sentence; none
+hangs, takes the memory, runs its code or asks on the terminal."""
+
+import json
+import resource
+import shutil
+import struct
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from coprs_core import CoPRSError
+from coprs_core.answer.engine import Engine
+from coprs_core.benchmark import qwen_config
+from coprs_core.checkpoints.doctor import examine
+from coprs_core.checkpoints.hugging_face import load_processor
+from coprs_core.checkpoints.limits import check_numbers
+from coprs_core.checkpoints.load import MINIATURE, load_checkpoint
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.model.coprs import CoPRSConfig
+from coprs_core.world.scenes import draw_scene
+from tests import tiny
+
+PARTS = ("image_encoder.safetensors", "prior.safetensors", "decoder.safetensors")
+WEIGHTS = (*PARTS, "mllm/model.safetensors")
+TEXTS = (
+    "coprs.json",
+    "mllm/config.json",
+    "mllm/generation_config.json",
+    "mllm/tokenizer.json",
+    "mllm/tokenizer_config.json",
+    "mllm/processor_config.json",
+)
+ABSENT = (
+    "mllm/preprocessor_config.json",
+    "mllm/special_tokens_map.json",
+    "mllm/added_tokens.json",
+    "mllm/chat_template.jinja",
+    "mllm/chat_template.json",
+    "mllm/model.safetensors.index.json",
+)
+"""Files that the miniature does not have; libraries look for them all the same."""
+NEEDED = ("coprs.json", "mllm/config.json", "mllm/tokenizer.json", *WEIGHTS)
+MOST_SECONDS, MOST_BYTES = 20, 500_000_000
+PHOTO = draw_scene(1).image
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+ANY_DAMAGE = {
+    "half": half,
+    "empty": lambda _: b"",
+    "garbage": lambda _: bytes(range(256)) * 40,
+    "a directory": None,
+}
+TEXT_DAMAGE = {
+    "null": lambda _: b"null",
+    "list": lambda _: b"[]",
+    "object": lambda _: b"{}",
+    "text": lambda _: b'"x"',
+    "number": lambda _: b"1" * 5000,
+    "deep": lambda _: b"[" * 100_000,
+    "deep objects": lambda _: b'{"a":' * 900 + b"1" + b"}" * 900,
+    "list of null": lambda _: b"[null]",
+}
+WEIGHT_DAMAGE = {
+    "header of 2^60 bytes": lambda c: struct.pack("<Q", 2**60) + c[8:],
+    "header of null": lambda _: struct.pack("<Q", 4) + b"null",
+    "header that is deep": lambda _: struct.pack("<Q", 100_000) + b"[" * 100_000,
+    "no tensors": lambda _: struct.pack("<Q", 2) + b"{}",
+    "tail cut off": lambda c: c[:-10],
+    "text": lambda _: b'"x"',
+}
+
+
+def replace(folder, file, damage):
+    path = folder / file
+    content = path.read_bytes() if path.is_file() else b"{}"
+    path.unlink(missing_ok=True)  # never through a link
+    path.mkdir() if damage is None else path.write_bytes(damage(content))
+
+
+def change(folder, file, edit):
+    values = json.loads((MINIATURE / file).read_text())
+    edit(values)
+    replace(folder, file, lambda _: json.dumps(values).encode())
+
+
+def change_tensors(folder, file, edit):
+    state = load_file(MINIATURE / file)
+    edit(state)
+    (folder / file).unlink()
+    save_file(state, folder / file, metadata={"format": "pt"})
+
+
+REPLACED = {
+    f"{file}: {name}": (file, damage)
+    for files, damages in (
+        (TEXTS, ANY_DAMAGE | TEXT_DAMAGE),
+        (
+            ABSENT,
+            {k: (ANY_DAMAGE | TEXT_DAMAGE)[k] for k in ("a directory", "null", "list", "deep")},
+        ),
+        (WEIGHTS, ANY_DAMAGE | WEIGHT_DAMAGE),
+    )
+    for file in files
+    for name, damage in damages.items()
+}
+
+
+def put(*keys, value):
+    """An edit that puts a value at a place."""
+
+    def edit(values):
+        for key in keys[:-1]:
+            values = values[key]
+        values[keys[-1]] = value
+
+    return edit
+
+
+_CONFIG, _PROCESSOR = "mllm/config.json", "mllm/processor_config.json"
+_TOKENIZER, _GENERATION = "mllm/tokenizer_config.json", "mllm/generation_config.json"
+PLACES = {  # each with values that it must not have
+    ("coprs.json", "vision", "depth"): (65536, 513, "x", None),
+    ("coprs.json", "vision", "side"): (4096, 250, 0),
+    ("coprs.json", "vision", "patch"): (3, 1, 4096),
+    ("coprs.json", "vision", "heads"): (3, 65536),
+    ("coprs.json", "vision", "width"): (65536,),
+    ("coprs.json", "vision", "channels"): (65536, 97),
+    ("coprs.json", "vision", "mlp_ratio"): (65536.0, float("nan"), 10**400),
+    ("coprs.json", "vision", "window"): (65536,),
+    ("coprs.json", "vision", "global_layers"): ([65536], ["x"], [0] * 10**6),
+    ("coprs.json", "decoder", "depth"): (65536, 0),
+    ("coprs.json", "decoder", "heads"): (7, 65536),
+    ("coprs.json", "decoder", "iou_depth"): (65536, 1),
+    ("coprs.json", "decoder", "mask_channels"): (1, 18, 65536),
+    ("coprs.json", "prior_width"): (65536,),
+    ("coprs.json", "prior_heads"): (192, 5),
+    ("coprs.json", "focus_token"): ("", "<x\ny>", "x" * 10**6, "\ud800", "the", "two words"),
+    ("coprs.json", "prompt_template"): (
+        "{image}{instruction}" + "x" * 10**6,
+        "{image}{instruction}\ud800",
+        "{image}<|image_pad|>{instruction}",
+    ),
+    ("coprs.json", "note"): ("x" * 10**6,),
+    ("coprs.json", "mllm_pixels"): ([2**27, 2**27], [5, 4], [1, 1]),
+    ("coprs.json", "format_version"): ("x\n" * 10**4, [[]], None),
+    ("coprs.json", "x\n" * 10**4): (1,),
+    (_CONFIG, "model_type"): ("x", "bert", "x\n" * 1000, None, 7, "llava", "qwen3_vl", "os.system"),
+    (_CONFIG, "text_config"): (None, {}, [], "x"),
+    (_CONFIG, "vision_config"): (None, {}, []),
+    (_CONFIG, "text_config", "num_hidden_layers"): (10**9, 512, 7, 5, -1, 0, "x", None, 2.5),
+    (_CONFIG, "text_config", "layer_types"): ([], ["x"] * 6, "x", ["full_attention"] * 10**6),
+    (_CONFIG, "text_config", "hidden_size"): (10**9, 65536, -1, 0, "x", None),
+    (_CONFIG, "text_config", "num_attention_heads"): (0, 10**9, 5, None, "x"),
+    (_CONFIG, "text_config", "num_key_value_heads"): (0, 10**9, 4),
+    (_CONFIG, "text_config", "head_dim"): (10**9, 0, 7),
+    (_CONFIG, "text_config", "vocab_size"): (10**12, 10**7, 10, 0),
+    (_CONFIG, "text_config", "hidden_act"): ("x", None, 7),
+    (_CONFIG, "text_config", "pad_token_id"): (10**9, -5, "x"),
+    (_CONFIG, "text_config", "rope_parameters"): (None, {}, "x", []),
+    (_CONFIG, "text_config", "rope_parameters", "mrope_section"): ([1], [10**9] * 3, "x", None, [0] * 3),
+    (_CONFIG, "text_config", "rope_parameters", "rope_type"): ("x", "yarn", "longrope", None),
+    (_CONFIG, "text_config", "rope_parameters", "rope_theta"): (0, "x", float("inf")),
+    (_CONFIG, "vision_config", "depth"): (10**6, 512, -1, "x", None),
+    (_CONFIG, "vision_config", "hidden_size"): (10**9, 65536),
+    (_CONFIG, "vision_config", "num_heads"): (0, 3, 10**9),
+    (_CONFIG, "vision_config", "patch_size"): (10**9, 0, 7),
+    (_CONFIG, "vision_config", "spatial_merge_size"): (10**9, 0, 1),
+    (_CONFIG, "vision_config", "temporal_patch_size"): (10**9, 0, 1),
+    (_CONFIG, "vision_config", "window_size"): (10**9, 0, 1, 4096, "x"),
+    (_CONFIG, "vision_config", "fullatt_block_indexes"): (None, [10**9], "x"),
+    (_CONFIG, "vision_config", "rope_parameters"): (None, {"rope_type": "x"}, "x"),
+    (_CONFIG, "image_token_id"): (10**9, -1, None, "x", 2.5, True, 1399),
+    (_CONFIG, "tie_word_embeddings"): (False, "x", None),
+    (_CONFIG, "dtype"): ("x", "load", 7, None, "int8"),
+    (_CONFIG, "attn_implementation"): ("x/y", "x", 7, {"text_config": "x/y:z"}),
+    (_CONFIG, "_attn_implementation"): ("x/y",),
+    (_CONFIG, "quantization_config"): ({}, None, {"quant_method": "gptq", "bits": 4}, {"quant_method": "x"}, "x"),
+    (_GENERATION, "eos_token_id"): ("x", [[1]], {}, -1, 10**9, None),
+    (_GENERATION, "temperature"): ("x", float("nan")),
+    (_GENERATION, "max_new_tokens"): (-1, "x", 10**12),
+    (_TOKENIZER, "tokenizer_class"): ("x", None, 7, "AutoModel", "BertTokenizer", "os.system"),
+    (_TOKENIZER, "eos_token"): (None, 7, "unknown", {}, []),
+    (_TOKENIZER, "model_max_length"): ("x", -1, 10**40),
+    (_TOKENIZER, "chat_template"): (7, "{% for %}", "x" * 10**6),
+    (_TOKENIZER, "added_tokens_decoder"): ("x", {"x": 1}, {"-1": {"content": "a"}}),
+    (_PROCESSOR, "image_processor"): (None, [], {}, "x"),
+    (_PROCESSOR, "image_processor", "image_processor_type"): ("x", "CLIPImageProcessor", None, 7),
+    (_PROCESSOR, "image_processor", "size"): (None, {}, "x", {"shortest_edge": 10**12, "longest_edge": 10**12}, {"shortest_edge": -1, "longest_edge": 0}, {"height": 10**6, "width": 10**6}),
+    (_PROCESSOR, "image_processor", "min_pixels"): (10**12, "x"),
+    (_PROCESSOR, "image_processor", "patch_size"): (0, 10**6, "x", 16),
+    (_PROCESSOR, "image_processor", "merge_size"): (0, 10**6, 1, None),
+    (_PROCESSOR, "image_processor", "temporal_patch_size"): (0, 10**6, 1),
+    (_PROCESSOR, "image_processor", "image_mean"): ("x", [0.5], None, [float("nan")] * 3),
+}  # fmt: skip
+
+
+def put_sharded_index(values):
+    return lambda folder: replace(
+        folder, "mllm/model.safetensors.index.json", lambda _: json.dumps(values).encode()
+    )
+
+
+OTHERS = {
+    f"{file}: {' '.join(keys)[:60]!r} = {str(value)[:40]!r}": (
+        lambda folder, file=file, keys=keys, value=value: change(
+            folder, file, put(*keys, value=value)
+        )
+    )
+    for (file, *keys), values in PLACES.items()
+    for value in values
+    if value != 10**400  # no text of it
+} | {
+    f"{file}: a number of 400 digits": lambda folder, file=file: replace(
+        folder, file, lambda c: c.replace(b"192", b"9" * 400)
+    )
+    for file in ("coprs.json", _CONFIG)
+}
+OTHERS |= {
+    f"{file}: {name}": lambda folder, file=file, edit=edit: change_tensors(folder, file, edit)
+    for file in WEIGHTS
+    for name, edit in {
+        "not a number": lambda s: s.update({k: torch.full_like(v, float("nan")) for k, v in s.items()}),
+        "a long name": lambda s: s.update({"x\n" * 1000: torch.zeros(1)}),
+        "1,000 names": lambda s: s.update({f"{i}": torch.zeros(1) for i in range(1000)}),
+        "other shapes": lambda s: s.update({k: torch.zeros(3) for k in list(s)[:2]}),
+    }.items()
+}  # fmt: skip
+OTHERS |= {
+    f"index: {name}": put_sharded_index(values)
+    for name, values in {
+        "a number": {"weight_map": {"x": 7}},
+        "not a table": {"weight_map": [1]},
+        "outside": {"weight_map": {"x": "../../../x"}},
+        "NUL": {"weight_map": {"x": "\0"}},
+        "long": {"weight_map": {"x": "y\n" * 10**4}},
+        "lists": {"weight_map": {"x": ["y"]}},
+    }.items()
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the miniature; the weights are links."""
+    copy = tmp_path / "copy"
+    (copy / "mllm").mkdir(parents=True)
+    for path in [*MINIATURE.glob("*.json"), *(MINIATURE / "mllm").glob("*.json")]:
+        shutil.copyfile(path, copy / path.relative_to(MINIATURE))
+    for file in WEIGHTS:
+        (copy / file).symlink_to(MINIATURE / file)
+    return copy
+
+
+def outcome(folder, **options) -> str:
+    """ "answered", or the sentence with which the folder was refused; within time and memory."""
+    start, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = psutil.Process().memory_info().rss
+    try:
+        checkpoint = load_checkpoint(str(folder), LoadOptions("cpu", **options))
+        result = Engine(checkpoint).segment(PHOTO, "the largest thing")
+        assert result.outcome in ("found", "nothing found", "unfinished")
+        end = "answered"
+    except CoPRSError as problem:
+        end = str(problem).replace(str(folder), "FOLDER")
+        assert "\n" not in end and 20 < len(end) < 600, end[:1000]
+    assert time.perf_counter() - start < MOST_SECONDS
+    assert psutil.Process().memory_info().rss - before < MOST_BYTES
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
+    assert (now - peak) * 1024 < MOST_BYTES
+    return end
+
+
+@pytest.mark.parametrize("case", REPLACED)
+def test_a_damaged_file_is_named_or_not_needed(folder, case):
+    file, damage = REPLACED[case]
+    replace(folder, file, damage)
+    end = outcome(folder)
+    assert end != "answered" or file not in NEEDED
+    assert all("\n" not in c.problem for c in examine(str(folder)))
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_hostile_value_is_refused_or_harmless(folder, case):
+    OTHERS[case](folder)
+    outcome(folder)
+
+
+@pytest.mark.parametrize(
+    "file, edit, words",
+    [
+        ("coprs.json", put("vision", "depth", value=65536), "vision.depth is '65536'"),
+        ("coprs.json", put("vision", "side", value=250), "multiple of vision.patch 16"),
+        ("coprs.json", put("focus_token", value=""), "focus_token is ''"),
+        ("coprs.json", put("prompt_template", value="{image}{instruction}" * 10**5), "8,000"),
+        (_CONFIG, put("text_config", "num_hidden_layers", value=10**9), "from 1 to 512"),
+        (_CONFIG, put("text_config", "hidden_size", value=-1), "hidden_size is -1"),
+        (_CONFIG, put("text_config", "vocab_size", value=10**7), "files hold"),
+        (_CONFIG, put("vision_config", "depth", value=10**6), "depth is 1000000"),
+        (_CONFIG, put("text_config", "num_hidden_layers", value="x"), "expected int, got str"),
+        (_CONFIG, put("attn_implementation", value="x/y"), "code to download"),
+        (_CONFIG, put("image_token_id", value=1399), "no special token"),
+        (_CONFIG, put("vision_config", "num_heads", value=3), "do not work together"),
+        (_GENERATION, put("eos_token_id", value=[[1]]), "do not work together"),
+        (_PROCESSOR, put("image_processor", "patch_size", value=16), "its model 14"),
+        (_PROCESSOR, put("image_processor", "size", value={"shortest_edge": 10**12, "longest_edge": 10**12}), "size.longest_edge 1000000000000"),
+    ],
+)  # fmt: skip
+def test_the_sentence_says_what_is_wrong(folder, file, edit, words):
+    change(folder, file, edit)
+    assert words in outcome(folder)
+
+
+@pytest.mark.parametrize("file", [_CONFIG, _TOKENIZER, _PROCESSOR])
+@pytest.mark.parametrize("kind", ["its own type", "an unknown type"])
+def test_code_in_the_folder_is_never_run_and_nobody_is_asked(folder, monkeypatch, file, kind):
+    def asked(*_):
+        raise AssertionError("somebody was asked on the terminal")
+
+    monkeypatch.setattr("builtins.input", asked)
+    marker = folder.parent / "was_run"
+    names = ("Config", "ForImageTextToText", "Tokenizer", "Processor", "ImageProcessor")
+    code = "".join(f"class {n}:\n    pass\n" for n in names)
+    (folder / "mllm" / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n{code}")
+    auto_map = {
+        "AutoConfig": "evil.Config",
+        "AutoModelForImageTextToText": "evil.ForImageTextToText",
+        "AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"],
+        "AutoProcessor": "evil.Processor",
+        "AutoImageProcessor": "evil.ImageProcessor",
+    }
+
+    def edit(values):
+        values["auto_map"] = auto_map
+        if "image_processor" in values:
+            values["image_processor"]["auto_map"] = auto_map
+        if kind == "an unknown type":
+            values |= {"model_type": "evil", "tokenizer_class": "Evil", "processor_class": "Evil"}
+            values |= {"image_processor_type": "Evil"}
+            if "image_processor" in values:
+                values["image_processor"]["image_processor_type"] = "Evil"
+
+    change(folder, file, edit)
+    outcome(folder)
+    examine(str(folder))
+    with suppress(CoPRSError):
+        load_processor(folder / "mllm")
+    assert not marker.exists() and not any("evil" in name for name in sys.modules)
+
+
+def test_weights_that_are_a_pickle_are_never_read(folder):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(folder.parent / "was_run"), "w")
+
+    torch.save({"x": Evil()}, folder / "mllm" / "pytorch_model.bin")
+    (folder / "mllm" / "model.safetensors").rename(folder / "mllm" / "other.safetensors")
+    assert "cannot be loaded" in outcome(folder)
+    assert not (folder.parent / "was_run").exists()
+
+
+@pytest.mark.parametrize(
+    "file, edit, words",
+    [
+        ("config.json", put("text_config", "num_hidden_layers", value=10**9), "from 1 to 512"),
+        ("config.json", put("text_config", "vocab_size", value=10**7), "files hold"),
+        ("config.json", put("vision_config", "num_heads", value=3), "do not work together"),
+        ("generation_config.json", put("eos_token_id", value={}), "do not work together"),
+        ("processor_config.json", put("image_processor", "patch_size", value=16), "its model 14"),
+        ("tokenizer_config.json", put("model_max_length", value="x"), "do not work together"),
+    ],
+)
+def test_a_model_that_writes_coordinates_is_checked_the_same(folder, sam, file, edit, words):
+    change(folder, f"mllm/{file}", edit)
+    assert words in outcome(folder / "mllm", sam=str(sam))
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory):
+    return tiny.save_sam(tmp_path_factory.mktemp("sam") / "sam.pth", tiny.coprs(tiny.qwen()))
+
+
+@pytest.mark.parametrize("size", ["3b", "7b"])
+def test_published_sizes_are_within_the_limits(size):
+    check_numbers(json.loads(qwen_config(size).to_json_string()), Path("config.json"))
+    assert CoPRSConfig.from_dict(CoPRSConfig(2048).to_dict()) == CoPRSConfig(2048)

@@ -1,0 +1,398 @@
+"""The doors of the running app: paths, bypasses, other pages, passwords, headers, uploads."""
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from app.guard import MAX_WRONG_PASSWORDS, QUEUE_FULL
+from app.options import Listening
+from app.serving import ModelServer
+from app.ui import build, launch
+from app.uploads import REFUSED, UNEXPECTED, use_private_folder
+from coprs_core.answer.engine import Engine
+from tests.conftest import slowed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def engine(mini):
+    return Engine(mini.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def url(engine):
+    demo = build(ModelServer(engine), may_switch=True)
+    _, url, _ = launch(demo, quiet=True)
+    yield url
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A picture of the server's that nobody uploaded."""
+    path = tmp_path_factory.mktemp("private") / "secret.png"
+    Image.new("RGB", (64, 48), "red").save(path)
+    return str(path)
+
+
+def asked(url: str, number: int, data: list, session: str = "s") -> dict:
+    """What the page's event of a number answers: its last message."""
+    body = {"fn_index": number, "session_hash": session, "data": data, "trigger_id": None}
+    joined = httpx.post(f"{url}gradio_api/queue/join", json=body)
+    assert joined.status_code == 200, joined.text
+    with httpx.stream(
+        "GET", f"{url}gradio_api/queue/data", params={"session_hash": session}, timeout=60
+    ) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                message = json.loads(line[5:])
+                if message["msg"] == "process_completed":
+                    return message
+    raise AssertionError("no answer came")
+
+
+def events(url: str) -> list[dict]:
+    config = httpx.get(f"{url}config").json()
+    kinds = {c["id"]: c for c in config["components"]}
+    return [
+        {
+            "id": d["id"],
+            "inputs": [kinds[i] for i in d["inputs"]],
+            "api": d["api_name"],
+            "is_public": d["api_visibility"] == "public",
+        }
+        for d in config["dependencies"]
+        if d["backend_fn"]
+    ]
+
+
+# --- no file of the server's
+
+
+def test_no_event_reads_a_file_that_nobody_uploaded(url, picture):
+    there, missing = picture, picture.replace("secret", "nothing")
+    takers = [e for e in events(url) if any(_takes_files(c) for c in e["inputs"])]
+    assert len(takers) >= 4  # ask (twice), ground truth, open; and the endpoints
+    sentences = set()
+    for event in takers:
+        for path in (there, missing, "/etc/passwd", "../" * 20 + there, f"file://{there}"):
+            for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
+                data = [_payload(c, {"path": path, **meta}) for c in event["inputs"]]
+                message = asked(url, event["id"], data, f"s{event['id']}")
+                assert not message["success"], (event, path)
+                sentences.add(message["output"]["error"])
+    assert sentences == {REFUSED}
+
+
+def _takes_files(component: dict) -> bool:
+    return component["type"] in ("image", "imageeditor", "file") or (
+        component["type"] == "api" and "path" in json.dumps(component.get("api_info", {}))
+    )
+
+
+def _payload(component: dict, file: dict):
+    if component["type"] == "imageeditor":
+        return {"background": file, "layers": [file], "composite": None}
+    return file if _takes_files(component) else None
+
+
+def test_what_was_uploaded_is_taken_and_kept_privately(url, picture):
+    client = Client(url, verbose=False)
+    result = client.predict(handle_file(picture), "the red thing", api_name="/segment")["result"]
+    assert result["photo_size"] == [48, 64]
+    folder = use_private_folder()
+    assert any(folder.rglob("secret.png")) and folder.stat().st_mode & 0o077 == 0
+
+
+def test_wrong_kinds_are_one_sentence_each(url):
+    """Every event with every wrong kind of value: never a null, never a traceback's text."""
+    values = [None, 3, "x", [], {}, [[1]], {"path": 3}, {"a": {"b": []}}]
+    count = 0
+    for event in events(url):
+        if event["api"] in ("models", "use_model", "use_model_1"):
+            continue
+        for value in values:
+            inputs = [value for _ in event["inputs"]]
+            output = asked(url, event["id"], inputs, f"w{event['id']}")
+            if not output["success"]:
+                sentence = output["output"]["error"]
+                assert sentence and re.search(r"[.:]", sentence) and "Traceback" not in sentence
+                assert len(sentence) < 600 and "\n" not in sentence
+                assert sentence != UNEXPECTED, event
+            count += 1
+    assert count >= 200
+
+
+# --- the queue
+
+
+def test_the_door_beside_the_queue_is_closed(url):
+    for name in ("segment", "sentences", "download", "compare"):
+        for way in ("run", "api", "predict"):
+            answer = httpx.post(f"{url}gradio_api/{way}/{name}", json={"data": []})
+            assert answer.status_code in (404, 405), (way, name)
+    numbers = [e["id"] for e in events(url) if e["api"] == "segment"]
+    body = {"fn_index": numbers[0], "data": [None, "x"], "session_hash": "s"}
+    assert httpx.post(f"{url}gradio_api/run/predict", json=body).status_code in (404, 405)
+
+
+def test_work_is_bounded_whatever_the_door(mini):
+    server, most, running = ModelServer(Engine(mini.checkpoint), at_once=2), [], []
+
+    def work(engine, photo):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.1)
+        running.pop()
+
+    threads = [threading.Thread(target=server.ask, args=(work, None)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 8 and max(most) <= 2
+
+
+def test_a_full_queue_is_said_in_our_words_and_an_unread_question_is_given_up(
+    mini, picture, monkeypatch
+):
+    monkeypatch.setattr("app.guard.UNREAD_SECONDS", 1.0)
+    engine = Engine(mini.checkpoint)
+    demo = build(ModelServer(engine))
+    _, url, _ = launch(demo, Listening(queue=1, at_once=1), quiet=True)
+    client = Client(url, verbose=False)
+    uploaded = client.predict(handle_file(picture), "x", api_name="/segment")["result"]
+    assert uploaded
+    with open(picture, "rb") as file:
+        [path] = httpx.post(f"{url}gradio_api/upload", files={"files": file}).json()
+    segment = next(e["id"] for e in events(url) if e["api"] == "segment")
+    photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    counted, undo = slowed(engine, 0.2)
+
+    def join(session, headers=None):
+        body = {"fn_index": segment, "data": [photo, "the red thing"], "session_hash": session}
+        return httpx.post(f"{url}gradio_api/queue/join", json=body, headers=headers or {})
+
+    assert join("a").status_code == 200
+    time.sleep(0.5)  # it runs
+    assert join("b").status_code == 200  # it waits
+    program, page = join("c"), join("d", {"Sec-Fetch-Site": "same-origin"})
+    assert program.status_code == 503 and page.status_code == 429
+    assert program.json() == page.json() == {"detail": QUEUE_FULL}
+    time.sleep(2.5)
+    steps = len(counted)
+    time.sleep(1)
+    assert 0 < len(counted) <= steps + 1, "what nobody reads goes on"
+    undo()
+    demo.close()
+
+
+# --- other pages, other names
+
+
+def test_another_name_or_page_changes_nothing(url):
+    port = url.rsplit(":", 1)[1].strip("/")
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1.evil.example",
+        "evil@localhost",
+    ):
+        assert httpx.get(url, headers={"Host": host}).status_code == 400, host
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
+        assert httpx.get(url, headers={"Host": host}).status_code == 200, host
+    join = f"{url}gradio_api/queue/join"
+    foreign = (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:3000"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "cross-site"},
+    )
+    for headers in foreign:
+        for way in ("queue/join", "upload", "call/use_model", "cancel", "reset"):
+            answer = httpx.post(f"{url}gradio_api/{way}", json={}, headers=headers)
+            assert answer.status_code == 403 and "another page" in answer.json()["detail"]
+    own = {"Origin": url.rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+    assert httpx.post(join, json={}, headers=own).status_code not in (400, 401, 403)
+
+
+def test_a_further_name_is_known_when_it_is_given(mini):
+    demo = build(ModelServer(mini))
+    _, url, _ = launch(demo, Listening(names=("coprs.example.org",)), quiet=True)
+    headers = {"Host": "coprs.example.org", "Origin": "https://coprs.example.org"}
+    assert httpx.get(url, headers=headers).status_code == 200
+    answer = httpx.post(f"{url}gradio_api/queue/join", json={}, headers=headers)
+    assert answer.status_code not in (400, 403)
+    assert not Listening(names=("coprs.example.org",)).may_switch and Listening().may_switch
+    demo.close()
+
+
+def test_headers_keep_the_page_to_itself(url):
+    headers = httpx.get(url).headers
+    policy = headers["content-security-policy"]
+    assert "frame-ancestors 'self'" in policy and "object-src 'none'" in policy
+    assert "http" not in policy  # no other server at all
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin"
+
+
+# --- passwords
+
+
+def test_nothing_is_seen_before_the_password_and_it_cannot_be_guessed_fast(mini):
+    demo = build(ModelServer(mini))
+    app, url, _ = launch(demo, Listening(password="me:secret"), quiet=True)
+    free = {"/", "/login", "/theme.css", "/favicon.ico"}
+    for route in {getattr(r, "path", "") for r in app.routes}:
+        path = re.sub(r"\{[^}]*\}", "x", route)
+        if path.rstrip("/") in {p.rstrip("/") for p in free} or path.startswith(
+            ("/login", "/assets", "/static", "/svelte", "/gradio_api/startup-events")
+        ):
+            continue
+        assert httpx.get(f"{url}{path[1:]}").status_code == 401, path
+    with httpx.Client() as visitor:
+        told = visitor.post(f"{url}login", data={"username": "me", "password": "secret"})
+        assert told.status_code == 200 and visitor.get(f"{url}config").status_code == 200
+        for i in range(MAX_WRONG_PASSWORDS):
+            wrong = {"username": "me", "password": str(i)}
+            assert httpx.post(f"{url}login", data=wrong).status_code == 400
+        right = {"username": "me", "password": "secret"}
+        refused = httpx.post(f"{url}login", data=right)
+        assert refused.status_code == 429 and "wrong passwords" in refused.json()["detail"]
+        assert visitor.get(f"{url}config").status_code == 200  # who is in stays in
+    demo.close()
+
+
+# --- uploads
+
+
+def test_uploads_have_an_end(mini, picture):
+    demo = build(ModelServer(mini))
+    _, url, _ = launch(demo, Listening(uploads=0), quiet=True)
+    with open(picture, "rb") as file:
+        answer = httpx.post(f"{url}gradio_api/upload", files={"files": file})
+    assert answer.status_code == 507 and "no room" in answer.json()["detail"]
+    demo.close()
+
+
+def test_nothing_of_visitors_outlives_the_server(tmp_path, picture):
+    dead = tmp_path / "coprs-uploads-999999999-x"
+    dead.mkdir()
+    process = started(tmp_path, port=17871)
+    try:
+        client = Client("http://127.0.0.1:17871/", verbose=False)
+        job = client.submit(handle_file(picture), "the red thing", api_name="/segment")
+        next(iter(job))
+        [folder] = tmp_path.glob("coprs-*")  # that of a killed server is gone
+        assert folder != dead and any(folder.rglob("secret.png"))
+        start = time.perf_counter()
+        process.terminate()  # in mid-answer
+        assert process.wait(10) == 0 and time.perf_counter() - start < 2
+        assert not any(tmp_path.glob("coprs-*"))
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+
+
+def started(folder: Path, port: int) -> subprocess.Popen:
+    """The app in a process of its own, once it answers; its temporary files are in a folder."""
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port)],
+        cwd=ROOT,
+        env=os.environ | {"GRADIO_TEMP_DIR": str(folder), "COPRS_DEVICE": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(300):
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/")
+            return process
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    process.kill()
+    raise AssertionError("the app does not start")
+
+
+# --- small things that cost much
+
+
+def bomb(side: int) -> str:
+    """A black picture of side × side as the data URL of a prior."""
+    file = io.BytesIO()
+    Image.new("L", (side, side)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def bombs(result: dict) -> dict[str, dict]:
+    region = result["regions"][0]
+    huge = region | {"prior": bomb(8192), "mask": {"size": [8192, 8192], "counts": [8192**2]}}
+    return {
+        "a huge prior": result | {"regions": [region | {"prior": huge["prior"]}]},
+        "a huge photo": result | {"photo_size": [8192, 8192], "regions": [huge]},
+        "many": result | {"photo_size": [8192, 8192], "regions": [huge] * 30},
+        "tokens": result | {"reply_ids": [5] * 16_000},
+        "an instruction": result | {"instruction": "x" * 100_000},
+        "a mask of nothings": result
+        | {"regions": [region | {"mask": {"size": [48, 64], "counts": [0] * 1_000_000}}]},
+        "a text": result | {"reasoning": "x" * 1_000_000},
+        "a table": result | {"settings": {str(i): i for i in range(100_000)}},
+    }
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """The app in a process of its own: (its address, the process)."""
+    folder = tmp_path_factory.mktemp("temporary")
+    process = started(folder, port=17872)
+    yield "http://127.0.0.1:17872/", psutil.Process(process.pid)
+    process.kill()
+
+
+def test_nothing_small_costs_much(running, picture):
+    url, process = running
+    client = Client(url, verbose=False)
+    photo = handle_file(picture)
+    result = _found(client, photo)
+    for name, hostile in bombs(result).items():
+        before, start = process.memory_info().rss, time.perf_counter()
+        for endpoint, values in (
+            ("/sentences", (photo, hostile)),
+            ("/download", (photo, hostile)),
+            ("/compare", (hostile, hostile)),
+        ):
+            with pytest.raises(Exception, match="answer") as error:
+                client.predict(*values, api_name=endpoint)
+            print(name, endpoint, (process.memory_info().rss - before) / 1e6)
+            assert len(str(error.value)) < 400
+        assert process.memory_info().rss - before < 300e6, name
+        assert time.perf_counter() - start < 20, name
+
+
+def _found(client, photo) -> dict:
+    """An answer with a region about the photo, whatever the model says."""
+    thought = "It is there."
+    result = client.predict(photo, "the red thing", thought, api_name="/focus_again")
+    assert np.prod(result["photo_size"]) == 64 * 48 and len(result["regions"]) == 1
+    return result
+
+
+def test_a_long_thought_is_refused(url, picture):
+    client = Client(url, verbose=False)
+    with pytest.raises(Exception, match="at most 8,000"):
+        client.predict(handle_file(picture), "x", "word " * 20_000, api_name="/focus_again")
