@@ -20,7 +20,7 @@ from app.tabs import MODEL, NO_AUTOCOMPLETE, QUIET, Recent, Tab, build_tabs
 from app.texts import I18N, say
 from app.uploads import Page, use_private_folder
 from app.views import canvas, page
-from app.visitors import Answered, in_a_sentence, language
+from app.visitors import Answered, in_a_sentence, language, picked
 from coprs_core.answer.pictures import (
     DIM,
     GREY,
