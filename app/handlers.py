@@ -148,7 +148,7 @@ class Handlers:
         lang = language(request)
         return {
             self.frame.steps: page.steps(lang),
-            self.frame.thought: page.stopped(lang, thought),
+            self.frame.thought: page.stopped(lang, str(thought or "")),
         }
 
     def begin(self, request: gr.Request | None = None) -> Values:
