@@ -4,6 +4,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from coprs_core.errors import CoPRSError
 from coprs_core.photos import open_photo
 from coprs_core.probes import PROBES, probe, words
 from coprs_core.probes.thought import focus_again
+
+_in_a_sentence = partial(in_a_sentence, "en", on_page=False)
 
 
 def offer(server: ModelServer, may_switch: bool) -> None:
@@ -38,7 +41,7 @@ def _probe_endpoint(server: ModelServer, name: str) -> Callable:
     """The endpoint of a probe, with its description; what takes steps streams them."""
 
     def ask(photo: gr.FileData, result: dict) -> Iterator[Any]:
-        with in_a_sentence("en", on_page=False):
+        with _in_a_sentence():
             answered = _answered(photo, result)
             finding = server.ask(probe(name).ask, answered.photo, answered.result)
             yield from finding.payloads()
@@ -56,7 +59,7 @@ class Api:
     def segment(self, photo: gr.FileData, instruction: str) -> Iterator[dict]:
         """Answer step by step: stage, text so far, what is new, seconds; the last one has the whole
         result, priors as PNG."""
-        with in_a_sentence("en", on_page=False):
+        with _in_a_sentence():
             for update in self.server.stream(open_photo(_uploaded(photo)), instruction):
                 values: dict[str, Any] = {
                     "stage": update.stage,
@@ -71,7 +74,7 @@ class Api:
     def word(self, photo: gr.FileData, result: dict, word: str) -> dict:
         """Where a word's own hidden state looks (a probe): a word of the reply, or the number of
         one of its tokens."""
-        with in_a_sentence("en", on_page=False):
+        with _in_a_sentence():
             answered = _answered(photo, result)
             finding = self.server.ask(words.at, answered.photo, answered.result, word)
             return next(finding.payloads())
@@ -79,36 +82,33 @@ class Api:
     def focus_again(self, photo: gr.FileData, instruction: str, thought: str) -> dict:
         """The result that the model comes to when it reads this thought instead of thinking
         itself."""
-        with in_a_sentence("en", on_page=False):
+        with _in_a_sentence():
             opened = open_photo(_uploaded(photo))
             other = self.server.ask(focus_again, opened, instruction, thought)
             return other.to_dict(with_priors=True)
 
     def compare(self, first: dict, second: dict) -> dict:
         """IoU of two results' masks and priors."""
-        with in_a_sentence("en", on_page=False):
+        with _in_a_sentence():
             return asdict(against_answer(Result.from_dict(first), Result.from_dict(second)))
 
     def truth(self, result: dict, truth: gr.FileData) -> dict:
         """A result against a true mask (PNG of the photo's size, or COCO RLE as .json): IoU over
         the threshold, the best one."""
-        with in_a_sentence("en", on_page=False):
+        with _in_a_sentence():
             answer = Result.from_dict(result)
             true_mask = read_truth(_uploaded(truth), answer.photo_size)
             return against_truth(answer, true_mask).to_dict()
 
     def download(self, photo: gr.FileData, result: dict) -> Iterator[gr.FileData]:
         """The answer's files as one zip, its trace included."""
-        with (
-            in_a_sentence("en", on_page=False),
-            tempfile.TemporaryDirectory(prefix="coprs-") as folder,
-        ):
+        with _in_a_sentence(), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = _answered(photo, result)
             yield gr.FileData(path=str(save_answered(Path(folder), self.server, answered)))
 
     def open(self, archive: gr.FileData) -> dict:
         """The result in a zip that `download` or the command line wrote; needs no model."""
-        with in_a_sentence("en", on_page=False):
+        with _in_a_sentence():
             return open_answer(_uploaded(archive)).result.to_dict(with_priors=True)
 
     def models(self) -> list[dict]:
@@ -117,7 +117,7 @@ class Api:
 
     def use_model(self, name: str) -> Iterator[str]:
         """Load another model for everybody who uses this app; yields what is going on."""
-        with in_a_sentence("en", on_page=False):
+        with _in_a_sentence():
             yield from self.server.switch_model(name.strip() if isinstance(name, str) else name)
             yield f"{self.server.engine.name} is in use."
 

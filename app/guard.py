@@ -2,20 +2,20 @@
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
-from gradio.utils import get_upload_folder
+from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import cookie_parser
+from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.responses import JSONResponse
 
-from app.uploads import size_on_disk
+from app.options import Listening
+from app.uploads import NO_ROOM, has_room, remove_unfinished
 
 MAX_WRONG_PASSWORDS, WINDOW = 20, 60.0
 """So many in so many seconds, from anywhere; then nobody can log in until they are over."""
@@ -23,7 +23,11 @@ UNREAD_SECONDS = 10.0
 """A question whose answer nobody has begun to read after this is given up."""
 MAX_BODY = 8_000_000
 """Of a request that is no upload, in bytes: a prior of 48 million pixels takes 300,000."""
+MAX_UPLOAD = 44_000_000
+"""Of a request with one file of 40 MiB."""
+UPLOAD_TOO_LARGE = "A file of at most 40 MB was expected: send one smaller file at a time."
 QUEUE_FULL = "Too many people are asking at the moment: try again in a minute."
+NO_ENDPOINT = "There is no such endpoint: see “Use via API” at the foot of the page."
 _READ_ONLY = ("GET", "HEAD", "OPTIONS")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _BEFORE_LOGIN = (
@@ -32,40 +36,20 @@ _BEFORE_LOGIN = (
 )
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What the guard enforces.
-
-    Attributes:
-        is_local: whether only this machine is listened to; then the page has no other name.
-        names: further names by which the page is reached, such as those of a proxy.
-        has_password: whether visitors log in.
-        framed_by: who may show the page in a frame, as in a Content-Security-Policy.
-        upload_bytes: what all uploads together may take on the disk.
-    """
-
-    is_local: bool = True
-    names: tuple[str, ...] = ()
-    has_password: bool = False
-    framed_by: str = "'self'"
-    upload_bytes: int = 2_000_000_000
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a request is refused: an HTTP status and a sentence."""
-
-    status: int
-    sentence: str
-
-
 class Guard:
-    """ASGI middleware around the app of a page."""
+    """ASGI middleware around a page's app; names, password and bounds are those of `listening`."""
 
-    def __init__(self, app: Any, rules: Rules, page: gr.Blocks):
-        self.app, self.rules, self.page = app, rules, page
+    def __init__(self, app: Any, listening: Listening, page: gr.Blocks):
+        self.app, self.listening, self.page = app, listening, page
+        self.headers = {
+            "Content-Security-Policy": policy(on_space=bool(os.environ.get("SPACE_ID"))),
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
         self.wrong_passwords: deque[float] = deque(maxlen=MAX_WRONG_PASSWORDS)
         self.read: Counter[str] = Counter()
+        self.uploading = 0
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -73,12 +57,15 @@ class Guard:
             return
         send = self._with_headers(send)
         if refusal := self._refusal(scope):
-            response = JSONResponse({"detail": refusal.sentence}, refusal.status)
-            await response(scope, receive, send)
+            await refusal(scope, receive, send)
             return
         path = scope["path"].rstrip("/")
+        if path.endswith("/upload"):
+            await self._upload(scope, receive, send)
+            return
+        receive = _bounded(receive, MAX_BODY)
         if scope["method"] == "POST" and ("/queue/join" in path or "/gradio_api/call/" in path):
-            await self._ask(scope, _bounded(receive), send)
+            await self._ask(scope, receive, send)
         elif scope["method"] == "POST" and path.endswith("/login"):
             await self.app(scope, receive, self._counting_wrong_passwords(send))
         else:
@@ -86,23 +73,26 @@ class Guard:
 
     # --- who may ask
 
-    def _refusal(self, scope: dict) -> Refusal | None:
+    def _refusal(self, scope: dict) -> JSONResponse | None:
+        """Why a request goes no further, in a sentence; None where it may."""
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
-        if self.rules.is_local and _name(host) not in (*_LOOPBACK, *self.rules.names):
-            return Refusal(400, "This page is not known by that name: add it with --names NAME.")
+        if self.listening.is_local and _name(host) not in (*_LOOPBACK, *self.listening.names):
+            return _refused(400, "This page is not known by that name: add it with --names NAME.")
         if scope["method"] not in _READ_ONLY and self._is_foreign(headers, host):
-            return Refusal(403, "This was asked by another page: open this one and ask there.")
+            return _refused(403, "This was asked by another page: open this one and ask there.")
         if scope["method"] == "POST" and path.rstrip("/").endswith("/login"):
             if self._has_many_wrong_passwords():
-                return Refusal(429, "Too many wrong passwords: try again in a minute.")
+                return _refused(429, "Too many wrong passwords: try again in a minute.")
         elif not self._may_see(path, headers):
-            return Refusal(401, "This page asks for a password: log in first.")
+            return _refused(401, "This page asks for a password: log in first.")
         if path.rstrip("/").endswith("/upload"):
-            if self._is_disk_full():
-                return Refusal(507, "The server has no room for more photos: try again later.")
-        elif int(headers.get("content-length") or 0) > MAX_BODY:
-            return Refusal(413, "This is far larger than an answer: send a result as it came.")
+            if not has_room():
+                return _refused(507, NO_ROOM)
+            if _length(headers) > MAX_UPLOAD:
+                return _refused(413, UPLOAD_TOO_LARGE)
+        elif _length(headers) > MAX_BODY:
+            return _refused(413, "This is far larger than an answer: send a result as it came.")
         return None
 
     def _is_foreign(self, headers: Headers, host: str) -> bool:
@@ -113,18 +103,16 @@ class Guard:
         if origin is None:
             return False
         asked = {host, headers.get("x-forwarded-host", host)}
-        return urlsplit(origin).netloc not in asked and _name(origin) not in self.rules.names
+        netloc = origin.partition("//")[2]
+        return netloc not in asked and _name(origin) not in self.listening.names
 
     def _may_see(self, path: str, headers: Headers) -> bool:
         """Whether a path is free for everybody, or the visitor has logged in."""
-        if not self.rules.has_password or path == "/" or path.startswith(_BEFORE_LOGIN):
+        if not self.listening.password or path == "/" or path.startswith(_BEFORE_LOGIN):
             return True
         app, cookies = self.page.app, cookie_parser(headers.get("cookie", ""))
         tokens = (cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure"))
         return any(token in app.tokens for token in tokens)
-
-    def _is_disk_full(self) -> bool:
-        return size_on_disk(Path(get_upload_folder())) > self.rules.upload_bytes
 
     def _has_many_wrong_passwords(self) -> bool:
         wrong = self.wrong_passwords
@@ -137,6 +125,23 @@ class Guard:
             await send(message)
 
         return counting
+
+    # --- uploads
+
+    async def _upload(self, scope: dict, receive: Any, send: Any) -> None:
+        """One upload; nothing stays of one that breaks off, is too large, or finds the disk
+        full."""
+        self.uploading += 1
+        try:
+            await self.app(scope, _bounded(receive, MAX_UPLOAD), send)
+        except ClientDisconnect:  # or we read no further
+            await _refused(413, UPLOAD_TOO_LARGE)(scope, receive, send)
+        except OSError:
+            await _refused(507, NO_ROOM)(scope, receive, send)
+        finally:
+            self.uploading -= 1
+            if not self.uploading:
+                remove_unfinished()
 
     # --- what is asked and never read
 
@@ -151,13 +156,16 @@ class Guard:
             else:
                 body += message.get("body", b"")
 
-        await self.app(scope, receive, gather)
+        try:
+            await self.app(scope, receive, gather)
+        except (FnIndexInferError, LookupError):  # Gradio's, for a name or number it does not have
+            await _refused(404, NO_ENDPOINT)(scope, receive, send)
+            return
         answer = _json(body)
         if started["status"] == 503:
             # of this status the page's own script says something else
             from_page = "sec-fetch-site" in Headers(scope=scope)
-            response = JSONResponse({"detail": QUEUE_FULL}, 429 if from_page else 503)
-            await response(scope, receive, send)
+            await _refused(429 if from_page else 503, QUEUE_FULL)(scope, receive, send)
             return
         if event_id := answer.get("event_id"):
             task = asyncio.create_task(self._give_up_unread(event_id))
@@ -194,43 +202,47 @@ class Guard:
         async def sending(message: dict) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=list(message.get("headers", [])))
-                headers.update(
-                    {
-                        "Content-Security-Policy": policy(self.rules.framed_by),
-                        "X-Content-Type-Options": "nosniff",
-                        "Referrer-Policy": "same-origin",
-                        "Cross-Origin-Resource-Policy": "same-origin",
-                    }
-                )
+                headers.update(self.headers)
                 message = message | {"headers": headers.raw}
             await send(message)
 
         return sending
 
 
-def _bounded(receive: Any) -> Any:
-    """Reads a body without a stated length up to `MAX_BODY`, and no further."""
+def _length(headers: Headers) -> int:
+    """The length of a body, as it is stated; 0 where it is not."""
+    stated = headers.get("content-length", "")
+    return int(stated) if stated.isdecimal() else 0
+
+
+def _bounded(receive: Any, most: int) -> Any:
+    """Reads a body, whatever length it states, up to so many bytes and no further."""
     read = 0
 
     async def receiving() -> dict:
         nonlocal read
         message = await receive()
         read += len(message.get("body", b""))
-        return message if read <= MAX_BODY else {"type": "http.disconnect"}
+        return message if read <= most else {"type": "http.disconnect"}
 
     return receiving
 
 
-def policy(framed_by: str) -> str:
-    """The Content-Security-Policy: everything from this server; Gradio's page needs inline and
-    evaluated scripts."""
-    other = " https://cdnjs.cloudflare.com https://huggingface.co" if framed_by != "'self'" else ""
+def policy(on_space: bool) -> str:
+    """The Content-Security-Policy: everything from this server, and on a Space from the site around
+    it; Gradio's page needs inline and evaluated scripts."""
+    framed_by = "'self' https://huggingface.co" if on_space else "'self'"
+    other = " https://cdnjs.cloudflare.com https://huggingface.co" if on_space else ""
     return (
         f"default-src 'self' data: blob:{other}; "
         f"script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:{other}; "
         "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; "
         f"form-action 'self'; frame-ancestors {framed_by}"
     )
+
+
+def _refused(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse({"detail": sentence}, status)
 
 
 def _name(host: str) -> str:

@@ -7,21 +7,7 @@ from dataclasses import dataclass
 
 from coprs_core.checkpoints.options import LoadOptions
 
-_DEFAULT_HOST = "127.0.0.1"
-_OPTIONS = {
-    "model": ("mini", "a name of `python -m coprs_core models`, a folder or a Hugging Face id"),
-    "device": ("auto", "auto, cuda, cuda:1, mps or cpu"),
-    "dtype": ("auto", "auto, bf16, fp16 or fp32"),
-    "quantize": ("none", "none, nf4 or int8"),
-    "sam": ("vit_h", "vit_b, vit_l, vit_h or a .pth file, for models that write coordinates"),
-    "host": (_DEFAULT_HOST, "address to listen on; 0.0.0.0 for all"),
-    "port": ("", "port to listen on (default: the first free one from 7860)"),
-    "names": ("", "further names of this page, with commas, such as a proxy's: coprs.example.org"),
-    "queue": ("20", "how many questions may wait; more are told to come back"),
-    "at-once": ("4", "how many questions are answered at once"),
-    "uploads": ("2", "GB of disk that all uploads together may take"),
-    "password": ("", "NAME:PASSWORD that visitors must give (default: none is asked for)"),
-}
+_GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -37,13 +23,13 @@ class Listening:
         uploads: bytes that all uploads together may take on the disk.
     """
 
-    host: str = _DEFAULT_HOST
+    host: str = "127.0.0.1"
     port: str = ""
     names: tuple[str, ...] = ()
     password: str = ""
     queue: int = 20
     at_once: int = 4
-    uploads: int = 2_000_000_000
+    uploads: int = 2 * _GB
 
     @property
     def is_local(self) -> bool:
@@ -54,6 +40,22 @@ class Listening:
     def may_switch(self) -> bool:
         """Whether whoever sees the page may switch the model: only on one's own machine."""
         return self.is_local and not self.names
+
+
+_OPTIONS = {
+    "model": ("mini", "a name of `python -m coprs_core models`, a folder or a Hugging Face id"),
+    "device": ("auto", "auto, cuda, cuda:1, mps or cpu"),
+    "dtype": ("auto", "auto, bf16, fp16 or fp32"),
+    "quantize": ("none", "none, nf4 or int8"),
+    "sam": ("vit_h", "vit_b, vit_l, vit_h or a .pth file, for models that write coordinates"),
+    "host": (Listening.host, "address to listen on; 0.0.0.0 for all"),
+    "port": ("", "port to listen on (default: the first free one from 7860)"),
+    "names": ("", "further names of this page, with commas, such as a proxy's: coprs.example.org"),
+    "queue": (str(Listening.queue), "how many questions may wait; more are told to come back"),
+    "at-once": (str(Listening.at_once), "how many questions are answered at once"),
+    "uploads": (str(Listening.uploads // _GB), "GB of disk that all uploads together may take"),
+    "password": ("", "NAME:PASSWORD that visitors must give (default: none is asked for)"),
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def read_options(arguments: list[str] | None = None) -> Options:
             password=given.password,
             queue=_number("queue", given.queue),
             at_once=_number("at-once", given.at_once),
-            uploads=_number("uploads", given.uploads) * 10**9,
+            uploads=_number("uploads", given.uploads) * _GB,
         ),
     )
 

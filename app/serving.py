@@ -5,10 +5,13 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import gradio as gr
+
+from app.options import Listening
 from coprs_core.answer.engine import Engine, Update
 from coprs_core.checkpoints.catalogue import Row, rows
 from coprs_core.checkpoints.load import load_checkpoint
@@ -37,6 +40,21 @@ class Kept:
     features: Features
 
 
+@contextmanager
+def _gpu_taken_away() -> Generator[None, None, None]:
+    """Where a borrowed GPU goes in the middle of the work, `spaces` raises this error of
+    Gradio's."""
+    try:
+        yield
+    except gr.Error as problem:
+        if "aborted" not in str(problem.message).lower():
+            raise
+        raise CoPRSError(
+            "The borrowed GPU was taken away before this was finished: ask again, or ask for "
+            "something shorter."
+        ) from problem
+
+
 class ModelServer:
     """Holds the engine in use, and the options with which others are loaded.
 
@@ -54,7 +72,7 @@ class ModelServer:
         model: Engine | str,
         options: LoadOptions | None = None,
         worker: Worker | None = None,
-        at_once: int = 4,
+        at_once: int = Listening.at_once,
     ):
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
@@ -106,7 +124,8 @@ class ModelServer:
         """
         features = self.engine.kept(photo) if self._has_worker else None
         carried = features and features.to("cpu")
-        with self._room, closing(self._work(work, photo, carried, args)) as working:
+        inside = closing(self._work(work, photo, carried, args))
+        with self._room, _gpu_taken_away(), inside as working:
             for message in working:
                 if isinstance(message, Kept):
                     self.engine.keep(photo, message.features)

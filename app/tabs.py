@@ -18,7 +18,7 @@ from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS, MAX_READ_CHARACTERS
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of events that are done at once."""
 MODEL: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model"}
-"""Of events that the model works for: one at a time."""
+"""Of events that the model works for: so many at a time as `Listening.at_once` says."""
 NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
 _WORD_CLICKED = """element.addEventListener("click", (event) => {
   const word = event.target.closest("[data-word]");

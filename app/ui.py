@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,13 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from app import api
-from app.guard import Guard, Rules
+from app.guard import Guard
 from app.handlers import Frame, Handlers, Values
 from app.options import Listening
 from app.serving import ModelServer
 from app.tabs import MODEL, NO_AUTOCOMPLETE, QUIET, Recent, Tab, build_tabs
 from app.texts import I18N, say
-from app.uploads import Page, use_private_folder
+from app.uploads import Page, bound, use_private_folder
 from app.views import canvas, page
 from app.visitors import Answered, in_a_sentence, language, picked
 from coprs_core.answer.pictures import (
@@ -169,7 +168,7 @@ def _photo_input() -> gr.Image:
 
 
 def _path_of(payload: Any) -> str | None:
-    """The uploaded file as it came; Gradio has checked that it lies in this visitor's uploads."""
+    """The uploaded file as it came; `Page` has checked that it was uploaded."""
     return None if payload is None else payload.path
 
 
@@ -256,7 +255,7 @@ def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
         raise CoPRSError(
             "The password has to be NAME:PASSWORD, such as --password me:secret: give both."
         )
-    rules = Rules(to.is_local, to.names, bool(to.password), _framed_by(), to.uploads)
+    bound(to.uploads)
     demo.queue(max_size=to.queue, default_concurrency_limit=to.at_once, api_open=False)
     try:
         return demo.launch(
@@ -274,7 +273,7 @@ def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
             ssr_mode=False,
             footer_links=["api"],
             app_kwargs={
-                "middleware": [Middleware(Guard, rules=rules, page=demo)],
+                "middleware": [Middleware(Guard, listening=to, page=demo)],
                 **dict.fromkeys(("openapi_url", "docs_url", "redoc_url")),
             },
             **options,
@@ -283,11 +282,6 @@ def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
         raise CoPRSError(
             f"cannot listen on {to.host}, port {to.port or 'any'}: choose another --host or --port."
         ) from problem
-
-
-def _framed_by() -> str:
-    """Who may show the page in a frame: on a Space also the site around it."""
-    return "'self' https://huggingface.co" if os.environ.get("SPACE_ID") else "'self'"
 
 
 def _head() -> str:

@@ -3,8 +3,11 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,12 @@ import gradio as gr
 import psutil
 from gradio.utils import get_upload_folder
 
-from coprs_core.errors import CoPRSError
+from app.options import Listening
+from coprs_core.errors import CoPRSError, of_the_system
 
 REFUSED = "This is not an uploaded file: upload it again."
-UNUSABLE = "These inputs are not of the kind that was asked for: see “api” at the foot of the page."
+UNUSABLE = "These inputs are not what was asked for: see “Use via API” at the foot of the page."
+NO_ROOM = "The server has no room for more files: try again later."
 UNEXPECTED = "Something unexpected went wrong, and the server's log says what: ask again."
 
 
@@ -43,7 +48,8 @@ def use_private_folder() -> Path:
 
 def remove_private_folder() -> None:
     """At the end of the process: no upload outlives it."""
-    shutil.rmtree(use_private_folder(), ignore_errors=True)
+    if use_private_folder.cache_info().currsize:  # else none was made
+        shutil.rmtree(use_private_folder(), ignore_errors=True)
 
 
 def end(status: int) -> None:
@@ -53,16 +59,47 @@ def end(status: int) -> None:
     os._exit(status)
 
 
-def size_on_disk(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+@contextmanager
+def or_end() -> Generator[None, None, None]:
+    """What a user can mend and nobody else could catch ends the process, in one sentence."""
+    try:
+        yield
+    except CoPRSError as problem:
+        sentence = str(problem)
+    except OSError as problem:
+        sentence = of_the_system(problem)
+    else:
+        return
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    end(1)
+
+
+def remove_unfinished() -> None:
+    """While no upload is on its way: what uploads that broke off have left."""
+    for path in use_private_folder().iterdir():
+        if path.is_file():  # Gradio moves what has come whole into folders
+            path.unlink(missing_ok=True)
+
+
+_most_bytes = Listening.uploads
+
+
+def bound(most_bytes: int) -> None:
+    """How much all uploads, and the files that the page gives out, may take on the disk."""
+    global _most_bytes
+    _most_bytes = most_bytes
+
+
+def has_room() -> bool:
+    """Whether the private folder may still grow."""
     sizes = 0
-    for place, _, names in os.walk(folder):
+    for place, _, names in os.walk(use_private_folder()):
         for name in names:
             try:
                 sizes += os.lstat(os.path.join(place, name)).st_size
             except OSError:  # it went meanwhile
                 continue
-    return sizes
+    return sizes <= _most_bytes
 
 
 def checked(path: Any) -> str:
@@ -108,6 +145,20 @@ class Page(gr.Blocks):
             return await super().call_function(*args, **kwargs)
         except gr.Error:
             raise
+        except OSError as problem:
+            raise _no_room(problem) from None
         except Exception:  # a mistake of ours: told to whoever runs the server
             traceback.print_exc()
             raise gr.Error(UNEXPECTED, print_exception=False) from None
+
+    async def postprocess_data(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().postprocess_data(*args, **kwargs)
+        except OSError as problem:
+            raise _no_room(problem) from None
+
+
+def _no_room(problem: OSError) -> gr.Error:
+    """For the visitor; which file it was is told to whoever runs the server alone."""
+    print(f"error: {of_the_system(problem)}", file=sys.stderr, flush=True)
+    return gr.Error(NO_ROOM, print_exception=False)

@@ -10,6 +10,7 @@ import gradio as gr
 
 from app.serving import ModelServer
 from app.texts import language_of, say
+from app.uploads import NO_ROOM, has_room
 from coprs_core.answer.results import Result
 from coprs_core.archive import save_zip
 from coprs_core.errors import CoPRSError
@@ -87,7 +88,10 @@ def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path
     """The files of an answer and of all its findings as a zip in a folder.
 
     The probes in `AUTOMATIC` are asked where they were not, and the model in use gave the answer.
+    Raises `CoPRSError` where the server has no room for it.
     """
+    if not has_room():
+        raise CoPRSError(NO_ROOM)
     findings = dict(answered.findings)
     if can_probe(server, answered.result):
         for name in AUTOMATIC:

@@ -6,7 +6,7 @@ import os
 import sys
 
 from coprs_core.commands import COMMANDS, command
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, of_the_system
 
 ABOUT = "CoPRS: interpretable reasoning segmentation."
 USER_MISTAKE, STOPPED, BROKEN_PIPE = 2, 130, 141
@@ -47,10 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as problem:  # a disk or a folder that cannot be used
-        where = f" ({problem.filename})" if problem.filename else ""
-        reason = problem.strerror or problem
-        message = f"error: {reason}{where}: check the path, its permissions and the disk."
-        print(message, file=sys.stderr)
+        print(f"error: {of_the_system(problem)}", file=sys.stderr)
         return USER_MISTAKE
 
 

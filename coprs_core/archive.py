@@ -220,7 +220,7 @@ def _check_directory(file: IO[bytes]) -> None:
     a whole (PKZIP's appnote, 4.3.16)."""
     start = max(0, file.seek(0, io.SEEK_END) - 65_557)
     file.seek(start)
-    end = file.read()[-65_557:]
+    end = file.read()
     place = end.rfind(b"PK\x05\x06")
     if place < 0 or int.from_bytes(end[place + 12 : place + 16], "little") > _MAX_DIRECTORY_BYTES:
         raise ValueError("not a zip of an answer")

@@ -12,7 +12,7 @@ from PIL import Image
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result
 from coprs_core.archive import save_answer, writable_folder
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, of_the_system
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes.finding import Finding
 
@@ -92,15 +92,19 @@ def segment_photos(
         try:
             photo = open_photo(path)
             result = answering.segment(photo, query.instruction, query.max_new_tokens)
-            save_answer(writable_folder(folder), photo, result)
+            # first: until all is written, the folder holds neither this answer nor one before
+            (writable_folder(folder) / "asked.json").unlink(missing_ok=True)
+            save_answer(folder, photo, result)
             if further:
                 for finding in further(answering, photo, result):
                     finding.save(folder, photo)
             # last: it says that nothing is missing
             (folder / "asked.json").write_text(json.dumps(query.to_dict(), indent=1) + "\n")
             yield Answered(name, folder, result)
-        except (CoPRSError, OSError) as problem:
+        except CoPRSError as problem:
             yield Answered(name, folder, problem=str(problem))
+        except OSError as problem:
+            yield Answered(name, folder, problem=of_the_system(problem))
 
 
 def find_photos(given: Path) -> list[Path]:

@@ -6,8 +6,21 @@ class CoPRSError(Exception):
     what to do."""
 
 
+def of_the_system(problem: OSError) -> str:
+    """The sentence for a file, a folder or a disk that cannot be used."""
+    where = f" ({problem.filename})" if problem.filename else ""
+    return f"{problem.strerror or problem}{where}: check the path, its permissions and the disk."
+
+
 def plain(text: object, most: int = 80) -> str:
     """Foreign text for a message: its first line, letters, digits and a few signs alone, so that it
     is no markup anywhere."""
     line = str(text).partition("\n")[0][:most]
     return "".join(c if (c.isascii() and c.isalnum()) or c in " .,:_-×=()'" else "?" for c in line)
+
+
+def shortened(text: object, most: int = 80) -> str:
+    """Foreign text for a message where markup does no harm: one line of at most so many
+    characters."""
+    line = "".join(c if c.isprintable() else " " for c in str(text)[: most + 1])
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -118,7 +118,7 @@ def within_memory(
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as problem:
+    except Exception as problem:
         if not is_out_of_memory(problem):
             raise
         if release:
@@ -145,10 +145,13 @@ def give_memory_back(problem: BaseException | None = None) -> None:
         torch.cuda.empty_cache()
 
 
+_OUT_OF_MEMORY = "out of memory", "can't allocate memory", "cannot allocate memory"
+
+
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an exception of torch or Python means that memory ran out, on whatever device."""
+    """Whether an exception of torch, Python or a library means that memory ran out, on whatever
+    device."""
     if isinstance(problem, torch.OutOfMemoryError | MemoryError):
         return True
     words = str(problem).lower()
-    says_so = "out of memory" in words or "can't allocate memory" in words
-    return isinstance(problem, RuntimeError) and says_so
+    return not isinstance(problem, CoPRSError) and any(said in words for said in _OUT_OF_MEMORY)

@@ -133,6 +133,25 @@ def test_a_download_that_was_cut_fetches_what_is_missing_alone(host, tmp_path):
     }
 
 
+def test_what_is_cut_short_in_the_cache_is_fetched_again(host, tmp_path):
+    url, files, log = host
+    folder = Path(fetch(SNAPSHOT, url, tmp_path).stdout.splitlines()[0])
+    stored = (folder / "model.safetensors").resolve()
+    stored.write_bytes(stored.read_bytes()[:1_000_000])
+    log.clear()
+    again = Path(fetch(SNAPSHOT, url, tmp_path).stdout.splitlines()[0])
+    assert (again / "model.safetensors").read_bytes() == files["model.safetensors"]
+    got = {p.rpartition("/")[2] for m, p, _ in log if m == "GET" and "/resolve/" in p}
+    assert got == {"model.safetensors"}
+
+
+def test_a_cache_that_cannot_be_written_to_is_said(host, tmp_path):
+    (tmp_path / "cache").write_text("no folder")
+    run = fetch(SNAPSHOT, host[0], tmp_path / "cache")
+    assert "said: a/model cannot be written into the cache" in run.stdout, run.stderr[-900:]
+    assert "set HF_HOME" in run.stdout
+
+
 @pytest.mark.parametrize("code, words", [
     (SNAPSHOT.replace("a/model", "no/model"), "There is no model 'no/model' on Hugging Face"),
     (SNAPSHOT.replace("try:", "downloads = sys.modules['coprs_core.checkpoints.downloads']\ndownloads.free_disk = lambda f: 1000\ntry:").replace("\nlines", "\nimport sys\nlines", 1), "needs 10 MB of disk"),

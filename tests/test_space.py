@@ -55,6 +55,16 @@ streaming = page.answer(photo, "the smallest thing", None)
 for _ in range(6):
     next(streaming)
 streaming.close()  # Stop: the stand-in checks that the worker ends
+streaming = page.answer(photo, "the smallest thing", None)
+for _ in range(6):
+    next(streaming)
+os.kill(spaces.CALLS[-1][0], 9)  # the GPU is taken away in mid-answer
+try:
+    list(streaming)
+except Exception as problem:
+    assert "was taken away before this was finished: ask again" in str(problem), problem
+else:
+    raise AssertionError("nothing was said of the lost worker")
 calls = len(spaces.CALLS)
 *_, last = page.answer(photo, words, None)
 assert last["answered"].result.outcome == "found"

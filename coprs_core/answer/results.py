@@ -262,13 +262,19 @@ def _from_dict(
     )
 
 
+def check_photo_size(answer_size: tuple[int, int], photo_size: tuple[int, int]) -> None:
+    """Raises `CoPRSError` where a photo, (height, width), is not the one of an answer."""
+    if answer_size != photo_size:
+        raise CoPRSError("This photo is not the one that the answer is about: give the same photo.")
+
+
 def _checked_size(values: dict, photo_size: tuple[int, int] | None) -> tuple[int, int]:
     """The photo's size as an answer tells it, where its regions are not too many for it."""
     height, width = (_count(v) for v in values["photo_size"])
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         raise ValueError(f"a photo of {height}×{width} pixels")
-    if photo_size is not None and (height, width) != photo_size:
-        raise CoPRSError("This photo is not the one that the answer is about: give the same photo.")
+    if photo_size is not None:
+        check_photo_size((height, width), photo_size)
     count = len(values["regions"])
     pixels, most = count * height * width, MAX_REGION_PIXELS
     if photo_size is None:

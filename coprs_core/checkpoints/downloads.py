@@ -5,6 +5,7 @@ Hugging Face repositories go into its own cache (HF_HOME), SAM's files into torc
 Nothing is asked of the network where the cache is complete.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -36,6 +37,9 @@ SAM_FILES = {  # name: (file, bytes); six digits of each file's SHA-256 stand in
     "vit_l": ("sam_vit_l_0b3195.pth", 1249524607),
     "vit_h": ("sam_vit_h_4b8939.pth", 2564550879),
 }
+_DISK_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+_MAX_HEADER_BYTES = 100_000_000
+"""Of a safetensors file, as the format says."""
 _SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
 """COPRS_SAM_URL names a mirror."""
 
@@ -47,7 +51,26 @@ def cached_snapshot(repo: str) -> Path | None:
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         return None
     whole = any(folder.rglob("*.json")) and all(p.exists() for p in folder.rglob("*"))
-    return folder if whole and not missing_shards(folder) else None
+    return folder if whole and not missing_shards(folder) and not _cut_short(folder) else None
+
+
+def _cut_short(folder: Path) -> list[Path]:
+    """The safetensors files under a folder that are shorter than their headers say: a disk was
+    full, or a copy was broken off."""
+    return [path for path in folder.rglob("*.safetensors") if not _is_whole(path)]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file ends where its header says (the format: 8 bytes with the length of
+    a JSON header, the header, the tensors)."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        return path.stat().st_size >= 8 + length + max(ends, default=0)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def missing_shards(folder: Path) -> list[str]:
@@ -74,6 +97,7 @@ def snapshot(repo: str, report: Report | None = None) -> Path:
     bar: Any = _reporting(report, repo) if report else None
     silent: Any = _Silent
     try:
+        _forget_cut_short(repo)
         files = snapshot_download(repo, allow_patterns=_PATTERNS, dry_run=True, tqdm_class=silent)
         _check_disk(
             Path(constants.HF_HUB_CACHE),
@@ -83,6 +107,17 @@ def snapshot(repo: str, report: Report | None = None) -> Path:
         return Path(snapshot_download(repo, allow_patterns=_PATTERNS, tqdm_class=bar))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
         raise _sentence(repo, problem) from problem
+
+
+def _forget_cut_short(repo: str) -> None:
+    """Delete what is cut short in the cache, else it would be taken for what was downloaded."""
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=_PATTERNS, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return
+    for path in _cut_short(folder):
+        path.resolve().unlink(missing_ok=True)  # the cache's links point to where the bytes are
+        path.unlink(missing_ok=True)
 
 
 def _sentence(repo: str, problem: Exception) -> CoPRSError:
@@ -98,6 +133,11 @@ def _sentence(repo: str, problem: Exception) -> CoPRSError:
         return CoPRSError(
             f"There is no model {repo!r} on Hugging Face that you may read: check the name, or run "
             "`hf auth login`."
+        )
+    if isinstance(problem, OSError) and (problem.filename or problem.errno in _DISK_FULL):
+        return CoPRSError(
+            f"{repo} cannot be written into the cache {constants.HF_HUB_CACHE} "
+            f"({problem.strerror}): set HF_HOME to a folder that can be written to and has room."
         )
     return CoPRSError(
         f"{repo} is not complete in the cache {constants.HF_HUB_CACHE} and Hugging Face cannot be "
@@ -139,9 +179,9 @@ def sam_file(name: str, report: Report | None = None) -> Path:
     part = sam_cache() / f"{file}.part"
     have = part.stat().st_size if part.is_file() else 0
     _check_disk(part.parent, size - have, file)
-    part.parent.mkdir(parents=True, exist_ok=True)
     url = f"{os.environ.get('COPRS_SAM_URL', _SAM_URL)}/{file}"
     try:
+        part.parent.mkdir(parents=True, exist_ok=True)
         _fetch(url, part, have, report)
     except (urllib.error.URLError, OSError) as problem:
         raise CoPRSError(

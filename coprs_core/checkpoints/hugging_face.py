@@ -22,8 +22,8 @@ from transformers.utils import logging as transformers_logging
 from coprs_core.checkpoints.downloads import missing_shards
 from coprs_core.checkpoints.limits import check_image_processor, check_numbers, check_size
 from coprs_core.checkpoints.options import QUANTIZATIONS
-from coprs_core.checkpoints.tensors import first_line, reading, refuse, shortened
-from coprs_core.errors import CoPRSError
+from coprs_core.checkpoints.tensors import first_line, reading, refuse
+from coprs_core.errors import CoPRSError, shortened
 from coprs_core.model.mllm import ARCHITECTURES, Mllm
 
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from coprs_core.checkpoints.tensors import count_weights, shortened
-from coprs_core.errors import CoPRSError
+from coprs_core.checkpoints.tensors import count_weights
+from coprs_core.errors import CoPRSError, shortened
 from coprs_core.model.mllm import Mllm
 
 _MOST = {

@@ -8,8 +8,7 @@ from coprs_core.checkpoints.hugging_face import check_quantization
 from coprs_core.checkpoints.memory import smaller_choice
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint, CoordinateSource, CoPRSSource, Source
-from coprs_core.checkpoints.tensors import shortened
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, shortened
 from coprs_core.machine import choose_device, parse_dtype, within_memory
 from coprs_core.sizes import expanded
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, shortened
 from coprs_core.machine import is_out_of_memory
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
@@ -248,9 +248,3 @@ def first_line(problem: BaseException) -> str:
     lines = str(problem).strip().splitlines() or [type(problem).__name__]
     announces = lines[0].endswith(":") and len(lines) > 1
     return shortened(f"{lines[0]} {lines[1].strip()}" if announces else lines[0], 200)
-
-
-def shortened(text: object, most: int = 80) -> str:
-    """Foreign text for a message: one line of at most so many characters."""
-    line = "".join(c if c.isprintable() else " " for c in str(text)[: most + 1])
-    return line if len(line) <= most else f"{line[: most - 1]}…"

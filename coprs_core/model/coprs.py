@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, shortened
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
 from coprs_core.model.mllm import Mllm
@@ -73,9 +73,8 @@ class CoPRSConfig:
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise CoPRSError(
-                f"This checkpoint has format version {repr(version)[:40]} and {FORMAT_VERSION} is "
-                "read: use "
-                "the matching release."
+                f"This checkpoint has format version {shortened(repr(version), 40)} and "
+                f"{FORMAT_VERSION} is read: use the matching release."
             )
         _check_entries("", values, asdict(cls(1)))
         try:
@@ -84,7 +83,7 @@ class CoPRSConfig:
             return cls(vision=vision, decoder=decoder, **_tuples(values))
         except (KeyError, TypeError) as problem:
             raise CoPRSError(
-                f"coprs.json does not describe a CoPRS model ({str(problem)[:120]!r}): copy it "
+                f"coprs.json does not describe a CoPRS model ({shortened(problem, 120)}): copy it "
                 "again from its source."
             ) from problem
 
@@ -95,8 +94,8 @@ class CoPRSConfig:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError, OSError) as problem:
             raise CoPRSError(
-                f"{path} cannot be read as JSON ({str(problem)[:120]}): copy it again from its "
-                "source."
+                f"{path} cannot be read as JSON ({shortened(problem, 120)}): copy it again from "
+                "its source."
             ) from problem
 
 
@@ -127,8 +126,8 @@ def _check_entries(prefix: str, values: dict, like: dict) -> None:
         what, is_right = _judged(key, value, like[name])
         if not is_right:
             raise CoPRSError(
-                f"coprs.json: {key} is {str(value)[:40]!r} and {what} was expected: copy it again "
-                "from its source."
+                f"coprs.json: {key} is {shortened(value, 40)!r} and {what} was expected: copy it "
+                "again from its source."
             )
         if isinstance(like[name], dict):
             _check_entries(f"{key}.", value, like[name])

@@ -12,11 +12,9 @@ from types import ModuleType
 PROBES = ("sentences", "words", "heads", "zoom")
 STEMS = (
     *PROBES,
-    *("zoomed", "zoomed_mask", "zoomed_difference"),
-    r"word_\d+",
-    *("focus_again", "focus_again_mask", "focus_again_difference"),
-    *("again", "again_mask", "again_difference"),
     "truth",
+    r"word_\d+",
+    "(zoomed|focus_again|again)(_mask|_difference)?",
 )
 """What the files of findings are called, as patterns: an earlier answer's are cleared by them.
 A probe that calls its files otherwise than itself adds that here."""

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from coprs_core.answer.engine import Engine
-from coprs_core.answer.results import Result
+from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.errors import CoPRSError
 from coprs_core.masks import encode_prior, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
@@ -76,8 +76,7 @@ def reread(
         CoPRSError: the photo or the model is not the one of the answer.
     """
     focus, photo = engine.focus, open_photo(image)
-    if photo.size != result.photo_size:
-        raise CoPRSError("This photo is not the one that the answer is about: give the same photo.")
+    check_photo_size(result.photo_size, photo.size)
     check_reply_ids(engine, result)
     features = engine.read(photo)
     return photo, features, focus.reading(result.instruction, features)

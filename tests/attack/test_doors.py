@@ -5,10 +5,12 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -18,11 +20,11 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from app.guard import MAX_WRONG_PASSWORDS, QUEUE_FULL
+from app.guard import MAX_WRONG_PASSWORDS, NO_ENDPOINT, QUEUE_FULL, UPLOAD_TOO_LARGE
 from app.options import Listening
 from app.serving import ModelServer
 from app.ui import build, launch
-from app.uploads import REFUSED, UNEXPECTED, use_private_folder
+from app.uploads import NO_ROOM, REFUSED, UNEXPECTED, bound, use_private_folder
 from coprs_core.answer.engine import Engine
 from tests.conftest import slowed
 
@@ -139,6 +141,24 @@ def test_wrong_kinds_are_one_sentence_each(url):
 
 
 # --- the queue
+
+
+def test_broken_requests_are_refused_without_a_traceback(url, capfd):
+    join = f"{url}gradio_api/queue/join"
+    body = {"session_hash": "s", "fn_index": 99_999, "data": []}
+    for address, values in ((join, body), (f"{url}gradio_api/call/nothing", {"data": []})):
+        answer = httpx.post(address, json=values)
+        assert (answer.status_code, answer.json()["detail"]) == (404, NO_ENDPOINT)
+    for origin in ("http://[", "http://x@127.0.0.1", "//", ""):
+        assert httpx.post(join, json={}, headers={"Origin": origin}).status_code == 403, origin
+    for way in ("queue/join", "cancel", "call/segment"):
+        too_long = (b" " * 1_000_000 for _ in range(12))  # without a stated length
+        try:
+            answer = httpx.post(f"{url}gradio_api/{way}", content=too_long)
+            assert answer.status_code == 400
+        except httpx.TransportError:  # the server has stopped reading
+            pass
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_door_beside_the_queue_is_closed(url):
@@ -282,13 +302,68 @@ def test_nothing_is_seen_before_the_password_and_it_cannot_be_guessed_fast(mini)
 # --- uploads
 
 
-def test_uploads_have_an_end(mini, picture):
-    demo = build(ModelServer(mini))
-    _, url, _ = launch(demo, Listening(uploads=0), quiet=True)
-    with open(picture, "rb") as file:
-        answer = httpx.post(f"{url}gradio_api/upload", files={"files": file})
-    assert answer.status_code == 507 and "no room" in answer.json()["detail"]
-    demo.close()
+def test_files_have_an_end(url, picture):
+    client = Client(url, verbose=False)
+    photo = client.submit(handle_file(picture), "the red thing", api_name="/segment")
+    result = photo.result()["result"]
+    photo = {"path": str(next(use_private_folder().rglob("secret.png")))}
+    bound(0)
+    try:
+        with open(picture, "rb") as file:
+            answer = httpx.post(f"{url}gradio_api/upload", files={"files": file})
+        assert answer.status_code == 507 and answer.json()["detail"] == NO_ROOM
+        with pytest.raises(Exception, match=NO_ROOM):
+            client.predict(photo, result, api_name="/download")
+    finally:
+        bound(Listening.uploads)
+    assert client.predict(photo, result, api_name="/download").endswith(".zip")
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(url, capfd):
+    before = set(use_private_folder().iterdir())
+    host, port = re.fullmatch(r"http://([^:]+):(\d+)/", url).groups()
+    start = (
+        '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        + "x" * 1_000_000
+    ).encode()
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 2000000\r\n\r\n"
+    )
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + start)
+            _until(lambda: set(use_private_folder().iterdir()) != before)
+    _until(lambda: set(use_private_folder().iterdir()) == before)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_one_upload_is_bounded_whatever_its_parts(url):
+    before = set(use_private_folder().iterdir())
+    files = [("files", (f"{i}.png", b"x" * 8_000_000)) for i in range(6)]
+    answer = httpx.post(f"{url}gradio_api/upload", files=files)
+    assert answer.status_code == 413 and answer.json()["detail"] == UPLOAD_TOO_LARGE
+
+    def unstated():
+        for i in range(6):
+            yield f'--x\r\nContent-Disposition: form-data; name="f"; filename="{i}"\r\n\r\n'.encode()
+            for _ in range(8):
+                yield b"x" * 1_000_000
+            yield b"\r\n"
+        yield b"--x--\r\n"
+
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{url}gradio_api/upload", content=unstated(), headers=kind)
+    assert answer.status_code == 413 and answer.json()["detail"] == UPLOAD_TOO_LARGE
+    assert set(use_private_folder().iterdir()) == before
+
+
+def _until(happens: Callable[[], bool]) -> None:
+    for _ in range(100):
+        if happens():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen within 5 seconds")
 
 
 def test_nothing_of_visitors_outlives_the_server(tmp_path, picture):

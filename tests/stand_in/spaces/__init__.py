@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 
+import gradio as gr
 import torch
 
 CALLS = []  # (process id of the work, seconds asked for)
@@ -36,7 +37,7 @@ def GPU(function=None, *, duration=60):
         theirs.close()
         CALLS.append((worker.pid, seconds))
         try:
-            while (said := pickle.loads(ours.recv_bytes()))[0] == "yield":
+            while (said := _received(ours))[0] == "yield":
                 yield said[1]
                 ours.send_bytes(b"go on")
             if said[0] == "error":
@@ -47,6 +48,13 @@ def GPU(function=None, *, duration=60):
             assert not worker.is_alive(), "the work went on after it was closed"
 
     return borrowed
+
+
+def _received(pipe):
+    try:
+        return pickle.loads(pipe.recv_bytes())
+    except (EOFError, ConnectionError):  # the process was killed
+        raise gr.Error("GPU task aborted") from None
 
 
 def _work(function, sent, pipe, others_end):
