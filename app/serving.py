@@ -3,6 +3,7 @@ runs."""
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -17,11 +18,13 @@ from coprs_core.checkpoints.catalogue import Row, rows
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device, give_memory_back
+from coprs_core.machine import choose_device, give_memory_back, trim_memory
 from coprs_core.model.segmenter import Features
 from coprs_core.photos import Photo
 
 Work = Callable[..., Generator[Any, None, None]]
+TRIM_SECONDS = 10.0
+"""Memory is given back at most so often: it takes some 30 ms."""
 Worker = Callable[[Work], Work]
 """Wraps the generator function through which all work goes."""
 
@@ -77,6 +80,7 @@ class ModelServer:
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(at_once)
+        self._trimmed = time.monotonic()
         self._has_worker = worker is not None
         self._work = worker(self._inside) if worker else self._inside
         self._loading: Future[Engine] = Future()
@@ -133,6 +137,12 @@ class ModelServer:
                     raise CoPRSError(message.sentence)
                 else:
                     yield message
+        self._trim()
+
+    def _trim(self) -> None:
+        if time.monotonic() - self._trimmed > TRIM_SECONDS:
+            self._trimmed = time.monotonic()
+            trim_memory()
 
     def stream(self, photo: Photo, instruction: str) -> Iterator[Update]:
         """The updates of an answer; the bound of its tokens is passed on, so that a worker knows

@@ -4,11 +4,12 @@ runs out.
 Sizes are bytes throughout.
 """
 
+import ctypes
 import gc
 import platform
 import traceback
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -143,6 +144,13 @@ def give_memory_back(problem: BaseException | None = None) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def trim_memory() -> None:
+    """Give the system what the C library keeps of freed memory, for it keeps ever more under many
+    threads (glibc's malloc_trim; elsewhere nothing happens)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 _OUT_OF_MEMORY = "out of memory", "can't allocate memory", "cannot allocate memory"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from coprs_core.answer.results import Region, Result
+from coprs_core.answer.results import Region, Result, is_unfamiliar
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
@@ -31,7 +31,8 @@ class Update:
     """One thing that happened on the way to an answer.
 
     Attributes:
-        stage: "reading" (the photo), "thinking", "focus" (the prior is there) or "done".
+        stage: "reading" (the photo; before it and after it), "thinking", "focus" (the prior is
+            there) or "done".
         text: the reply so far; `new`: what the last step added to it.
         prior: float32 [H, W] in [0, 1] at the photo's size, from "focus" on.
         result: the `Result`, with "done".
@@ -39,6 +40,8 @@ class Update:
         stage_seconds: the time that each finished stage took, by name.
         rate: tokens a second of the thought so far; 0 before it.
         photo_reused: whether the photo had been read before.
+        distance: how unlike the pictures that the model knows the photo is, from the second
+            "reading" on; over 1 it is unfamiliar, None where the model cannot tell.
     """
 
     stage: str
@@ -50,6 +53,12 @@ class Update:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     rate: float = 0.0
     photo_reused: bool = False
+    distance: float | None = None
+
+    @property
+    def unfamiliar(self) -> bool | None:
+        """Whether the photo is unlike the pictures that the model knows."""
+        return is_unfamiliar(self.distance)
 
 
 def check_max_new_tokens(limit: int) -> int:
@@ -149,9 +158,9 @@ class Engine:
             max_new_tokens: bound of the reply; the model's own by default.
 
         Yields:
-            `Update`s in the order reading, thinking (one for each token that shows), focus (where
-            something is found), done. The language model runs once. Closing the generator stops the
-            work within one decoding step.
+            `Update`s in the order reading (two), thinking (one for each token that shows), focus
+            (where something is found), done. The language model runs once. Closing the generator
+            stops the work within one decoding step.
 
         Raises:
             CoPRSError: the photo, the instruction or the bound cannot be used; before any work.
@@ -205,12 +214,15 @@ class _Answer:
         self.photo_reused = engine.kept(photo) is not None
         self.clock = _Clock()
         self.text, self.rate = "", 0.0
+        self.distance: float | None = None
         self.tokens: list[int] = []
 
     def updates(self) -> Iterator[Update]:
         yield Update("reading", seconds=self.clock.total, photo_reused=self.photo_reused)
         features = self.engine.read(self.photo)
+        self.distance = self.segmenter.distance(features)
         self.clock.finish("reading")
+        yield self.update("reading")
         transcript = yield from self.think(features)
         self.clock.finish("thinking")
         located = self.segmenter.locate(transcript, features)
@@ -253,6 +265,7 @@ class _Answer:
             stage_seconds=dict(self.clock.stages),
             rate=self.rate,
             photo_reused=self.photo_reused,
+            distance=self.distance,
         )
 
     def result(self, located: Located, regions: tuple[Region, ...]) -> Result:
@@ -273,6 +286,7 @@ class _Answer:
             versions=package_versions(),
             prior_kind=self.segmenter.prior_kind,
             reply_ids=tuple(self.tokens),
+            distance=self.distance,
         )
 
 

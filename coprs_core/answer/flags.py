@@ -9,6 +9,10 @@ from coprs_core.answer.results import Result
 from coprs_core.prompts import FOUND, last_sentence
 
 FLAGS = {
+    "unfamiliar": (
+        "The picture is unlike all that this model was trained on: the answer is a guess in the "
+        "words of another world."
+    ),
     "empty": (
         "The mask is empty: the model wrote its focus token, but looks at nothing in the picture."
     ),
@@ -41,12 +45,13 @@ _MAX_SIDE = 1024
 
 
 def flags(result: Result) -> tuple[str, ...]:
-    """Names of `FLAGS` that hold for an answer, in their order; none where nothing was found."""
+    """Names of `FLAGS` that hold for an answer, in their order."""
+    unfamiliar = ("unfamiliar",) if result.unfamiliar else ()
     if result.outcome != FOUND:
-        return ()
+        return unfamiliar
     mask = result.mask
     if not mask.any():
-        return ("empty",)
+        return (*unfamiliar, "empty")
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     holds = {
         "disagree": (result.prior_iou or 0) < DISAGREE,
@@ -55,7 +60,7 @@ def flags(result: Result) -> tuple[str, ...]:
         "scattered": any(pieces(r.mask) > 1 for r in result.regions),
         "contradiction": says_nothing(result.reasoning),
     }
-    return tuple(name for name, holding in holds.items() if holding)
+    return (*unfamiliar, *(name for name, holding in holds.items() if holding))
 
 
 def pieces(mask: np.ndarray) -> int:

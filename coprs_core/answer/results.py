@@ -22,6 +22,9 @@ regions         a list; each has
 seconds         of each stage: reading, thinking, focusing, drawing
 tokens          how many were written
 photo_reused    whether the photo had been read before
+distance        how unlike the pictures that the model knows the photo is, over 1 unfamiliar; null
+                where the model cannot tell
+unfamiliar      true, false or null, accordingly
 model           name of the checkpoint
 settings        device, dtype, quantization, max_new_tokens, decoding, seed
 versions        of packages
@@ -99,6 +102,8 @@ class Result:
         prior_kind: "focus token" (where the model looked) or "coordinates" (drawn from what it
             wrote).
         reply_ids: the reply's token ids, for `probes`.
+        distance: how unlike the pictures that the model knows the photo is: over 1 it is
+            unfamiliar; None where the model cannot tell.
         versions: of Python and of the packages that gave the answer.
     """
 
@@ -117,6 +122,13 @@ class Result:
     prior_kind: PriorKind = FOCUS_TOKEN_PRIOR
     reply_ids: tuple[int, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    distance: float | None = None
+
+    @property
+    def unfamiliar(self) -> bool | None:
+        """Whether the photo is unlike the pictures that the model knows; None where it cannot
+        tell."""
+        return is_unfamiliar(self.distance)
 
     @property
     def prior_iou(self) -> float | None:
@@ -157,6 +169,8 @@ class Result:
             "seconds": {k: round(v, 4) for k, v in self.seconds.items()},
             "tokens": self.tokens,
             "photo_reused": self.photo_reused,
+            "distance": None if self.distance is None else round(self.distance, 4),
+            "unfamiliar": self.unfamiliar,
             "model": self.model,
             "settings": self.settings,
             "versions": self.versions,
@@ -204,6 +218,11 @@ class Result:
             raise CoPRSError(
                 f"This answer of CoPRS is broken ({plain(problem)}): save it again."
             ) from problem
+
+
+def is_unfamiliar(distance: float | None) -> bool | None:
+    """What a distance (see `familiar.Familiar`) means; None where there is none."""
+    return None if distance is None else distance > 1
 
 
 def _region_to_dict(region: Region, with_prior: bool) -> dict:
@@ -258,6 +277,7 @@ def _from_dict(
         settings=dict(values["settings"]),
         reply_ids=reply_ids,
         versions=dict(values.get("versions", {})),
+        distance=_distance(values.get("distance")),
         **texts,
     )
 
@@ -306,6 +326,12 @@ def _count(value) -> int:
     if not isinstance(value, int) or not 0 <= value < 2**31:
         raise ValueError(f"{value!r:.40} in the place of a count")
     return value
+
+
+def _distance(value) -> float | None:
+    if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e9):
+        raise ValueError(f"{value!r:.40} in the place of a distance")
+    return None if value is None else float(value)
 
 
 def _text(value) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from coprs_core.checkpoints.downloads import Report, sam_file, sam_path
+from coprs_core.checkpoints.familiar import load_familiar
 from coprs_core.checkpoints.hugging_face import (
     check_focus_token,
     focus_token_id,
@@ -95,6 +96,7 @@ class CoPRSSource:
     image_encoder.safetensors    SAM's image encoder, SAM's names
     prior.safetensors            the query head, the image keys and the fusion
     decoder.safetensors          SAM's prompt encoder and mask decoder, SAM's names
+    familiar.safetensors         optional: what its pictures look like (`model.familiar`)
     """
 
     name: str
@@ -144,7 +146,8 @@ class CoPRSSource:
         rows = mllm.get_input_embeddings().num_embeddings
         check_focus_token(tokenizer, config.focus_token, rows, self.language_folder)
         model.eval().requires_grad_(False)
-        segmenter = FocusTokenSegmenter(model, tokenizer, image_processor)
+        familiar = load_familiar(self.folder, config.vision.channels)
+        segmenter = FocusTokenSegmenter(model, tokenizer, image_processor, familiar)
         rehearse(segmenter.language, config.prompt_template, self.language_folder)
         return segmenter
 

@@ -17,6 +17,7 @@ COMMANDS = (
     "doctor",
     "convert",
     "prepare",
+    "familiar",
     "benchmark",
 )
 

@@ -126,6 +126,9 @@ class CoordinateSegmenter:
         visual = self.language.see(self.prompt.show(photo.image))
         return PhotoFeatures(image_embedding, visual, photo.size)
 
+    def distance(self, features: PhotoFeatures) -> float | None:
+        return None  # it was trained on photos of all kinds
+
     def think(
         self, instruction: str, features: PhotoFeatures, max_new_tokens: int
     ) -> Iterator[Written]:

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from coprs_core.geometry import to_mllm_frame, to_photo_frame, to_sam_frame, unpadded_size
 from coprs_core.model.coprs import CoPRS
+from coprs_core.model.familiar import Familiar, describe
 from coprs_core.model.language import LanguageModel
 from coprs_core.model.mllm import Reading
 from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Transcript, Written
@@ -29,8 +31,14 @@ class FocusTokenSegmenter:
 
     prior_kind: PriorKind = FOCUS_TOKEN_PRIOR
 
-    def __init__(self, model: CoPRS, tokenizer: Any, image_processor: Any):
-        self.model = model
+    def __init__(
+        self,
+        model: CoPRS,
+        tokenizer: Any,
+        image_processor: Any,
+        familiar: Familiar | None = None,
+    ):
+        self.model, self.familiar = model, familiar
         self.language = LanguageModel(model.mllm, tokenizer, image_processor)
         self.note = model.config.note
         self.max_new_tokens = model.config.max_new_tokens
@@ -49,10 +57,16 @@ class FocusTokenSegmenter:
     @torch.no_grad()
     def read(self, photo: Photo) -> PhotoFeatures:
         config = self.model.config
-        pixels = to_sam_frame(photo.image, config.vision.side).to(self.device, self.dtype)
-        image_embedding = self.model.image_encoder(pixels)
+        image_embedding = self.model.image_encoder(self.pixels(photo.image))
         visual = self.language.see(to_mllm_frame(photo.image, config.mllm_pixels))
         return PhotoFeatures(image_embedding, visual, photo.size)
+
+    def distance(self, features: PhotoFeatures) -> float | None:
+        if self.familiar is None:
+            return None
+        side = self.model.config.vision.side
+        described = describe(features.image_embedding, features.photo_size, side)
+        return self.familiar.distance(described)
 
     def think(
         self, instruction: str, features: PhotoFeatures, max_new_tokens: int
@@ -71,6 +85,10 @@ class FocusTokenSegmenter:
         if place.prior_logits is None:
             raise ValueError("this place was not located by a focus token")
         return self.mask(place.prior_logits, features)
+
+    def pixels(self, photo: Image.Image) -> Tensor:
+        """What the image encoder is given of an RGB photo: [1, 3, side, side]."""
+        return to_sam_frame(photo, self.model.config.vision.side).to(self.device, self.dtype)
 
     # --- for the probes
 

@@ -139,6 +139,11 @@ class Segmenter(Protocol[F]):
         """Everything that is worth keeping of a photo."""
         ...
 
+    def distance(self, features: F) -> float | None:
+        """How unlike the pictures that the model knows a photo is: over 1 it is unfamiliar; None
+        where the model cannot tell."""
+        ...
+
     def think(self, instruction: str, features: F, max_new_tokens: int) -> Iterator[Written]:
         """The reply, step by step. Closing the generator stops the work within one step."""
         ...

@@ -1,0 +1,62 @@
+"""What a checkpoint's pictures look like: learnt from them, and kept in its folder."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from coprs_core.checkpoints.tensors import reading
+from coprs_core.errors import CoPRSError
+from coprs_core.model.familiar import Familiar, describe, learn, pictures_needed
+from coprs_core.model.focus_token import FocusTokenSegmenter
+from coprs_core.photos import Photo
+
+FILE = "familiar.safetensors"
+
+
+def learn_from(segmenter: FocusTokenSegmenter, pictures: Iterable[Photo]) -> Familiar:
+    """What these pictures look like to a model; raises `CoPRSError` where they are too few."""
+    vision = segmenter.model.config.vision
+    with torch.no_grad():
+        descriptions = [
+            describe(segmenter.model.image_encoder(segmenter.pixels(p.image)), p.size, vision.side)
+            for p in pictures
+        ]
+    needed = pictures_needed(vision.channels)
+    if len(descriptions) < needed:
+        raise CoPRSError(
+            f"There are {len(descriptions):,} pictures and this model needs at least {needed:,} to "
+            "tell what is unlike them: give more."
+        )
+    return learn(torch.stack(descriptions))
+
+
+def save_familiar(folder: Path, familiar: Familiar, note: str | None = None) -> None:
+    """Write it into a checkpoint folder; `note` says in words what the model knows."""
+    save_file(familiar.tensors(), folder / FILE)
+    if note is not None:
+        path = folder / "coprs.json"
+        values = json.loads(path.read_text(encoding="utf-8")) | {"note": note}
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_familiar(folder: Path, channels: int) -> Familiar | None:
+    """What lies in a checkpoint folder; None where nothing does.
+
+    Raises `CoPRSError` where it is broken or of another model.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    with reading(f"{path} is broken"):
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+    numbers = 2 * channels
+    shapes = {"mean": [numbers], "whitening": [numbers, numbers], "border": [1]}
+    is_right = {name: list(t.shape) for name, t in tensors.items()} == shapes
+    if not is_right or not all(t.isfinite().all() for t in tensors.values()):
+        raise CoPRSError(f"{path} is not of this model: write it again with `familiar`.")
+    if tensors["border"] <= 0:
+        raise CoPRSError(f"{path} has a border of 0: write it again with `familiar`.")
+    return Familiar(**tensors)

@@ -1,0 +1,80 @@
+"""How unlike the pictures of its training a photo is, so that a model can say what it does not
+know.
+
+A picture is described by the means and standard deviations of its image embedding's channels. Its
+distance from the pictures of the training is Mahalanobis's (Lee et al., "A Simple Unified Framework
+for Detecting Out-of-Distribution Samples and Adversarial Attacks", NeurIPS 2018), in units of a
+border that nearly all of those lie within.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coprs_core.geometry import prior_valid_size, unpadded_size
+
+WITHIN_BORDER = 0.99
+"""Share of the held-back pictures of the training that lie within the border."""
+PICTURES_A_NUMBER = 5
+"""At least so many pictures for each number that describes one, or chance decides the distances."""
+
+
+@dataclass(frozen=True, eq=False)
+class Familiar:
+    """What the pictures of a checkpoint's training looked like; all float32.
+
+    Attributes:
+        mean: [D], of the pictures' descriptions.
+        whitening: [D, D]; applied to a description less the mean, it makes all directions alike.
+        border: [1], the distance within which nearly all of those pictures lie.
+    """
+
+    mean: Tensor
+    whitening: Tensor
+    border: Tensor
+
+    def distance(self, description: Tensor) -> float:
+        """How unlike a picture of description [D] is: 0 is the average, 1 the border."""
+        return float(self._raw(description.float().cpu()[None]) / self.border)
+
+    def _raw(self, descriptions: Tensor) -> Tensor:
+        centred = descriptions - self.mean
+        return (centred @ self.whitening.T).square().mean(1).sqrt()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As they are written to a file."""
+        return {"mean": self.mean, "whitening": self.whitening, "border": self.border}
+
+
+def describe(image_embedding: Tensor, photo_size: tuple[int, int], side: int) -> Tensor:
+    """A picture in 2 C numbers, float32: means, then standard deviations, of the channels over the
+    cells that show photo.
+
+    Args:
+        image_embedding: [1, C, h, w], of SAM's image encoder.
+        photo_size: (height, width) of the photo in pixels.
+        side: of SAM's square input, in pixels.
+    """
+    unpadded = torch.tensor([unpadded_size(photo_size, side)])
+    rows, columns = prior_valid_size(unpadded, side, image_embedding.shape[-1])[0].tolist()
+    cells = image_embedding[0, :, :rows, :columns].flatten(1).double()
+    return torch.cat([cells.mean(1), cells.std(1, correction=0)]).float().cpu()
+
+
+def pictures_needed(channels: int) -> int:
+    """How many pictures `learn` needs for an image embedding of so many channels."""
+    return 2 * PICTURES_A_NUMBER * 2 * channels
+
+
+def learn(descriptions: Tensor) -> Familiar:
+    """What pictures of these descriptions [N, D] have in common; N is at least `pictures_needed`.
+
+    The first half gives mean and covariance, the second the border.
+    """
+    known, held_back = descriptions.double().chunk(2)
+    values, directions = torch.linalg.eigh(torch.cov(known.T))
+    whitening = (directions / values.clamp(min=values.max() * 1e-9).sqrt()).T
+    raw = Familiar(known.mean(0), whitening, torch.ones(1))._raw(held_back)
+    border = raw.quantile(WITHIN_BORDER)[None]
+    return Familiar(known.mean(0).float(), whitening.float(), border.float())

@@ -1,0 +1,56 @@
+"""Record what photographs look like to the miniature's image encoder, so that the tests need
+neither the photographs nor scikit-image.
+
+    pip install scikit-image
+    python -m tests.record_photos
+
+Writes tests/golden/photo_descriptions.npz: `names`, `descriptions` float32 [N, 192] (see
+`model.familiar.describe`) and `weights`, the SHA-256 of the image encoder's file. To be run again
+when that file changes. The photographs are scikit-image's own; its diagrams, its texts and the two
+nearly blank ones (moon.png, microaneurysms.png) are left out.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from coprs_core import load
+from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.model.familiar import describe
+from coprs_core.photos import open_photo
+
+GOLDEN = Path(__file__).resolve().parent / "golden" / "photo_descriptions.npz"
+PHOTOGRAPHS = (
+    *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png"),
+    *("coffee.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png"),
+    *("motorcycle_left.png", "motorcycle_right.png", "retina.jpg", "rocket.jpg"),
+)
+
+
+def weights() -> str:
+    """The SHA-256 of the miniature's image encoder."""
+    return hashlib.sha256((MINIATURE / "image_encoder.safetensors").read_bytes()).hexdigest()
+
+
+def main() -> None:
+    import skimage.data
+
+    folder, engine = Path(skimage.data.__file__).parent, load("mini", device="cpu")
+    with torch.no_grad():
+        descriptions = [
+            describe(
+                engine.model.image_encoder(engine.segmenter.pixels(photo.image)),
+                photo.size,
+                engine.model.config.vision.side,
+            )
+            for photo in (open_photo(folder / name) for name in PHOTOGRAPHS)
+        ]
+    np.savez(
+        GOLDEN, names=PHOTOGRAPHS, descriptions=torch.stack(descriptions).numpy(), weights=weights()
+    )
+
+
+if __name__ == "__main__":
+    main()
