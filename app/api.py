@@ -12,12 +12,11 @@ import gradio as gr
 
 from app.serving import ModelServer
 from app.uploads import checked
-from app.visitors import Answered, in_a_sentence, save_answered
+from app.visitors import MAX_PIXELS, Answered, in_a_sentence, opened_photo, save_answered
 from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.answer.results import Result
 from coprs_core.archive import open_answer
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import open_photo
 from coprs_core.probes import PROBES, probe, words
 from coprs_core.probes.thought import focus_again
 
@@ -60,7 +59,7 @@ class Api:
         """Answer step by step: stage, text so far, what is new, seconds; the last one has the whole
         result, priors as PNG."""
         with _in_a_sentence():
-            for update in self.server.stream(open_photo(_uploaded(photo)), instruction):
+            for update in self.server.stream(opened_photo(_uploaded(photo)), instruction):
                 values: dict[str, Any] = {
                     "stage": update.stage,
                     "text": update.text,
@@ -83,7 +82,7 @@ class Api:
         """The result that the model comes to when it reads this thought instead of thinking
         itself."""
         with _in_a_sentence():
-            opened = open_photo(_uploaded(photo))
+            opened = opened_photo(_uploaded(photo))
             other = self.server.ask(focus_again, opened, instruction, thought)
             return other.to_dict(with_priors=True)
 
@@ -109,7 +108,7 @@ class Api:
     def open(self, archive: gr.FileData) -> dict:
         """The result in a zip that `download` or the command line wrote; needs no model."""
         with _in_a_sentence():
-            return open_answer(_uploaded(archive)).result.to_dict(with_priors=True)
+            return open_answer(_uploaded(archive), MAX_PIXELS).result.to_dict(with_priors=True)
 
     def models(self) -> list[dict]:
         """What can be loaded by name, and whether it fits this machine."""
@@ -124,7 +123,7 @@ class Api:
 
 def _answered(photo: Any, result: Any) -> Answered:
     """A photo and the answer about it; the photo bounds what is decoded of the answer."""
-    opened = open_photo(_uploaded(photo))
+    opened = opened_photo(_uploaded(photo))
     return Answered(opened, Result.from_dict(result, photo_size=opened.size))
 
 

@@ -3,10 +3,13 @@
 import asyncio
 import json
 import os
+import re
+import sys
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import gradio as gr
 from gradio.route_utils import FnIndexInferError
@@ -15,7 +18,7 @@ from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.responses import JSONResponse
 
 from app.options import Listening
-from app.uploads import NO_ROOM, has_room, remove_unfinished
+from app.uploads import NO_ROOM, UNUSABLE, has_room, remove_unfinished
 
 MAX_WRONG_PASSWORDS, WINDOW = 20, 60.0
 """So many in so many seconds, from anywhere; then nobody can log in until they are over."""
@@ -41,8 +44,9 @@ class Guard:
 
     def __init__(self, app: Any, listening: Listening, page: gr.Blocks):
         self.app, self.listening, self.page = app, listening, page
+        self.on_space = bool(os.environ.get("SPACE_ID"))
         self.headers = {
-            "Content-Security-Policy": policy(on_space=bool(os.environ.get("SPACE_ID"))),
+            "Content-Security-Policy": policy(self.on_space),
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "same-origin",
             "Cross-Origin-Resource-Policy": "same-origin",
@@ -55,7 +59,17 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = self._with_headers(send)
+        answered: Any = _Answered(send, self.headers)
+        scope = scope | {"headers": self._trusted(scope["headers"])}
+        try:
+            await self._serve(scope, receive, answered)
+        except Exception as problem:  # Gradio raises anything at all over a stranger's request
+            if answered.has_begun:
+                raise
+            print(f"error: {scope['path']}: {problem!r:.200}", file=sys.stderr, flush=True)
+            await _refused(400, UNUSABLE)(scope, receive, answered)
+
+    async def _serve(self, scope: dict, receive: Any, send: Any) -> None:
         if refusal := self._refusal(scope):
             await refusal(scope, receive, send)
             return
@@ -67,7 +81,7 @@ class Guard:
         if scope["method"] == "POST" and ("/queue/join" in path or "/gradio_api/call/" in path):
             await self._ask(scope, receive, send)
         elif scope["method"] == "POST" and path.endswith("/login"):
-            await self.app(scope, receive, self._counting_wrong_passwords(send))
+            await self._log_in(scope, receive, send)
         else:
             await self._while_read(scope, receive, send)
 
@@ -79,12 +93,11 @@ class Guard:
         host = headers.get("host", "")
         if self.listening.is_local and _name(host) not in (*_LOOPBACK, *self.listening.names):
             return _refused(400, "This page is not known by that name: add it with --names NAME.")
-        if scope["method"] not in _READ_ONLY and self._is_foreign(headers, host):
+        opens = headers.get("sec-fetch-mode") == "navigate" and not path.startswith("/logout")
+        if not (opens and scope["method"] in _READ_ONLY) and self._is_foreign(headers, host):
             return _refused(403, "This was asked by another page: open this one and ask there.")
-        if scope["method"] == "POST" and path.rstrip("/").endswith("/login"):
-            if self._has_many_wrong_passwords():
-                return _refused(429, "Too many wrong passwords: try again in a minute.")
-        elif not self._may_see(path, headers):
+        is_login = scope["method"] == "POST" and path.rstrip("/").endswith("/login")
+        if not is_login and not self._may_see(path, headers):
             return _refused(401, "This page asks for a password: log in first.")
         if path.rstrip("/").endswith("/upload"):
             if not has_room():
@@ -114,17 +127,24 @@ class Guard:
         tokens = (cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure"))
         return any(token in app.tokens for token in tokens)
 
-    def _has_many_wrong_passwords(self) -> bool:
-        wrong = self.wrong_passwords
-        return len(wrong) == MAX_WRONG_PASSWORDS and time.monotonic() - wrong[0] < WINDOW
+    async def _log_in(self, scope: dict, receive: Any, send: Any) -> None:
+        """A password counts as wrong from when it has come until it proves right, so that many at
+        once are no way around the bound."""
+        body = await _whole(receive)
+        wrong, now = self.wrong_passwords, time.monotonic()
+        if len(wrong) == MAX_WRONG_PASSWORDS and now - wrong[0] < WINDOW:
+            sentence = "Too many wrong passwords: try again in a minute."
+            await _refused(429, sentence)(scope, receive, send)
+            return
+        wrong.append(now)
 
-    def _counting_wrong_passwords(self, send: Any) -> Any:
-        async def counting(message: dict) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 400:
-                self.wrong_passwords.append(time.monotonic())
+        async def noticing(message: dict) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                with suppress(ValueError):  # newer ones have pushed it out
+                    wrong.remove(now)
             await send(message)
 
-        return counting
+        await self.app(scope, _replayed(body, receive), noticing)
 
     # --- uploads
 
@@ -198,15 +218,53 @@ class Guard:
 
     # --- headers
 
-    def _with_headers(self, send: Any) -> Any:
-        async def sending(message: dict) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(raw=list(message.get("headers", [])))
-                headers.update(self.headers)
-                message = message | {"headers": headers.raw}
-            await send(message)
+    def _trusted(self, headers: list) -> list:
+        """Without what a stranger may say of where this page lies: a proxy on a Space is
+        believed, and elsewhere one that gives a known name."""
+        if self.on_space:
+            return headers
+        known = (*_LOOPBACK, *self.listening.names)
+        return [
+            (name, value)
+            for name, value in headers
+            if name != b"x-gradio-server"
+            and (name != b"x-forwarded-host" or _name(value.decode("latin-1")) in known)
+        ]
 
-        return sending
+
+class _Answered:
+    """Sends an answer with our headers; knows whether it `has_begun`."""
+
+    def __init__(self, send: Any, headers: dict[str, str]):
+        self._send, self._headers, self.has_begun = send, headers, False
+
+    async def __call__(self, message: dict) -> None:
+        if message["type"] == "http.response.start":
+            self.has_begun = True
+            headers = MutableHeaders(raw=list(message.get("headers", [])))
+            headers.update(self._headers)
+            message = message | {"headers": headers.raw}
+        await self._send(message)
+
+
+async def _whole(receive: Any) -> bytes:
+    """A whole body, of at most `MAX_BODY`."""
+    body, bounded = b"", _bounded(receive, MAX_BODY)
+    while (message := await bounded())["type"] == "http.request":
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    return body
+
+
+def _replayed(body: bytes, receive: Any) -> Any:
+    """A body that was read already, to be read again; then what comes after it."""
+    left = [{"type": "http.request", "body": body}]
+
+    async def receiving() -> dict:
+        return left.pop() if left else await receive()
+
+    return receiving
 
 
 def _length(headers: Headers) -> int:
@@ -245,14 +303,13 @@ def _refused(status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"detail": sentence}, status)
 
 
+_HOST = re.compile(r"(?:\w+://)?(?:\[([0-9a-fA-F:]+)\]|([\w.-]+))(?::\d+)?")
+
+
 def _name(host: str) -> str:
     """The name in a Host header or an origin, without its port; "" where it is no such thing."""
-    try:
-        if "@" in host:
-            return ""
-        return urlsplit(host if "//" in host else f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def _stream(scope: dict) -> str:

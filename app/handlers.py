@@ -16,14 +16,17 @@ from PIL import Image
 
 from app.serving import ModelServer
 from app.texts import say
+from app.uploads import MAX_LAYERS
 from app.views import canvas, page
 from app.views import probes as probe_views
 from app.visitors import (
+    MAX_PIXELS,
     Answered,
     can_probe,
     given,
     in_a_sentence,
     language,
+    opened_photo,
     picked,
     remembered,
     save_answered,
@@ -31,12 +34,12 @@ from app.visitors import (
 from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.answer.engine import Update
 from coprs_core.archive import open_answer
+from coprs_core.checkpoints.auto import AUTO
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import Photo, open_photo
+from coprs_core.photos import Photo
 from coprs_core.probes import probe, thought, words
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
-MAX_LAYERS = 4
 NOWHERE = 0.1
 """A word whose prior is nowhere as high as this looks nowhere."""
 Values = dict[Any, Any]
@@ -47,9 +50,10 @@ Values = dict[Any, Any]
 class Frame:
     """The components that more than one handler changes, whatever tab they stand in.
 
-    header, notice, steps, thought, view, explained: HTML. photo, instruction: what is asked. strip:
-    the recent answers' pictures. answered, recent: this visitor's `Answered` and the tuple of the
-    last.
+    header, notice, steps, thought, view, explained: HTML. ways: what stands in place of an answer
+    about a picture that the model does not know: unfamiliar, HTML, and the button photo_model.
+    photo, instruction: what is asked. strip: the recent answers' pictures. answered, recent: this
+    visitor's `Answered` and the tuple of the last.
     """
 
     header: Any
@@ -58,6 +62,9 @@ class Frame:
     thought: Any
     view: Any
     explained: Any
+    ways: Any
+    unfamiliar: Any
+    photo_model: Any
     photo: Any
     instruction: Any
     strip: Any
@@ -67,7 +74,12 @@ class Frame:
     @property
     def of_answer(self) -> list:
         """What an answer changes."""
-        return [self.steps, self.thought, self.view, self.answered, self.recent, self.strip]
+        return [*self.of_beginning, self.unfamiliar, self.photo_model, self.recent, self.strip]
+
+    @property
+    def of_beginning(self) -> list:
+        """What another photo, or none, changes."""
+        return [self.steps, self.thought, self.view, self.answered, self.ways]
 
     @property
     def of_restoring(self) -> list:
@@ -84,8 +96,8 @@ class Handlers:
     """What the page's buttons do, with the model in use; values are for the components of
     `frame`."""
 
-    def __init__(self, server: ModelServer, frame: Frame):
-        self.server, self.frame = server, frame
+    def __init__(self, server: ModelServer, frame: Frame, may_switch: bool = False):
+        self.server, self.frame, self.may_switch = server, frame, may_switch
 
     # --- the answer
 
@@ -95,12 +107,19 @@ class Handlers:
         instruction: str,
         recent: tuple | None,
         request: gr.Request | None = None,
+        anyway: bool = False,
     ) -> Iterator[Values]:
-        """Stream an answer; a user's mistake becomes one sentence and leaves the inputs alone."""
+        """Stream an answer; a user's mistake becomes one sentence and leaves the inputs alone.
+
+        About a picture that the model does not know it is asked first whether to answer `anyway`.
+        """
         lang, frame = language(request), self.frame
         with in_a_sentence(lang):
-            photo = open_photo(photo_path)
+            photo = opened_photo(photo_path)
             for update in self.server.stream(photo, instruction):
+                if update.unfamiliar and not anyway:
+                    yield self._ways(lang)
+                    return
                 values: Values = {frame.steps: page.steps(lang, update)}
                 if update.stage == "reading":
                     values |= self._blank(lang)
@@ -112,6 +131,47 @@ class Handlers:
                     values |= self._shown(lang, Answered(photo, update.result), recent)
                 yield values
 
+    def answer_anyway(
+        self,
+        photo_path: str | None,
+        instruction: str,
+        recent: tuple | None,
+        request: gr.Request | None = None,
+    ) -> Iterator[Values]:
+        """As `answer`, also about a picture that the model does not know."""
+        yield from self.answer(photo_path, instruction, recent, request, anyway=True)
+
+    def _ways(self, lang: str) -> Values:
+        """In place of an answer: what the model knows, and the ways on."""
+        choice = problem = None
+        if self.may_switch:
+            try:
+                choice = self.server.for_photos()
+            except CoPRSError as none_fits:
+                problem = str(none_fits)
+        note = self.server.engine.segmenter.note
+        label = say(lang, "photo_model", name=choice.model.name) if choice else ""
+        return {
+            self.frame.steps: page.steps(lang),
+            **self._blank(lang),
+            self.frame.ways: gr.update(visible=True),
+            self.frame.unfamiliar: page.unfamiliar(lang, note, choice, problem),
+            self.frame.photo_model: gr.update(value=label, visible=choice is not None),
+        }
+
+    def load_photo_model(self, request: gr.Request | None = None) -> Iterator[Values]:
+        """Load the model for photos that fits this machine; raises where it cannot be loaded, and
+        the ways stay."""
+        lang, frame = language(request), self.frame
+        with in_a_sentence(lang):
+            try:
+                for line in self.server.switch_model(AUTO):
+                    yield {frame.unfamiliar: page.loading(lang, line)}
+            except CoPRSError as problem:
+                yield {frame.unfamiliar: page.loading(lang, str(problem), failed=True)}
+                raise
+        yield self._in_use(lang)
+
     def _blank(self, lang: str) -> Values:
         """A new question: the answer before it is no longer the one at hand."""
         kind = self.server.engine.prior_kind if self.server.is_ready else FOCUS_TOKEN_PRIOR
@@ -119,6 +179,7 @@ class Handlers:
             self.frame.thought: page.thought(lang),
             self.frame.view: canvas.waiting_view(lang, kind),
             self.frame.answered: None,
+            self.frame.ways: gr.update(visible=False),
         }
 
     def _prior(self, lang: str, photo: Photo, prior: np.ndarray) -> str:
@@ -174,7 +235,7 @@ class Handlers:
         if path is None:
             return {self.frame.steps: gr.skip()}
         with in_a_sentence(lang):
-            saved = open_answer(path)
+            saved = open_answer(path, MAX_PIXELS)
         answered = Answered(saved.photo, saved.result)
         return self._restored(lang, answered) | self.recalled(remembered(answered, recent or ()))
 
@@ -189,6 +250,7 @@ class Handlers:
             self.frame.thought: page.finished_thought(lang, result),
             self.frame.view: canvas.answer_view(lang, pixels, result),
             self.frame.answered: answered,
+            self.frame.ways: gr.update(visible=False),
         }
 
     # --- probes

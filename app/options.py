@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.options import SAM_NAMES, LoadOptions
 
 _GB = 10**9
 
@@ -43,11 +43,15 @@ class Listening:
 
 
 _OPTIONS = {
-    "model": ("mini", "a name of `python -m coprs_core models`, a folder or a Hugging Face id"),
+    "model": (
+        "mini",
+        "a name of `python -m coprs_core models`, auto (the best for photos that fits this "
+        "machine), a folder or a Hugging Face id",
+    ),
     "device": ("auto", "auto, cuda, cuda:1, mps or cpu"),
     "dtype": ("auto", "auto, bf16, fp16 or fp32"),
-    "quantize": ("none", "none, nf4 or int8"),
-    "sam": ("vit_h", "vit_b, vit_l, vit_h or a .pth file, for models that write coordinates"),
+    "quantize": ("auto", "auto (nf4 on a CPU from 1 GB of weights on), none, nf4 or int8"),
+    "sam": ("auto", f"auto, {', '.join(SAM_NAMES)} or a file, for models that write coordinates"),
     "host": (Listening.host, "address to listen on; 0.0.0.0 for all"),
     "port": ("", "port to listen on (default: the first free one from 7860)"),
     "names": ("", "further names of this page, with commas, such as a proxy's: coprs.example.org"),

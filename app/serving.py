@@ -14,6 +14,7 @@ import gradio as gr
 
 from app.options import Listening
 from coprs_core.answer.engine import Engine, Update
+from coprs_core.checkpoints.auto import Choice, choose, this_machine
 from coprs_core.checkpoints.catalogue import Row, rows
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
@@ -23,6 +24,8 @@ from coprs_core.model.segmenter import Features
 from coprs_core.photos import Photo
 
 Work = Callable[..., Generator[Any, None, None]]
+PIXELS_AT_ONCE = 12_000_000
+"""Of the photos that are worked on at the same time."""
 TRIM_SECONDS = 10.0
 """Memory is given back at most so often: it takes some 30 ms."""
 Worker = Callable[[Work], Work]
@@ -80,6 +83,7 @@ class ModelServer:
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(at_once)
+        self._pixels, self._pixels_changed = 0, threading.Condition()
         self._trimmed = time.monotonic()
         self._has_worker = worker is not None
         self._work = worker(self._inside) if worker else self._inside
@@ -129,7 +133,7 @@ class ModelServer:
         features = self.engine.kept(photo) if self._has_worker else None
         carried = features and features.to("cpu")
         inside = closing(self._work(work, photo, carried, args))
-        with self._room, _gpu_taken_away(), inside as working:
+        with self.room(photo), _gpu_taken_away(), inside as working:
             for message in working:
                 if isinstance(message, Kept):
                     self.engine.keep(photo, message.features)
@@ -138,6 +142,24 @@ class ModelServer:
                 else:
                     yield message
         self._trim()
+
+    @contextmanager
+    def room(self, photo: Photo) -> Generator[None, None, None]:
+        """Waits until there is room for work on a photo: so many pieces at once, and so many pixels
+        together; one large photo is worked on alone."""
+        pixels = photo.size[0] * photo.size[1]
+        with self._room:
+            with self._pixels_changed:
+                self._pixels_changed.wait_for(
+                    lambda: not self._pixels or self._pixels + pixels <= PIXELS_AT_ONCE
+                )
+                self._pixels += pixels
+            try:
+                yield
+            finally:
+                with self._pixels_changed:
+                    self._pixels -= pixels
+                    self._pixels_changed.notify_all()
 
     def _trim(self) -> None:
         if time.monotonic() - self._trimmed > TRIM_SECONDS:
@@ -176,6 +198,11 @@ class ModelServer:
     def rows(self) -> list[Row]:
         """The table of models for this machine as it is now."""
         return rows(choose_device(self._options.device), self._options)
+
+    def for_photos(self) -> Choice:
+        """The best listed model for photos that fits this machine as it is now; raises `CoPRSError`
+        where none does."""
+        return choose(this_machine(choose_device(self._options.device)), self._options)
 
     def switch_model(self, name: str) -> Iterator[str]:
         """Load another model in place of the one in use; yields what is going on, one line at a

@@ -10,6 +10,7 @@ import gradio as gr
 
 from app.handlers import Frame, Handlers, Values
 from app.texts import I18N
+from app.uploads import bound_paintings
 from app.views import page
 from app.visitors import Answered, language
 from coprs_core.probes import PROBES
@@ -171,6 +172,7 @@ def truth_tab(frame: Frame, handlers: Handlers) -> Tab:
                 layers=False,
                 format="png",
             )
+            bound_paintings(paint)
             # read later, when it is known how large a layer may be
             paint.preprocess = cast(Any, _paths_of_layers)
             with gr.Column():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.route_utils import CustomCORSMiddleware
 from starlette.middleware import Middleware
 
 from app import api
@@ -78,6 +79,7 @@ class Buttons:
     find: gr.Button
     stop: gr.Button
     examples: gr.Gallery
+    anyway: gr.Button
 
 
 def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
@@ -95,7 +97,7 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
     ) as demo:
         api.offer(server, may_switch)  # first, so that the names are theirs
         frame, buttons = _frame()
-        handlers = Handlers(server, frame)
+        handlers = Handlers(server, frame, may_switch)
         tabs = build_tabs(frame, handlers, may_switch)
         prepare = _preparation(frame, tabs)
         for event in (*_answering(frame, buttons, handlers), *_recalling(frame, handlers, tabs)):
@@ -109,6 +111,10 @@ def _frame() -> tuple[Frame, Buttons]:
     header = gr.HTML(page.header("en", None), elem_id="header")
     notice = gr.HTML()
     steps = gr.HTML(page.steps("en"), elem_id="steps")
+    with gr.Row(elem_id="ways", visible=False) as ways:
+        unfamiliar = gr.HTML()
+        photo_model = gr.Button("", variant="primary", elem_id="photo-model", min_width=0)
+        anyway = gr.Button(I18N("anyway"), elem_id="anyway", min_width=0)
     with gr.Row(elem_id="stage", equal_height=False):
         with gr.Column(elem_id="ask", min_width=0):
             photo = _photo_input()
@@ -142,13 +148,16 @@ def _frame() -> tuple[Frame, Buttons]:
         thought=thought,
         view=view,
         explained=explained,
+        ways=ways,
+        unfamiliar=unfamiliar,
+        photo_model=photo_model,
         photo=photo,
         instruction=instruction,
         strip=strip,
         answered=answered,
         recent=recent,
     )
-    return frame, Buttons(find, stop, gallery)
+    return frame, Buttons(find, stop, gallery, anyway)
 
 
 def _photo_input() -> gr.Image:
@@ -184,6 +193,12 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     }
     starts = [buttons.find.click, frame.instruction.submit]
     answers = [start(**ask) for start in starts]
+    ask_anyway: dict[str, Any] = ask | {"fn": handlers.answer_anyway}
+    answers.append(buttons.anyway.click(**ask_anyway))
+    if handlers.may_switch:
+        outputs = [frame.unfamiliar, frame.header, frame.notice]
+        loaded = frame.photo_model.click(handlers.load_photo_model, outputs=outputs, **MODEL)
+        answers.append(loaded.success(**ask))
     shown = examples()
 
     def pick(event: gr.EventData, request: gr.Request) -> Values:
@@ -217,7 +232,7 @@ def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
         [frame.photo.upload, frame.photo.clear],
         handlers.begin,
         None,
-        [frame.steps, frame.thought, frame.view, frame.answered],
+        frame.of_beginning,
         queue=False,
         **QUIET,
     )
@@ -258,7 +273,7 @@ def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
     bound(to.uploads)
     demo.queue(max_size=to.queue, default_concurrency_limit=to.at_once, api_open=False)
     try:
-        return demo.launch(
+        launched = demo.launch(
             server_name=to.host,
             server_port=int(to.port) if to.port else None,
             auth=(name, secret) if to.password else None,
@@ -278,10 +293,19 @@ def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
             },
             **options,
         )
+        _without_cors(demo.app)
+        return launched
     except OSError as problem:
         raise CoPRSError(
             f"cannot listen on {to.host}, port {to.port or 'any'}: choose another --host or --port."
         ) from problem
+
+
+def _without_cors(app: Any) -> None:
+    """Gradio lets pages of any origin read its answers; no other page has a reason to."""
+    kept = [m for m in app.user_middleware if m.cls is not CustomCORSMiddleware]
+    app.user_middleware = kept
+    app.middleware_stack = app.build_middleware_stack()
 
 
 def _head() -> str:

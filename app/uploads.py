@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 import psutil
+from gradio.components.image_editor import AcceptBlobs
 from gradio.utils import get_upload_folder
 
 from app.options import Listening
@@ -21,6 +22,8 @@ from coprs_core.errors import CoPRSError, of_the_system
 
 REFUSED = "This is not an uploaded file: upload it again."
 UNUSABLE = "These inputs are not what was asked for: see “Use via API” at the foot of the page."
+MAX_LAYERS, MAX_PAINTED_BYTES, MAX_PAINTINGS = 4, 8_000_000, 16
+"""Of paintings that nobody has asked about yet: layers, bytes of each, and how many at once."""
 NO_ROOM = "The server has no room for more files: try again later."
 UNEXPECTED = "Something unexpected went wrong, and the server's log says what: ask again."
 
@@ -128,6 +131,25 @@ def check_paths(payload: Any) -> None:
             left += value
 
 
+def bound_paintings(editor: gr.ImageEditor) -> None:
+    """Strokes come beside the queue, part by part: from now on few of them, small, and none kept
+    for long; anything else is passed over."""
+    accept = editor.accept_blobs
+
+    def accept_blobs(data: AcceptBlobs) -> None:
+        values: Any = data.data
+        index, content = str(values.get("index") or "null"), data.files[0][1]
+        is_layer_known = index == "null" or (index.isdecimal() and int(index) < MAX_LAYERS)
+        id_ = str(values.get("id"))
+        if is_layer_known and len(id_) <= 64 and len(content) <= MAX_PAINTED_BYTES:
+            accept(data)
+        while len(editor.blob_storage) > MAX_PAINTINGS:
+            editor.blob_storage.pop(next(iter(editor.blob_storage)))
+
+    vars(accept_blobs)["_is_server_fn"] = True  # Gradio looks for this
+    editor.accept_blobs = accept_blobs  # type: ignore[method-assign]
+
+
 class Page(gr.Blocks):
     """A page that takes uploaded files alone, and answers whatever else is sent in one sentence."""
 
@@ -140,9 +162,24 @@ class Page(gr.Blocks):
         except Exception:  # a stranger's request makes Gradio raise anything at all
             raise gr.Error(UNUSABLE, print_exception=False) from None
 
-    async def call_function(self, *args: Any, **kwargs: Any) -> Any:
+    async def call_function(
+        self,
+        block_fn: Any,
+        processed_input: list,
+        iterator: Any = None,
+        requests: Any = None,
+        event_id: str | None = None,
+        event_data: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         try:
-            return await super().call_function(*args, **kwargs)
+            check_paths(getattr(event_data, "_data", None))
+            return await super().call_function(
+                block_fn, processed_input, iterator, requests, event_id, event_data, *args, **kwargs
+            )
+        except CoPRSError as problem:
+            raise gr.Error(str(problem), print_exception=False) from None
         except gr.Error:
             raise
         except OSError as problem:

@@ -1,5 +1,6 @@
 """What is kept of a visitor in that visitor's own session, and how a visitor is spoken to."""
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,12 +15,17 @@ from app.uploads import NO_ROOM, has_room
 from coprs_core.answer.results import Result
 from coprs_core.archive import save_zip
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import Photo
+from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import AUTOMATIC, probe
 from coprs_core.probes.finding import Finding, NotApplicable
 
-MAX_RECENT, MAX_PIXELS = 8, 24_000_000
+MAX_PIXELS = 12_000_000
+"""A visitor's photo of more pixels is brought down to so many."""
+MAX_RECENT, MAX_RECENT_PIXELS = 8, 2 * MAX_PIXELS
 """Of the answers kept for a visitor: how many, and of how many pixels together."""
+
+
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +35,12 @@ class Answered:
     photo: Photo
     result: Result
     findings: dict[str, Finding] = field(default_factory=dict)
+
+
+def opened_photo(path: str | None) -> Photo:
+    """A visitor's photo, of at most `MAX_PIXELS`; raises `CoPRSError` as `open_photo` does."""
+    with _opening:  # a file of few bytes may be a picture of many pixels
+        return open_photo(path, MAX_PIXELS)
 
 
 @contextmanager
@@ -71,7 +83,7 @@ def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answer
     kept, pixels = [], 0
     for one in (answered, *recent)[:MAX_RECENT]:
         pixels += one.photo.size[0] * one.photo.size[1]
-        if kept and pixels > MAX_PIXELS:
+        if kept and pixels > MAX_RECENT_PIXELS:
             break
         kept.append(one)
     return tuple(kept)
@@ -99,4 +111,5 @@ def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path
                 with suppress(NotApplicable):
                     findings[name] = server.ask(probe(name).ask, answered.photo, answered.result)
     path = folder / "coprs-answer.zip"
-    return save_zip(path, answered.photo, answered.result, findings.values())
+    with server.room(answered.photo):  # pictures of many sizes are made
+        return save_zip(path, answered.photo, answered.result, findings.values())

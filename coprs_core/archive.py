@@ -147,15 +147,16 @@ def save_zip(path: Path, photo: Photo, result: Result, findings: Iterable[Findin
     return path
 
 
-def open_answer(path: str | Path) -> Saved:
+def open_answer(path: str | Path, most_pixels: int | None = None) -> Saved:
     """The photo and the answer in a zip or folder that `save_zip` or `save_answer` wrote; needs no
     model.
 
-    Raises `CoPRSError` where it is something else, is broken, or is far larger than any answer.
+    Raises `CoPRSError` where it is something else, is broken, or is far larger than any answer; or
+    its photo has over `most_pixels`.
     """
     path = Path(path)
     try:
-        return _opened(path)
+        return _opened(path, most_pixels)
     except (FileNotFoundError, KeyError) as problem:
         if not path.exists():
             raise CoPRSError(f"There is no file {str(path)!r}: {_EXPECTED}.") from problem
@@ -168,7 +169,7 @@ def open_answer(path: str | Path) -> Saved:
         raise CoPRSError(f"{path.name} cannot be read as a saved answer: {_EXPECTED}.") from problem
 
 
-def _opened(path: Path) -> Saved:
+def _opened(path: Path, most_pixels: int | None) -> Saved:
     if path.is_dir() and not (path / "result.json").exists() and any(path.glob("*/result.json")):
         raise CoPRSError(
             f"{path} holds several answers, one folder each: give one of those folders."
@@ -176,6 +177,11 @@ def _opened(path: Path) -> Saved:
     with _reader(path) as read:
         values = json.loads(read("result.json", _MAX_JSON_BYTES))
         photo = open_photo(read("photo.png", 2 * MAX_SIDE**2))
+        if most_pixels and photo.size[0] * photo.size[1] > most_pixels:
+            raise CoPRSError(
+                f"The photo of this answer has over {most_pixels / 1e6:.0f} million pixels: look "
+                "at it with `python -m coprs_core open`."
+            )
         count = len(values["regions"]) if isinstance(values, dict) else 0
         tags = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
         most = 4 * photo.size[0] * photo.size[1] + _NPY_HEADER

@@ -40,8 +40,8 @@ class Query:
     again_model: str | None = None
     max_new_tokens: int | None = None
     dtype: str = "auto"
-    quantization: str = "none"
-    sam: str = "vit_h"
+    quantization: str = "auto"
+    sam: str = "auto"
 
     def to_dict(self) -> dict:
         """As it is written to asked.json."""

@@ -37,7 +37,7 @@ def decode_prior(url: str, size: tuple[int, int]) -> np.ndarray:
             raise ValueError("a prior that is not an 8-bit PNG of the photo's size")
         return np.asarray(image).astype(np.float32) / PRIOR_STEPS
     except (OSError, binascii.Error, SyntaxError, Image.DecompressionBombError) as problem:
-        raise ValueError(f"a prior that cannot be read: {problem}") from problem
+        raise ValueError("a prior that cannot be read") from problem
 
 
 def data_url(kind: str, file: io.BytesIO) -> str:
@@ -69,7 +69,9 @@ def decode_rle(rle: dict) -> np.ndarray:
         raise ValueError("more run lengths than pixels")
     if isinstance(counts, str | bytes):
         counts = _decompressed(counts if isinstance(counts, bytes) else counts.encode("ascii"))
-    counts, pixels = np.asarray(counts, np.int64).reshape(-1), height * width
+    counts, pixels = np.asarray(counts).reshape(-1), height * width
+    if len(counts) and counts.dtype.kind not in "iu":
+        raise ValueError("run lengths that are no whole numbers")
     is_possible = (counts >= 0).all() and (counts <= pixels).all() and counts.sum() == pixels
     if not is_possible:
         raise ValueError(f"run lengths that do not add up to {height}×{width}")

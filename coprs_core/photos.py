@@ -33,13 +33,13 @@ PhotoLike = str | PathLike | bytes | bytearray | Image.Image | np.ndarray | Phot
 """What `open_photo` reads; None stands for a photo that is not there yet."""
 
 
-def open_photo(source: PhotoLike) -> Photo:
+def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
     """Read a photo from a path, the bytes of a file, a PIL image or an array (uint8 or bool, or
     float in [0, 1]; HxW, HxWx3 or HxWx4).
 
     The first frame of an animation, turned upright by its EXIF tag, transparency on white, any mode
-    brought to RGB. Raises `CoPRSError` where there is no picture or its longest side is over 8,192
-    pixels (checked before decoding).
+    brought to RGB, and down to `most_pixels` where it has more. Raises `CoPRSError` where there is
+    no picture or its longest side is over 8,192 pixels (checked before decoding).
     """
     if isinstance(source, Photo):
         return source
@@ -53,7 +53,14 @@ def open_photo(source: PhotoLike) -> Photo:
             _check_size(image)
             if getattr(image, "is_animated", False):
                 image.seek(0)
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            if image is source:  # what follows changes it
+                image = image.copy()
+            ImageOps.exif_transpose(image, in_place=True)
+            if most_pixels and image.mode in ("RGB", "RGBA", "L"):  # before there are copies of it
+                image = _brought_down(image, most_pixels)
+            rgb = _to_rgb(image)
+            if most_pixels:
+                rgb = _brought_down(rgb, most_pixels)
     except CoPRSError:
         raise
     except Image.DecompressionBombError as problem:
@@ -117,6 +124,15 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
+def _brought_down(image: Image.Image, most_pixels: int) -> Image.Image:
+    pixels = image.width * image.height
+    if pixels <= most_pixels:
+        return image
+    factor = (most_pixels / pixels) ** 0.5
+    size = max(1, int(image.width * factor)), max(1, int(image.height * factor))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _scaled(np.asarray(image)).convert("RGB")
@@ -124,7 +140,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    return image.convert("RGB")
 
 
 def _scaled(values: np.ndarray) -> Image.Image:

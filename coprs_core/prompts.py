@@ -31,11 +31,13 @@ FOUND: Final = "found"
 NOTHING_FOUND: Final = "nothing found"
 UNFINISHED: Final = "unfinished"
 """What a reply amounts to."""
-PriorKind = Literal["focus token", "coordinates"]
+PriorKind = Literal["focus token", "attention", "coordinates"]
 FOCUS_TOKEN_PRIOR: Final = "focus token"
+ATTENTION_PRIOR: Final = "attention"
 COORDINATES_PRIOR: Final = "coordinates"
-"""What a prior is made of: the focus token's look at the image, or coordinates that the model
-wrote."""
+PRIOR_KINDS = FOCUS_TOKEN_PRIOR, ATTENTION_PRIOR, COORDINATES_PRIOR
+"""What a prior is made of: the focus token's look at the image; the model's own attention while it
+wrote coordinates; or those coordinates, drawn, where the attention cannot be seen."""
 
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 MAX_THOUGHT_CHARACTERS, MAX_ANSWER_WORDS = 2048, 10

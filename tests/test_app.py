@@ -506,10 +506,10 @@ def test_a_picture_of_a_coordinates_model_is_called_so(mini, tmp_path):
     sam = tiny.save_sam(tmp_path / "sam.pth", model)
     page_handlers = handlers_for(Engine(mini.checkpoint), LoadOptions(device="cpu", sam=str(sam)))
     *_, (_, values) = page_handlers.switch_model(str(folder))
-    assert "coordinates" in values["header"] and "focus token" not in values["header"]
+    assert "attention" in values["header"] and "focus token" not in values["header"]
     assert not values["notice"]
     *_, opened = page_handlers.opened()
-    assert texts.ENGLISH["prior_coordinates"] in opened["view"]
+    assert texts.ENGLISH["prior_attention"] in opened["view"]
 
 
 def test_several_regions_are_numbered_coloured_and_selectable(found):

@@ -12,6 +12,7 @@ import os
 import time
 from pathlib import Path
 
+import gradio
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,10 +24,14 @@ from coprs_core import Region
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import mask_overlay, prior_overlay
 from coprs_core.archive import open_answer, save_zip
+from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.masks import decode_prior, encode_prior
 from coprs_core.metrics import iou_curve
+from coprs_core.model import language as language_module
+from coprs_core.model.mllm import Step
 from coprs_core.photos import open_photo
+from tests import tiny
 from tests.conftest import slowed
 from tests.record import tiny_targets
 
@@ -34,6 +39,7 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: the browser tests need it"
 )
 SCREENSHOTS = Path(__file__).resolve().parent.parent / "assets" / "screenshots"
+CHEETAH = str(Path(gradio.__file__).parent / "media_assets" / "images" / "cheetah1.jpg")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 THINKING = "(document.querySelector('.thought:not(.empty)')?.innerText.length ?? 0) > 25"
@@ -314,6 +320,83 @@ def test_a_mistake_is_one_sentence_and_the_inputs_stay(page, photo, tmp_path):
     page.fill("#instruction textarea", "the largest thing")
     page.click("#find")
     page.wait_for_selector(FINISHED, timeout=60000)
+
+
+# --- a photograph, and a model that knows none
+
+
+def test_a_photograph_is_asked_about_before_it_is_answered(page, shoot):
+    upload_and_ask(page, CHEETAH, "the cat")
+    page.wait_for_selector("#ways .unfamiliar")
+    words = page.inner_text("#ways")
+    assert "picture-book scenes only" in words and "qwen3-vl-2b with sam2.1-tiny" in words
+    assert "4.4 GB to download" in words and "half a minute" in words
+    assert page.locator(".verdict.found, .verdict.none").count() == 0
+    assert page.input_value("#instruction textarea") == "the cat"
+    page.wait_for_timeout(300)
+    shoot(page, "unfamiliar")
+    page.click("#anyway")
+    page.wait_for_selector(FINISHED, timeout=30000)
+    assert not page.is_visible("#ways")
+    flag = page.locator("[data-flag=unfamiliar]")
+    flag.wait_for()
+    assert "unlike all that this model was trained on" in flag.inner_text()
+    page.wait_for_timeout(300)
+    shoot(page, "answered-anyway")
+    ask_example(page)  # and a scene is answered at once, without a word of it
+    assert page.locator("[data-flag=unfamiliar]").count() == 0 and not page.is_visible("#ways")
+
+
+def test_one_click_brings_a_model_for_photos_and_the_answer(
+    browser, mini, tmp_path, monkeypatch, shoot
+):
+    """A model of Qwen3-VL's structure with random weights stands in for the one that would be
+    downloaded."""
+    folder = tiny.save_mllm(tmp_path / "photos", tiny.qwen3())
+    sam = str(tiny.save_sam2(tmp_path / "sam2"))
+
+    def load_instead(self, name, report=None):
+        report and report("auto: a stand-in")
+        return Engine(load_checkpoint(str(folder), LoadOptions("cpu", sam=sam), report))
+
+    monkeypatch.setattr(ModelServer, "_load", load_instead)
+    reply = 'the cat</think>[{"bbox_2d": [200, 100, 800, 900], "label": "cat"}]'
+    ids = tiny.TOKENIZER(reply, add_special_tokens=False).input_ids
+    steps = [Step(t) for t in (*ids, tiny.TOKENIZER.eos_token_id)]
+    demo = build(ModelServer(Engine(mini.checkpoint), LoadOptions("cpu")), may_switch=True)
+    _, url, _ = launch(demo, quiet=True)
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(url)
+    page.wait_for_selector("#find")
+    upload_and_ask(page, CHEETAH, "the cat")
+    page.wait_for_selector("#photo-model")
+    assert page.inner_text("#photo-model") == "Load qwen3-vl-2b and answer"
+    monkeypatch.setattr(language_module, "generate", lambda *a, **k: iter(steps))
+    page.click("#photo-model")
+    page.wait_for_selector(FINISHED, timeout=60000)
+    ready(page)
+    assert "the cat" in page.inner_text(".thought") and not page.is_visible("#ways")
+    assert "attention" in page.inner_text(".model-line")
+    assert page.locator(".written-box").count() == 1
+    assert page.locator("[data-flag=unfamiliar]").count() == 0
+    page.wait_for_timeout(300)
+    shoot(page, "photo-answered")
+    page.close()
+    demo.close()
+
+
+def test_a_hosted_page_says_who_can_bring_a_model_for_photos(browser, mini):
+    demo = build(ModelServer(Engine(mini.checkpoint)), may_switch=False)
+    _, url, _ = launch(demo, quiet=True)
+    page = browser.new_page(locale="zh-CN")
+    page.goto(url)
+    page.wait_for_selector("#find")
+    upload_and_ask(page, CHEETAH, "the cat")
+    page.wait_for_selector("#ways .unfamiliar")
+    assert CHINESE["unfamiliar_hosted"] in page.inner_text("#ways")
+    assert page.is_visible("#anyway") and not page.is_visible("#photo-model")
+    page.close()
+    demo.close()
 
 
 def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path):

@@ -1,12 +1,15 @@
-"""The coordinates prior: what models write, read from a table; the image size rule undone exactly;
+"""Models that write coordinates: what they write, read from a table; the image size rule undone exactly;
 a tiny model end to end."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, Sam2ImageProcessor, Sam2Model, Sam2Processor
 
 from coprs_core import CoPRSError, load
 from coprs_core.checkpoints.hugging_face import load_image_processor
@@ -17,11 +20,11 @@ from coprs_core.model.coordinates import (
     MAX_OBJECTS,
     SEG_ZERO,
     STOCK,
-    WrittenObject,
-    coordinates_prior,
     read_answer,
+    words_of_numbers,
 )
 from coprs_core.model.mllm import Step
+from coprs_core.photos import open_photo
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
@@ -137,32 +140,19 @@ def as_picture(pixels: torch.Tensor, grid: torch.Tensor) -> np.ndarray:
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(rows * 14, columns * 14).numpy()
 
 
-def test_the_prior_peaks_at_the_point_and_ends_at_the_box():
-    prior = coordinates_prior(WrittenObject((100, 50, 300, 150), ((150, 100),)), (200, 400))
-    assert (
-        prior.shape == (200, 400)
-        and prior.dtype == np.float32
-        and prior.min() >= 0
-        and prior.max() <= 1
-    )
-    assert np.unravel_index(prior.argmax(), prior.shape) in [
-        (y, x) for y in (99, 100) for x in (149, 150)
-    ]
-    assert prior.max() > 0.99
-    for y, x in ((100, 100), (100, 299), (50, 150), (149, 150)):
-        assert prior[y, x] == pytest.approx(0.5, abs=0.02)
-    assert prior[100, 98] == prior[100, 301] == prior[48, 150] == prior[151, 150] == 0
-    ys, xs = np.nonzero(prior >= 0.5)
-    assert (xs.min(), xs.max() + 1, ys.min(), ys.max() + 1) == (100, 300, 50, 150)
-
-
-@pytest.mark.parametrize("located", [
-    WrittenObject(None, ((5, 5),)), WrittenObject((0, 0, 1, 1)), WrittenObject((0, 0, 400, 200), ((0, 0),)),
-    WrittenObject((10, 10, 20, 20), ((390, 190),)),
+@pytest.mark.parametrize("reply, count, expected", [
+    ('<think>[1, 2, 3, 4]</think>[{"bbox_2d": [5, 6, 7, 8]}]', 1, ["[5, 6, 7, 8]"]),
+    ('</think>[{"bbox_2d": [5, 6, 7, 8]}, {"bbox_2d": [1.5, 2, 3, 4]}]', 2, ["[5, 6, 7, 8]", "[1.5, 2, 3, 4]"]),
+    ('[{"bbox_2d": [5, 6, 7, 8]}, {"bbox_2d": [0, 0, 0, 0]}]', 1, ['[5, 6, 7, 8]}, {"bbox_2d": [0, 0, 0, 0]']),
+    ('[{"point_2d": [5, 6]}]', 1, ["[5, 6]"]),
+    ("</think>nothing of the kind", 1, ["</think>nothing of the kind"]),
 ])  # fmt: skip
-def test_the_prior_of_odd_places_is_a_prior(located):
-    prior = coordinates_prior(located, (200, 400))
-    assert np.isfinite(prior).all() and 0.9 < prior.max() <= 1
+def test_the_words_that_wrote_the_numbers_are_found(reply, count, expected):
+    pieces = tuple(reply)  # a token a character
+    words = words_of_numbers(pieces, count)
+    assert ["".join(pieces[i] for i in w).rstrip("]") for w in words] == [
+        e.rstrip("]") for e in expected
+    ]
 
 
 # --- a whole model: Qwen2.5-VL and SAM, tiny and random; what it writes is given
@@ -185,18 +175,26 @@ def pointing(folders):
 def writes(monkeypatch, engine, reply: str, finished: bool = True) -> None:
     ids = engine.segmenter.language.tokenizer(reply, add_special_tokens=False).input_ids
     ids = [*ids, engine.segmenter.language.tokenizer.eos_token_id] if finished else ids
-    monkeypatch.setattr(language_module, "generate", lambda *a, **k: (Step(t) for t in ids))
+
+    def write(reading, focus_id, stop_ids, max_new_tokens, feed=None):
+        """Those words, really read by the model one after the other."""
+        for token in ids:
+            yield Step(token)
+            if token not in stop_ids:
+                feed([token])
+
+    monkeypatch.setattr(language_module, "generate", write)
 
 
-def test_a_folder_of_qwen_answers_with_a_coordinates_prior(pointing, monkeypatch):
+def test_a_folder_of_qwen_answers_with_boxes_and_where_it_looked(pointing, monkeypatch):
     writes(monkeypatch, pointing, '<think>two</think><answer>[{"bbox_2d": [28, 28, 112, 84], "point_2d": [56, 56], "label": "a"}, {"bbox_2d": [140, 140, 224, 224]}]</answer>')  # fmt: skip
     updates = list(pointing.stream(draw_scene(1).image, "both of them"))
     result = updates[-1].result
-    assert [u.stage for u in updates if u.stage != "thinking"] == ["reading", "focus", "done"]
+    assert [u.stage for u in updates if u.stage != "thinking"] == [
+        *("reading", "reading", "focus", "done")
+    ]
     assert (
-        result.outcome == "found"
-        and result.prior_kind == "coordinates"
-        and len(result.regions) == 2
+        result.outcome == "found" and result.prior_kind == "attention" and len(result.regions) == 2
     )
     assert result.reasoning == "two" and "2 things" in result.reason
     first, second = result.regions
@@ -204,8 +202,12 @@ def test_a_folder_of_qwen_answers_with_a_coordinates_prior(pointing, monkeypatch
     assert not np.array_equal(first.mask, second.mask)
     assert np.array_equal(result.mask, first.mask | second.mask)
     np.testing.assert_array_equal(updates[-2].prior, np.maximum(first.prior, second.prior))
+    for region in result.regions:  # each by the words of its own numbers
+        assert region.prior.dtype == np.float32 and 0.9 < region.prior.max() <= 1
+        assert region.prior.min() >= 0
+    assert not np.array_equal(first.prior, second.prior)
     told = result.to_dict()
-    assert told["prior_kind"] == "coordinates" and told["regions"][0]["box"] == first.box
+    assert told["prior_kind"] == "attention" and told["regions"][0]["box"] == first.box
     json.dumps(told)
 
 
@@ -221,8 +223,8 @@ def test_the_mask_is_what_segment_anythings_own_predictor_draws(pointing, folder
         '<answer>[{"bbox_2d": [28, 28, 112, 84], "point_2d": [56, 56]}]</answer>',
     )
     region = pointing.segment(photo, "it").regions[0]
-    model = pointing.model
-    sam = Sam(model.image_encoder, model.decoder.prompt_encoder, model.decoder.mask_decoder)
+    own = pointing.model.sam
+    sam = Sam(own.image_encoder, own.decoder.prompt_encoder, own.decoder.mask_decoder)
     predictor = SamPredictor(sam)
     predictor.set_image(photo)
     mask, _, _ = predictor.predict(
@@ -248,12 +250,143 @@ def test_nothing_unreadable_and_unfinished_are_three_different_things(pointing, 
 
 def test_the_random_model_itself_runs_to_its_limit(pointing):
     result = pointing.segment(draw_scene(1).image, "it", 5)
-    assert result.tokens <= 5 and result.prior_kind == "coordinates"
+    assert result.tokens <= 5 and result.prior_kind == "attention"
 
 
 def test_other_architectures_are_refused_for_coordinates(folders, tmp_path):
     llava = tiny.save_mllm(tmp_path / "llava", tiny.llava())
-    with pytest.raises(CoPRSError, match="'llava' and coordinates are read from qwen2_5_vl"):
+    with pytest.raises(
+        CoPRSError, match="'llava' and coordinates are read from qwen2_5_vl, qwen3_vl"
+    ):
         load(str(llava), device="cpu", sam=str(folders[1]))
     with pytest.raises(CoPRSError, match="no SAM file"):
         load(str(folders[0]), device="cpu", sam="vit_x")
+
+
+# --- Qwen3-VL with SAM 2.1
+
+
+@pytest.fixture(scope="module")
+def qwen3_folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen3")
+    mllm = tiny.save_mllm(folder / "qwen3", tiny.qwen3())
+    (mllm / "chat_template.jinja").write_text(CHAT)
+    return mllm, tiny.save_sam2(folder / "sam2")
+
+
+@pytest.fixture(scope="module")
+def qwen3(qwen3_folders):
+    return load(str(qwen3_folders[0]), device="cpu", sam=str(qwen3_folders[1]))
+
+
+CHAT = """\
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{% for part in message.content %}\
+{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+<think>
+{% endif %}"""
+
+
+def test_thousandths_are_undone_whatever_the_model_saw(qwen3, monkeypatch):
+    writes(monkeypatch, qwen3, 'so</think><answer>[{"bbox_2d": [100, 250, 500, 750], "label": "a"}]</answer>')  # fmt: skip
+    photo = np.zeros((200, 640, 3), np.uint8)
+    region = qwen3.segment(photo, "it").regions[0]
+    assert region.box == (64, 50, 320, 150) and region.label == "a"
+
+
+def test_the_prompt_is_the_checkpoints_own_chat_template(qwen3, pointing):
+    template = qwen3.segmenter.template
+    head = "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>Find everything"
+    assert template.startswith(head) and "{instruction}" in template and "thousandths" in template
+    assert template.endswith("<|im_end|>\n<|im_start|>assistant\n<think>\n")
+    assert pointing.segmenter.template.startswith("<|im_start|>system\nYou are a helpful")
+    for segmenter in (qwen3.segmenter, pointing.segmenter):
+        features = segmenter.read(open_photo(draw_scene(1).image))
+        ids = segmenter.language.prompt(segmenter.template, "<|im_end|>{image}", features.visual)
+        image_id = segmenter.language.mllm.config.image_token_id
+        assert ids.count(image_id) == len(features.visual.features)
+
+
+@pytest.mark.parametrize("chat", ["{{ messages[0].role }}", "{% for", "{{ 1 / 0 }}", "{{ x.y.z }}"])
+def test_a_chat_template_that_cannot_be_used_is_one_sentence(qwen3_folders, tmp_path, chat):
+    folder = tmp_path / "odd"
+    shutil.copytree(qwen3_folders[0], folder)
+    (folder / "chat_template.jinja").write_text(chat)
+    with pytest.raises(CoPRSError, match="The chat template in .* cannot be used"):
+        load(str(folder), device="cpu", sam=str(qwen3_folders[1]))
+
+
+def test_a_thought_that_the_template_opened_is_read(qwen3, monkeypatch):
+    reply = 'I see [{"bbox_2d": [0, 0, 9, 9]}]? No.</think>\n```json\n[{"bbox_2d": [100, 250, 500, 750]}]\n```'
+    writes(monkeypatch, qwen3, reply)
+    result = qwen3.segment(np.zeros((100, 100, 3), np.uint8), "it")
+    assert result.reasoning.endswith("No.") and result.regions[0].box == (10, 25, 50, 75)
+
+
+@pytest.mark.parametrize("written", ['"bbox_2d": [100, 250, 500, 750]', '"point_2d": [300, 500]', '"bbox_2d": [100, 250, 500, 750], "point_2d": [300, 500]'])  # fmt: skip
+def test_the_mask_is_what_transformers_own_sam2_processor_draws(
+    qwen3, qwen3_folders, monkeypatch, written
+):
+    photo = draw_scene(1).image[:200]
+    writes(monkeypatch, qwen3, f"</think>[{{{written}}}]")
+    region = qwen3.segment(photo, "it").regions[0]
+    model = Sam2Model.from_pretrained(qwen3_folders[1])
+    processor = Sam2Processor(Sam2ImageProcessor.from_pretrained(qwen3_folders[1]), target_size=128)
+    prompts = {}
+    if region.box:
+        prompts["input_boxes"] = [[list(region.box)]]
+    if region.points:
+        prompts["input_points"] = [[[list(p) for p in region.points]]]
+    inputs = processor(images=Image.fromarray(photo), return_tensors="pt", **prompts)
+    with torch.no_grad():
+        drawn = model(**inputs, multimask_output=False).pred_masks
+    [mask] = processor.post_process_masks(drawn, inputs["original_sizes"])
+    assert np.array_equal(mask[0, 0].numpy(), region.mask) and 0 < region.mask.mean() < 1
+
+
+def test_a_broken_sam2_is_one_sentence(qwen3_folders, tmp_path):
+    for name, content in (("config.json", b"{"), ("model.safetensors", b"xx")):
+        folder = tmp_path / name
+        shutil.copytree(qwen3_folders[1], folder)
+        (folder / name).write_bytes(content)
+        with pytest.raises(CoPRSError, match="SAM 2|broken"):
+            load(str(qwen3_folders[0]), device="cpu", sam=str(folder))
+    state = load_file(qwen3_folders[1] / "model.safetensors")
+    state.pop("no_memory_embedding")
+    folder = tmp_path / "lacks"
+    shutil.copytree(qwen3_folders[1], folder)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CoPRSError, match="lacks no_memory_embedding"):
+        load(str(qwen3_folders[0]), device="cpu", sam=str(folder))
+
+
+# --- the same words as transformers' own generate
+
+
+@pytest.mark.parametrize("make", [tiny.qwen, tiny.qwen3], ids=["qwen2.5", "qwen3"])
+@pytest.mark.parametrize("size", [(96, 96), (80, 200), (300, 60), (250, 333), (29, 31)])
+@torch.no_grad()
+def test_greedy_decoding_is_the_librarys_own_token_by_token(make, size, tmp_path_factory, folders):
+    """The picture goes through the processor's whole path there: its chat template, its
+    placeholders, its patches."""
+    folder = tmp_path_factory.mktemp("same") / "model"
+    (tiny.save_mllm(folder, make()) / "chat_template.jinja").write_text(CHAT)
+    segmenter = load(str(folder), device="cpu", sam=str(folders[1])).segmenter
+    picture = np.random.default_rng(3).integers(0, 255, (*size, 3), np.uint8)
+    features = segmenter.read(open_photo(picture))
+    ours = [s.token for s in segmenter.think("the odd one", features, 24)]
+    question = segmenter.prompt.question.replace("{instruction}", "the odd one")
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    processor = AutoProcessor.from_pretrained(folder)
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    processor.image_processor.size = segmenter.language.image_processor.size
+    inputs = processor(text=[text], images=[Image.fromarray(picture)], return_tensors="pt")
+    model = make()
+    model.generation_config.eos_token_id = tiny.TOKENIZER.eos_token_id
+    theirs = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    assert ours == theirs[0, inputs["input_ids"].shape[1] :].tolist()
+    assert len(set(ours)) > 1

@@ -14,7 +14,7 @@ import torch
 from segment_anything import sam_model_registry
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from coprs_core import CoPRSError, benchmark, load
+from coprs_core import CoPRSError, load, random_weights
 from coprs_core.__main__ import main
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints import catalogue, doctor, hugging_face, memory
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize("name, size", [("qwen2.5-vl-3b", "3b"), ("qwen2.5-vl-7b", "7b")])
 def test_the_tables_weights_are_those_of_the_published_configs(name, size):
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(benchmark.qwen_config(size))
+        model = Qwen2_5_VLForConditionalGeneration(random_weights.qwen_config(size))
     linear = sum(
         m.weight.numel()
         for m in model.model.language_model.modules()
@@ -84,8 +84,8 @@ def test_names_that_are_no_model_are_refused():
 
 def test_every_listed_model_with_a_prompt_of_its_own_is_a_coordinates_model():
     kinds = {m.name: m.source(Path("x")).prior_kind for m in CATALOGUE}
-    assert kinds == {m.name: "coordinates" if m.prompt else "focus token" for m in CATALOGUE}
-    assert kinds["mini"] == "focus token" and kinds["seg-zero-7b"] == "coordinates"
+    assert kinds == {m.name: "attention" if m.prompt else "focus token" for m in CATALOGUE}
+    assert kinds["mini"] == "focus token" and kinds["seg-zero-7b"] == "attention"
 
 
 # --- loading
@@ -140,8 +140,8 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, monkeypatch
     """Every weight is read, since untouched pages of a file take no memory at all."""
     small = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=12, num_attention_heads=8,
                  num_key_value_heads=4, vocab_size=30000, tie_word_embeddings=True)  # fmt: skip
-    monkeypatch.setitem(benchmark.LLM_SIZES, "3b", small)
-    benchmark.write_random_checkpoint(tmp_path / "big", "3b", "vit_b")
+    monkeypatch.setitem(random_weights.LLM_SIZES, "3b", small)
+    random_weights.write_random_checkpoint(tmp_path / "big", "3b", "vit_b")
     run = subprocess.run(
         [sys.executable, "-c", LOAD, str(tmp_path / "big")],
         cwd=ROOT,

@@ -15,14 +15,19 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Sam2HieraDetConfig,
+    Sam2ImageProcessor,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    Sam2VisionConfig,
 )
 
-from coprs_core.benchmark import qwen_config
 from coprs_core.checkpoints.hugging_face import load_tokenizer
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
+from coprs_core.random_weights import qwen_config
 
 VISION = VisionConfig(
     side=128, patch=16, width=32, depth=2, heads=2, window=4, global_layers=(1,), channels=32
@@ -152,4 +157,35 @@ def save_checkpoint_by_hand(folder: Path, model: CoPRS) -> Path:
     (folder / "coprs.json").write_text(json.dumps(model.config.to_dict()))
     for part in ("image_encoder", "prior", "decoder"):
         save_file(dict(getattr(model, part).state_dict()), folder / f"{part}.safetensors")
+    return folder
+
+
+def save_sam2(folder: Path) -> Path:
+    """A folder of SAM 2.1 as published: the video model's weights and its image processor."""
+    vision = Sam2VisionConfig(
+        backbone_config=Sam2HieraDetConfig(
+            hidden_size=16, num_attention_heads=1, image_size=[128, 128], blocks_per_stage=[1, 1, 2, 1],
+            embed_dim_per_stage=[16, 32, 64, 128], num_attention_heads_per_stage=[1, 2, 4, 8],
+            window_size_per_stage=[4, 4, 4, 4], global_attention_blocks=[3],
+        ),
+        backbone_channel_list=[128, 64, 32, 16], backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+        fpn_hidden_size=32,
+    )  # fmt: skip
+    prompts = {"hidden_size": 32, "image_size": 128}
+    decoder = {
+        "hidden_size": 32,
+        "mlp_dim": 64,
+        "iou_head_hidden_dim": 32,
+        "num_attention_heads": 2,
+    }
+    config = Sam2VideoConfig(
+        vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder, image_size=128,
+        memory_attention_hidden_size=32, memory_encoder_hidden_size=32, memory_encoder_output_channels=16,
+        memory_attention_num_layers=1, memory_attention_feed_forward_hidden_size=64,
+        memory_attention_rope_feat_sizes=[8, 8], memory_fuser_embed_dim=32, memory_fuser_intermediate_dim=64,
+        mask_downsampler_embed_dim=32,
+    )  # fmt: skip
+    spread(Sam2VideoModel(config), 4).save_pretrained(folder)
+    size = {"height": 128, "width": 128}
+    Sam2ImageProcessor(size=size, mask_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder

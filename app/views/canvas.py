@@ -28,7 +28,7 @@ from coprs_core.answer.results import Result
 from coprs_core.masks import data_url, encode_prior
 from coprs_core.metrics import PRIOR_THRESHOLD, iou_curve
 from coprs_core.probes.focus import FocusView
-from coprs_core.prompts import FOCUS_TOKEN_PRIOR
+from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR
 
 SHOWN_SIDE, SMALL_SIDE, STRIP_SIDE = 1024, 448, 160
 """Pictures on the page are at most this long a side, small ones in probes and strips; files keep
@@ -64,6 +64,16 @@ class Badge:
     colour: str
 
 
+@dataclass(frozen=True)
+class Box:
+    """A box that a model wrote, over the prior; all in percent of the picture."""
+
+    left: str
+    top: str
+    width: str
+    height: str
+
+
 class Canvas:
     """A photo uint8 [H, W, 3] on the page, brought down to at most `side` pixels; figures over it
     are made here."""
@@ -75,15 +85,21 @@ class Canvas:
         self.scale = pixels.shape[1] / self.width
 
     def prior_figure(
-        self, prior_kind: str, caption: str | None = None, controls: bool = True
+        self,
+        prior_kind: str,
+        caption: str | None = None,
+        controls: bool = True,
+        boxes: Sequence[Box] = (),
     ) -> Markup:
-        """A figure of the prior: canvas, readout, colours, and its sliders."""
+        """A figure of the prior: canvas, readout, colours, and its sliders; outlines of `boxes`
+        over it."""
         return render(
             self.lang,
             "prior_figure",
             caption=say(self.lang, f"prior_{prior_kind}") if caption is None else caption,
             colours=_SCALE,
             controls=controls,
+            boxes=boxes,
             opacity=round(100 * HEAT_OPACITY),
             threshold=round(100 * PRIOR_THRESHOLD),
             width=self.width,
@@ -199,7 +215,7 @@ def answer_view(lang: str, pixels: np.ndarray, result: Result) -> Markup:
         return _empty_view(lang, result.prior_kind, verdict(lang, result))
     canvas, views = Canvas(lang, pixels), of_result(lang, result)
     figures = (
-        canvas.prior_figure(result.prior_kind)
+        canvas.prior_figure(result.prior_kind, boxes=_boxes(result))
         + canvas.mask_figure(badges=_badges(result))
         + verdict(lang, result)
     )
@@ -216,6 +232,19 @@ def _badges(result: Result) -> list[Badge]:
             left, top = 100 * float(np.median(x)) / width, 100 * float(np.median(y)) / height
             badges.append(Badge(i, f"{left:.1f}", f"{top:.1f}", css_colour(i)))
     return badges
+
+
+def _boxes(result: Result) -> list[Box]:
+    """The boxes that the model wrote, where the prior is not drawn from them."""
+    height, width = result.photo_size
+    boxes = []
+    for region in result.regions if result.prior_kind == ATTENTION_PRIOR else ():
+        if region.box:
+            left, top, right, bottom = region.box
+            percents = 100 * left / width, 100 * top / height
+            percents += 100 * (right - left) / width, 100 * (bottom - top) / height
+            boxes.append(Box(*(f"{percent:.2f}" for percent in percents)))
+    return boxes
 
 
 def photo_url(pixels: np.ndarray) -> str:

@@ -9,9 +9,11 @@ from app.views.render import render
 from coprs_core.answer.engine import Engine, Update
 from coprs_core.answer.flags import DISAGREE, flags
 from coprs_core.answer.results import Result
+from coprs_core.checkpoints.auto import Choice
 from coprs_core.checkpoints.catalogue import Row
 from coprs_core.metrics import PRIOR_THRESHOLD
 from coprs_core.prompts import (
+    ATTENTION_PRIOR,
     FOCUS_TOKEN,
     FOCUS_TOKEN_PRIOR,
     FOUND,
@@ -50,6 +52,12 @@ def header(lang: str, engine: Engine | None) -> Markup:
 def notice(lang: str, model_note: str) -> str:
     """What the model in use knows, and what to do for photos; empty where it has no such limit."""
     return render(lang, "notice", note=model_note) if model_note else ""
+
+
+def unfamiliar(lang: str, note: str, choice: Choice | None, problem: str | None) -> Markup:
+    """What a model says before it answers about a picture that it does not know: what it knows,
+    and the `choice` of a model for photos, or the `problem` why there is none."""
+    return render(lang, "unfamiliar", note=note, choice=choice, problem=problem)
 
 
 def explanation(lang: str, words: str) -> str:
@@ -139,7 +147,7 @@ def verdict(lang: str, result: Result) -> Markup:
         "verdict_found",
         agreement=f"{prior_iou:.2f}" if is_drawn else "–",
         threshold=PRIOR_THRESHOLD,
-        agrees=is_drawn and prior_iou >= DISAGREE,
+        agrees=is_drawn and prior_iou >= DISAGREE and result.prior_kind != ATTENTION_PRIOR,
         share=f"{share:.1f}" if share >= 0.1 else f"{share:.3f}",
         flags=flags(result),
     )

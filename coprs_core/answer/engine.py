@@ -177,7 +177,7 @@ class Engine:
         """For work with the model: where memory runs out, the kept features go and a `CoPRSError`
         says so."""
         smaller = (
-            "ask again with a smaller photo, or start with --quantize nf4, --sam vit_b "
+            "ask again with a smaller photo, or start with --quantize nf4, --sam sam2.1-tiny "
             "or a smaller model"
         )
         return within_memory("This answer", self.segmenter.device, smaller, self._features.clear)
@@ -237,16 +237,19 @@ class _Answer:
 
     def think(self, features: Features):
         """Yields an `Update` for all that shows; returns the `Transcript`."""
-        is_finished, focus_embedding = False, None
+        is_finished, focus_embedding, looks = False, None, None
+        pieces: list[str] = []
         for step in self.segmenter.think(self.instruction, features, self.limit):
             if step.token is not None:
                 self.tokens.append(step.token)
+                pieces.append(step.text)
+            looks = step.looks
             is_finished, focus_embedding = step.ends, step.focus_embedding
             self.text += step.text
             if step.text:
                 self.rate = len(self.tokens) / max(self.clock.running, 1e-6)
                 yield self.update("thinking", new=step.text)
-        return Transcript(self.text, is_finished, self.limit, focus_embedding)
+        return Transcript(self.text, is_finished, self.limit, focus_embedding, tuple(pieces), looks)
 
     def draw(self, located: Located, features: Features) -> tuple[Region, ...]:
         return tuple(
@@ -294,8 +297,8 @@ def load(
     name: str = "mini",
     device: str = "auto",
     dtype: str = "auto",
-    quantization: str = "none",
-    sam: str = "vit_h",
+    quantization: str = "auto",
+    sam: str = "auto",
     report: Report | None = None,
 ) -> Engine:
     """An engine for "mini", a listed name, a folder or a Hugging Face id.

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import label
 
 from coprs_core.answer.results import Result
-from coprs_core.prompts import FOUND, last_sentence
+from coprs_core.prompts import ATTENTION_PRIOR, FOUND, last_sentence
 
 FLAGS = {
     "unfamiliar": (
@@ -19,6 +19,10 @@ FLAGS = {
     "disagree": (
         "Prior and mask disagree (IoU under 0.5): the decoder drew something else than the focus "
         "token looked at."
+    ),
+    "elsewhere": (
+        "The words that wrote the box looked elsewhere: the brightest spot of the prior lies "
+        "outside the mask's surroundings."
     ),
     "border": "The mask touches the picture's border: the thing may go on outside.",
     "tiny": "The mask covers under 0.1 % of the picture: check that it is no speck.",
@@ -54,13 +58,30 @@ def flags(result: Result) -> tuple[str, ...]:
         return (*unfamiliar, "empty")
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     holds = {
-        "disagree": (result.prior_iou or 0) < DISAGREE,
+        "disagree": result.prior_kind != ATTENTION_PRIOR and (result.prior_iou or 0) < DISAGREE,
+        "elsewhere": result.prior_kind == ATTENTION_PRIOR and looks_elsewhere(result),
         "border": any(edge.any() for edge in edges),
         "tiny": mask.mean() < TINY,
         "scattered": any(pieces(r.mask) > 1 for r in result.regions),
         "contradiction": says_nothing(result.reasoning),
     }
     return (*unfamiliar, *(name for name, holding in holds.items() if holding))
+
+
+def looks_elsewhere(result: Result) -> bool:
+    """Whether the brightest spot of a region's prior lies outside the box around its mask, widened
+    by a quarter of its size on each side."""
+    return any(_is_outside(r.prior, r.mask) for r in result.regions if r.mask.any())
+
+
+def _is_outside(prior: np.ndarray, mask: np.ndarray) -> bool:
+    brightest = np.unravel_index(int(prior.argmax()), prior.shape)
+    for place, indices in zip(brightest, np.nonzero(mask), strict=True):
+        low, high = int(indices.min()), int(indices.max())
+        margin = (high - low + 1) / 4
+        if not low - margin <= place <= high + margin:
+            return True
+    return False
 
 
 def pieces(mask: np.ndarray) -> int:

@@ -6,12 +6,13 @@ import textwrap
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageFilter
 
 from coprs_core.answer.compare import AgainstTruth
 from coprs_core.answer.results import Result
 from coprs_core.metrics import THRESHOLDS
-from coprs_core.prompts import FOCUS_TOKEN_PRIOR
+from coprs_core.prompts import ATTENTION_PRIOR, COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR
 
 COLOUR_MAP = "inferno"
 """Perceptually uniform and safe for colour-blind eyes."""
@@ -26,6 +27,11 @@ REGION_COLOURS = (
 )
 """Of several regions in one answer, in turn."""
 FIGURE_SIDE = 1024
+_PRIOR_TITLES = {
+    FOCUS_TOKEN_PRIOR: "positional prior",
+    ATTENTION_PRIOR: "where its words looked, and the box written",
+    COORDINATES_PRIOR: "prior from coordinates",
+}
 """Pictures in figures are at most this long a side, in pixels."""
 HEAT_OPACITY, LEAST_HEAT, GREY, DIM, TINT = 0.85, 0.25, 0.55, 0.72, 0.5
 """How strong the heatmap is over the photo, and its share where the prior is 0; how bright the
@@ -118,10 +124,13 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
         )
         return figure
     axes[2].imshow(prior_overlay(photo, small_prior(result.prior, FIGURE_SIDE)))
-    axes[2].set_title(
-        "positional prior" if result.prior_kind == FOCUS_TOKEN_PRIOR else "prior from coordinates",
-        fontsize=10,
-    )
+    axes[2].set_title(_PRIOR_TITLES[result.prior_kind], fontsize=10)
+    for region in result.regions:
+        if region.box:
+            scale = photo.shape[1] / result.photo_size[1]
+            left, top, right, bottom = (scale * v for v in region.box)
+            size = right - left, bottom - top
+            axes[2].add_patch(Rectangle((left, top), *size, fill=False, ec="white", lw=1.2))
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLOUR_MAP)
     figure.colorbar(scale, cax=axes[2].inset_axes([1.02, 0, 0.04, 1])).ax.tick_params(labelsize=8)
     axes[3].imshow(mask_overlay(photo, *(small_mask(r.mask, FIGURE_SIDE) for r in result.regions)))

@@ -9,7 +9,7 @@ instruction, reasoning, reply
                 texts
 reply_ids       the reply's token ids
 photo_size      [height, width] in pixels
-prior_kind      "focus token" or "coordinates"
+prior_kind      "focus token", "attention" or "coordinates"
 prior_iou       IoU of prior (≥ 0.5) and mask, all regions together; null where nothing was found
 regions         a list; each has
                 mask       COCO RLE, uncompressed: {"size": [H, W], "counts": […]}
@@ -41,12 +41,12 @@ from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.photos import MAX_SIDE
 from coprs_core.prompts import (
-    COORDINATES_PRIOR,
     FOCUS_TOKEN_PRIOR,
     FOUND,
     MAX_INSTRUCTION_CHARACTERS,
     MAX_NEW_TOKENS,
     NOTHING_FOUND,
+    PRIOR_KINDS,
     UNFINISHED,
     Outcome,
     PriorKind,
@@ -99,8 +99,8 @@ class Result:
         photo_reused: whether the photo's features were kept from an earlier question.
         model: name of the checkpoint.
         settings: device, dtype, quantization, max_new_tokens.
-        prior_kind: "focus token" (where the model looked) or "coordinates" (drawn from what it
-            wrote).
+        prior_kind: "focus token" (where it looks), "attention" (where the model's words looked
+            while it wrote coordinates) or "coordinates" (drawn from them, in older answers).
         reply_ids: the reply's token ids, for `probes`.
         distance: how unlike the pictures that the model knows the photo is: over 1 it is
             unfamiliar; None where the model cannot tell.
@@ -215,9 +215,9 @@ class Result:
             RecursionError,
             MemoryError,
         ) as problem:
-            raise CoPRSError(
-                f"This answer of CoPRS is broken ({plain(problem)}): save it again."
-            ) from problem
+            # what other exceptions say is about the reader, not about the answer
+            why = f" ({plain(problem)})" if isinstance(problem, ValueError) else ""
+            raise CoPRSError(f"This answer of CoPRS is broken{why}: save it again.") from problem
 
 
 def is_unfamiliar(distance: float | None) -> bool | None:
@@ -257,7 +257,7 @@ def _from_dict(
         raise ValueError(f"{len(values['reply_ids'])} tokens")
     if any(len(values.get(k, ())) > MAX_ENTRIES for k in ("seconds", "settings", "versions")):
         raise ValueError("a table with too many entries")
-    if texts["prior_kind"] not in (FOCUS_TOKEN_PRIOR, COORDINATES_PRIOR):
+    if texts["prior_kind"] not in PRIOR_KINDS:
         raise ValueError(f"a prior of kind {texts['prior_kind']!r}")
     reply_ids = tuple(_count(i) for i in values["reply_ids"])
     is_found, count = values["outcome"] == FOUND, len(values["regions"])

@@ -7,17 +7,19 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
-from coprs_core.checkpoints.downloads import SAM_FILES, cached_sam, cached_snapshot, sam_cache
+from coprs_core.checkpoints.downloads import cached_snapshot, sam_cache
+from coprs_core.checkpoints.hugging_face import choose_quantization
 from coprs_core.checkpoints.memory import memory_needed
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.sams import SAMS, choose_sam, is_cached
 from coprs_core.checkpoints.source import CoordinateSource, CoPRSSource, Source
 from coprs_core.machine import free_memory
-from coprs_core.model.coordinates import SEG_ZERO, STOCK, CoordinatePrompt
-from coprs_core.model.vision import SAM_SIZES
-from coprs_core.prompts import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
+from coprs_core.model.coordinates import QWEN3, SEG_ZERO, STOCK, CoordinatePrompt
+from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
 from coprs_core.sizes import free_disk, in_words
 
-SAM_PARAMETERS = {"vit_b": 93_735_472, "vit_l": 312_342_832, "vit_h": 641_090_608}
+OWN_SAM = "vit_h"
+"""With which a CoPRS checkpoint is reckoned: it brings its own image encoder and decoder."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Listed:
 
     @property
     def prior_kind(self) -> PriorKind:
-        return COORDINATES_PRIOR if self.prompt else FOCUS_TOKEN_PRIOR
+        return ATTENTION_PRIOR if self.prompt else FOCUS_TOKEN_PRIOR
 
     def source(self, folder: Path) -> Source:
         """The model in a folder where it was downloaded."""
@@ -56,12 +58,14 @@ class Listed:
         """Bytes on the device while answering; `bytes_per_weight` of what is not quantized."""
         if self.name == "mini":
             return 300_000_000
-        other, size = self.other + SAM_PARAMETERS[sam], SAM_SIZES[sam]
-        return memory_needed(
-            self.linear, other, quantization, bytes_per_weight, size.grid, size.heads
-        )
+        used = SAMS[sam if self.repo else OWN_SAM]
+        other = self.other + used.parameters
+        return memory_needed(self.linear, other, quantization, bytes_per_weight, used.room)
 
 
+_2B_QWEN3 = {"download": 4_260_000_000, "linear": 1_409_286_144, "other": 718_245_888}
+_4B_QWEN3 = {"download": 8_890_000_000, "linear": 3_633_315_840, "other": 804_499_968}
+_8B_QWEN3 = {"download": 17_540_000_000, "linear": 6_945_767_424, "other": 1_821_356_272}
 _3B = {"download": 7_509_000_000, "linear": 2_774_532_096, "other": 980_090_880}
 _7B = {"download": 16_585_000_000, "linear": 6_525_288_448, "other": 1_766_878_208}
 CATALOGUE = (
@@ -72,6 +76,38 @@ CATALOGUE = (
         "its own",
         linear=_3B["linear"],
         other=_3B["other"] + 1_100_000,
+    ),
+    Listed(
+        "qwen3-vl-2b",
+        "Qwen3-VL-2B-Instruct as published: the one for a machine without a GPU",
+        "Apache-2.0",
+        "Qwen/Qwen3-VL-2B-Instruct",
+        QWEN3,
+        **_2B_QWEN3,
+    ),
+    Listed(
+        "qwen3-vl-4b",
+        "Qwen3-VL-4B-Instruct as published",
+        "Apache-2.0",
+        "Qwen/Qwen3-VL-4B-Instruct",
+        QWEN3,
+        **_4B_QWEN3,
+    ),
+    Listed(
+        "qwen3-vl-8b",
+        "Qwen3-VL-8B-Instruct as published",
+        "Apache-2.0",
+        "Qwen/Qwen3-VL-8B-Instruct",
+        QWEN3,
+        **_8B_QWEN3,
+    ),
+    Listed(
+        "egm-4b",
+        "EGM: Qwen3-VL-4B, trained to think briefly",
+        "Apache-2.0",
+        "nvidia/EGM-4B",
+        QWEN3,
+        **_4B_QWEN3,
     ),
     Listed(
         "qwen2.5-vl-3b",
@@ -138,18 +174,25 @@ def rows(device: torch.device, options: LoadOptions | None = None) -> list[Row]:
     `options` say how they would be loaded; a SAM file of one's own counts as vit_h.
     """
     options = options or LoadOptions()
-    sam = options.sam if options.sam in SAM_FILES else "vit_h"
+    sam = choose_sam(options.sam, device)
+    sam = sam if sam in SAMS else OWN_SAM
     return [_row(m, device, options.quantization, sam) for m in CATALOGUE]
 
 
+def missing_bytes(model: Listed, sam: str) -> int:
+    """What is still to be downloaded of a model and its SAM, in bytes."""
+    if model.repo is None:
+        return 0
+    language = 0 if cached_snapshot(model.repo) else model.download
+    return language + (0 if is_cached(sam) else SAMS[sam].download)
+
+
 def _row(model: Listed, device: torch.device, quantization: str, sam: str) -> Row:
-    sam_name, sam_bytes = SAM_FILES[sam]
-    has_mllm = model.repo is None or cached_snapshot(model.repo) is not None
-    has_sam = model.repo is None or cached_sam(sam) is not None
-    missing = (0 if has_mllm else model.download) + (0 if has_sam else sam_bytes)
-    reason = _reason(model, device, quantization, sam, missing)
+    missing = missing_bytes(model, sam)
+    wanted = choose_quantization(quantization, device, 2 * (model.linear + model.other))
+    reason = _reason(model, device, wanted, sam, missing)
     if model.repo:
-        files = f"{model.repo} + {sam_name}"
+        files = f"{model.repo} + {SAMS[sam].repo or sam}"
     else:
         files = "in this repository" if model.name == "mini" else "your folder"
     return Row(
@@ -157,11 +200,11 @@ def _row(model: Listed, device: torch.device, quantization: str, sam: str) -> Ro
         prior=model.prior_kind,
         about=model.about,
         files=files,
-        download=model.download + (sam_bytes if model.repo else 0),
+        download=model.download + (SAMS[sam].download if model.repo else 0),
         memory_bf16=model.memory_needed("none", sam),
         memory_nf4=model.memory_needed("nf4", sam),
         licence=model.licence,
-        cached=has_mllm and has_sam and model.name != "coprs",
+        cached=not missing and model.name != "coprs",
         fits=not reason,
         reason=reason,
     )
@@ -191,7 +234,7 @@ def table(listed_rows: list[Row]) -> str:
         "name",
         "prior",
         "download",
-        "GPU memory bf16 / 4-bit",
+        "memory bf16 / 4-bit",
         "licence",
         "cached",
         "fits this machine",
@@ -214,7 +257,7 @@ def table(listed_rows: list[Row]) -> str:
         for line in (head, *body)
     ]
     about = "\n".join(f"  {r.name:<18} {r.about} ({r.files})" for r in listed_rows)
-    sam = " · ".join(f"{name} {file} {in_words(size)}" for name, (file, size) in SAM_FILES.items())
+    sam = " · ".join(f"{name} {in_words(s.download)}" for name, s in SAMS.items())
     return (
         "\n".join(lines) + f"\n\n{about}\n\nSAM (--sam, for models without a CoPRS folder): {sam}"
     )

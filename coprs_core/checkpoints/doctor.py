@@ -14,14 +14,18 @@ from huggingface_hub import constants
 
 from coprs_core.checkpoints.catalogue import listed
 from coprs_core.checkpoints.downloads import (
-    SAM_FILES,
     cached_snapshot,
     missing_shards,
     sam_cache,
 )
-from coprs_core.checkpoints.hugging_face import QUANTIZATIONS, check_quantization
+from coprs_core.checkpoints.hugging_face import (
+    QUANTIZATIONS,
+    check_quantization,
+    choose_quantization,
+)
 from coprs_core.checkpoints.load import find
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.sams import SAMS, choose_sam
 from coprs_core.checkpoints.source import Source
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, free_memory, parse_dtype
@@ -55,7 +59,7 @@ def examine(model: str, options: LoadOptions | None = None) -> list[Check]:
     checks.append(check)
     if source is None:
         return checks
-    checks += _files(source, options.sam)
+    checks += _files(source, choose_sam(options.sam, choose_device(options.device)))
     if not any(c.problem for c in checks):
         checks += [_tokens(source), *_memory(model, options)]
     return checks
@@ -156,7 +160,7 @@ def _files(source: Source, sam: str) -> list[Check]:
 def _file(path: Path, is_broken: bool, source: Source) -> Check:
     if path.is_file() and not is_broken:
         return Check("file", f"{path}, {in_words(path.stat().st_size)}")
-    if path.suffix == ".pth":
+    if path.suffix == ".pth" or not path.is_absolute():  # a SAM that is not downloaded yet
         todo = f"start the app once with the network on; it downloads {path.name}"
     else:
         todo = f"copy {path} again from where {source.name} came from"
@@ -172,11 +176,13 @@ def _tokens(source: Source) -> Check:
 
 
 def _memory(model: str, options: LoadOptions) -> list[Check]:
-    known = listed(model)
-    if known is None or options.sam not in SAM_FILES:
+    known, device = listed(model), choose_device(options.device)
+    sam = choose_sam(options.sam, device)
+    if known is None or sam not in SAMS:
         return []
     bytes_per_weight = 4 if options.dtype in ("fp32", "float32") else 2
-    needed = known.memory_needed(options.quantization, options.sam, bytes_per_weight)
-    free = free_memory(choose_device(options.device))
-    problem = "" if needed <= free else "choose --quantize nf4, --sam vit_b or a smaller model"
+    weight_bytes = 2 * (known.linear + known.other)
+    quantization = choose_quantization(options.quantization, device, weight_bytes)
+    needed, free = known.memory_needed(quantization, sam, bytes_per_weight), free_memory(device)
+    problem = "" if needed <= free else "choose --quantize nf4, --sam sam2.1-tiny or --model auto"
     return [Check("memory", f"{in_words(needed)} needed, {in_words(free)} free", problem)]

@@ -24,9 +24,12 @@ from coprs_core.checkpoints.limits import check_image_processor, check_numbers, 
 from coprs_core.checkpoints.options import QUANTIZATIONS
 from coprs_core.checkpoints.tensors import first_line, reading, refuse
 from coprs_core.errors import CoPRSError, shortened
+from coprs_core.model.coordinates import CHATML, QUESTION_SLOT
 from coprs_core.model.mllm import ARCHITECTURES, Mllm
+from coprs_core.prompts import IMAGE_SLOT
+from coprs_core.sizes import GB
 
-_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Said at every call: otherwise code in the folder may be run, after a question on the terminal."""
 
 
@@ -39,7 +42,7 @@ def read_config(folder: Path) -> Any:
         )
     with reading(f"{path} cannot be read"):
         check_numbers(json.loads(path.read_text(encoding="utf-8")), path)
-        config = AutoConfig.from_pretrained(folder, **_LOCAL)
+        config = AutoConfig.from_pretrained(folder, **LOCAL)
     if config.model_type not in ARCHITECTURES:
         raise CoPRSError(
             f"{path} is of type {shortened(config.model_type)!r}: only "
@@ -77,14 +80,14 @@ def load_mllm(
     check_size(empty, weight_files(folder), is_tied(config), folder)
     if quantization != "none":
         options["quantization_config"] = _quantization_config(empty, dtype, quantization)
-    with reading(f"The language model in {folder} cannot be loaded"), _without_progress_bar():
+    with reading(f"The language model in {folder} cannot be loaded"), quietly():
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder,
             dtype=dtype,
             device_map={"": device},
             output_loading_info=True,
             use_safetensors=True,
-            **_LOCAL,
+            **LOCAL,
             **options,
         )
         model, info = loaded
@@ -112,23 +115,43 @@ def _quantization_config(empty: Mllm, dtype: torch.dtype, quantization: str) -> 
 
 
 @contextmanager
-def _without_progress_bar() -> Generator[None, None, None]:
-    was_on = transformers_logging.is_progress_bar_enabled()
+def quietly() -> Generator[None, None, None]:
+    """Without the progress bar and the warnings of transformers; what is wrong is said by us."""
+    was_on, level = (
+        transformers_logging.is_progress_bar_enabled(),
+        transformers_logging.get_verbosity(),
+    )
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if was_on:
             transformers_logging.enable_progress_bar()
 
 
+def choose_quantization(quantization: str, device: torch.device, weight_bytes: int) -> str:
+    """The quantization of a name; "auto" is nf4 on a CPU from 1 GB of weights (16 bits each) on,
+    where it reads a word three times as fast, and none elsewhere."""
+    if quantization != "auto":
+        return quantization
+    if device.type != "cpu" or weight_bytes < GB:
+        return "none"
+    try:
+        check_quantization("nf4", device)
+    except CoPRSError:  # bitsandbytes does not work here
+        return "none"
+    return "nf4"
+
+
 def check_quantization(quantization: str, device: torch.device) -> None:
     """Raises `CoPRSError` where a quantization is not known or cannot work on a device."""
-    if quantization not in QUANTIZATIONS:
+    if quantization not in ("auto", *QUANTIZATIONS):
         raise CoPRSError(
-            f"Quantization {quantization!r} is not known: choose {', '.join(QUANTIZATIONS)}."
+            f"Quantization {quantization!r} is not known: choose auto, {', '.join(QUANTIZATIONS)}."
         )
-    if quantization == "none":
+    if quantization in ("auto", "none"):
         return
     if device.type not in ("cuda", "cpu"):
         raise CoPRSError(
@@ -164,9 +187,35 @@ def load_image_processor(folder: Path) -> Any:
     return image_processor
 
 
+def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
+    """How a model is spoken to: its folder's own chat template, filled with one picture and one
+    question, both as slots; `CHATML` where the folder brings none.
+
+    Raises `CoPRSError` where the template does not take a picture and a question.
+    """
+    fault = f"The chat template in {folder} cannot be used"
+    with reading(fault):
+        processor = AutoProcessor.from_pretrained(folder, **LOCAL)
+        template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+        if not template:
+            return CHATML
+        content = [{"type": "image"}, {"type": "text", "text": QUESTION_SLOT}]
+        filled = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        image_token = tokenizer.convert_ids_to_tokens(image_id)
+        filled = filled.replace(image_token, IMAGE_SLOT)
+    if filled.count(IMAGE_SLOT) != 1 or filled.count(QUESTION_SLOT) != 1:
+        raise CoPRSError(f"{fault}: it takes no picture and question; copy it again.")
+    return filled
+
+
 def _load(folder: Path, kind: Any) -> Any:
     with reading(f"Tokenizer or processor in {folder} cannot be loaded"):
-        return kind.from_pretrained(folder, **_LOCAL)
+        return kind.from_pretrained(folder, **LOCAL)
 
 
 def focus_token_id(tokenizer: Any, focus_token: str, where: Path) -> int:

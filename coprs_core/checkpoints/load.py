@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from coprs_core.checkpoints.auto import AUTO, choose, chosen, this_machine
 from coprs_core.checkpoints.catalogue import NAMES, listed
 from coprs_core.checkpoints.downloads import Report, snapshot
 from coprs_core.checkpoints.hugging_face import check_quantization
 from coprs_core.checkpoints.memory import smaller_choice
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint, CoordinateSource, CoPRSSource, Source
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, parse_dtype, within_memory
 from coprs_core.sizes import expanded
 
@@ -21,7 +22,8 @@ def load_checkpoint(
     """Load a model, strictly: every tensor has its place and every place its tensor.
 
     Args:
-        name: "mini", a listed name (see `catalogue`), a folder or a Hugging Face id.
+        name: "mini", "auto" (see `auto`), a listed name (see `catalogue`), a folder or a Hugging
+            Face id.
         options: device, precision, quantization and SAM.
         report: given the progress of downloads, one line at a time.
 
@@ -33,10 +35,13 @@ def load_checkpoint(
     check_quantization(options.quantization, device)
     if options.dtype != "auto":
         parse_dtype(options.dtype)
+    if name == AUTO:
+        choice = choose(this_machine(device), options)
+        (report or print)(f"auto: {choice}")
+        name, options = choice.model.name, chosen(choice, options)
     source = find(name, report)
     with within_memory(name, device, smaller_choice(options.quantization)):
-        segmenter = source.load(options, device, report)
-    return Checkpoint(source.name, segmenter, options.quantization)
+        return source.load(options, device, report)
 
 
 def find(name: str, report: Report | None = None) -> Source:
@@ -47,7 +52,7 @@ def find(name: str, report: Report | None = None) -> Source:
     """
     if name == "mini":
         return CoPRSSource(name, MINIATURE)
-    choices = f"a folder, a Hugging Face id or one of {', '.join(NAMES)}"
+    choices = f"a folder, a Hugging Face id or one of auto, {', '.join(NAMES)}"
     if not isinstance(name, str) or not 0 < len(name) < 200:
         raise CoPRSError(f"{str(name)[:40]!r} is not a model: give {choices}.")
     if known := listed(name):
@@ -60,15 +65,20 @@ def find(name: str, report: Report | None = None) -> Source:
     folder = expanded(name)
     if not folder.is_dir():
         if name.count("/") != 1 or name.startswith((".", "~", "/")):
-            raise CoPRSError(f"There is no checkpoint {name!r}: give {choices}.")
+            raise CoPRSError(_none_there(name))
         folder = snapshot(name, report)
     if (folder / "coprs.json").is_file():
         return CoPRSSource(name, folder)
     if (folder / "config.json").is_file():
         return CoordinateSource(name, folder)
-    names = sorted(p.name for p in folder.iterdir())[:6]
-    found = ", ".join(shortened(name, 40) for name in names) or "nothing"
-    raise CoPRSError(
-        f"The folder {str(folder)!r} holds no coprs.json (it holds {found}): give a CoPRS "
-        "checkpoint folder, or a Hugging Face folder of Qwen2.5-VL."
+    raise CoPRSError(_none_there(name))
+
+
+def _none_there(name: str) -> str:
+    """The same for a folder without a checkpoint and for no folder: whoever may load models here
+    learns nothing else of the disk."""
+    return (
+        f"There is no checkpoint {name!r}: give a folder that holds coprs.json (CoPRS) or "
+        "config.json (a Hugging Face folder of Qwen2.5-VL or Qwen3-VL), a Hugging Face id, or one "
+        f"of auto, {', '.join(NAMES)}."
     )

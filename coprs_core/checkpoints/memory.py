@@ -10,8 +10,12 @@ BYTES_PER_LINEAR_WEIGHT = {"nf4": 0.5625, "int8": 1.01}
 """NF4 keeps 4 bits a weight and one float32 scale for 64 of them; int8 one scale a row."""
 
 
+LIBRARIES = 700_000_000
+"""What the libraries hold, and the language model's cache, of a model for photos."""
+
+
 def memory_needed(
-    linear: int, other: int, quantization: str, bytes_per_weight: int, grid: int, heads: int
+    linear: int, other: int, quantization: str, bytes_per_weight: int, room: int
 ) -> int:
     """Bytes on the device while answering: the weights, and room for one answer.
 
@@ -20,15 +24,16 @@ def memory_needed(
         other: all other weights, SAM's included.
         quantization: "none", "nf4" or "int8".
         bytes_per_weight: of weights that are not quantized.
-        grid: cells a side of SAM's image embedding.
-        heads: attention heads of SAM's image encoder.
-
-    Room for one answer is SAM's global attention (three maps of heads × cells² in two bytes), the
-    language model's cache, and what the libraries hold.
+        room: what SAM and the libraries take while they work.
     """
     per_linear = BYTES_PER_LINEAR_WEIGHT.get(quantization, bytes_per_weight)
-    libraries = 700_000_000 if grid >= 64 else 0
-    return int(per_linear * linear + bytes_per_weight * other) + 3 * 2 * heads * grid**4 + libraries
+    return int(per_linear * linear + bytes_per_weight * other) + room
+
+
+def global_attention(grid: int, heads: int) -> int:
+    """Bytes that the image encoder of SAM takes while it works: three maps of heads × cells² in two
+    bytes, for a grid of so many cells a side; and the libraries, where it is not tiny."""
+    return 3 * 2 * heads * grid**4 + (LIBRARIES if grid >= 64 else 0)
 
 
 def check_memory(
@@ -37,7 +42,7 @@ def check_memory(
     device: torch.device,
     dtype: torch.dtype,
     quantization: str,
-    vision_size: tuple[int, int],
+    room: int,
 ) -> None:
     """Refuse a model that cannot fit, before it is loaded.
 
@@ -47,14 +52,14 @@ def check_memory(
         name: of the model, for the message.
         weights: numbers of (linear, other) weights, as for `memory_needed`.
         device, dtype, quantization: as chosen.
-        vision_size: (grid, heads) of SAM's image encoder.
+        room: as for `memory_needed`.
 
     Raises:
         CoPRSError: what is needed, what is free, and the first smaller choice that would fit.
     """
 
     def needed(quantization: str, bytes_per_weight: int) -> int:
-        return memory_needed(*weights, quantization, bytes_per_weight, *vision_size)
+        return memory_needed(*weights, quantization, bytes_per_weight, room)
 
     required, free = needed(quantization, dtype.itemsize), free_memory(device)
     if required <= free:
@@ -77,4 +82,4 @@ def check_memory(
 def smaller_choice(quantization: str) -> str:
     """What to try where a model does not fit."""
     quantize = "" if quantization == "nf4" else "--quantize nf4, "
-    return f"try {quantize}--sam vit_b, a smaller model such as qwen2.5-vl-3b, or mini"
+    return f"try {quantize}--sam sam2.1-tiny, --model auto, which takes what fits, or mini"

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 QUANTIZATIONS = ("none", "nf4", "int8")
-SAM_NAMES = ("vit_b", "vit_l", "vit_h")
+SAM_NAMES = (
+    *("sam2.1-tiny", "sam2.1-small", "sam2.1-base-plus", "sam2.1-large"),
+    *("vit_b", "vit_l", "vit_h"),
+)
 
 
 @dataclass(frozen=True)
@@ -14,12 +17,13 @@ class LoadOptions:
         device: "auto" (CUDA, then Apple's MPS, then the CPU) or a torch device.
         dtype: "auto" (bfloat16; on a CPU float32 below 1 GB of weights) or float32 / bfloat16 /
             float16 (fp32 / bf16 / fp16).
-        quantization: "none", or "nf4" / "int8" for the language model's linear layers.
-        sam: vit_b, vit_l, vit_h or a .pth file: the SAM that a model which writes coordinates
-            prompts.
+        quantization: "none", or "nf4" / "int8" for the language model's linear layers; "auto" is
+            nf4 on a CPU from 1 GB of weights on, and none elsewhere.
+        sam: the SAM that a model which writes coordinates prompts: one of `SAM_NAMES`, or a path;
+            "auto" is SAM 2.1 tiny on a CPU and large on a GPU.
     """
 
     device: str = "auto"
     dtype: str = "auto"
-    quantization: str = "none"
-    sam: str = "vit_h"
+    quantization: str = "auto"
+    sam: str = "auto"

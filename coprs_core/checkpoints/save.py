@@ -60,19 +60,25 @@ def write_checkpoint(
         language: the language model's tensors, in files of at most 2 GB; one is held at a time.
         parts: the tensors of each of `PARTS`.
     """
+    write_language_model(folder / "mllm", language)
+    for part in PARTS:
+        _save(folder / f"{part}.safetensors", parts[part], list(parts[part].shapes))
+    _write_json(folder / "coprs.json", config.to_dict())
+
+
+def write_language_model(place: Path, language: LazyTensors) -> None:
+    """Write a language model's tensors into a Hugging Face folder, in files of at most 2 GB; one is
+    held at a time."""
     plan = split_torch_state_dict_into_shards(
         {k: torch.empty(s, dtype=d, device="meta") for k, (s, d) in language.shapes.items()},
         filename_pattern="model{suffix}.safetensors",
         max_shard_size="2GB",
     )
     for file, names in plan.filename_to_tensors.items():
-        _save(folder / "mllm" / file, language, names)
+        _save(place / file, language, names)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        _write_json(folder / "mllm" / "model.safetensors.index.json", index)
-    for part in PARTS:
-        _save(folder / f"{part}.safetensors", parts[part], list(parts[part].shapes))
-    _write_json(folder / "coprs.json", config.to_dict())
+        _write_json(place / "model.safetensors.index.json", index)
 
 
 def _save(path: Path, tensors: LazyTensors, names: list[str]) -> None:

@@ -7,10 +7,12 @@ from typing import ClassVar, Protocol
 import torch
 from torch import nn
 
-from coprs_core.checkpoints.downloads import Report, sam_file, sam_path
+from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.familiar import load_familiar
 from coprs_core.checkpoints.hugging_face import (
+    chat_template,
     check_focus_token,
+    choose_quantization,
     focus_token_id,
     load_image_processor,
     load_mllm,
@@ -18,21 +20,15 @@ from coprs_core.checkpoints.hugging_face import (
     read_config,
     weight_files,
 )
-from coprs_core.checkpoints.memory import check_memory
+from coprs_core.checkpoints.memory import check_memory, global_attention
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.rehearsal import rehearse
-from coprs_core.checkpoints.tensors import (
-    count_weights,
-    load_part,
-    place_sam,
-    read_sam,
-    reading,
-    sam_configs,
-)
+from coprs_core.checkpoints.sams import choose_sam, open_sam, place_of
+from coprs_core.checkpoints.tensors import count_weights, load_part, reading
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_dtype
 from coprs_core.model.coordinates import (
-    STOCK,
+    PROMPTS,
     CoordinateModel,
     CoordinatePrompt,
     CoordinateSegmenter,
@@ -40,11 +36,10 @@ from coprs_core.model.coordinates import (
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Segmenter
-from coprs_core.prompts import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
+from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
 
 PARTS = ("image_encoder", "prior", "decoder")
 """Of a CoPRS checkpoint folder, beside its language model: each a .safetensors file."""
-_COORDINATE_TYPE = "qwen2_5_vl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +73,7 @@ class Source(Protocol):
         """Ids of the tokens that it cannot do without; raises `CoPRSError` where one is missing."""
         ...
 
-    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Segmenter:
+    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
         """The model, on a device, strictly.
 
         Weights are read straight from the files' pages as they are needed: loading takes little
@@ -119,17 +114,16 @@ class CoPRSSource:
         tokenizer = load_tokenizer(self.language_folder)
         return tokens | {focus_token: focus_token_id(tokenizer, focus_token, self.language_folder)}
 
-    def load(
-        self, options: LoadOptions, device: torch.device, report: Report | None
-    ) -> FocusTokenSegmenter:
+    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
         config = CoPRSConfig.read(self.folder / "coprs.json")
         weights = _sum(
             count_weights(p) for p in (*weight_files(self.language_folder), *self._parts())
         )
         dtype = choose_dtype(options.dtype, device, sum(weights) * 2)
-        vision_size = config.vision.grid, config.vision.heads
-        check_memory(self.name, weights, device, dtype, options.quantization, vision_size)
-        mllm = load_mllm(self.language_folder, device, dtype, options.quantization)
+        quantization = choose_quantization(options.quantization, device, sum(weights) * 2)
+        room = global_attention(config.vision.grid, config.vision.heads)
+        check_memory(self.name, weights, device, dtype, quantization, room)
+        mllm = load_mllm(self.language_folder, device, dtype, quantization)
         width = mllm.get_input_embeddings().embedding_dim
         if width != config.llm_width:
             raise CoPRSError(
@@ -149,60 +143,58 @@ class CoPRSSource:
         familiar = load_familiar(self.folder, config.vision.channels)
         segmenter = FocusTokenSegmenter(model, tokenizer, image_processor, familiar)
         rehearse(segmenter.language, config.prompt_template, self.language_folder)
-        return segmenter
+        return Checkpoint(self.name, segmenter, quantization)
 
 
 @dataclass(frozen=True)
 class CoordinateSource:
-    """A Hugging Face folder of a model that writes coordinates; SAM's file lies elsewhere."""
+    """A Hugging Face folder of a model that writes coordinates; SAM lies elsewhere.
+
+    `prompt`: how it is asked; None: as stock models of its family are.
+    """
 
     name: str
     folder: Path
-    prompt: CoordinatePrompt = STOCK
-    prior_kind: ClassVar[PriorKind] = COORDINATES_PRIOR
+    prompt: CoordinatePrompt | None = None
+    prior_kind: ClassVar[PriorKind] = ATTENTION_PRIOR
 
     @property
     def language_folder(self) -> Path:
         return self.folder
 
     def files(self, sam: str) -> list[Path]:
-        return [sam_path(sam)]
+        return [place_of(sam)]
 
     def special_tokens(self) -> dict[str, int]:
         load_tokenizer(self.folder)
         return _image_token(self.folder)
 
-    def load(
-        self, options: LoadOptions, device: torch.device, report: Report | None
-    ) -> CoordinateSegmenter:
+    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
         kind = read_config(self.folder).model_type
-        if kind != _COORDINATE_TYPE:
+        if kind not in PROMPTS:
             raise CoPRSError(
                 f"{self.name} is of type {kind!r} and coordinates are read from "
-                f"{_COORDINATE_TYPE}: choose a model that `python -m coprs_core models` lists "
+                f"{', '.join(PROMPTS)}: choose a model that `python -m coprs_core models` lists "
                 "with coordinates."
             )
-        path = sam_file(options.sam, report)
-        state = read_sam(path)
-        sam_weights = sum(v.numel() for v in state.values())
-        weights = _sum([*(count_weights(p) for p in weight_files(self.folder)), (0, sam_weights)])
+        prompt = self.prompt or PROMPTS[kind]
+        sam = open_sam(choose_sam(options.sam, device), report)
+        weights = _sum([*(count_weights(p) for p in weight_files(self.folder)), (0, sam.weights)])
         dtype = choose_dtype(options.dtype, device, sum(weights) * 2)
-        vision, decoder = sam_configs(state, path)
-        vision_size = vision.grid, vision.heads
-        check_memory(self.name, weights, device, dtype, options.quantization, vision_size)
-        with torch.device("meta"):
-            model = CoordinateModel(vision, decoder, nn.Module())
-        place_sam(model, state, path, device, dtype)
-        del state
-        model.mllm = load_mllm(self.folder, device, dtype, options.quantization)
+        quantization = choose_quantization(options.quantization, device, sum(weights) * 2)
+        check_memory(self.name, weights, device, dtype, quantization, sam.room)
+        model = CoordinateModel(
+            sam.load(device, dtype), load_mllm(self.folder, device, dtype, quantization)
+        )
         tokenizer = load_tokenizer(self.folder)
         image_processor = load_image_processor(self.folder)
-        size = {"longest_edge": self.prompt.max_pixels}
+        size = {"longest_edge": prompt.max_pixels}
         image_processor.size = dict(image_processor.size) | size
         model.eval().requires_grad_(False)
-        segmenter = CoordinateSegmenter(model, tokenizer, image_processor, self.prompt)
-        rehearse(segmenter.language, self.prompt.template, self.folder)
-        return segmenter
+        chat = chat_template(self.folder, tokenizer, model.mllm.config.image_token_id)
+        segmenter = CoordinateSegmenter(model, tokenizer, image_processor, prompt, chat)
+        rehearse(segmenter.language, segmenter.template, self.folder)
+        return Checkpoint(self.name, segmenter, quantization)
 
 
 def _sum(counts) -> tuple[int, int]:

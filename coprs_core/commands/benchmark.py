@@ -1,5 +1,6 @@
 """`benchmark`: time one answer, with random weights at true size or with a checkpoint."""
 
+import argparse
 import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
@@ -9,12 +10,14 @@ from coprs_core.commands.options import add_model_options, load_options, positiv
 
 SUMMARY = "time one answer and report its memory"
 PAGE = """\
-Time one answer about a 1024×768 picture and report its memory. With --random-weights a
-checkpoint of that true size is written first (9 GB for 3b, 18 GB for 7b), loaded as
-any other, and deleted unless --folder keeps it.
+Time answers and report their memory. With --random-weights a model of that true size is
+written first (9 GB for 3b, 18 GB for 7b, 4.4 GB for qwen3-vl-2b), loaded as any other, and
+deleted unless --folder keeps it. 3b and 7b are CoPRS checkpoints, the others write
+coordinates.
 
 examples:
-  python -m coprs_core benchmark --random-weights 3b --dtype bf16
+  python -m coprs_core benchmark --random-weights qwen3-vl-2b --tokens 60 --picture 640x480
+  python -m coprs_core benchmark --random-weights 3b --dtype bf16 --quantize none
   python -m coprs_core benchmark --random-weights 7b --device cuda --quantize nf4 --folder /tmp/7b
   python -m coprs_core benchmark --model mini
 """
@@ -22,7 +25,12 @@ examples:
 
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--random-weights", choices=("3b", "7b"), help="true size, random weights")
+    add(
+        "--random-weights",
+        metavar="SIZE",
+        choices=("3b", "7b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b"),
+        help="3b, 7b, qwen3-vl-2b, qwen3-vl-4b or qwen3-vl-8b: true size, random weights",
+    )
     add(
         "--folder",
         type=Path,
@@ -34,10 +42,24 @@ def add_options(parser: ArgumentParser) -> None:
         type=positive_count,
         default=8,
         metavar="N",
-        help="tokens to write before the focus token",
+        help="tokens to write before the focus token or the box (default 8)",
+    )
+    add(
+        "--picture",
+        type=_size,
+        default=(1024, 768),
+        metavar="WxH",
+        help="size of the pictures, in pixels (default 1024x768)",
     )
     add("--json", action="store_true", help="print the numbers as JSON; bytes and seconds")
     add_model_options(parser)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 28 <= int(width) <= 8192 >= int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 640x480")
+    return int(width), int(height)
 
 
 def run(options: Namespace) -> int:
@@ -45,8 +67,10 @@ def run(options: Namespace) -> int:
 
     chosen = load_options(options)
     if options.random_weights:
-        measured = benchmark(options.random_weights, chosen, options.tokens, options.folder)
+        measured = benchmark(
+            options.random_weights, chosen, options.tokens, options.folder, options.picture
+        )
     else:
-        measured = measure(options.model, options.model, chosen, options.tokens)
+        measured = measure(options.model, options.model, chosen, options.tokens, options.picture)
     print(json.dumps(asdict(measured), indent=1) if options.json else table(measured))
     return 0

@@ -16,7 +16,8 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--model",
         default="mini",
         metavar="NAME|FOLDER|HUB_ID",
-        help="a name of `models`, a checkpoint folder or a Hugging Face id (default mini)",
+        help="a name of `models`, auto (the best for photos that fits this machine), a checkpoint "
+        "folder or a Hugging Face id (default mini)",
     )
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     parser.add_argument(
@@ -26,16 +27,17 @@ def add_model_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sam",
-        default="vit_h",
+        default="auto",
         metavar="NAME|FILE",
-        help=f"{', '.join(SAM_NAMES[:-1])}, {SAM_NAMES[-1]} or a .pth file, "
-        "for models that write coordinates (default vit_h)",
+        help=f"auto, {', '.join(SAM_NAMES)} or a file, for models that write coordinates "
+        "(default auto: sam2.1-tiny on a CPU, sam2.1-large on a GPU)",
     )
     parser.add_argument(
         "--quantize",
         dest="quantization",
-        default="none",
-        help="none, nf4 or int8: the language model's linear layers (default none)",
+        default="auto",
+        help="auto, none, nf4 or int8: the language model's linear layers (default auto: nf4 on a "
+        "CPU from 1 GB of weights on)",
     )
 
 
@@ -78,11 +80,13 @@ def add_quantization_choice(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--quantize",
         dest="quantization",
-        default="none",
-        choices=QUANTIZATIONS,
+        default="auto",
+        choices=("auto", *QUANTIZATIONS),
         help="as it would be loaded",
     )
-    parser.add_argument("--sam", default="vit_h", choices=SAM_NAMES, help="as it would be loaded")
+    parser.add_argument(
+        "--sam", default="auto", choices=("auto", *SAM_NAMES), help="as it would be loaded"
+    )
 
 
 def count(text: str, at_least: int = 0) -> int:

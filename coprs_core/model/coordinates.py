@@ -1,31 +1,33 @@
 """The other kind of model, whole: one that writes boxes and points instead of a focus token.
 
-Qwen2.5-VL, Seg-Zero and VisionReasoner write JSON in pixels of the picture that they saw. It is
-read here, brought to the photo, and drawn as a prior: 1 at the point, 0.5 on an ellipse that
-touches the box's four sides, 0 outside the box. That picture says what the model *wrote*, not where
-it looked. SAM as published, prompted by the same boxes and points, draws the masks.
+Qwen2.5-VL, Seg-Zero and VisionReasoner write JSON in pixels of the picture that they saw, Qwen3-VL
+in thousandths of its sides. It is read here, brought to the photo, and drawn as a prior: 1 at the
+point, 0.5 on an ellipse that touches the box's four sides, 0 outside the box. That picture says
+what the model *wrote*, not where it looked. SAM as published, prompted by the same boxes and
+points, draws the masks.
 """
 
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from coprs_core.geometry import to_photo_frame, to_sam_frame, to_sam_points, to_square
-from coprs_core.model.decoder import DecoderConfig, PriorDecoder
+from coprs_core.geometry import to_square
+from coprs_core.model.attention import Looks, as_prior
 from coprs_core.model.language import LanguageModel
-from coprs_core.model.mllm import Mllm
-from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Transcript, Written
-from coprs_core.model.vision import VisionConfig, build_image_encoder
+from coprs_core.model.mllm import Mllm, VisualTokens
+from coprs_core.model.sam import PromptedSam
+from coprs_core.model.segmenter import Located, Place, Transcript, Written
 from coprs_core.photos import Photo
 from coprs_core.prompts import (
-    COORDINATES_PRIOR,
+    ATTENTION_PRIOR,
     FOUND,
     IMAGE_SLOT,
     INSTRUCTION_SLOT,
@@ -34,24 +36,37 @@ from coprs_core.prompts import (
     PriorKind,
 )
 
-_TEMPLATE = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    f"<|im_start|>user\n<|vision_start|>{IMAGE_SLOT}<|vision_end|>"
+QUESTION_SLOT = "{question}"
+_QUESTION = (
     f"Find everything that this instruction means in the picture: {INSTRUCTION_SLOT}\n"
-    "First think aloud between <think> and </think>: compare the candidates and say which fits and "
-    "why. "
+    "First think aloud, in at most three short sentences between <think> and </think>: compare the "
+    "candidates and say which fits and why. "
     "Then write, between <answer> and </answer>, a JSON list with one object for each thing that "
-    "fits: its bounding box "
-    '"bbox_2d": [x1, y1, x2, y2] and a point inside it "point_2d": [x, y], in pixels. '
-    "Write an empty list if nothing fits. Example: "
-    '<think> thinking </think> <answer>[{"bbox_2d": [10, 100, 200, 210], "point_2d": [30, 110]}]'
-    "</answer>"
-    "<|im_end|>\n<|im_start|>assistant\n"
+    'fits: its bounding box "bbox_2d": [x1, y1, x2, y2]'
 )
+_PIXELS = (
+    f"{_QUESTION}"
+    ' and a point inside it "point_2d": [x, y], in pixels. Write an empty list if nothing fits. '
+    'Example: <think> thinking </think> <answer>[{"bbox_2d": [10, 100, 200, 210], '
+    '"point_2d": [30, 110]}]</answer>'
+)
+_THOUSANDTHS = (
+    f"{_QUESTION}"
+    ' and its "label", in thousandths of the picture\'s width and height. Write an empty list if '
+    'nothing fits. Example: <think> thinking </think> <answer>[{"bbox_2d": [110, 320, 540, 900], '
+    '"label": "dog"}]</answer>'
+)
+CHATML = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    f"<|im_start|>user\n<|vision_start|>{IMAGE_SLOT}<|vision_end|>{QUESTION_SLOT}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+"""How Qwen2.5-VL is spoken to, for a folder that brings no chat template."""
 
 
 MAX_OBJECTS = 32
 """More things than this in one answer are left out, and the answer says so."""
+THOUSANDTHS = (1000, 1000)
 
 
 @dataclass(frozen=True)
@@ -59,16 +74,18 @@ class CoordinatePrompt:
     """How a family of models is asked, and what it is shown.
 
     Attributes:
-        template: the prompt, with {image} and {instruction}.
+        question: what the model is asked, with {instruction}; the rest of the prompt is the
+            checkpoint's own chat template.
+        thousandths: it writes coordinates in thousandths of width and height; else in pixels of
+            the picture that it was shown.
         square: the photo is squeezed to so many pixels a side; None: its own image processor
             decides.
         max_pixels: largest area that the image processor may give it.
         max_new_tokens: bound of a reply.
-
-    The coordinates that it writes are pixels of the picture that it was shown.
     """
 
-    template: str = _TEMPLATE
+    question: str = _PIXELS
+    thousandths: bool = False
     square: int | None = None
     max_pixels: int = 1280 * 28 * 28
     max_new_tokens: int = 2000
@@ -77,74 +94,103 @@ class CoordinatePrompt:
         """What the model's image processor is given of a photo."""
         return to_square(photo, self.square) if self.square else photo
 
+    def template(self, chat: str) -> str:
+        """The whole prompt: a chat template with {question} in it, and the question."""
+        return chat.replace(QUESTION_SLOT, self.question)
+
 
 STOCK = CoordinatePrompt()
 SEG_ZERO = CoordinatePrompt(square=840)
 """Seg-Zero and VisionReasoner were trained on 840×840 pixels."""
+QWEN3 = CoordinatePrompt(_THOUSANDTHS, thousandths=True, max_pixels=1280 * 32 * 32)
+PROMPTS = {"qwen2_5_vl": STOCK, "qwen3_vl": QWEN3}
+"""By `model_type`: how a model that is not listed is asked."""
 
 
 class CoordinateModel(nn.Module):
-    """`mllm` (a Hugging Face model), `image_encoder` and `decoder` (SAM's own weights)."""
+    """`mllm` (a Hugging Face model) and `sam` (a published one)."""
 
     mllm: Mllm
-    image_encoder: Any
-    decoder: PriorDecoder
+    sam: Any
 
-    def __init__(self, vision: VisionConfig, decoder: DecoderConfig, mllm: Mllm):
+    def __init__(self, sam: nn.Module, mllm: Mllm):
         super().__init__()
-        self.vision = vision
-        self.mllm = mllm
-        self.image_encoder = build_image_encoder(vision)
-        self.decoder = PriorDecoder(decoder, vision)
+        self.mllm, self.sam = mllm, sam
+
+
+@dataclass(frozen=True, eq=False)
+class CoordinateFeatures:
+    """The `Features` of such a model: SAM's `embedding`, what the language model sees (`visual`),
+    and the photo's (height, width)."""
+
+    embedding: tuple[Tensor, ...]
+    visual: VisualTokens
+    photo_size: tuple[int, int]
+
+    def to(self, device: torch.device | str) -> "CoordinateFeatures":
+        """The same on another device."""
+        embedding = tuple(t.to(device) for t in self.embedding)
+        return CoordinateFeatures(embedding, self.visual.to(device), self.photo_size)
 
 
 class CoordinateSegmenter:
-    """A model that writes coordinates, in use; implements `Segmenter`."""
+    """A model that writes coordinates, in use; implements `Segmenter`.
 
-    prior_kind: PriorKind = COORDINATES_PRIOR
+    `chat` is its chat template with one {image} and one {question}.
+    """
+
+    prior_kind: PriorKind = ATTENTION_PRIOR
     note: str = ""
 
     def __init__(
-        self, model: CoordinateModel, tokenizer: Any, image_processor: Any, prompt: CoordinatePrompt
+        self,
+        model: CoordinateModel,
+        tokenizer: Any,
+        image_processor: Any,
+        prompt: CoordinatePrompt,
+        chat: str = CHATML,
     ):
         self.model, self.prompt = model, prompt
+        self.sam: PromptedSam = model.sam
+        self.template = prompt.template(chat)
         self.language = LanguageModel(model.mllm, tokenizer, image_processor)
         self.max_new_tokens = prompt.max_new_tokens
 
     @property
     def device(self) -> torch.device:
-        return self.model.image_encoder.pos_embed.device
+        return self.sam.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.image_encoder.pos_embed.dtype
+        return self.sam.dtype
 
     @torch.no_grad()
-    def read(self, photo: Photo) -> PhotoFeatures:
-        pixels = to_sam_frame(photo.image, self.model.vision.side).to(self.device, self.dtype)
-        image_embedding = self.model.image_encoder(pixels)
+    def read(self, photo: Photo) -> CoordinateFeatures:
         visual = self.language.see(self.prompt.show(photo.image))
-        return PhotoFeatures(image_embedding, visual, photo.size)
+        return CoordinateFeatures(self.sam.embed(photo.image), visual, photo.size)
 
-    def distance(self, features: PhotoFeatures) -> float | None:
+    def distance(self, features: CoordinateFeatures) -> float | None:
         return None  # it was trained on photos of all kinds
 
     def think(
-        self, instruction: str, features: PhotoFeatures, max_new_tokens: int
+        self, instruction: str, features: CoordinateFeatures, max_new_tokens: int
     ) -> Iterator[Written]:
-        reading = self.language.reading(self.prompt.template, instruction, features.visual)
-        return self.language.write(reading, None, max_new_tokens)
+        reading = self.language.reading(self.template, instruction, features.visual)
+        looks = Looks(features.visual.cells(self.language.mllm))
+        return self.language.write(reading, None, max_new_tokens, looks)
 
-    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
+    def locate(self, transcript: Transcript, features: CoordinateFeatures) -> Located:
         seen_size = features.visual.seen_size(self.language.mllm)
-        answer = read_answer(transcript.text, seen_size, features.photo_size)
+        unit = THOUSANDTHS if self.prompt.thousandths else seen_size
+        answer = read_answer(transcript.text, unit, features.photo_size)
         if answer.objects:
             count = len(answer.objects)
             thing = "thing" if count == 1 else "things"
             reason = f"The model wrote the coordinates of {count} {thing}. {answer.problem}"
+            priors = where_it_looked(transcript, len(answer.objects), features.photo_size)
             places = tuple(
-                Place(coordinates_prior(o, features.photo_size), None, o.box, o.points, o.label)
-                for o in answer.objects
+                Place(prior, None, o.box, o.points, o.label)
+                for o, prior in zip(answer.objects, priors, strict=True)
             )
             return Located(FOUND, reason.strip(), places)
         if not transcript.is_finished:
@@ -156,18 +202,9 @@ class CoordinateSegmenter:
             return Located(NOTHING_FOUND, "The model wrote an empty list: nothing fits.")
         return Located(UNFINISHED, answer.problem)
 
-    @torch.no_grad()
-    def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
+    def draw(self, place: Place, features: CoordinateFeatures) -> np.ndarray:
         """The mask that SAM draws when prompted by a place's box and points."""
-        side, size = self.model.vision.side, features.photo_size
-        box = points = None
-        if place.box is not None:
-            corners = np.array(place.box).reshape(2, 2)
-            box = to_sam_points(corners, size, side).reshape(1, 4).to(self.device)
-        if place.points:
-            points = to_sam_points(np.array(place.points), size, side)[None].to(self.device)
-        mask_logits = self.model.decoder.from_coordinates(features.image_embedding, box, points)
-        return to_photo_frame(mask_logits, size, side)[0, 0].cpu().numpy() > 0
+        return self.sam.mask(features.embedding, place.box, place.points, features.photo_size)
 
 
 # --- reading what such a model writes
@@ -224,31 +261,46 @@ def read_answer(reply: str, seen_size: tuple[int, int], photo_size: tuple[int, i
     )
 
 
-def coordinates_prior(written: WrittenObject, photo_size: tuple[int, int]) -> np.ndarray:
-    """The prior of one thing, float32 [H, W] in [0, 1].
+def where_it_looked(
+    transcript: Transcript, count: int, photo_size: tuple[int, int]
+) -> list[np.ndarray]:
+    """The prior of each of `count` things, float32 [H, W] in [0, 1]: the attention, by the heads
+    that tell a place, of the tokens that wrote its numbers.
 
-    With u and v the distances from the point (else the box's centre) in units of its distance to
-    the box's side on that side: 2^−(u² + v²) inside the box, 0 outside. A point without a box is a
-    round spot of a twentieth of the photo.
+    Where the things cannot be told apart in the text, each gets the attention of all of them.
     """
-    height, width = photo_size
-    box = written.box
-    if box is None:
-        (x, y), reach = written.points[0], max(height, width) / 20
-        sides = (reach, reach, reach, reach)
-    else:
-        x, y = (
-            written.points[0] if written.points else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        )
-        x, y = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
-        sides = (x - box[0], box[2] - x, y - box[1], box[3] - y)
-    left, right, up, down = (max(s, 0.5) for s in sides)
-    dx, dy = np.arange(width) + 0.5 - x, np.arange(height) + 0.5 - y
-    u, v = dx / np.where(dx < 0, left, right), dy / np.where(dy < 0, up, down)
-    prior = 2.0 ** -(v[:, None] ** 2 + u[None] ** 2)
-    if box is not None:
-        prior[(np.abs(v)[:, None] > 1) | (np.abs(u)[None] > 1)] = 0
-    return prior.astype(np.float32)
+    looks = transcript.looks
+    if looks is None or not len(looks):
+        return [np.zeros(photo_size, np.float32)] * count
+    heads = looks.heads()
+    return [
+        as_prior(looks.map(words, heads), photo_size)
+        for words in words_of_numbers(transcript.pieces, count)
+    ]
+
+
+def words_of_numbers(pieces: tuple[str, ...], count: int) -> list[list[int]]:
+    """The tokens that wrote the numbers of each of `count` things, by their index in a reply."""
+    text = "".join(pieces)
+    start = text.find("</think>")
+    for length in (4, 2):  # boxes, else points
+        spans = [m.span() for m in _LISTS[length].finditer(text, max(start, 0))]
+        if len(spans) >= count:
+            break
+    if len(spans) < count:
+        spans = [(max(start, 0), len(text))]
+    if len(spans) != count:  # some were left out
+        spans = [(spans[0][0], spans[-1][1])] * count
+    ends = list(accumulate(map(len, pieces)))
+    starts = [0, *ends[:-1]]
+    return [
+        [i for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < last and b > first]
+        for first, last in spans
+    ]
+
+
+_NUMBER = r"\s*-?\d+(?:\.\d+)?\s*"
+_LISTS = {n: re.compile(r"\[" + ",".join([_NUMBER] * n) + r"\]") for n in (4, 2)}
 
 
 def _answer_text(reply: str) -> str:

@@ -2,11 +2,13 @@
 out."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from PIL import Image
 from tokenizers.decoders import DecodeStream
 
+from coprs_core.model.attention import Looks, observe
 from coprs_core.model.mllm import Mllm, Reading, VisualTokens, generate, see
 from coprs_core.model.segmenter import Written
 from coprs_core.prompts import encode_prompt
@@ -17,6 +19,7 @@ class LanguageModel:
 
     def __init__(self, mllm: Mllm, tokenizer: Any, image_processor: Any):
         self.mllm, self.tokenizer, self.image_processor = mllm, tokenizer, image_processor
+        observe(mllm)
 
     def see(self, picture: Image.Image) -> VisualTokens:
         """The visual tokens of an RGB picture that is already in the MLLM frame."""
@@ -32,14 +35,22 @@ class LanguageModel:
         return Reading(self.mllm, self.prompt(template, instruction, visual), visual)
 
     def write(
-        self, reading: Reading, focus_id: int | None, max_new_tokens: int
+        self,
+        reading: Reading,
+        focus_id: int | None,
+        max_new_tokens: int,
+        looks: Looks | None = None,
     ) -> Iterator[Written]:
-        """Greedy decoding, with the text that each token adds; see `mllm.generate`."""
+        """Greedy decoding, with the text that each token adds; see `mllm.generate`.
+
+        Where `looks` are given, what each token attends to is added to them.
+        """
         decode = DecodeStream(skip_special_tokens=False)
-        for step in generate(reading, focus_id, self.stop_ids, max_new_tokens):
+        feed = None if looks is None else partial(looks.feed, reading)
+        for step in generate(reading, focus_id, self.stop_ids, max_new_tokens, feed):
             ends = step.token in self.stop_ids
             text = "" if ends else decode.step(self.tokenizer.backend_tokenizer, step.token) or ""
-            yield Written(text, step.token, ends, step.focus_embedding)
+            yield Written(text, step.token, ends, step.focus_embedding, looks)
 
     @property
     def stop_ids(self) -> set[int]:

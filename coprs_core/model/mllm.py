@@ -6,6 +6,7 @@ disturb each other through the state that Hugging Face models keep between calls
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -41,6 +42,14 @@ class VisualTokens:
         return VisualTokens(
             self.features.to(device), grid, tuple(t.to(device) for t in self.deepstack)
         )
+
+    def cells(self, mllm: Mllm) -> tuple[int, int]:
+        """(rows, columns) in which the tokens lie; a square where there is no `grid`."""
+        if self.grid is None:
+            side = math.isqrt(len(self.features))
+            return side, side
+        merge = mllm.config.vision_config.spatial_merge_size
+        return int(self.grid[0, 1]) // merge, int(self.grid[0, 2]) // merge
 
     def seen_size(self, mllm: Mllm) -> tuple[int, int]:
         """(height, width) in pixels of the picture that the vision tower was given; needs a
@@ -153,7 +162,8 @@ _AT_A_TIME = 1024
 class Reading:
     """A prompt, read, and what is read after it; the cache makes every token cost one step only.
 
-    `last` [1, D] is the last hidden state, after the final norm, at the last token read.
+    `last` [1, D] is the last hidden state, after the final norm, at the last token read; `picture`
+    are the places of the visual tokens.
     """
 
     @torch.no_grad()
@@ -162,6 +172,7 @@ class Reading:
         self._cache_argument = cache_argument(type(mllm.model.language_model))
         embeddings, positions = embed_prompt(mllm, ids, visual)
         self._next, self._axes = int(positions.max()) + 1, positions.shape[:-1]
+        self.picture = _picture(ids, mllm.config.image_token_id)
         extra = {}
         if visual.deepstack:
             is_image = torch.tensor([ids], device=mllm.device) == mllm.config.image_token_id
@@ -205,21 +216,35 @@ class Reading:
         return self._mllm.model.language_model(**inputs, **extra).last_hidden_state
 
 
+def _picture(ids: list[int], image_id: int) -> slice:
+    """Where the visual tokens stand in a prompt; they stand side by side."""
+    if image_id not in ids:
+        return slice(0, 0)
+    start = ids.index(image_id)
+    return slice(start, start + ids.count(image_id))
+
+
 def generate(
-    reading: Reading, focus_id: int | None, stop_ids: set[int], max_new_tokens: int
+    reading: Reading,
+    focus_id: int | None,
+    stop_ids: set[int],
+    max_new_tokens: int,
+    feed: Callable[[list[int]], Tensor] | None = None,
 ) -> Iterator[Step]:
     """Decode greedily, one `Step` a token, in one pass of the language model.
 
     The focus embedding is the last hidden state, after the final norm, at the step that consumes
     the focus token; nothing is generated after it (`focus_id` None: there is none). Stop tokens end
-    the reply and are yielded. Closing the generator ends it at once.
+    the reply and are yielded. Closing the generator ends it at once. `feed` reads a token in place
+    of `Reading.feed`.
     """
+    feed = feed or reading.feed
     for _ in range(max_new_tokens):
         token = reading.likeliest()
         if token == focus_id:
-            yield Step(token, reading.feed([token])[-1:])
+            yield Step(token, feed([token])[-1:])
             return
         yield Step(token)
         if token in stop_ids:
             return
-        reading.feed([token])
+        feed([token])

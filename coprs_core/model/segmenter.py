@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coprs_core.model.attention import Looks
 from coprs_core.model.mllm import VisualTokens
 from coprs_core.photos import Photo
 from coprs_core.prompts import Outcome, PriorKind
@@ -61,12 +62,14 @@ class Written:
         token: its id; None where a model gives text alone.
         ends: whether the model ended its reply here.
         focus_embedding: [1, D], with the focus token.
+        looks: what the tokens of this reply attend to, so far; None where it is not observed.
     """
 
     text: str
     token: int | None = None
     ends: bool = False
     focus_embedding: Tensor | None = None
+    looks: Looks | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +81,16 @@ class Transcript:
         is_finished: False where it ran out of tokens.
         max_new_tokens: the bound that it was given.
         focus_embedding: [1, D], where it wrote a focus token.
+        pieces: what each token added to the text.
+        looks: what the tokens attend to; None where it was not observed.
     """
 
     text: str
     is_finished: bool
     max_new_tokens: int
     focus_embedding: Tensor | None = None
+    pieces: tuple[str, ...] = ()
+    looks: Looks | None = None
 
 
 @dataclass(frozen=True, eq=False)

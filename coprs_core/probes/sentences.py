@@ -24,7 +24,7 @@ from coprs_core.probes.finding import Finding, NotApplicable
 from coprs_core.probes.focus import FocusView, guarded, reread, view_at
 from coprs_core.prompts import SENTENCE_END
 
-SETTLED_IOU = 0.5
+SETTLED_IOU, MAX_SENTENCES = 0.5, 64
 SAVED_SIDE, FIGURE_SIDE = 1024, 640
 """Priors in the file and pictures in the figure are at most this long a side, in pixels."""
 
@@ -69,8 +69,14 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
     other."""
     _, features, reading = reread(engine, image, result)
     ids, views, read = list(result.reply_ids), [], 0
-    closing = _closing(engine.focus, ids)
-    for end, sentence in _sentences(engine.focus, result):
+    closing, sentences = _closing(engine.focus, ids), _sentences(engine.focus, result)
+    if len(sentences) > MAX_SENTENCES:
+        raise NotApplicable(
+            f"This thought has {len(sentences)} sentences and at most {MAX_SENTENCES} are traced: "
+            "ask for a shorter one.",
+            "sentences",
+        )
+    for end, sentence in sentences:
         if end > read:
             reading.feed(ids[read:end])
             read = end

@@ -86,7 +86,7 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
     """
     focus = engine.focus
     photo, features, reading = reread(engine, image, result)
-    if result.prior is None:
+    if result.prior is None or not result.prior.any():
         raise NotApplicable(
             "This answer found nothing, so there is nothing to zoom into: "
             "ask for something it finds.",

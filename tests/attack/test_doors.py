@@ -26,6 +26,7 @@ from app.serving import ModelServer
 from app.ui import build, launch
 from app.uploads import NO_ROOM, REFUSED, UNEXPECTED, bound, use_private_folder
 from coprs_core.answer.engine import Engine
+from coprs_core.photos import open_photo
 from tests.conftest import slowed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,11 @@ def asked(url: str, number: int, data: list, session: str = "s") -> dict:
     body = {"fn_index": number, "session_hash": session, "data": data, "trigger_id": None}
     joined = httpx.post(f"{url}gradio_api/queue/join", json=body)
     assert joined.status_code == 200, joined.text
+    return last_message(url, session)
+
+
+def last_message(url: str, session: str) -> dict:
+    """The last message of what a session has just asked."""
     with httpx.stream(
         "GET", f"{url}gradio_api/queue/data", params={"session_hash": session}, timeout=60
     ) as stream:
@@ -173,6 +179,7 @@ def test_the_door_beside_the_queue_is_closed(url):
 
 def test_work_is_bounded_whatever_the_door(mini):
     server, most, running = ModelServer(Engine(mini.checkpoint), at_once=2), [], []
+    photo = open_photo(np.zeros((9, 9, 3), np.uint8))
 
     def work(engine, photo):
         running.append(1)
@@ -180,7 +187,7 @@ def test_work_is_bounded_whatever_the_door(mini):
         time.sleep(0.1)
         running.pop()
 
-    threads = [threading.Thread(target=server.ask, args=(work, None)) for _ in range(8)]
+    threads = [threading.Thread(target=server.ask, args=(work, photo)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -297,6 +304,179 @@ def test_nothing_is_seen_before_the_password_and_it_cannot_be_guessed_fast(mini)
         assert refused.status_code == 429 and "wrong passwords" in refused.json()["detail"]
         assert visitor.get(f"{url}config").status_code == 200  # who is in stays in
     demo.close()
+
+
+def test_many_passwords_at_once_are_no_way_around_the_bound(mini):
+    """Half of each request is sent before the first is counted."""
+    demo = build(ModelServer(mini))
+    _, url, _ = launch(demo, Listening(password="me:secret"), quiet=True)
+    host, port = re.fullmatch(r"http://([^:]+):(\d+)/", url).groups()
+    body = b"username=me&password=wrong"
+    head = (
+        f"POST /login HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
+        f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    waiting = [socket.create_connection((host, int(port))) for _ in range(60)]
+    for connection in waiting:
+        connection.sendall(head + body[:-1])
+    time.sleep(1)
+    for connection in waiting:
+        connection.sendall(body[-1:])
+    answers = [connection.recv(100) for connection in waiting]
+    tried = sum(b" 400 " in answer for answer in answers)
+    assert tried <= MAX_WRONG_PASSWORDS and sum(b" 429 " in a for a in answers) == 60 - tried
+    demo.close()
+
+
+# --- other pages
+
+
+@pytest.mark.parametrize(
+    "way", ["config", "gradio_api/info", "gradio_api/token", "gradio_api/file=x", "logout"]
+)
+def test_no_other_page_reads_an_answer(url, way):
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "http://localhost:3000"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+    ):
+        assert httpx.get(f"{url}{way}", headers=headers).status_code == 403, headers
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert httpx.get(url, headers=link).status_code == 200  # a link opens the page
+    assert httpx.get(f"{url}logout", headers=link).status_code == 403
+
+
+def test_no_origin_is_told_that_it_may_read(url):
+    own = url.rstrip("/")
+    for origin in (own, "https://evil.example", "http://localhost:1"):
+        preflight = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        for answer in (
+            httpx.get(url, headers={"Origin": origin, "Sec-Fetch-Mode": "navigate"}),
+            httpx.options(f"{url}gradio_api/queue/join", headers=preflight),
+        ):
+            assert not [h for h in answer.headers if h.startswith("access-control")], origin
+
+
+def test_a_stranger_does_not_say_where_the_page_lies(url):
+    for header in ("X-Forwarded-Host", "X-Gradio-Server"):
+        told = httpx.get(f"{url}config", headers={header: "http://evil.example/"})
+        assert "evil" not in told.text
+    for host in ("127.0.0.1:1,evil.example", "127.0.0.1#", "localhost/evil"):
+        assert httpx.get(url, headers={"Host": host}).status_code == 400
+
+
+# --- beside the queue
+
+
+def test_paintings_are_few_and_small(running):
+    url, process = running
+    [number] = [
+        c["id"]
+        for c in httpx.get(f"{url}config").json()["components"]
+        if c["type"] == "imageeditor"
+    ]
+
+    def paint(content: bytes, **values) -> int:
+        form = {"session_hash": "s", "component_id": number, "fn_name": "accept_blobs"} | values
+        return httpx.post(
+            f"{url}gradio_api/component_server",
+            data=form,
+            files={"files": ("blob", content)},
+            timeout=60,
+        ).status_code
+
+    before = process.memory_info().rss
+    paint(b"x", index="100000000", id="a", type="layer")
+    for i in range(40):
+        paint(b"x" * 6_000_000, index="null", id=f"b{i}", type="background")
+    assert process.memory_info().rss - before < 200e6
+    for broken in ({"index": "x"}, {}, {"index": "-1", "id": "c", "type": "layer"}):
+        assert paint(b"x", **broken) in (200, 400)
+    assert paint(b"x" * 100, index="0", id="d", type="layer") == 200
+
+
+def test_a_broken_request_beside_the_queue_is_one_sentence(running):
+    url, _ = running
+    for path, body in (
+        ("gradio_api/component_server", '"text"'),
+        ("gradio_api/component_server", "[1]"),
+    ):
+        answer = httpx.post(
+            f"{url}{path}", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code in (400, 404, 422) and answer.text
+    answer = httpx.get(f"{url}gradio_api/custom_component/x/client/component/a.js")
+    assert answer.status_code in (400, 404)
+
+
+def test_an_event_names_no_path_either(url):
+    """What a browser says of the picture that was clicked goes through the same gate."""
+    config = httpx.get(f"{url}config").json()
+    galleries = {c["id"] for c in config["components"] if c["type"] == "gallery"}
+    picks = [
+        d
+        for d in config["dependencies"]
+        if d["backend_fn"] and any(t[0] in galleries for t in d["targets"])
+    ]
+    assert picks
+    said = set()
+    for pick in picks:
+        for path in ("/etc/passwd", "/nowhere", "/proc/1/root/x", "x" * 5000, "\0"):
+            body = {
+                "fn_index": pick["id"],
+                "session_hash": "e",
+                "data": [None] * len(pick["inputs"]),
+                "trigger_id": pick["targets"][0][0],
+                "event_data": {"index": 99, "value": {"image": {"path": path}}},
+            }
+            joined = httpx.post(f"{url}gradio_api/queue/join", json=body)
+            assert joined.status_code == 200
+            said.add(last_message(url, "e")["output"]["error"])
+    assert said == {REFUSED}
+
+
+def test_which_folders_there_are_is_not_told(url):
+    client = Client(url, verbose=False)
+    said = set()
+    for folder in ("/etc", "/nowhere/at/all", "/root"):
+        with pytest.raises(Exception, match="There is no checkpoint") as problem:
+            client.predict(folder, api_name="/use_model")
+        said.add(str(problem.value).replace(folder, "…"))
+    assert len(said) == 1
+
+
+# --- large photos
+
+
+def test_a_large_photo_costs_bounded_memory_however_many_ask(running, tmp_path):
+    url, process = running
+    path = tmp_path / "flat.png"
+    Image.new("RGB", (8192, 8192), "red").save(path)
+    client = Client(url, verbose=False)
+    thought = "It is there."
+    result = client.predict(handle_file(path), "the red thing", thought, api_name="/focus_again")
+    height, width = result["photo_size"]
+    assert height * width <= 12_000_000 and height == width
+    before, peak, done = process.memory_info().rss, 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.05):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    jobs = [
+        Client(url, verbose=False).submit(handle_file(path), result, api_name="/download")
+        for _ in range(3)
+    ]
+    for job in jobs:
+        assert job.result(180).endswith(".zip")
+    done.set()
+    watcher.join()
+    print(f"three zips of a large photo at once: +{(peak - before) / 1e9:.2f} GB")
+    assert peak - before < 1.5e9
 
 
 # --- uploads

@@ -1,0 +1,114 @@
+"""`--model auto`: the best listed model for photos that fits this machine."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+
+from coprs_core.checkpoints.catalogue import Listed, listed, missing_bytes
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.sams import SAMS, choose_sam
+from coprs_core.errors import CoPRSError
+from coprs_core.machine import free_memory
+from coprs_core.sizes import free_disk, in_words
+
+AUTO = "auto"
+BEST_FIRST = ("qwen3-vl-8b", "qwen3-vl-4b", "qwen3-vl-2b")
+"""Models under a licence that is fit for everyone, Apache-2.0."""
+ON_A_CPU = ("qwen3-vl-2b",)
+"""A larger one would keep a person waiting for minutes."""
+SMALLER_SAMS = ("sam2.1-base-plus", "sam2.1-tiny")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a choice depends on: `device` ("cpu", "cuda" or "mps"), and free bytes of its `memory`
+    and of the `disk`."""
+
+    device: str
+    memory: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model with the SAM and the quantization it is loaded with on a kind of device; `download`
+    and `memory` in bytes."""
+
+    model: Listed
+    sam: str
+    quantization: str
+    download: int
+    memory: int
+    device: str
+
+    @property
+    def options(self) -> dict[str, str]:
+        """As fields of `LoadOptions`."""
+        return {"sam": self.sam, "quantization": self.quantization}
+
+    def __str__(self) -> str:
+        quantized = "" if self.quantization == "none" else f", {self.quantization}"
+        fetched = f"{in_words(self.download)} to download" if self.download else "downloaded"
+        return (
+            f"{self.model.name} with {self.sam}{quantized}: {fetched}, about "
+            f"{in_words(self.memory)} of memory ({self.model.licence})"
+        )
+
+
+def this_machine(device: torch.device) -> Machine:
+    """The machine as it is now."""
+    disk = free_disk(Path(constants.HF_HUB_CACHE))
+    return Machine(device.type, free_memory(device), disk)
+
+
+def choose(machine: Machine, options: LoadOptions | None = None) -> Choice:
+    """The best listed model that fits: the largest, first in 16 bits, then in 4; on a CPU the
+    smallest, in 4 bits. A SAM or a quantization that `options` name is kept.
+
+    Raises `CoPRSError` where none fits, with what is missing.
+    """
+    options = options or LoadOptions()
+    choices = _choices(machine, options)
+    for choice in choices:
+        if choice.memory <= machine.memory and choice.download <= machine.disk:
+            return choice
+    least = choices[-1]
+    raise CoPRSError(
+        f"No listed model for photos fits: {least.model.name} needs {in_words(least.memory)} of "
+        f"memory on {machine.device} and {in_words(least.download)} of disk, and "
+        f"{in_words(machine.memory)} and {in_words(machine.disk)} are free: close other programs, "
+        "make room, or stay with mini."
+    )
+
+
+def _choices(machine: Machine, options: LoadOptions) -> list[Choice]:
+    """Everything that may be chosen on such a machine, the best first."""
+    is_cpu = machine.device == "cpu"
+    preferred = choose_sam(options.sam, torch.device(machine.device))
+    sams = [preferred, *(SMALLER_SAMS if options.sam == "auto" and not is_cpu else ())]
+    can_quantize = machine.device in ("cpu", "cuda")
+    quantizations = ("nf4",) if is_cpu else ("none", "nf4") if can_quantize else ("none",)
+    if options.quantization != "auto":
+        quantizations = (options.quantization,)
+    models = [m for name in (ON_A_CPU if is_cpu else BEST_FIRST) if (m := listed(name))]
+    known = [sam for sam in sams if sam in SAMS] or ["sam2.1-large"]
+    return [
+        Choice(
+            model,
+            sam if sam in known else options.sam,
+            quantization,
+            missing_bytes(model, sam),
+            model.memory_needed(quantization, sam),
+            machine.device,
+        )
+        for model in models
+        for quantization in quantizations
+        for sam in known
+    ]
+
+
+def chosen(choice: Choice, options: LoadOptions) -> LoadOptions:
+    """The options with which a choice is loaded."""
+    return replace(options, **choice.options)

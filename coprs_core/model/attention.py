@@ -1,0 +1,178 @@
+"""Where the language model itself looks: the attention of its words to the picture's tokens,
+observed while it writes.
+
+Transformers lets an attention function be registered under a name. Ours computes a single query
+with two plain products, which a CPU does faster than the fused kernel, and gives the weights away;
+a prompt goes through the fused kernel as ever.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from coprs_core.model.mllm import Mllm, Reading
+
+NAME = "observed"
+MOST_QUERIES = 64
+"""More words than this at once are not observed: their weights would take too much memory."""
+LOCALIZATION_HEADS = 8
+LEAST_SHARE = 0.1
+"""Of its attention that a head has to give the picture to be asked where it looks."""
+MAX_BYTES = 256_000_000
+"""Of a reply's observed attention; the earliest words go first."""
+
+
+@dataclass(eq=False)
+class Observed:
+    """What one step of the language model attends to, one [words, heads, N] a layer, where the
+    picture's N tokens are those of `picture`."""
+
+    picture: slice
+    layers: list[Tensor] = field(default_factory=list)
+
+    def weights(self) -> Tensor:
+        """float16 [words, layers × heads, N]."""
+        return torch.cat(self.layers, dim=1).half()
+
+
+_observed: ContextVar[Observed | None] = ContextVar("observed", default=None)
+
+
+@contextmanager
+def observing(picture: slice) -> Generator[Observed, None, None]:
+    """Inside, what the language model attends to among the picture's tokens is kept."""
+    seen = Observed(picture)
+    token = _observed.set(seen)
+    try:
+        yield seen
+    finally:
+        _observed.reset(token)
+
+
+def observe(mllm: Mllm) -> None:
+    """From now on the attention of this model's words can be observed; unobserved it computes as
+    before, bit for bit."""
+    mllm.model.language_model.config._attn_implementation = NAME
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """[B, heads, L, d] queries over [B, groups, S, d] keys and values → [B, L, heads, d]."""
+    batch, heads, words, depth = query.shape
+    seen = _observed.get()
+    if seen is None or words > MOST_QUERIES:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )
+    groups = key.shape[1]
+    grouped = query.reshape(batch, groups, heads // groups, words, depth)
+    scale = depth**-0.5 if scaling is None else scaling
+    scores = (grouped @ key[:, :, None].mT).float() * scale
+    if words > 1:
+        scores = scores.masked_fill(~_causal(attention_mask, words, key.shape[2], key.device), -1e9)
+    weights = scores.softmax(-1)
+    looks = weights[0, ..., seen.picture]
+    seen.layers.append(looks.flatten(0, 1).transpose(0, 1).detach())
+    mixed = weights.to(value.dtype) @ value[:, :, None]
+    return mixed.reshape(batch, heads, words, depth).transpose(1, 2).contiguous(), None
+
+
+def _causal(mask: Tensor | None, words: int, length: int, device: torch.device) -> Tensor:
+    """Which keys each of the last `words` positions may attend to, bool [..., words, length]."""
+    if mask is not None:
+        return mask[:, :, None] if mask.dtype == torch.bool else mask[:, :, None] >= 0
+    places = torch.arange(length, device=device)
+    return places[None] <= places[-words:, None]
+
+
+class Looks:
+    """What the words of one reply attend to, observed while it is written.
+
+    A model has hundreds of attention heads, and few of them tell a place ("localization heads",
+    Kang et al., arXiv 2503.06287, CVPR 2025). They are chosen here from the reply itself, without
+    labels, by how much a word tells about the place that its head looks at: the mutual information
+    of word and place, times the square root of the share of attention that goes to the picture.
+    A head that looks everywhere, or always at one spot, has none.
+
+    `grid` is the (rows, columns) in which the picture's tokens lie.
+    """
+
+    def __init__(self, grid: tuple[int, int]):
+        self.grid = grid
+        self._kept: deque[Tensor] = deque()
+        self._gone = 0
+
+    def feed(self, reading: Reading, ids: list[int]) -> Tensor:
+        """`Reading.feed`, observed; at most `MOST_QUERIES` tokens."""
+        with observing(reading.picture) as seen:
+            hidden = reading.feed(ids)
+        if seen.layers:
+            self.add(seen.weights())
+        return hidden
+
+    def add(self, weights: Tensor) -> None:
+        """Further words: [words, heads, N]."""
+        self._kept.extend(weights)
+        most = max(1, MAX_BYTES // max(1, self._kept[-1].nbytes))
+        while len(self._kept) > most:
+            self._kept.popleft()
+            self._gone += 1
+
+    def __len__(self) -> int:
+        """How many words were observed."""
+        return self._gone + len(self._kept)
+
+    def heads(self, count: int = LOCALIZATION_HEADS) -> list[int]:
+        """The heads that tell a place best in this reply, the best first."""
+        weights = torch.stack(tuple(self._kept)).float()  # [words, heads, N]
+        shares = weights.sum(-1)
+        places = weights / shares.clamp(min=1e-9)[..., None]
+        information = _entropy(places.mean(0)) - _entropy(places).mean(0)
+        share = shares.mean(0)
+        score = information * share.sqrt()
+        score[share < LEAST_SHARE] -= score.max() + 1  # only where there are too few others
+        return score.topk(min(count, len(score))).indices.tolist()
+
+    def map(self, words: Iterable[int], heads: list[int]) -> np.ndarray:
+        """Where these words look by these heads, together: float32 [rows, columns], the share of
+        attention that each cell gets; zeros where none of the words is kept."""
+        kept = [self._kept[i - self._gone] for i in words if self._gone <= i < len(self)]
+        if not kept:
+            return np.zeros(self.grid, np.float32)
+        seen = torch.stack([w[heads].float().mean(0) for w in kept]).mean(0)
+        return seen.reshape(self.grid).cpu().numpy()
+
+
+def as_prior(seen: np.ndarray, photo_size: tuple[int, int]) -> np.ndarray:
+    """A map [rows, columns] → a prior float32 [H, W] in [0, 1] at the photo's size, its highest
+    cell 1; bilinear."""
+    cells = torch.from_numpy(seen / max(float(seen.max()), 1e-9))[None, None]
+    prior = F.interpolate(cells, photo_size, mode="bilinear", align_corners=False)
+    return prior[0, 0].clamp(0, 1).numpy()
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    return -(shares * shares.clamp(min=1e-12).log()).sum(-1)
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

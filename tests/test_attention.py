@@ -1,0 +1,190 @@
+"""Where the model's own words look: observed while it writes, and by which heads it is told."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from coprs_core.model.attention import Looks, as_prior, observe, observing
+from coprs_core.model.language import LanguageModel
+from coprs_core.photos import open_photo
+from coprs_core.prompts import IMAGE_SLOT, INSTRUCTION_SLOT
+from coprs_core.world.questions import examples
+from coprs_core.world.scenes import draw_scene
+from tests import tiny
+
+TEMPLATE = f"<|im_start|>user\n<|vision_start|>{IMAGE_SLOT}<|vision_end|>{INSTRUCTION_SLOT}<|im_end|>\n<|im_start|>assistant\n"
+MODELS = [tiny.qwen, tiny.qwen3, tiny.llava]
+WORDS = [40, 41, 42, 300, 301, 302]
+
+
+def language_of(make, tmp_path) -> LanguageModel:
+    from coprs_core.checkpoints.hugging_face import load_image_processor
+
+    mllm = make()
+    folder = tiny.save_mllm(tmp_path / "mllm", mllm, weights=False)
+    return LanguageModel(mllm, tiny.TOKENIZER, load_image_processor(folder))
+
+
+def reading_of(language: LanguageModel, seed: int = 1):
+    photo = open_photo(draw_scene(seed).image).image.resize((112, 84))
+    return language.reading(TEMPLATE, "the umbrella", language.see(photo))
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_observed_the_model_computes_the_same(make, tmp_path):
+    language = language_of(make, tmp_path)
+    plain, seen = reading_of(language), reading_of(language)
+    looks = Looks(grid_of(language))
+    for word in WORDS:
+        expected, got = plain.feed([word]), looks.feed(seen, [word])
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert len(looks) == len(WORDS)
+
+
+def grid_of(language: LanguageModel) -> tuple[int, int]:
+    photo = open_photo(draw_scene(1).image).image.resize((112, 84))
+    return language.see(photo).cells(language.mllm)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_what_is_observed_is_the_attention_itself(make, tmp_path):
+    """The weights of transformers' own eager attention, layer by layer, head by head."""
+    language = language_of(make, tmp_path)
+    text = language.mllm.model.language_model
+    reading = reading_of(language)
+    with observing(reading.picture) as seen:
+        reading.feed(WORDS[:1])
+    eager = reading_of(language)
+    text.config._attn_implementation = "eager"
+    weights = []
+    hooks = [
+        layer.self_attn.register_forward_hook(lambda _m, _i, out: weights.append(out[1]))
+        for layer in text.layers
+    ]
+    eager.feed(WORDS[:1])
+    for hook in hooks:
+        hook.remove()
+    observe(language.mllm)
+    expected = torch.cat([w[0, :, 0, eager.picture] for w in weights])
+    got = seen.weights()[0].float()
+    assert got.shape == expected.shape and got.shape[1] > 4
+    torch.testing.assert_close(got, expected.float(), atol=2e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_words_read_together_look_as_words_read_one_by_one(make, tmp_path):
+    language = language_of(make, tmp_path)
+    one, together = reading_of(language), reading_of(language)
+    apart, at_once = Looks(grid_of(language)), Looks(grid_of(language))
+    hidden = torch.cat([apart.feed(one, [word]) for word in WORDS])
+    torch.testing.assert_close(at_once.feed(together, WORDS), hidden, atol=1e-4, rtol=1e-4)
+    for i in range(len(WORDS)):
+        np.testing.assert_allclose(at_once.map([i], [0, 3]), apart.map([i], [0, 3]), atol=2e-3)
+
+
+def test_two_visitors_do_not_see_each_others_attention(tmp_path):
+    language = language_of(tiny.qwen3, tmp_path)
+    seen = {}
+
+    def visit(seed: int) -> None:
+        looks, reading = Looks(grid_of(language)), reading_of(language, seed)
+        for word in WORDS * 3:
+            looks.feed(reading, [word])
+        seen[seed] = (len(looks), looks.map([5], [1]))
+
+    alone = {}
+    for seed in (1, 2):
+        visit(seed)
+        alone[seed] = seen[seed][1]
+    threads = [threading.Thread(target=visit, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in (1, 2):
+        assert seen[seed][0] == 3 * len(WORDS)
+        np.testing.assert_array_equal(seen[seed][1], alone[seed])
+
+
+def test_a_long_reply_keeps_its_last_words(monkeypatch):
+    monkeypatch.setattr("coprs_core.model.attention.MAX_BYTES", 5 * 4 * 6 * 2)
+    looks = Looks((2, 3))
+    for i in range(9):
+        looks.add(torch.full((1, 4, 6), float(i)).half())
+    assert len(looks) == 9
+    assert looks.map([8], [0]).max() == 8 and looks.map([4], [0]).max() == 4
+    assert looks.map([3], [0]).max() == 0  # gone
+    assert looks.map([], [0]).shape == (2, 3)
+
+
+def test_heads_that_look_everywhere_or_at_one_spot_tell_no_place():
+    generator = torch.Generator().manual_seed(0)
+    words, cells = 30, 12
+    weights = torch.zeros(words, 4, cells)
+    weights[:, 0] = 0.9 / cells  # everywhere
+    weights[:, 1, 7] = 0.9  # a sink
+    places = torch.randint(cells, (words,), generator=generator)
+    weights[torch.arange(words), 2, places] = 0.8  # where the word is
+    weights[torch.arange(words), 3, places] = 0.01  # the same, and nearly nothing of it
+    looks = Looks((3, 4))
+    looks.add(weights.half())
+    assert looks.heads(1) == [2]
+    assert looks.heads(9)[-1] == 3 and len(looks.heads(9)) == 4
+    prior = as_prior(looks.map([3], [2]), (30, 40))
+    assert prior.shape == (30, 40) and prior.max() == pytest.approx(1) and prior.min() == 0
+    row, column = divmod(int(places[3]), 4)
+    assert prior[row * 10 + 5, column * 10 + 5] > 0.9
+
+
+# --- on the miniature: attention alone, no label, heads chosen from each answer itself
+
+
+def localized(mini, count: int) -> tuple[list[bool], list[bool]]:
+    """Of validation scenes answered with a focus token: whether the brightest cell lies on the
+    target at the focus token, and on the named thing at the word of its kind."""
+    focus, language = mini.segmenter, mini.segmenter.language
+    at_token, at_word = [], []
+    for scene, question in examples("validation", 0, count):
+        if question.target is None:
+            continue
+        features = mini.read(open_photo(scene.image))
+        reading = focus.reading(question.instruction, features)
+        looks = Looks(features.visual.cells(language.mllm))
+        ids = [s.token for s in language.write(reading, focus.focus_id, 160, looks)]
+        if ids[-1] != focus.focus_id:
+            continue
+        heads, mask = looks.heads(), scene.mask(question.target)
+        at_token.append(brightest_is_on(looks.map([len(ids) - 1], heads), mask))
+        for i, piece in enumerate(language.pieces_of(ids)):
+            named = [j for j, thing in enumerate(scene.things) if thing.kind == piece.strip()]
+            if len(named) == 1:
+                at_word.append(brightest_is_on(looks.map([i], heads), scene.mask(named[0])))
+    return at_token, at_word
+
+
+def brightest_is_on(seen: np.ndarray, mask: np.ndarray) -> bool:
+    rows, columns = seen.shape
+    row, column = divmod(int(seen.argmax()), columns)
+    height, width = mask.shape
+    return bool(
+        mask[
+            row * height // rows : (row + 1) * height // rows,
+            column * width // columns : (column + 1) * width // columns,
+        ].any()
+    )
+
+
+def test_attention_alone_tells_the_place(mini):
+    at_token, at_word = localized(mini, 50)
+    assert np.mean(at_token) >= 0.88 and np.mean(at_word) >= 0.66 and len(at_word) > 100
+
+
+@pytest.mark.slow
+def test_attention_alone_tells_the_place_on_500_scenes(mini):
+    at_token, at_word = localized(mini, 500)
+    print(
+        f"focus token {np.mean(at_token):.3f} of {len(at_token)}, words {np.mean(at_word):.3f} of {len(at_word)}"
+    )
+    assert np.mean(at_token) >= 0.90 and np.mean(at_word) >= 0.70

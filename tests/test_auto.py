@@ -1,0 +1,134 @@
+"""Which model fits which machine, and what the catalogue says of their sizes."""
+
+import pytest
+import torch
+from transformers import (
+    Qwen3VLForConditionalGeneration,
+    Sam2Config,
+    Sam2Model,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+)
+
+from coprs_core import CoPRSError
+from coprs_core.checkpoints import auto, load
+from coprs_core.checkpoints.auto import Machine, choose
+from coprs_core.checkpoints.catalogue import CATALOGUE, listed
+from coprs_core.checkpoints.options import SAM_NAMES, LoadOptions
+from coprs_core.checkpoints.sams import SAMS
+from coprs_core.checkpoints.tensors import _LINEAR
+from coprs_core.random_weights import (
+    HIERA_SIZES,
+    QWEN3_SIZES,
+    qwen3_config,
+    sam2_vision_config,
+)
+
+GB = 1_000_000_000
+DISK = 100 * GB
+MACHINES = [  # free memory of a machine with that much: the system and the screen take their share
+    ("no GPU, 8 GB", "cpu", 5.0, "qwen3-vl-2b", "sam2.1-tiny", "nf4"),
+    ("no GPU, 16 GB", "cpu", 12.0, "qwen3-vl-2b", "sam2.1-tiny", "nf4"),
+    ("no GPU, 24 GB", "cpu", 20.0, "qwen3-vl-2b", "sam2.1-tiny", "nf4"),
+    ("a card of 6 GB", "cuda", 5.6, "qwen3-vl-4b", "sam2.1-large", "nf4"),
+    ("a card of 8 GB", "cuda", 7.5, "qwen3-vl-4b", "sam2.1-large", "nf4"),
+    ("a card of 12 GB", "cuda", 11.4, "qwen3-vl-8b", "sam2.1-large", "nf4"),
+    ("a card of 16 GB", "cuda", 15.4, "qwen3-vl-8b", "sam2.1-large", "nf4"),
+    ("a card of 24 GB", "cuda", 23.2, "qwen3-vl-8b", "sam2.1-large", "none"),
+    ("a card of 48 GB", "cuda", 47.0, "qwen3-vl-8b", "sam2.1-large", "none"),
+    ("a card of 80 GB", "cuda", 79.0, "qwen3-vl-8b", "sam2.1-large", "none"),
+    ("Apple, 16 GB", "mps", 11.0, "qwen3-vl-4b", "sam2.1-large", "none"),
+    ("Apple, 8 GB", "mps", 5.9, "qwen3-vl-2b", "sam2.1-large", "none"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_cached(monkeypatch):
+    monkeypatch.setattr("coprs_core.checkpoints.catalogue.cached_snapshot", lambda repo: None)
+    monkeypatch.setattr("coprs_core.checkpoints.catalogue.is_cached", lambda name: False)
+
+
+@pytest.mark.parametrize("row", MACHINES, ids=[row[0] for row in MACHINES])
+def test_what_is_chosen_fits_and_is_free_for_everyone(row):
+    _, device, memory, model, sam, quantization = row
+    choice = choose(Machine(device, int(memory * GB), DISK))
+    assert (choice.model.name, choice.sam, choice.quantization) == (model, sam, quantization)
+    assert choice.memory <= memory * GB and choice.model.licence == "Apache-2.0"
+    assert f"{model} with {sam}" in str(choice) and "GB to download" in str(choice)
+
+
+def test_what_is_named_is_kept():
+    named = LoadOptions(sam="vit_b", quantization="int8")
+    choice = choose(Machine("cuda", 30 * GB, DISK), named)
+    assert (choice.sam, choice.quantization) == ("vit_b", "int8")
+    assert (
+        choose(Machine("cpu", 20 * GB, DISK), LoadOptions(quantization="none")).quantization
+        == "none"
+    )
+
+
+@pytest.mark.parametrize("memory, disk", [(2, 100), (20, 3)])
+def test_where_nothing_fits_the_sentence_says_what_is_missing(memory, disk):
+    with pytest.raises(
+        CoPRSError, match="No listed model for photos fits: qwen3-vl-2b needs .*or stay with mini"
+    ):
+        choose(Machine("cpu", memory * GB, disk * GB))
+
+
+def test_what_is_downloaded_already_needs_no_disk(monkeypatch):
+    monkeypatch.setattr("coprs_core.checkpoints.catalogue.cached_snapshot", lambda repo: repo)
+    monkeypatch.setattr("coprs_core.checkpoints.catalogue.is_cached", lambda name: True)
+    choice = choose(Machine("cpu", 20 * GB, 0))
+    assert choice.download == 0 and ": downloaded, about" in str(choice)
+
+
+def test_auto_says_its_choice_in_one_line_and_loads_it(monkeypatch):
+    monkeypatch.setattr(auto, "free_memory", lambda device: 20 * GB)
+    monkeypatch.setattr(load, "find", lambda name, report: Found(name))
+    lines = []
+    found = load.load_checkpoint("auto", LoadOptions("cpu"), lines.append)
+    assert found == ("qwen3-vl-2b", "sam2.1-tiny", "nf4")
+    [line] = lines
+    assert line.startswith("auto: qwen3-vl-2b with sam2.1-tiny, nf4: 4.4 GB to download, about ")
+
+
+class Found:
+    """In place of a source, which would download."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def load(self, options, device, report):
+        return self.name, options.sam, options.quantization
+
+
+# --- the sizes follow from the published configs
+
+
+@pytest.mark.parametrize("size", QWEN3_SIZES)
+def test_the_catalogue_counts_as_the_published_config_does(size):
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(qwen3_config(size))
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "visual" not in k)
+    known = listed(f"qwen3-vl-{size}")
+    assert (known.linear, known.other) == (linear, sum(sizes.values()) - linear)
+    assert known.download == pytest.approx(2 * sum(sizes.values()), rel=0.005)
+    assert listed("egm-4b").linear == listed("qwen3-vl-4b").linear
+
+
+@pytest.mark.parametrize("size", HIERA_SIZES)
+def test_sam2_counts_as_the_published_config_does(size):
+    vision = sam2_vision_config(size)
+    with torch.device("meta"):
+        used = Sam2Model(Sam2Config(vision_config=vision))
+        published = Sam2VideoModel(Sam2VideoConfig(vision_config=vision))
+    known = SAMS[f"sam2.1-{size}"]
+    assert known.parameters == sum(p.numel() for p in used.parameters())
+    assert known.download == 4 * sum(p.numel() for p in published.parameters())
+
+
+def test_names_are_the_same_everywhere():
+    assert tuple(SAMS) == SAM_NAMES
+    assert set(auto.BEST_FIRST) <= {m.name for m in CATALOGUE}
+    assert all(listed(name).licence == "Apache-2.0" for name in auto.BEST_FIRST)
