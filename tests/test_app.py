@@ -101,6 +101,7 @@ ENDPOINTS = {
     "/sentences": ["photo", "result"],
     "/words": ["photo", "result"],
     "/word": ["photo", "result", "word"],
+    "/attention": ["photo", "result"],
     "/heads": ["photo", "result"],
     "/focus_again": ["photo", "instruction", "thought"],
     "/compare": ["first", "second"],
@@ -340,6 +341,7 @@ def every_view(bad: str, found, server) -> dict[str, str]:
         "masthead": page.header("en", engine),
         "notice": page.notice("en", bad),
         "explanation": page.explanation("en", bad),
+        "unfamiliar": page.unfamiliar("en", bad, None, bad),
         "steps": page.steps("en", Update("thinking", bad, rate=3.0)),
         "thought": page.thought("en", Update("thinking", f"<think>{bad}</think>{bad}")),
         "thought_empty": page.thought("en"),
@@ -477,7 +479,8 @@ def test_a_wrong_option_of_the_app_is_one_sentence(options, words):
 
 def test_the_page_lists_every_model_and_why_one_does_not_fit(mini, monkeypatch):
     monkeypatch.setattr(catalogue, "free_memory", lambda device: 9_000_000_000)
-    rows = ModelServer(mini, CPU).rows()
+    unquantized = LoadOptions("cpu", quantization="none", sam="vit_h")
+    rows = ModelServer(mini, unquantized).rows()
     table, choices = page.models("en", rows), {n: label for label, n in page.choices(rows)}
     assert all(name in table for name in catalogue.NAMES)
     needs = "does not fit: needs 11.1 GB of memory on cpu, 9.0 GB free"
@@ -495,7 +498,7 @@ def test_a_model_can_be_switched_and_a_failure_leaves_the_old_one(mini, tmp_path
     assert str(other) in values["header"]
     (tmp_path / "empty").mkdir()
     *_, (html, _) = page_handlers.switch_model(str(tmp_path / "empty"))
-    assert "holds no coprs.json" in html and "failed" in html
+    assert "a folder that holds coprs.json" in html and "failed" in html
     assert server.engine.name == str(other)
     assert server.engine.segment(found[0].image, found[1].instruction).outcome == "found"
 

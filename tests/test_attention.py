@@ -1,14 +1,17 @@
 """Where the model's own words look: observed while it writes, and by which heads it is told."""
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 import torch
 
+from coprs_core import CoPRSError
 from coprs_core.model.attention import Looks, as_prior, observe, observing
 from coprs_core.model.language import LanguageModel
 from coprs_core.photos import open_photo
+from coprs_core.probes import attention
 from coprs_core.prompts import IMAGE_SLOT, INSTRUCTION_SLOT
 from coprs_core.world.questions import examples
 from coprs_core.world.scenes import draw_scene
@@ -188,3 +191,46 @@ def test_attention_alone_tells_the_place_on_500_scenes(mini):
         f"focus token {np.mean(at_token):.3f} of {len(at_token)}, words {np.mean(at_word):.3f} of {len(at_word)}"
     )
     assert np.mean(at_token) >= 0.90 and np.mean(at_word) >= 0.70
+
+
+# --- the probe
+
+
+def test_each_sentence_has_a_look_and_the_conclusion_looks_at_the_thing(mini, found, tmp_path):
+    scene, question, result = found
+    finding = attention.ask(mini, scene.image, result)
+    assert len(finding.looks) >= 3 and finding.of_heads == 36 and len(finding.heads) == 8
+    assert "".join(look.text for look in finding.looks).replace(" ", "") in (
+        result.reply.replace("<think>", "").replace(" ", "")
+    )
+    last = finding.looks[-1].seen
+    assert last.shape == result.photo_size and 0.9 < last.max() <= 1 and last.min() >= 0
+    assert result.mask[np.unravel_index(last.argmax(), last.shape)]
+    assert all(0 < look.share < 1 for look in finding.looks)
+    written = finding.save(tmp_path, open_photo(scene.image))
+    assert [p.name for p in written] == ["attention.json", "attention.npy", "attention.png"]
+    assert np.load(written[1]).shape == (len(finding.looks), *result.photo_size)
+    payloads = list(finding.payloads())
+    assert len(payloads) == len(finding.looks) and payloads[0]["map"].startswith("data:image/png")
+    assert mini.segment(scene.image, question.instruction).reply == result.reply
+
+
+def test_what_is_asked_of_the_wrong_model_is_a_sentence(mini, found):
+    scene, _, result = found
+    other = dataclasses.replace(result, model="another")
+    with pytest.raises(CoPRSError, match="load that model"):
+        attention.ask(mini, scene.image, other)
+    with pytest.raises(CoPRSError, match="same photo"):
+        attention.ask(mini, scene.image[:100], result)
+
+
+def test_the_looks_seen_while_writing_are_those_read_again(mini, found):
+    scene, question, result = found
+    focus, language = mini.segmenter, mini.segmenter.language
+    features = mini.read(open_photo(scene.image))
+    looks = Looks(features.visual.cells(language.mllm))
+    reading = focus.reading(question.instruction, features)
+    ids = [s.token for s in language.write(reading, focus.focus_id, 160, looks)]
+    assert tuple(ids) == result.reply_ids
+    finding = attention.ask(mini, scene.image, result)
+    assert set(looks.heads()) == set(finding.heads)

@@ -25,6 +25,7 @@ from coprs_core.model.coordinates import (
 )
 from coprs_core.model.mllm import Step
 from coprs_core.photos import open_photo
+from coprs_core.probes import attention
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
@@ -344,6 +345,14 @@ def test_the_mask_is_what_transformers_own_sam2_processor_draws(
         drawn = model(**inputs, multimask_output=False).pred_masks
     [mask] = processor.post_process_masks(drawn, inputs["original_sizes"])
     assert np.array_equal(mask[0, 0].numpy(), region.mask) and 0 < region.mask.mean() < 1
+
+
+def test_the_attention_probe_works_for_it_too(qwen3, monkeypatch):
+    writes(monkeypatch, qwen3, 'I see two. It is the left one.</think>[{"bbox_2d": [100, 250, 500, 750]}]')  # fmt: skip
+    photo = draw_scene(1).image
+    result = qwen3.segment(photo, "it")
+    texts = [look.text for look in attention.ask(qwen3, photo, result).looks]
+    assert texts[:2] == ["I see two.", "It is the left one."] and "bbox_2d" in texts[2]
 
 
 def test_a_broken_sam2_is_one_sentence(qwen3_folders, tmp_path):

@@ -20,6 +20,7 @@ from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints import catalogue, doctor, hugging_face, memory
 from coprs_core.checkpoints.catalogue import CATALOGUE, listed
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.sams import SAMS
 from coprs_core.machine import choose_dtype
 from coprs_core.metrics import iou
 from coprs_core.world.questions import examples
@@ -47,20 +48,22 @@ def test_the_tables_weights_are_those_of_the_published_configs(name, size):
 
 
 def test_the_tables_sam_sizes_are_segment_anythings():
-    for name, parameters in catalogue.SAM_PARAMETERS.items():
+    for name in ("vit_b", "vit_l", "vit_h"):
+        known = SAMS[name]
         with torch.device("meta"):
-            assert sum(p.numel() for p in sam_model_registry[name]().parameters()) == parameters
-        assert catalogue.SAM_FILES[name][1] == pytest.approx(4 * parameters, rel=0.001)
+            counted = sum(p.numel() for p in sam_model_registry[name]().parameters())
+        assert counted == known.parameters
+        assert known.download == pytest.approx(4 * known.parameters, rel=0.001)
 
 
 def test_models_lists_every_name_and_reads_the_machine_live(capsys, monkeypatch):
     assert main(["models", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
-    names = ["mini", "coprs", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "seg-zero-7b", "visionreasoner-7b"]
-    assert all(
-        n in text
-        for n in [*names, "sam_vit_h_4b8939.pth", "sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth"]
-    )
+    names = [
+        *("mini", "coprs", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b", "egm-4b"),
+        *("qwen2.5-vl-3b", "qwen2.5-vl-7b", "seg-zero-7b", "visionreasoner-7b"),
+    ]
+    assert all(name in text for name in (*names, *SAMS))
     main(["models", "--json", "--device", "cpu"])
     rows = {r["name"]: r for r in json.loads(capsys.readouterr().out)}
     assert list(rows) == names and rows["mini"]["fits"] and rows["mini"]["cached"]
@@ -129,7 +132,7 @@ from coprs_core import load
 from coprs_core.benchmark import peak_memory
 load("mini", device="cpu")  # libraries are not weights
 before = psutil.Process().memory_info().rss
-model = load(sys.argv[1], device="cpu", dtype="bf16").model
+model = load(sys.argv[1], device="cpu", dtype="bf16", quantization="none").model
 touched = sum(float(p.sum()) for p in model.parameters())
 weights = sum({p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}.values())
 print(weights, peak_memory(torch.device('cpu')) - before)

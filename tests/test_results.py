@@ -1,5 +1,6 @@
 """Answers to and from files; flags; an answer against another and against the truth."""
 
+import dataclasses
 import json
 import zipfile
 
@@ -171,7 +172,16 @@ def test_flags_hold_where_they_should():
     )
     nothing = np.zeros_like(good)
     assert flags(result_of(nothing, nothing.astype(np.float32))) == ("empty",)
-    assert set(FLAGS) == {"empty", "disagree", "border", "tiny", "scattered", "contradiction"}
+    strange = dataclasses.replace(result_of(good), distance=1.5)
+    assert flags(strange) == ("unfamiliar",)
+    assert flags(dataclasses.replace(strange, distance=0.9)) == ()
+    by_attention = {"prior_kind": "attention"}
+    assert flags(dataclasses.replace(result_of(good, far), **by_attention)) == ("elsewhere",)
+    assert flags(dataclasses.replace(result_of(good), **by_attention)) == ()
+    assert set(FLAGS) == {
+        *("unfamiliar", "empty", "disagree", "elsewhere", "border", "tiny", "scattered"),
+        "contradiction",
+    }
     two = (
         Region(good.astype(np.float32), good),
         Region(good.astype(np.float32), square(top=5, left=5)),

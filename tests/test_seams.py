@@ -191,6 +191,9 @@ class Middle:
     def read(self, photo):
         return OnlyItsSize(photo.size)
 
+    def distance(self, features):
+        return None
+
     def think(self, instruction, features, max_new_tokens):
         for word in ("<think>", f"It says {instruction}.", "</think>", "In the middle."):
             yield Written(word)
@@ -216,7 +219,11 @@ def middle() -> Engine:
 def test_a_new_kind_of_model_answers_streams_and_is_measured(middle, tmp_path):
     scene, question = next(examples("test", 0, 1))
     updates = list(middle.stream(scene.image, question.instruction))
-    assert [u.stage for u in updates] == ["reading", *["thinking"] * 4, "focus", "done"]
+    assert [u.stage for u in updates] == [
+        *["reading"] * 2,
+        *["thinking"] * 4,
+        *["focus", "done"],
+    ]
     result = updates[-1].result
     assert result.outcome == "found" and result.mask.mean() == 0.25 and result.prior_iou == 1
     assert result.reasoning == f"It says {question.instruction}." and result.model == "middle"

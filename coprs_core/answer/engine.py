@@ -18,6 +18,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import package_versions, within_memory
+from coprs_core.model.coordinates import CoordinateSegmenter
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Features, Located, Segmenter, Transcript
 from coprs_core.photos import Photo, PhotoLike, open_photo
@@ -117,6 +118,17 @@ class Engine:
             raise CoPRSError(
                 f"{self.name} writes coordinates and this asks about a focus token: "
                 "load a CoPRS checkpoint."
+            )
+        return self.segmenter
+
+    @property
+    def local(self) -> FocusTokenSegmenter | CoordinateSegmenter:
+        """The model as one whose language model runs here; raises `CoPRSError` where it does
+        not."""
+        if not isinstance(self.segmenter, FocusTokenSegmenter | CoordinateSegmenter):
+            raise CoPRSError(
+                f"{self.name} runs elsewhere and its attention is not seen from here: load a model "
+                "that runs here."
             )
         return self.segmenter
 

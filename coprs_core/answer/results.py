@@ -216,7 +216,7 @@ class Result:
             MemoryError,
         ) as problem:
             # what other exceptions say is about the reader, not about the answer
-            why = f" ({plain(problem)})" if isinstance(problem, ValueError) else ""
+            why = f" ({plain(problem)})" if isinstance(problem, ValueError | KeyError) else ""
             raise CoPRSError(f"This answer of CoPRS is broken{why}: save it again.") from problem
 
 
@@ -336,5 +336,5 @@ def _distance(value) -> float | None:
 
 def _text(value) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise TypeError(f"{str(value)[:40]!r} in the place of a text")
+        raise ValueError(f"{str(value)[:40]!r} in the place of a text")
     return value

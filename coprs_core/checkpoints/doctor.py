@@ -59,7 +59,7 @@ def examine(model: str, options: LoadOptions | None = None) -> list[Check]:
     checks.append(check)
     if source is None:
         return checks
-    checks += _files(source, choose_sam(options.sam, choose_device(options.device)))
+    checks += _files(source, _sam(options))
     if not any(c.problem for c in checks):
         checks += [_tokens(source), *_memory(model, options)]
     return checks
@@ -147,6 +147,14 @@ def _source(model: str) -> tuple[Source | None, Check]:
     except CoPRSError as problem:
         return None, Check("model", model, str(problem))
     return source, Check("model", f"{model}: {source.folder}, prior: {source.prior_kind}")
+
+
+def _sam(options: LoadOptions) -> str:
+    """The SAM that would be loaded; a device that is not there counts as a CPU."""
+    try:
+        return choose_sam(options.sam, choose_device(options.device))
+    except CoPRSError:
+        return choose_sam(options.sam, torch.device("cpu"))
 
 
 def _files(source: Source, sam: str) -> list[Check]:

@@ -48,6 +48,8 @@ files of --probe KINDS, with commas:
   sentences     sentences.*: where the model would have focused after each sentence of its
                 thought: priors (.npy), IoU with the answer and spread (.json), a figure (.png)
   words         words.json: the reply token by token, numbered for --word
+  attention     attention.*: where the words of each sentence looked: the language model's own
+                attention, by the heads that tell a place; for models without a focus token too
   heads         heads.*: the attention maps before they are fused (.npy, .json, .png)
   zoom          zoomed.*: prior and mask read again around the prior's mass, for small things
 

@@ -141,6 +141,11 @@ class Looks:
         """How many words were observed."""
         return self._gone + len(self._kept)
 
+    @property
+    def heads_in_all(self) -> int:
+        """How many attention heads the model has."""
+        return len(self._kept[-1])
+
     def heads(self, count: int = LOCALIZATION_HEADS) -> list[int]:
         """The heads that tell a place best in this reply, the best first."""
         weights = torch.stack(tuple(self._kept)).float()  # [words, heads, N]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from coprs_core.geometry import to_square
 from coprs_core.model.attention import Looks, as_prior
 from coprs_core.model.language import LanguageModel
-from coprs_core.model.mllm import Mllm, VisualTokens
+from coprs_core.model.mllm import Mllm, Reading, VisualTokens
 from coprs_core.model.sam import PromptedSam
 from coprs_core.model.segmenter import Located, Place, Transcript, Written
 from coprs_core.photos import Photo
@@ -175,9 +175,18 @@ class CoordinateSegmenter:
     def think(
         self, instruction: str, features: CoordinateFeatures, max_new_tokens: int
     ) -> Iterator[Written]:
-        reading = self.language.reading(self.template, instruction, features.visual)
+        reading = self.reading(instruction, features)
         looks = Looks(features.visual.cells(self.language.mllm))
         return self.language.write(reading, None, max_new_tokens, looks)
+
+    def reading(self, instruction: str, features: CoordinateFeatures) -> Reading:
+        """The question about a photo, read and ready for a reply."""
+        return self.language.reading(self.template, instruction, features.visual)
+
+    @property
+    def ends(self) -> set[int]:
+        """The tokens that end a thought at the latest."""
+        return self.language.stop_ids
 
     def locate(self, transcript: Transcript, features: CoordinateFeatures) -> Located:
         seen_size = features.visual.seen_size(self.language.mllm)

@@ -92,6 +92,11 @@ class FocusTokenSegmenter:
 
     # --- for the probes
 
+    @property
+    def ends(self) -> set[int]:
+        """The tokens that end a thought at the latest."""
+        return {self.focus_id, *self.language.stop_ids}
+
     def prompt(self, instruction: str, features: PhotoFeatures) -> list[int]:
         """Token ids of the question about a photo."""
         template = self.model.config.prompt_template

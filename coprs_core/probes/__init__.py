@@ -9,7 +9,7 @@ than the answer and have options of their own.
 from importlib import import_module
 from types import ModuleType
 
-PROBES = ("sentences", "words", "heads", "zoom")
+PROBES = ("sentences", "words", "attention", "heads", "zoom")
 STEMS = (
     *PROBES,
     "truth",

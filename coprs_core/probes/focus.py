@@ -89,7 +89,7 @@ def check_reply_ids(engine: Engine, result: Result) -> None:
             f"This answer was given by {result.model!r} and {engine.name!r} is in use: "
             "load that model."
         )
-    if max(result.reply_ids) >= engine.focus.language.vocabulary or min(result.reply_ids) < 0:
+    if max(result.reply_ids) >= engine.local.language.vocabulary or min(result.reply_ids) < 0:
         raise CoPRSError(
             f"This answer holds token ids that {engine.name!r} does not have: "
             "load the model that gave it."

@@ -19,6 +19,7 @@ from coprs_core.answer.pictures import prior_overlay, small_prior, thumbnail
 from coprs_core.answer.results import Result
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.model.focus_token import FocusTokenSegmenter
+from coprs_core.model.language import LanguageModel
 from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable
 from coprs_core.probes.focus import FocusView, guarded, reread, view_at
@@ -69,7 +70,10 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
     other."""
     _, features, reading = reread(engine, image, result)
     ids, views, read = list(result.reply_ids), [], 0
-    closing, sentences = _closing(engine.focus, ids), _sentences(engine.focus, result)
+    closing, sentences = (
+        _closing(engine.focus, ids),
+        sentences_of(engine.focus.language, ids, engine.focus.ends),
+    )
     if len(sentences) > MAX_SENTENCES:
         raise NotApplicable(
             f"This thought has {len(sentences)} sentences and at most {MAX_SENTENCES} are traced: "
@@ -128,10 +132,10 @@ def trace_figure(
     return figure
 
 
-def _sentences(focus: FocusTokenSegmenter, result: Result) -> list[tuple[int, str]]:
-    """(number of reply tokens, text) at the end of each sentence of the thought."""
-    ids = list(result.reply_ids)
-    pieces = focus.language.pieces_of(ids)[: _thought_end(focus, ids)]
+def sentences_of(language: LanguageModel, ids: list[int], ends: set[int]) -> list[tuple[int, str]]:
+    """(number of reply tokens, text) at the end of each sentence of a thought, which a closing tag
+    or one of the tokens `ends` ends."""
+    pieces = language.pieces_of(ids)[: _thought_end(language, ids, ends)]
     lengths, text = list(accumulate(map(len, pieces))), "".join(pieces)
     start = text.find("<think>") + len("<think>") if "<think>" in text else 0
     found = []
@@ -143,11 +147,9 @@ def _sentences(focus: FocusTokenSegmenter, result: Result) -> list[tuple[int, st
     return found
 
 
-def _thought_end(focus: FocusTokenSegmenter, ids: list[int]) -> int:
-    """Index of a thought's closing tag, else of the focus or stop token that ends it, else its
-    length."""
-    tag = focus.language.ids_of("</think>")
-    ends = {focus.focus_id, *focus.language.stop_ids}
+def _thought_end(language: LanguageModel, ids: list[int], ends: set[int]) -> int:
+    """Index of a thought's closing tag, else of the token that ends it, else its length."""
+    tag = language.ids_of("</think>")
     is_end = (ids[i] in ends or ids[i : i + len(tag)] == tag for i in range(len(ids)))
     return next((i for i, ends_here in enumerate(is_end) if ends_here), len(ids))
 
@@ -156,5 +158,5 @@ def _closing(focus: FocusTokenSegmenter, ids: list[int]) -> list[int]:
     """What ends a thought and focuses: as the reply itself did, else closing tag and focus
     token."""
     if ids[-1:] == [focus.focus_id]:
-        return ids[_thought_end(focus, ids) :]
+        return ids[_thought_end(focus.language, ids, focus.ends) :]
     return [*focus.language.ids_of("</think>"), focus.focus_id]

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
-from coprs_core.benchmark import qwen_config
 from coprs_core.checkpoints.doctor import examine
 from coprs_core.checkpoints.hugging_face import load_processor
 from coprs_core.checkpoints.limits import check_numbers
 from coprs_core.checkpoints.load import MINIATURE, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.model.coprs import CoPRSConfig
+from coprs_core.random_weights import qwen_config
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 

@@ -1,0 +1,53 @@
+"""The components of the page that more than one handler changes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Values = dict[Any, Any]
+"""New values by component."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The components that more than one handler changes, whatever tab they stand in.
+
+    header, notice, steps, thought, view, explained: HTML. ways: what stands in place of an answer
+    about a picture that the model does not know: unfamiliar, HTML, and the button photo_model.
+    photo, instruction: what is asked. strip: the recent answers' pictures. answered, recent: this
+    visitor's `Answered` and the tuple of the last.
+    """
+
+    header: Any
+    notice: Any
+    steps: Any
+    thought: Any
+    view: Any
+    explained: Any
+    ways: Any
+    unfamiliar: Any
+    photo_model: Any
+    photo: Any
+    instruction: Any
+    strip: Any
+    answered: Any
+    recent: Any
+
+    @property
+    def of_answer(self) -> list:
+        """What an answer changes."""
+        return [*self.of_beginning, self.unfamiliar, self.photo_model, self.recent, self.strip]
+
+    @property
+    def of_beginning(self) -> list:
+        """What another photo, or none, changes."""
+        return [self.steps, self.thought, self.view, self.answered, self.ways]
+
+    @property
+    def of_restoring(self) -> list:
+        """What an earlier answer changes when it comes back."""
+        return [self.photo, self.instruction, *self.of_answer]
+
+    @property
+    def of_opening(self) -> list:
+        """What is set when the page opens."""
+        return [self.header, self.notice, self.steps, self.thought, self.view]
