@@ -224,6 +224,15 @@ def test_what_is_asked_of_the_wrong_model_is_a_sentence(mini, found):
         attention.ask(mini, scene.image[:100], result)
 
 
+def test_a_reply_that_is_far_too_long_is_not_read_at_all(mini, found, monkeypatch):
+    scene, _, result = found
+    monkeypatch.setattr(mini.segmenter, "reading", lambda *_: pytest.fail("it was read"))
+    for ids in (result.reply_ids * 40, mini.segmenter.language.ids_of("So. " * 99)):
+        long = dataclasses.replace(result, reply_ids=tuple(ids))
+        with pytest.raises(CoPRSError, match="are looked into: ask for a shorter one"):
+            attention.ask(mini, scene.image, long)
+
+
 def test_the_looks_seen_while_writing_are_those_read_again(mini, found):
     scene, question, result = found
     focus, language = mini.segmenter, mini.segmenter.language

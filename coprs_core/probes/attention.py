@@ -23,6 +23,7 @@ from coprs_core.probes.finding import Finding, NotApplicable, Picture
 from coprs_core.probes.focus import check_reply_ids, guarded
 from coprs_core.probes.sentences import MAX_SENTENCES, sentences_of
 
+MAX_WORDS = 2048
 SHOWN_SIDE = 640
 """Pictures and saved maps are at most this long a side, in pixels."""
 
@@ -100,18 +101,19 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Attention:
     segmenter, photo = engine.local, open_photo(image)
     check_photo_size(result.photo_size, photo.size)
     check_reply_ids(engine, result)
-    features, language = engine.read(photo), segmenter.language
-    reading, ids = segmenter.reading(result.instruction, features), list(result.reply_ids)
+    language, ids = segmenter.language, list(result.reply_ids)
+    sentences = sentences_of(language, ids, segmenter.ends)
+    if len(sentences) > MAX_SENTENCES or len(ids) > MAX_WORDS:
+        raise NotApplicable(
+            f"This reply has {len(sentences)} sentences and {len(ids):,} tokens, and at most "
+            f"{MAX_SENTENCES} and {MAX_WORDS:,} are looked into: ask for a shorter one.",
+            "attention",
+        )
+    features = engine.read(photo)
+    reading = segmenter.reading(result.instruction, features)
     looks = Looks(features.visual.cells(language.mllm))
     for start in range(0, len(ids), MOST_QUERIES):
         looks.feed(reading, ids[start : start + MOST_QUERIES])
-    sentences = sentences_of(language, ids, segmenter.ends)
-    if len(sentences) > MAX_SENTENCES:
-        raise NotApplicable(
-            f"This thought has {len(sentences)} sentences and at most {MAX_SENTENCES} are traced: "
-            "ask for a shorter one.",
-            "attention",
-        )
     if (read := sentences[-1][0] if sentences else 0) < len(ids):
         sentences.append((len(ids), language.text_of(ids[read:]).strip()))
     heads, first, found = looks.heads(), 0, []
