@@ -52,6 +52,12 @@ _TIED = ("3b",)
 """Sizes whose output layer is the embeddings again."""
 
 
+_SMALLER_TOWER = {
+    "hidden_size": 1024,
+    "depth": 24,
+    "intermediate_size": 4096,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
 QWEN3_SIZES: dict[str, dict[str, dict[str, Any]]] = {  # as in the published configs of Qwen3-VL
     "2b": {
         "text": {
@@ -60,12 +66,7 @@ QWEN3_SIZES: dict[str, dict[str, dict[str, Any]]] = {  # as in the published con
             "intermediate_size": 6144,
             "num_attention_heads": 16,
         },
-        "vision": {
-            "hidden_size": 1024,
-            "depth": 24,
-            "intermediate_size": 4096,
-            "deepstack_visual_indexes": [5, 11, 17],
-        },
+        "vision": _SMALLER_TOWER,
     },
     "4b": {
         "text": {
@@ -74,12 +75,7 @@ QWEN3_SIZES: dict[str, dict[str, dict[str, Any]]] = {  # as in the published con
             "intermediate_size": 9728,
             "num_attention_heads": 32,
         },
-        "vision": {
-            "hidden_size": 1024,
-            "depth": 24,
-            "intermediate_size": 4096,
-            "deepstack_visual_indexes": [5, 11, 17],
-        },
+        "vision": _SMALLER_TOWER,
     },
     "8b": {
         "text": {

@@ -14,11 +14,9 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from coprs_core import load
 from coprs_core.checkpoints.load import MINIATURE
-from coprs_core.model.familiar import describe
 from coprs_core.photos import open_photo
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "photo_descriptions.npz"
@@ -38,18 +36,10 @@ def main() -> None:
     import skimage.data
 
     folder, engine = Path(skimage.data.__file__).parent, load("mini", device="cpu")
-    with torch.no_grad():
-        descriptions = [
-            describe(
-                engine.model.image_encoder(engine.segmenter.pixels(photo.image)),
-                photo.size,
-                engine.model.config.vision.side,
-            )
-            for photo in (open_photo(folder / name) for name in PHOTOGRAPHS)
-        ]
-    np.savez(
-        GOLDEN, names=PHOTOGRAPHS, descriptions=torch.stack(descriptions).numpy(), weights=weights()
-    )
+    descriptions = [
+        engine.segmenter.describe(open_photo(folder / name)).numpy() for name in PHOTOGRAPHS
+    ]
+    np.savez(GOLDEN, names=PHOTOGRAPHS, descriptions=np.stack(descriptions), weights=weights())
 
 
 if __name__ == "__main__":

@@ -61,6 +61,10 @@ def test_what_is_named_is_kept():
     named = LoadOptions(sam="vit_b", quantization="int8")
     choice = choose(Machine("cuda", 30 * GB, DISK), named)
     assert (choice.sam, choice.quantization) == ("vit_b", "int8")
+    own = choose(Machine("cuda", 30 * GB, DISK), LoadOptions(sam="/my/sam.pth"))
+    assert own.loading(LoadOptions("cuda", "bf16")) == LoadOptions(
+        "cuda", "bf16", own.quantization, "/my/sam.pth"
+    )
     assert (
         choose(Machine("cpu", 20 * GB, DISK), LoadOptions(quantization="none")).quantization
         == "none"

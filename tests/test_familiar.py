@@ -16,7 +16,7 @@ from coprs_core.__main__ import main
 from coprs_core.answer.flags import flags
 from coprs_core.checkpoints.familiar import FILE, load_familiar, save_familiar
 from coprs_core.checkpoints.load import MINIATURE
-from coprs_core.model.familiar import describe, learn
+from coprs_core.model.familiar import learn
 from coprs_core.photos import open_photo
 from coprs_core.world.questions import examples
 from tests import tiny
@@ -31,12 +31,9 @@ PACKAGED = [  # photographs that come with what is installed anyway
 ]
 
 
-@torch.no_grad()
 def distance(engine, image) -> float:
-    photo, segmenter = open_photo(image), engine.segmenter
-    embedding = segmenter.model.image_encoder(segmenter.pixels(photo.image))
-    side = segmenter.model.config.vision.side
-    return segmenter.familiar.distance(describe(embedding, photo.size, side))
+    segmenter = engine.segmenter
+    return segmenter.familiar.distance(segmenter.describe(open_photo(image)))
 
 
 def test_at_most_one_validation_scene_in_a_hundred_is_unfamiliar(mini):
@@ -94,7 +91,7 @@ def test_an_answer_about_a_photograph_says_so(mini, instruction):
 
 def test_the_command_line_says_so(capsys):
     main(["segment", str(PACKAGED[0]), "the cat", "--device", "cpu"])
-    assert "warning: The picture is unlike all" in capsys.readouterr().out
+    assert "warning: The picture is unlike nearly all" in capsys.readouterr().out
 
 
 # --- learnt, written, read

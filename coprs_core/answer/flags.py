@@ -10,8 +10,8 @@ from coprs_core.prompts import ATTENTION_PRIOR, FOUND, last_sentence
 
 FLAGS = {
     "unfamiliar": (
-        "The picture is unlike all that this model was trained on: the answer is a guess in the "
-        "words of another world."
+        "The picture is unlike nearly all that this model was trained on: the answer is a guess in "
+        "the words of another world."
     ),
     "empty": (
         "The mask is empty: the model wrote its focus token, but looks at nothing in the picture."

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
-from coprs_core.checkpoints.catalogue import Listed, listed, missing_bytes
+from coprs_core.checkpoints.catalogue import Listed, listed, missing_bytes, reckoned
 from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.checkpoints.sams import SAMS, choose_sam
+from coprs_core.checkpoints.sams import choose_sam
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import free_memory
 from coprs_core.sizes import free_disk, in_words
@@ -43,10 +43,9 @@ class Choice:
     memory: int
     device: str
 
-    @property
-    def options(self) -> dict[str, str]:
-        """As fields of `LoadOptions`."""
-        return {"sam": self.sam, "quantization": self.quantization}
+    def loading(self, options: LoadOptions) -> LoadOptions:
+        """The options with which it is loaded; device and precision are those given."""
+        return replace(options, sam=self.sam, quantization=self.quantization)
 
     def __str__(self) -> str:
         quantized = "" if self.quantization == "none" else f", {self.quantization}"
@@ -93,22 +92,16 @@ def _choices(machine: Machine, options: LoadOptions) -> list[Choice]:
     if options.quantization != "auto":
         quantizations = (options.quantization,)
     models = [m for name in (ON_A_CPU if is_cpu else BEST_FIRST) if (m := listed(name))]
-    known = [sam for sam in sams if sam in SAMS] or ["sam2.1-large"]
     return [
         Choice(
             model,
-            sam if sam in known else options.sam,
+            sam,
             quantization,
-            missing_bytes(model, sam),
-            model.memory_needed(quantization, sam),
+            missing_bytes(model, reckoned(sam)),
+            model.memory_needed(quantization, reckoned(sam)),
             machine.device,
         )
         for model in models
         for quantization in quantizations
-        for sam in known
+        for sam in sams
     ]
-
-
-def chosen(choice: Choice, options: LoadOptions) -> LoadOptions:
-    """The options with which a choice is loaded."""
-    return replace(options, **choice.options)

@@ -174,9 +174,13 @@ def rows(device: torch.device, options: LoadOptions | None = None) -> list[Row]:
     `options` say how they would be loaded; a SAM file of one's own counts as vit_h.
     """
     options = options or LoadOptions()
-    sam = choose_sam(options.sam, device)
-    sam = sam if sam in SAMS else OWN_SAM
+    sam = reckoned(choose_sam(options.sam, device))
     return [_row(m, device, options.quantization, sam) for m in CATALOGUE]
+
+
+def reckoned(sam: str) -> str:
+    """The published SAM by which sizes are reckoned: itself, or vit_h for a file of one's own."""
+    return sam if sam in SAMS else OWN_SAM
 
 
 def missing_bytes(model: Listed, sam: str) -> int:

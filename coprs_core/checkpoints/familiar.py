@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from coprs_core.checkpoints.tensors import reading
 from coprs_core.errors import CoPRSError
-from coprs_core.model.familiar import Familiar, describe, learn, pictures_needed
+from coprs_core.model.familiar import Familiar, learn, pictures_needed
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.photos import Photo
 
@@ -18,13 +18,8 @@ FILE = "familiar.safetensors"
 
 def learn_from(segmenter: FocusTokenSegmenter, pictures: Iterable[Photo]) -> Familiar:
     """What these pictures look like to a model; raises `CoPRSError` where they are too few."""
-    vision = segmenter.model.config.vision
-    with torch.no_grad():
-        descriptions = [
-            describe(segmenter.model.image_encoder(segmenter.pixels(p.image)), p.size, vision.side)
-            for p in pictures
-        ]
-    needed = pictures_needed(vision.channels)
+    descriptions = [segmenter.describe(picture) for picture in pictures]
+    needed = pictures_needed(segmenter.model.config.vision.channels)
     if len(descriptions) < needed:
         raise CoPRSError(
             f"There are {len(descriptions):,} pictures and this model needs at least {needed:,} to "

@@ -80,8 +80,17 @@ def load_mllm(
     check_size(empty, weight_files(folder), is_tied(config), folder)
     if quantization != "none":
         options["quantization_config"] = _quantization_config(empty, dtype, quantization)
-    with reading(f"The language model in {folder} cannot be loaded"), quietly():
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+    with reading(f"The language model in {folder} cannot be loaded"):
+        return load_strictly(AutoModelForImageTextToText, folder, device, dtype, **options)
+
+
+def load_strictly(
+    kind: Any, folder: Path, device: torch.device, dtype: torch.dtype, **options: Any
+) -> Any:
+    """A model of a kind of transformers; raises `CoPRSError` where a tensor has no place or a place
+    no tensor."""
+    with quietly():
+        model, info = kind.from_pretrained(
             folder,
             dtype=dtype,
             device_map={"": device},
@@ -90,7 +99,6 @@ def load_mllm(
             **LOCAL,
             **options,
         )
-        model, info = loaded
     wrong = [str(m) for m in info["mismatched_keys"]]
     refuse(folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), wrong)
     return model
@@ -195,8 +203,7 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
     """
     fault = f"The chat template in {folder} cannot be used"
     with reading(fault):
-        processor = AutoProcessor.from_pretrained(folder, **LOCAL)
-        template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+        template = getattr(load_processor(folder), "chat_template", None) or tokenizer.chat_template
         if not template:
             return CHATML
         content = [{"type": "image"}, {"type": "text", "text": QUESTION_SLOT}]

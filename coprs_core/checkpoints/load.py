@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from coprs_core.checkpoints.auto import AUTO, choose, chosen, this_machine
+from coprs_core.checkpoints.auto import AUTO, choose, this_machine
 from coprs_core.checkpoints.catalogue import NAMES, listed
 from coprs_core.checkpoints.downloads import Report, snapshot
 from coprs_core.checkpoints.hugging_face import check_quantization
@@ -38,7 +38,7 @@ def load_checkpoint(
     if name == AUTO:
         choice = choose(this_machine(device), options)
         (report or print)(f"auto: {choice}")
-        name, options = choice.model.name, chosen(choice, options)
+        name, options = choice.model.name, choice.loading(options)
     source = find(name, report)
     with within_memory(name, device, smaller_choice(options.quantization)):
         return source.load(options, device, report)

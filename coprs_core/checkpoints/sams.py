@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoImageProcessor, Sam2Config, Sam2Model
@@ -16,14 +15,13 @@ from coprs_core.checkpoints.downloads import (
     sam_path,
     snapshot,
 )
-from coprs_core.checkpoints.hugging_face import LOCAL, quietly, weight_files
+from coprs_core.checkpoints.hugging_face import LOCAL, load_strictly, quietly, weight_files
 from coprs_core.checkpoints.memory import LIBRARIES, global_attention
 from coprs_core.checkpoints.tensors import (
     count_weights,
     place_sam,
     read_sam,
     reading,
-    refuse,
     sam_configs,
 )
 from coprs_core.model.sam import Sam1, Sam2
@@ -133,19 +131,9 @@ def open_sam(name: str, report: Report | None = None) -> SamFile:
 
 
 def _load_sam2(folder: Path, device: torch.device, dtype: torch.dtype) -> Sam2:
-    with reading(f"SAM 2 in {folder} cannot be loaded"), quietly():
-        config = Sam2Config.from_pretrained(folder, **LOCAL)
-        loaded: Any = Sam2Model.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            device_map={"": device},
-            output_loading_info=True,
-            use_safetensors=True,
-            **LOCAL,
-        )
-        model, info = loaded
+    with reading(f"SAM 2 in {folder} cannot be loaded"):
+        with quietly():  # published files name the model that also follows things through videos
+            config = Sam2Config.from_pretrained(folder, **LOCAL)
+        model = load_strictly(Sam2Model, folder, device, dtype, config=config)
         image_processor = AutoImageProcessor.from_pretrained(folder, **LOCAL)
-    wrong = [str(m) for m in info["mismatched_keys"]]
-    refuse(folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), wrong)
     return Sam2(model.eval().requires_grad_(False), image_processor)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from coprs_core.geometry import to_mllm_frame, to_photo_frame, to_sam_frame, unpadded_size
@@ -57,7 +56,7 @@ class FocusTokenSegmenter:
     @torch.no_grad()
     def read(self, photo: Photo) -> PhotoFeatures:
         config = self.model.config
-        image_embedding = self.model.image_encoder(self.pixels(photo.image))
+        image_embedding = self.embed(photo)
         visual = self.language.see(to_mllm_frame(photo.image, config.mllm_pixels))
         return PhotoFeatures(image_embedding, visual, photo.size)
 
@@ -86,9 +85,16 @@ class FocusTokenSegmenter:
             raise ValueError("this place was not located by a focus token")
         return self.mask(place.prior_logits, features)
 
-    def pixels(self, photo: Image.Image) -> Tensor:
-        """What the image encoder is given of an RGB photo: [1, 3, side, side]."""
-        return to_sam_frame(photo, self.model.config.vision.side).to(self.device, self.dtype)
+    def embed(self, photo: Photo) -> Tensor:
+        """The image encoder's view of a photo, [1, C, h, w]."""
+        pixels = to_sam_frame(photo.image, self.model.config.vision.side)
+        return self.model.image_encoder(pixels.to(self.device, self.dtype))
+
+    @torch.no_grad()
+    def describe(self, photo: Photo) -> Tensor:
+        """A photo in the numbers by which it is known (see `familiar.describe`), whatever else it
+        is read for."""
+        return describe(self.embed(photo), photo.size, self.model.config.vision.side)
 
     # --- for the probes
 

@@ -70,10 +70,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
     other."""
     _, features, reading = reread(engine, image, result)
     ids, views, read = list(result.reply_ids), [], 0
-    closing, sentences = (
-        _closing(engine.focus, ids),
-        sentences_of(engine.focus.language, ids, engine.focus.ends),
-    )
+    closing = _closing(engine.focus, ids)
+    sentences = sentences_of(engine.focus.language, ids, engine.focus.ends)
     if len(sentences) > MAX_SENTENCES:
         raise NotApplicable(
             f"This thought has {len(sentences)} sentences and at most {MAX_SENTENCES} are traced: "
