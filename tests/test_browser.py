@@ -386,6 +386,18 @@ def test_one_click_brings_a_model_for_photos_and_the_answer(
     demo.close()
 
 
+def test_on_a_phone_the_ways_are_as_wide_as_the_screen(browser, server):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(server[0])
+    page.wait_for_selector("#find")
+    upload_and_ask(page, CHEETAH, "the cat")
+    words, button = page.locator("#ways .unfamiliar"), page.locator("#photo-model")
+    words.wait_for()
+    assert words.bounding_box()["width"] > 300
+    assert button.bounding_box()["y"] >= words.bounding_box()["y"] + words.bounding_box()["height"]
+    page.close()
+
+
 def test_a_hosted_page_says_who_can_bring_a_model_for_photos(browser, mini):
     demo = build(ModelServer(Engine(mini.checkpoint)), may_switch=False)
     _, url, _ = launch(demo, quiet=True)
