@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from coprs_core.checkpoints.options import SAM_NAMES, LoadOptions
+from coprs_core.checkpoints.options import DETAILS, SAM_NAMES, LoadOptions
 
 _GB = 10**9
 
@@ -52,6 +52,10 @@ _OPTIONS = {
     "dtype": ("auto", "auto, bf16, fp16 or fp32"),
     "quantize": ("auto", "auto (nf4 on a CPU from 1 GB of weights on), none, nf4 or int8"),
     "sam": ("auto", f"auto, {', '.join(SAM_NAMES)} or a file, for models that write coordinates"),
+    "detail": (
+        "auto",
+        f"auto (low on a CPU), {', '.join(DETAILS)}: how closely such a model sees a photo",
+    ),
     "host": (Listening.host, "address to listen on; 0.0.0.0 for all"),
     "port": ("", "port to listen on (default: the first free one from 7860)"),
     "names": ("", "further names of this page, with commas, such as a proxy's: coprs.example.org"),
@@ -90,7 +94,7 @@ def read_options(arguments: list[str] | None = None) -> Options:
         print(f"warning: the option {option} is not known: see --help.", file=sys.stderr)
     return Options(
         model=given.model,
-        loading=LoadOptions(given.device, given.dtype, given.quantize, given.sam),
+        loading=LoadOptions(given.device, given.dtype, given.quantize, given.sam, given.detail),
         listening=Listening(
             host=given.host,
             port=given.port,

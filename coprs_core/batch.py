@@ -28,7 +28,7 @@ class Query:
         instruction, model: as for one photo.
         probe, word, thought, again, again_model: further questions, as the command line has them.
         max_new_tokens: bound of the reply; None for the model's own.
-        dtype, quantization, sam: how the model is loaded, as in `LoadOptions`.
+        dtype, quantization, sam, detail: how the model is loaded, as in `LoadOptions`.
     """
 
     instruction: str
@@ -42,6 +42,7 @@ class Query:
     dtype: str = "auto"
     quantization: str = "auto"
     sam: str = "auto"
+    detail: str = "auto"
 
     def to_dict(self) -> dict:
         """As it is written to asked.json."""

@@ -210,7 +210,7 @@ def _pointed(engine: Engine, tokens: int, photo: Photo, mark: Callable[[], None]
     """An answer by a box, its attention observed and its heads chosen."""
     segmenter: Any = engine.segmenter
     features, language = engine.read(photo), segmenter.language
-    reading = language.reading(segmenter.template, QUESTION, features.visual)
+    reading = segmenter.reading(QUESTION, features)
     looks = Looks(features.visual.cells(language.mllm))
     feed = partial(looks.feed, reading)
     for i, _ in enumerate(generate(reading, None, set(), tokens, feed)):

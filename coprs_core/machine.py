@@ -77,6 +77,17 @@ def free_memory(device: torch.device) -> int:
     return min(psutil.virtual_memory().available, *_container_limits())
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes that a device has in all: the GPU's own memory, else what the machine or its container
+    has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    total = psutil.virtual_memory().total
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
+
+
 def _container_limits() -> list[int]:
     """Free memory under each limit that a container sets (control groups, version 2)."""
     group = Path("/sys/fs/cgroup")

@@ -39,6 +39,9 @@ PRIOR_KINDS = FOCUS_TOKEN_PRIOR, ATTENTION_PRIOR, COORDINATES_PRIOR
 """What a prior is made of: the focus token's look at the image; the model's own attention while it
 wrote coordinates; or those coordinates, drawn, where the attention cannot be seen."""
 
+Detail = Literal["low", "normal", "high"]
+"""How closely a photo is shown to a model that writes coordinates."""
+
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 MAX_THOUGHT_CHARACTERS, MAX_ANSWER_WORDS = 2048, 10
 """A tidy reply has at most so many characters of thought, and words between thought and focus
@@ -96,13 +99,9 @@ def encode_prompt(tokenizer, template: str, instruction: str, image_ids: list[in
     whatever it holds: `<REF_POS>` or `<|im_end|>` typed by a person are read character by
     character. `image_ids` stand in for `{image}`.
     """
-    special = sorted(
-        {t.content for t in tokenizer.added_tokens_decoder.values()} | {IMAGE_SLOT},
-        key=len,
-        reverse=True,
-    )
     ids: list[int] = []
-    for piece in re.split("(" + "|".join(map(re.escape, special)) + ")", template):
+    special = special_tokens(tokenizer)
+    for piece in _pieces(template, special):
         if piece == IMAGE_SLOT:
             ids += image_ids
         elif piece in special:
@@ -111,6 +110,25 @@ def encode_prompt(tokenizer, template: str, instruction: str, image_ids: list[in
             text = piece.replace(INSTRUCTION_SLOT, instruction)
             ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
     return ids
+
+
+def beginning_of(tokenizer, template: str) -> str:
+    """The part of a template that all questions share word for word: up to the last special token,
+    or end of a line, before the instruction."""
+    before = template.partition(INSTRUCTION_SLOT)[0]
+    *whole, last = _pieces(before, special_tokens(tokenizer))
+    return "".join(whole) + last[: last.rfind("\n") + 1]
+
+
+def special_tokens(tokenizer) -> set[str]:
+    """The tokens of a template that are not text, the picture's place among them."""
+    return {t.content for t in tokenizer.added_tokens_decoder.values()} | {IMAGE_SLOT}
+
+
+def _pieces(template: str, special: set[str]) -> list[str]:
+    """A template cut at its special tokens, which are pieces of their own."""
+    longest_first = sorted(special, key=len, reverse=True)
+    return re.split("(" + "|".join(map(re.escape, longest_first)) + ")", template)
 
 
 def parse_reply(text: str) -> Reply:

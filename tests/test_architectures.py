@@ -59,6 +59,41 @@ def test_one_pass_equals_the_models_own_forward(engine):
     torch.testing.assert_close(embedding, full, rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+def test_what_a_photo_begins_with_is_read_once_and_changes_no_bit(engine):
+    photo, features, ids, _ = read(engine, "the smallest thing")
+    prefix, count = features.prefix, len(features.prefix.ids)
+    assert list(prefix.ids) == ids[:count] and len(features.visual.features) < count < len(ids)
+    fed = []
+    text = engine.model.mllm.model.language_model
+    handle = text.register_forward_pre_hook(
+        lambda _, args, kwargs: fed.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    for words in ("the smallest thing", "the largest thing of all", "the smallest thing"):
+        before = [t.clone() for layer in prefix.layers for t in layer]
+        kept = engine.focus.reading(words, features)
+        assert fed == [len(engine.focus.prompt(words, features)) - count]
+        anew = engine.focus.reading(words, engine.focus.read(photo))
+        for reading in (kept, anew):  # what is read on does not reach into what is kept
+            reading.feed([40, 41])
+        assert torch.equal(kept.last, anew.last)
+        assert all(torch.equal(a, b) for a, b in zip(before, prefix.tensors, strict=True))
+        fed.clear()
+    handle.remove()
+
+
+@torch.no_grad()
+def test_a_prompt_that_asks_before_it_shows_is_read_whole(engine):
+    language, visual = engine.focus.language, read(engine)[1].visual
+    template = "<|im_start|>user\n{instruction}\n{image}<|im_end|>\n"
+    prefix = language.prefix(template, visual)
+    assert prefix.ids == () and not prefix.tensors
+    one, other = (language.reading(template, words, visual, prefix) for words in ("a", "b c"))
+    assert not torch.equal(one.last, other.last)
+    picture = language.prompt(template, "a", visual)[one.picture]
+    assert picture == [language.mllm.config.image_token_id] * len(visual.features)
+
+
 def test_the_picture_matters(engine):
     states = []
     for seed in (1, 2):

@@ -32,7 +32,8 @@ def language_of(make, tmp_path) -> LanguageModel:
 
 def reading_of(language: LanguageModel, seed: int = 1):
     photo = open_photo(draw_scene(seed).image).image.resize((112, 84))
-    return language.reading(TEMPLATE, "the umbrella", language.see(photo))
+    visual = language.see(photo)
+    return language.reading(TEMPLATE, "the umbrella", visual, language.prefix(TEMPLATE, visual))
 
 
 @pytest.mark.parametrize("make", MODELS)

@@ -1,6 +1,7 @@
 """Models that write coordinates: what they write, read from a table; the image size rule undone exactly;
 a tiny model end to end."""
 
+import dataclasses
 import json
 import shutil
 
@@ -16,16 +17,12 @@ from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.geometry import to_square
 from coprs_core.model import language as language_module
-from coprs_core.model.coordinates import (
-    MAX_OBJECTS,
-    SEG_ZERO,
-    STOCK,
-    read_answer,
-    words_of_numbers,
-)
+from coprs_core.model.boxes import MAX_OBJECTS, read_answer, words_of_numbers
+from coprs_core.model.coordinates import SEG_ZERO, STOCK, VISUAL_TOKENS
 from coprs_core.model.mllm import Step
 from coprs_core.photos import open_photo
-from coprs_core.probes import attention
+from coprs_core.probes import attention, zoom
+from coprs_core.probes.finding import NotApplicable
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
@@ -117,7 +114,7 @@ def test_the_size_rule_is_undone_exactly(prompt, size):
     picture = np.zeros((height, width, 3), np.uint8)
     picture[true[1] : true[3], true[0] : true[2]] = 255
     processor = load_image_processor(MINIATURE / "mllm")
-    processor.size = {"shortest_edge": 3136, "longest_edge": prompt.max_pixels}
+    processor.size = {"shortest_edge": 3136, "longest_edge": VISUAL_TOKENS["normal"] * 28 * 28}
     photo = Image.fromarray(picture)
     inputs = processor(
         images=[to_square(photo, prompt.square) if prompt.square else photo], return_tensors="pt"
@@ -355,6 +352,74 @@ def test_the_attention_probe_works_for_it_too(qwen3, monkeypatch):
     assert texts[:2] == ["I see two.", "It is the left one."] and "bbox_2d" in texts[2]
 
 
+def test_all_but_the_instruction_is_read_with_the_photo(qwen3, pointing):
+    for engine in (qwen3, pointing):
+        features = engine.read(open_photo(draw_scene(1).image))
+        ids = engine.segmenter.language.prompt(
+            engine.segmenter.template, "the umbrella", features.visual
+        )
+        rest = engine.segmenter.language.text_of(ids[len(features.prefix.ids) :])
+        assert rest.startswith("Instruction: the umbrella<|im_end|>")
+
+
+@pytest.mark.parametrize("detail, most", [("low", 300), ("normal", 1280), ("high", 2560)])
+def test_detail_bounds_what_is_seen_and_the_answer_says_how_much(
+    qwen3_folders, monkeypatch, detail, most
+):
+    engine = load(str(qwen3_folders[0]), device="cpu", sam=str(qwen3_folders[1]), detail=detail)
+    unit = 2 * 14
+    photo = np.zeros((64 * unit, 48 * unit, 3), np.uint8)  # 3,072 tokens as it is
+    features = engine.read(open_photo(photo))
+    count = len(features.visual.features)
+    assert 0.85 * most <= count <= most and features.nbytes > 0
+    writes(monkeypatch, engine, "</think>[]")
+    result = engine.segment(photo, "it")
+    assert result.seen_size[0] * result.seen_size[1] == count * unit**2
+    assert result.seen_share == count / 3072 and result.to_dict()["seen_size"]
+    with pytest.raises(CoPRSError, match="Detail 'all' is not known: choose auto, low, normal"):
+        load(str(qwen3_folders[0]), device="cpu", sam=str(qwen3_folders[1]), detail="all")
+
+
+def with_mask(result, area):
+    """The answer with another mask: that of a SAM of random weights may be anywhere."""
+    mask = np.zeros(result.photo_size, bool)
+    mask[area] = True
+    regions = (dataclasses.replace(result.regions[0], mask=mask),)
+    return dataclasses.replace(result, regions=regions)
+
+
+def test_zooming_in_asks_again_about_the_surroundings_of_the_box(qwen3, monkeypatch):
+    photo = np.random.default_rng(0).integers(0, 255, (800, 1200, 3), np.uint8)
+    writes(monkeypatch, qwen3, '</think>[{"bbox_2d": [500, 500, 550, 550], "label": "it"}]')
+    result = with_mask(qwen3.segment(photo, "it"), (slice(400, 440), slice(600, 650)))
+    asked, seen = [], type(qwen3.segmenter).read
+    monkeypatch.setattr(type(qwen3.segmenter), "read", lambda *a: asked.append(a[1:]) or seen(*a))
+    zoomed = zoom.ask(qwen3, photo, result)
+    crop = zoomed.crop
+    [(closer, detail)] = asked
+    assert closer.size == (crop.side, crop.side) and detail == "normal"
+    assert (crop.top, crop.left, crop.side) == (320, 530, 200)  # a box of 60×40 pixels
+    region = zoomed.result.regions[0]
+    corner = crop.left + crop.side / 2, crop.top + crop.side / 2
+    assert region.box[:2] == pytest.approx(corner) and region.label == "it"
+    outside = np.ones(result.photo_size, bool)
+    crop.of(outside)[:] = False
+    assert not region.mask[outside].any()
+    assert np.array_equal(region.prior[outside], result.prior[outside])
+    assert zoomed.result.reason.endswith("Zoomed in.") and zoomed.result.photo_size == (800, 1200)
+
+
+def test_zooming_in_may_see_that_nothing_fits(qwen3, monkeypatch):
+    photo = np.zeros((800, 1200, 3), np.uint8)
+    writes(monkeypatch, qwen3, '</think>[{"point_2d": [500, 500]}]')
+    result = with_mask(qwen3.segment(photo, "it"), (slice(0), slice(0)))
+    writes(monkeypatch, qwen3, "</think>[]")
+    zoomed = zoom.ask(qwen3, photo, result)
+    assert zoomed.result.outcome == "nothing found" and not zoomed.result.regions
+    with pytest.raises(NotApplicable, match="nothing to zoom into"):
+        zoom.ask(qwen3, photo, zoomed.result)
+
+
 def test_a_broken_sam2_is_one_sentence(qwen3_folders, tmp_path):
     for name, content in (("config.json", b"{"), ("model.safetensors", b"xx")):
         folder = tmp_path / name
@@ -392,7 +457,8 @@ def test_greedy_decoding_is_the_librarys_own_token_by_token(make, size, tmp_path
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
-    processor.image_processor.size = segmenter.language.image_processor.size
+    size = dict(processor.image_processor.size) | {"longest_edge": VISUAL_TOKENS["low"] * 28**2}
+    processor.image_processor.size = size
     inputs = processor(text=[text], images=[Image.fromarray(picture)], return_tensors="pt")
     model = make()
     model.generation_config.eos_token_id = tiny.TOKENIZER.eos_token_id

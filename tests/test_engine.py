@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from coprs_core import CoPRSError
-from coprs_core.answer.engine import MAX_KEPT_PHOTOS, Engine
+from coprs_core.answer.engine import Engine
+from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS
 from coprs_core.masks import decode_rle
 from coprs_core.model import language as language_module
 from coprs_core.model.mllm import Step
+from coprs_core.photos import open_photo
 from coprs_core.world.scenes import draw_scene
 
 
@@ -112,15 +114,28 @@ def test_closing_stops_the_work_within_one_step(fresh):
 
 
 def test_nothing_is_generated_after_the_focus_token(fresh, found):
-    scene, question, result = found
+    scene, question, _ = found
     steps = []
     handle = fresh.model.mllm.model.language_model.register_forward_hook(lambda *_: steps.append(1))
+    first = fresh.segment(scene.image, question.instruction)
+    assert first.reply.endswith("<REF_POS>")
+    # the photo and the question are one step each, and so is a token, the focus token fed in last
+    assert len(steps) == first.tokens + 2
     again = fresh.segment(scene.image, question.instruction)
+    assert len(steps) == first.tokens + 2 + again.tokens + 1  # the photo is not read again
     handle.remove()
-    assert again.reply.endswith("<REF_POS>")
-    assert (
-        len(steps) == again.tokens + 1
-    )  # one step a token: the prompt gives the first, the focus token is fed in last
+
+
+def test_the_features_that_are_kept_are_bounded_by_memory(fresh):
+    images = [np.full((8, 8, 3), v, np.uint8) for v in range(3)]
+    fresh.segment(images[0], "x", max_new_tokens=1)
+    one = next(iter(fresh._features.values())).nbytes
+    assert one > 100_000
+    for room, kept in ((2.5 * one, 2), (0.5 * one, 1)):
+        fresh._room = room
+        for image in images:
+            fresh.segment(image, "x", max_new_tokens=1)
+        assert len(fresh._features) == kept and fresh.kept(open_photo(images[-1]))
 
 
 def test_nothing_found_is_said_by_the_model_and_has_no_mask(nothing_found):

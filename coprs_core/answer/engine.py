@@ -14,6 +14,7 @@ import numpy as np
 from coprs_core.answer.results import Region, Result, is_unfamiliar
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.load import load_checkpoint
+from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
@@ -23,8 +24,6 @@ from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Features, Located, Segmenter, Transcript
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.prompts import MAX_NEW_TOKENS, PriorKind, check_instruction, parse_reply
-
-MAX_KEPT_PHOTOS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +85,15 @@ def last_result(updates: Iterable[Update]) -> Result:
 class Engine:
     """A loaded checkpoint that answers.
 
-    Safe to share between threads; keeps the features of the last 8 photos.
+    Safe to share between threads; keeps the features of the last 8 photos, or of fewer where they
+    take more than `room_for_photos`.
     """
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
         self.segmenter: Segmenter[Any] = checkpoint.segmenter
         self._features: OrderedDict[str, Features] = OrderedDict()
+        self._room = room_for_photos(self.segmenter.device)
         self._lock = threading.Lock()
 
     # --- what it is
@@ -185,6 +186,11 @@ class Engine:
         with self.within_memory():
             yield from _Answer(self, photo, instruction, limit).updates()
 
+    def answer_about(self, photo: Photo, features: Features, instruction: str) -> Result:
+        """The answer about a photo that was read in another way than `read` does."""
+        answer = _Answer(self, photo, instruction, self.max_new_tokens, features)
+        return last_result(answer.updates())
+
     def within_memory(self) -> AbstractContextManager[None]:
         """For work with the model: where memory runs out, the kept features go and a `CoPRSError`
         says so."""
@@ -208,20 +214,31 @@ class Engine:
             return self._features.get(photo.key)
 
     def keep(self, photo: Photo, features: Features) -> Features:
-        """Keep a photo's features, on the model's device; the oldest of more than 8 goes."""
+        """Keep a photo's features, on the model's device; the oldest of too many go."""
         features = features.to(self.segmenter.device)
         with self._lock:
             self._features[photo.key] = features
-            while len(self._features) > MAX_KEPT_PHOTOS:
+            while len(self._features) > 1 and not self._has_room():
                 self._features.popitem(last=False)
         return features
+
+    def _has_room(self) -> bool:
+        kept = self._features.values()
+        return len(kept) <= MAX_KEPT_PHOTOS and sum(f.nbytes for f in kept) <= self._room
 
 
 class _Answer:
     """One answer on its way: read, think, locate, draw."""
 
-    def __init__(self, engine: Engine, photo: Photo, instruction: str, limit: int):
-        self.engine, self.segmenter = engine, engine.segmenter
+    def __init__(
+        self,
+        engine: Engine,
+        photo: Photo,
+        instruction: str,
+        limit: int,
+        features: Features | None = None,
+    ):
+        self.engine, self.segmenter, self.features = engine, engine.segmenter, features
         self.photo, self.instruction, self.limit = photo, instruction, limit
         self.photo_reused = engine.kept(photo) is not None
         self.clock = _Clock()
@@ -231,7 +248,7 @@ class _Answer:
 
     def updates(self) -> Iterator[Update]:
         yield Update("reading", seconds=self.clock.total, photo_reused=self.photo_reused)
-        features = self.engine.read(self.photo)
+        features = self.features or self.engine.read(self.photo)
         self.distance = self.segmenter.distance(features)
         self.clock.finish("reading")
         yield self.update("reading")
@@ -245,7 +262,8 @@ class _Answer:
             yield self.update("focus", prior=prior)
             regions = self.draw(located, features)
             self.clock.finish("drawing")
-        yield self.update("done", prior=prior, result=self.result(located, regions))
+        result = self.result(located, regions, features.seen_size)
+        yield self.update("done", prior=prior, result=result)
 
     def think(self, features: Features):
         """Yields an `Update` for all that shows; returns the `Transcript`."""
@@ -283,7 +301,9 @@ class _Answer:
             distance=self.distance,
         )
 
-    def result(self, located: Located, regions: tuple[Region, ...]) -> Result:
+    def result(
+        self, located: Located, regions: tuple[Region, ...], seen_size: tuple[int, int]
+    ) -> Result:
         decoding = {"max_new_tokens": self.limit, "decoding": "greedy", "seed": None}
         return Result(
             outcome=located.outcome,
@@ -302,6 +322,7 @@ class _Answer:
             prior_kind=self.segmenter.prior_kind,
             reply_ids=tuple(self.tokens),
             distance=self.distance,
+            seen_size=seen_size,
         )
 
 
@@ -311,13 +332,15 @@ def load(
     dtype: str = "auto",
     quantization: str = "auto",
     sam: str = "auto",
+    detail: str = "auto",
     report: Report | None = None,
 ) -> Engine:
     """An engine for "mini", a listed name, a folder or a Hugging Face id.
 
     The choices are those of `LoadOptions`; raises `CoPRSError` as `load_checkpoint` does.
     """
-    return Engine(load_checkpoint(name, LoadOptions(device, dtype, quantization, sam), report))
+    options = LoadOptions(device, dtype, quantization, sam, detail)
+    return Engine(load_checkpoint(name, options, report))
 
 
 class _Clock:

@@ -25,6 +25,8 @@ photo_reused    whether the photo had been read before
 distance        how unlike the pictures that the model knows the photo is, over 1 unfamiliar; null
                 where the model cannot tell
 unfamiliar      true, false or null, accordingly
+seen_size       [height, width] in pixels of the picture that the language model was given; null in
+                older answers
 model           name of the checkpoint
 settings        device, dtype, quantization, max_new_tokens, decoding, seed
 versions        of packages
@@ -104,6 +106,8 @@ class Result:
         reply_ids: the reply's token ids, for `probes`.
         distance: how unlike the pictures that the model knows the photo is: over 1 it is
             unfamiliar; None where the model cannot tell.
+        seen_size: (height, width) in pixels of the picture that the language model was given; None
+            in older answers.
         versions: of Python and of the packages that gave the answer.
     """
 
@@ -123,6 +127,16 @@ class Result:
     reply_ids: tuple[int, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     distance: float | None = None
+    seen_size: tuple[int, int] | None = None
+
+    @property
+    def seen_share(self) -> float | None:
+        """How much of the photo's pixels the language model was given, at most 1; None where that
+        is not known."""
+        if self.seen_size is None:
+            return None
+        seen, pixels = (height * width for height, width in (self.seen_size, self.photo_size))
+        return min(1.0, seen / pixels)
 
     @property
     def unfamiliar(self) -> bool | None:
@@ -171,6 +185,7 @@ class Result:
             "photo_reused": self.photo_reused,
             "distance": None if self.distance is None else round(self.distance, 4),
             "unfamiliar": self.unfamiliar,
+            "seen_size": None if self.seen_size is None else list(self.seen_size),
             "model": self.model,
             "settings": self.settings,
             "versions": self.versions,
@@ -278,6 +293,7 @@ def _from_dict(
         reply_ids=reply_ids,
         versions=dict(values.get("versions", {})),
         distance=_distance(values.get("distance")),
+        seen_size=_seen_size(values.get("seen_size")),
         **texts,
     )
 
@@ -332,6 +348,15 @@ def _distance(value) -> float | None:
     if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e9):
         raise ValueError(f"{value!r:.40} in the place of a distance")
     return None if value is None else float(value)
+
+
+def _seen_size(value) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    height, width = (_count(v) for v in value)
+    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
+        raise ValueError(f"a picture of {height}×{width} pixels")
+    return height, width
 
 
 def _text(value) -> str:

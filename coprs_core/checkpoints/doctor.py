@@ -24,6 +24,7 @@ from coprs_core.checkpoints.hugging_face import (
     choose_quantization,
 )
 from coprs_core.checkpoints.load import find
+from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.sams import SAMS, choose_sam
 from coprs_core.checkpoints.source import Source
@@ -55,6 +56,7 @@ def examine(model: str, options: LoadOptions | None = None) -> list[Check]:
     """Every check, in the order in which problems are to be fixed."""
     options = options or LoadOptions()
     checks = [_versions(), *_devices(options.device), *_caches(), *_precision(options)]
+    checks += _photos(options.device)
     source, check = _source(model)
     checks.append(check)
     if source is None:
@@ -194,3 +196,13 @@ def _memory(model: str, options: LoadOptions) -> list[Check]:
     needed, free = known.memory_needed(quantization, sam, bytes_per_weight), free_memory(device)
     problem = "" if needed <= free else "choose --quantize nf4, --sam sam2.1-tiny or --model auto"
     return [Check("memory", f"{in_words(needed)} needed, {in_words(free)} free", problem)]
+
+
+def _photos(device: str) -> list[Check]:
+    """How much is kept of photos, so that a second question does not read them again."""
+    try:
+        room = room_for_photos(choose_device(device))
+    except CoPRSError:  # said before
+        return []
+    found = f"what was read of the last {MAX_KEPT_PHOTOS}, at most {in_words(room)}"
+    return [Check("photos kept", found)]

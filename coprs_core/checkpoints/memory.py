@@ -3,7 +3,7 @@
 import torch
 
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import free_memory
+from coprs_core.machine import free_memory, total_memory
 from coprs_core.sizes import in_words
 
 BYTES_PER_LINEAR_WEIGHT = {"nf4": 0.5625, "int8": 1.01}
@@ -28,6 +28,17 @@ def memory_needed(
     """
     per_linear = BYTES_PER_LINEAR_WEIGHT.get(quantization, bytes_per_weight)
     return int(per_linear * linear + bytes_per_weight * other) + room
+
+
+MAX_KEPT_PHOTOS = 8
+KEPT_SHARE = 0.05
+"""Of all memory of a device: what the features of read photos may take."""
+
+
+def room_for_photos(device: torch.device) -> int:
+    """Bytes that the features of photos may take together on a device; the last photo's are kept
+    whatever they take."""
+    return int(KEPT_SHARE * total_memory(device))
 
 
 def global_attention(grid: int, heads: int) -> int:

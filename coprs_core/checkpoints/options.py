@@ -1,8 +1,9 @@
-"""How a model is loaded: four choices that travel together."""
+"""How a model is loaded: choices that travel together."""
 
 from dataclasses import dataclass
 
 QUANTIZATIONS = ("none", "nf4", "int8")
+DETAILS = ("low", "normal", "high")
 SAM_NAMES = (
     *("sam2.1-tiny", "sam2.1-small", "sam2.1-base-plus", "sam2.1-large"),
     *("vit_b", "vit_l", "vit_h"),
@@ -21,9 +22,12 @@ class LoadOptions:
             nf4 on a CPU from 1 GB of weights on, and none elsewhere.
         sam: the SAM that a model which writes coordinates prompts: one of `SAM_NAMES`, or a path;
             "auto" is SAM 2.1 tiny on a CPU and large on a GPU.
+        detail: how closely such a model sees a photo: "low" (at most 300 visual tokens), "normal"
+            (1,280) or "high" (2,560); "auto" is low on a CPU and normal on a GPU.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     quantization: str = "auto"
     sam: str = "auto"
+    detail: str = "auto"

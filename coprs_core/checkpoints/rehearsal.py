@@ -17,7 +17,9 @@ def rehearse(language: LanguageModel, template: str, folder: Path) -> None:
     question together, or would fail over one word of it."""
     with reading(f"Tokenizer, image processor and model in {folder} do not work together"):
         _check_tokens(language, folder)
-        reading_so_far = language.reading(template, "the umbrella", language.see(_PICTURE))
+        visual = language.see(_PICTURE)
+        prefix = language.prefix(template, visual)
+        reading_so_far = language.reading(template, "the umbrella", visual, prefix)
         for _ in language.write(reading_so_far, None, 1):
             pass
 

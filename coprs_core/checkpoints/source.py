@@ -21,14 +21,15 @@ from coprs_core.checkpoints.hugging_face import (
     weight_files,
 )
 from coprs_core.checkpoints.memory import check_memory, global_attention
-from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.options import DETAILS, LoadOptions
 from coprs_core.checkpoints.rehearsal import rehearse
 from coprs_core.checkpoints.sams import choose_sam, open_sam, place_of
 from coprs_core.checkpoints.tensors import count_weights, load_part, reading
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, shortened
 from coprs_core.machine import choose_dtype
 from coprs_core.model.coordinates import (
     PROMPTS,
+    VISUAL_TOKENS,
     CoordinateModel,
     CoordinatePrompt,
     CoordinateSegmenter,
@@ -36,7 +37,7 @@ from coprs_core.model.coordinates import (
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Segmenter
-from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
+from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, Detail, PriorKind
 
 PARTS = ("image_encoder", "prior", "decoder")
 """Of a CoPRS checkpoint folder, beside its language model: each a .safetensors file."""
@@ -188,13 +189,24 @@ class CoordinateSource:
         )
         tokenizer = load_tokenizer(self.folder)
         image_processor = load_image_processor(self.folder)
-        size = {"longest_edge": prompt.max_pixels}
-        image_processor.size = dict(image_processor.size) | size
         model.eval().requires_grad_(False)
         chat = chat_template(self.folder, tokenizer, model.mllm.config.image_token_id)
-        segmenter = CoordinateSegmenter(model, tokenizer, image_processor, prompt, chat)
+        detail = choose_detail(options.detail, device)
+        segmenter = CoordinateSegmenter(model, tokenizer, image_processor, prompt, chat, detail)
         rehearse(segmenter.language, segmenter.template, self.folder)
         return Checkpoint(self.name, segmenter, quantization)
+
+
+def choose_detail(detail: str, device: torch.device) -> Detail:
+    """The detail of a name; "auto" is low on a CPU, where each visual token is waited for, and
+    normal on a GPU. Raises `CoPRSError` for any other."""
+    if detail == "auto":
+        return "low" if device.type == "cpu" else "normal"
+    if detail not in VISUAL_TOKENS:
+        raise CoPRSError(
+            f"Detail {shortened(detail, 40)!r} is not known: choose auto, {', '.join(DETAILS)}."
+        )
+    return detail
 
 
 def _sum(counts) -> tuple[int, int]:

@@ -2,9 +2,10 @@
 
 import argparse
 from argparse import ArgumentParser, Namespace
+from dataclasses import fields
 from pathlib import Path
 
-from coprs_core.checkpoints.options import QUANTIZATIONS, SAM_NAMES, LoadOptions
+from coprs_core.checkpoints.options import DETAILS, QUANTIZATIONS, SAM_NAMES, LoadOptions
 from coprs_core.errors import CoPRSError
 
 DEVICE_HELP = "auto, cuda, cuda:1, mps or cpu (default auto)"
@@ -33,6 +34,12 @@ def add_model_options(parser: ArgumentParser) -> None:
         "(default auto: sam2.1-tiny on a CPU, sam2.1-large on a GPU)",
     )
     parser.add_argument(
+        "--detail",
+        default="auto",
+        help=f"auto, {', '.join(DETAILS)}: how closely a model that writes coordinates sees the "
+        "photo (default auto: low on a CPU, normal on a GPU)",
+    )
+    parser.add_argument(
         "--quantize",
         dest="quantization",
         default="auto",
@@ -43,7 +50,8 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 def load_options(options: Namespace) -> LoadOptions:
     """How the model is loaded, from a command line."""
-    return LoadOptions(options.device, options.dtype, options.quantization, options.sam)
+    names = (field.name for field in fields(LoadOptions))
+    return LoadOptions(**{name: getattr(options, name) for name in names})
 
 
 def add_checkpoint_options(parser: ArgumentParser) -> None:

@@ -202,6 +202,7 @@ def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> in
         dtype=options.dtype,
         quantization=options.quantization,
         sam=options.sam,
+        detail=options.detail,
     )
     failed = 0
     other = cache(lambda: _load(options, options.again_model))

@@ -20,6 +20,7 @@ from coprs_core.prompts import (
     FOUND,
     NOTHING_FOUND,
     UNFINISHED,
+    Detail,
     PriorKind,
     parse_reply,
 )
@@ -54,11 +55,12 @@ class FocusTokenSegmenter:
     # --- Segmenter
 
     @torch.no_grad()
-    def read(self, photo: Photo) -> PhotoFeatures:
+    def read(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
         config = self.model.config
         image_embedding = self.embed(photo)
         visual = self.language.see(to_mllm_frame(photo.image, config.mllm_pixels))
-        return PhotoFeatures(image_embedding, visual, photo.size)
+        prefix = self.language.prefix(config.prompt_template, visual)
+        return PhotoFeatures(image_embedding, visual, prefix, photo.size)
 
     def distance(self, features: PhotoFeatures) -> float | None:
         if self.familiar is None:
@@ -111,7 +113,7 @@ class FocusTokenSegmenter:
     def reading(self, instruction: str, features: PhotoFeatures) -> Reading:
         """The question about a photo, read and ready for a reply."""
         template = self.model.config.prompt_template
-        return self.language.reading(template, instruction, features.visual)
+        return self.language.reading(template, instruction, features.visual, features.prefix)
 
     def look(self, embedding: Tensor, features: PhotoFeatures) -> tuple[np.ndarray, np.ndarray]:
         """Where a hidden state looks when it is taken for the focus embedding.

@@ -9,9 +9,18 @@ from PIL import Image
 from tokenizers.decoders import DecodeStream
 
 from coprs_core.model.attention import Looks, observe
-from coprs_core.model.mllm import Mllm, Reading, VisualTokens, generate, see
+from coprs_core.model.mllm import (
+    Mllm,
+    Prefix,
+    Reading,
+    VisualTokens,
+    generate,
+    read_prefix,
+    read_prompt,
+    see,
+)
 from coprs_core.model.segmenter import Written
-from coprs_core.prompts import encode_prompt
+from coprs_core.prompts import beginning_of, encode_prompt
 
 
 class LanguageModel:
@@ -21,18 +30,29 @@ class LanguageModel:
         self.mllm, self.tokenizer, self.image_processor = mllm, tokenizer, image_processor
         observe(mllm)
 
-    def see(self, picture: Image.Image) -> VisualTokens:
-        """The visual tokens of an RGB picture that is already in the MLLM frame."""
-        return see(self.mllm, self.image_processor, picture)
+    def see(self, picture: Image.Image, most: int | None = None) -> VisualTokens:
+        """The visual tokens, at most so many, of an RGB picture that is already in the MLLM
+        frame."""
+        return see(self.mllm, self.image_processor, picture, most)
 
     def prompt(self, template: str, instruction: str, visual: VisualTokens) -> list[int]:
         """Token ids of a template with a photo and an instruction in it."""
-        image_ids = [self.mllm.config.image_token_id] * len(visual.features)
-        return encode_prompt(self.tokenizer, template, instruction, image_ids)
+        return encode_prompt(self.tokenizer, template, instruction, self._image_ids(visual))
 
-    def reading(self, template: str, instruction: str, visual: VisualTokens) -> Reading:
+    def prefix(self, template: str, visual: VisualTokens) -> Prefix:
+        """What all questions about a photo begin with, read."""
+        beginning = beginning_of(self.tokenizer, template)
+        ids = encode_prompt(self.tokenizer, beginning, "", self._image_ids(visual))
+        return read_prefix(self.mllm, ids, visual)
+
+    def reading(
+        self, template: str, instruction: str, visual: VisualTokens, prefix: Prefix
+    ) -> Reading:
         """The prompt, read and ready for a reply."""
-        return Reading(self.mllm, self.prompt(template, instruction, visual), visual)
+        return read_prompt(self.mllm, self.prompt(template, instruction, visual), visual, prefix)
+
+    def _image_ids(self, visual: VisualTokens) -> list[int]:
+        return [self.mllm.config.image_token_id] * len(visual.features)
 
     def write(
         self,

@@ -8,7 +8,7 @@ disturb each other through the state that Hugging Face models keep between calls
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -27,20 +27,30 @@ Mllm = Any
 class VisualTokens:
     """What the language model sees of a photo: `features` [N, D], N visual tokens.
 
-    `grid` int [1, 3] (frames, rows, columns of patches) where positions are two-dimensional (Qwen).
+    `seen_size` is (height, width) in pixels of the picture that the vision tower was given. `grid`
+    int [1, 3] (frames, rows, columns of patches) where positions are two-dimensional (Qwen).
     `deepstack`, where the tower also feeds the first layers of the language model (Qwen3-VL): one
     [N, D] for each of them.
     """
 
     features: Tensor
+    seen_size: tuple[int, int]
     grid: Tensor | None = None
     deepstack: tuple[Tensor, ...] = ()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Everything that takes memory."""
+        return [self.features, *self.deepstack]
 
     def to(self, device: torch.device | str) -> "VisualTokens":
         """The same on another device."""
         grid = None if self.grid is None else self.grid.to(device)
         return VisualTokens(
-            self.features.to(device), grid, tuple(t.to(device) for t in self.deepstack)
+            self.features.to(device),
+            self.seen_size,
+            grid,
+            tuple(t.to(device) for t in self.deepstack),
         )
 
     def cells(self, mllm: Mllm) -> tuple[int, int]:
@@ -50,14 +60,6 @@ class VisualTokens:
             return side, side
         merge = mllm.config.vision_config.spatial_merge_size
         return int(self.grid[0, 1]) // merge, int(self.grid[0, 2]) // merge
-
-    def seen_size(self, mllm: Mllm) -> tuple[int, int]:
-        """(height, width) in pixels of the picture that the vision tower was given; needs a
-        `grid`."""
-        if self.grid is None:
-            raise ValueError("visual tokens without a grid do not tell the size of their picture")
-        patch = mllm.config.vision_config.patch_size
-        return int(self.grid[0, 1]) * patch, int(self.grid[0, 2]) * patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,21 +76,29 @@ class Architecture:
     """The two things in which families of models differ: how a photo is seen, and where tokens
     stand.
 
-    `see`: model, image processor, RGB photo → `VisualTokens`. `positions`: model, ids [1, L],
+    `see`: model, image processor, RGB photo, most visual tokens (None: as many as the image
+    processor makes) → `VisualTokens`. `positions`: model, ids [1, L],
     is_image bool [1, L], `VisualTokens` → rope positions [..., 1, L].
     """
 
-    see: Callable[[Mllm, Any, Image.Image], VisualTokens]
+    see: Callable[[Mllm, Any, Image.Image, int | None], VisualTokens]
     positions: Callable[[Mllm, Tensor, Tensor, VisualTokens], Tensor]
 
 
-def _see_qwen(mllm: Mllm, image_processor: Any, photo: Image.Image) -> VisualTokens:
-    inputs = image_processor(images=[photo], return_tensors="pt")
+def _see_qwen(
+    mllm: Mllm, image_processor: Any, photo: Image.Image, most: int | None
+) -> VisualTokens:
+    patch, merge = image_processor.patch_size, image_processor.merge_size
+    size = dict(image_processor.size)
+    if most is not None:
+        size["longest_edge"] = most * (patch * merge) ** 2
+    inputs = image_processor(images=[photo], return_tensors="pt", size=size)
     grid = inputs["image_grid_thw"]
+    seen_size = int(grid[0, 1]) * patch, int(grid[0, 2]) * patch
     pixels = inputs["pixel_values"].to(mllm.device, mllm.dtype)
     seen = mllm.model.visual(pixels, grid_thw=grid.to(mllm.device))
     deepstack = getattr(seen, "deepstack_features", None) or ()
-    return VisualTokens(seen.pooler_output, grid, tuple(deepstack))
+    return VisualTokens(seen.pooler_output, seen_size, grid, tuple(deepstack))
 
 
 def _positions_qwen(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
@@ -96,10 +106,13 @@ def _positions_qwen(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTok
     return mllm.model.get_rope_index(ids, mm_token_type_ids=is_image.int(), image_grid_thw=grid)[0]
 
 
-def _see_llava(mllm: Mllm, image_processor: Any, photo: Image.Image) -> VisualTokens:
+def _see_llava(
+    mllm: Mllm, image_processor: Any, photo: Image.Image, most: int | None
+) -> VisualTokens:
     inputs = image_processor(images=[photo], return_tensors="pt")
     pixels = inputs["pixel_values"].to(mllm.device, mllm.dtype)
-    return VisualTokens(mllm.model.get_image_features(pixels).pooler_output[0])
+    seen = mllm.model.get_image_features(pixels).pooler_output[0]
+    return VisualTokens(seen, tuple(pixels.shape[-2:]))
 
 
 def _positions_llava(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
@@ -126,9 +139,14 @@ def architecture(mllm: Mllm) -> Architecture:
 
 
 @torch.no_grad()
-def see(mllm: Mllm, image_processor: Any, photo: Image.Image) -> VisualTokens:
-    """Run the model's vision tower on an RGB photo that is already in the MLLM frame."""
-    return architecture(mllm).see(mllm, image_processor, photo)
+def see(
+    mllm: Mllm, image_processor: Any, photo: Image.Image, most: int | None = None
+) -> VisualTokens:
+    """Run the model's vision tower on an RGB photo that is already in the MLLM frame.
+
+    `most` bounds the number of visual tokens, in models that take pictures of any size.
+    """
+    return architecture(mllm).see(mllm, image_processor, photo, most)
 
 
 def embed_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens) -> tuple[Tensor, Tensor]:
@@ -159,28 +177,71 @@ def cache_argument(language_model: type[nn.Module]) -> str:
 _AT_A_TIME = 1024
 
 
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The beginning of a prompt, read once: what all questions about a photo share.
+
+    Attributes:
+        ids: its token ids; none where questions share nothing.
+        layers: keys and values, each [1, groups, L, d], of each layer.
+        next: the rope position of the token that follows.
+        axes: the shape of rope positions before their length.
+        picture: the places of the visual tokens.
+    """
+
+    ids: tuple[int, ...] = ()
+    layers: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
+    next: int = 0
+    axes: tuple[int, ...] = ()
+    picture: slice = field(default_factory=lambda: slice(0))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Everything that takes memory."""
+        return [t for layer in self.layers for t in layer]
+
+    def to(self, device: torch.device | str) -> "Prefix":
+        """The same on another device."""
+        return replace(self, layers=tuple((k.to(device), v.to(device)) for k, v in self.layers))
+
+
 class Reading:
     """A prompt, read, and what is read after it; the cache makes every token cost one step only.
 
-    `last` [1, D] is the last hidden state, after the final norm, at the last token read; `picture`
-    are the places of the visual tokens.
+    It starts behind a `Prefix`, which stays as it is. `last` [1, D] is the last hidden state,
+    after the final norm, at the last token read; `picture` are the places of the visual tokens.
     """
 
-    @torch.no_grad()
-    def __init__(self, mllm: Mllm, ids: list[int], visual: VisualTokens):
-        self._mllm, self._cache = mllm, DynamicCache()
+    last: Tensor
+
+    def __init__(self, mllm: Mllm, prefix: Prefix = Prefix()):
+        self._mllm = mllm
+        self._cache: Any = DynamicCache()
         self._cache_argument = cache_argument(type(mllm.model.language_model))
-        embeddings, positions = embed_prompt(mllm, ids, visual)
-        self._next, self._axes = int(positions.max()) + 1, positions.shape[:-1]
-        self.picture = _picture(ids, mllm.config.image_token_id)
+        for number, (keys, values) in enumerate(prefix.layers):
+            self._cache.update(keys, values, number)
+        self._next, self._axes, self.picture = prefix.next, prefix.axes, prefix.picture
+
+    @torch.no_grad()
+    def see(self, ids: list[int], visual: VisualTokens) -> None:
+        """Read the tokens with which a prompt begins, the visual tokens among them."""
+        embeddings, positions = embed_prompt(self._mllm, ids, visual)
+        self._next, self._axes = int(positions.max()) + 1, tuple(positions.shape[:-1])
+        image_id = self._mllm.config.image_token_id
+        self.picture = _picture(ids, image_id)
         extra = {}
         if visual.deepstack:
-            is_image = torch.tensor([ids], device=mllm.device) == mllm.config.image_token_id
+            is_image = torch.tensor([ids], device=self._mllm.device) == image_id
             extra = {
                 "visual_pos_masks": is_image,
                 "deepstack_visual_embeds": list(visual.deepstack),
             }
         self.last = self._run(embeddings, positions, **extra)[:, -1]
+
+    def as_prefix(self, ids: list[int]) -> Prefix:
+        """What was read so far, to be kept: `ids`."""
+        layers = tuple((layer.keys, layer.values) for layer in self._cache.layers)
+        return Prefix(tuple(ids), layers, self._next, self._axes, self.picture)
 
     @torch.no_grad()
     def feed(self, ids: list[int]) -> Tensor:
@@ -216,10 +277,36 @@ class Reading:
         return self._mllm.model.language_model(**inputs, **extra).last_hidden_state
 
 
+def read_prefix(mllm: Mllm, ids: list[int], visual: VisualTokens) -> Prefix:
+    """Read the tokens that all prompts about a photo begin with; nothing where the photo is not
+    among them."""
+    if mllm.config.image_token_id not in ids:
+        return Prefix()
+    reading = Reading(mllm)
+    reading.see(ids, visual)
+    return reading.as_prefix(ids)
+
+
+def read_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens, prefix: Prefix) -> Reading:
+    """A whole prompt, read and ready for a reply.
+
+    It is read in two steps, always the same: its prefix, which may have been read long ago, and the
+    rest. So an answer does not depend on what was kept.
+    """
+    count = len(prefix.ids)
+    if not count or tuple(ids[:count]) != prefix.ids:
+        reading = Reading(mllm)
+        reading.see(ids, visual)
+    else:
+        reading = Reading(mllm, prefix)
+        reading.feed(ids[count:])
+    return reading
+
+
 def _picture(ids: list[int], image_id: int) -> slice:
     """Where the visual tokens stand in a prompt; they stand side by side."""
     if image_id not in ids:
-        return slice(0, 0)
+        return slice(0)
     start = ids.index(image_id)
     return slice(start, start + ids.count(image_id))
 

@@ -10,19 +10,26 @@ import torch
 from torch import Tensor
 
 from coprs_core.model.attention import Looks
-from coprs_core.model.mllm import VisualTokens
+from coprs_core.model.mllm import Prefix, VisualTokens
 from coprs_core.photos import Photo
-from coprs_core.prompts import Outcome, PriorKind
+from coprs_core.prompts import Detail, Outcome, PriorKind
 
 
 class Features(Protocol):
     """What any kind of model keeps of a photo, so that it is read once.
 
-    `photo_size` is (height, width) of the photo in pixels.
+    Attributes:
+        photo_size: (height, width) of the photo in pixels.
+        seen_size: the same of the picture that the language model was given.
+        nbytes: the memory that the features take.
     """
 
     @property
     def photo_size(self) -> tuple[int, int]: ...
+    @property
+    def seen_size(self) -> tuple[int, int]: ...
+    @property
+    def nbytes(self) -> int: ...
 
     def to(self, device: torch.device | str) -> "Features":
         """The same on another device."""
@@ -39,18 +46,28 @@ class PhotoFeatures:
     Attributes:
         image_embedding: [1, C, h, w], of SAM's image encoder.
         visual: what the language model sees of it.
+        prefix: what every question about it begins with, read.
         photo_size: (height, width) of the photo in pixels.
     """
 
     image_embedding: Tensor
     visual: VisualTokens
+    prefix: Prefix
     photo_size: tuple[int, int]
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        return self.visual.seen_size
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.image_embedding, *self.visual.tensors, *self.prefix.tensors)
+        return sum(t.nbytes for t in tensors)
 
     def to(self, device: torch.device | str) -> "PhotoFeatures":
         """The same on another device."""
-        return PhotoFeatures(
-            self.image_embedding.to(device), self.visual.to(device), self.photo_size
-        )
+        image_embedding, visual = self.image_embedding.to(device), self.visual.to(device)
+        return PhotoFeatures(image_embedding, visual, self.prefix.to(device), self.photo_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +159,9 @@ class Segmenter(Protocol[F]):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def read(self, photo: Photo) -> F:
-        """Everything that is worth keeping of a photo."""
+    def read(self, photo: Photo, detail: Detail | None = None) -> F:
+        """Everything that is worth keeping of a photo; `detail` in place of the model's own, where
+        it can be chosen."""
         ...
 
     def distance(self, features: F) -> float | None:

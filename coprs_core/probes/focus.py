@@ -82,13 +82,18 @@ def reread(
     return photo, features, focus.reading(result.instruction, features)
 
 
-def check_reply_ids(engine: Engine, result: Result) -> None:
-    """Raises `CoPRSError` where a reply is not one that this model wrote."""
-    if not result.reply_ids or result.model != engine.name:
+def check_model(engine: Engine, result: Result, has_given: bool = True) -> None:
+    """Raises `CoPRSError` where an answer was not given by the model in use."""
+    if not has_given or result.model != engine.name:
         raise CoPRSError(
             f"This answer was given by {result.model!r} and {engine.name!r} is in use: "
             "load that model."
         )
+
+
+def check_reply_ids(engine: Engine, result: Result) -> None:
+    """Raises `CoPRSError` where a reply is not one that this model wrote."""
+    check_model(engine, result, has_given=bool(result.reply_ids))
     if max(result.reply_ids) >= engine.local.language.vocabulary or min(result.reply_ids) < 0:
         raise CoPRSError(
             f"This answer holds token ids that {engine.name!r} does not have: "

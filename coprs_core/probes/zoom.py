@@ -1,10 +1,12 @@
-"""Zoom in: read the surroundings of the prior's mass once more, focus and draw again, paste back.
+"""Zoom in: read the surroundings of an answer once more, closer, and draw it again there.
 
-For tiny targets, the paper's first failure. The language model sees the crop and reads its own
-reply again, so that its focus token looks at the crop; the logits of that look and of the first
-one, cut to the crop, are averaged.
+For tiny targets, the paper's first failure. With a focus token the language model sees the crop and
+reads its own reply again, so that its focus token looks at the crop; the logits of that look and of
+the first one, cut to the crop, are averaged. A model that writes coordinates is asked the same
+instruction about the crop, shown at normal detail whatever the photo was shown at.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -12,18 +14,20 @@ import torch
 import torch.nn.functional as F
 
 from coprs_core.answer.engine import Engine
-from coprs_core.answer.results import Region, Result
+from coprs_core.answer.results import Region, Result, check_photo_size
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import PhotoFeatures
-from coprs_core.photos import PhotoLike, open_photo
+from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable, OtherResult
-from coprs_core.probes.focus import guarded, reread
+from coprs_core.probes.focus import check_model, guarded, reread
 
 MARGIN = 3.5
 """Side of the crop, as a multiple of the extent (four standard deviations) of the prior's mass;
 chosen on validation scenes."""
 MIN_SHARE, MAX_SHARE = 0.25, 0.9
 """Of the photo's shorter side: what a crop has at least, and at most to be worth it."""
+BOX_MARGIN = 2.0
+"""Side of the crop, as a multiple of what the written boxes and the masks take."""
 _STEM = "zoomed"
 
 
@@ -35,6 +39,17 @@ class Crop:
     left: int
     side: int
 
+    def back(self, region: Region, prior: np.ndarray) -> Region:
+        """A region of the crop as one of the photo, whose prior float32 [H, W] stays outside."""
+        prior, mask = prior.copy(), np.zeros(prior.shape, bool)
+        self.of(prior)[:], self.of(mask)[:] = region.prior, region.mask
+        box = None
+        if region.box:
+            x0, y0, x1, y1 = region.box
+            box = x0 + self.left, y0 + self.top, x1 + self.left, y1 + self.top
+        points = tuple((x + self.left, y + self.top) for x, y in region.points)
+        return Region(prior, mask, box, points, region.label)
+
     def of(self, array: np.ndarray) -> np.ndarray:
         """The part of an array [H, W, …] that lies inside; a view."""
         return array[self.top : self.top + self.side, self.left : self.left + self.side]
@@ -44,7 +59,8 @@ class Crop:
 class Zoomed(OtherResult):
     """The same answer with prior and mask read again inside a crop.
 
-    Outside the crop the prior stays as it was and the mask is empty.
+    Outside the crop the prior stays as it was and the mask is empty. A model that writes
+    coordinates may see closer that nothing fits.
     """
 
     crop: Crop
@@ -67,8 +83,15 @@ def crop_around(prior: np.ndarray) -> Crop:
         np.sqrt(np.average((v - c) ** 2, weights=weights))
         for v, c in zip((y, x), centre, strict=True)
     ]
+    return _square(centre, MARGIN * 4 * max(spread), prior.shape)
+
+
+def _square(centre: Sequence[float], side: float, photo_size: tuple[int, int]) -> Crop:
+    """A square around (y, x), moved and cut to lie inside the photo; a quarter of its shorter side
+    at least."""
+    height, width = photo_size
     least = MIN_SHARE * min(height, width)
-    side = int(np.ceil(min(max(MARGIN * 4 * max(spread), least), height, width)))
+    side = int(np.ceil(min(max(side, least), height, width)))
     top, left = (
         int(np.clip(c - side / 2, 0, n - side))
         for c, n in zip(centre, (height, width), strict=True)
@@ -76,38 +99,65 @@ def crop_around(prior: np.ndarray) -> Crop:
     return Crop(top, left, side)
 
 
+def crop_around_boxes(result: Result) -> Crop:
+    """The square around everything that an answer found, twice its size, inside the photo."""
+    y, x = np.nonzero(result.mask)
+    corners = [(x.min(), y.min()), (x.max() + 1, y.max() + 1)] if len(y) else []
+    for region in result.regions:
+        corners += [region.box[:2], region.box[2:]] if region.box else []
+        corners += region.points
+    low, high = np.min(corners, axis=0), np.max(corners, axis=0)
+    centre = (low + high)[::-1] / 2
+    return _square(centre, BOX_MARGIN * float(max(high - low)), result.photo_size)
+
+
 @guarded
 def ask(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
-    """The answer with prior and mask read again around the prior's mass, and the crop in pixels.
+    """The answer with prior and mask read again around the prior's mass, or around the boxes that
+    the model wrote, and the crop in pixels.
 
     Raises:
         NotApplicable: nothing was found, or it fills so much of the photo that a crop would be all
             of it.
     """
-    focus = engine.focus
-    photo, features, reading = reread(engine, image, result)
-    if result.prior is None or not result.prior.any():
+    photo, prior = open_photo(image), result.prior
+    check_photo_size(result.photo_size, photo.size)
+    check_model(engine, result)
+    if prior is None or not (prior.any() or result.mask.any()):
         raise NotApplicable(
             "This answer found nothing, so there is nothing to zoom into: "
             "ask for something it finds.",
             _STEM,
         )
-    crop = crop_around(result.prior)
+    crop = crop_around(prior) if engine.has_focus_token else crop_around_boxes(result)
     if crop.side > MAX_SHARE * min(photo.size):
         raise NotApplicable(
             "This thing is not small: zooming in would show the whole picture again.", _STEM
         )
-    ids = list(result.reply_ids)
+    closer = open_photo(crop.of(np.asarray(photo.image)))
+    if engine.has_focus_token:
+        found = _focus_closer(engine, photo, closer, result, crop)
+    else:
+        features = engine.segmenter.read(closer, "normal")
+        found = engine.answer_about(closer, features, result.instruction)
+    regions = tuple(crop.back(r, prior) for r in found.regions)
+    reason = f"{found.reason} Zoomed in."
+    return Zoomed(replace(found, regions=regions, photo_size=photo.size, reason=reason), crop)
+
+
+def _focus_closer(
+    engine: Engine, photo: Photo, closer: Photo, result: Result, crop: Crop
+) -> Result:
+    """The answer with its region in the crop's pixels."""
+    focus, ids = engine.focus, list(result.reply_ids)
+    _, features, reading = reread(engine, photo, result)
     first = focus.prior_logits(reading.feed(ids)[-1:], features)
-    closer = engine.read(open_photo(crop.of(np.asarray(photo.image))))
-    second = focus.reading(result.instruction, closer).feed(ids)[-1:]
-    prior_logits = focus.prior_logits(second, closer)
+    features_closer = engine.read(closer)
+    second = focus.reading(result.instruction, features_closer).feed(ids)[-1:]
+    prior_logits = focus.prior_logits(second, features_closer)
     prior_logits = (prior_logits + _cut(focus, first, features, crop)) / 2
-    prior, mask = result.prior.copy(), np.zeros(photo.size, bool)
-    crop.of(prior)[:] = focus.prior(prior_logits, closer.photo_size)
-    crop.of(mask)[:] = focus.mask(prior_logits, closer)
-    regions = (Region(prior, mask),)
-    return Zoomed(replace(result, regions=regions, reason=f"{result.reason} Zoomed in."), crop)
+    prior = focus.prior(prior_logits, closer.size)
+    return replace(result, regions=(Region(prior, focus.mask(prior_logits, features_closer)),))
 
 
 def _cut(

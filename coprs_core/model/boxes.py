@@ -1,0 +1,168 @@
+"""Reading what models write: boxes and points in JSON, brought to the photo.
+
+Qwen2.5-VL, Seg-Zero and VisionReasoner write them in pixels of the picture that they saw, Qwen3-VL
+in thousandths of its sides.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from itertools import accumulate
+
+MAX_OBJECTS = 32
+"""More things than this in one answer are left out, and the answer says so."""
+THOUSANDTHS = (1000, 1000)
+
+
+@dataclass(frozen=True)
+class WrittenObject:
+    """One thing that a model wrote coordinates of, in pixels of the photo.
+
+    `box` XYXY or None, `points` XY; at least one of them.
+    """
+
+    box: tuple[float, float, float, float] | None
+    points: tuple[tuple[float, float], ...] = ()
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reply's coordinates amount to. `readable` is False where there are none to read;
+    `problem` says why."""
+
+    objects: tuple[WrittenObject, ...] = ()
+    readable: bool = True
+    problem: str = ""
+
+
+def read_answer(reply: str, seen_size: tuple[int, int], photo_size: tuple[int, int]) -> Answer:
+    """The boxes and points of a reply, brought from the picture that the model saw to the photo;
+    sizes are (height, width).
+
+    Takes what models write: an <answer>, a fenced block or bare JSON, text around it, floats,
+    swapped corners, several objects, a box or a point alone. Numbers outside the picture are moved
+    to its border; what then has no area is dropped.
+    """
+    found = _find_json(_answer_text(reply))
+    if found is None:
+        return Answer(readable=False, problem="The reply holds no coordinates that can be read.")
+    if not found:
+        return Answer()
+    scale = photo_size[1] / seen_size[1], photo_size[0] / seen_size[0]
+    read = [_written_object(o, seen_size, scale) for o in found]
+    kept = tuple(o for o in read if o is not None)
+    if not kept:
+        return Answer(
+            readable=False,
+            problem="The coordinates in the reply lie outside the picture or are not numbers.",
+        )
+    return Answer(
+        kept[:MAX_OBJECTS],
+        problem=f"{len(kept)} things, the first {MAX_OBJECTS} are shown."
+        if len(kept) > MAX_OBJECTS
+        else "",
+    )
+
+
+def words_of_numbers(pieces: tuple[str, ...], count: int) -> list[list[int]]:
+    """The tokens that wrote the numbers of each of `count` things, by their index in a reply."""
+    text = "".join(pieces)
+    start = text.find("</think>")
+    for length in (4, 2):  # boxes, else points
+        spans = [m.span() for m in _LISTS[length].finditer(text, max(start, 0))]
+        if len(spans) >= count:
+            break
+    if len(spans) < count:
+        spans = [(max(start, 0), len(text))]
+    if len(spans) != count:  # some were left out
+        spans = [(spans[0][0], spans[-1][1])] * count
+    ends = list(accumulate(map(len, pieces)))
+    starts = [0, *ends[:-1]]
+    return [
+        [i for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < last and b > first]
+        for first, last in spans
+    ]
+
+
+_NUMBER = r"\s*-?\d+(?:\.\d+)?\s*"
+_LISTS = {n: re.compile(r"\[" + ",".join([_NUMBER] * n) + r"\]") for n in (4, 2)}
+
+
+def _answer_text(reply: str) -> str:
+    text = reply.rpartition("</think>")[2]
+    if "<answer>" in text:
+        text = text.partition("<answer>")[2].partition("</answer>")[0]
+    fenced = re.search(r"```(?:json)?\s*(.*?)(?:```|$)", text, re.DOTALL)
+    return fenced.group(1) if fenced else text
+
+
+def _find_json(text: str) -> list | None:
+    """The first JSON value in a text that is a list of objects; [] where the model says that there
+    are none."""
+    decoder, as_json = (
+        json.JSONDecoder(),
+        text.replace("'", '"'),
+    )  # some models quote keys as Python does
+    for start in re.finditer(r"[\[{]", text):
+        for candidate in (text, as_json):
+            try:
+                value, _ = decoder.raw_decode(candidate, start.start())
+            except (ValueError, RecursionError):
+                continue
+            if (objects := _as_objects(value)) is not None:
+                return objects
+    return None
+
+
+def _as_objects(value) -> list | None:
+    if isinstance(value, dict):
+        if any("bbox" in k.lower() or "point" in k.lower() for k in value):
+            return [value]
+        return next(
+            (
+                o
+                for v in value.values()
+                if isinstance(v, list) and (o := _as_objects(v)) is not None
+            ),
+            None,
+        )
+    if _numbers(value, 4):
+        return [{"bbox_2d": value}]
+    if all(isinstance(v, dict) for v in value):
+        return value
+    return [{"bbox_2d": v} for v in value] if all(_numbers(v, 4) for v in value) else None
+
+
+def _numbers(value, count: int) -> bool:
+    """Whether a value is a list of that many finite numbers."""
+    return (
+        isinstance(value, list)
+        and len(value) == count
+        and all(
+            isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e12 for v in value
+        )  # nor NaN
+    )
+
+
+def _written_object(
+    found: dict, seen_size: tuple[int, int], scale: tuple[float, float]
+) -> WrittenObject | None:
+    height, width = seen_size
+    box, points = None, []
+    for key, value in found.items():
+        if "bbox" in key.lower() and _numbers(value, 4):
+            x1, x2 = sorted(min(max(v, 0), width) for v in value[0::2])
+            y1, y2 = sorted(min(max(v, 0), height) for v in value[1::2])
+            if x2 - x1 >= 1 and y2 - y1 >= 1:
+                box = (x1 * scale[0], y1 * scale[1], x2 * scale[0], y2 * scale[1])
+        elif "point" in key.lower():
+            pairs = [value] if _numbers(value, 2) else value if isinstance(value, list) else []
+            points += [
+                p for p in pairs if _numbers(p, 2) and 0 <= p[0] <= width and 0 <= p[1] <= height
+            ]
+    if box is None and not points:
+        return None
+    return WrittenObject(
+        box, tuple((x * scale[0], y * scale[1]) for x, y in points), str(found.get("label", ""))
+    )
