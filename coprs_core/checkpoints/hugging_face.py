@@ -4,7 +4,7 @@ for a break."""
 import json
 import logging
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from coprs_core.checkpoints.downloads import missing_shards
 from coprs_core.checkpoints.limits import check_image_processor, check_numbers, check_size
 from coprs_core.checkpoints.options import QUANTIZATIONS
+from coprs_core.checkpoints.pages import letting_pages_go
 from coprs_core.checkpoints.tensors import first_line, reading, refuse
 from coprs_core.errors import CoPRSError, shortened
 from coprs_core.model.coordinates import CHATML, QUESTION_SLOT
@@ -76,11 +77,13 @@ def load_mllm(
     Where it is quantized, so are the language model's linear layers and nothing else.
     """
     config, options = read_config(folder), {}
+    pages: Any = nullcontext()
     empty = empty_mllm(config, folder)
     check_size(empty, weight_files(folder), is_tied(config), folder)
     if quantization != "none":
         options["quantization_config"] = _quantization_config(empty, dtype, quantization)
-    with reading(f"The language model in {folder} cannot be loaded"):
+        pages = letting_pages_go(folder)
+    with pages, reading(f"The language model in {folder} cannot be loaded"):
         return load_strictly(AutoModelForImageTextToText, folder, device, dtype, **options)
 
 

@@ -10,7 +10,7 @@ from coprs_core.checkpoints.memory import smaller_choice
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint, CoordinateSource, CoPRSSource, Source
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device, parse_dtype, within_memory
+from coprs_core.machine import choose_device, parse_dtype, trim_memory, within_memory
 from coprs_core.sizes import expanded
 
 MINIATURE = Path(__file__).resolve().parents[2] / "assets" / "mini"
@@ -41,7 +41,9 @@ def load_checkpoint(
         name, options = choice.model.name, choice.loading(options)
     source = find(name, report)
     with within_memory(name, device, smaller_choice(options.quantization)):
-        return source.load(options, device, report)
+        checkpoint = source.load(options, device, report)
+    trim_memory()  # what quantizing and the first word left behind
+    return checkpoint
 
 
 def find(name: str, report: Report | None = None) -> Source:
