@@ -46,7 +46,7 @@ _OPTIONS = {
     "model": (
         "mini",
         "a name of `python -m coprs_core models`, auto (the best for photos that fits this "
-        "machine), a folder or a Hugging Face id",
+        "machine), a folder, a Hugging Face id, or openai:NAME@http://host:port/v1",
     ),
     "device": ("auto", "auto, cuda, cuda:1, mps or cpu"),
     "dtype": ("auto", "auto, bf16, fp16 or fp32"),

@@ -18,6 +18,7 @@ from coprs_core.checkpoints.auto import Choice, choose, this_machine
 from coprs_core.checkpoints.catalogue import Row, rows
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.remote import is_remote
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
 from coprs_core.model.segmenter import Features
@@ -87,6 +88,7 @@ class ModelServer:
         self._trimmed = time.monotonic()
         self._has_worker = worker is not None
         self._work = worker(self._inside) if worker else self._inside
+        self._loaded_as = model.name if isinstance(model, Engine) else model
         self._loading: Future[Engine] = Future()
         if isinstance(model, Engine):
             self._loading.set_result(model)
@@ -211,17 +213,24 @@ class ModelServer:
         The old one makes room first. Where the new one cannot be loaded the old one comes back.
 
         Raises:
-            CoPRSError: why the new one cannot be loaded.
+            CoPRSError: why the new one cannot be loaded. A model on another machine is chosen when
+                the app is started, and by nobody who sees the page.
         """
+        if is_remote(name):
+            raise CoPRSError(
+                "A model on another machine can only be named when the app is started (--model): "
+                "choose one that runs here."
+            )
         with self._lock:
-            old = self.engine.name
-            if name == old:
+            old = self._loaded_as
+            if name in (old, self.engine.name):
                 return
             # so that the app stays able to answer
             self.engine = Engine(load_checkpoint("mini", LoadOptions(device="cpu")))
             give_memory_back()
             try:
                 self.engine = yield from self._loaded(name)
+                self._loaded_as = name
             except BaseException:  # closing the page counts too
                 self.engine = self._load(old)
                 raise

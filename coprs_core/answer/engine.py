@@ -104,7 +104,7 @@ class Engine:
 
     @property
     def prior_kind(self) -> PriorKind:
-        """What the prior is made of: "focus token" or "coordinates"."""
+        """What the prior is made of: one of `PRIOR_KINDS`."""
         return self.segmenter.prior_kind
 
     @property
@@ -140,8 +140,9 @@ class Engine:
 
     @property
     def settings(self) -> dict:
-        """Device, precision and quantization, by name."""
-        return {
+        """Device, precision and quantization, by name; `is_proven` where it is False."""
+        unproven = {} if self.checkpoint.is_proven else {"is_proven": False}
+        return unproven | {
             "device": str(self.segmenter.device),
             "dtype": str(self.segmenter.dtype).removeprefix("torch."),
             "quantization": self.checkpoint.quantization,

@@ -13,12 +13,15 @@ FLAGS = {
         "The picture is unlike nearly all that this model was trained on: the answer is a guess in "
         "the words of another world."
     ),
+    "unproven": (
+        "Asked at the start where a drawn square is, this model missed it: its boxes may be wrong."
+    ),
     "empty": (
         "The mask is empty: the model wrote its focus token, but looks at nothing in the picture."
     ),
     "disagree": (
-        "Prior and mask disagree (IoU under 0.5): the decoder drew something else than the focus "
-        "token looked at."
+        "Prior and mask disagree (IoU under 0.5): the mask is of something else than the prior "
+        "points at."
     ),
     "elsewhere": (
         "The words that wrote the box looked elsewhere: the brightest spot of the prior lies "
@@ -50,12 +53,14 @@ _MAX_SIDE = 1024
 
 def flags(result: Result) -> tuple[str, ...]:
     """Names of `FLAGS` that hold for an answer, in their order."""
-    unfamiliar = ("unfamiliar",) if result.unfamiliar else ()
+    about_all = ("unfamiliar",) if result.unfamiliar else ()
+    if result.settings.get("is_proven") is False:
+        about_all = (*about_all, "unproven")
     if result.outcome != FOUND:
-        return unfamiliar
+        return about_all
     mask = result.mask
     if not mask.any():
-        return (*unfamiliar, "empty")
+        return (*about_all, "empty")
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     holds = {
         "disagree": result.prior_kind != ATTENTION_PRIOR and (result.prior_iou or 0) < DISAGREE,
@@ -65,7 +70,7 @@ def flags(result: Result) -> tuple[str, ...]:
         "scattered": any(pieces(r.mask) > 1 for r in result.regions),
         "contradiction": says_nothing(result.reasoning),
     }
-    return (*unfamiliar, *(name for name, holding in holds.items() if holding))
+    return (*about_all, *(name for name, holding in holds.items() if holding))
 
 
 def looks_elsewhere(result: Result) -> bool:

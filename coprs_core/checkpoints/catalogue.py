@@ -18,6 +18,7 @@ from coprs_core.model.coordinates import QWEN3, SEG_ZERO, STOCK, CoordinatePromp
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
 from coprs_core.sizes import free_disk, in_words
 
+ELSEWHERE = "openai:NAME@http://host:port/v1"
 OWN_SAM = "vit_h"
 """With which a CoPRS checkpoint is reckoned: it brings its own image encoder and decoder."""
 
@@ -263,5 +264,6 @@ def table(listed_rows: list[Row]) -> str:
     about = "\n".join(f"  {r.name:<18} {r.about} ({r.files})" for r in listed_rows)
     sam = " · ".join(f"{name} {in_words(s.download)}" for name, s in SAMS.items())
     return (
-        "\n".join(lines) + f"\n\n{about}\n\nSAM (--sam, for models without a CoPRS folder): {sam}"
+        "\n".join(lines) + f"\n\n{about}\n\nSAM (--sam, for models without a CoPRS folder): {sam}\n"
+        f"On another machine: --model {ELSEWHERE}, its key in COPRS_API_KEY"
     )

@@ -4,6 +4,7 @@ Loads no weights and does not use the network.
 """
 
 import importlib.metadata
+import os
 import platform
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
+from coprs_core.checkpoints import remote
 from coprs_core.checkpoints.catalogue import listed
 from coprs_core.checkpoints.downloads import (
     cached_snapshot,
@@ -134,6 +136,8 @@ def _precision(options: LoadOptions) -> list[Check]:
 
 def _source(model: str) -> tuple[Source | None, Check]:
     """The chosen model's place, without asking the network."""
+    if remote.is_remote(model):
+        return None, _remote(model)
     known = listed(model)
     is_id = model.count("/") == 1 and not expanded(model).exists()
     repo = known.repo if known else model if is_id else None
@@ -149,6 +153,17 @@ def _source(model: str) -> tuple[Source | None, Check]:
     except CoPRSError as problem:
         return None, Check("model", model, str(problem))
     return source, Check("model", f"{model}: {source.folder}, prior: {source.prior_kind}")
+
+
+def _remote(model: str) -> Check:
+    try:
+        source = remote.parse(model)
+    except CoPRSError as problem:
+        return Check("model", "on another machine", str(problem))
+    key = "set" if os.environ.get(remote.KEY) else "not set"
+    return Check(
+        "model", f"{source.model} on {source.host}, asked when it is loaded; {remote.KEY} is {key}"
+    )
 
 
 def _sam(options: LoadOptions) -> str:

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -31,6 +32,13 @@ from coprs_core.sizes import expanded, free_disk, in_words
 
 Report = Callable[[str], None]
 """Told one line of progress at a time."""
+
+
+def on_terminal(line: str) -> None:
+    """A `Report` for whoever gives none: beside the answer, which goes to standard output."""
+    print(line, file=sys.stderr)
+
+
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 SAM_FILES = {  # name: (file, bytes); six digits of each file's SHA-256 stand in its name
     "vit_b": ("sam_vit_b_01ec64.pth", 375042383),

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from coprs_core.checkpoints import remote
 from coprs_core.checkpoints.auto import AUTO, choose, this_machine
 from coprs_core.checkpoints.catalogue import NAMES, listed
-from coprs_core.checkpoints.downloads import Report, snapshot
+from coprs_core.checkpoints.downloads import Report, on_terminal, snapshot
 from coprs_core.checkpoints.hugging_face import check_quantization
 from coprs_core.checkpoints.memory import smaller_choice
 from coprs_core.checkpoints.options import LoadOptions
@@ -22,8 +23,8 @@ def load_checkpoint(
     """Load a model, strictly: every tensor has its place and every place its tensor.
 
     Args:
-        name: "mini", "auto" (see `auto`), a listed name (see `catalogue`), a folder or a Hugging
-            Face id.
+        name: "mini", "auto" (see `auto`), a listed name (see `catalogue`), a folder, a Hugging
+            Face id, or "openai:NAME@URL" (see `remote`).
         options: device, precision, quantization and SAM.
         report: given the progress of downloads, one line at a time.
 
@@ -37,10 +38,10 @@ def load_checkpoint(
         parse_dtype(options.dtype)
     if name == AUTO:
         choice = choose(this_machine(device), options)
-        (report or print)(f"auto: {choice}")
+        (report or on_terminal)(f"auto: {choice}")
         name, options = choice.model.name, choice.loading(options)
-    source = find(name, report)
-    with within_memory(name, device, smaller_choice(options.quantization)):
+    source = remote.parse(name) if remote.is_remote(name) else find(name, report)
+    with within_memory(source.name, device, smaller_choice(options.quantization)):
         checkpoint = source.load(options, device, report)
     trim_memory()  # what quantizing and the first word left behind
     return checkpoint

@@ -45,11 +45,15 @@ PARTS = ("image_encoder", "prior", "decoder")
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A loaded model with its name and the quantization that it was loaded with."""
+    """A loaded model with its name and the quantization that it was loaded with.
+
+    `is_proven` is False where it was asked for a place that is known, and missed it.
+    """
 
     name: str
     segmenter: Segmenter
     quantization: str = "none"
+    is_proven: bool = True
 
 
 class Source(Protocol):

@@ -18,7 +18,8 @@ def add_model_options(parser: ArgumentParser) -> None:
         default="mini",
         metavar="NAME|FOLDER|HUB_ID",
         help="a name of `models`, auto (the best for photos that fits this machine), a checkpoint "
-        "folder or a Hugging Face id (default mini)",
+        "folder, a Hugging Face id, or openai:NAME@http://host:port/v1 for a model on another "
+        "machine, with its key in COPRS_API_KEY (default mini)",
     )
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     parser.add_argument(

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
+
 MAX_OBJECTS = 32
 """More things than this in one answer are left out, and the answer says so."""
 THOUSANDTHS = (1000, 1000)
@@ -63,6 +65,32 @@ def read_answer(reply: str, seen_size: tuple[int, int], photo_size: tuple[int, i
         if len(kept) > MAX_OBJECTS
         else "",
     )
+
+
+def drawn_prior(written: WrittenObject, photo_size: tuple[int, int]) -> np.ndarray:
+    """Coordinates as a prior, float32 [H, W] in [0, 1]: what a model wrote, not where it looked.
+
+    With u and v the distances from the point (else the box's centre) in units of its distance to
+    the box's side on that side: 2^−(u² + v²) inside the box, 0 outside. A point without a box is a
+    round spot of a twentieth of the photo.
+    """
+    height, width = photo_size
+    box = written.box
+    if box is None:
+        (x, y), reach = written.points[0], max(height, width) / 20
+        sides = (reach, reach, reach, reach)
+    else:
+        centre = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        x, y = written.points[0] if written.points else centre
+        x, y = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
+        sides = (x - box[0], box[2] - x, y - box[1], box[3] - y)
+    left, right, up, down = (max(s, 0.5) for s in sides)
+    dx, dy = np.arange(width) + 0.5 - x, np.arange(height) + 0.5 - y
+    u, v = dx / np.where(dx < 0, left, right), dy / np.where(dy < 0, up, down)
+    prior = 2.0 ** -(v[:, None] ** 2 + u[None] ** 2)
+    if box is not None:
+        prior[(np.abs(v)[:, None] > 1) | (np.abs(u)[None] > 1)] = 0
+    return prior.astype(np.float32)
 
 
 def words_of_numbers(pieces: tuple[str, ...], count: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from coprs_core.geometry import to_square
 from coprs_core.model.attention import Looks, as_prior
-from coprs_core.model.boxes import THOUSANDTHS, read_answer, words_of_numbers
+from coprs_core.model.boxes import THOUSANDTHS, Answer, read_answer, words_of_numbers
 from coprs_core.model.language import LanguageModel
 from coprs_core.model.mllm import Mllm, Prefix, Reading, VisualTokens
 from coprs_core.model.sam import PromptedSam
@@ -198,28 +198,31 @@ class CoordinateSegmenter:
     def locate(self, transcript: Transcript, features: CoordinateFeatures) -> Located:
         unit = THOUSANDTHS if self.prompt.thousandths else features.seen_size
         answer = read_answer(transcript.text, unit, features.photo_size)
-        if answer.objects:
-            count = len(answer.objects)
-            thing = "thing" if count == 1 else "things"
-            reason = f"The model wrote the coordinates of {count} {thing}. {answer.problem}"
-            priors = where_it_looked(transcript, len(answer.objects), features.photo_size)
-            places = tuple(
-                Place(prior, None, o.box, o.points, o.label)
-                for o, prior in zip(answer.objects, priors, strict=True)
-            )
-            return Located(FOUND, reason.strip(), places)
-        if not transcript.is_finished:
-            limit = f"{transcript.max_new_tokens:,} tokens"
-            return Located(
-                UNFINISHED, f"The model used up its {limit} before it wrote coordinates."
-            )
-        if answer.readable:
-            return Located(NOTHING_FOUND, "The model wrote an empty list: nothing fits.")
-        return Located(UNFINISHED, answer.problem)
+        priors = where_it_looked(transcript, len(answer.objects), features.photo_size)
+        return located(answer, transcript, priors)
 
     def draw(self, place: Place, features: CoordinateFeatures) -> np.ndarray:
         """The mask that SAM draws when prompted by a place's box and points."""
         return self.sam.mask(features.embedding, place.box, place.points, features.photo_size)
+
+
+def located(answer: Answer, transcript: Transcript, priors: list[np.ndarray]) -> Located:
+    """What coordinates amount to, with a prior for each thing."""
+    if answer.objects:
+        count = len(answer.objects)
+        thing = "thing" if count == 1 else "things"
+        reason = f"The model wrote the coordinates of {count} {thing}. {answer.problem}"
+        places = tuple(
+            Place(prior, None, o.box, o.points, o.label)
+            for o, prior in zip(answer.objects, priors, strict=True)
+        )
+        return Located(FOUND, reason.strip(), places)
+    if not transcript.is_finished:
+        limit = f"{transcript.max_new_tokens:,} tokens"
+        return Located(UNFINISHED, f"The model used up its {limit} before it wrote coordinates.")
+    if answer.readable:
+        return Located(NOTHING_FOUND, "The model wrote an empty list: nothing fits.")
+    return Located(UNFINISHED, answer.problem)
 
 
 def where_it_looked(

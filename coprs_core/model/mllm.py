@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from coprs_core.errors import CoPRSError
+from coprs_core.model.output import likeliest
 
 Mllm = Any
 """A Hugging Face model for images and text; its parts are read by name, whatever its class."""
@@ -269,7 +270,7 @@ class Reading:
     @torch.no_grad()
     def likeliest(self) -> int:
         """The token that greedy decoding writes next."""
-        return int(self._mllm.lm_head(self.last).argmax(-1))
+        return likeliest(self._mllm, self.last)
 
     def _run(self, embeddings: Tensor, positions: Tensor, **extra) -> Tensor:
         inputs = {"inputs_embeds": embeddings, "position_ids": positions, "use_cache": True}

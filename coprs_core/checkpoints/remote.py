@@ -1,0 +1,93 @@
+"""`--model openai:NAME@http://host:port/v1`: a model on another machine, chosen by whoever starts
+the program."""
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+import torch
+
+from coprs_core.checkpoints.downloads import Report, on_terminal
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.sams import choose_sam, open_sam
+from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.errors import CoPRSError
+from coprs_core.machine import choose_dtype
+from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
+
+SCHEME = "openai:"
+KEY = "COPRS_API_KEY"
+"""The environment variable with the server's key."""
+
+
+@dataclass(frozen=True)
+class RemoteSource:
+    """A `model` on a server at `url`, and how it becomes a `Segmenter`."""
+
+    model: str
+    url: str
+    prior_kind: ClassVar[PriorKind] = COORDINATES_PRIOR
+
+    @property
+    def name(self) -> str:
+        """What it is called in answers: the address is nobody else's business."""
+        return f"{SCHEME}{self.model}"
+
+    @property
+    def host(self) -> str:
+        """The server as messages name it."""
+        return urlsplit(self.url).netloc
+
+    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
+        """The model, asked once where a drawn square is, and a SAM on a device.
+
+        Raises `CoPRSError`: the server cannot be used, and why.
+        """
+        import openai
+
+        from coprs_core.model.coordinates import QWEN3
+        from coprs_core.model.remote import SECONDS, RemoteSegmenter, Server, ask_for_a_square
+
+        sam = open_sam(choose_sam(options.sam, device), report)
+        client = openai.OpenAI(
+            base_url=self.url,
+            api_key=os.environ.get(KEY) or "none",
+            timeout=openai.Timeout(SECONDS, connect=10.0),
+            max_retries=0,
+        )
+        server = Server(client, self.model, self.host)
+        (report or on_terminal)(f"asking {self.host} where a drawn square is")
+        prompt = ask_for_a_square(server)
+        if prompt is None:
+            (report or on_terminal)(
+                f"warning: {self.model} on {self.host} did not tell where a drawn red square is: "
+                "its boxes may be wrong"
+            )
+        dtype = choose_dtype(options.dtype, device, 2 * sam.weights)
+        loaded = sam.load(device, dtype).eval().requires_grad_(False)
+        segmenter = RemoteSegmenter(server, loaded, prompt or QWEN3)
+        return Checkpoint(self.name, segmenter, "none", is_proven=prompt is not None)
+
+
+def is_remote(name: object) -> bool:
+    """Whether a name is of a model on another machine."""
+    return isinstance(name, str) and name.startswith(SCHEME)
+
+
+def parse(name: str) -> RemoteSource:
+    """The model and the address in a name; raises `CoPRSError` where it holds none."""
+    model, _, url = name.removeprefix(SCHEME).rpartition("@")
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_bare = parts.port is None or parts.port > 0
+        is_bare = is_bare and not (parts.username or parts.password or parts.query)
+    except ValueError:
+        is_address = is_bare = False
+    if not model or not is_address or not is_bare:
+        raise CoPRSError(
+            f"A model on another machine is given as {SCHEME}NAME@http://host:port/v1, and its key "
+            f"by the environment variable {KEY}: write it so."
+        )
+    return RemoteSource(model, url)
