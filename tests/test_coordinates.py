@@ -268,23 +268,13 @@ def test_other_architectures_are_refused_for_coordinates(folders, tmp_path):
 def qwen3_folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen3")
     mllm = tiny.save_mllm(folder / "qwen3", tiny.qwen3())
-    (mllm / "chat_template.jinja").write_text(CHAT)
+    (mllm / "chat_template.jinja").write_text(tiny.CHAT)
     return mllm, tiny.save_sam2(folder / "sam2")
 
 
 @pytest.fixture(scope="module")
 def qwen3(qwen3_folders):
     return load(str(qwen3_folders[0]), device="cpu", sam=str(qwen3_folders[1]))
-
-
-CHAT = """\
-{%- for message in messages %}<|im_start|>{{ message.role }}
-{% for part in message.content %}\
-{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
-{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-<think>
-{% endif %}"""
 
 
 def test_thousandths_are_undone_whatever_the_model_saw(qwen3, monkeypatch):
@@ -446,7 +436,7 @@ def test_greedy_decoding_is_the_librarys_own_token_by_token(make, size, tmp_path
     """The picture goes through the processor's whole path there: its chat template, its
     placeholders, its patches."""
     folder = tmp_path_factory.mktemp("same") / "model"
-    (tiny.save_mllm(folder, make()) / "chat_template.jinja").write_text(CHAT)
+    (tiny.save_mllm(folder, make()) / "chat_template.jinja").write_text(tiny.CHAT)
     segmenter = load(str(folder), device="cpu", sam=str(folders[1])).segmenter
     picture = np.random.default_rng(3).integers(0, 255, (*size, 3), np.uint8)
     features = segmenter.read(open_photo(picture))

@@ -5,9 +5,13 @@ import base64
 import io
 import json
 import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -20,6 +24,7 @@ from coprs_core.__main__ import main
 from coprs_core.answer.flags import flags
 from coprs_core.checkpoints import doctor, remote
 from coprs_core.model import remote as remote_model
+from coprs_core.photos import open_photo
 from coprs_core.probes import attention, zoom
 from tests import tiny
 
@@ -309,3 +314,63 @@ def test_the_doctor_tells_the_server_and_whether_there_is_a_key(monkeypatch):
     screen = doctor.screen(doctor.examine("openai:x@http://host:1/v1"))
     assert "x on host:1" in screen and "COPRS_API_KEY is set" in screen and KEY not in screen
     assert "is given as openai:NAME" in doctor.screen(doctor.examine("openai:x"))
+
+
+# --- transformers' own server
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """`transformers serve` with a tiny Qwen3-VL of ours: (its address, the model's folder)."""
+    folder = tiny.save_mllm(tmp_path_factory.mktemp("served") / "model", tiny.qwen3())
+    (folder / "chat_template.jinja").write_text(tiny.CHAT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    log = tmp_path_factory.mktemp("log") / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and process.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.3)
+        else:
+            pytest.fail(log.read_text()[-2000:])
+        yield f"http://127.0.0.1:{port}/v1", folder
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_transformers_serve_is_such_a_server(served, sam):
+    url, folder = served
+    lines = []
+    engine = load(f"openai:{folder}@{url}", device="cpu", sam=sam, report=lines.append)
+    assert "did not tell where a drawn red square is" in lines[-1]  # its weights are random
+    updates = list(engine.stream(PHOTO, "the red thing", 24))
+    result = updates[-1].result
+    assert len([u for u in updates if u.stage == "thinking"]) > 5 and len(result.reply) > 20
+    assert result.outcome == "unfinished" and "unproven" in flags(result)
+
+
+def test_it_reads_the_picture_and_the_words_that_are_sent(served, sam):
+    """Greedy decoding of the same weights here, of the picture and the question as they were
+    sent."""
+    url, folder = served
+    far = load(f"openai:{folder}@{url}", device="cpu", sam=sam, report=lambda line: None)
+    photo = open_photo(PHOTO)
+    features = far.segmenter.read(photo)
+    theirs = "".join(w.text for w in far.segmenter.think("the red thing", features, 12))
+    sent = Image.open(io.BytesIO(base64.b64decode(features.picture.partition("base64,")[2])))
+    here = load(str(folder), device="cpu", sam=sam).segmenter
+    visual = here.language.see(sent)  # as many tokens as its image processor makes
+    prefix = here.language.prefix(here.template, visual)
+    reading = here.language.reading(here.template, "the red thing", visual, prefix)
+    steps = here.language.write(reading, None, 12)
+    thought = theirs.removeprefix("<think>").removesuffix("</think>")
+    assert thought.strip() == "".join(w.text for w in steps).strip() != ""

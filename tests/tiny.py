@@ -35,6 +35,15 @@ VISION = VisionConfig(
 DECODER = DecoderConfig(mask_channels=8, mlp_width=64, iou_width=32)
 WIDTH = 64
 TOKENIZER = load_tokenizer(MINIATURE / "mllm")
+CHAT = """\
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{% for part in message.content %}\
+{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+<think>
+{% endif %}"""
+"""A chat template that opens the thought, as those of thinking checkpoints do."""
 
 
 def spread(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -27,6 +27,7 @@ from coprs_core.checkpoints.tensors import first_line, reading, refuse
 from coprs_core.errors import CoPRSError, shortened
 from coprs_core.model.coordinates import CHATML, QUESTION_SLOT
 from coprs_core.model.mllm import ARCHITECTURES, Mllm
+from coprs_core.model.output import shorten
 from coprs_core.prompts import IMAGE_SLOT
 from coprs_core.sizes import GB
 
@@ -84,7 +85,10 @@ def load_mllm(
         options["quantization_config"] = _quantization_config(empty, dtype, quantization)
         pages = letting_pages_go(folder)
     with pages, reading(f"The language model in {folder} cannot be loaded"):
-        return load_strictly(AutoModelForImageTextToText, folder, device, dtype, **options)
+        mllm = load_strictly(AutoModelForImageTextToText, folder, device, dtype, **options)
+    if quantization != "none":
+        shorten(mllm)
+    return mllm
 
 
 def load_strictly(

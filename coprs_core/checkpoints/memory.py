@@ -10,6 +10,11 @@ BYTES_PER_LINEAR_WEIGHT = {"nf4": 0.5625, "int8": 1.01}
 """NF4 keeps 4 bits a weight and one float32 scale for 64 of them; int8 one scale a row."""
 
 
+BESIDE_QUANTIZED = 400_000_000
+"""What a quantized model keeps beside its weights: on a CPU its output layer once more, in 8 bits;
+elsewhere a layer at a time as it is brought back to 16."""
+SMALL = 100_000_000
+"""Linear weights of a model whose quantization takes no room worth counting."""
 LIBRARIES = 700_000_000
 """What the libraries hold, and the language model's cache, of a model for photos."""
 
@@ -27,6 +32,8 @@ def memory_needed(
         room: what SAM and the libraries take while they work.
     """
     per_linear = BYTES_PER_LINEAR_WEIGHT.get(quantization, bytes_per_weight)
+    if per_linear != bytes_per_weight and linear > SMALL:
+        room += BESIDE_QUANTIZED
     return int(per_linear * linear + bytes_per_weight * other) + room
 
 

@@ -6,6 +6,8 @@ error that is bounded by Cauchy and Schwarz: |w·h − ŵ·h| ≤ |w − ŵ| |h|
 highest within that bound are read in full, so that the answer is that of the whole layer.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ LEAST_WEIGHTS = 50_000_000
 """A smaller layer is read as it is."""
 ROUNDING = 2.0**-7
 """Of a logit in bfloat16, up or down, with the sums of the 8-bit product."""
-_ROWS_AT_ONCE = 8192
+_ROWS_AT_ONCE = 256
 
 
 class ShortlistedOutput(nn.Module):
@@ -26,20 +28,22 @@ class ShortlistedOutput(nn.Module):
     scale: Tensor
     error: Tensor
 
+    @torch.no_grad()
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.layer = layer
         weight = layer.weight
-        scale = torch.empty(len(weight), dtype=torch.float32)
-        rows, error = torch.empty(weight.shape, dtype=torch.int8), torch.empty_like(scale)
+        rows = torch.empty(weight.shape, dtype=torch.int8)
+        scale, error = (torch.empty(len(weight)) for _ in range(2))
         for start in range(0, len(weight), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             exact = weight[part].float()
-            # as the product will use it: rounded to the weights' own precision
-            of_row = (exact.abs().amax(1) / 127).to(weight.dtype).float().clamp(min=1e-12)
-            rows[part] = (exact / of_row[:, None]).round().clamp(-127, 127).to(torch.int8)
-            scale[part] = of_row
-            error[part] = (exact - rows[part].float() * of_row[:, None]).norm(dim=1)
+            of_row = exact.abs().amax(1, keepdim=True) / 127
+            of_row = of_row.to(weight.dtype).float().clamp(min=1e-30)  # as the product uses it
+            exact /= of_row
+            rounded = exact.round().clamp_(-127, 127)
+            rows[part], scale[part] = rounded.to(torch.int8), of_row[:, 0]
+            error[part] = torch.linalg.vector_norm(exact - rounded, dim=1) * of_row[:, 0]
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("scale", scale.to(weight.dtype), persistent=False)
         self.register_buffer("error", error, persistent=False)
@@ -56,11 +60,13 @@ class ShortlistedOutput(nn.Module):
         near = torch._weight_int8pack_mm(hidden, self.rows, self.scale)[0].float()
         margin = self.error * hidden.float().norm() + ROUNDING * near.abs()
         candidates = (near + margin >= (near - margin).max()).nonzero()[:, 0]
+        if not len(candidates):  # no numbers
+            return int(self.layer(hidden).argmax(-1))
         exact = nn.functional.linear(hidden, self.weight[candidates])
         return int(candidates[exact[0].argmax()])
 
 
-def shorten(mllm) -> None:
+def shorten(mllm: Any) -> None:
     """Let a model on a CPU, in bfloat16, use a `ShortlistedOutput` where its output layer is
     large."""
     layer = mllm.lm_head
@@ -70,7 +76,7 @@ def shorten(mllm) -> None:
         mllm.lm_head = ShortlistedOutput(layer)
 
 
-def likeliest(mllm, hidden: Tensor) -> int:
+def likeliest(mllm: Any, hidden: Tensor) -> int:
     """The token that a model finds likeliest after a hidden state [1, D]."""
     layer = mllm.lm_head
     if isinstance(layer, ShortlistedOutput):
