@@ -220,7 +220,7 @@ class Handlers:
     def word(
         self, answered: Answered | None, event: gr.EventData, request: gr.Request | None = None
     ) -> str:
-        """Where one word's own hidden state looks."""
+        """Where one word looks."""
         lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
@@ -230,7 +230,10 @@ class Handlers:
         caption = say(lang, "probe_word", word=view.text.strip())
         if view.trained:
             caption = say(lang, "focus_word")
-        if view.prior.max() < NOWHERE:
+        if view.share is not None:
+            share = f"{100 * view.share:.0f}"
+            caption = say(lang, "attention_word", word=view.text.strip(), share=share)
+        elif view.prior.max() < NOWHERE:
             caption += f" · {say(lang, 'nowhere', highest=f'{view.prior.max():.3f}')}"
         return probe_views.word_view(lang, answered.photo, view, caption)
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import gradio as gr
 
 from app.options import Listening
 from coprs_core.answer.engine import Engine, Update
+from coprs_core.calibrate import calibrate
 from coprs_core.checkpoints.auto import Choice, choose, this_machine
 from coprs_core.checkpoints.catalogue import Row, rows
 from coprs_core.checkpoints.load import load_checkpoint
@@ -103,8 +104,29 @@ class ModelServer:
     def _load_first(self, name: str) -> None:
         try:
             self._loading.set_result(self._load(name))
+            self._calibrate_behind()
         except BaseException as problem:  # for whoever waits
             self._loading.set_exception(problem)
+
+    def _calibrate_behind(self) -> None:
+        """On a GPU, find out which heads of the model in use tell a place, between the visitors'
+        questions; where that fails each answer goes on choosing for itself."""
+        engine = self.engine
+        is_fast = engine.segmenter.device.type == "cuda" and not self._has_worker
+        if not is_fast or engine.has_focus_token or not engine.is_local:
+            return
+        if engine.local.language.heads:
+            return
+
+        def work() -> None:
+            steps = calibrate(engine)
+            with suppress(CoPRSError):
+                while self.engine is engine:
+                    with self._room:
+                        if next(steps, None) is None:
+                            break
+
+        threading.Thread(target=work, daemon=True).start()
 
     @property
     def is_ready(self) -> bool:
@@ -231,6 +253,7 @@ class ModelServer:
             try:
                 self.engine = yield from self._loaded(name)
                 self._loaded_as = name
+                self._calibrate_behind()
             except BaseException:  # closing the page counts too
                 self.engine = self._load(old)
                 raise

@@ -90,10 +90,11 @@ def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answer
 
 
 def can_probe(server: ModelServer, result: Result) -> bool:
-    """Whether the model in use gave this answer and has a focus token to ask about."""
+    """Whether the model in use gave this answer and runs here, so that its words can be looked
+    into."""
     engine = server.engine
     is_its_own = result.model == engine.name and bool(result.reply_ids)
-    return engine.has_focus_token and is_its_own
+    return engine.is_local and is_its_own
 
 
 def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path:

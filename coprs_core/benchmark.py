@@ -25,7 +25,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.sams import choose_sam
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device
-from coprs_core.model.attention import Looks, as_prior
+from coprs_core.model.attention import as_prior
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.model.mllm import generate
 from coprs_core.model.segmenter import Place
@@ -211,7 +211,7 @@ def _pointed(engine: Engine, tokens: int, photo: Photo, mark: Callable[[], None]
     segmenter: Any = engine.segmenter
     features, language = engine.read(photo), segmenter.language
     reading = segmenter.reading(QUESTION, features)
-    looks = Looks(features.visual.cells(language.mllm))
+    looks = language.looks(features.visual)
     feed = partial(looks.feed, reading)
     for i, _ in enumerate(generate(reading, None, set(), tokens, feed)):
         if i == 0:

@@ -1,13 +1,16 @@
 """Where the model's own words look: observed while it writes, and by which heads it is told."""
 
 import dataclasses
+import json
 import threading
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
-from coprs_core import CoPRSError
+from coprs_core import CoPRSError, load
+from coprs_core.calibrate import best_heads, calibrate, cells_on
 from coprs_core.model.attention import Looks, as_prior, observe, observing
 from coprs_core.model.language import LanguageModel
 from coprs_core.photos import open_photo
@@ -155,7 +158,7 @@ def localized(mini, count: int) -> tuple[list[bool], list[bool]]:
             continue
         features = mini.read(open_photo(scene.image))
         reading = focus.reading(question.instruction, features)
-        looks = Looks(features.visual.cells(language.mllm))
+        looks = language.looks(features.visual)
         ids = [s.token for s in language.write(reading, focus.focus_id, 160, looks)]
         if ids[-1] != focus.focus_id:
             continue
@@ -194,6 +197,100 @@ def test_attention_alone_tells_the_place_on_500_scenes(mini):
     assert np.mean(at_token) >= 0.90 and np.mean(at_word) >= 0.70
 
 
+# --- calibrated: heads chosen by drawn scenes whose truth is known
+
+
+@pytest.fixture
+def calibrated(mini, tmp_path, monkeypatch):
+    """(the miniature, what calibrating it found); its heads are its own choice again afterwards."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    *numbers, found = calibrate(mini)
+    assert numbers == list(range(1, 61))
+    yield mini, found
+    mini.focus.language.heads = ()
+
+
+def test_calibrated_it_tells_the_place_no_worse(calibrated):
+    mini, found = calibrated
+    assert mini.focus.language.heads == found.heads and 1 <= len(found.heads) <= 8
+    assert found.answers > 40 and found.hits >= found.hits_without >= 0.85
+    at_token, at_word = localized(mini, 50)
+    mini.focus.language.heads = ()
+    without, word_without = localized(mini, 50)
+    assert np.mean(at_token) >= np.mean(without)
+    print(np.mean(at_word), np.mean(word_without))
+
+
+@pytest.mark.slow
+def test_calibrated_it_tells_the_place_no_worse_on_500_scenes(calibrated):
+    mini, found = calibrated
+    at_token, at_word = localized(mini, 500)
+    mini.focus.language.heads = ()
+    without, word_without = localized(mini, 500)
+    print(f"{found.heads}: focus token {np.mean(at_token):.3f}, without {np.mean(without):.3f}")
+    print(f"words {np.mean(at_word):.3f}, without {np.mean(word_without):.3f}")
+    assert np.mean(at_token) >= np.mean(without)
+
+
+def test_it_is_kept_for_the_next_time_and_goes_on_where_it_stopped(mini, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    engine = load("mini", device="cpu")
+    steps = calibrate(engine, 20)
+    for step in steps:
+        if step == 13:
+            steps.close()  # as Ctrl+C does: the last five scenes' answers were saved at 10
+    asked, segment = [], type(engine).segment
+    monkeypatch.setattr(
+        type(engine),
+        "segment",
+        lambda self, *a: asked.append(1) or segment(self, *a),
+    )
+    *numbers, found = calibrate(engine, 20)
+    assert numbers == list(range(11, 21)) and len(asked) <= 10
+    assert load("mini", device="cpu").focus.language.heads == found.heads
+    again = list(calibrate(engine, 20))
+    assert again == [found]  # nothing is asked once more
+    kept = json.loads(found.path.read_text())
+    assert kept["heads"] == list(found.heads) and kept["scenes"] == 20
+    for broken in ("{", '{"heads": ["x"]}', '{"heads": 3}', "[]", '{"heads": [-1]}'):
+        found.path.write_text(broken)
+        assert load("mini", device="cpu").focus.language.heads == ()
+    found.path.write_text('{"heads": [4000]}')  # of another model
+    finding = attention.ask(load("mini", device="cpu"), *asked_once(mini))
+    assert len(finding.heads) == 8
+
+
+def asked_once(mini):
+    scene, question = next(examples("test", 0, 1))
+    return scene.image, mini.segment(scene.image, question.instruction)
+
+
+def test_a_model_that_never_points_keeps_its_own_choice(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    engine = load(str(tiny.save_checkpoint_by_hand(folder, tiny.coprs(tiny.qwen()))), device="cpu")
+    with pytest.raises(CoPRSError, match="pointed at something in 0 of 5 scenes and at least 10"):
+        list(calibrate(engine, 5))
+    assert engine.focus.language.heads == ()
+
+
+def test_the_best_heads_are_found_and_sinks_are_not():
+    generator = np.random.default_rng(0)
+    scenes, heads, cells = 30, 12, 25
+    maps = generator.random((scenes, heads, cells)).astype(np.float32)
+    targets = np.zeros((scenes, cells), bool)
+    targets[np.arange(scenes), generator.integers(cells, size=scenes)] = True
+    maps[:, 5] += 3 * targets  # it looks at the target
+    maps[:15, 7] += 2 * targets[:15]  # it does half of the time
+    maps[:, 2, 4] += 90  # a sink
+    chosen = best_heads(maps, targets)
+    assert chosen[0] == 5 and 2 not in chosen
+    mask = np.zeros((40, 100), bool)
+    mask[12, 99] = True
+    assert np.argwhere(cells_on(mask, (4, 10))).tolist() == [[1, 9]]
+
+
 # --- the probe
 
 
@@ -202,7 +299,7 @@ def test_each_sentence_has_a_look_and_the_conclusion_looks_at_the_thing(mini, fo
     finding = attention.ask(mini, scene.image, result)
     assert len(finding.looks) >= 3 and finding.of_heads == 36 and len(finding.heads) == 8
     assert "".join(look.text for look in finding.looks).replace(" ", "") in (
-        result.reply.replace("<think>", "").replace(" ", "")
+        result.reply.replace("<think>", "").replace("</think>", "").replace(" ", "")
     )
     last = finding.looks[-1].seen
     assert last.shape == result.photo_size and 0.9 < last.max() <= 1 and last.min() >= 0

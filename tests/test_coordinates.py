@@ -21,8 +21,9 @@ from coprs_core.model.boxes import MAX_OBJECTS, read_answer, words_of_numbers
 from coprs_core.model.coordinates import SEG_ZERO, STOCK, VISUAL_TOKENS
 from coprs_core.model.mllm import Step
 from coprs_core.photos import open_photo
-from coprs_core.probes import attention, zoom
+from coprs_core.probes import attention, heads, sentences, words, zoom
 from coprs_core.probes.finding import NotApplicable
+from coprs_core.probes.looks import observed
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
@@ -286,7 +287,7 @@ def test_thousandths_are_undone_whatever_the_model_saw(qwen3, monkeypatch):
 
 def test_the_prompt_is_the_checkpoints_own_chat_template(qwen3, pointing):
     template = qwen3.segmenter.template
-    head = "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>Find everything"
+    head = "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>Find what the"
     assert template.startswith(head) and "{instruction}" in template and "thousandths" in template
     assert template.endswith("<|im_end|>\n<|im_start|>assistant\n<think>\n")
     assert pointing.segmenter.template.startswith("<|im_start|>system\nYou are a helpful")
@@ -408,6 +409,57 @@ def test_zooming_in_may_see_that_nothing_fits(qwen3, monkeypatch):
     assert zoomed.result.outcome == "nothing found" and not zoomed.result.regions
     with pytest.raises(NotApplicable, match="nothing to zoom into"):
         zoom.ask(qwen3, photo, zoomed.result)
+
+
+REPLY = 'I see two. It is the left one.</think>[{"bbox_2d": [100, 250, 500, 750]}]'
+
+
+def test_sentence_by_sentence_it_is_where_their_words_looked(qwen3, monkeypatch):
+    writes(monkeypatch, qwen3, REPLY)
+    photo = draw_scene(1).image
+    result = qwen3.segment(photo, "it")
+    found = sentences.ask(qwen3, photo, result)
+    assert [v.text for v in found.views[:2]] == ["I see two.", "It is the left one."]
+    assert found.views[-1].text == '[{"bbox_2d": [100, 250, 500, 750]}]'
+    looks = attention.ask(qwen3, photo, result).looks
+    for view, look in zip(found.views, looks, strict=True):
+        assert view.prior_kind == "attention" and not view.trained
+        assert view.share == look.share and np.array_equal(view.mask, result.mask)
+        assert view.prior.shape == result.photo_size and view.prior.max() <= 1
+    assert np.array_equal(found.views[-1].prior, result.prior)
+    assert found.views[-1].iou == result.prior_iou
+    assert found.to_dict()["sentences"][0]["share"] == looks[0].share
+
+
+def test_a_words_look_is_its_attention(qwen3, monkeypatch):
+    writes(monkeypatch, qwen3, REPLY)
+    photo = draw_scene(1).image
+    result = qwen3.segment(photo, "it")
+    pieces = words.ask(qwen3, photo, result).words
+    assert "".join(pieces) == f"{REPLY}<|im_end|>"
+    number = words.number_of(qwen3, result, "left")
+    view = words.at(qwen3, photo, result, "left").view
+    assert view.text == pieces[number] and view.prior_kind == "attention" and 0 < view.share <= 1
+    other = words.at(qwen3, photo, result, 0).view
+    assert not np.array_equal(view.prior, other.prior)
+    looks = observed(qwen3, photo, result, "x").looks
+    assert view.share == pytest.approx(float(looks.map([number], looks.heads()).sum()))
+
+
+def test_its_heads_are_those_that_tell_a_place_and_make_the_prior(qwen3, monkeypatch):
+    writes(monkeypatch, qwen3, REPLY)
+    photo = draw_scene(1).image
+    result = qwen3.segment(photo, "it")
+    found = heads.ask(qwen3, photo, result)
+    assert found.maps.shape == (8, *result.photo_size) and len(set(found.names)) == 8
+    assert all(" of layer " in name for name in found.names)
+    together = found.maps.mean(0)
+    assert np.allclose(together / together.max(), result.prior, atol=0.05)
+    assert len(found.pictures(open_photo(photo))) == 9 and found.figure(open_photo(photo))
+    writes(monkeypatch, qwen3, "I see none.</think>[]")
+    nothing = qwen3.segment(photo, "it")
+    with pytest.raises(NotApplicable, match="no heads to show"):
+        heads.ask(qwen3, photo, nothing)
 
 
 def test_a_broken_sam2_is_one_sentence(qwen3_folders, tmp_path):

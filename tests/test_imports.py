@@ -19,7 +19,7 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("coprs_core.answer",),
     ("coprs_core.datasets",),
     ("coprs_core.probes",),
-    ("coprs_core.archive", "coprs_core.batch", "coprs_core.evaluate"),
+    ("coprs_core.archive", "coprs_core.batch", "coprs_core.calibrate", "coprs_core.evaluate"),
     ("coprs_core.random_weights",),
     ("coprs_core.benchmark",),
     ("coprs_core.training",),

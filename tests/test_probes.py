@@ -128,7 +128,7 @@ def test_the_heads_are_those_that_were_fused(asked, nothing_found):
     maps = heads.ask(engine, image, result).maps
     assert maps.shape == (engine.model.prior.heads, *result.photo_size) and maps.dtype == np.float32
     assert all(m.std() > 0 for m in maps)
-    with pytest.raises(CoPRSError, match="no focus token"):
+    with pytest.raises(CoPRSError, match="no heads to show"):
         heads.ask(engine, nothing_found[0].image, nothing_found[2])
 
 
@@ -186,8 +186,11 @@ def test_mistakes_are_said(asked, tmp_path):
         tiny.save_mllm(tmp_path / "qwen", model.mllm),
         tiny.save_sam(tmp_path / "sam.pth", model),
     )
+    other = load(str(folder), device="cpu", sam=str(sam))
+    with pytest.raises(CoPRSError, match="load that model"):
+        heads.ask(other, image, result)
     with pytest.raises(CoPRSError, match="writes coordinates"):
-        heads.ask(load(str(folder), device="cpu", sam=str(sam)), image, result)
+        thought.focus_again(other, image, result.instruction, "It is there.")
 
 
 def test_out_of_memory_in_a_probe_is_said_and_the_next_one_works(asked, monkeypatch):

@@ -178,8 +178,19 @@ def test_flags_hold_where_they_should():
     by_attention = {"prior_kind": "attention"}
     assert flags(dataclasses.replace(result_of(good, far), **by_attention)) == ("elsewhere",)
     assert flags(dataclasses.replace(result_of(good), **by_attention)) == ()
+    missed = dataclasses.replace(result_of(good), settings={"is_proven": False})
+    assert flags(missed) == ("unproven",)
     assert set(FLAGS) == {
-        *("unfamiliar", "empty", "disagree", "elsewhere", "border", "tiny", "scattered"),
+        *(
+            "unfamiliar",
+            "unproven",
+            "empty",
+            "disagree",
+            "elsewhere",
+            "border",
+            "tiny",
+            "scattered",
+        ),
         "contradiction",
     }
     two = (

@@ -25,6 +25,8 @@ from coprs_core.prompts import (
 STAGES = ("reading", "thinking", "focusing", "drawing")
 _UNDER_WAY = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}
 """Index of the stage that is under way at each update."""
+SEEN_WHOLE = 0.9
+"""A model that was given more of a photo's pixels than this has seen it."""
 _CARET = Markup('<i class="caret" aria-hidden="true"></i>')
 
 
@@ -138,7 +140,9 @@ def verdict(lang: str, result: Result) -> Markup:
         answer = parse_reply(result.reply).answer
         quotes = result.outcome == NOTHING_FOUND and answer
         words = say(lang, "says", answer=answer) if quotes else result.reason
-        return render(lang, "verdict_none", outcome=result.outcome, words=words)
+        return render(
+            lang, "verdict_none", outcome=result.outcome, words=words, seen=_seen(lang, result)
+        )
     is_drawn = bool(result.mask.any())
     prior_iou = result.prior_iou or 0.0
     share = result.mask.mean() * 100
@@ -150,7 +154,17 @@ def verdict(lang: str, result: Result) -> Markup:
         agrees=is_drawn and prior_iou >= DISAGREE and result.prior_kind != ATTENTION_PRIOR,
         share=f"{share:.1f}" if share >= 0.1 else f"{share:.3f}",
         flags=flags(result),
+        seen=_seen(lang, result),
     )
+
+
+def _seen(lang: str, result: Result) -> str:
+    """How much of the photo the language model was given, where that is not all."""
+    if result.seen_size is None or (result.seen_share or 1) > SEEN_WHOLE:
+        return ""
+    height, width = result.seen_size
+    share = f"{100 * (result.seen_share or 1):.0f}"
+    return say(lang, "seen", width=width, height=height, share=share)
 
 
 def empty_verdict(lang: str, figure: str) -> Markup:

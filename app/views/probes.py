@@ -27,7 +27,6 @@ from coprs_core.probes.finding import Finding
 from coprs_core.probes.focus import FocusView
 from coprs_core.probes.sentences import Sentences
 from coprs_core.probes.zoom import Zoomed
-from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
 NOTHING = Markup("")
 IOU_COLOUR, SPREAD_COLOUR = "#b5315f", "#8a7a2c"
@@ -76,7 +75,7 @@ def sentences_view(lang: str, photo: Photo, result: Result, finding: Sentences) 
 def word_view(lang: str, photo: Photo, view: FocusView, caption: str) -> Markup:
     """Prior and mask of one word, the prior named for what it is."""
     canvas = Canvas(lang, np.asarray(photo.image), SMALL_SIDE)
-    figures = canvas.prior_figure(FOCUS_TOKEN_PRIOR, caption) + canvas.mask_figure()
+    figures = canvas.prior_figure(view.prior_kind, caption) + canvas.mask_figure()
     return canvas.show([of_focus(view, "")], figures, "probe")
 
 

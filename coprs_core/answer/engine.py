@@ -123,6 +123,11 @@ class Engine:
         return self.segmenter
 
     @property
+    def is_local(self) -> bool:
+        """Whether its language model runs here, so that it can be looked into."""
+        return isinstance(self.segmenter, FocusTokenSegmenter | CoordinateSegmenter)
+
+    @property
     def local(self) -> FocusTokenSegmenter | CoordinateSegmenter:
         """The model as one whose language model runs here; raises `CoPRSError` where it does
         not."""

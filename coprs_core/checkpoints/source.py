@@ -9,6 +9,7 @@ from torch import nn
 
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.familiar import load_familiar
+from coprs_core.checkpoints.heads import known_heads
 from coprs_core.checkpoints.hugging_face import (
     chat_template,
     check_focus_token,
@@ -47,12 +48,14 @@ PARTS = ("image_encoder", "prior", "decoder")
 class Checkpoint:
     """A loaded model with its name and the quantization that it was loaded with.
 
-    `is_proven` is False where it was asked for a place that is known, and missed it.
+    `language_folder` is the Hugging Face folder of its language model, None where that runs
+    elsewhere. `is_proven` is False where it was asked for a place that is known, and missed it.
     """
 
     name: str
     segmenter: Segmenter
     quantization: str = "none"
+    language_folder: Path | None = None
     is_proven: bool = True
 
 
@@ -147,8 +150,9 @@ class CoPRSSource:
         model.eval().requires_grad_(False)
         familiar = load_familiar(self.folder, config.vision.channels)
         segmenter = FocusTokenSegmenter(model, tokenizer, image_processor, familiar)
+        segmenter.language.heads = known_heads(self.language_folder)
         rehearse(segmenter.language, config.prompt_template, self.language_folder)
-        return Checkpoint(self.name, segmenter, quantization)
+        return Checkpoint(self.name, segmenter, quantization, self.language_folder)
 
 
 @dataclass(frozen=True)
@@ -197,8 +201,9 @@ class CoordinateSource:
         chat = chat_template(self.folder, tokenizer, model.mllm.config.image_token_id)
         detail = choose_detail(options.detail, device)
         segmenter = CoordinateSegmenter(model, tokenizer, image_processor, prompt, chat, detail)
+        segmenter.language.heads = known_heads(self.folder)
         rehearse(segmenter.language, segmenter.template, self.folder)
-        return Checkpoint(self.name, segmenter, quantization)
+        return Checkpoint(self.name, segmenter, quantization, self.folder)
 
 
 def choose_detail(detail: str, device: torch.device) -> Detail:

@@ -18,6 +18,7 @@ COMMANDS = (
     "convert",
     "prepare",
     "familiar",
+    "calibrate",
     "benchmark",
 )
 

@@ -46,12 +46,14 @@ files in --out:
 
 files of --probe KINDS, with commas:
   sentences     sentences.*: where the model would have focused after each sentence of its
-                thought: priors (.npy), IoU with the answer and spread (.json), a figure (.png)
+                thought: priors (.npy), IoU with the answer and spread (.json), a figure (.png);
+                without a focus token where the words of each sentence looked
   words         words.json: the reply token by token, numbered for --word
   attention     attention.*: where the words of each sentence looked: the language model's own
                 attention, by the heads that tell a place; for models without a focus token too
   heads         heads.*: the attention maps before they are fused (.npy, .json, .png)
-  zoom          zoomed.*: prior and mask read again around the prior's mass, for small things
+  zoom          zoomed.*: prior and mask read again around the prior's mass or the written box,
+                for small things
 
 further questions about one answer:
   --word W      word_N.*: where that word's own hidden state looks (a probe: not trained for)
@@ -273,5 +275,8 @@ def summary(result: "Result") -> str:
     if result.mask.any():
         lines.append(f"IoU of prior and mask: {result.prior_iou:.2f}")
     lines += [f"warning: {FLAGS[name]}" for name in flags(result)]
+    if result.seen_size and (share := result.seen_share or 1) < 0.9:
+        height, width = result.seen_size
+        lines.append(f"the language model was shown {width}×{height}, {share:.0%} of the pixels")
     times = (f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
     return "\n".join([*lines, " · ".join(times)])

@@ -7,7 +7,7 @@ a prompt goes through the fused kernel as ever.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -113,11 +113,12 @@ class Looks:
     of word and place, times the square root of the share of attention that goes to the picture.
     A head that looks everywhere, or always at one spot, has none.
 
-    `grid` is the (rows, columns) in which the picture's tokens lie.
+    `grid` is the (rows, columns) in which the picture's tokens lie; `known` are heads that were
+    found to tell a place before, and are asked in place of a choice.
     """
 
-    def __init__(self, grid: tuple[int, int]):
-        self.grid = grid
+    def __init__(self, grid: tuple[int, int], known: Sequence[int] = ()):
+        self.grid, self.known = grid, list(known)
         self._kept: deque[Tensor] = deque()
         self._gone = 0
 
@@ -147,12 +148,20 @@ class Looks:
         return len(self._kept[-1])
 
     def heads(self, count: int = LOCALIZATION_HEADS) -> list[int]:
-        """The heads that tell a place best in this reply, the best first."""
-        weights = torch.stack(tuple(self._kept)).float()  # [words, heads, N]
-        shares = weights.sum(-1)
-        places = weights / shares.clamp(min=1e-9)[..., None]
-        information = _entropy(places.mean(0)) - _entropy(places).mean(0)
-        share = shares.mean(0)
+        """The heads that tell a place best in this reply, the best first; those that are known."""
+        if self.known and max(self.known) < self.heads_in_all:
+            return self.known
+        kept, sums = tuple(self._kept), None
+        for start in range(0, len(kept), MOST_QUERIES):  # all at once in float32 would be much
+            weights = torch.stack(kept[start : start + MOST_QUERIES]).float()  # [words, heads, N]
+            shares = weights.sum(-1)
+            places = weights / shares.clamp(min=1e-9)[..., None]
+            part = places.sum(0), _entropy(places).sum(0), shares.sum(0)
+            sums = part if sums is None else [a + b for a, b in zip(sums, part, strict=True)]
+        if sums is None:
+            raise ValueError("no word was observed")
+        place, entropy, share = (total / len(kept) for total in sums)
+        information = _entropy(place) - entropy
         score = information * share.sqrt()
         score[share < LEAST_SHARE] -= score.max() + 1  # only where there are too few others
         return score.topk(min(count, len(score))).indices.tolist()
@@ -170,9 +179,13 @@ class Looks:
 def as_prior(seen: np.ndarray, photo_size: tuple[int, int]) -> np.ndarray:
     """A map [rows, columns] → a prior float32 [H, W] in [0, 1] at the photo's size, its highest
     cell 1; bilinear."""
-    cells = torch.from_numpy(seen / max(float(seen.max()), 1e-9))[None, None]
-    prior = F.interpolate(cells, photo_size, mode="bilinear", align_corners=False)
-    return prior[0, 0].clamp(0, 1).numpy()
+    return at_size(seen / max(float(seen.max()), 1e-9), photo_size).clip(0, 1)
+
+
+def at_size(seen: np.ndarray, photo_size: tuple[int, int]) -> np.ndarray:
+    """A map [rows, columns] → float32 [H, W] at the photo's size; bilinear."""
+    cells = torch.from_numpy(seen)[None, None]
+    return F.interpolate(cells, photo_size, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
 def _entropy(shares: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from coprs_core.geometry import to_square
-from coprs_core.model.attention import Looks, as_prior
+from coprs_core.model.attention import as_prior
 from coprs_core.model.boxes import THOUSANDTHS, Answer, read_answer, words_of_numbers
 from coprs_core.model.language import LanguageModel
 from coprs_core.model.mllm import Mllm, Prefix, Reading, VisualTokens
@@ -33,25 +33,22 @@ from coprs_core.prompts import (
 
 QUESTION_SLOT = "{question}"
 _QUESTION = (
-    "Find everything in the picture that the instruction at the end means.\n"
-    "First think aloud, in one or two short sentences between <think> and </think>: compare the "
-    "candidates and say which fits and why. "
-    "Then write, between <answer> and </answer>, a JSON list with one object for each thing that "
-    'fits: its bounding box "bbox_2d": [x1, y1, x2, y2]'
+    "Find what the instruction at the end means in the picture.\n"
+    "First think, in one or two short sentences between <think> and </think>: which things could "
+    "be meant, which fits, and why. "
 )
 _INSTRUCTION = f"\nInstruction: {INSTRUCTION_SLOT}"
 """It stands last, so that all before it is the same for every question and read once a photo."""
 _PIXELS = (
     f"{_QUESTION}"
-    ' and a point inside it "point_2d": [x, y], in pixels. Write an empty list if nothing fits. '
-    'Example: <think> thinking </think> <answer>[{"bbox_2d": [10, 100, 200, 210], '
-    f'"point_2d": [30, 110]}}]</answer>{_INSTRUCTION}'
+    "Then write, between <answer> and </answer>, a JSON list of all that fits, with box and a "
+    'point inside it in pixels, such as [{"bbox_2d": [10, 100, 200, 210], "point_2d": [30, 110]}], '
+    f"or [] if nothing fits.{_INSTRUCTION}"
 )
 _THOUSANDTHS = (
     f"{_QUESTION}"
-    ' and its "label", in thousandths of the picture\'s width and height. Write an empty list if '
-    'nothing fits. Example: <think> thinking </think> <answer>[{"bbox_2d": [110, 320, 540, 900], '
-    f'"label": "dog"}}]</answer>{_INSTRUCTION}'
+    "Then write a JSON list of all that fits, in thousandths of width and height, such as "
+    f'[{{"bbox_2d": [110, 320, 540, 900], "label": "dog"}}], or [] if nothing fits.{_INSTRUCTION}'
 )
 CHATML = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -183,7 +180,7 @@ class CoordinateSegmenter:
         self, instruction: str, features: CoordinateFeatures, max_new_tokens: int
     ) -> Iterator[Written]:
         reading = self.reading(instruction, features)
-        looks = Looks(features.visual.cells(self.language.mllm))
+        looks = self.language.looks(features.visual)
         return self.language.write(reading, None, max_new_tokens, looks)
 
     def reading(self, instruction: str, features: CoordinateFeatures) -> Reading:

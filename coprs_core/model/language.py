@@ -24,10 +24,14 @@ from coprs_core.prompts import beginning_of, encode_prompt
 
 
 class LanguageModel:
-    """`mllm`, its `tokenizer` and its `image_processor`, all of Hugging Face."""
+    """`mllm`, its `tokenizer` and its `image_processor`, all of Hugging Face.
+
+    `heads` are those that tell a place, where they are known (see `Looks`).
+    """
 
     def __init__(self, mllm: Mllm, tokenizer: Any, image_processor: Any):
         self.mllm, self.tokenizer, self.image_processor = mllm, tokenizer, image_processor
+        self.heads: tuple[int, ...] = ()
         observe(mllm)
 
     def see(self, picture: Image.Image, most: int | None = None) -> VisualTokens:
@@ -53,6 +57,10 @@ class LanguageModel:
 
     def _image_ids(self, visual: VisualTokens) -> list[int]:
         return [self.mllm.config.image_token_id] * len(visual.features)
+
+    def looks(self, visual: VisualTokens) -> Looks:
+        """For what a reply's words attend to in a picture; nothing yet."""
+        return Looks(visual.cells(self.mllm), self.heads)
 
     def write(
         self,

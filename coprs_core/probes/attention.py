@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import prior_overlay, small_size, thumbnail
-from coprs_core.answer.results import Result, check_photo_size
+from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
-from coprs_core.model.attention import MOST_QUERIES, Looks, as_prior
-from coprs_core.photos import Photo, PhotoLike, open_photo
+from coprs_core.model.attention import as_prior
+from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
 from coprs_core.probes.focus import check_reply_ids, guarded
+from coprs_core.probes.looks import observed, shown
 from coprs_core.probes.sentences import MAX_SENTENCES, sentences_of
 
-MAX_WORDS = 2048
 SHOWN_SIDE = 640
 """Pictures and saved maps are at most this long a side, in pixels."""
 
@@ -98,28 +98,23 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Attention:
     Raises:
         CoPRSError: the photo or the model is not the one of the answer, or runs elsewhere.
     """
-    segmenter, photo = engine.local, open_photo(image)
-    check_photo_size(result.photo_size, photo.size)
     check_reply_ids(engine, result)
-    language, ids = segmenter.language, list(result.reply_ids)
-    sentences = sentences_of(language, ids, segmenter.ends)
-    if len(sentences) > MAX_SENTENCES or len(ids) > MAX_WORDS:
+    language, ids = engine.local.language, list(result.reply_ids)
+    sentences = sentences_of(language, ids, engine.local.ends)
+    if len(sentences) > MAX_SENTENCES:
         raise NotApplicable(
-            f"This reply has {len(sentences)} sentences and {len(ids):,} tokens, and at most "
-            f"{MAX_SENTENCES} and {MAX_WORDS:,} are looked into: ask for a shorter one.",
+            f"This thought has {len(sentences)} sentences and at most {MAX_SENTENCES} are looked "
+            "into: ask for a shorter one.",
             "attention",
         )
-    features = engine.read(photo)
-    reading = segmenter.reading(result.instruction, features)
-    looks = Looks(features.visual.cells(language.mllm))
-    for start in range(0, len(ids), MOST_QUERIES):
-        looks.feed(reading, ids[start : start + MOST_QUERIES])
+    reply = observed(engine, image, result, "attention")
+    photo = reply.photo
     if (read := sentences[-1][0] if sentences else 0) < len(ids):
-        sentences.append((len(ids), language.text_of(ids[read:]).strip()))
-    heads, first, found = looks.heads(), 0, []
+        sentences.append((len(ids), shown(language, ids[read:])))
+    first, found = 0, []
     small = small_size(photo.size, SHOWN_SIDE)
     for end, text in sentences:
-        seen = looks.map(range(first, end), heads)
+        seen = reply.seen(range(first, end))
         found.append(SentenceLook(text, as_prior(seen, small), float(seen.sum())))
         first = end
-    return Attention(tuple(found), tuple(heads), looks.heads_in_all)
+    return Attention(tuple(found), tuple(reply.heads), reply.looks.heads_in_all)

@@ -17,6 +17,7 @@ from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.model.mllm import Reading
 from coprs_core.model.segmenter import PhotoFeatures
 from coprs_core.photos import Photo, PhotoLike, open_photo
+from coprs_core.prompts import FOCUS_TOKEN_PRIOR, PriorKind
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,12 +29,15 @@ class FocusView:
 
     Attributes:
         text: the sentence or the word that was read last.
-        prior: float32 [H, W] in [0, 1]; `mask`: bool [H, W]; both at the photo's size.
+        prior: float32 [H, W] in [0, 1]; `mask`: bool [H, W], what the decoder makes of it, or the
+            answer's own where the prior is attention; both at the photo's size.
         iou: of the prior (≥ 0.5) with the answer's mask.
         spread: entropy of the prior, as a share of the highest possible: 0 for one point, 1 for
             everywhere alike.
         trained: True where the focus token itself was read; the query head was trained for no
             other.
+        prior_kind: "focus token", or "attention" in a model that writes coordinates.
+        share: of its attention that went to the picture, in [0, 1]; None for a focus token's look.
     """
 
     text: str
@@ -42,6 +46,8 @@ class FocusView:
     iou: float
     spread: float
     trained: bool = True
+    prior_kind: PriorKind = FOCUS_TOKEN_PRIOR
+    share: float | None = None
 
     def to_dict(self, with_pixels: bool = False) -> dict:
         """Its numbers; `with_pixels` adds the prior as a PNG and the mask as COCO RLE."""
@@ -50,7 +56,10 @@ class FocusView:
             "iou": self.iou,
             "spread": self.spread,
             "trained": self.trained,
+            "prior_kind": self.prior_kind,
         }
+        if self.share is not None:
+            values["share"] = self.share
         if with_pixels:
             values |= {"prior": encode_prior(self.prior), "mask": encode_rle(self.mask)}
         return values

@@ -1,4 +1,8 @@
-"""Heads: the attention maps of the query head before they are fused into the prior."""
+"""Heads: the attention maps from which the prior is made.
+
+With a focus token they are those of the query head, before they are fused. In a model that writes
+coordinates they are of the language model's heads that tell a place, while it wrote the numbers.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,45 +15,56 @@ from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import COLOUR_MAP, heatmap, prior_overlay, stretched
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
+from coprs_core.model.attention import at_size
+from coprs_core.model.boxes import words_of_numbers
 from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
 from coprs_core.probes.focus import guarded, reread
+from coprs_core.probes.looks import observed
 
 
 @dataclass(frozen=True, eq=False)
 class Heads(Finding):
-    """`maps` float32 [heads, H, W], scaled dot products, unbounded; `prior` is what they become."""
+    """`maps` float32 [heads, H, W] are scaled dot products, unbounded, or each cell's share of
+    attention; `prior` is what they become. `names` tell them apart."""
 
     maps: np.ndarray = field(repr=False)
     prior: np.ndarray = field(repr=False)
+    names: tuple[str, ...]
 
     def stem(self) -> str:
         return "heads"
 
     def to_dict(self) -> dict:
-        return {"heads": [_range(head) for head in self.maps]}
+        return {"heads": [_range(head, name) for head, name in self._named()]}
 
     def payloads(self) -> Iterator[Any]:
-        yield [_range(head) | {"map": encode_prior(stretched(head))} for head in self.maps]
+        yield [
+            _range(head, name) | {"map": encode_prior(stretched(head))}
+            for head, name in self._named()
+        ]
 
     def pictures(self, photo: Photo) -> list[Picture]:
         heads = [
-            Picture("head", {"number": i, **_range(head)}, heatmap(stretched(head)))
-            for i, head in enumerate(self.maps, start=1)
+            Picture("head", _shown(head, name), heatmap(stretched(head)))
+            for head, name in self._named()
         ]
         return [*heads, Picture("fused", {}, heatmap(self.prior))]
 
     def array(self) -> np.ndarray:
         return self.maps
 
+    def _named(self) -> Iterator[tuple[np.ndarray, str]]:
+        return zip(self.maps, self.names, strict=True)
+
     def figure(self, photo: Photo) -> Figure:
         """Each head from its least to its most, and the fused prior beside them."""
         count = len(self.maps) + 1
         figure = Figure(figsize=(3.2 * count, 3.5), layout="constrained", facecolor="white")
         axes = figure.subplots(1, count)
-        for i, (ax, head) in enumerate(zip(axes[:-1], self.maps, strict=True), start=1):
+        for ax, (head, name) in zip(axes[:-1], self._named(), strict=True):
             ax.imshow(head, cmap=COLOUR_MAP)
-            ax.set_title(f"head {i}: {head.min():.1f} to {head.max():.1f}", fontsize=9)
+            ax.set_title("head {name}: {low} to {high}".format(**_shown(head, name)), fontsize=9)
         axes[-1].imshow(prior_overlay(np.asarray(photo.image), self.prior))
         axes[-1].set_title("fused: the positional prior", fontsize=9)
         for ax in axes:
@@ -60,16 +75,39 @@ class Heads(Finding):
 @guarded
 def ask(engine: Engine, image: PhotoLike, result: Result) -> Heads:
     """The attention maps before they are fused, at the photo's size."""
-    _, features, reading = reread(engine, image, result)
     if result.prior is None:
         raise NotApplicable(
-            "This answer has no focus token, so there are no heads to show: "
-            "ask one that finds something.",
+            "This answer looks nowhere, so there are no heads to show: ask one that finds "
+            "something.",
             "heads",
         )
+    if not engine.has_focus_token:
+        return _attended(engine, image, result)
+    _, features, reading = reread(engine, image, result)
     embedding = reading.feed(list(result.reply_ids))[-1:]
-    return Heads(engine.focus.head_maps(embedding, features), result.prior)
+    maps = engine.focus.head_maps(embedding, features)
+    return Heads(maps, result.prior, tuple(str(i) for i in range(1, len(maps) + 1)))
 
 
-def _range(head: np.ndarray) -> dict:
-    return {"low": float(head.min()), "high": float(head.max())}
+def _attended(engine: Engine, image: PhotoLike, result: Result) -> Heads:
+    """The heads that tell a place, over the tokens that wrote the numbers."""
+    reply = observed(engine, image, result, "heads")
+    pieces = tuple(engine.local.language.pieces_of(result.reply_ids))
+    written = words_of_numbers(pieces, len(result.regions))
+    words = sorted({word for one in written for word in one})
+    maps = [at_size(reply.looks.map(words, [head]), reply.photo.size) for head in reply.heads]
+    layers = engine.local.language.mllm.config.get_text_config().num_hidden_layers
+    a_layer = reply.looks.heads_in_all // layers
+    names = tuple(f"{h % a_layer + 1} of layer {h // a_layer + 1}" for h in reply.heads)
+    prior = np.zeros(result.photo_size, np.float32) if result.prior is None else result.prior
+    return Heads(np.stack(maps), prior, names)
+
+
+def _range(head: np.ndarray, name: str) -> dict:
+    return {"name": name, "low": float(head.min()), "high": float(head.max())}
+
+
+def _shown(head: np.ndarray, name: str) -> dict:
+    """Name, least and most, as they are read."""
+    digits = 1 if np.abs(head).max() >= 1 else 4
+    return {"name": name, "low": f"{head.min():.{digits}f}", "high": f"{head.max():.{digits}f}"}

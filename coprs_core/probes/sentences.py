@@ -2,12 +2,13 @@
 there.
 
 The model really reads the shortened thought and its focus token. The cache is kept from sentence to
-sentence, so that the whole trace costs less than one more answer.
+sentence, so that the whole trace costs less than one more answer. A model that writes coordinates
+has no focus token: there it is where the words of each sentence looked.
 """
 
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -22,7 +23,8 @@ from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.language import LanguageModel
 from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable
-from coprs_core.probes.focus import FocusView, guarded, reread, view_at
+from coprs_core.probes.focus import FocusView, check_reply_ids, guarded, reread, spread, view_at
+from coprs_core.probes.looks import observed, shown
 from coprs_core.prompts import SENTENCE_END
 
 SETTLED_IOU, MAX_SENTENCES = 0.5, 64
@@ -32,7 +34,10 @@ SAVED_SIDE, FIGURE_SIDE = 1024, 640
 
 @dataclass(frozen=True, eq=False)
 class Sentences(Finding):
-    """One `FocusView` a sentence; where the answer found something the last is the answer's own."""
+    """One `FocusView` a sentence; where the answer found something the last is the answer's own.
+
+    In a model that writes coordinates the words behind the thought are one more.
+    """
 
     views: tuple[FocusView, ...] = field(repr=False)
 
@@ -67,28 +72,52 @@ class Sentences(Finding):
 @guarded
 def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
     """Where the model would have focused after each sentence of its thought, one after the
-    other."""
+    other; in a model that writes coordinates, where each sentence looked."""
+    if not engine.has_focus_token:
+        return _attended(engine, image, result)
     _, features, reading = reread(engine, image, result)
     ids, views, read = list(result.reply_ids), [], 0
     closing = _closing(engine.focus, ids)
-    sentences = sentences_of(engine.focus.language, ids, engine.focus.ends)
-    if len(sentences) > MAX_SENTENCES:
-        raise NotApplicable(
-            f"This thought has {len(sentences)} sentences and at most {MAX_SENTENCES} are traced: "
-            "ask for a shorter one.",
-            "sentences",
-        )
-    for end, sentence in sentences:
+    for end, sentence in _thought_of(engine, ids):
         if end > read:
             reading.feed(ids[read:end])
             read = end
         embedding = reading.feed(closing)[-1:]
         reading.forget(len(closing))
         views.append(view_at(engine, embedding, features, result, sentence))
-    if not views:
+    return Sentences(tuple(views))
+
+
+def _thought_of(engine: Engine, ids: list[int]) -> list[tuple[int, str]]:
+    """`sentences_of` a reply; raises `NotApplicable` where there are none, or too many."""
+    sentences = sentences_of(engine.local.language, ids, engine.local.ends)
+    if len(sentences) > MAX_SENTENCES:
+        raise NotApplicable(
+            f"This thought has {len(sentences)} sentences and at most {MAX_SENTENCES} are traced: "
+            "ask for a shorter one.",
+            "sentences",
+        )
+    if not sentences:
         raise NotApplicable(
             "This answer holds no thought to trace: ask again with more tokens.", "sentences"
         )
+    return sentences
+
+
+def _attended(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
+    check_reply_ids(engine, result)
+    language, ids = engine.local.language, list(result.reply_ids)
+    sentences, first, views = _thought_of(engine, ids), 0, []
+    reply = observed(engine, image, result, "sentences")
+    for end, text in sentences:
+        views.append(reply.view(range(first, end), text))
+        first = end
+    if first < len(ids) and (text := shown(language, ids[first:])):
+        last = reply.view(range(first, len(ids)), text)
+        if result.prior is not None:  # the numbers alone made it
+            agreement = iou(result.prior >= PRIOR_THRESHOLD, result.mask)
+            last = replace(last, prior=result.prior, iou=agreement, spread=spread(result.prior))
+        views.append(last)
     return Sentences(tuple(views))
 
 

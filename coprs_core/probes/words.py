@@ -1,7 +1,8 @@
-"""Word by word: the reply's tokens, and where the hidden state of any of them looks.
+"""Word by word: the reply's tokens, and where any of them looks.
 
-Only the focus token was trained for the query head, so a word's look is a probe, not an
-explanation.
+With a focus token it is where the word's own hidden state looks. Only the focus token's was trained
+for the query head, so a word's look is a probe, not an explanation. In a model that writes
+coordinates it is the word's attention.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding
 from coprs_core.probes.focus import FocusView, check_reply_ids, guarded, reread, view_at
+from coprs_core.probes.looks import observed
 from coprs_core.probes.sentences import trace_figure
 
 MAX_WORD_CHARACTERS = 200
@@ -62,12 +64,13 @@ class WordFocus(Finding):
 def ask(engine: Engine, image: PhotoLike, result: Result) -> Words:
     """The words of the reply, numbered from 0."""
     check_reply_ids(engine, result)
-    return Words(engine.focus.language.pieces_of(result.reply_ids))
+    return Words(engine.local.language.pieces_of(result.reply_ids))
 
 
 @guarded
 def at(engine: Engine, image: PhotoLike, result: Result, word: str | int) -> WordFocus:
-    """Where one token's own hidden state looks when it is taken for the focus embedding.
+    """Where one token's own hidden state looks when it is taken for the focus embedding; in a model
+    that writes coordinates, what the token attends to.
 
     `word` is the number of a token, or a text of the reply: the place where it is written last.
     """
@@ -77,9 +80,12 @@ def at(engine: Engine, image: PhotoLike, result: Result, word: str | int) -> Wor
         raise CoPRSError(
             f"The reply has {count} tokens and number {number} was asked for: count from 0."
         )
+    text = engine.local.language.pieces_of(result.reply_ids)[number]
+    if not engine.has_focus_token:
+        reply = observed(engine, image, result, f"word_{number}")
+        return WordFocus(number, reply.view([number], text))
     _, features, reading = reread(engine, image, result)
     embedding = reading.feed(list(result.reply_ids[: number + 1]))[-1:]
-    text = engine.focus.language.pieces_of(result.reply_ids)[number]
     trained = result.reply_ids[number] == engine.focus.focus_id
     return WordFocus(number, view_at(engine, embedding, features, result, text, trained))
 

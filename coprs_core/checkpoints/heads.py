@@ -1,0 +1,44 @@
+"""Which attention heads of a model tell a place, as `calibrate` found them.
+
+They are kept beside the cache of Hugging Face, so that a model is asked once on each machine.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from coprs_core.errors import CoPRSError
+
+
+def place_of(folder: Path) -> Path:
+    """Where the heads of the language model in a folder are kept: a name for its config and its
+    weights' sizes."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+    return Path(constants.HF_HOME) / "coprs" / "heads" / f"{digest.hexdigest()[:16]}.json"
+
+
+def known_heads(folder: Path) -> tuple[int, ...]:
+    """The heads that are kept for the language model in a folder, the best first; none where it was
+    not calibrated, or the file is broken."""
+    try:
+        heads = json.loads(place_of(folder).read_text(encoding="utf-8"))["heads"]
+        return tuple(heads) if all(type(h) is int and 0 <= h < 2**16 for h in heads) else ()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ()
+
+
+def keep_heads(folder: Path, heads: tuple[int, ...], facts: dict) -> Path:
+    """Keep the heads of the language model in a folder, with the facts of how they were found."""
+    path = place_of(folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"heads": list(heads), **facts}) + "\n", encoding="utf-8")
+    except OSError as problem:
+        raise CoPRSError(
+            f"{path} cannot be written ({problem.strerror}): set HF_HOME to a folder that can."
+        ) from problem
+    return path

@@ -1,0 +1,80 @@
+"""What the probes of attention share: a reply read once more, while it is observed where its words
+look."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from coprs_core.answer.engine import Engine
+from coprs_core.answer.results import Result, check_photo_size
+from coprs_core.metrics import PRIOR_THRESHOLD, iou
+from coprs_core.model.attention import MOST_QUERIES, Looks, as_prior
+from coprs_core.model.language import LanguageModel
+from coprs_core.photos import Photo, PhotoLike, open_photo
+from coprs_core.probes.finding import NotApplicable
+from coprs_core.probes.focus import FocusView, check_reply_ids, spread
+from coprs_core.prompts import ATTENTION_PRIOR
+
+MAX_WORDS = 2048
+_TAGS = re.compile(r"</?(?:think|answer)>")
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """A reply about a photo, what its words attend to, and the `heads` that tell a place."""
+
+    photo: Photo
+    result: Result
+    looks: Looks = field(repr=False)
+    heads: list[int]
+
+    def seen(self, words: Iterable[int]) -> np.ndarray:
+        """Where tokens of the reply look, by their index: float32 [rows, columns], the share of
+        attention that each cell of the picture gets."""
+        return self.looks.map(words, self.heads)
+
+    def view(self, words: Iterable[int], text: str) -> FocusView:
+        """The same as a prior beside the answer's own mask."""
+        seen = self.seen(words)
+        prior = as_prior(seen, self.photo.size)
+        mask = self.result.mask
+        agreement = iou(prior >= PRIOR_THRESHOLD, mask)
+        return FocusView(
+            *(text, prior, mask, agreement, spread(prior), False),
+            prior_kind=ATTENTION_PRIOR,
+            share=float(seen.sum()),
+        )
+
+
+def observed(engine: Engine, image: PhotoLike, result: Result, stem: str) -> Observed:
+    """An answer's reply, read once more.
+
+    Raises:
+        CoPRSError: the photo or the model is not the one of the answer, or runs elsewhere.
+        NotApplicable: the reply is too long; `stem` begins the names of the probe's files.
+    """
+    segmenter, photo = engine.local, open_photo(image)
+    check_photo_size(result.photo_size, photo.size)
+    check_reply_ids(engine, result)
+    ids = list(result.reply_ids)
+    if len(ids) > MAX_WORDS:
+        raise NotApplicable(
+            f"This reply has {len(ids):,} tokens and at most {MAX_WORDS:,} are looked into: ask "
+            "for a shorter one.",
+            stem,
+        )
+    features = engine.read(photo)
+    reading = segmenter.reading(result.instruction, features)
+    looks = segmenter.language.looks(features.visual)
+    for start in range(0, len(ids), MOST_QUERIES):
+        looks.feed(reading, ids[start : start + MOST_QUERIES])
+    return Observed(photo, result, looks, looks.heads())
+
+
+def shown(language: LanguageModel, ids: list[int]) -> str:
+    """A piece of a reply as it is shown: without its end, and the tags around thought and
+    answer."""
+    text = language.text_of([i for i in ids if i not in language.stop_ids])
+    return _TAGS.sub("", text).strip()
