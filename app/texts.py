@@ -67,7 +67,7 @@ ENGLISH = {
     "agree": "Prior and mask agree.",
     **{f"flag_{name}": words for name, words in FLAGS.items()},
     "covers": "The mask covers {share} % of the picture.",
-    "seen": "The language model was shown this photo at {width}×{height}: {share} % of its pixels. Small things may be lost; Zoom in shows it their surroundings closer.",
+    "seen": "The model was shown {share} % of the pixels ({width}×{height}). Small things: Zoom in.",
     "says": "The model says: “{answer}”",
     "no_region": "No focus token came, so there is no prior and no mask.",
     # probes
@@ -205,7 +205,7 @@ CHINESE = {
     "unfinished": "模型没有完成",
     "agree": "先验与掩码一致。",
     "covers": "掩码占图片的 {share} %。",
-    "seen": "语言模型看到的照片为 {width}×{height}，即 {share} % 的像素。很小的东西可能看不见；“放大重看”会让它更近地看周围。",
+    "seen": "模型看到了 {share} % 的像素（{width}×{height}）。很小的东西请用“放大重看”。",
     "says": "模型说：“{answer}”",
     "no_region": "没有出现聚焦词元，因此没有先验和掩码。",
     "flag_unfamiliar": "这张图片与该模型训练时见过的几乎都不同：回答只是用另一个世界的词作的猜测。",

@@ -369,7 +369,9 @@ def test_one_click_brings_a_model_for_photos_and_the_answer(
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(url)
     page.wait_for_selector("#find")
-    upload_and_ask(page, CHEETAH, "the cat")
+    large = tmp_path / "large.jpg"  # too large to be shown whole on a CPU
+    Image.open(CHEETAH).resize((1200, 900)).save(large)
+    upload_and_ask(page, large, "the cat")
     page.wait_for_selector("#photo-model")
     assert page.inner_text("#photo-model") == "Load qwen3-vl-2b and answer"
     monkeypatch.setattr(language_module, "generate", lambda *a, **k: iter(steps))
@@ -382,6 +384,23 @@ def test_one_click_brings_a_model_for_photos_and_the_answer(
     assert page.locator("[data-flag=unfamiliar]").count() == 0
     page.wait_for_timeout(300)
     shoot(page, "photo-answered")
+    assert "was shown 22 % of the pixels" in page.inner_text(".verdict .seen")
+    # every question about the answer works for it too, by its attention
+    open_tab(page, "Sentence by sentence")
+    page.click("#ask-sentences")
+    ready(page, "#sentences-view")
+    assert "the cat" in page.inner_text("#sentences-view")
+    assert drawn(page, "#sentences-view canvas").any()
+    shoot(page, "photo-sentences")
+    open_tab(page, "Word by word")
+    page.click("#words [data-word] >> nth=1")
+    ready(page, "#word-view")
+    assert "by the heads that tell a place" in page.inner_text("#word-view")
+    open_tab(page, "Heads")
+    page.click("#ask-heads")
+    page.wait_for_selector("#heads-view img >> nth=8")
+    assert " of layer " in page.inner_text("#heads-view")
+    shoot(page, "photo-heads")
     page.close()
     demo.close()
 
