@@ -163,25 +163,20 @@ def best_heads(
     """The heads whose attention together lies on the targets most: one after the other, each the
     one that adds most.
 
+    The first tells the place about as well as all do; the others make it surer at other words.
+
     Args:
         maps: float32 [scenes, heads, N]; targets: bool [scenes, N].
-        count: how many at most; it ends earlier where none adds anything.
+        count: how many.
     """
     alone = [sum(_score(maps[:, head], targets)) for head in range(maps.shape[1])]
-    candidates = np.argsort(alone)[::-1][:_CANDIDATES]
+    candidates = [int(head) for head in np.argsort(alone)[::-1][:_CANDIDATES]]
     chosen: list[int] = []
-    together, best = np.zeros_like(maps[:, 0]), 0.0
-    while len(chosen) < count:
-        scores = {
-            int(head): sum(_score(together + maps[:, head], targets))
-            for head in candidates
-            if head not in chosen
-        }
-        head = max(scores, key=lambda h: scores[h], default=-1)
-        if head < 0 or scores[head] <= best:
-            break
-        chosen, best = [*chosen, head], scores[head]
-        together = together + maps[:, head]
+    together = np.zeros_like(maps[:, 0])
+    while candidates and len(chosen) < count:
+        adding = [sum(_score(together + maps[:, head], targets)) for head in candidates]
+        chosen.append(candidates.pop(int(np.argmax(adding))))
+        together = together + maps[:, chosen[-1]]
     return tuple(chosen)
 
 

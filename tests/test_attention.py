@@ -212,13 +212,12 @@ def calibrated(mini, tmp_path, monkeypatch):
 
 def test_calibrated_it_tells_the_place_no_worse(calibrated):
     mini, found = calibrated
-    assert mini.focus.language.heads == found.heads and 1 <= len(found.heads) <= 8
+    assert mini.focus.language.heads == found.heads and len(set(found.heads)) == 8
     assert found.answers > 40 and found.hits >= found.hits_without >= 0.85
     at_token, at_word = localized(mini, 50)
     mini.focus.language.heads = ()
     without, word_without = localized(mini, 50)
-    assert np.mean(at_token) >= np.mean(without)
-    print(np.mean(at_word), np.mean(word_without))
+    assert np.mean(at_token) >= np.mean(without) and np.mean(at_word) > np.mean(word_without)
 
 
 @pytest.mark.slow
@@ -229,7 +228,7 @@ def test_calibrated_it_tells_the_place_no_worse_on_500_scenes(calibrated):
     without, word_without = localized(mini, 500)
     print(f"{found.heads}: focus token {np.mean(at_token):.3f}, without {np.mean(without):.3f}")
     print(f"words {np.mean(at_word):.3f}, without {np.mean(word_without):.3f}")
-    assert np.mean(at_token) >= np.mean(without)
+    assert np.mean(at_token) >= np.mean(without) and np.mean(at_word) > np.mean(word_without)
 
 
 def test_it_is_kept_for_the_next_time_and_goes_on_where_it_stopped(mini, tmp_path, monkeypatch):
@@ -285,7 +284,7 @@ def test_the_best_heads_are_found_and_sinks_are_not():
     maps[:15, 7] += 2 * targets[:15]  # it does half of the time
     maps[:, 2, 4] += 90  # a sink
     chosen = best_heads(maps, targets)
-    assert chosen[0] == 5 and 2 not in chosen
+    assert chosen[0] == 5 and len(chosen) == 8 and 2 not in chosen
     mask = np.zeros((40, 100), bool)
     mask[12, 99] = True
     assert np.argwhere(cells_on(mask, (4, 10))).tolist() == [[1, 9]]
