@@ -4,6 +4,7 @@ in all."""
 import gradio as gr
 
 from coprs_core.answer.flags import FLAGS
+from coprs_core.answer.verdict import LINKS
 
 ENGLISH = {
     "title": "CoPRS · ask, watch it think, see where it looks",
@@ -60,12 +61,14 @@ ENGLISH = {
     # verdict
     "iou": "IoU of prior and mask",
     "at_threshold": "prior ≥",
-    "found": "Found",
+    "found": "Answered",
+    "not_accuracy": "agreement, not accuracy",
+    "iou_meaning": "Intersection over union: the area that both cover, as a share of what either covers. Both may be wrong together.",
     "guessed": "A guess",
     "nothing found": "Nothing found",
     "unfinished": "The model did not finish",
-    "agree": "Prior and mask agree.",
     **{f"flag_{name}": words for name, words in FLAGS.items()},
+    **{f"link_{name}": words for name, words in LINKS.items()},
     "covers": "The mask covers {share} % of the picture.",
     "seen": "The model was shown {share} % of the pixels ({width}×{height}). Small things: Zoom in.",
     "says": "The model says: “{answer}”",
@@ -200,10 +203,25 @@ CHINESE = {
     "all_regions": "全部",
     "iou": "先验与掩码的 IoU",
     "at_threshold": "先验 ≥",
-    "found": "找到了",
+    "found": "已回答",
+    "not_accuracy": "是一致程度，不是准确度",
+    "iou_meaning": "交并比：两者共同覆盖的面积占两者覆盖总面积的比例。两者可能一起出错。",
+    "link_familiar_holds": "它认识这样的图片。",
+    "link_familiar_broken": "它几乎不认识这样的图片：只是猜测。请载入适用于照片的模型。",
+    "link_understood_holds": "它用到了你的词：{words}。",
+    "link_understood_partly": "它用到了{words}，没有用到{missed}：“{quote}”",
+    "link_understood_open": "它没有用到你的任何词（{missed}）：“{quote}”",
+    "link_finished_broken": "它在回答之前中断：请再问一次，或问得更短。",
+    "link_named_holds": "它说出的东西是它看到过的。",
+    "link_named_broken": "它说出了没有说看到过的东西（{words}）：请试试“换一种思考”。",
+    "link_looked_holds": "它看向一个地方。",
+    "link_looked_broken": "它看向 {count} 个地方：请说明指哪一个。",
+    "link_looked_nowhere": "它没有看向任何地方（最高 {highest}）。",
+    "link_drawn_holds": "它画的就是它看的地方。",
+    "link_drawn_broken": "它画的不是它看的地方：请放大重看，或换个说法。",
+    "link_true_open": "是否正确无从得知：请画出真实掩码。",
     "nothing found": "没有找到",
     "unfinished": "模型没有完成",
-    "agree": "先验与掩码一致。",
     "covers": "掩码占图片的 {share} %。",
     "seen": "模型看到了 {share} % 的像素（{width}×{height}）。很小的东西请用“放大重看”。",
     "says": "模型说：“{answer}”",

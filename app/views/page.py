@@ -7,13 +7,13 @@ from markupsafe import Markup
 from app.texts import say
 from app.views.render import render
 from coprs_core.answer.engine import Engine, Update
-from coprs_core.answer.flags import DISAGREE, flags
+from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Result
+from coprs_core.answer.verdict import chain, first_broken
 from coprs_core.checkpoints.auto import Choice
 from coprs_core.checkpoints.catalogue import Row
 from coprs_core.metrics import PRIOR_THRESHOLD
 from coprs_core.prompts import (
-    ATTENTION_PRIOR,
     FOCUS_TOKEN,
     FOCUS_TOKEN_PRIOR,
     FOUND,
@@ -25,6 +25,8 @@ from coprs_core.prompts import (
 STAGES = ("reading", "thinking", "focusing", "drawing")
 _UNDER_WAY = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}
 """Index of the stage that is under way at each update."""
+_SAID_BY_LINKS = ("disagree", "elsewhere")
+"""Warnings that a link of the chain says already."""
 SEEN_WHOLE = 0.9
 """A model that was given more of a photo's pixels than this has seen it."""
 _CARET = Markup('<i class="caret" aria-hidden="true"></i>')
@@ -135,25 +137,33 @@ def stopped(lang: str, thought_html: str) -> str:
 
 
 def verdict(lang: str, result: Result) -> Markup:
-    """The outcome in words, the IoU of prior and mask at the chosen threshold, and warnings."""
+    """The outcome in words, the links of the chain, how far prior and mask agree, and warnings."""
+    links = chain(result)
+    shown = [link for link in links if link.says != "finished_broken"]  # the reason says it
     if result.outcome != FOUND:
         answer = parse_reply(result.reply).answer
         quotes = result.outcome == NOTHING_FOUND and answer
         words = say(lang, "says", answer=answer) if quotes else result.reason
         return render(
-            lang, "verdict_none", outcome=result.outcome, words=words, seen=_seen(lang, result)
+            lang,
+            "verdict_none",
+            outcome=result.outcome,
+            words=words,
+            links=shown,
+            broken=first_broken(links),
+            seen=_seen(lang, result),
         )
-    is_drawn = bool(result.mask.any())
-    prior_iou = result.prior_iou or 0.0
     share = result.mask.mean() * 100
     return render(
         lang,
         "verdict_found",
-        agreement=f"{prior_iou:.2f}" if is_drawn else "–",
+        agreement=f"{result.prior_iou or 0.0:.2f}" if result.mask.any() else "–",
         threshold=PRIOR_THRESHOLD,
-        agrees=is_drawn and prior_iou >= DISAGREE and result.prior_kind != ATTENTION_PRIOR,
         share=f"{share:.1f}" if share >= 0.1 else f"{share:.3f}",
-        flags=flags(result),
+        links=shown,
+        broken=first_broken(links),
+        flags=[name for name in flags(result) if name not in _SAID_BY_LINKS],
+        is_guess=bool(result.unfamiliar),
         seen=_seen(lang, result),
     )
 

@@ -67,6 +67,7 @@ exit codes:
 """
 EXIT_CODES = {"found": 0, "nothing found": 3, "unfinished": 4}
 SOME_FAILED = 1
+_MARKS = {"holds": "✓", "broken": "✗", "open": "?"}
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -268,12 +269,14 @@ def _load(options: Namespace, model: str | None = None) -> "Engine":
 
 
 def summary(result: "Result") -> str:
-    """An answer in a few lines: outcome, IoU, warnings, times."""
+    """An answer in a few lines: outcome, the links of its chain, IoU, warnings, times."""
     from coprs_core.answer.flags import FLAGS, flags
+    from coprs_core.answer.verdict import chain
 
     lines = [f"{result.outcome}. {result.reason}"]
+    lines += [f"  {_MARKS[link.state]} {link}" for link in chain(result)]
     if result.mask.any():
-        lines.append(f"IoU of prior and mask: {result.prior_iou:.2f}")
+        lines.append(f"IoU of prior and mask: {result.prior_iou:.2f} (how far they agree)")
     lines += [f"warning: {FLAGS[name]}" for name in flags(result)]
     if result.seen_size and (share := result.seen_share or 1) < 0.9:
         height, width = result.seen_size

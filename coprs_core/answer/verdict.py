@@ -1,0 +1,186 @@
+"""The links of an answer's chain, each able to fail by itself.
+
+Was the question understood, does the thought name a thing that it saw, does the model look at one
+place, is that what was drawn? None of them says that an answer is right: that is known only where
+the truth is.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+from scipy.ndimage import label
+
+from coprs_core.answer.flags import DISAGREE, looks_elsewhere
+from coprs_core.answer.results import Result
+from coprs_core.metrics import PRIOR_THRESHOLD
+from coprs_core.prompts import ATTENTION_PRIOR, FOUND, SENTENCE_END, UNFINISHED, last_sentence
+
+State = Literal["holds", "broken", "open"]
+HOLDS: Final = "holds"
+BROKEN: Final = "broken"
+OPEN: Final = "open"
+"""A link holds, is broken, or cannot be told from the answer alone."""
+LINKS = {
+    "familiar_holds": "It knows pictures like this one.",
+    "familiar_broken": "It knows hardly any picture like this one: a guess. Load a model for "
+    "photos.",
+    "understood_holds": "It took up your words: {words}.",
+    "understood_partly": "It took up {words}, not {missed}: “{quote}”",
+    "understood_open": "It took up none of your words ({missed}): “{quote}”",
+    "finished_broken": "It broke off before it answered: ask again, or shorter.",
+    "named_holds": "It named a thing that it saw.",
+    "named_broken": "It named what it did not say it saw ({words}): try another thought.",
+    "looked_holds": "It looked at one place.",
+    "looked_broken": "It looked at {count} places: say which is meant.",
+    "looked_nowhere": "It looked nowhere (at most {highest}).",
+    "drawn_holds": "It drew what it looked at.",
+    "drawn_broken": "It drew something else than it looked at: zoom in, or ask in other words.",
+    "true_open": "Whether it is right is not known: paint the truth.",
+}
+"""What is said of a link, in words."""
+_MOST_WORDS = 4
+_SMALL = frozenset(
+    re.findall(
+        r"\w+",
+        """the a an of to in on at by for with and or that this these those which what who is are it
+        its be as from not no one thing things something anything picture image photo please show
+        me find where there here all any can you i want need see most least very than""",
+    )
+)
+"""Words that say nothing about what is meant."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link of the chain.
+
+    Attributes:
+        name: "familiar", "understood", "finished", "named", "looked", "drawn" or "true".
+        state: "holds", "broken" or "open".
+        says: the key of `LINKS` for it.
+        values: what is put into those words.
+    """
+
+    name: str
+    state: State
+    says: str
+    values: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return LINKS[self.says].format(**self.values)
+
+
+def chain(result: Result) -> tuple[Link, ...]:
+    """The links of an answer, in the order of the method; those that do not apply are left out."""
+    links = [_familiar(result), _understood(result)]
+    if result.outcome == UNFINISHED:
+        links.append(Link("finished", BROKEN, "finished_broken"))
+    if result.outcome == FOUND:
+        links += [_named(result), _looked(result), _drawn(result)]
+        links.append(Link("true", OPEN, "true_open"))
+    return tuple(link for link in links if link)
+
+
+def first_broken(links: tuple[Link, ...]) -> Link | None:
+    """The first link that is broken; what follows it stands on nothing."""
+    return next((link for link in links if link.state == BROKEN), None)
+
+
+def _familiar(result: Result) -> Link | None:
+    if result.unfamiliar is None:
+        return None
+    state = BROKEN if result.unfamiliar else HOLDS
+    return Link("familiar", state, f"familiar_{state}")
+
+
+def _understood(result: Result) -> Link | None:
+    asked = _content(result.instruction)
+    if not asked or not result.reasoning.strip():
+        return None
+    thought = {part for word in _words(result.reasoning) for part in _parts(word)}
+    taken_up = [w for w in asked if any(_is_among(part, thought) for part in _parts(w))]
+    missed = [word for word in asked if word not in taken_up]
+    values = {"words": _listed(taken_up), "missed": _listed(missed)}
+    if len(taken_up) > len(missed):
+        return Link("understood", HOLDS, "understood_holds", values)
+    values["quote"] = _understanding(result.reasoning)
+    says = "understood_partly" if taken_up else "understood_open"
+    return Link("understood", OPEN, says, values)
+
+
+def _named(result: Result) -> Link | None:
+    last = last_sentence(result.reasoning)
+    before = result.reasoning.strip()[: -len(last)] if last else ""
+    if not before.strip():
+        return None
+    seen = {part for word in _words(before) for part in _parts(word)}
+    strange = [w for w in _content(last) if not any(_is_among(p, seen) for p in _parts(w))]
+    if not strange:
+        return Link("named", HOLDS, "named_holds")
+    return Link("named", BROKEN, "named_broken", {"words": _listed(strange)})
+
+
+def _looked(result: Result) -> Link:
+    prior = np.zeros((1, 1), np.float32) if result.prior is None else result.prior
+    highest = float(prior.max())
+    if highest < PRIOR_THRESHOLD:
+        return Link("looked", BROKEN, "looked_nowhere", {"highest": f"{highest:.2f}"})
+    count = _places(prior)
+    if count <= len(result.regions):
+        return Link("looked", HOLDS, "looked_holds")
+    return Link("looked", BROKEN, "looked_broken", {"count": str(count)})
+
+
+def _drawn(result: Result) -> Link:
+    if result.prior_kind == ATTENTION_PRIOR:
+        holds = bool(result.mask.any()) and not looks_elsewhere(result)
+    else:
+        holds = bool(result.mask.any()) and (result.prior_iou or 0) >= DISAGREE
+    state = HOLDS if holds else BROKEN
+    return Link("drawn", state, f"drawn_{state}")
+
+
+def _places(prior: np.ndarray) -> int:
+    """How many separate places a prior has, each at least a tenth of the largest."""
+    step = -(-max(prior.shape) // 1024)
+    numbered, _ = label(prior[::step, ::step] >= PRIOR_THRESHOLD)
+    areas = np.bincount(numbered.ravel())[1:]
+    return int((areas >= 0.1 * areas.max()).sum()) if len(areas) else 0
+
+
+def _content(text: str) -> list[str]:
+    """The words of a text that say what is meant, each once, in order."""
+    return [w for w in dict.fromkeys(_words(text)) if w not in _SMALL and len(w) > 1]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", text.lower())
+
+
+def _parts(word: str) -> list[str]:
+    """By what a word is found again: itself, or pairs of characters in a writing without spaces."""
+    if any("\u3040" <= c <= "\u9fff" for c in word):
+        return [word[i : i + 2] for i in range(len(word) - 1)] or [word]
+    return [word]
+
+
+def _is_among(word: str, words: Iterable[str]) -> bool:
+    """Whether a word is among others, or differs from one by an ending alone."""
+    stem = word[: max(3, len(word) - 2)]
+    return any(w == word or (w.startswith(stem) and abs(len(w) - len(word)) <= 2) for w in words)
+
+
+def _understanding(reasoning: str) -> str:
+    """The sentence of a thought that says what was asked, as far as can be told; else its last."""
+    ends = [0, *(m.end() for m in SENTENCE_END.finditer(reasoning)), len(reasoning)]
+    sentences = [reasoning[a:b].strip() for a, b in zip(ends, ends[1:], strict=False)]
+    asked = (s for s in sentences if re.search(r"\b(you|asks?|asked|means?|user)\b", s.lower()))
+    return next(asked, last_sentence(reasoning))
+
+
+def _listed(words: list[str]) -> str:
+    shown = ", ".join(words[:_MOST_WORDS])
+    return f"{shown} …" if len(words) > _MOST_WORDS else shown
