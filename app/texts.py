@@ -43,6 +43,7 @@ ENGLISH = {
     # thought
     "thought_empty": "The thought appears here, word by word.",
     "thought_for": "Thought for {seconds:.1f} s · {tokens} tokens",
+    "thought_took": "Thought for {seconds:.1f} s",
     "stopped": "stopped",
     # prior, mask
     "prior_focus token": "Prior: where the focus token looks",
@@ -187,6 +188,7 @@ CHINESE = {
     "tokens_per_second": "{rate:.0f} 词元/秒",
     "thought_empty": "思考会逐词显示在这里。",
     "thought_for": "思考 {seconds:.1f} 秒 · {tokens} 个词元",
+    "thought_took": "思考 {seconds:.1f} 秒",
     "stopped": "已停止",
     "prior_focus token": "先验：聚焦词元看向的地方",
     "prior_attention": "先验：模型写出方框时目光所在",

@@ -3,18 +3,29 @@
 import argparse
 import io
 import os
+import re
 import sys
+from typing import NoReturn
 
 from coprs_core.commands import COMMANDS, command
-from coprs_core.errors import CoPRSError, of_the_system
+from coprs_core.errors import CoPRSError, meant, of_the_system
 
 ABOUT = "CoPRS: interpretable reasoning segmentation."
 USER_MISTAKE, STOPPED, BROKEN_PIPE = 2, 130, 141
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that suggests the command that was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"argument COMMAND: invalid choice: '(.*?)'", message):
+            message = f"there is no command {wrong[1]!r}{meant(wrong[1], COMMANDS)}: see --help"
+        super().error(message)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; no library is loaded for it."""
-    main_parser = argparse.ArgumentParser("python -m coprs_core", description=ABOUT)
+    main_parser = _Parser("python -m coprs_core", description=ABOUT)
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = command(name)

@@ -1,5 +1,8 @@
 """The one exception of this package whose message is meant for the person at the keyboard."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class CoPRSError(Exception):
     """A problem that the user can fix. The message is one sentence: what was expected, what came,
@@ -24,3 +27,9 @@ def shortened(text: object, most: int = 80) -> str:
     characters."""
     line = "".join(c if c.isprintable() else " " for c in str(text)[: most + 1])
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """ ", did you mean …?" for a name that is like a known one; else empty."""
+    near = get_close_matches(str(name)[:100].lower(), list(known), n=1, cutoff=0.6)
+    return f", did you mean {near[0]}?" if near else ""

@@ -49,11 +49,17 @@ token."""
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]|\n+")
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a thought, in order."""
+    text = text.strip()
+    ends = [0, *(m.end() for m in SENTENCE_END.finditer(text)), len(text)]
+    found = (text[a:b].strip() for a, b in zip(ends, ends[1:], strict=False))
+    return [sentence for sentence in found if sentence]
+
+
 def last_sentence(text: str) -> str:
     """The last sentence of a thought; empty where there is none."""
-    ends = [m.end() for m in SENTENCE_END.finditer(text.strip())]
-    places = [0, *(e for e in ends if e < len(text.strip()))]
-    return text.strip()[places[-1] :].strip()
+    return (sentences(text) or [""])[-1]
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ def test_examples_are_drawn_by_our_code_and_answered(mini):
 def test_the_handler_streams_thought_then_prior_then_mask(mini, photo, found):
     updates = list(handlers_for(Engine(mini.checkpoint)).answer(photo, found[1].instruction, None))
     thoughts = [u["thought"] for u in updates if "thought" in u]
-    assert len(thoughts) > 20 and "<details>" in thoughts[-1]
+    assert len(thoughts) > 20 and '<p class="last">' in thoughts[-1]
     drawn = [i for i, u in enumerate(updates) if "<canvas" in u.get("view", "")]
     assert drawn == [len(updates) - 2, len(updates) - 1]
     before, after = updates[-2]["view"], updates[-1]["view"]

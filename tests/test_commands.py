@@ -378,3 +378,45 @@ def test_a_photo_of_one_pixel_is_traced_in_real_numbers(tmp_path):
         ]
     )
     assert code in (0, 3, 4) and "NaN" not in (tmp_path / "out" / "sentences.json").read_text()
+
+
+def test_near_names_are_suggested(capsys):
+    with pytest.raises(SystemExit):
+        main(["segmnt", "x"])
+    assert "no command 'segmnt', did you mean segment?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["segment", "x", "y", "--probe", "sentence"])
+    assert "'sentence' is not known, did you mean sentences?" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "segment",
+                str(ROOT / "assets" / "examples" / "rain.png"),
+                "it",
+                "--model",
+                "qwen3-vl-2",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 2
+    )
+    assert "'qwen3-vl-2', did you mean qwen3-vl-2b?" in capsys.readouterr().err
+
+
+def test_the_chain_and_the_figures_of_probes_are_printed(capsys, tmp_path):
+    asked = [
+        "segment",
+        str(ROOT / "assets" / "examples" / "rain.png"),
+        "the thing that keeps the rain off",
+        "--device",
+        "cpu",
+    ]
+    asked += ["--out", str(tmp_path), "--probe", "sentences", "--probe", "heads,zoom"]
+    assert main([*asked, "--word", "umbrella", "--thought", "It is the fish."]) == 0
+    printed = capsys.readouterr().out
+    assert "✓ It looked at one place." in printed and "? It took up none of your words" in printed
+    assert "(settles here)  That is the umbrella at the top" in printed
+    assert "heads: 1: " in printed and "' umbrella', IoU" in printed
+    assert "focus_again: found." in printed and "zoomed: found." in printed
+    assert (tmp_path / "sentences.json").is_file() and (tmp_path / "heads.json").is_file()

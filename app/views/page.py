@@ -18,8 +18,8 @@ from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
     FOUND,
     NOTHING_FOUND,
-    last_sentence,
     parse_reply,
+    sentences,
 )
 
 STAGES = ("reading", "thinking", "focusing", "drawing")
@@ -95,8 +95,7 @@ def _step(lang: str, index: int, stage: str, update: Update | None) -> Step:
 
 
 def thought(lang: str, update: Update | None = None) -> Markup:
-    """The thought while it comes, word by word; when the answer is there, its last sentence over
-    the whole."""
+    """The thought while it comes, word by word, and when it is whole."""
     if update is None:
         return render(lang, "thought_empty")
     if update.result:
@@ -113,16 +112,15 @@ def thought(lang: str, update: Update | None = None) -> Markup:
 
 
 def finished_thought(lang: str, result: Result) -> Markup:
-    """The last sentence of a thought, and the whole of it folded."""
+    """The whole thought, a sentence a line, and what followed it."""
     has_token = result.outcome == FOUND and result.prior_kind == FOCUS_TOKEN_PRIOR
     return render(
         lang,
         "thought_done",
-        last=last_sentence(result.reasoning) or result.reason,
+        sentences=sentences(result.reasoning) or [result.reason],
         token=FOCUS_TOKEN if has_token else "",
         seconds=result.seconds.get("thinking", 0.0),
         tokens=result.tokens,
-        reasoning=result.reasoning,
         answer=parse_reply(result.reply).answer,
     )
 

@@ -16,7 +16,7 @@ from scipy.ndimage import label
 from coprs_core.answer.flags import DISAGREE, looks_elsewhere
 from coprs_core.answer.results import Result
 from coprs_core.metrics import PRIOR_THRESHOLD
-from coprs_core.prompts import ATTENTION_PRIOR, FOUND, SENTENCE_END, UNFINISHED, last_sentence
+from coprs_core.prompts import ATTENTION_PRIOR, FOUND, UNFINISHED, last_sentence, sentences
 
 State = Literal["holds", "broken", "open"]
 HOLDS: Final = "holds"
@@ -175,9 +175,11 @@ def _is_among(word: str, words: Iterable[str]) -> bool:
 
 def _understanding(reasoning: str) -> str:
     """The sentence of a thought that says what was asked, as far as can be told; else its last."""
-    ends = [0, *(m.end() for m in SENTENCE_END.finditer(reasoning)), len(reasoning)]
-    sentences = [reasoning[a:b].strip() for a, b in zip(ends, ends[1:], strict=False)]
-    asked = (s for s in sentences if re.search(r"\b(you|asks?|asked|means?|user)\b", s.lower()))
+    asked = (
+        s
+        for s in sentences(reasoning)
+        if re.search(r"\b(you|asks?|asked|means?|user)\b", s.lower())
+    )
     return next(asked, last_sentence(reasoning))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coprs_core.commands.options import add_model_options, load_options
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, meant
 from coprs_core.probes import PROBES
 
 if TYPE_CHECKING:
@@ -87,9 +87,10 @@ def add_options(parser: ArgumentParser) -> None:
     add(
         "--probe",
         type=_probes,
+        action="extend",
         default=[],
         metavar="KINDS",
-        help=f"{', '.join(PROBES)}; with commas",
+        help=f"{', '.join(PROBES)}; with commas, or again",
     )
     add(
         "--word",
@@ -121,7 +122,9 @@ def _probes(text: str) -> list[str]:
     kinds = [k.strip() for k in text.split(",") if k.strip()]
     if unknown := sorted(set(kinds) - set(PROBES)):
         choices = ", ".join(PROBES)
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not known: choose from {choices}")
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is not known{meant(unknown[0], PROBES)}: choose from {choices}"
+        )
     return kinds
 
 
@@ -146,6 +149,8 @@ def run(options: Namespace) -> int:
         written = save_answer(folder, photo, result)
         other = partial(_load, options, options.again_model)
         for finding in _findings(options, engine, other, photo, result, truth):
+            if not options.json:
+                print(f"{finding.stem()}: {finding.summary()}")
             written += finding.save(folder, photo)
         if not options.json:
             print("written: " + ", ".join(str(p) for p in written))

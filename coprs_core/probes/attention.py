@@ -59,6 +59,12 @@ class Attention(Finding):
         looks = [{"text": look.text, "share": look.share} for look in self.looks]
         return {"heads": list(self.heads), "of_heads": self.of_heads, "sentences": looks}
 
+    def summary(self) -> str:
+        lines = [f"  {100 * look.share:.0f} %  {look.text}" for look in self.looks]
+        return "\n".join(
+            ["share of attention on the picture by its heads that tell a place", *lines]
+        )
+
     def payloads(self) -> Iterator[Any]:
         for look in self.looks:
             yield {"text": look.text, "share": look.share, "map": encode_prior(look.seen)}

@@ -50,6 +50,10 @@ class Finding:
         """The finding in plain values, without pixels."""
         raise NotImplementedError
 
+    def summary(self) -> str:
+        """Its figures in a few words, for a terminal."""
+        return ", ".join(f"{k} {_short(v)}" for k, v in self.to_dict().items() if _is_short(v))
+
     def payloads(self) -> Iterator[Any]:
         """What the endpoint gives, one after the other; plain values, pictures as text."""
         yield self.to_dict()
@@ -100,6 +104,10 @@ class OtherResult(Finding):
     def to_dict(self) -> dict:
         return self.facts() | {"result": self.result.to_dict()}
 
+    def summary(self) -> str:
+        facts = ", ".join(f"{k} {_short(v)}" for k, v in self.facts().items() if _is_short(v))
+        return f"{self.result.outcome}. {self.result.reason} {facts}".strip()
+
     def payloads(self) -> Iterator[Any]:
         yield self.facts() | {"result": self.result.to_dict(with_priors=True)}
 
@@ -129,3 +137,11 @@ class NothingToFind(Finding):
 
     def to_dict(self) -> dict:
         return {"problem": self.problem}
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool) and len(str(value)) < 200
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

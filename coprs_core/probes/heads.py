@@ -38,6 +38,10 @@ class Heads(Finding):
     def to_dict(self) -> dict:
         return {"heads": [_range(head, name) for head, name in self._named()]}
 
+    def summary(self) -> str:
+        shown = (_shown(head, name) for head, name in self._named())
+        return "; ".join("{name}: {low} to {high}".format(**head) for head in shown)
+
     def payloads(self) -> Iterator[Any]:
         yield [
             _range(head, name) | {"map": encode_prior(stretched(head))}

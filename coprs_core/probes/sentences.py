@@ -56,6 +56,14 @@ class Sentences(Finding):
         sentences = [view.to_dict() for view in self.views]
         return {"settles_at": self.settles_at, "sentences": sentences}
 
+    def summary(self) -> str:
+        settled = self.settles_at
+        lines = [
+            f"  {i}. IoU {v.iou:.2f}{' (settles here)' if i - 1 == settled else ''}  {v.text}"
+            for i, v in enumerate(self.views, start=1)
+        ]
+        return "\n".join(["IoU of the prior with the answer's mask after each", *lines])
+
     def payloads(self) -> Iterator[Any]:
         settled = self.settles_at
         for i, view in enumerate(self.views):

@@ -37,6 +37,9 @@ class Words(Finding):
     def to_dict(self) -> dict:
         return {"words": self.words}
 
+    def summary(self) -> str:
+        return f"{len(self.words)} words, numbered from 0"
+
 
 @dataclass(frozen=True, eq=False)
 class WordFocus(Finding):
@@ -50,6 +53,9 @@ class WordFocus(Finding):
 
     def to_dict(self) -> dict:
         return self.view.to_dict() | {"number": self.number}
+
+    def summary(self) -> str:
+        return f"{self.view.text!r}, IoU {self.view.iou:.2f}, spread {self.view.spread:.2f}"
 
     def payloads(self) -> Iterator[Any]:
         yield self.view.to_dict(with_pixels=True) | {"number": self.number}
