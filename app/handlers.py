@@ -7,15 +7,15 @@ here from one call to the next: what a visitor has asked lies in that visitor's 
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
 from app.frame import Frame, Values
 from app.serving import ModelServer
 from app.texts import say
-from app.uploads import MAX_LAYERS
+from app.uploads import painted_mask
 from app.views import canvas, page
 from app.views import probes as probe_views
 from app.visitors import (
@@ -36,9 +36,11 @@ from coprs_core.archive import open_answer
 from coprs_core.checkpoints.auto import AUTO
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo
-from coprs_core.probes import probe, thought, words
+from coprs_core.probes import probe, sentences, thought, words
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
+MAX_TRACED_PIXELS = 4_000_000
+"""The thought about a larger photo is traced when it is asked for."""
 NOWHERE = 0.1
 """A word whose prior is nowhere as high as this looks nowhere."""
 
@@ -129,6 +131,7 @@ class Handlers:
         return {
             self.frame.thought: page.thought(lang),
             self.frame.view: canvas.waiting_view(lang, kind),
+            self.frame.trace: probe_views.empty_strip(lang),
             self.frame.answered: None,
             self.frame.ways: gr.update(visible=False),
         }
@@ -200,11 +203,32 @@ class Handlers:
             self.frame.steps: page.steps(lang, update),
             self.frame.thought: page.finished_thought(lang, result),
             self.frame.view: canvas.answer_view(lang, pixels, result),
+            self.frame.trace: probe_views.empty_strip(lang),
             self.frame.answered: answered,
             self.frame.ways: gr.update(visible=False),
         }
 
     # --- probes
+
+    def trace(self, answered: Answered | None, request: gr.Request | None = None) -> str:
+        """Sentence by sentence, by itself after an answer: where the model looked after each.
+
+        Nothing for a very large photo, or where the model in use cannot tell.
+        """
+        lang = language(request)
+        if answered is None or not can_probe(self.server, answered.result):
+            return probe_views.empty_strip(lang)
+        height, width = answered.photo.size
+        if height * width > MAX_TRACED_PIXELS and "sentences" not in answered.findings:
+            return probe_views.empty_strip(lang)
+        finding: Any = answered.findings.get("sentences")
+        try:
+            if finding is None:
+                finding = self.server.ask(sentences.ask, answered.photo, answered.result)
+        except CoPRSError:  # a thought without sentences; the tab says so when it is asked
+            return probe_views.empty_strip(lang)
+        answered.findings["sentences"] = finding
+        return probe_views.strip_view(lang, answered.photo, finding)
 
     def ask_probe(
         self, name: str, answered: Answered | None, request: gr.Request | None = None
@@ -318,7 +342,7 @@ class Handlers:
         with in_a_sentence(lang):
             answered = given(lang, answered)
             size = answered.photo.size
-            truth = read_truth(file if file else _painted(painted, size), size)
+            truth = read_truth(file if file else painted_mask(painted, size), size)
             scores = against_truth(answered.result, truth)
         return probe_views.truth_view(lang, answered.photo, answered.result, truth, scores)
 
@@ -355,6 +379,7 @@ class Handlers:
             frame.steps: page.steps(lang),
             frame.thought: page.thought(lang),
             frame.view: canvas.waiting_view(lang),
+            frame.trace: probe_views.empty_strip(lang),
         }
         if not self.server.is_ready:
             yield {frame.header: page.header(lang, None), frame.notice: "", **blank}
@@ -367,23 +392,6 @@ class Handlers:
             self.frame.header: page.header(lang, engine),
             self.frame.notice: page.notice(lang, engine.segmenter.note),
         }
-
-
-def _painted(layers: list[str], size: tuple[int, int]) -> np.ndarray:
-    """The union of what was painted, bool [H, W], from the editor's layers (files, RGBA)."""
-    painted = np.zeros(size, bool)
-    for layer in layers[:MAX_LAYERS]:
-        with Image.open(layer) as image:
-            if (image.height, image.width) != size:  # before anything is decoded
-                raise CoPRSError("The painting is of another size than the photo: paint it again.")
-            if image.mode == "RGBA":
-                painted |= np.asarray(image)[..., 3] > 0
-    if not painted.any():
-        raise CoPRSError(
-            "Nothing is painted and no file is given: paint the true mask over the photo, "
-            "or upload a PNG or .json."
-        )
-    return painted
 
 
 def _named(lang: str, answered: Answered, key: str) -> str:

@@ -43,6 +43,10 @@ ENGLISH = {
     # thought
     "thought_empty": "The thought appears here, word by word.",
     "thought_for": "Thought for {seconds:.1f} s · {tokens} tokens",
+    "strip_about": "Point at a sentence to see where the model looked after it; press it to keep that. IoU: with the answer's mask.",
+    "strip_empty": "Here each sentence of the thought will show where the model looked after it.",
+    "decided": "Decided after sentence {n} of {count}; the rest is justification.",
+    "decided_last": "Only the last of {count} sentences brought it there.",
     "thought_took": "Thought for {seconds:.1f} s",
     "stopped": "stopped",
     # prior, mask
@@ -188,6 +192,10 @@ CHINESE = {
     "tokens_per_second": "{rate:.0f} 词元/秒",
     "thought_empty": "思考会逐词显示在这里。",
     "thought_for": "思考 {seconds:.1f} 秒 · {tokens} 个词元",
+    "strip_about": "指向一句话即可看到模型在它之后看向哪里；点击可保留。IoU：与回答的掩码相比。",
+    "strip_empty": "思考的每一句话会在这里显示模型在它之后看向哪里。",
+    "decided": "在第 {n} 句（共 {count} 句）之后就已决定，其余是解释。",
+    "decided_last": "共 {count} 句，只有最后一句让它看向那里。",
     "thought_took": "思考 {seconds:.1f} 秒",
     "stopped": "已停止",
     "prior_focus token": "先验：聚焦词元看向的地方",

@@ -18,8 +18,9 @@ from app.options import Listening
 from app.serving import ModelServer
 from app.tabs import MODEL, NO_AUTOCOMPLETE, QUIET, Recent, Tab, build_tabs
 from app.texts import I18N, say
+from app.theme import theme
 from app.uploads import Page, bound, use_private_folder
-from app.views import canvas, page
+from app.views import canvas, page, probes
 from app.visitors import Answered, in_a_sentence, language, picked
 from coprs_core.answer.pictures import (
     DIM,
@@ -100,8 +101,13 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         handlers = Handlers(server, frame, may_switch)
         tabs = build_tabs(frame, handlers, may_switch)
         prepare = _preparation(frame, tabs)
-        for event in (*_answering(frame, buttons, handlers), *_recalling(frame, handlers, tabs)):
+        answering, recalling = (
+            _answering(frame, buttons, handlers),
+            _recalling(frame, handlers, tabs),
+        )
+        for event in (*answering, *recalling):
             event.then(**prepare)
+        _tracing(frame, buttons, handlers, [*answering, *recalling])
         demo.load(handlers.opened, outputs=frame.of_opening, **QUIET).then(**prepare)
     return demo
 
@@ -135,6 +141,7 @@ def _frame() -> tuple[Frame, Buttons]:
                 stop = gr.Button(I18N("stop"), elem_id="stop", scale=1, min_width=0)
         thought = gr.HTML(page.thought("en"), elem_id="thought")
         view = gr.HTML(canvas.waiting_view("en"), elem_id="view")
+    trace = gr.HTML(probes.empty_strip("en"), elem_id="trace")
     explained = gr.HTML(elem_id="explained")
     with gr.Row(elem_id="strips", equal_height=True):
         pictures = [(e.file, e.caption) for e in examples()]
@@ -147,6 +154,7 @@ def _frame() -> tuple[Frame, Buttons]:
         steps=steps,
         thought=thought,
         view=view,
+        trace=trace,
         explained=explained,
         ways=ways,
         unfamiliar=unfamiliar,
@@ -167,7 +175,7 @@ def _photo_input() -> gr.Image:
         image_mode=None,
         sources=["upload", "clipboard", "webcam"],
         format="png",
-        height=270,
+        height=210,
         elem_id="photo",
         buttons=["fullscreen"],
     )
@@ -223,6 +231,13 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
         [*starts, buttons.examples.select, frame.strip.select], fn=None, js=_TO_THE_THOUGHT, **QUIET
     )
     return answers
+
+
+def _tracing(frame: Frame, buttons: Buttons, handlers: Handlers, events: list) -> None:
+    """After an answer its thought is traced, unless something else is asked meanwhile."""
+    traces = [e.then(handlers.trace, frame.answered, frame.trace, **MODEL) for e in events]
+    asking = [buttons.find.click, frame.instruction.submit, buttons.examples.select]
+    gr.on([*asking, frame.strip.select, frame.photo.upload], cancels=traces, queue=False, **QUIET)
 
 
 def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
@@ -335,7 +350,7 @@ def _strip(shown: list, label, elem_id: str, scale: int, visible: bool = True) -
         label=label,
         columns=10,
         rows=1,
-        height=118,
+        height=104,
         object_fit="cover",
         allow_preview=False,
         interactive=False,
@@ -350,38 +365,3 @@ def _strip(shown: list, label, elem_id: str, scale: int, visible: bool = True) -
 def _until_quiet() -> None:
     """Until what was on its way when the work was stopped has arrived."""
     time.sleep(0.3)
-
-
-def theme() -> gr.themes.Base:
-    """Our own colours and type: warm paper and ink, with the heatmap's violet and orange as
-    accents. No web fonts."""
-    return gr.themes.Base(
-        primary_hue=gr.themes.colors.orange,
-        neutral_hue=gr.themes.colors.stone,
-        font=[
-            "Inter",
-            "system-ui",
-            "-apple-system",
-            "Segoe UI",
-            "Noto Sans",
-            "Noto Sans CJK SC",
-            "sans-serif",
-        ],
-        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
-        radius_size=gr.themes.sizes.radius_md,
-        spacing_size=gr.themes.sizes.spacing_sm,
-    ).set(
-        body_background_fill="#faf8f4",
-        body_background_fill_dark="#151217",
-        block_background_fill="#ffffff",
-        block_background_fill_dark="#1e1a22",
-        block_border_width="1px",
-        block_border_color="#e7e1d8",
-        block_border_color_dark="#372f3f",
-        button_primary_background_fill="#5b1a6b",
-        button_primary_background_fill_hover="#74248a",
-        button_primary_background_fill_dark="#8a3aa3",
-        button_primary_background_fill_hover_dark="#a04fba",
-        button_primary_text_color="#ffffff",
-        button_primary_text_color_dark="#ffffff",
-    )

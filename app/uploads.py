@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import psutil
 from gradio.components.image_editor import AcceptBlobs
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 from app.options import Listening
 from coprs_core.errors import CoPRSError, of_the_system
@@ -199,3 +201,20 @@ def _no_room(problem: OSError) -> gr.Error:
     """For the visitor; which file it was is told to whoever runs the server alone."""
     print(f"error: {of_the_system(problem)}", file=sys.stderr, flush=True)
     return gr.Error(NO_ROOM, print_exception=False)
+
+
+def painted_mask(layers: list[str], size: tuple[int, int]) -> np.ndarray:
+    """The union of what was painted, bool [H, W], from the editor's layers (files, RGBA)."""
+    painted = np.zeros(size, bool)
+    for layer in layers[:MAX_LAYERS]:
+        with Image.open(layer) as image:
+            if (image.height, image.width) != size:  # before anything is decoded
+                raise CoPRSError("The painting is of another size than the photo: paint it again.")
+            if image.mode == "RGBA":
+                painted |= np.asarray(image)[..., 3] > 0
+    if not painted.any():
+        raise CoPRSError(
+            "Nothing is painted and no file is given: paint the true mask over the photo, "
+            "or upload a PNG or .json."
+        )
+    return painted

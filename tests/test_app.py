@@ -349,6 +349,8 @@ def every_view(bad: str, found, server) -> dict[str, str]:
         "thought_done": page.finished_thought("en", result),
         "thought_stopped": page.stopped("en", page.thought("en")),
         "stopped_mark": page.stopped("en", page.thought("en", Update("thinking", f"<think>{bad}"))),
+        "strip": probe_views.strip_view("en", photo, Sentences((view, view))),
+        "strip_empty": probe_views.empty_strip("en"),
         "verdict_found": page.verdict("en", result),
         "verdict_none": page.verdict("en", nothing) + page.verdict("en", unfinished),
         "verdict_empty": page.empty_verdict("en", bad),
@@ -742,3 +744,25 @@ def test_a_gpu_calibrates_between_questions_and_stops_with_the_model(tmp_path, m
     count = len(asked)
     time.sleep(0.2)
     assert len(asked) == count  # another model is in use
+
+
+# --- the thought is traced by itself
+
+
+def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkeypatch):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    *_, last = page_handlers.answer(photo, found[1].instruction, None)
+    answered = last["answered"]
+    strip = page_handlers.trace(answered)
+    assert strip.count("data-sentence") == len(answered.findings["sentences"].views) >= 2
+    looks = json.loads(unescape(re.search(r'data-looks="(.*?)"', strip)[1]))
+    assert all(look["prior"].startswith("data:image/png") and look["mask"] for look in looks)
+    monkeypatch.setattr(page_handlers.server, "ask", lambda *_: pytest.fail("asked once more"))
+    assert page_handlers.trace(answered) == strip
+    empty = probe_views.empty_strip("en")
+    assert page_handlers.trace(None) == empty
+    elsewhere = visitors.Answered(
+        answered.photo, dataclasses.replace(answered.result, model="another")
+    )
+    large = visitors.Answered(Photo(Image.new("RGB", (4000, 1001)), "large"), answered.result)
+    assert page_handlers.trace(elsewhere) == page_handlers.trace(large) == empty

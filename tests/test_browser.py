@@ -134,6 +134,16 @@ def drawn(page, canvas):
     return np.frombuffer(base64.b64decode(coded), np.uint8).reshape(height, width, 4)
 
 
+def changed(page, canvas, before):
+    """The pixels of a canvas when they are others than before."""
+    for _ in range(100):
+        now = drawn(page, canvas)
+        if not np.array_equal(now, before):
+            return now
+        page.wait_for_timeout(50)
+    pytest.fail(f"{canvas} stayed as it was")
+
+
 def slide(page, place, control, value):
     page.locator(f"{place} [data-control={control}]").evaluate(
         "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', { bubbles: true })) }", value
@@ -607,6 +617,46 @@ def test_the_thought_can_be_traced_sentence_by_sentence(page, shoot):
     assert np.array_equal(drawn(page, "#sentences-view canvas.prior"), last)
     page.locator("#probes").scroll_into_view_if_needed()
     shoot(page, "sentences")
+
+
+def test_the_sentences_of_the_thought_drive_the_pictures(page, shoot, server):
+    ask_example(page)
+    page.wait_for_selector("#trace [data-sentence]", timeout=30000)  # by itself
+    ready(page)
+    buttons = page.locator("#trace [data-sentence]")
+    assert buttons.count() == 3 and "I see at the top left" in buttons.nth(0).inner_text()
+    assert "Only the last of 3 sentences brought it there" in page.inner_text("#trace p")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    answer, iou = drawn(page, "#view canvas.prior"), page.inner_text(".verdict .iou")
+    assert buttons.nth(0).get_attribute("aria-pressed") == "false"  # though the pointer rests there
+    page.mouse.move(5, 5)
+    buttons.nth(0).hover()
+    first = changed(page, "#view canvas.prior", answer)
+    assert buttons.nth(0).get_attribute("aria-pressed") == "true"
+    page.mouse.move(5, 5)  # the answer comes back
+    assert np.array_equal(changed(page, "#view canvas.prior", first), answer)
+    buttons.nth(0).click()
+    assert np.array_equal(changed(page, "#view canvas.prior", answer), first)
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(400)
+    assert np.array_equal(drawn(page, "#view canvas.prior"), first)  # pressed, it stays
+    assert page.inner_text(".verdict .iou") == iou  # which is the answer's
+    buttons.nth(0).click()
+    page.mouse.move(5, 5)
+    assert np.array_equal(changed(page, "#view canvas.prior", first), answer)
+    buttons.nth(1).focus()
+    page.keyboard.press("Shift+Tab")  # by keyboard too
+    page.wait_for_timeout(400)
+    assert np.array_equal(drawn(page, "#view canvas.prior"), first)
+    assert not asked  # all without the server
+    shoot(page, "thought-drives")
+    open_tab(page, "Sentence by sentence")
+    page.fill("#instruction textarea", "asdf qwerty")
+    page.click("#find")  # a new question: the strip of the old one goes at once
+    page.wait_for_function("() => !document.querySelector('#trace [data-sentence]')")
+    page.wait_for_selector("#trace [data-sentence]", timeout=30000)
+    assert "orange fish" in page.inner_text("#trace ol")
 
 
 def test_a_word_can_be_clicked_and_the_heads_be_seen(page, shoot):

@@ -25,7 +25,7 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("coprs_core.training",),
     ("coprs_core.commands",),
     ("coprs_core.__main__",),
-    ("app.options", "app.serving", "app.texts", "app.uploads"),
+    ("app.options", "app.serving", "app.texts", "app.theme", "app.uploads"),
     ("app.space", "app.guard", "app.views"),
     ("app.visitors", "app.frame"),
     ("app.api", "app.handlers"),

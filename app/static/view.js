@@ -37,6 +37,7 @@ class View extends HTMLElement {
   attributeChangedCallback() {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     this.looks = [];
+    this.further = [];
     requestAnimationFrame(async () => {
       if (turn !== this.turn) return; // when the children are there too
       this.data = JSON.parse(this.dataset.view);
@@ -44,12 +45,27 @@ class View extends HTMLElement {
       const seen = await pixels(photo, width, height);
       if (turn !== this.turn) return;
       this.photo = seen;
-      await this.show(start ?? 0);
+      this.chosen = start ?? 0;
+      await this.show(this.chosen);
     });
   }
 
+  // Beside the answer's own looks stand those of its sentences, which are buttons elsewhere on the page.
+  look(index) {
+    const own = this.data.looks;
+    return index < own.length ? own[index] : this.further[index - own.length];
+  }
+
+  sentence(index, looks, keep) {
+    if (!this.photo) return;
+    if (this.further !== looks) this.further = looks;
+    const shown = this.data.looks.length + index;
+    if (keep) this.chosen = shown === this.chosen ? (this.data.start ?? 0) : shown;
+    this.show(keep ? this.chosen : shown);
+  }
+
   async show(index) {
-    const { width, height, looks } = this.data, kept = this.looks, look = looks[index];
+    const { width, height } = this.data, kept = this.looks, look = this.look(index);
     this.index = index;
     kept[index] ??= {
       prior: look.prior ? red(await pixels(look.prior, width, height)) : null,
@@ -62,6 +78,7 @@ class View extends HTMLElement {
       if (button.tagName === "BUTTON") button.setAttribute("aria-pressed", chosen);
       else button.classList.toggle("chosen", chosen);
     }
+    if (this.closest("#view")) mark(index - this.data.looks.length);
     this.draw();
     this.dataset.ready = "true";
   }
@@ -90,7 +107,7 @@ class View extends HTMLElement {
     const [priorCanvas, maskCanvas] = ["prior", "mask"].map((name) => this.querySelector(`canvas.${name}`));
     if (priorCanvas && prior) this.paint(priorCanvas, this.heat(prior, this.number("opacity", 100 * SHARED.opacity) / 100, threshold));
     if (maskCanvas && mask) this.paint(maskCanvas, this.tint(mask));
-    const { curve } = this.data.looks[this.index];
+    const { curve } = this.look(this.index);
     const iou = this.querySelector(".iou");
     if (iou && curve) iou.textContent = curve[threshold].toFixed(2);
     for (const output of this.querySelectorAll("output[data-of]")) {
@@ -144,7 +161,7 @@ class View extends HTMLElement {
 
   clicked(event) {
     const look = event.target.closest("[data-look]");
-    if (look) this.show(Number(look.dataset.look));
+    if (look) this.show((this.chosen = Number(look.dataset.look)));
     const enlarge = event.target.closest("[data-enlarge]");
     if (enlarge) document.fullscreenElement ? document.exitFullscreen() : enlarge.closest("figure").requestFullscreen();
   }
@@ -176,6 +193,32 @@ class View extends HTMLElement {
     if (known) Object.assign(mark.style, { left: `${((x + 0.5) / width) * 100}%`, top: `${((y + 0.5) / height) * 100}%` });
   }
 }
+
+// The sentences of a thought, each a button: pointed at or focused it shows where the model looked after it on the answer's
+// canvases; pressed it stays, pressed again the answer comes back.
+let looksOf = null, parsed = [];
+function drive(event, keep) {
+  const button = event.target.closest?.("[data-sentence]"), view = document.querySelector("#view coprs-view");
+  if (!button || !view) return;
+  const { looks } = button.closest("[data-looks]").dataset;
+  if (looks !== looksOf) [looksOf, parsed] = [looks, JSON.parse(looks)];
+  view.sentence(Number(button.dataset.sentence), parsed, keep);
+}
+function mark(index) {
+  for (const button of document.querySelectorAll("#trace [data-sentence]")) {
+    button.setAttribute("aria-pressed", Number(button.dataset.sentence) === index);
+  }
+}
+document.addEventListener("click", (event) => drive(event, true));
+document.addEventListener("pointermove", (event) => { // a real move: the strip may come under a pointer that rests
+  const button = event.pointerType !== "touch" && (event.movementX || event.movementY) && event.target.closest?.("[data-sentence]");
+  if (button && button.ariaPressed !== "true") drive(event, false);
+});
+document.addEventListener("focusin", (event) => event.target.matches(":focus-visible") && drive(event, false));
+for (const name of ["pointerout", "focusout"]) document.addEventListener(name, (event) => {
+  const view = event.target.closest?.("[data-sentence]") && document.querySelector("#view coprs-view");
+  if (view?.photo && view.index !== view.chosen) view.show(view.chosen);
+});
 
 // Gradio calls its thumbnails "Thumbnail 1 of 9"; a screen reader should hear what they show.
 new MutationObserver(() => {

@@ -138,7 +138,7 @@ class Canvas:
             "scale": self.scale,
             "photo": photo_url(self.photo),
             **options,
-            "looks": [self._data(view) for view in views],
+            "looks": [self.look(view) for view in views],
         }
         return render(
             self.lang,
@@ -151,7 +151,8 @@ class Canvas:
             labels=[view.label for view in views] if chips else [],
         )
 
-    def _data(self, view: CanvasView) -> dict:
+    def look(self, view: CanvasView) -> dict:
+        """A view as the script takes it: its pictures as data URLs."""
         values: dict = {"label": view.label}
         if view.prior is not None:
             values["prior"] = encode_prior(small_prior(view.prior, self.side))

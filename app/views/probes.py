@@ -1,5 +1,6 @@
 """What probes found, as HTML. A finding without a view of its own is shown by its pictures."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from markupsafe import Markup
 from app.texts import say
 from app.views.canvas import (
     SMALL_SIDE,
+    STRIP_SIDE,
     Canvas,
     CanvasView,
     css_colour,
@@ -20,7 +22,7 @@ from app.views.canvas import (
 from app.views.page import verdict
 from app.views.render import render
 from coprs_core.answer.compare import AgainstAnswer, AgainstTruth, against_answer
-from coprs_core.answer.pictures import thumbnail
+from coprs_core.answer.pictures import prior_overlay, small_prior, thumbnail
 from coprs_core.answer.results import Result
 from coprs_core.photos import Photo
 from coprs_core.probes.finding import Finding
@@ -70,6 +72,38 @@ def sentences_view(lang: str, photo: Photo, result: Result, finding: Sentences) 
     canvas = Canvas(lang, np.asarray(photo.image), SMALL_SIDE)
     figures = column + canvas.prior_figure(result.prior_kind) + canvas.mask_figure()
     return canvas.show(shown, figures, "probe", start=len(views) - 1)
+
+
+def strip_view(lang: str, photo: Photo, finding: Sentences) -> Markup:
+    """A thought's sentences as a strip, each with a small heatmap; they drive the answer's canvases
+    (view.js). One line says which of them decided."""
+    pixels, views = np.asarray(photo.image), finding.views
+    canvas, small = Canvas(lang, pixels, SMALL_SIDE), thumbnail(pixels, STRIP_SIDE)
+    looks = [canvas.look(CanvasView(v.text, v.prior, v.mask.astype(np.uint8))) for v in views]
+    settled, count = finding.settles_at, len(views)
+    says = "decided_last" if settled == count - 1 else "decided"
+    shown = [
+        {
+            "text": view.text,
+            "iou": f"{view.iou:.2f}",
+            "percent": round(100 * view.iou),
+            "url": photo_url(prior_overlay(small, small_prior(view.prior, STRIP_SIDE))),
+        }
+        for view in views
+    ]
+    return render(
+        lang,
+        "strip",
+        looks=json.dumps(looks),
+        sentences=shown,
+        settled=settled,
+        words="" if settled is None or count < 2 else say(lang, says, n=settled + 1, count=count),
+    )
+
+
+def empty_strip(lang: str) -> Markup:
+    """The strip's place before a thought is traced."""
+    return render(lang, "strip_empty")
 
 
 def word_view(lang: str, photo: Photo, view: FocusView, caption: str) -> Markup:
