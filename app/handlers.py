@@ -223,11 +223,10 @@ class Handlers:
             return probe_views.empty_strip(lang)
         finding: Any = answered.findings.get("sentences")
         try:
-            if finding is None:
-                finding = self.server.ask(sentences.ask, answered.photo, answered.result)
+            # not kept with the answer: its priors are large, and asking again is quick
+            finding = finding or self.server.ask(sentences.ask, answered.photo, answered.result)
         except CoPRSError:  # a thought without sentences; the tab says so when it is asked
             return probe_views.empty_strip(lang)
-        answered.findings["sentences"] = finding
         return probe_views.strip_view(lang, answered.photo, finding)
 
     def ask_probe(
