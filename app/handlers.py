@@ -213,13 +213,14 @@ class Handlers:
     def trace(self, answered: Answered | None, request: gr.Request | None = None) -> str:
         """Sentence by sentence, by itself after an answer: where the model looked after each.
 
-        Nothing for a very large photo, or where the model in use cannot tell.
+        Nothing for a very large photo, on a borrowed GPU, or where the model in use cannot tell.
         """
         lang = language(request)
         if answered is None or not can_probe(self.server, answered.result):
             return probe_views.empty_strip(lang)
         height, width = answered.photo.size
-        if height * width > MAX_TRACED_PIXELS and "sentences" not in answered.findings:
+        is_dear = height * width > MAX_TRACED_PIXELS or self.server.is_borrowed
+        if is_dear and "sentences" not in answered.findings:
             return probe_views.empty_strip(lang)
         finding: Any = answered.findings.get("sentences")
         try:

@@ -129,6 +129,11 @@ class ModelServer:
         threading.Thread(target=work, daemon=True).start()
 
     @property
+    def is_borrowed(self) -> bool:
+        """Whether the work runs on a borrowed GPU, whose seconds are counted for each visitor."""
+        return self._has_worker
+
+    @property
     def is_ready(self) -> bool:
         """Whether loading has ended, well or not."""
         return self._loading.done()

@@ -769,3 +769,5 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     )
     large = visitors.Answered(Photo(Image.new("RGB", (4000, 1001)), "large"), answered.result)
     assert page_handlers.trace(elsewhere) == page_handlers.trace(large) == empty
+    monkeypatch.setattr(ModelServer, "is_borrowed", True)  # its seconds are the visitor's
+    assert page_handlers.trace(visitors.Answered(answered.photo, answered.result)) == empty
