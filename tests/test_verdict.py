@@ -140,11 +140,11 @@ def test_on_scenes_the_links_mostly_hold(mini):
     """A warning that is always there is none."""
     broken = [
         link.name
-        for scene, question in examples("test", 0, 30)
+        for scene, question in examples("test", 0, 12)
         for link in chain(mini.segment(scene.image, question.instruction))
         if link.state == "broken"
     ]
-    assert len(broken) <= 3
+    assert len(broken) <= 2
 
 
 def test_every_link_has_words_without_a_claim():

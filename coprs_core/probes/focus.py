@@ -102,8 +102,9 @@ def check_model(engine: Engine, result: Result, has_given: bool = True) -> None:
 
 def check_reply_ids(engine: Engine, result: Result) -> None:
     """Raises `CoPRSError` where a reply is not one that this model wrote."""
+    language = engine.local.language
     check_model(engine, result, has_given=bool(result.reply_ids))
-    if max(result.reply_ids) >= engine.local.language.vocabulary or min(result.reply_ids) < 0:
+    if max(result.reply_ids) >= language.vocabulary or min(result.reply_ids) < 0:
         raise CoPRSError(
             f"This answer holds token ids that {engine.name!r} does not have: "
             "load the model that gave it."
