@@ -80,10 +80,11 @@ def load_mllm(
     config, options = read_config(folder), {}
     pages: Any = nullcontext()
     empty = empty_mllm(config, folder)
-    check_size(empty, weight_files(folder), is_tied(config), folder)
+    files = weight_files(folder)
+    check_size(empty, files, is_tied(config), folder)
     if quantization != "none":
         options["quantization_config"] = _quantization_config(empty, dtype, quantization)
-        pages = letting_pages_go(folder)
+        pages = letting_pages_go(files)
     with pages, reading(f"The language model in {folder} cannot be loaded"):
         mllm = load_strictly(AutoModelForImageTextToText, folder, device, dtype, **options)
     if quantization != "none":

@@ -7,33 +7,31 @@ until the system wants them back. Quantized, a model needs few of them again.
 import ctypes
 import re
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coprs_core.machine import trim_memory
-
 EVERY_SECONDS = 0.5
-_SMAPS = Path("/proc/self/smaps")
+_MAPS = Path("/proc/self/maps")
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)")
-_DONTNEED = 4
+_PAGEOUT = 21
+"""Advice that only says what is not needed now: whatever stands there by then, nothing is lost."""
 
 
 @contextmanager
-def letting_pages_go(folder: Path) -> Generator[None, None, None]:
-    """Inside, and once at the end, pages of the folder's files that nobody has written to are let
-    go, and so is freed memory (Linux; elsewhere nothing happens).
+def letting_pages_go(files: list[Path]) -> Generator[None, None, None]:
+    """Inside, pages of these files are let go twice a second (Linux; elsewhere nothing happens).
 
-    What is needed again is read again, from the system's cache.
+    What is needed again is read again from the file.
     """
-    if not _SMAPS.is_file():
+    if not _MAPS.is_file():
         yield
         return
     over = threading.Event()
 
     def keep_letting_go() -> None:
         while not over.wait(EVERY_SECONDS):
-            let_pages_go(folder)
+            let_pages_go(files)
 
     thread = threading.Thread(target=keep_letting_go, daemon=True)
     thread.start()
@@ -42,28 +40,15 @@ def letting_pages_go(folder: Path) -> Generator[None, None, None]:
     finally:
         over.set()
         thread.join()
-        let_pages_go(folder)
-        trim_memory()
+        let_pages_go(files)
 
 
-def let_pages_go(folder: Path) -> None:
-    """Let go of the unwritten pages of a folder's mapped files, now."""
-    libc = ctypes.CDLL(None)
-    for start, end in list(_unwritten(str(folder.resolve()))):
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
-
-
-def _unwritten(folder: str) -> Iterator[tuple[int, int]]:
-    """Where files of a folder are mapped, where this process has written nothing into its copy."""
-    place, written = None, 0
-    for line in _SMAPS.read_text().splitlines():
-        if mapping := _MAPPING.fullmatch(line):
-            if place and not written:
-                yield place
-            start, end, path = mapping.groups()
-            is_ours = path.startswith(folder) and path.endswith(".safetensors")
-            place, written = (int(start, 16), int(end, 16)) if is_ours else None, 0
-        elif line.startswith(("Private_Dirty", "Shared_Dirty", "Anonymous")):
-            written += int(line.split()[1])
-    if place and not written:
-        yield place
+def let_pages_go(files: list[Path]) -> None:
+    """Let go of the pages of these files where they are mapped, now; links are followed, as the
+    cache of Hugging Face has them."""
+    libc, ours = ctypes.CDLL(None), {str(path.resolve()) for path in files}
+    for line in _MAPS.read_text().splitlines():
+        mapping = _MAPPING.fullmatch(line)
+        if mapping and mapping[3] in ours:
+            start, end = int(mapping[1], 16), int(mapping[2], 16)
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _PAGEOUT)
