@@ -213,21 +213,23 @@ class Handlers:
     def trace(self, answered: Answered | None, request: gr.Request | None = None) -> str:
         """Sentence by sentence, by itself after an answer: where the model looked after each.
 
-        Nothing for a very large photo, on a borrowed GPU, or where the model in use cannot tell.
+        Nothing for a very large photo, on a borrowed GPU, where the model in use cannot tell, or
+        where there are no pictures to drive.
         """
         lang = language(request)
-        if answered is None or not can_probe(self.server, answered.result):
-            return probe_views.empty_strip(lang)
+        empty = probe_views.empty_strip(lang)
+        if answered is None or not answered.result.regions:
+            return empty
+        finding: Any = answered.findings.get("sentences")
         height, width = answered.photo.size
         is_dear = height * width > MAX_TRACED_PIXELS or self.server.is_borrowed
-        if is_dear and "sentences" not in answered.findings:
-            return probe_views.empty_strip(lang)
-        finding: Any = answered.findings.get("sentences")
+        if not can_probe(self.server, answered.result) or (is_dear and finding is None):
+            return empty
         try:
             # not kept with the answer: its priors are large, and asking again is quick
             finding = finding or self.server.ask(sentences.ask, answered.photo, answered.result)
         except CoPRSError:  # a thought without sentences; the tab says so when it is asked
-            return probe_views.empty_strip(lang)
+            return empty
         return probe_views.strip_view(lang, answered.photo, finding)
 
     def ask_probe(

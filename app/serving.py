@@ -104,9 +104,10 @@ class ModelServer:
     def _load_first(self, name: str) -> None:
         try:
             self._loading.set_result(self._load(name))
-            self._calibrate_behind()
         except BaseException as problem:  # for whoever waits
             self._loading.set_exception(problem)
+        else:
+            self._calibrate_behind()
 
     def _calibrate_behind(self) -> None:
         """On a GPU, find out which heads of the model in use tell a place, between the visitors'
@@ -120,7 +121,7 @@ class ModelServer:
 
         def work() -> None:
             steps = calibrate(engine)
-            with suppress(CoPRSError):
+            with suppress(CoPRSError, OSError):  # a cache that cannot be written
                 while self.engine is engine:
                     with self._room:
                         if next(steps, None) is None:
@@ -258,10 +259,10 @@ class ModelServer:
             try:
                 self.engine = yield from self._loaded(name)
                 self._loaded_as = name
-                self._calibrate_behind()
             except BaseException:  # closing the page counts too
                 self.engine = self._load(old)
                 raise
+            self._calibrate_behind()
 
     def _loaded(self, name: str):
         """Yields lines of progress; returns the engine."""

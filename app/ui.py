@@ -101,13 +101,10 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         handlers = Handlers(server, frame, may_switch)
         tabs = build_tabs(frame, handlers, may_switch)
         prepare = _preparation(frame, tabs)
-        answering, recalling = (
-            _answering(frame, buttons, handlers),
-            _recalling(frame, handlers, tabs),
-        )
-        for event in (*answering, *recalling):
+        answered = [*_answering(frame, buttons, handlers), *_recalling(frame, handlers, tabs)]
+        for event in (*answered, _beginning(frame, handlers)):
             event.then(**prepare)
-        _tracing(frame, buttons, handlers, [*answering, *recalling])
+        _tracing(frame, buttons, handlers, answered)
         demo.load(handlers.opened, outputs=frame.of_opening, **QUIET).then(**prepare)
     return demo
 
@@ -240,10 +237,9 @@ def _tracing(frame: Frame, buttons: Buttons, handlers: Handlers, events: list) -
     gr.on([*asking, frame.strip.select, frame.photo.upload], cancels=traces, queue=False, **QUIET)
 
 
-def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
-    """Another photo, an earlier answer, a saved one: the events after which another answer, or
-    none, is at hand."""
-    replaced = gr.on(
+def _beginning(frame: Frame, handlers: Handlers) -> Any:
+    """Another photo, or none: the event after which there is no answer."""
+    return gr.on(
         [frame.photo.upload, frame.photo.clear],
         handlers.begin,
         None,
@@ -251,9 +247,13 @@ def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
         queue=False,
         **QUIET,
     )
+
+
+def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
+    """An earlier answer, a saved one: the events after which another answer is at hand."""
     restored = frame.strip.select(handlers.restore, frame.recent, frame.of_restoring, **QUIET)
     frame.strip.select(lambda: "", outputs=frame.explained, **QUIET)
-    return [replaced, restored, *(event for tab in tabs for event in tab.brings_answer)]
+    return [restored, *(event for tab in tabs for event in tab.brings_answer)]
 
 
 def _preparation(frame: Frame, tabs: list[Tab]) -> dict[str, Any]:

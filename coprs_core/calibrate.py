@@ -8,18 +8,17 @@ lies on the thing that was asked for.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from coprs_core.answer.engine import Engine
-from coprs_core.answer.results import Result
 from coprs_core.checkpoints.heads import keep_heads, place_of
 from coprs_core.datasets import open_dataset
 from coprs_core.datasets.example import Example
 from coprs_core.errors import CoPRSError
 from coprs_core.model.attention import LOCALIZATION_HEADS
-from coprs_core.model.boxes import words_of_numbers
-from coprs_core.probes.looks import observed
+from coprs_core.probes.looks import observed, pointing_words
 
 SCENES, FIRST_SCENE = 60, 20_000
 """How many scenes are asked about by default, and the first of them, of the validation split."""
@@ -76,7 +75,7 @@ class _Seen:
             with np.load(path) as saved:
                 lists = (list(saved[name]) for name in ("maps", "targets", "own"))
                 return cls(int(saved["done"]), *lists)
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return cls()
 
 
@@ -102,8 +101,9 @@ def calibrate(engine: Engine, count: int = SCENES) -> Iterator[int | Calibrated]
     seen = _Seen.read(saved)
     saved.parent.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset("scenes", split="validation")
+    asked = Engine(engine.checkpoint)  # with features of its own: those kept for others stay
     for example in dataset.examples(FIRST_SCENE + seen.done, max(0, count - seen.done)):
-        _look(engine, example, seen)
+        _look(asked, example, seen)
         if seen.done % _SAVED_EVERY == 0 or seen.done == count:
             seen.save(saved)
         yield seen.done
@@ -128,23 +128,14 @@ def _look(engine: Engine, example: Example, seen: _Seen) -> None:
     result = engine.segment(example.photo, example.instruction)
     if not result.regions:
         return
-    reply = observed(engine, example.photo, result, "heads")
+    with engine.within_memory():
+        reply = observed(engine, example.photo, result, "heads")
     words = pointing_words(engine, result)
     every = [reply.looks.map(words, [head]) for head in range(reply.looks.heads_in_all)]
     target = cells_on(example.truth, every[0].shape)
     seen.maps.append(np.stack(every).reshape(len(every), -1).astype(np.float16))
     seen.targets.append(target.ravel())
     seen.own.append(bool(target.ravel()[reply.seen(words).argmax()]))
-
-
-def pointing_words(engine: Engine, result: Result) -> list[int]:
-    """The tokens of a reply that point at something: the focus token, or those that wrote the
-    numbers."""
-    if engine.has_focus_token:
-        return [len(result.reply_ids) - 1]
-    pieces = tuple(engine.local.language.pieces_of(result.reply_ids))
-    written = words_of_numbers(pieces, len(result.regions))
-    return sorted({word for one in written for word in one})
 
 
 def cells_on(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:

@@ -767,6 +767,10 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     elsewhere = visitors.Answered(
         answered.photo, dataclasses.replace(answered.result, model="another")
     )
+    nothing = visitors.Answered(
+        answered.photo, dataclasses.replace(answered.result, regions=(), outcome="nothing found")
+    )
+    assert page_handlers.trace(nothing) == empty
     large = visitors.Answered(Photo(Image.new("RGB", (4000, 1001)), "large"), answered.result)
     assert page_handlers.trace(elsewhere) == page_handlers.trace(large) == empty
     monkeypatch.setattr(ModelServer, "is_borrowed", True)  # its seconds are the visitor's

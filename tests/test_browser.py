@@ -625,7 +625,9 @@ def test_the_sentences_of_the_thought_drive_the_pictures(page, shoot, server):
     ready(page)
     buttons = page.locator("#trace [data-sentence]")
     assert buttons.count() == 3 and "I see at the top left" in buttons.nth(0).inner_text()
-    assert "Only the last of 3 sentences brought it there" in page.inner_text("#trace p")
+    assert "The focus came to rest only after the last of 3 sentences" in page.inner_text(
+        "#trace p"
+    )
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     answer, iou = drawn(page, "#view canvas.prior"), page.inner_text(".verdict .iou")

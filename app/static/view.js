@@ -60,6 +60,7 @@ class View extends HTMLElement {
     if (!this.photo) return;
     if (this.further !== looks) this.further = looks;
     const shown = this.data.looks.length + index;
+    if (!keep && shown === this.index) return;
     if (keep) this.chosen = shown === this.chosen ? (this.data.start ?? 0) : shown;
     this.show(keep ? this.chosen : shown);
   }
@@ -67,6 +68,7 @@ class View extends HTMLElement {
   async show(index) {
     const { width, height } = this.data, kept = this.looks, look = this.look(index);
     this.index = index;
+    if (index < this.data.looks.length) this.own = index; // the IoU is of this one, whatever sentence is looked at
     kept[index] ??= {
       prior: look.prior ? red(await pixels(look.prior, width, height)) : null,
       mask: look.mask ? red(await pixels(look.mask, width, height)) : null,
@@ -107,7 +109,7 @@ class View extends HTMLElement {
     const [priorCanvas, maskCanvas] = ["prior", "mask"].map((name) => this.querySelector(`canvas.${name}`));
     if (priorCanvas && prior) this.paint(priorCanvas, this.heat(prior, this.number("opacity", 100 * SHARED.opacity) / 100, threshold));
     if (maskCanvas && mask) this.paint(maskCanvas, this.tint(mask));
-    const { curve } = this.look(this.index);
+    const { curve } = this.data.looks[this.own];
     const iou = this.querySelector(".iou");
     if (iou && curve) iou.textContent = curve[threshold].toFixed(2);
     for (const output of this.querySelectorAll("output[data-of]")) {
@@ -211,8 +213,7 @@ function mark(index) {
 }
 document.addEventListener("click", (event) => drive(event, true));
 document.addEventListener("pointermove", (event) => { // a real move: the strip may come under a pointer that rests
-  const button = event.pointerType !== "touch" && (event.movementX || event.movementY) && event.target.closest?.("[data-sentence]");
-  if (button && button.ariaPressed !== "true") drive(event, false);
+  if (event.pointerType !== "touch" && (event.movementX || event.movementY)) drive(event, false);
 });
 document.addEventListener("focusin", (event) => event.target.matches(":focus-visible") && drive(event, false));
 for (const name of ["pointerout", "focusout"]) document.addEventListener(name, (event) => {

@@ -27,8 +27,6 @@ _UNDER_WAY = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}
 """Index of the stage that is under way at each update."""
 _SAID_BY_LINKS = ("disagree", "elsewhere")
 """Warnings that a link of the chain says already."""
-SEEN_WHOLE = 0.9
-"""A model that was given more of a photo's pixels than this has seen it."""
 _CARET = Markup('<i class="caret" aria-hidden="true"></i>')
 
 
@@ -168,11 +166,10 @@ def verdict(lang: str, result: Result) -> Markup:
 
 def _seen(lang: str, result: Result) -> str:
     """How much of the photo the language model was given, where that is not all."""
-    if result.seen_size is None or (result.seen_share or 1) > SEEN_WHOLE:
+    if not result.is_seen_smaller or result.seen_size is None or result.seen_share is None:
         return ""
     height, width = result.seen_size
-    share = f"{100 * (result.seen_share or 1):.0f}"
-    return say(lang, "seen", width=width, height=height, share=share)
+    return say(lang, "seen", width=width, height=height, share=f"{100 * result.seen_share:.0f}")
 
 
 def empty_verdict(lang: str, figure: str) -> Markup:

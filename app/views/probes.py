@@ -29,6 +29,7 @@ from coprs_core.probes.finding import Finding
 from coprs_core.probes.focus import FocusView
 from coprs_core.probes.sentences import Sentences
 from coprs_core.probes.zoom import Zoomed
+from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
 NOTHING = Markup("")
 IOU_COLOUR, SPREAD_COLOUR = "#b5315f", "#8a7a2c"
@@ -76,12 +77,16 @@ def sentences_view(lang: str, photo: Photo, result: Result, finding: Sentences) 
 
 def strip_view(lang: str, photo: Photo, finding: Sentences) -> Markup:
     """A thought's sentences as a strip, each with a small heatmap; they drive the answer's canvases
-    (view.js). One line says which of them decided."""
+    (view.js). One line says after which of them the focus came to rest."""
     pixels, views = np.asarray(photo.image), finding.views
     canvas, small = Canvas(lang, pixels, SMALL_SIDE), thumbnail(pixels, STRIP_SIDE)
     looks = [canvas.look(CanvasView(v.text, v.prior, v.mask.astype(np.uint8))) for v in views]
     settled, count = finding.settles_at, len(views)
-    says = "decided_last" if settled == count - 1 else "decided"
+    is_focus = views[0].prior_kind == FOCUS_TOKEN_PRIOR
+    says = "rested_last" if settled == count - 1 else "rested"
+    words = ""
+    if is_focus and settled is not None and count > 1:
+        words = say(lang, says, n=settled + 1, count=count)
     shown = [
         {
             "text": view.text,
@@ -96,8 +101,9 @@ def strip_view(lang: str, photo: Photo, finding: Sentences) -> Markup:
         "strip",
         looks=json.dumps(looks),
         sentences=shown,
-        settled=settled,
-        words="" if settled is None or count < 2 else say(lang, says, n=settled + 1, count=count),
+        settled=settled if is_focus else None,
+        words=words,
+        about=say(lang, "strip_about" if is_focus else "strip_attention"),
     )
 
 

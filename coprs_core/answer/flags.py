@@ -63,14 +63,23 @@ def flags(result: Result) -> tuple[str, ...]:
         return (*about_all, "empty")
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     holds = {
-        "disagree": result.prior_kind != ATTENTION_PRIOR and (result.prior_iou or 0) < DISAGREE,
-        "elsewhere": result.prior_kind == ATTENTION_PRIOR and looks_elsewhere(result),
+        "elsewhere" if result.prior_kind == ATTENTION_PRIOR else "disagree": not is_drawn(result),
         "border": any(edge.any() for edge in edges),
         "tiny": mask.mean() < TINY,
         "scattered": any(pieces(r.mask) > 1 for r in result.regions),
         "contradiction": says_nothing(result.reasoning),
     }
     return (*about_all, *(name for name, holding in holds.items() if holding))
+
+
+def is_drawn(result: Result) -> bool:
+    """Whether a mask is of what the prior points at: they agree, or, where the prior is attention,
+    its brightest spots lie by the masks."""
+    if not result.mask.any():
+        return False
+    if result.prior_kind == ATTENTION_PRIOR:
+        return not looks_elsewhere(result)
+    return (result.prior_iou or 0) >= DISAGREE
 
 
 def looks_elsewhere(result: Result) -> bool:
@@ -91,10 +100,16 @@ def _is_outside(prior: np.ndarray, mask: np.ndarray) -> bool:
 
 def pieces(mask: np.ndarray) -> int:
     """How many separate pieces a bool mask [H, W] has, each at least a fiftieth of it."""
+    areas = areas_of_pieces(mask)
+    return int((areas >= max(1, PIECE * areas.sum())).sum())
+
+
+def areas_of_pieces(mask: np.ndarray) -> np.ndarray:
+    """The area of each separate piece of a bool mask [H, W], int [pieces]; a large mask is looked
+    at in steps."""
     step = -(-max(mask.shape) // _MAX_SIDE)
     numbered, _ = label(mask[::step, ::step])
-    areas = np.bincount(numbered.ravel())[1:]
-    return int((areas >= max(1, PIECE * areas.sum())).sum()) if len(areas) else 0
+    return np.bincount(numbered.ravel())[1:]
 
 
 def says_nothing(reasoning: str) -> bool:

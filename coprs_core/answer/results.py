@@ -55,6 +55,8 @@ from coprs_core.prompts import (
 )
 
 SCHEMA_VERSION = 1
+SEEN_WHOLE = 0.9
+"""A model that was given this share of a photo's pixels has seen it whole."""
 MAX_REGIONS, MAX_REGION_PIXELS, MAX_UNSEEN_PIXELS = 100, 100_000_000, 50_000_000
 """Of an answer read from a file: how many regions, of how many pixels together where there are
 several, and of how many where the photo is not at hand."""
@@ -128,6 +130,11 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
     distance: float | None = None
     seen_size: tuple[int, int] | None = None
+
+    @property
+    def is_seen_smaller(self) -> bool:
+        """Whether the language model was given clearly fewer pixels than the photo has."""
+        return self.seen_share is not None and self.seen_share < SEEN_WHOLE
 
     @property
     def seen_share(self) -> float | None:

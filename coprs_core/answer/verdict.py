@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
-from scipy.ndimage import label
 
-from coprs_core.answer.flags import DISAGREE, looks_elsewhere
+from coprs_core.answer.flags import areas_of_pieces, is_drawn
 from coprs_core.answer.results import Result
 from coprs_core.metrics import PRIOR_THRESHOLD
-from coprs_core.prompts import ATTENTION_PRIOR, FOUND, UNFINISHED, last_sentence, sentences
+from coprs_core.prompts import FOUND, UNFINISHED, last_sentence, sentences
 
 State = Literal["holds", "broken", "open"]
 HOLDS: Final = "holds"
@@ -135,19 +134,13 @@ def _looked(result: Result) -> Link:
 
 
 def _drawn(result: Result) -> Link:
-    if result.prior_kind == ATTENTION_PRIOR:
-        holds = bool(result.mask.any()) and not looks_elsewhere(result)
-    else:
-        holds = bool(result.mask.any()) and (result.prior_iou or 0) >= DISAGREE
-    state = HOLDS if holds else BROKEN
+    state = HOLDS if is_drawn(result) else BROKEN
     return Link("drawn", state, f"drawn_{state}")
 
 
 def _places(prior: np.ndarray) -> int:
     """How many separate places a prior has, each at least a tenth of the largest."""
-    step = -(-max(prior.shape) // 1024)
-    numbered, _ = label(prior[::step, ::step] >= PRIOR_THRESHOLD)
-    areas = np.bincount(numbered.ravel())[1:]
+    areas = areas_of_pieces(prior >= PRIOR_THRESHOLD)
     return int((areas >= 0.1 * areas.max()).sum()) if len(areas) else 0
 
 

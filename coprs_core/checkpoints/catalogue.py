@@ -11,6 +11,7 @@ from coprs_core.checkpoints.downloads import cached_snapshot, sam_cache
 from coprs_core.checkpoints.hugging_face import choose_quantization
 from coprs_core.checkpoints.memory import memory_needed
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.remote import FORM, KEY
 from coprs_core.checkpoints.sams import SAMS, choose_sam, is_cached
 from coprs_core.checkpoints.source import CoordinateSource, CoPRSSource, Source
 from coprs_core.machine import free_memory
@@ -18,7 +19,6 @@ from coprs_core.model.coordinates import QWEN3, SEG_ZERO, STOCK, CoordinatePromp
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
 from coprs_core.sizes import free_disk, in_words
 
-ELSEWHERE = "openai:NAME@http://host:port/v1"
 OWN_SAM = "vit_h"
 """With which a CoPRS checkpoint is reckoned: it brings its own image encoder and decoder."""
 
@@ -265,5 +265,5 @@ def table(listed_rows: list[Row]) -> str:
     sam = " · ".join(f"{name} {in_words(s.download)}" for name, s in SAMS.items())
     return (
         "\n".join(lines) + f"\n\n{about}\n\nSAM (--sam, for models without a CoPRS folder): {sam}\n"
-        f"On another machine: --model {ELSEWHERE}, its key in COPRS_API_KEY"
+        f"On another machine: --model {FORM}, its key in {KEY}"
     )

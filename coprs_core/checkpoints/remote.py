@@ -19,6 +19,7 @@ from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
 SCHEME = "openai:"
 KEY = "COPRS_API_KEY"
 """The environment variable with the server's key."""
+FORM = f"{SCHEME}NAME@http://host:port/v1"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class RemoteSource:
         from coprs_core.model.coordinates import QWEN3
         from coprs_core.model.remote import SECONDS, RemoteSegmenter, Server, ask_for_a_square
 
-        sam = open_sam(choose_sam(options.sam, device), report)
+        say = report or on_terminal
         client = openai.OpenAI(
             base_url=self.url,
             api_key=os.environ.get(KEY) or "none",
@@ -57,13 +58,14 @@ class RemoteSource:
             max_retries=0,
         )
         server = Server(client, self.model, self.host)
-        (report or on_terminal)(f"asking {self.host} where a drawn square is")
+        say(f"asking {self.host} where a drawn square is")
         prompt = ask_for_a_square(server)
         if prompt is None:
-            (report or on_terminal)(
+            say(
                 f"warning: {self.model} on {self.host} did not tell where a drawn red square is: "
                 "its boxes may be wrong"
             )
+        sam = open_sam(choose_sam(options.sam, device), report)
         dtype = choose_dtype(options.dtype, device, 2 * sam.weights)
         loaded = sam.load(device, dtype).eval().requires_grad_(False)
         segmenter = RemoteSegmenter(server, loaded, prompt or QWEN3)
@@ -87,7 +89,7 @@ def parse(name: str) -> RemoteSource:
         is_address = is_bare = False
     if not model or not is_address or not is_bare:
         raise CoPRSError(
-            f"A model on another machine is given as {SCHEME}NAME@http://host:port/v1, and its key "
-            f"by the environment variable {KEY}: write it so."
+            f"A model on another machine is given as {FORM}, and its key by the environment "
+            f"variable {KEY}: write it so."
         )
     return RemoteSource(model, url)

@@ -283,8 +283,9 @@ def summary(result: "Result") -> str:
     if result.mask.any():
         lines.append(f"IoU of prior and mask: {result.prior_iou:.2f} (how far they agree)")
     lines += [f"warning: {FLAGS[name]}" for name in flags(result)]
-    if result.seen_size and (share := result.seen_share or 1) < 0.9:
+    if result.is_seen_smaller and result.seen_size:
         height, width = result.seen_size
-        lines.append(f"the language model was shown {width}×{height}, {share:.0%} of the pixels")
+        share = f"{result.seen_share:.0%} of the pixels"
+        lines.append(f"the language model was shown {width}×{height}, {share}")
     times = (f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
     return "\n".join([*lines, " · ".join(times)])

@@ -130,29 +130,14 @@ class CoordinateFeatures:
         return CoordinateFeatures(embedding, visual, prefix, self.photo_size)
 
 
-class CoordinateSegmenter:
-    """A model that writes coordinates, in use; implements `Segmenter`.
+class Pointing:
+    """What models that write coordinates share, wherever they run: SAM, prompted by what they
+    wrote, draws here."""
 
-    `chat` is its chat template with one {image} and one {question}; `detail` says how many visual
-    tokens a photo may become.
-    """
-
-    prior_kind: PriorKind = ATTENTION_PRIOR
     note: str = ""
 
-    def __init__(
-        self,
-        model: CoordinateModel,
-        tokenizer: Any,
-        image_processor: Any,
-        prompt: CoordinatePrompt,
-        chat: str = CHATML,
-        detail: Detail = "normal",
-    ):
-        self.model, self.prompt, self.detail = model, prompt, detail
-        self.sam: PromptedSam = model.sam
-        self.template = prompt.template(chat)
-        self.language = LanguageModel(model.mllm, tokenizer, image_processor)
+    def __init__(self, sam: PromptedSam, prompt: CoordinatePrompt):
+        self.sam, self.prompt = sam, prompt
         self.max_new_tokens = prompt.max_new_tokens
 
     @property
@@ -163,6 +148,42 @@ class CoordinateSegmenter:
     def dtype(self) -> torch.dtype:
         return self.sam.dtype
 
+    def distance(self, features: Any) -> float | None:
+        return None  # it was trained on photos of all kinds
+
+    def answer(self, transcript: Transcript, features: Any) -> Answer:
+        """The coordinates of a reply, in pixels of the photo."""
+        unit = THOUSANDTHS if self.prompt.thousandths else features.seen_size
+        return read_answer(transcript.text, unit, features.photo_size)
+
+    def draw(self, place: Place, features: Any) -> np.ndarray:
+        """The mask that SAM draws when prompted by a place's box and points."""
+        return self.sam.mask(features.embedding, place.box, place.points, features.photo_size)
+
+
+class CoordinateSegmenter(Pointing):
+    """A model that writes coordinates, in use; implements `Segmenter`.
+
+    `chat` is its chat template with one {image} and one {question}; `detail` says how many visual
+    tokens a photo may become.
+    """
+
+    prior_kind: PriorKind = ATTENTION_PRIOR
+
+    def __init__(
+        self,
+        model: CoordinateModel,
+        tokenizer: Any,
+        image_processor: Any,
+        prompt: CoordinatePrompt,
+        chat: str = CHATML,
+        detail: Detail = "normal",
+    ):
+        super().__init__(model.sam, prompt)
+        self.model, self.detail = model, detail
+        self.template = prompt.template(chat)
+        self.language = LanguageModel(model.mllm, tokenizer, image_processor)
+
     @torch.no_grad()
     def read(self, photo: Photo, detail: Detail | None = None) -> CoordinateFeatures:
         tokens = VISUAL_TOKENS[detail or self.detail]
@@ -172,9 +193,6 @@ class CoordinateSegmenter:
             visual = self.language.see(photo.image, tokens)
         prefix = self.language.prefix(self.template, visual)
         return CoordinateFeatures(self.sam.embed(photo.image), visual, prefix, photo.size)
-
-    def distance(self, features: CoordinateFeatures) -> float | None:
-        return None  # it was trained on photos of all kinds
 
     def think(
         self, instruction: str, features: CoordinateFeatures, max_new_tokens: int
@@ -193,14 +211,9 @@ class CoordinateSegmenter:
         return self.language.stop_ids
 
     def locate(self, transcript: Transcript, features: CoordinateFeatures) -> Located:
-        unit = THOUSANDTHS if self.prompt.thousandths else features.seen_size
-        answer = read_answer(transcript.text, unit, features.photo_size)
+        answer = self.answer(transcript, features)
         priors = where_it_looked(transcript, len(answer.objects), features.photo_size)
         return located(answer, transcript, priors)
-
-    def draw(self, place: Place, features: CoordinateFeatures) -> np.ndarray:
-        """The mask that SAM draws when prompted by a place's box and points."""
-        return self.sam.mask(features.embedding, place.box, place.points, features.photo_size)
 
 
 def located(answer: Answer, transcript: Transcript, priors: list[np.ndarray]) -> Located:

@@ -3,7 +3,8 @@
 In a small language model the output layer is a third of the bytes that one token costs, and on a
 CPU bytes are time. Its rows are kept once more in 8 bits. They give each token's logit but for an
 error that is bounded by Cauchy and Schwarz: |w·h − ŵ·h| ≤ |w − ŵ| |h|. Only rows that could be the
-highest within that bound are read in full, so that the answer is that of the whole layer.
+highest within that bound are read in full, so that the answer is that of the whole layer, but for
+the order in which sums are rounded.
 """
 
 from typing import Any

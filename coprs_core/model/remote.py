@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import openai
 import torch
 from PIL import Image, ImageDraw
@@ -21,9 +20,9 @@ from torchvision.ops import box_iou
 
 from coprs_core.errors import CoPRSError, shortened
 from coprs_core.model.boxes import THOUSANDTHS, drawn_prior, read_answer
-from coprs_core.model.coordinates import QWEN3, STOCK, CoordinatePrompt, located
+from coprs_core.model.coordinates import QWEN3, STOCK, CoordinatePrompt, Pointing, located
 from coprs_core.model.sam import PromptedSam
-from coprs_core.model.segmenter import Located, Place, Transcript, Written
+from coprs_core.model.segmenter import Located, Transcript, Written
 from coprs_core.photos import Photo
 from coprs_core.prompts import COORDINATES_PRIOR, INSTRUCTION_SLOT, Detail, PriorKind
 
@@ -168,32 +167,20 @@ class RemoteFeatures:
         return RemoteFeatures(embedding, self.picture, self.seen_size, self.photo_size)
 
 
-class RemoteSegmenter:
+class RemoteSegmenter(Pointing):
     """A model on a server, with a SAM that runs here; implements `Segmenter`."""
 
     prior_kind: PriorKind = COORDINATES_PRIOR
-    note: str = ""
 
     def __init__(self, server: Server, sam: PromptedSam, prompt: CoordinatePrompt):
-        self.server, self.sam, self.prompt = server, sam, prompt
-        self.max_new_tokens = prompt.max_new_tokens
-
-    @property
-    def device(self) -> torch.device:
-        return self.sam.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.sam.dtype
+        super().__init__(sam, prompt)
+        self.server = server
 
     @torch.no_grad()
     def read(self, photo: Photo, detail: Detail | None = None) -> RemoteFeatures:
         sent = to_send(photo.image, unit_of(self.prompt))
         size = sent.height, sent.width
         return RemoteFeatures(self.sam.embed(photo.image), as_data_url(sent), size, photo.size)
-
-    def distance(self, features: RemoteFeatures) -> float | None:
-        return None
 
     def think(
         self, instruction: str, features: RemoteFeatures, max_new_tokens: int
@@ -202,13 +189,9 @@ class RemoteSegmenter:
         return self.server.write(features.picture, question, max_new_tokens)
 
     def locate(self, transcript: Transcript, features: RemoteFeatures) -> Located:
-        unit = THOUSANDTHS if self.prompt.thousandths else features.seen_size
-        answer = read_answer(transcript.text, unit, features.photo_size)
+        answer = self.answer(transcript, features)
         priors = [drawn_prior(o, features.photo_size) for o in answer.objects]
         return located(answer, transcript, priors)
-
-    def draw(self, place: Place, features: RemoteFeatures) -> np.ndarray:
-        return self.sam.mask(features.embedding, place.box, place.points, features.photo_size)
 
 
 def unit_of(prompt: CoordinatePrompt) -> int:

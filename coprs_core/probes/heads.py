@@ -16,11 +16,10 @@ from coprs_core.answer.pictures import COLOUR_MAP, heatmap, prior_overlay, stret
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
 from coprs_core.model.attention import at_size
-from coprs_core.model.boxes import words_of_numbers
 from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
 from coprs_core.probes.focus import guarded, reread
-from coprs_core.probes.looks import observed
+from coprs_core.probes.looks import observed, pointing_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,24 +85,21 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Heads:
             "heads",
         )
     if not engine.has_focus_token:
-        return _attended(engine, image, result)
+        return _attended(engine, image, result, result.prior)
     _, features, reading = reread(engine, image, result)
     embedding = reading.feed(list(result.reply_ids))[-1:]
     maps = engine.focus.head_maps(embedding, features)
     return Heads(maps, result.prior, tuple(str(i) for i in range(1, len(maps) + 1)))
 
 
-def _attended(engine: Engine, image: PhotoLike, result: Result) -> Heads:
+def _attended(engine: Engine, image: PhotoLike, result: Result, prior: np.ndarray) -> Heads:
     """The heads that tell a place, over the tokens that wrote the numbers."""
     reply = observed(engine, image, result, "heads")
-    pieces = tuple(engine.local.language.pieces_of(result.reply_ids))
-    written = words_of_numbers(pieces, len(result.regions))
-    words = sorted({word for one in written for word in one})
+    words = pointing_words(engine, result)
     maps = [at_size(reply.looks.map(words, [head]), reply.photo.size) for head in reply.heads]
     layers = engine.local.language.mllm.config.get_text_config().num_hidden_layers
     a_layer = reply.looks.heads_in_all // layers
     names = tuple(f"{h % a_layer + 1} of layer {h // a_layer + 1}" for h in reply.heads)
-    prior = np.zeros(result.photo_size, np.float32) if result.prior is None else result.prior
     return Heads(np.stack(maps), prior, names)
 
 

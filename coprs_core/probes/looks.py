@@ -11,6 +11,7 @@ from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.model.attention import MOST_QUERIES, Looks, as_prior
+from coprs_core.model.boxes import words_of_numbers
 from coprs_core.model.language import LanguageModel
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable
@@ -71,6 +72,16 @@ def observed(engine: Engine, image: PhotoLike, result: Result, stem: str) -> Obs
     for start in range(0, len(ids), MOST_QUERIES):
         looks.feed(reading, ids[start : start + MOST_QUERIES])
     return Observed(photo, result, looks, looks.heads())
+
+
+def pointing_words(engine: Engine, result: Result) -> list[int]:
+    """The tokens of a reply that point at something: the focus token, or those that wrote the
+    numbers."""
+    if engine.has_focus_token:
+        return [len(result.reply_ids) - 1]
+    pieces = tuple(engine.local.language.pieces_of(result.reply_ids))
+    written = words_of_numbers(pieces, len(result.regions))
+    return sorted({word for one in written for word in one})
 
 
 def shown(language: LanguageModel, ids: list[int]) -> str:
