@@ -268,7 +268,7 @@ class Handlers:
         if answered is None or not can_probe(self.server, answered.result):
             return []
         try:
-            return words.ask(self.server.engine, answered.photo, answered.result).words
+            return words.pieces(self.server.engine, answered.result)
         except CoPRSError:  # an opened answer may hold anything
             return []
 

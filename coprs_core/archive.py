@@ -40,6 +40,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.photos import MAX_SIDE, Photo, open_photo
 from coprs_core.probes import STEMS
 from coprs_core.probes.finding import Finding
+from coprs_core.probes.trace import MASKS, MAX_SAVED_PIXELS, Sentences, opened
 
 _MAX_JSON_BYTES, _MAX_DIRECTORY_BYTES, _NPY_HEADER = 16_000_000, 100_000, 4096
 _OURS = re.compile(
@@ -60,6 +61,7 @@ class Saved:
 
     photo: Photo
     result: Result
+    sentences: Sentences | None = None
 
 
 def writable_folder(folder: Path) -> Path:
@@ -187,7 +189,20 @@ def _opened(path: Path, most_pixels: int | None) -> Saved:
         most = 4 * photo.size[0] * photo.size[1] + _NPY_HEADER
         files = (io.BytesIO(read(f"prior{tag}.npy", most)) for tag in tags)
         priors = (_array(file) for file in files)
-        return Saved(photo, Result.from_dict(values, priors, photo.size))
+        result = Result.from_dict(values, priors, photo.size)
+        return Saved(photo, result, _trace(read, photo.size))
+
+
+def _trace(read: Read, photo_size: tuple[int, int]) -> Sentences | None:
+    """The saved trace of a thought; None where there is none, or one of an older version."""
+    try:
+        files = [read(MASKS, MAX_SAVED_PIXELS + _NPY_HEADER)]
+        files.append(read("sentences.npy", 2 * MAX_SAVED_PIXELS + _NPY_HEADER))
+        values = json.loads(read("sentences.json", _MAX_JSON_BYTES))
+    except (FileNotFoundError, KeyError):
+        return None
+    masks, priors = (_array(io.BytesIO(file)) for file in files)
+    return opened(values, priors, masks, photo_size)
 
 
 class _Unreadable(Exception):

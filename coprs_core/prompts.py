@@ -57,6 +57,17 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
+def with_sentence(text: str, index: int, sentence: str) -> str:
+    """A thought with its sentence of that index, counted from 0, written otherwise, or taken out
+    where `sentence` is empty; all else stays as it is. Raises `IndexError` where there is none."""
+    text, start = text.strip(), 0
+    found = sentences(text)
+    for earlier in found[:index]:
+        start = text.index(earlier, start) + len(earlier)
+    start = text.index(found[index], start)
+    return (text[:start] + sentence.strip() + text[start + len(found[index]) :]).strip()
+
+
 def last_sentence(text: str) -> str:
     """The last sentence of a thought; empty where there is none."""
     return (sentences(text) or [""])[-1]

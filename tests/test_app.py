@@ -43,8 +43,7 @@ from coprs_core.masks import decode_prior, decode_rle
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import sentences, words
 from coprs_core.probes.finding import Finding, Picture
-from coprs_core.probes.focus import FocusView
-from coprs_core.probes.sentences import Sentences
+from coprs_core.probes.trace import FocusView, Sentences
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 from tests.conftest import slowed

@@ -435,7 +435,7 @@ def test_a_words_look_is_its_attention(qwen3, monkeypatch):
     writes(monkeypatch, qwen3, REPLY)
     photo = draw_scene(1).image
     result = qwen3.segment(photo, "it")
-    pieces = words.ask(qwen3, photo, result).words
+    pieces = words.pieces(qwen3, result)
     assert "".join(pieces) == f"{REPLY}<|im_end|>"
     number = words.number_of(qwen3, result, "left")
     view = words.at(qwen3, photo, result, "left").view

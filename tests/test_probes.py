@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from coprs_core import CoPRSError, load
+from coprs_core import CoPRSError, Result, load
+from coprs_core.answer.pictures import small_prior
+from coprs_core.answer.verdict import chain
+from coprs_core.metrics import iou
 from coprs_core.photos import open_photo
-from coprs_core.probes import heads, sentences, thought, words
-from coprs_core.probes.focus import FocusView, spread
+from coprs_core.probes import heads, sentences, thought, trace, words
+from coprs_core.probes.trace import FocusView, spread
 from coprs_core.world.questions import examples
 from tests import tiny
 
@@ -58,7 +61,7 @@ def test_the_trace_is_truthful_each_look_equals_a_fresh_reading(asked):
     photo = open_photo(image)
     features = engine.read(photo)
     closing = ids[ids.index(engine.focus.language.tokenizer.convert_tokens_to_ids("</think>")) :]
-    pieces = words.ask(engine, None, result).words
+    pieces = words.pieces(engine, result)
     cut = 0
     for look in looks:
         cut = next(
@@ -97,11 +100,11 @@ def test_the_trace_costs_less_than_one_more_answer(mini):
 def test_the_focus_settles_where_it_stays(asked):
     engine, image, result = asked
     looks = sentences.ask(engine, image, result).views
-    index = sentences.settles_at(looks)
-    assert 0 <= index < len(looks) and sentences.settles_at(()) is None
+    index = trace.settles_at(looks)
+    assert 0 <= index < len(looks) and trace.settles_at(()) is None
     away = FocusView("x", np.zeros_like(looks[-1].prior), looks[-1].mask, 0, 0)
-    assert sentences.settles_at((looks[-1], away, looks[-1])) == 2
-    assert sentences.settles_at((away, looks[-1], looks[-1])) == 1
+    assert trace.settles_at((looks[-1], away, looks[-1])) == 2
+    assert trace.settles_at((away, looks[-1], looks[-1])) == 1
 
 
 def test_a_trace_of_nothing_found_says_where_it_would_have_looked(mini, nothing_found):
@@ -112,7 +115,7 @@ def test_a_trace_of_nothing_found_says_where_it_would_have_looked(mini, nothing_
 
 def test_any_word_can_be_looked_at_and_only_the_focus_token_is_trained(asked):
     engine, image, result = asked
-    pieces = words.ask(engine, None, result).words
+    pieces = words.pieces(engine, result)
     assert "".join(pieces) == result.reply and len(pieces) == result.tokens
     last = words.at(engine, image, result, len(pieces) - 1).view
     assert last.trained and last.text == "<REF_POS>"
@@ -204,3 +207,35 @@ def test_out_of_memory_in_a_probe_is_said_and_the_next_one_works(asked, monkeypa
         with pytest.raises(CoPRSError, match="needs more memory than there is"):
             sentences.ask(engine, image, result)
     assert sentences.ask(engine, image, result).views
+
+
+def test_every_word_looks_in_one_reading_where_it_looks_alone(asked):
+    engine, image, result = asked
+    finding = words.ask(engine, image, result)
+    assert finding.words == words.pieces(engine, result) and finding.maps.shape[1:] == (64, 64)
+    assert finding.trained == [False] * (result.tokens - 1) + [True]
+    for number in (0, 7, result.tokens - 1):
+        alone = words.at(engine, image, result, number).view.prior
+        # brought down in another way, so edges differ
+        assert np.abs(finding.maps[number] - small_prior(alone, 64)).mean() < 0.01
+        assert finding.highest[number] == pytest.approx(float(alone.max()), abs=0.15)
+    assert next(finding.payloads())["maps"][0].startswith("data:image/png")
+
+
+def test_the_trace_tells_which_sentence_moved_the_focus(asked):
+    engine, image, result = asked
+    finding = sentences.ask(engine, image, result)
+    places = [view.prior >= 0.5 for view in finding.views]
+    assert finding.moves[0] is False
+    for i in range(1, len(places)):
+        assert finding.moves[i] == (iou(places[i - 1], places[i]) < 0.5)
+
+
+def test_a_given_thought_is_told_from_the_models_own(asked):
+    engine, image, result = asked
+    given = thought.focus_again(engine, image, result.instruction, "That is the first one.")
+    assert given.is_thought_given and not result.is_thought_given
+    links = [link.name for link in chain(given)]
+    assert "given" in links and "understood" not in links and "named" not in links
+    back = Result.from_dict(given.to_dict(with_priors=True))
+    assert back.is_thought_given

@@ -8,6 +8,7 @@ from coprs_core.prompts import (
     check_instruction,
     encode_prompt,
     parse_reply,
+    with_sentence,
 )
 
 INJECTIONS = [
@@ -71,3 +72,16 @@ def test_parse_reply(text, reasoning, answer, closed):
 def test_half_a_character_is_refused_in_a_sentence():
     with pytest.raises(CoPRSError, match="an invalid character"):
         check_instruction("find \ud800 it")
+
+
+def test_one_sentence_of_a_thought_is_written_otherwise_or_taken_out():
+    text = "I see a hat.  It is red.\nIt is red. That is it"
+    assert (
+        with_sentence(text, 0, "I see a cup.") == "I see a cup.  It is red.\nIt is red. That is it"
+    )
+    assert (
+        with_sentence(text, 2, "It is blue. ") == "I see a hat.  It is red.\nIt is blue. That is it"
+    )
+    assert with_sentence(text, 3, "") == "I see a hat.  It is red.\nIt is red."
+    with pytest.raises(IndexError):
+        with_sentence(text, 4, "x")

@@ -9,14 +9,22 @@ import pytest
 from PIL import Image
 
 from coprs_core import CoPRSError, Region, Result
-from coprs_core.answer.compare import against_answer, against_truth, read_truth
+from coprs_core.answer.compare import (
+    against_answer,
+    against_truth,
+    moved,
+    place_of,
+    read_truth,
+)
 from coprs_core.answer.flags import FLAGS, flags, pieces, says_nothing
 from coprs_core.answer.pictures import MASK_COLOUR, cut_out, difference_overlay, mask_overlay
 from coprs_core.archive import open_answer, save_answer, save_zip
 from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
 from coprs_core.metrics import THRESHOLDS, iou, iou_curve
 from coprs_core.photos import open_photo
+from coprs_core.probes import sentences
 from coprs_core.prompts import FOUND
+from coprs_core.replay import save_replay
 
 
 def result_of(mask, prior=None, reasoning="It is the umbrella.", regions=None):
@@ -385,3 +393,63 @@ def test_an_array_that_lies_about_itself_is_one_sentence(found, tmp_path, header
             new.writestr(item, npy if item == "prior.npy" else old.read(item))
     with pytest.raises(CoPRSError, match="cannot be read as a saved answer"):
         open_answer(tmp_path / "b.zip")
+
+
+@pytest.fixture(scope="module")
+def traced(mini, found):
+    return sentences.ask(mini, found[0].image, found[2])
+
+
+def test_the_trace_comes_back_with_the_answer_without_a_model(found, traced, tmp_path):
+    save_zip(tmp_path / "a.zip", open_photo(found[0].image), found[2], [traced])
+    back = open_answer(tmp_path / "a.zip").sentences
+    assert back.to_dict() == traced.to_dict() and back.moves == traced.moves
+    for ours, theirs in zip(traced.views, back.views, strict=True):
+        np.testing.assert_allclose(ours.prior, theirs.prior, atol=1e-3)
+        assert np.array_equal(ours.mask, theirs.mask)
+
+
+@pytest.mark.parametrize("damage", ["shape", "kind", "values", "count", "text"])
+def test_a_trace_that_is_none_is_one_sentence(found, traced, tmp_path, damage):
+    save_answer(tmp_path, open_photo(found[0].image), found[2], [traced])
+    priors = np.load(tmp_path / "sentences.npy")
+    values = json.loads((tmp_path / "sentences.json").read_text())
+    if damage == "shape":
+        priors = priors[:, :100]
+    elif damage == "kind":
+        priors = priors.astype(np.float64)
+    elif damage == "values":
+        priors = priors * 0 + np.float16(2)
+    elif damage == "count":
+        values["sentences"] *= 40
+    else:
+        values["sentences"][0]["text"] = ["<b>"]
+    np.save(tmp_path / "sentences.npy", priors)
+    (tmp_path / "sentences.json").write_text(json.dumps(values))
+    with pytest.raises(CoPRSError, match="cannot be read as a saved answer"):
+        open_answer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["replay.webp", "replay.gif"])
+def test_the_replay_is_an_animated_picture(found, traced, tmp_path, name):
+    save_replay(tmp_path / name, open_photo(found[0].image), found[2], traced)
+    with Image.open(tmp_path / name) as picture:
+        assert picture.is_animated and picture.n_frames > 2 * len(traced.views)
+    with pytest.raises(CoPRSError, match=r"name it \.webp or \.gif"):
+        save_replay(tmp_path / "replay.mp4", open_photo(found[0].image), found[2], traced)
+
+
+def test_what_became_of_an_answer_in_another(found):
+    result, region = found[2], found[2].regions[0]
+    away = np.zeros_like(region.mask)
+    away[:20, :20] = True
+    other = dataclasses.replace(result, regions=(Region(region.prior, away),))
+    none = dataclasses.replace(result, regions=())
+    assert moved(result, result).move == "stayed"
+    there = moved(result, other)
+    assert there.move == "moved" and there.after == "top left" and there.mask_iou < 0.2
+    assert (moved(result, none).move, moved(none, result).move) == ("vanished", "appeared")
+    assert moved(none, none).move == "neither"
+    middle = np.zeros((90, 90), bool)
+    middle[40:50, 40:50] = True
+    assert place_of(middle) == "middle" and place_of(np.roll(middle, 40, 1)) == "right"

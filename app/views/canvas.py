@@ -27,7 +27,7 @@ from coprs_core.answer.pictures import (
 from coprs_core.answer.results import Result
 from coprs_core.masks import data_url, encode_prior
 from coprs_core.metrics import PRIOR_THRESHOLD, iou_curve
-from coprs_core.probes.focus import FocusView
+from coprs_core.probes.trace import FocusView
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR
 
 SHOWN_SIDE, SMALL_SIDE, STRIP_SIDE = 1024, 448, 160

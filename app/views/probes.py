@@ -26,8 +26,7 @@ from coprs_core.answer.pictures import prior_overlay, small_prior, thumbnail
 from coprs_core.answer.results import Result
 from coprs_core.photos import Photo
 from coprs_core.probes.finding import Finding
-from coprs_core.probes.focus import FocusView
-from coprs_core.probes.sentences import Sentences
+from coprs_core.probes.trace import FocusView, Sentences
 from coprs_core.probes.zoom import Zoomed
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,9 @@ from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
 
 _MAX_JSON_BYTES = 16_000_000
+STAYED_IOU, MOVED_IOU = 0.8, 0.2
+"""Masks that agree so far are called the same place, and another below the second."""
+Move = Literal["stayed", "changed", "moved", "appeared", "vanished", "neither"]
 _TRUTH = "give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON"
 
 
@@ -23,6 +27,18 @@ class AgainstAnswer:
 
     mask_iou: float
     prior_iou: float | None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What became of an answer in another: the same place, a part of it, another place; it
+    appeared, vanished, or neither answer has one. Places as `place_of` names them, "" without
+    one."""
+
+    move: Move
+    before: str
+    after: str
+    mask_iou: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +75,32 @@ def against_answer(a: Result, b: Result) -> AgainstAnswer:
     if a.prior is not None and b.prior is not None:
         prior_iou = iou(a.prior >= PRIOR_THRESHOLD, b.prior >= PRIOR_THRESHOLD)
     return AgainstAnswer(iou(a.mask, b.mask), prior_iou)
+
+
+def moved(a: Result, b: Result) -> Moved:
+    """What became of answer `a` in `b`, measured by their masks; raises as `against_answer`."""
+    agreement = against_answer(a, b).mask_iou
+    before, after = place_of(a.mask), place_of(b.mask)
+    move: Move = "changed"
+    if not (before and after):
+        move = "vanished" if before else "appeared" if after else "neither"
+    elif agreement >= STAYED_IOU:
+        move = "stayed"
+    elif agreement < MOVED_IOU:
+        move = "moved"
+    return Moved(move, before, after, agreement)
+
+
+def place_of(mask: np.ndarray) -> str:
+    """In which ninth of the picture the middle of a mask bool [H, W] lies: "top left", "middle",
+    "right" …; "" where it is empty."""
+    y, x = np.nonzero(mask)
+    if not len(y):
+        return ""
+    row, column = (
+        int(3 * np.median(at) / size) for at, size in zip((y, x), mask.shape, strict=True)
+    )
+    return f"{('top', '', 'bottom')[row]} {('left', '', 'right')[column]}".strip() or "middle"
 
 
 def against_truth(result: Result, truth: np.ndarray) -> AgainstTruth:

@@ -25,6 +25,7 @@ photo_reused    whether the photo had been read before
 distance        how unlike the pictures that the model knows the photo is, over 1 unfamiliar; null
                 where the model cannot tell
 unfamiliar      true, false or null, accordingly
+thought_given   whether the thought was given to the model by a person (see probes.thought)
 seen_size       [height, width] in pixels of the picture that the language model was given; null in
                 older answers
 model           name of the checkpoint
@@ -110,6 +111,7 @@ class Result:
             unfamiliar; None where the model cannot tell.
         seen_size: (height, width) in pixels of the picture that the language model was given; None
             in older answers.
+        is_thought_given: whether a person wrote the thought, or changed it, and the model read it.
         versions: of Python and of the packages that gave the answer.
     """
 
@@ -130,6 +132,7 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
     distance: float | None = None
     seen_size: tuple[int, int] | None = None
+    is_thought_given: bool = False
 
     @property
     def is_seen_smaller(self) -> bool:
@@ -193,6 +196,7 @@ class Result:
             "distance": None if self.distance is None else round(self.distance, 4),
             "unfamiliar": self.unfamiliar,
             "seen_size": None if self.seen_size is None else list(self.seen_size),
+            "thought_given": self.is_thought_given,
             "model": self.model,
             "settings": self.settings,
             "versions": self.versions,
@@ -301,6 +305,7 @@ def _from_dict(
         versions=dict(values.get("versions", {})),
         distance=_distance(values.get("distance")),
         seen_size=_seen_size(values.get("seen_size")),
+        is_thought_given=bool(values.get("thought_given")),
         **texts,
     )
 

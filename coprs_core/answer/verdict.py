@@ -29,6 +29,7 @@ LINKS = {
     "understood_holds": "It took up your words: {words}.",
     "understood_partly": "It took up {words}, not {missed}: “{quote}”",
     "understood_open": "It took up none of your words ({missed}): “{quote}”",
+    "given_open": "The thought is yours: the model read it instead of its own.",
     "finished_broken": "It broke off before it answered: ask again, or shorter.",
     "named_holds": "It named a thing that it saw.",
     "named_broken": "It named what it did not say it saw ({words}): try another thought.",
@@ -57,7 +58,7 @@ class Link:
     """One link of the chain.
 
     Attributes:
-        name: "familiar", "understood", "finished", "named", "looked", "drawn" or "true".
+        name: "familiar", "given", "understood", "finished", "named", "looked", "drawn" or "true".
         state: "holds", "broken" or "open".
         says: the key of `LINKS` for it.
         values: what is put into those words.
@@ -74,11 +75,17 @@ class Link:
 
 def chain(result: Result) -> tuple[Link, ...]:
     """The links of an answer, in the order of the method; those that do not apply are left out."""
-    links = [_familiar(result), _understood(result)]
+    links = [_familiar(result)]
+    if result.is_thought_given:
+        links.append(Link("given", OPEN, "given_open"))
+    else:
+        links.append(_understood(result))
     if result.outcome == UNFINISHED:
         links.append(Link("finished", BROKEN, "finished_broken"))
     if result.outcome == FOUND:
-        links += [_named(result), _looked(result), _drawn(result)]
+        if not result.is_thought_given:
+            links.append(_named(result))
+        links += [_looked(result), _drawn(result)]
         links.append(Link("true", OPEN, "true_open"))
     return tuple(link for link in links if link)
 

@@ -13,6 +13,7 @@ PROBES = ("sentences", "words", "attention", "heads", "zoom")
 STEMS = (
     *PROBES,
     "truth",
+    "sentences_masks",
     r"word_\d+",
     "(zoomed|focus_again|again)(_mask|_difference)?",
 )

@@ -22,7 +22,8 @@ from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
 from coprs_core.probes.focus import check_reply_ids, guarded
 from coprs_core.probes.looks import observed, shown
-from coprs_core.probes.sentences import MAX_SENTENCES, sentences_of
+from coprs_core.probes.sentences import sentences_of
+from coprs_core.probes.trace import MAX_SENTENCES
 
 SHOWN_SIDE = 640
 """Pictures and saved maps are at most this long a side, in pixels."""

@@ -2,67 +2,22 @@
 it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
-import numpy as np
 from torch import Tensor
 
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.errors import CoPRSError
-from coprs_core.masks import encode_prior, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.model.mllm import Reading
 from coprs_core.model.segmenter import PhotoFeatures
 from coprs_core.photos import Photo, PhotoLike, open_photo
-from coprs_core.prompts import FOCUS_TOKEN_PRIOR, PriorKind
+from coprs_core.probes.trace import FocusView, spread
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class FocusView:
-    """Where the model looks at one point of its reply.
-
-    Attributes:
-        text: the sentence or the word that was read last.
-        prior: float32 [H, W] in [0, 1]; `mask`: bool [H, W], what the decoder makes of it, or the
-            answer's own where the prior is attention; both at the photo's size.
-        iou: of the prior (≥ 0.5) with the answer's mask.
-        spread: entropy of the prior, as a share of the highest possible: 0 for one point, 1 for
-            everywhere alike.
-        trained: True where the focus token itself was read; the query head was trained for no
-            other.
-        prior_kind: "focus token", or "attention" in a model that writes coordinates.
-        share: of its attention that went to the picture, in [0, 1]; None for a focus token's look.
-    """
-
-    text: str
-    prior: np.ndarray = field(repr=False)
-    mask: np.ndarray = field(repr=False)
-    iou: float
-    spread: float
-    trained: bool = True
-    prior_kind: PriorKind = FOCUS_TOKEN_PRIOR
-    share: float | None = None
-
-    def to_dict(self, with_pixels: bool = False) -> dict:
-        """Its numbers; `with_pixels` adds the prior as a PNG and the mask as COCO RLE."""
-        values = {
-            "text": self.text,
-            "iou": self.iou,
-            "spread": self.spread,
-            "trained": self.trained,
-            "prior_kind": self.prior_kind,
-        }
-        if self.share is not None:
-            values["share"] = self.share
-        if with_pixels:
-            values |= {"prior": encode_prior(self.prior), "mask": encode_rle(self.mask)}
-        return values
 
 
 def guarded(ask: Callable[Concatenate[Engine, P], T]) -> Callable[Concatenate[Engine, P], T]:
@@ -123,13 +78,3 @@ def view_at(
     prior, mask = engine.focus.look(embedding, features)
     agreement = iou(prior >= PRIOR_THRESHOLD, result.mask)
     return FocusView(text, prior, mask, agreement, spread(prior), trained)
-
-
-def spread(prior: np.ndarray) -> float:
-    """Entropy of a prior [H, W] as a share of that of an even one: 0 for one point, 1 for
-    everywhere alike."""
-    if prior.size < 2:
-        return 0.0
-    shares = prior.astype(np.float64).ravel() / max(float(prior.sum(dtype=np.float64)), 1e-12)
-    shares = shares[shares > 0]
-    return float(-(shares * np.log(shares)).sum() / np.log(prior.size))

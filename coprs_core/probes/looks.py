@@ -15,7 +15,8 @@ from coprs_core.model.boxes import words_of_numbers
 from coprs_core.model.language import LanguageModel
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable
-from coprs_core.probes.focus import FocusView, check_reply_ids, spread
+from coprs_core.probes.focus import check_reply_ids
+from coprs_core.probes.trace import FocusView, spread
 from coprs_core.prompts import ATTENTION_PRIOR
 
 MAX_WORDS = 2048

@@ -6,75 +6,20 @@ sentence, so that the whole trace costs less than one more answer. A model that 
 has no focus token: there it is where the words of each sentence looked.
 """
 
-import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import accumulate
-from typing import Any
-
-import numpy as np
-from matplotlib.figure import Figure
 
 from coprs_core.answer.engine import Engine
-from coprs_core.answer.pictures import prior_overlay, small_prior, thumbnail
 from coprs_core.answer.results import Result
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.language import LanguageModel
-from coprs_core.photos import Photo, PhotoLike
-from coprs_core.probes.finding import Finding, NotApplicable
-from coprs_core.probes.focus import FocusView, check_reply_ids, guarded, reread, spread, view_at
+from coprs_core.photos import PhotoLike
+from coprs_core.probes.finding import NotApplicable
+from coprs_core.probes.focus import check_reply_ids, guarded, reread, view_at
 from coprs_core.probes.looks import observed, shown
+from coprs_core.probes.trace import MAX_SENTENCES, Sentences, spread
 from coprs_core.prompts import SENTENCE_END
-
-SETTLED_IOU, MAX_SENTENCES = 0.5, 64
-SAVED_SIDE, FIGURE_SIDE = 1024, 640
-"""Priors in the file and pictures in the figure are at most this long a side, in pixels."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sentences(Finding):
-    """One `FocusView` a sentence; where the answer found something the last is the answer's own.
-
-    In a model that writes coordinates the words behind the thought are one more.
-    """
-
-    views: tuple[FocusView, ...] = field(repr=False)
-
-    def stem(self) -> str:
-        return "sentences"
-
-    @property
-    def settles_at(self) -> int | None:
-        """Index of the sentence after which the focus stays where it ends; None without any.
-
-        From there on this prior, and every later one, has an IoU of at least 0.5 with the last.
-        """
-        return settles_at(self.views)
-
-    def to_dict(self) -> dict:
-        sentences = [view.to_dict() for view in self.views]
-        return {"settles_at": self.settles_at, "sentences": sentences}
-
-    def summary(self) -> str:
-        settled = self.settles_at
-        lines = [
-            f"  {i}. IoU {v.iou:.2f}{' (settles here)' if i - 1 == settled else ''}  {v.text}"
-            for i, v in enumerate(self.views, start=1)
-        ]
-        return "\n".join(["IoU of the prior with the answer's mask after each", *lines])
-
-    def payloads(self) -> Iterator[Any]:
-        settled = self.settles_at
-        for i, view in enumerate(self.views):
-            yield view.to_dict(with_pixels=True) | {"settled": i == settled}
-
-    def array(self) -> np.ndarray:
-        """float16 [sentences, h, w], at most 1,024 pixels a side."""
-        return np.stack([small_prior(v.prior, SAVED_SIDE).astype(np.float16) for v in self.views])
-
-    def figure(self, photo: Photo) -> Figure:
-        return trace_figure(np.asarray(photo.image), self.views, self.settles_at)
 
 
 @guarded
@@ -127,44 +72,6 @@ def _attended(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
             last = replace(last, prior=result.prior, iou=agreement, spread=spread(result.prior))
         views.append(last)
     return Sentences(tuple(views))
-
-
-def settles_at(views: tuple[FocusView, ...]) -> int | None:
-    """See `Sentences.settles_at`."""
-    settled = None
-    for i in reversed(range(len(views))):
-        last, this = (v.prior >= PRIOR_THRESHOLD for v in (views[-1], views[i]))
-        if iou(this, last) < SETTLED_IOU:
-            break
-        settled = i
-    return settled
-
-
-def trace_figure(
-    photo: np.ndarray, views: tuple[FocusView, ...] | list[FocusView], settled: int | None
-) -> Figure:
-    """Each view as a picture over the photo uint8 [H, W, 3]; IoU and spread as lines below."""
-    size = (3.4 * max(3, len(views)), 6.2)
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    small = thumbnail(photo, FIGURE_SIDE)
-    halves: Any = figure.subfigures(2, 1, height_ratios=(3.4, 2))
-    above, below = halves
-    axes = np.atleast_1d(above.subplots(1, len(views)))
-    for i, (ax, view) in enumerate(zip(axes, views, strict=True)):
-        ax.imshow(prior_overlay(small, small_prior(view.prior, FIGURE_SIDE)))
-        ax.set_axis_off()
-        mark = " (the focus has settled)" if i == settled else ""
-        title = textwrap.fill(f"{i + 1}. {view.text}", 38, max_lines=5, placeholder=" …")
-        ax.set_title(f"{title}\nIoU {view.iou:.2f}{mark}", fontsize=9, parse_math=False)
-    ax = below.subplots()
-    numbers = range(1, len(views) + 1)
-    iou_label = "IoU of prior and the answer's mask"
-    ax.plot(numbers, [v.iou for v in views], "o-", color="#5b1a6b", label=iou_label)
-    spreads = [v.spread for v in views]
-    ax.plot(numbers, spreads, "s--", color="#b8420f", label="spread of the prior")
-    ax.set(xticks=list(numbers), ylim=(0, 1.02), xlabel="sentence")
-    ax.legend(fontsize=8, frameon=False)
-    return figure
 
 
 def sentences_of(language: LanguageModel, ids: list[int], ends: set[int]) -> list[tuple[int, str]]:

@@ -92,4 +92,5 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
         model=engine.name,
         settings=engine.settings,
         reply_ids=tuple(ids),
+        is_thought_given=True,
     )

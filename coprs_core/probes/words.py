@@ -6,7 +6,7 @@ coordinates it is the word's attention.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -14,28 +14,54 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from coprs_core.answer.engine import Engine
+from coprs_core.answer.pictures import small_size
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
+from coprs_core.masks import encode_prior
+from coprs_core.model.attention import as_prior
 from coprs_core.photos import Photo, PhotoLike
-from coprs_core.probes.finding import Finding
-from coprs_core.probes.focus import FocusView, check_reply_ids, guarded, reread, view_at
+from coprs_core.probes.finding import Finding, NotApplicable
+from coprs_core.probes.focus import check_reply_ids, guarded, reread, view_at
 from coprs_core.probes.looks import observed
-from coprs_core.probes.sentences import trace_figure
+from coprs_core.probes.trace import FocusView, trace_figure
+from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
 
 MAX_WORD_CHARACTERS = 200
+MAX_WORDS, WORD_SIDE = 512, 64
+"""So many words are looked into together; their maps are at most this long a side, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Words(Finding):
-    """The reply token by token, as text; `at` takes an index into it."""
+    """The reply token by token, and where each looks; `at` takes an index into it.
+
+    Attributes:
+        words: the tokens as text.
+        maps: float32 [tokens, h, w] in [0, 1], at most 64 pixels a side: each one's prior, or
+            attention whose brightest place is 1.
+        highest: of each prior as it is, or the share of attention that went to the picture.
+        trained: of each: whether it is the focus token itself.
+        prior_kind: "focus token", or "attention" in a model that writes coordinates.
+    """
 
     words: list[str]
+    maps: np.ndarray = field(repr=False)
+    highest: list[float]
+    trained: list[bool]
+    prior_kind: PriorKind = FOCUS_TOKEN_PRIOR
 
     def stem(self) -> str:
         return "words"
 
     def to_dict(self) -> dict:
-        return {"words": self.words}
+        rounded = [round(value, 4) for value in self.highest]
+        return {"words": self.words, "highest": rounded, "prior_kind": self.prior_kind}
+
+    def payloads(self) -> Iterator[Any]:
+        yield self.to_dict() | {"maps": [encode_prior(one) for one in self.maps]}
+
+    def array(self) -> np.ndarray:
+        return self.maps.astype(np.float16)
 
     def summary(self) -> str:
         return f"{len(self.words)} words, numbered from 0"
@@ -67,10 +93,39 @@ class WordFocus(Finding):
         return trace_figure(np.asarray(photo.image), [self.view], None)
 
 
+@guarded
 def ask(engine: Engine, image: PhotoLike, result: Result) -> Words:
-    """The words of the reply, numbered from 0."""
+    """Where each word of the reply looks, numbered from 0, all in one reading."""
+    words = pieces(engine, result)
+    if len(words) > MAX_WORDS:
+        raise NotApplicable(
+            f"This reply has {len(words):,} tokens and at most {MAX_WORDS} are looked into "
+            "together: ask for one word.",
+            "words",
+        )
+    if not engine.has_focus_token:
+        return _attended(engine, image, result, words)
+    focus = engine.focus
+    photo, features, reading = reread(engine, image, result)
+    states, small = reading.feed(list(result.reply_ids)), small_size(photo.size, WORD_SIDE)
+    maps = np.stack([focus.prior(focus.prior_logits(s[None], features), small) for s in states])
+    trained = [token == focus.focus_id for token in result.reply_ids]
+    return Words(words, maps, [float(one.max()) for one in maps], trained)
+
+
+def _attended(engine: Engine, image: PhotoLike, result: Result, words: list[str]) -> Words:
+    reply = observed(engine, image, result, "words")
+    seen = [reply.seen([number]) for number in range(len(words))]
+    small = small_size(reply.photo.size, WORD_SIDE)
+    maps = np.stack([as_prior(one, small) for one in seen])
+    shares = [float(one.sum()) for one in seen]
+    return Words(words, maps, shares, [False] * len(words), ATTENTION_PRIOR)
+
+
+def pieces(engine: Engine, result: Result) -> list[str]:
+    """The reply's tokens as text; raises `CoPRSError` where this model did not write it."""
     check_reply_ids(engine, result)
-    return Words(engine.local.language.pieces_of(result.reply_ids))
+    return engine.local.language.pieces_of(result.reply_ids)
 
 
 @guarded
@@ -86,7 +141,7 @@ def at(engine: Engine, image: PhotoLike, result: Result, word: str | int) -> Wor
         raise CoPRSError(
             f"The reply has {count} tokens and number {number} was asked for: count from 0."
         )
-    text = engine.local.language.pieces_of(result.reply_ids)[number]
+    text = pieces(engine, result)[number]
     if not engine.has_focus_token:
         reply = observed(engine, image, result, f"word_{number}")
         return WordFocus(number, reply.view([number], text))
@@ -105,11 +160,11 @@ def number_of(engine: Engine, result: Result, word: str) -> int:
         )
     if word.isdecimal() and len(word) < 10:
         return int(word)
-    pieces = ask(engine, None, result).words
-    place = "".join(pieces).rfind(word)
+    written = pieces(engine, result)
+    place = "".join(written).rfind(word)
     if not word or place < 0:
         raise CoPRSError(
             f"The reply does not hold {word!r}: give a word of it, or a number from words.json."
         )
-    ends = accumulate(map(len, pieces))
+    ends = accumulate(map(len, written))
     return next(n for n, end in enumerate(ends) if end >= place + len(word))
