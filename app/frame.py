@@ -11,9 +11,9 @@ Values = dict[Any, Any]
 class Frame:
     """The components that more than one handler changes, whatever tab they stand in.
 
-    header, notice, steps, thought, view, trace, explained: HTML. ways: what stands in place of an
-    answer about a picture that the model does not know: unfamiliar, HTML, and the button
-    photo_model.
+    header, notice, steps, thought, view, trace, verdict, explained: HTML. ways: what stands in
+    place of an answer about a picture that the model does not know: unfamiliar, HTML, and the
+    button photo_model.
     photo, instruction: what is asked. strip: the recent answers' pictures. answered, recent: this
     visitor's `Answered` and the tuple of the last.
     """
@@ -24,6 +24,7 @@ class Frame:
     thought: Any
     view: Any
     trace: Any
+    verdict: Any
     explained: Any
     ways: Any
     unfamiliar: Any
@@ -42,7 +43,8 @@ class Frame:
     @property
     def of_beginning(self) -> list:
         """What another photo, or none, changes."""
-        return [self.steps, self.thought, self.view, self.trace, self.answered, self.ways]
+        shown = [self.steps, self.thought, self.view, self.trace, self.verdict]
+        return [*shown, self.answered, self.ways]
 
     @property
     def of_restoring(self) -> list:
@@ -52,4 +54,4 @@ class Frame:
     @property
     def of_opening(self) -> list:
         """What is set when the page opens."""
-        return [self.header, self.notice, self.steps, self.thought, self.view, self.trace]
+        return [self.header, self.notice, *self.of_restoring]

@@ -4,22 +4,19 @@ Handlers give new values by component; a component that is not named stays as it
 here from one call to the next: what a visitor has asked lies in that visitor's own session.
 """
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from app.frame import Frame, Values
+from app.kept import linked, opened, recorded
 from app.serving import ModelServer
 from app.texts import say
-from app.uploads import painted_mask
 from app.views import canvas, page
 from app.views import probes as probe_views
 from app.visitors import (
-    MAX_PIXELS,
     Answered,
     can_probe,
     given,
@@ -28,21 +25,18 @@ from app.visitors import (
     opened_photo,
     picked,
     remembered,
-    save_answered,
+    small_trace,
 )
-from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.answer.engine import Update
-from coprs_core.archive import open_answer
 from coprs_core.checkpoints.auto import AUTO
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo
-from coprs_core.probes import probe, sentences, thought, words
-from coprs_core.prompts import FOCUS_TOKEN_PRIOR
+from coprs_core.probes import sentences, thought, words
+from coprs_core.prompts import FOCUS_TOKEN_PRIOR, with_sentence
+from coprs_core.prompts import sentences as sentences_of
 
 MAX_TRACED_PIXELS = 4_000_000
 """The thought about a larger photo is traced when it is asked for."""
-NOWHERE = 0.1
-"""A word whose prior is nowhere as high as this looks nowhere."""
 
 
 class Handlers:
@@ -76,7 +70,7 @@ class Handlers:
                 values: Values = {frame.steps: page.steps(lang, update)}
                 if update.stage == "reading":
                     values |= self._blank(lang)
-                else:
+                elif not update.result:
                     values[frame.thought] = page.thought(lang, update)
                 if update.stage == "focus" and update.prior is not None:
                     values[frame.view] = self._prior(lang, photo, update.prior)
@@ -132,6 +126,7 @@ class Handlers:
             self.frame.thought: page.thought(lang),
             self.frame.view: canvas.waiting_view(lang, kind),
             self.frame.trace: probe_views.empty_strip(lang),
+            self.frame.verdict: page.empty_verdict(lang),
             self.frame.answered: None,
             self.frame.ways: gr.update(visible=False),
         }
@@ -142,12 +137,36 @@ class Handlers:
 
     def _shown(self, lang: str, answered: Answered, recent: tuple | None) -> Values:
         """A finished answer on the page; it joins the recent ones."""
-        pixels = np.asarray(answered.photo.image)
-        values = {
-            self.frame.view: canvas.answer_view(lang, pixels, answered.result),
-            self.frame.answered: answered,
+        return self._at_hand(lang, answered) | self.recalled(remembered(answered, recent or ()))
+
+    def _at_hand(self, lang: str, answered: Answered, is_recorded: bool = False) -> Values:
+        """The answer at hand: its thought, pictures, trace and verdict."""
+        photo, result, frame = answered.photo, answered.result, self.frame
+        trace = answered.trace
+        strip = probe_views.strip_view(lang, photo, trace) if trace and result.regions else None
+        return {
+            frame.thought: self._thought(lang, answered, is_recorded=is_recorded),
+            frame.view: canvas.answer_view(lang, np.asarray(photo.image), result),
+            frame.trace: strip or probe_views.empty_strip(lang),
+            frame.verdict: page.verdict(lang, result, is_recorded),
+            frame.answered: answered,
         }
-        return values | self.recalled(remembered(answered, recent or ()))
+
+    def _thought(
+        self,
+        lang: str,
+        answered: Answered,
+        shown: page.WordLooks | None = None,
+        is_recorded: bool = False,
+    ) -> str:
+        result = answered.result
+        offers = page.Offers()
+        if not self.server.is_ready:  # the first screen does not wait
+            is_its_own = result.model == self.server.name
+            offers = page.Offers(is_its_own, is_its_own)
+        elif can_probe(self.server, result):
+            offers = page.Offers(self.server.engine.has_focus_token, True)
+        return page.finished_thought(lang, result, offers, shown, answered.changed, is_recorded)
 
     def recalled(self, recent: tuple[Answered, ...]) -> Values:
         """The recent answers and their strip: a small picture and the instruction of each."""
@@ -189,172 +208,91 @@ class Handlers:
         if path is None:
             return {self.frame.steps: gr.skip()}
         with in_a_sentence(lang):
-            saved = open_answer(path, MAX_PIXELS)
-        answered = Answered(saved.photo, saved.result)
+            answered = opened(path)
         return self._restored(lang, answered) | self.recalled(remembered(answered, recent or ()))
 
     def _restored(self, lang: str, answered: Answered) -> Values:
         result = answered.result
         update = Update("done", result.reply, result=result, photo_reused=result.photo_reused)
-        pixels = np.asarray(answered.photo.image)
         return {
             self.frame.photo: answered.photo.image,
             self.frame.instruction: result.instruction,
             self.frame.steps: page.steps(lang, update),
-            self.frame.thought: page.finished_thought(lang, result),
-            self.frame.view: canvas.answer_view(lang, pixels, result),
-            self.frame.trace: probe_views.empty_strip(lang),
-            self.frame.answered: answered,
+            **self._at_hand(lang, answered),
             self.frame.ways: gr.update(visible=False),
         }
 
-    # --- probes
+    # --- the thought as the control panel
 
     def trace(self, answered: Answered | None, request: gr.Request | None = None) -> str:
         """Sentence by sentence, by itself after an answer: where the model looked after each.
 
-        Nothing for a very large photo, on a borrowed GPU, where the model in use cannot tell, or
-        where there are no pictures to drive.
+        Not for a very large photo or on a borrowed GPU, unless it was asked for; nothing where the
+        model in use cannot tell, or where there are no pictures to drive.
         """
         lang = language(request)
-        empty = probe_views.empty_strip(lang)
-        if answered is None or not answered.result.regions:
-            return empty
+        if answered is None:
+            return probe_views.empty_strip(lang)
+        if answered.trace is None and (reason := self._trace(answered)):
+            return probe_views.empty_strip(lang, reason)
+        if answered.trace is None or not answered.result.regions:
+            return probe_views.empty_strip(lang, "strip_none")
+        return probe_views.strip_view(lang, answered.photo, answered.trace)
+
+    def _trace(self, answered: Answered) -> str:
+        """Trace an answer; returns why it is not, as a key of the texts, or ""."""
         finding: Any = answered.findings.get("sentences")
-        height, width = answered.photo.size
-        is_dear = height * width > MAX_TRACED_PIXELS or self.server.is_borrowed
-        if not can_probe(self.server, answered.result) or (is_dear and finding is None):
-            return empty
-        try:
-            # not kept with the answer: its priors are large, and asking again is quick
-            finding = finding or self.server.ask(sentences.ask, answered.photo, answered.result)
-        except CoPRSError:  # a thought without sentences; the tab says so when it is asked
-            return empty
-        return probe_views.strip_view(lang, answered.photo, finding)
+        if finding is None:
+            height, width = answered.photo.size
+            if not answered.result.regions or not can_probe(self.server, answered.result):
+                return "strip_none"
+            if self.server.is_borrowed:
+                return "strip_borrowed"
+            if height * width > MAX_TRACED_PIXELS:
+                return "strip_large"
+            try:
+                finding = self.server.ask(sentences.ask, answered.photo, answered.result)
+            except CoPRSError:  # a thought without sentences; the tab says so when it is asked
+                return "strip_none"
+        answered.trace = small_trace(finding)
+        return ""
 
-    def ask_probe(
-        self, name: str, answered: Answered | None, request: gr.Request | None = None
-    ) -> str:
-        """A probe's finding as HTML; it is kept with the answer, for the zip."""
-        lang = language(request)
-        with in_a_sentence(lang):
-            answered = given(lang, answered)
-            finding = self.server.ask(probe(name).ask, answered.photo, answered.result)
-        answered.findings[name] = finding
-        return probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
-
-    def word(
-        self, answered: Answered | None, event: gr.EventData, request: gr.Request | None = None
-    ) -> str:
-        """Where one word looks."""
-        lang = language(request)
-        with in_a_sentence(lang):
-            answered = given(lang, answered)
-            number = picked(lang, event, len(answered.result.reply_ids))
-            finding = self.server.ask(words.at, answered.photo, answered.result, number)
-        view = finding.view
-        caption = say(lang, "probe_word", word=view.text.strip())
-        if view.trained:
-            caption = say(lang, "focus_word")
-        if view.share is not None:
-            share = f"{100 * view.share:.0f}"
-            caption = say(lang, "attention_word", word=view.text.strip(), share=share)
-        elif view.prior.max() < NOWHERE:
-            caption += f" · {say(lang, 'nowhere', highest=f'{view.prior.max():.3f}')}"
-        return probe_views.word_view(lang, answered.photo, view, caption)
-
-    def pieces(self, answered: Answered | None) -> list[str]:
-        """The words of an answer, where the model in use can be asked about them."""
-        if answered is None or not can_probe(self.server, answered.result):
-            return []
-        try:
-            return words.pieces(self.server.engine, answered.result)
-        except CoPRSError:  # an opened answer may hold anything
-            return []
-
-    def focus_again(
-        self, answered: Answered | None, text: str, request: gr.Request | None = None
-    ) -> str:
-        """Another thought is read instead of the model's own; both answers side by side."""
-        lang = language(request)
-        with in_a_sentence(lang):
-            answered = given(lang, answered)
-            finding = self.server.ask(thought.ask, answered.photo, answered.result, text)
-            captions = say(lang, "old"), say(lang, "new")
-            results = answered.result, finding.result
-            return probe_views.pair(lang, answered.photo, results, captions)
-
-    def ask_again(
+    def edit(
         self,
         answered: Answered | None,
-        instruction: str,
         recent: tuple | None,
+        event: gr.EventData,
         request: gr.Request | None = None,
-    ) -> Iterator[tuple[str, tuple[Answered, ...] | None]]:
-        """Another instruction about the same photo, compared with the answer at hand.
-
-        Yields HTML, and with the last one the recent answers.
-        """
+    ) -> Values:
+        """A sentence of the thought was changed: the model reads the thought so, and focuses
+        again. What comes is the answer at hand, drawn over the one before it."""
         lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
-            for update in self.server.stream(answered.photo, instruction):
-                yield page.thought(lang, update), None
-                if update.result:
-                    other = Answered(answered.photo, update.result)
-                    difference = self._difference(lang, answered, other)
-                    yield difference, remembered(other, recent or ())
+            before = answered.result
+            number = picked(lang, event, len(sentences_of(before.reasoning)))
+            text = getattr(event, "value", "")
+            if not isinstance(text, str):
+                raise CoPRSError(say(lang, "gone"))
+            said = with_sentence(before.reasoning, number, text)
+            finding = self.server.ask(thought.ask, answered.photo, before, said)
+        changed = number if text.strip() else None
+        after = Answered(answered.photo, finding.result, changed=changed)
+        pixels = np.asarray(answered.photo.image)
+        return self._shown(lang, after, recent) | {
+            self.frame.view: canvas.changed_view(lang, pixels, before, after.result)
+        }
 
-    def compare(
-        self,
-        answered: Answered | None,
-        earlier: int | None,
-        recent: tuple | None,
-        request: gr.Request | None = None,
-    ) -> str:
-        """The answer at hand against an earlier one about the same photo."""
-        lang, recent = language(request), recent or ()
-        with in_a_sentence(lang):
-            answered = given(lang, answered)
-            if earlier is None or not 0 <= earlier < len(recent):
-                raise CoPRSError(say(lang, "compare_none"))
-            return self._difference(lang, answered, recent[earlier])
-
-    def _difference(self, lang: str, first: Answered, second: Answered) -> str:
-        agreement = against_answer(first.result, second.result)
-        difference = probe_views.Difference(
-            first.result.mask,
-            second.result.mask,
-            _named(lang, first, "only_first"),
-            _named(lang, second, "only_second"),
-            say(lang, "compare_slider"),
-        )
-        summary = probe_views.agreement_words(lang, agreement)
-        return probe_views.difference_view(lang, first.photo, difference, summary)
-
-    def truth(
-        self,
-        answered: Answered | None,
-        painted: list[str],
-        file: str | None,
-        request: gr.Request | None = None,
-    ) -> str:
-        """The answer at hand against a true mask: a file's, else what was painted."""
+    def words(self, answered: Answered | None, request: gr.Request | None = None) -> str:
+        """The thought with its words below it, each a button of the pictures."""
         lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
-            size = answered.photo.size
-            truth = read_truth(file if file else painted_mask(painted, size), size)
-            scores = against_truth(answered.result, truth)
-        return probe_views.truth_view(lang, answered.photo, answered.result, truth, scores)
-
-    # --- to take away
-
-    def export(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[str]:
-        """The answer's files as one zip, with what probes found and the trace."""
-        lang = language(request)
-        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            yield str(save_answered(Path(folder), self.server, given(lang, answered)))
+            if "words" not in answered.findings:
+                finding = self.server.ask(words.ask, answered.photo, answered.result)
+                answered.findings["words"] = finding
+        finding: Any = answered.findings["words"]
+        return self._thought(lang, answered, probe_views.word_looks(lang, finding))
 
     # --- models
 
@@ -374,19 +312,20 @@ class Handlers:
         yield page.loading(lang, in_use), self._in_use(lang)
 
     def opened(self, request: gr.Request | None = None) -> Iterator[Values]:
-        """When the page opens: everything in the visitor's language, at once; then the model in
-        use, when it is loaded."""
+        """When the page opens: a recorded answer, or the one under the link that was followed, in
+        the visitor's language, at once; then the model in use, when it is loaded."""
         lang, frame = language(request), self.frame
-        blank = {
-            frame.steps: page.steps(lang),
-            frame.thought: page.thought(lang),
-            frame.view: canvas.waiting_view(lang),
-            frame.trace: probe_views.empty_strip(lang),
-        }
+        token = request.query_params.get("answer", "") if request else ""
+        values: Values = {frame.steps: page.steps(lang)}
+        if token:
+            with in_a_sentence(lang):
+                values = self._restored(lang, linked(token))
+        else:
+            values |= self._at_hand(lang, recorded(), is_recorded=True)
         if not self.server.is_ready:
-            yield {frame.header: page.header(lang, None), frame.notice: "", **blank}
-        view = canvas.waiting_view(lang, self.server.engine.prior_kind)
-        yield self._in_use(lang) | blank | {frame.view: view}
+            yield {frame.header: page.header(lang, None), frame.notice: "", **values}
+            values = {}
+        yield values | self._in_use(lang)
 
     def _in_use(self, lang: str) -> Values:
         engine = self.server.engine
@@ -394,7 +333,3 @@ class Handlers:
             self.frame.header: page.header(lang, engine),
             self.frame.notice: page.notice(lang, engine.segmenter.note),
         }
-
-
-def _named(lang: str, answered: Answered, key: str) -> str:
-    return f"{say(lang, key)}: {answered.result.instruction[:60]} ({answered.result.model})"

@@ -130,6 +130,11 @@ class ModelServer:
         threading.Thread(target=work, daemon=True).start()
 
     @property
+    def name(self) -> str:
+        """The name under which the model in use is, or is being, loaded."""
+        return self._loaded_as
+
+    @property
     def is_borrowed(self) -> bool:
         """Whether the work runs on a borrowed GPU, whose seconds are counted for each visitor."""
         return self._has_worker

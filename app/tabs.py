@@ -3,32 +3,23 @@ handler."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast
 
 import gradio as gr
 
 from app.handlers import Frame, Handlers, Values
-from app.texts import I18N
+from app.questions import Questions, named
+from app.texts import I18N, say
 from app.uploads import bound_paintings
 from app.views import page
 from app.visitors import Answered, language
 from coprs_core.probes import PROBES
-from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS, MAX_READ_CHARACTERS
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of events that are done at once."""
 MODEL: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model"}
 """Of events that the model works for: so many at a time as `Listening.at_once` says."""
 NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
-_WORD_CLICKED = """element.addEventListener("click", (event) => {
-  const word = event.target.closest("[data-word]");
-  if (!word) return;
-  for (const other of element.querySelectorAll("[data-word]"))
-    other.setAttribute("aria-pressed", other === word);
-  trigger("select", { index: Number(word.dataset.word) });
-});"""
-
 Recent = tuple[Answered, ...]
 
 
@@ -47,116 +38,77 @@ class Tab:
     brings_answer: list = field(default_factory=list)
 
 
-def cleared(*components: Any) -> Tab:
-    """A tab whose HTML goes when there is another answer."""
-    return Tab(list(components), lambda *_: dict.fromkeys(components, ""))
-
-
 def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> list[Tab]:
-    """Every tab, in order; a probe without a tab of its own gets the plain one."""
-    tabs = []
+    """Every tab, in order: one a probe, but for the words, which the thought itself shows."""
+    questions, tabs = Questions(handlers.server), []
     with gr.Tabs(elem_id="probes"):
         for name in PROBES:
-            build = _OWN_TABS.get(name, partial(probe_tab, name))
-            tabs.append(build(frame, handlers))
-        for build in (thought_tab, compare_tab, truth_tab, export_tab):
-            tabs.append(build(frame, handlers))
+            if name != "words":
+                tabs.append(probe_tab(name, frame, handlers, questions))
+        tabs.append(compare_tab(frame, questions))
+        tabs.append(truth_tab(frame, questions))
+        tabs.append(export_tab(frame, handlers, questions))
+        tabs.append(history_tab(frame))
         models_tab(frame, handlers, may_switch)
+        tabs.append(help_tab())
     return tabs
 
 
-def probe_tab(name: str, frame: Frame, handlers: Handlers) -> Tab:
-    """A probe that needs nothing but the answer: what it is about, its button, and what it
-    finds."""
+def probe_tab(name: str, frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
+    """A probe that needs nothing but the answer: what it is about, its button, or why it cannot be
+    asked, and what it finds."""
     with gr.Tab(I18N(name), elem_id=f"tab-{name}"):
         about(name)
-        button = gr.Button(I18N(f"{name}_go"), elem_id=f"ask-{name}", size="sm")
+        with gr.Row(elem_classes="asking"):
+            button = gr.Button(I18N(f"{name}_go"), elem_id=f"ask-{name}", size="sm")
+            reason = gr.HTML()
         view = gr.HTML(elem_id=f"{name}-view")
 
     def ask(answered: Answered | None, request: gr.Request) -> str:
-        return handlers.ask_probe(name, answered, request)
+        return questions.ask_probe(name, answered, request)
 
-    button.click(ask, frame.answered, view, **MODEL)
-    return cleared(view)
-
-
-def words_tab(frame: Frame, handlers: Handlers) -> Tab:
-    """Word by word: every word of the reply is a button."""
-    with gr.Tab(I18N("words"), elem_id="tab-words"):
-        about("words")
-        words = gr.HTML(page.words("en", []), elem_id="words", js_on_load=_WORD_CLICKED)
-        view = gr.HTML(elem_id="word-view")
-    words.select(handlers.word, frame.answered, view, **MODEL)
+    asked = button.click(ask, frame.answered, view, **MODEL)
+    if name == "sentences":  # the strip shows them too
+        asked.success(handlers.trace, frame.answered, frame.trace, **QUIET)
 
     def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
-        return {words: page.words(lang, handlers.pieces(answered)), view: ""}
+        why_not = questions.why_not(lang, name, answered)
+        return {button: gr.update(interactive=not why_not), view: "", **said(lang, reason, why_not)}
 
-    return Tab([words, view], refresh)
-
-
-def thought_tab(frame: Frame, handlers: Handlers) -> Tab:
-    """Another thought: the model's own, to be changed."""
-    with gr.Tab(I18N("again"), elem_id="tab-again"):
-        about("again")
-        thought = gr.Textbox(
-            label=I18N("again_thought"),
-            lines=3,
-            max_lines=8,
-            max_length=MAX_READ_CHARACTERS,
-            elem_id="other-thought",
-        )
-        button = gr.Button(I18N("again_go"), elem_id="focus-again", size="sm")
-        view = gr.HTML(elem_id="again-view")
-    button.click(handlers.focus_again, [frame.answered, thought], view, **MODEL)
-
-    def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
-        return {thought: answered.result.reasoning if answered else "", view: ""}
-
-    return Tab([thought, view], refresh)
+    return Tab([button, reason, view], refresh)
 
 
-def compare_tab(frame: Frame, handlers: Handlers) -> Tab:
-    """Ask again: another instruction, or an earlier answer about the same photo."""
+def said(lang: str, reason: gr.HTML, why_not: str) -> Values:
+    """Why a button cannot be pressed, beside it."""
+    return {reason: page.reason(lang, why_not)}
+
+
+def compare_tab(frame: Frame, questions: Questions) -> Tab:
+    """Compare: every earlier answer about the same photo; choosing one compares."""
     with gr.Tab(I18N("compare"), elem_id="tab-compare"):
         about("compare")
-        with gr.Row():
-            with gr.Column():
-                instruction = gr.Textbox(
-                    label=I18N("compare_instruction"),
-                    max_length=MAX_INSTRUCTION_CHARACTERS,
-                    elem_id="other-instruction",
-                    html_attributes=NO_AUTOCOMPLETE,
-                )
-                ask_button = gr.Button(I18N("compare_go"), elem_id="ask-again", size="sm")
-            with gr.Column():
-                earlier = gr.Dropdown([], label=I18N("compare_earlier"), elem_id="earlier")
-                pick_button = gr.Button(I18N("compare_pick"), elem_id="compare", size="sm")
+        earlier = gr.Radio([], label=I18N("compare_pick"), elem_id="earlier", visible=False)
+        reason = gr.HTML()
         view = gr.HTML(elem_id="compare-view")
-
-    def ask_again(answered: Answered | None, text: str, recent: Recent | None, request: gr.Request):
-        for html, kept in handlers.ask_again(answered, text, recent, request):
-            yield {view: html, **(handlers.recalled(kept) if kept else {})}
-
-    inputs = [frame.answered, instruction, frame.recent]
-    for start in (ask_button.click, instruction.submit):
-        start(ask_again, inputs, [view, frame.recent, frame.strip], **MODEL)
     inputs = [frame.answered, earlier, frame.recent]
-    pick_button.click(handlers.compare, inputs, view, **QUIET)
+    earlier.input(questions.compare, inputs, view, **QUIET)
 
     def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
         choices = [
-            (f"{one.result.instruction} ({one.result.model})", i)
+            (named(lang, one), i)
             for i, one in enumerate(recent)
             if answered
             and one.photo.key == answered.photo.key
             and one.result is not answered.result
         ]
-        return {earlier: gr.update(choices=choices, value=None), view: ""}
+        why_not = "" if choices else say(lang, "reason_alone")
+        shown = gr.update(choices=choices, value=None, visible=bool(choices))
+        return {earlier: shown, view: "", **said(lang, reason, why_not)}
 
-    return Tab([earlier, view], refresh)
+    return Tab([earlier, reason, view], refresh)
 
 
-def truth_tab(frame: Frame, handlers: Handlers) -> Tab:
+def truth_tab(frame: Frame, questions: Questions) -> Tab:
     """Ground truth: painted over the photo, or from a file."""
     with gr.Tab(I18N("truth"), elem_id="tab-truth"):
         about("truth")
@@ -183,35 +135,72 @@ def truth_tab(frame: Frame, handlers: Handlers) -> Tab:
                     elem_id="truth-file",
                 )
                 button = gr.Button(I18N("truth_go"), elem_id="measure", size="sm")
+                reason = gr.HTML()
         view = gr.HTML(elem_id="truth-view")
-    button.click(handlers.truth, [frame.answered, paint, file], view, **QUIET)
+    button.click(questions.truth, [frame.answered, paint, file], view, **QUIET)
 
     def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
         canvas = None
         if answered:
             canvas = {"background": answered.photo.image, "layers": [], "composite": None}
-        return {paint: canvas, view: ""}
+        why_not = "" if answered else say(lang, "reason_no_answer")
+        enabled = gr.update(interactive=not why_not)
+        return {paint: canvas, button: enabled, view: "", **said(lang, reason, why_not)}
 
-    return Tab([paint, view], refresh)
+    return Tab([paint, button, reason, view], refresh)
 
 
-def export_tab(frame: Frame, handlers: Handlers) -> Tab:
-    """Take away: the answer as a zip, and a saved one back."""
+def export_tab(frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
+    """Take away: the answer as a zip, one web page, a moving picture or a link; and a saved one
+    back."""
     with gr.Tab(I18N("export"), elem_id="tab-export"):
         about("export")
         with gr.Row():
             with gr.Column():
-                button = gr.Button(I18N("export_go"), elem_id="download", size="sm")
-                zipped = gr.File(
-                    label=I18N("export_file"), interactive=False, elem_id="zipped", height=120
+                with gr.Row(elem_classes="asking"):
+                    buttons = [
+                        gr.Button(I18N(label), elem_id=elem_id, size="sm")
+                        for label, elem_id in (
+                            ("export_go", "download"),
+                            ("take_page", "take-page"),
+                            ("take_replay", "take-replay"),
+                            ("take_link", "take-link"),
+                        )
+                    ]
+                    reason = gr.HTML()
+                file = gr.File(
+                    label=I18N("export_file"), interactive=False, elem_id="zipped", height=90
                 )
+                link = gr.HTML(elem_id="link")
             saved = gr.File(
                 label=I18N("open_file"), file_types=[".zip"], height=160, elem_id="saved"
             )
-    button.click(handlers.export, frame.answered, zipped, **MODEL)
+    files = questions.export, questions.export_page, questions.export_replay
+    for button, take in zip(buttons, files, strict=False):
+        button.click(take, frame.answered, file, **MODEL)
+    buttons[-1].click(questions.link, frame.answered, link, **MODEL)
     opening = saved.upload(handlers.open_file, [saved, frame.recent], frame.of_restoring, **QUIET)
     opening.success(lambda: "", outputs=frame.explained, **QUIET)
-    return Tab([zipped], lambda *_: {zipped: None}, [opening])
+
+    def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
+        why_not = "" if answered else say(lang, "reason_no_answer")
+        enabled = {button: gr.update(interactive=not why_not) for button in buttons}
+        return {file: None, link: "", **enabled, **said(lang, reason, why_not)}
+
+    return Tab([file, link, *buttons, reason], refresh, [opening])
+
+
+def history_tab(frame: Frame) -> Tab:
+    """The answers of this visit; choosing one brings it back."""
+    with gr.Tab(I18N("history"), elem_id="history"):
+        about("recent")
+        frame.strip.render()
+        none = gr.HTML()
+
+    def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
+        return said(lang, none, "" if recent else say(lang, "recent_none"))
+
+    return Tab([none], refresh)
 
 
 def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> None:
@@ -240,15 +229,19 @@ def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> None:
         button.click(use_model, name, outputs, concurrency_id="model", **QUIET)
 
 
+def help_tab() -> Tab:
+    """What the words of the page mean, and what is asked most."""
+    with gr.Tab(I18N("help"), elem_id="help"):
+        shown = gr.HTML(page.helping("en"))
+    return Tab([shown], lambda lang, answered, recent: {shown: page.helping(lang)})
+
+
 def _paths_of_layers(payload: Any) -> list[str]:
     """The files of what was painted, as they came."""
     return [layer.path for layer in payload.layers] if payload else []
 
 
-_OWN_TABS: dict[str, Callable[[Frame, Handlers], Tab]] = {"words": words_tab}
-"""Probes that the page asks in a way of their own."""
-
-
 def about(name: str) -> None:
     """A line on what a tab is about."""
-    gr.Markdown(I18N(f"{name}_about"), elem_classes="about")
+    key = name if name == "recent" else f"{name}_about"
+    gr.Markdown(I18N(key), elem_classes="about")

@@ -1,6 +1,5 @@
 """The page: its frame, what follows what, and how it is launched."""
 
-import base64
 import json
 import time
 from dataclasses import dataclass, field
@@ -21,22 +20,17 @@ from app.texts import I18N, say
 from app.theme import theme
 from app.uploads import Page, bound, use_private_folder
 from app.views import canvas, page, probes
+from app.views.standalone import script
 from app.visitors import Answered, in_a_sentence, language, picked
-from coprs_core.answer.pictures import (
-    DIM,
-    GREY,
-    HEAT_OPACITY,
-    HEATMAP_COLOURS,
-    LEAST_HEAT,
-    REGION_COLOURS,
-    TINT,
-)
 from coprs_core.errors import CoPRSError
-from coprs_core.masks import PRIOR_STEPS
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
 
 ROOT = Path(__file__).resolve().parent
 EXAMPLES = ROOT.parent / "assets" / "examples"
+_THOUGHT_USED = """
+element.addEventListener("coprs-edit", (event) => trigger("submit", event.detail));
+element.addEventListener("coprs-words", () => trigger("select"));
+"""
 _TO_THE_THOUGHT = """() => {
   if (innerWidth < 900) document.querySelector("#thought").scrollIntoView({ behavior: "smooth" });
 }"""
@@ -47,13 +41,14 @@ class Example:
     """A bundled picture with an instruction.
 
     Where the answer is no plain success, `note` says so in a word or two and `explanation`, in each
-    language of the page, why.
+    language of the page, why; `repair` is the sentence of the thought that would mend it.
     """
 
     file: str
     instruction: str
     note: str = ""
     explanation: dict[str, str] = field(default_factory=dict)
+    repair: page.Repair | None = None
 
     @property
     def caption(self) -> str:
@@ -68,6 +63,7 @@ def examples() -> list[Example]:
             instruction=entry["instruction"],
             note=entry.get("note", ""),
             explanation=entry.get("explanation", {}),
+            repair=page.Repair(**entry["repair"]) if "repair" in entry else None,
         )
         for entry in json.loads((EXAMPLES / "examples.json").read_text())
     ]
@@ -110,40 +106,44 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
 
 
 def _frame() -> tuple[Frame, Buttons]:
-    """Everything above the tabs, from the masthead to the strips of small pictures."""
+    """Everything above the tabs: what is asked, the thought and its pictures, the verdict."""
     header = gr.HTML(page.header("en", None), elem_id="header")
-    notice = gr.HTML()
-    steps = gr.HTML(page.steps("en"), elem_id="steps")
+    with gr.Row(elem_id="ask", equal_height=False):
+        photo = _photo_input()
+        with gr.Column(elem_id="question", min_width=0):
+            with gr.Row(elem_id="buttons", equal_height=False):
+                instruction = gr.Textbox(
+                    show_label=False,
+                    label=I18N("instruction"),
+                    placeholder=I18N("placeholder"),
+                    lines=1,
+                    max_lines=3,
+                    elem_id="instruction",
+                    max_length=MAX_INSTRUCTION_CHARACTERS,
+                    html_attributes=NO_AUTOCOMPLETE,
+                    submit_btn=False,
+                    container=False,
+                    scale=1,
+                )
+                find = gr.Button(
+                    I18N("find"), variant="primary", elem_id="find", scale=0, min_width=0
+                )
+                stop = gr.Button(I18N("stop"), elem_id="stop", scale=0, min_width=0)
+            notice = gr.HTML(elem_id="notice")
+            explained = gr.HTML(elem_id="explained")
+            pictures = [(e.file, e.caption) for e in examples()]
+            gallery = _strip(pictures, I18N("examples"), "examples")
     with gr.Row(elem_id="ways", visible=False) as ways:
         unfamiliar = gr.HTML()
         photo_model = gr.Button("", variant="primary", elem_id="photo-model", min_width=0)
         anyway = gr.Button(I18N("anyway"), elem_id="anyway", min_width=0)
+    steps = gr.HTML(page.steps("en"), elem_id="steps")
     with gr.Row(elem_id="stage", equal_height=False):
-        with gr.Column(elem_id="ask", min_width=0):
-            photo = _photo_input()
-            instruction = gr.Textbox(
-                label=I18N("instruction"),
-                placeholder=I18N("placeholder"),
-                lines=1,
-                max_lines=4,
-                elem_id="instruction",
-                max_length=MAX_INSTRUCTION_CHARACTERS,
-                html_attributes=NO_AUTOCOMPLETE,
-                submit_btn=False,
-            )
-            with gr.Row(elem_id="buttons"):
-                find = gr.Button(
-                    I18N("find"), variant="primary", elem_id="find", scale=3, min_width=0
-                )
-                stop = gr.Button(I18N("stop"), elem_id="stop", scale=1, min_width=0)
-        thought = gr.HTML(page.thought("en"), elem_id="thought")
+        thought = gr.HTML(page.thought("en"), elem_id="thought", js_on_load=_THOUGHT_USED)
         view = gr.HTML(canvas.waiting_view("en"), elem_id="view")
     trace = gr.HTML(probes.empty_strip("en"), elem_id="trace")
-    explained = gr.HTML(elem_id="explained")
-    with gr.Row(elem_id="strips", equal_height=True):
-        pictures = [(e.file, e.caption) for e in examples()]
-        gallery = _strip(pictures, I18N("examples"), "examples", scale=7)
-        strip = _strip([], I18N("recent"), "recent", scale=4, visible=False)
+    verdict = gr.HTML(page.empty_verdict("en"), elem_id="verdict")
+    strip = _strip([], I18N("history"), "recent", visible=False, render=False)
     answered, recent = gr.State(time_to_live=3600), gr.State(time_to_live=3600)
     frame = Frame(
         header=header,
@@ -152,6 +152,7 @@ def _frame() -> tuple[Frame, Buttons]:
         thought=thought,
         view=view,
         trace=trace,
+        verdict=verdict,
         explained=explained,
         ways=ways,
         unfamiliar=unfamiliar,
@@ -172,7 +173,9 @@ def _photo_input() -> gr.Image:
         image_mode=None,
         sources=["upload", "clipboard", "webcam"],
         format="png",
-        height=210,
+        height=168,
+        scale=0,
+        min_width=210,
         elem_id="photo",
         buttons=["fullscreen"],
     )
@@ -214,13 +217,19 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
         return {
             frame.photo: example.file,
             frame.instruction: example.instruction,
-            frame.explained: page.explanation(lang, words),
+            frame.explained: page.explanation(lang, words, example.repair),
         }
 
     picking = buttons.examples.select(
         pick, outputs=[frame.photo, frame.instruction, frame.explained], **QUIET
     )
     answers.append(picking.then(**ask))
+    edit = {"inputs": [frame.answered, frame.recent], "outputs": frame.of_answer, **MODEL}
+    answers.append(frame.thought.submit(handlers.edit, show_progress="hidden", **edit))
+    answers[-1].success(lambda: "", outputs=frame.explained, **QUIET)
+    frame.thought.select(
+        handlers.words, frame.answered, frame.thought, show_progress="hidden", **MODEL
+    )
     gr.on(starts, lambda: "", outputs=frame.explained, **QUIET)
     stopped = buttons.stop.click(_until_quiet, cancels=answers, queue=False, **QUIET)
     stopped.then(handlers.stop, frame.thought, [frame.steps, frame.thought], queue=False, **QUIET)
@@ -295,7 +304,7 @@ def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
             prevent_thread_lock=True,
             theme=theme(),
             css_paths=ROOT / "static" / "style.css",
-            head=_head(),
+            head=str(script()),
             i18n=I18N,
             max_file_size="40mb",
             enable_monitoring=False,
@@ -323,41 +332,24 @@ def _without_cors(app: Any) -> None:
     app.middleware_stack = app.build_middleware_stack()
 
 
-def _head() -> str:
-    """The script of <coprs-view>, and the colours and strengths that it shares with the core's
-    pictures."""
-    shared = {
-        "heatmap": base64.b64encode(HEATMAP_COLOURS.tobytes()).decode(),
-        "tints": REGION_COLOURS,
-        "priorSteps": PRIOR_STEPS,
-        "opacity": HEAT_OPACITY,
-        "leastHeat": LEAST_HEAT,
-        "grey": GREY,
-        "dim": DIM,
-        "tint": TINT,
-    }
-    script = (ROOT / "static" / "view.js").read_text(encoding="utf-8")
-    return (
-        f"<script>window.COPRS_PICTURES={json.dumps(shared)};</script>"
-        f'<script type="module">{script}</script>'
-    )
-
-
-def _strip(shown: list, label, elem_id: str, scale: int, visible: bool = True) -> gr.Gallery:
-    """A row of small pictures with captions, each a button."""
+def _strip(
+    shown: list, label, elem_id: str, visible: bool = True, render: bool = True
+) -> gr.Gallery:
+    """A row of small whole pictures with captions, each a button."""
     return gr.Gallery(
         shown,
         label=label,
+        show_label=False,
         columns=10,
         rows=1,
         height=104,
-        object_fit="cover",
+        object_fit="contain",
         allow_preview=False,
         interactive=False,
         elem_id=elem_id,
         buttons=[],
         visible=visible,
-        scale=scale,
+        render=render,
         min_width=0,
     )
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 
@@ -12,29 +12,47 @@ import gradio as gr
 from app.serving import ModelServer
 from app.texts import language_of, say
 from app.uploads import NO_ROOM, has_room
+from coprs_core.answer.pictures import small_mask, small_prior
 from coprs_core.answer.results import Result
 from coprs_core.archive import save_zip
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import AUTOMATIC, probe
 from coprs_core.probes.finding import Finding, NotApplicable
+from coprs_core.probes.trace import Sentences
 
 MAX_PIXELS = 12_000_000
 """A visitor's photo of more pixels is brought down to so many."""
 MAX_RECENT, MAX_RECENT_PIXELS = 8, 2 * MAX_PIXELS
 """Of the answers kept for a visitor: how many, and of how many pixels together."""
+TRACE_SIDE = 448
 
 
 _opening = threading.Lock()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Answered:
-    """One answer of this visitor, its photo, and what probes have found in it so far, by name."""
+    """One answer of this visitor, its photo, and what probes have found in it so far, by name.
+
+    Once its thought is traced the small pictures of that are its `trace`. Where a person changed a
+    sentence of its thought, `changed` is that sentence, counted from 0.
+    """
 
     photo: Photo
     result: Result
     findings: dict[str, Finding] = field(default_factory=dict)
+    trace: Sentences | None = None
+    changed: int | None = None
+
+
+def small_trace(trace: Sentences) -> Sentences:
+    """A trace as it is kept with an answer: priors and masks of at most `TRACE_SIDE` pixels."""
+    views = (
+        replace(v, prior=small_prior(v.prior, TRACE_SIDE), mask=small_mask(v.mask, TRACE_SIDE))
+        for v in trace.views
+    )
+    return Sentences(tuple(views))
 
 
 def opened_photo(path: str | None) -> Photo:
@@ -92,9 +110,17 @@ def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answer
 def can_probe(server: ModelServer, result: Result) -> bool:
     """Whether the model in use gave this answer and runs here, so that its words can be looked
     into."""
-    engine = server.engine
-    is_its_own = result.model == engine.name and bool(result.reply_ids)
-    return engine.is_local and is_its_own
+    return not why_not(server, result)
+
+
+def why_not(server: ModelServer, result: Result) -> str:
+    """Why an answer's words cannot be looked into, as a key of the page's texts; "" where they
+    can."""
+    if not server.engine.is_local:
+        return "reason_elsewhere"
+    if result.model != server.engine.name or not result.reply_ids:
+        return "reason_other_model"
+    return ""
 
 
 def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path:

@@ -27,29 +27,35 @@ from gradio_client.exceptions import AppError
 from markupsafe import escape
 from PIL import Image
 
-from app import handlers, serving, texts, visitors
+from app import kept, serving, texts, visitors
 from app.handlers import Frame, Handlers
+from app.questions import Questions
 from app.serving import ModelServer
 from app.ui import EXAMPLES, build, examples, launch
 from app.views import canvas, page
 from app.views import probes as probe_views
 from app.views.render import TEMPLATES
-from coprs_core import Region, Result, load
+from app.views.standalone import standalone
+from coprs_core import CoPRSError, Region, Result, load
+from coprs_core.answer.compare import against_truth
 from coprs_core.answer.engine import Engine, Update
 from coprs_core.checkpoints import catalogue
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.masks import decode_prior, decode_rle
 from coprs_core.photos import Photo, open_photo
-from coprs_core.probes import sentences, words
+from coprs_core.probes import sentences
 from coprs_core.probes.finding import Finding, Picture
 from coprs_core.probes.trace import FocusView, Sentences
+from coprs_core.probes.words import Words
+from coprs_core.prompts import sentences as sentences_of
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 from tests.conftest import slowed
 from tests.record import tiny_targets
 
 CPU = LoadOptions(device="cpu")
+CHEETAH = Path(gr.__file__).parent / "media_assets" / "images" / "cheetah1.jpg"
 NAMES = Frame(**{f.name: f.name for f in dataclasses.fields(Frame)})
 """In place of components: handlers give new values by these names."""
 
@@ -263,7 +269,7 @@ def test_examples_are_drawn_by_our_code_and_answered(mini):
 def test_the_handler_streams_thought_then_prior_then_mask(mini, photo, found):
     updates = list(handlers_for(Engine(mini.checkpoint)).answer(photo, found[1].instruction, None))
     thoughts = [u["thought"] for u in updates if "thought" in u]
-    assert len(thoughts) > 20 and '<p class="last">' in thoughts[-1]
+    assert len(thoughts) > 20 and 'class="sentence last"' in thoughts[-1]
     drawn = [i for i, u in enumerate(updates) if "<canvas" in u.get("view", "")]
     assert drawn == [len(updates) - 2, len(updates) - 1]
     before, after = updates[-2]["view"], updates[-1]["view"]
@@ -333,27 +339,43 @@ def every_view(bad: str, found, server) -> dict[str, str]:
 
     class Found(Finding):
         def pictures(self, photo):
-            return [Picture("probe_word", {"word": bad}, pixels)]
+            return [Picture("probe_word", {"word": bad, "highest": bad}, pixels)]
 
     answered = visitors.Answered(photo, result)
-    compared = handlers.Handlers(server, NAMES).compare(answered, 0, (answered,))
+    compared = Questions(server).compare(answered, 0, (answered,))
+    looks = Words([bad, bad], np.zeros((2, 4, 4), np.float32), [0.0, 1.0], [False, True])
+    offers = page.Offers(edit=True, words=True)
+    repair = page.Repair(bad, bad)
+    trace = Sentences((view, view))
     return {
         "masthead": page.header("en", engine),
         "notice": page.notice("en", bad),
-        "explanation": page.explanation("en", bad),
+        "explanation": page.explanation("en", bad, repair),
         "unfamiliar": page.unfamiliar("en", bad, None, bad),
         "steps": page.steps("en", Update("thinking", bad, rate=3.0)),
         "thought": page.thought("en", Update("thinking", f"<think>{bad}</think>{bad}")),
         "thought_empty": page.thought("en"),
-        "thought_done": page.finished_thought("en", result),
+        "thought_done": page.finished_thought(
+            "en", result, offers, probe_views.word_looks("en", looks), recorded=True
+        ),
         "thought_stopped": page.stopped("en", page.thought("en")),
         "stopped_mark": page.stopped("en", page.thought("en", Update("thinking", f"<think>{bad}"))),
         "strip": probe_views.strip_view("en", photo, Sentences((view, view))),
         "strip_empty": probe_views.empty_strip("en"),
         "verdict_found": page.verdict("en", result),
         "verdict_none": page.verdict("en", nothing) + page.verdict("en", unfinished),
-        "verdict_empty": page.empty_verdict("en", bad),
-        "words": page.words("en", [bad, bad]),
+        "verdict_empty": page.empty_verdict("en"),
+        "agreement": canvas.waiting_view("en"),
+        "changed": canvas.changed_view("en", pixels, result, result),
+        "help": page.helping("en"),
+        "reason": page.reason("en", bad),
+        "taken": page.link("en", bad),
+        "standalone": re.sub(
+            r"<style>.*?</style>|<script.*?</script>",
+            "",
+            standalone("en", photo, result, trace),
+            flags=re.DOTALL,
+        ),
         "models": page.models("en", rows),
         "loading": page.loading("en", bad, failed=True),
         "empty_view": canvas.answer_view("en", pixels, nothing),
@@ -362,17 +384,16 @@ def every_view(bad: str, found, server) -> dict[str, str]:
         "controls": canvas.answer_view("en", pixels, result),
         "prior_figure": canvas.Canvas("en", pixels).prior_figure("focus token", bad),
         "mask_figure": canvas.Canvas("en", pixels).mask_figure(bad, wipe=bad),
-        "trace": probe_views.sentences_view("en", photo, result, Sentences((view, view))),
+        "numbers": probe_views.numbers_view("en", photo, result, trace),
         "chart": probe_views.chart("en", [line], 1),
         "pictures": probe_views.pictures_view("en", photo, result, Found()),
         "pair": probe_views.pair("en", photo, (result, nothing), (bad, bad)),
         "pair_caption": probe_views.pair("en", photo, (result, result), (bad, bad)),
         "legend": probe_views.difference_view("en", photo, difference, bad),
         "facts": probe_views.truth_view("en", photo, result, result.mask,
-                                        handlers.against_truth(result, result.mask)),
-        "word": probe_views.word_view("en", photo, view, bad),
+                                        against_truth(result, result.mask)),
         "compared": compared,
-        "agreement": probe_views.agreement_words("en", scores),
+        "agreement_words": probe_views.agreement_words("en", scores),
     }  # fmt: skip
 
 
@@ -419,7 +440,7 @@ def test_an_empty_mask_is_never_called_agreement(found):
     scene, _, result = found
     nothing = np.zeros(result.photo_size, bool)
     empty = dataclasses.replace(result, regions=(Region(nothing.astype(np.float32), nothing),))
-    html = canvas.answer_view("en", scene.image, empty)
+    html = canvas.answer_view("en", scene.image, empty) + page.verdict("en", empty)
     assert texts.ENGLISH["flag_empty"] in html and '<b class="iou">–</b>' in html
     assert 'data-link="drawn" data-state="broken"' in html
 
@@ -511,8 +532,8 @@ def test_a_picture_of_a_coordinates_model_is_called_so(mini, tmp_path):
     *_, (_, values) = page_handlers.switch_model(str(folder))
     assert "attention" in values["header"] and "focus token" not in values["header"]
     assert not values["notice"]
-    *_, opened = page_handlers.opened()
-    assert texts.ENGLISH["prior_attention"] in opened["view"]
+    begun = page_handlers.begin()
+    assert texts.ENGLISH["prior_attention"] in begun["view"]
 
 
 def test_several_regions_are_numbered_coloured_and_selectable(found):
@@ -558,33 +579,141 @@ def asked(mini, photo, found):
     return page_handlers, last["answered"]
 
 
+def event(**data):
+    return SimpleNamespace(**data)
+
+
 def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     page_handlers, answered = asked
+    questions = Questions(page_handlers.server)
     before = answered.result.to_json(), answered.result.prior.copy(), answered.result.mask.copy()
-    traced = page_handlers.ask_probe("sentences", answered)
+    traced = questions.ask_probe("sentences", answered)
     views = answered.findings["sentences"].views
-    assert traced.count("<li>") == len(views) >= 2 and "the focus settles here" in traced
-    assert "not trained for this" in page_handlers.word(answered, SimpleNamespace(index=5))
-    assert page_handlers.ask_probe("heads", answered).count("<img") == 5
-    again = page_handlers.focus_again(answered, "That is the other one.")
-    assert again.count("<coprs-view") == 2
-    *_, (compared, recent) = page_handlers.ask_again(answered, "the largest thing", ())
-    assert "IoU of the two masks" in compared
-    assert recent[0].result.instruction == "the largest thing"
-    assert "IoU of the two masks" in page_handlers.compare(answered, 0, recent)
+    assert traced.count("<tr>") == len(views) + 1 >= 3 and "the focus settles here" in traced
+    assert questions.ask_probe("heads", answered).count("<img") == 5
+    edited = page_handlers.edit(answered, (answered,), event(index=0, value="I see nothing."))
+    recent = edited["recent"]
+    assert len(recent) == 2 and recent[0].result.is_thought_given
+    assert recent[0].result.reasoning.startswith("I see nothing. ")
+    compared = questions.compare(recent[0], 1, recent)
+    assert compared.count("<coprs-view") == 3 and "thought changed" in compared
     Image.fromarray(answered.result.mask).save(tmp_path / "truth.png")
-    truth = page_handlers.truth(answered, [], str(tmp_path / "truth.png"))
+    truth = questions.truth(answered, [], str(tmp_path / "truth.png"))
     assert "Mask: IoU 1.00" in truth
     painted = np.zeros((256, 256, 4), np.uint8)
     painted[answered.result.mask] = 255
     layers = [str(tmp_path / "layer.png")]
     Image.fromarray(painted).save(layers[0])
-    assert "Mask: IoU 1.00" in page_handlers.truth(answered, layers, None)
+    assert "Mask: IoU 1.00" in questions.truth(answered, layers, None)
     assert answered.result.to_json() == before[0]
     assert np.array_equal(answered.result.prior, before[1])
     assert np.array_equal(answered.result.mask, before[2])
     again = page_handlers.server.engine.segment(found[0].image, found[1].instruction)
     assert np.array_equal(again.prior, before[1]) and np.array_equal(again.mask, before[2])
+
+
+def test_a_changed_sentence_is_an_answer_drawn_over_the_one_before(mini):
+    """The bundled example that fails is repaired by one sentence."""
+    shown = next(example for example in examples() if example.repair)
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    *_, last = page_handlers.answer(shown.file, shown.instruction, None)
+    answered, repair = last["answered"], shown.repair
+    said = sentences_of(answered.result.reasoning)
+    assert said[-1] == repair.said
+    values = page_handlers.edit(
+        answered, last["recent"], event(index=len(said) - 1, value=repair.instead)
+    )
+    after = values["answered"]
+    assert "It moved from the right to the top right (IoU of the two masks 0.00)" in values["view"]
+    assert after.changed == len(said) - 1 and 'class="changed"' in values["thought"]
+    assert values["recent"] == (after, answered)  # the old one is kept
+    looks = json.loads(unescape(values["view"].split('data-view="')[1].split('"')[0]))["looks"]
+    assert [x["label"] for x in looks] == ["both", "now", "before"]
+    assert looks[0]["compare"] and "compare" not in looks[1]
+    gone = page_handlers.edit(after, (), event(index=0, value="  "))["answered"]
+    assert sentences_of(gone.result.reasoning) == sentences_of(after.result.reasoning)[1:]
+
+
+def test_the_words_come_all_at_once_and_small(asked):
+    page_handlers, answered = asked
+    html = page_handlers.words(answered)
+    looks = json.loads(unescape(re.search(r'data-words="(.*?)"', html)[1]))
+    assert len(looks) == len(answered.result.reply_ids) == html.count("data-word=")
+    assert sum(len(look["prior"]) for look in looks) < 3000 * len(looks)
+    highest = answered.findings["words"].highest
+    nowhere = [bool(h < probe_views.NOWHERE) for h in highest]
+    assert ["it looks nowhere" in look["label"] for look in looks] == nowhere
+    assert 0 < sum(nowhere) < len(nowhere)
+    assert looks[-1]["label"] == "The focus token itself"
+    assert all("not trained for this" in look["label"] for look in looks[:-1])
+
+
+def test_what_cannot_be_asked_says_why(asked):
+    page_handlers, answered = asked
+    questions = Questions(page_handlers.server)
+    assert questions.why_not("en", "heads", None) == "Ask for something first."
+    assert questions.why_not("en", "heads", answered) == ""
+    other = visitors.Answered(answered.photo, dataclasses.replace(answered.result, model="another"))
+    assert "“another” gave this answer" in questions.why_not("en", "attention", other)
+    nothing = dataclasses.replace(answered.result, regions=(), outcome="nothing found")
+    nothing = visitors.Answered(answered.photo, nothing)
+    assert "Nothing was found" in questions.why_not("en", "zoom", nothing)
+    assert questions.why_not("en", "sentences", nothing) == ""
+
+
+def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, tmp_path):
+    page_handlers, answered = asked
+    questions = Questions(page_handlers.server)
+    taking = questions.export_page(answered)
+    text = Path(next(taking)).read_text()
+    taking.close()
+    assert "http:" not in text and "https:" not in text  # nothing comes from elsewhere
+    assert 'data-looks="' in text and answered.result.instruction in text
+    taking = questions.export_replay(answered)
+    with Image.open(next(taking)) as picture:
+        assert picture.is_animated
+    taking.close()
+    (token,) = re.findall(r"\?answer=([\w-]+)", questions.link(answered))[:1]
+    back = kept.linked(token)
+    assert back.result.to_json() == answered.result.to_json() and back.trace
+    for wrong in ("", "x" * 22, "../" * 7 + "x", token[:-1], token + "x"):
+        with pytest.raises(CoPRSError, match="no longer kept"):
+            kept.linked(wrong)
+    request = SimpleNamespace(query_params={"answer": token}, headers={})
+    *_, values = page_handlers.opened(request)
+    assert values["instruction"] == answered.result.instruction
+    assert values["answered"].result.to_json() == answered.result.to_json()
+
+
+def test_links_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "MAX_LINKS", 2)
+    monkeypatch.setattr(kept, "_folder", lambda: tmp_path)
+    tokens = []
+    for i in range(3):
+        tokens.append(kept.keep(kept.RECORDED))
+        os.utime(tmp_path / f"{tokens[-1]}.zip", (i, i))
+    assert kept.linked(tokens[2]) and kept.linked(tokens[1])
+    with pytest.raises(CoPRSError, match="no longer kept"):
+        kept.linked(tokens[0])
+
+
+def test_a_page_of_a_megapixel_photo_is_small(mini, tmp_path):
+    photo = open_photo(Image.open(CHEETAH).convert("RGB").resize((1152, 864)))
+    result = mini.segment(photo.image, "the cat")
+    trace = visitors.small_trace(sentences.ask(mini, photo.image, result))
+    assert len(standalone("en", photo, result, trace).encode()) < 2_000_000
+
+
+def test_the_first_screen_shows_a_recorded_answer_at_once(mini):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    *_, values = page_handlers.opened()
+    assert 'data-autoplay="true"' in values["thought"] and "recorded" in values["verdict"]
+    assert values["trace"].count("data-sentence") == len(kept.recorded().trace.views)
+    assert "photo" not in values and "instruction" not in values  # what is asked is the visitor's
+    recorded, again = kept.recorded(), None
+    again = mini.segment(recorded.photo.image, recorded.result.instruction)
+    assert again.reply == recorded.result.reply  # none is made up
+    np.testing.assert_allclose(again.prior, recorded.result.prior, atol=1e-4)
 
 
 def test_a_new_question_or_photo_lets_go_of_the_answer_before(asked, photo):
@@ -594,20 +723,9 @@ def test_a_new_question_or_photo_lets_go_of_the_answer_before(asked, photo):
     assert page_handlers.begin()["answered"] is None
 
 
-def test_a_word_that_looks_nowhere_says_so(mini, asked):
-    page_handlers, answered = asked
-    photo, result = answered.photo, answered.result
-    numbers = range(len(result.reply_ids))
-    shown = [page_handlers.word(answered, SimpleNamespace(index=i)) for i in numbers]
-    highest = [words.at(mini, photo, result, i).view.prior.max() for i in numbers]
-    nowhere = [bool(h < handlers.NOWHERE) for h in highest]
-    assert ["it looks nowhere" in s for s in shown] == nowhere
-    assert 0 < sum(nowhere) < len(nowhere)
-
-
 def exported(page_handlers, answered, path):
     """The zip that the page gives, copied before its folder goes."""
-    exporting = page_handlers.export(answered)
+    exporting = Questions(page_handlers.server).export(answered)
     shutil.copy(next(exporting), path)
     exporting.close()
     return path
@@ -623,29 +741,37 @@ def test_a_saved_answer_comes_back_to_the_page(asked, tmp_path):
     assert np.array_equal(values["answered"].result.prior, answered.result.prior)
     assert len(values["recent"]) == 1
     assert values["view"] == canvas.answer_view("en", pixels, answered.result)
+    assert "data-sentence" in values["trace"]  # without a model
 
 
 def test_what_probes_found_goes_into_the_zip(asked, tmp_path):
     page_handlers, answered = asked
     alone = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "alone.zip")).namelist()
     assert "sentences.json" in alone and "heads.npy" not in alone
-    page_handlers.ask_probe("heads", answered)
+    Questions(page_handlers.server).ask_probe("heads", answered)
     more = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "more.zip")).namelist()
     assert {"heads.json", "heads.npy", "heads.png", "sentences.npy"} <= set(more)
 
 
 def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     page_handlers, answered = asked
+    questions = Questions(page_handlers.server)
+    one = visitors.Answered(
+        answered.photo, dataclasses.replace(answered.result, reasoning="One sentence.")
+    )
     (tmp_path / "a.zip").write_text("x")
     for work, sentence in (
-        (lambda: page_handlers.ask_probe("sentences", None), "no answer to look into yet"),
-        (lambda: page_handlers.word(None, SimpleNamespace(index=0)), "no answer"),
-        (lambda: page_handlers.word(answered, SimpleNamespace(index=10**6)), "no longer kept"),
-        (lambda: page_handlers.focus_again(answered, " "), "thought is empty"),
-        (lambda: list(page_handlers.ask_again(answered, "", ())), "instruction is empty"),
-        (lambda: page_handlers.compare(answered, None, ()), "earlier answer"),
-        (lambda: page_handlers.truth(answered, [], None), "Nothing is painted"),
-        (lambda: list(page_handlers.export(None)), "no answer"),
+        (lambda: questions.ask_probe("sentences", None), "no answer to look into yet"),
+        (lambda: page_handlers.words(None), "no answer"),
+        (lambda: page_handlers.edit(None, (), event(index=0, value="x")), "no answer"),
+        (lambda: page_handlers.edit(answered, (), event(index=99, value="x")), "no longer kept"),
+        (lambda: page_handlers.edit(answered, (), event(index=0, value=["x"])), "no longer kept"),
+        (lambda: page_handlers.edit(one, (), event(index=0, value=" ")), "thought is empty"),
+        (lambda: page_handlers.edit(answered, (), event(index=0, value="x" * 9000)), "shorten it"),
+        (lambda: questions.compare(answered, None, ()), "no longer kept"),
+        (lambda: questions.truth(answered, [], None), "Nothing is painted"),
+        (lambda: list(questions.export(None)), "no answer"),
+        (lambda: questions.link(None), "no answer"),
         (lambda: page_handlers.open_file(str(tmp_path / "a.zip"), ()), "saved answer"),
         (lambda: page_handlers.restore(None, SimpleNamespace(index=0)), "no longer kept"),
     ):
@@ -756,21 +882,24 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     finding = sentences.ask(mini, answered.photo, answered.result)
     assert strip.count("data-sentence") == len(finding.views) >= 2
     assert not answered.findings  # full-size priors are not kept by the way
-    answered.findings["sentences"] = finding
     looks = json.loads(unescape(re.search(r'data-looks="(.*?)"', strip)[1]))
     assert all(look["prior"].startswith("data:image/png") and look["mask"] for look in looks)
+    assert [look["moved"] for look in looks] == list(finding.moves)
     monkeypatch.setattr(page_handlers.server, "ask", lambda *_: pytest.fail("asked once more"))
-    assert page_handlers.trace(answered) == strip
-    empty = probe_views.empty_strip("en")
-    assert page_handlers.trace(None) == empty
+    assert page_handlers.trace(answered) == strip  # its small pictures are
+    assert page_handlers.trace(None) == probe_views.empty_strip("en")
     elsewhere = visitors.Answered(
         answered.photo, dataclasses.replace(answered.result, model="another")
     )
     nothing = visitors.Answered(
         answered.photo, dataclasses.replace(answered.result, regions=(), outcome="nothing found")
     )
-    assert page_handlers.trace(nothing) == empty
+    none = probe_views.empty_strip("en", "strip_none")
+    assert page_handlers.trace(nothing) == page_handlers.trace(elsewhere) == none
     large = visitors.Answered(Photo(Image.new("RGB", (4000, 1001)), "large"), answered.result)
-    assert page_handlers.trace(elsewhere) == page_handlers.trace(large) == empty
+    assert "This photo is large" in page_handlers.trace(large)
     monkeypatch.setattr(ModelServer, "is_borrowed", True)  # its seconds are the visitor's
-    assert page_handlers.trace(visitors.Answered(answered.photo, answered.result)) == empty
+    borrowed = visitors.Answered(answered.photo, answered.result)
+    assert "borrowed GPU" in page_handlers.trace(borrowed)
+    borrowed.findings["sentences"] = finding  # asked for
+    assert page_handlers.trace(borrowed) == strip

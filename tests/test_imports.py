@@ -34,7 +34,8 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("app.options", "app.serving", "app.texts", "app.theme", "app.uploads"),
     ("app.space", "app.guard", "app.views"),
     ("app.visitors", "app.frame"),
-    ("app.api", "app.handlers"),
+    ("app.kept",),
+    ("app.api", "app.handlers", "app.questions"),
     ("app.tabs",),
     ("app.ui",),
 ]

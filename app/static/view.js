@@ -38,6 +38,8 @@ class View extends HTMLElement {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     this.looks = [];
     this.further = [];
+    this.caption = null;
+    delete this.dataset.ready;
     requestAnimationFrame(async () => {
       if (turn !== this.turn) return; // when the children are there too
       this.data = JSON.parse(this.dataset.view);
@@ -50,19 +52,27 @@ class View extends HTMLElement {
     });
   }
 
-  // Beside the answer's own looks stand those of its sentences, which are buttons elsewhere on the page.
+  // Beside the answer's own looks stand those of its sentences and words, which are buttons elsewhere on the page.
   look(index) {
     const own = this.data.looks;
     return index < own.length ? own[index] : this.further[index - own.length];
   }
 
-  sentence(index, looks, keep) {
-    if (!this.photo) return;
-    if (this.further !== looks) this.further = looks;
-    const shown = this.data.looks.length + index;
-    if (!keep && shown === this.index) return;
+  // Shows a look that is not the answer's own. `keep`: it stays until it is pressed again.
+  drive(index, looks, keep) {
+    if (!this.photo || !looks[index]) return;
+    const own = this.data.looks.length, shown = own + index;
+    if (this.further !== looks) {
+      this.further = looks;
+      this.looks.length = own;
+      if (this.chosen >= own) this.chosen = this.data.start ?? 0;
+    } else if (!keep && shown === this.index) return;
     if (keep) this.chosen = shown === this.chosen ? (this.data.start ?? 0) : shown;
-    this.show(keep ? this.chosen : shown);
+    return this.show(keep ? this.chosen : shown);
+  }
+
+  back() {
+    if (this.photo && this.index !== this.chosen) this.show(this.chosen);
   }
 
   async show(index) {
@@ -80,7 +90,12 @@ class View extends HTMLElement {
       if (button.tagName === "BUTTON") button.setAttribute("aria-pressed", chosen);
       else button.classList.toggle("chosen", chosen);
     }
-    if (this.closest("#view")) mark(index - this.data.looks.length);
+    const caption = this.querySelector(".prior-figure figcaption span");
+    if (caption) {
+      this.caption ??= caption.textContent;
+      caption.textContent = index < this.data.looks.length ? this.caption : look.label;
+    }
+    if (this.closest("#view")) mark(look);
     this.draw();
     this.dataset.ready = "true";
   }
@@ -104,11 +119,13 @@ class View extends HTMLElement {
 
   draw() {
     if (!this.photo || !this.looks[this.index]) return;
-    const { prior, mask } = this.looks[this.index];
+    const { prior } = this.looks[this.index];
+    const shown = this.looks[this.index].mask ? this.index : this.own; // a word has no mask of its own
+    const mask = this.looks[shown]?.mask;
     const threshold = this.number("threshold", 50);
     const [priorCanvas, maskCanvas] = ["prior", "mask"].map((name) => this.querySelector(`canvas.${name}`));
     if (priorCanvas && prior) this.paint(priorCanvas, this.heat(prior, this.number("opacity", 100 * SHARED.opacity) / 100, threshold));
-    if (maskCanvas && mask) this.paint(maskCanvas, this.tint(mask));
+    if (maskCanvas && mask) this.paint(maskCanvas, this.tint(mask, this.look(shown).compare));
     const { curve } = this.data.looks[this.own];
     const iou = this.querySelector(".iou");
     if (iou && curve) iou.textContent = curve[threshold].toFixed(2);
@@ -140,21 +157,21 @@ class View extends HTMLElement {
   }
 
   // The mask tinted and outlined left of the slider's place, the photo right of it. Values of `mask`: number of the region.
-  // In a comparison: 1 both, 2 only the first, 3 only the second; the first stands out left of the place, the second right.
-  tint(mask) {
-    const { width, compare } = this.data, place = (this.number("wipe", 100) / 100) * width;
+  // In a comparison: 1 both, 2 only the first, 3 only the second; under a slider of its own the first stands out left, the second right.
+  tint(mask, compare) {
+    const { width } = this.data, underSlider = compare && this.matches(".compared"), place = (this.number("wipe", 100) / 100) * width;
     const cut = this.control("cut")?.checked, out = new Uint8ClampedArray(this.photo);
     for (let i = 0, p = 0; i < mask.length; i++, p += 4) {
       const left = i % width < place;
-      const region = mask[i], behind = compare && region === (left ? 3 : 2);
+      const region = mask[i], behind = underSlider && region === (left ? 3 : 2);
       if (cut) out[p + 3] = region ? 255 : 0;
-      else if (left || compare) {
+      else if (left || underSlider) {
         const tint = TINTS[(region - 1) % TINTS.length];
         const edge = region && !behind && (mask[i - 1] !== region || mask[i + 1] !== region || mask[i - width] !== region || mask[i + width] !== region);
         for (let c = 0; c < 3; c++) out[p + c] = edge ? 255 : region ? out[p + c] + (tint[c] - out[p + c]) * (behind ? 0.2 : SHARED.tint) : out[p + c] * SHARED.dim;
       }
     }
-    if (compare) for (let y = 0, x = Math.min(width - 1, Math.floor(place)); y < this.data.height; y++) {
+    if (underSlider) for (let y = 0, x = Math.min(width - 1, Math.floor(place)); y < this.data.height; y++) {
       const p = 4 * (y * width + x);
       out[p] = out[p + 1] = out[p + 2] = 255;
     }
@@ -164,6 +181,11 @@ class View extends HTMLElement {
   clicked(event) {
     const look = event.target.closest("[data-look]");
     if (look) this.show((this.chosen = Number(look.dataset.look)));
+    const which = event.target.closest("[data-which]");
+    if (which) {
+      this.classList.toggle("drawing", which.dataset.which === "draw");
+      for (const button of this.querySelectorAll("[data-which]")) button.setAttribute("aria-pressed", button === which);
+    }
     const enlarge = event.target.closest("[data-enlarge]");
     if (enlarge) document.fullscreenElement ? document.exitFullscreen() : enlarge.closest("figure").requestFullscreen();
   }
@@ -196,29 +218,173 @@ class View extends HTMLElement {
   }
 }
 
-// The sentences of a thought, each a button: pointed at or focused it shows where the model looked after it on the answer's
+// The sentences and words of a thought are buttons: pointed at or focused they show where the model looked there, on the answer's
 // canvases; pressed it stays, pressed again the answer comes back.
-let looksOf = null, parsed = [];
-function drive(event, keep) {
-  const button = event.target.closest?.("[data-sentence]"), view = document.querySelector("#view coprs-view");
-  if (!button || !view) return;
-  const { looks } = button.closest("[data-looks]").dataset;
-  if (looks !== looksOf) [looksOf, parsed] = [looks, JSON.parse(looks)];
-  view.sentence(Number(button.dataset.sentence), parsed, keep);
+const $ = (selector) => document.querySelector(selector);
+const BUTTONS = "#thought [data-sentence], #thought [data-word], #trace [data-sentence]";
+const parsed = new Map(); // of an element's data, by name
+function data(selector, name) {
+  const text = $(selector)?.dataset[name];
+  if (text && parsed.get(name)?.text !== text) parsed.set(name, { text, looks: JSON.parse(text) });
+  return text ? parsed.get(name).looks : [];
 }
-function mark(index) {
-  for (const button of document.querySelectorAll("#trace [data-sentence]")) {
-    button.setAttribute("aria-pressed", Number(button.dataset.sentence) === index);
+const ofSentences = () => data("#trace [data-looks]", "looks");
+const ofWords = () => data("#thought [data-words]", "words");
+
+function drive(event, keep) {
+  const button = event.target.closest?.(BUTTONS), view = $("#view coprs-view");
+  if (!button || !view) return;
+  const { sentence, word } = button.dataset;
+  view.drive(Number(sentence ?? word), sentence ? ofSentences() : ofWords(), keep);
+}
+
+function mark(look) {
+  const sentence = ofSentences().indexOf(look), word = ofWords().indexOf(look);
+  for (const button of document.querySelectorAll(BUTTONS)) {
+    const shown = Number(button.dataset.sentence ?? -1) === sentence && sentence >= 0 || Number(button.dataset.word ?? -1) === word && word >= 0;
+    if (button.getAttribute("aria-pressed") !== String(shown)) button.setAttribute("aria-pressed", shown);
   }
 }
-document.addEventListener("click", (event) => drive(event, true));
+
+// What the trace found stands beside each sentence, too.
+function annotate() {
+  const looks = ofSentences();
+  for (const line of document.querySelectorAll("#thought .said li")) {
+    const look = looks[line.querySelector("[data-sentence]").dataset.sentence], figure = line.querySelector("small");
+    const words = look ? look.iou.toFixed(2) : "";
+    if (figure.textContent !== words) figure.textContent = words;
+    line.style.setProperty("--iou", look?.iou ?? 0);
+    line.classList.toggle("moved", Boolean(look?.moved));
+    line.classList.toggle("rests", Boolean(look?.settled));
+  }
+}
+
+// The replay: sentence after sentence, each with its look, then the answer.
+let replaying = null;
+const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+async function replay() {
+  const view = $("#view coprs-view"), looks = ofSentences(), lines = [...document.querySelectorAll("#thought .said li")];
+  const run = (replaying = {});
+  lines.forEach((line) => line.classList.add("later"));
+  for (const [i, line] of lines.entries()) {
+    line.classList.remove("later");
+    line.scrollIntoView({ block: "nearest" });
+    const span = line.querySelector("span"), text = span.textContent, words = text.split(" ");
+    for (let n = 1; n < words.length && run === replaying; n++) {
+      span.textContent = words.slice(0, n).join(" ");
+      await pause(45);
+    }
+    if (text.startsWith(span.textContent)) span.textContent = text; // unless another thought came meanwhile
+    if (run !== replaying) break;
+    view.drive(i, looks, false);
+    await pause(1000);
+    if (run !== replaying) break;
+  }
+  lines.forEach((line) => line.classList.remove("later"));
+  if (run === replaying) endReplay();
+}
+function endReplay() {
+  replaying = null;
+  $("#view coprs-view")?.back();
+}
+function autoplay() {
+  const thought = $("#thought [data-autoplay]"), moves = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (!thought || !$("#view coprs-view[data-ready]") || !ofSentences().length) return;
+  thought.removeAttribute("data-autoplay");
+  if (moves && !document.autoplayed) replay();
+  document.autoplayed = true;
+}
+
+// A sentence is changed where it stands: Enter focuses again, Esc leaves it as it was.
+function edit(line, text) {
+  const sentence = line.querySelector(".sentence"), area = document.createElement("textarea");
+  stopEditing();
+  line.classList.add("editing");
+  area.value = text ?? sentence.querySelector("span").textContent;
+  area.maxLength = 8000;
+  area.ariaLabel = line.querySelector(".edit").title;
+  area.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    if (event.key === "Escape") { stopEditing(); line.querySelector(".edit").focus(); }
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    send(Number(sentence.dataset.sentence), area.value);
+  });
+  const grow = () => { area.style.height = 0; area.style.height = `${area.scrollHeight + 5}px`; };
+  area.addEventListener("input", grow);
+  line.prepend(area);
+  grow();
+  area.focus();
+  area.scrollIntoView({ block: "nearest" });
+}
+function stopEditing() {
+  for (const area of document.querySelectorAll("#thought textarea")) area.remove();
+  for (const line of document.querySelectorAll("#thought .editing")) line.classList.remove("editing");
+}
+function send(index, value) {
+  const changed = $(`#thought .said li:nth-child(${index + 1})`), said = changed?.querySelector("span");
+  stopEditing();
+  if (!said || said.textContent === value.trim()) return;
+  said.textContent = value.trim() || "…";
+  said.closest("#thought").querySelector(".thought").parentElement.dispatchEvent(new CustomEvent("coprs-edit", { bubbles: true, detail: { index, value } }));
+}
+
+// The drawer of what can be asked further.
+function drawer(tab) {
+  const probes = $("#probes");
+  const isSame = probes.classList.contains("open") && probes.dataset.tab === tab?.id;
+  probes.classList.toggle("open", Boolean(tab) && !isSame);
+  if (tab) probes.dataset.tab = tab.id;
+  if (!probes.querySelector(":scope > .close")) {
+    probes.append(Object.assign(document.createElement("button"), { className: "close", textContent: "✕", ariaLabel: "Esc" }));
+  }
+}
+function openTab(id) {
+  const tab = $(`#probes button[role=tab][id^="${id}-button"]`);
+  if (tab) { tab.click(); return tab.scrollIntoView({ block: "nearest" }); }
+}
+
+document.addEventListener("click", (event) => {
+  const on = (selector) => event.target.closest(selector);
+  const was = replaying;
+  if (was) endReplay();
+  if (on("[data-replay]")) return was || replay();
+  if (on("[data-edit]")) return edit(on("li"));
+  if (on("[data-repair]")) return repair(on("[data-repair]"), on("[data-repair]").dataset.repair);
+  if (on("[data-ask-words]")) {
+    const thought = on(".thought");
+    if (!thought.querySelector(".words")) return thought.parentElement.dispatchEvent(new CustomEvent("coprs-words", { bubbles: true }));
+    return on("[data-ask-words]").setAttribute("aria-pressed", thought.classList.toggle("wordwise"));
+  }
+  if (on("[data-opens]")) return openTab(on("[data-opens]").dataset.opens);
+  if (on("#probes button[role=tab]")) return drawer(on("#probes button[role=tab]"));
+  if (on("#probes .close")) return drawer();
+  drive(event, true);
+});
+// An example that fails opens with the sentence at fault ready to be changed.
+function repair(button, text) {
+  const line = [...document.querySelectorAll("#thought .said li")].find((one) => one.querySelector("span").textContent === button.dataset.said);
+  if (!line?.querySelector(".edit")) return false;
+  edit(line, text);
+  return true;
+}
+document.addEventListener("keydown", (event) => {
+  if (replaying && event.key !== "Tab") endReplay();
+  if (event.key === "Escape" && $("#probes.open")) drawer();
+  const button = (event.key === "Enter" || event.key === " ") && event.target.closest?.('[role="button"][data-sentence]');
+  if (button) { event.preventDefault(); button.click(); }
+  const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key], here = step && event.target.closest?.(BUTTONS);
+  if (!here) return;
+  const all = [...here.closest(".said, .words, .trace, .thought").querySelectorAll("[data-sentence], [data-word]")];
+  event.preventDefault();
+  all[all.indexOf(here) + step]?.focus();
+});
 document.addEventListener("pointermove", (event) => { // a real move: the strip may come under a pointer that rests
-  if (event.pointerType !== "touch" && (event.movementX || event.movementY)) drive(event, false);
+  if (!replaying && event.pointerType !== "touch" && (event.movementX || event.movementY)) drive(event, false);
 });
 document.addEventListener("focusin", (event) => event.target.matches(":focus-visible") && drive(event, false));
 for (const name of ["pointerout", "focusout"]) document.addEventListener(name, (event) => {
-  const view = event.target.closest?.("[data-sentence]") && document.querySelector("#view coprs-view");
-  if (view?.photo && view.index !== view.chosen) view.show(view.chosen);
+  if (!replaying && event.target.closest?.(BUTTONS)) $("#view coprs-view")?.back();
 });
 
 // Gradio calls its thumbnails "Thumbnail 1 of 9"; a screen reader should hear what they show.
@@ -227,6 +393,12 @@ new MutationObserver(() => {
     const words = button.querySelector(".caption-label")?.textContent.trim();
     if (words && button.ariaLabel !== words) button.ariaLabel = words;
   }
-}).observe(document, { childList: true, subtree: true });
+  for (const link of document.querySelectorAll(".link a")) if (link.textContent !== link.href) link.textContent = link.href;
+  const repairs = $("#explained [data-repair]");
+  if (repairs && !repairs.isOpened && !matchMedia("(pointer: coarse)").matches) repairs.isOpened = repair(repairs);
+  annotate();
+  autoplay();
+}).observe(document, { childList: true, subtree: true, attributeFilter: ["data-looks", "data-ready"] });
+annotate();
 
 customElements.get("coprs-view") ?? customElements.define("coprs-view", View);

@@ -4,7 +4,7 @@ controls."""
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import matplotlib
 import numpy as np
@@ -13,8 +13,8 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from app.texts import say
-from app.views.page import empty_verdict, verdict
 from app.views.render import render
+from coprs_core.answer.compare import Moved, moved
 from coprs_core.answer.pictures import (
     COLOUR_MAP,
     HEAT_OPACITY,
@@ -27,7 +27,6 @@ from coprs_core.answer.pictures import (
 from coprs_core.answer.results import Result
 from coprs_core.masks import data_url, encode_prior
 from coprs_core.metrics import PRIOR_THRESHOLD, iou_curve
-from coprs_core.probes.trace import FocusView
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR
 
 SHOWN_SIDE, SMALL_SIDE, STRIP_SIDE = 1024, 448, 160
@@ -46,12 +45,14 @@ class CanvasView:
         numbers: uint8 [H, W]: 0 or the number of a region; in a comparison 1 both, 2 only the
             first, 3 only the second.
         curve: IoU of prior and mask at each threshold, [101].
+        compares: whether `numbers` are those of a comparison.
     """
 
     label: str
     prior: np.ndarray | None = field(default=None, repr=False)
     numbers: np.ndarray | None = field(default=None, repr=False)
     curve: np.ndarray | None = field(default=None, repr=False)
+    compares: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,15 @@ class Canvas:
         figures: Markup,
         classes: str = "",
         chips: bool = False,
+        above: str = "",
+        which: bool = False,
         **options,
     ) -> Markup:
-        """The <coprs-view> of some views; `figures` stand in it, `options` go to its script."""
+        """The <coprs-view> of some views; `figures` stand in it, `options` go to its script.
+
+        With `chips` each view has a button, with the line `above` before them; `which` lets a
+        narrow screen show one figure at a time.
+        """
         data = {
             "width": self.width,
             "height": self.height,
@@ -149,6 +156,8 @@ class Canvas:
             data=json.dumps(data),
             figures=figures,
             labels=[view.label for view in views] if chips else [],
+            above=above,
+            which=which,
         )
 
     def look(self, view: CanvasView) -> dict:
@@ -162,13 +171,9 @@ class Canvas:
             values["mask"] = data_url("png", file)
         if view.curve is not None:
             values["curve"] = [round(float(v), 4) for v in view.curve]
+        if view.compares:
+            values["compare"] = True
         return values
-
-
-def of_focus(view: FocusView, label: str, curve_with: np.ndarray | None = None) -> CanvasView:
-    """A probe's view; the curve is of its prior with a mask, its own unless another is given."""
-    mask = view.mask if curve_with is None else curve_with
-    return CanvasView(label, view.prior, view.mask.astype(np.uint8), iou_curve(view.prior, mask))
 
 
 def of_result(lang: str, result: Result) -> list[CanvasView]:
@@ -188,39 +193,99 @@ def of_result(lang: str, result: Result) -> list[CanvasView]:
 
 
 def waiting_view(lang: str, prior_kind: str = FOCUS_TOKEN_PRIOR) -> Markup:
-    """The places of prior, mask and verdict before there is anything in them."""
-    return _empty_view(lang, prior_kind, empty_verdict(lang, "–"))
-
-
-def _empty_view(lang: str, prior_kind: str, verdict_html: Markup) -> Markup:
+    """The places of prior, IoU and mask before there is anything in them."""
     prior = _empty_figure(lang, "prior", f"prior_{prior_kind}")
-    return render(
-        lang, "empty_view", figures=prior + _empty_figure(lang, "mask", "mask") + verdict_html
-    )
+    figures = prior + _agreement(lang, "–") + _empty_figure(lang, "mask", "mask")
+    return render(lang, "empty_view", figures=figures)
 
 
 def _empty_figure(lang: str, name: str, caption: str) -> Markup:
     return render(lang, "empty_figure", name=name, caption=say(lang, caption))
 
 
+def _agreement(lang: str, figure: str) -> Markup:
+    """How far prior and mask agree, between the two."""
+    return render(lang, "agreement", figure=figure, threshold=PRIOR_THRESHOLD)
+
+
 def prior_view(lang: str, pixels: np.ndarray, prior: np.ndarray, prior_kind: str) -> Markup:
     """The prior alone, while the mask is still being drawn."""
     canvas = Canvas(lang, pixels)
-    waiting = _empty_figure(lang, "mask", "mask") + empty_verdict(lang, "…")
+    waiting = _agreement(lang, "…") + _empty_figure(lang, "mask", "mask")
     return canvas.show([CanvasView("", prior)], canvas.prior_figure(prior_kind) + waiting)
 
 
 def answer_view(lang: str, pixels: np.ndarray, result: Result) -> Markup:
-    """Prior, mask and verdict of an answer."""
+    """Prior, mask and their IoU of an answer."""
     if not result.regions:
-        return _empty_view(lang, result.prior_kind, verdict(lang, result))
+        return waiting_view(lang, result.prior_kind)
     canvas, views = Canvas(lang, pixels), of_result(lang, result)
-    figures = (
-        canvas.prior_figure(result.prior_kind, boxes=_boxes(result))
-        + canvas.mask_figure(badges=_badges(result))
-        + verdict(lang, result)
-    )
-    return canvas.show(views, figures, chips=len(views) > 1)
+    mask = canvas.mask_figure(badges=_badges(result))
+    figures = _figures(canvas, result, mask)
+    return canvas.show(views, figures, chips=len(views) > 1, which=True)
+
+
+def changed_view(lang: str, pixels: np.ndarray, before: Result, after: Result) -> Markup:
+    """An answer over the one before it: both masks in two colours, and each alone."""
+    canvas = Canvas(lang, pixels)
+    difference = Difference.of(lang, before, after)
+    curve = iou_curve(after.prior, after.mask) if after.prior is not None else None
+    both = CanvasView(say(lang, "both"), after.prior, difference.numbers, curve, compares=True)
+    views = [both]
+    for name, result in (("change_after", after), ("change_before", before)):
+        if result.regions:
+            views.append(replace(of_result(lang, result)[0], label=say(lang, name)))
+    mask = canvas.mask_figure(difference.legend(lang))
+    words = moved_words(lang, moved(before, after))
+    figures = _figures(canvas, after, mask)
+    return canvas.show(views, figures, chips=True, above=words, which=True)
+
+
+def _figures(canvas: Canvas, result: Result, mask: Markup) -> Markup:
+    agreement = f"{result.prior_iou or 0.0:.2f}" if result.mask.any() else "–"
+    prior = canvas.prior_figure(result.prior_kind, boxes=_boxes(result))
+    return prior + _agreement(canvas.lang, agreement) + mask
+
+
+def moved_words(lang: str, change: Moved) -> str:
+    """What became of an answer, in a line."""
+    places = {
+        name: say(lang, f"place_{place}") if place else ""
+        for name, place in (("before", change.before), ("after", change.after))
+    }
+    return say(lang, f"move_{change.move}", iou=f"{change.mask_iou:.2f}", **places)
+
+
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """Two masks bool [H, W] of one photo, with what each and the slider over them is called."""
+
+    first: np.ndarray
+    second: np.ndarray
+    first_name: str
+    second_name: str
+    slider: str
+
+    @classmethod
+    def of(cls, lang: str, before: Result, after: Result) -> "Difference":
+        """Of an answer and the one after it."""
+        names = (say(lang, f"only_{name}") for name in ("before", "after"))
+        return cls(before.mask, after.mask, *names, say(lang, "compare_slider"))
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """uint8 [H, W]: 1 where both are, 2 only the first, 3 only the second."""
+        numbers = np.zeros(self.first.shape, np.uint8)
+        numbers[self.first & self.second] = 1
+        numbers[self.first & ~self.second] = 2
+        numbers[self.second & ~self.first] = 3
+        return numbers
+
+    def legend(self, lang: str) -> Markup:
+        """Its three colours and what they stand for."""
+        names = (say(lang, "both"), self.first_name, self.second_name)
+        swatches = [(css_colour(i), name) for i, name in enumerate(names, start=1)]
+        return render(lang, "legend", swatches=swatches)
 
 
 def _badges(result: Result) -> list[Badge]:

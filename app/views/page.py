@@ -12,7 +12,6 @@ from coprs_core.answer.results import Result
 from coprs_core.answer.verdict import chain, first_broken
 from coprs_core.checkpoints.auto import Choice
 from coprs_core.checkpoints.catalogue import Row
-from coprs_core.metrics import PRIOR_THRESHOLD
 from coprs_core.prompts import (
     FOCUS_TOKEN,
     FOCUS_TOKEN_PRIOR,
@@ -28,6 +27,31 @@ _UNDER_WAY = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}
 _SAID_BY_LINKS = ("disagree", "elsewhere")
 """Warnings that a link of the chain says already."""
 _CARET = Markup('<i class="caret" aria-hidden="true"></i>')
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A sentence of a thought, and the one that would mend the answer."""
+
+    said: str
+    instead: str
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a reply; `nowhere` says so of one that looks nowhere."""
+
+    text: str
+    nowhere: str
+
+
+@dataclass(frozen=True)
+class WordLooks:
+    """The words of a reply, what view.js draws of each, as JSON, and the text about them."""
+
+    pieces: list[Word]
+    looks: str
+    about: str
 
 
 @dataclass(frozen=True)
@@ -62,9 +86,9 @@ def unfamiliar(lang: str, note: str, choice: Choice | None, problem: str | None)
     return render(lang, "unfamiliar", note=note, choice=choice, problem=problem)
 
 
-def explanation(lang: str, words: str) -> str:
-    """Why a bundled example comes out as it does."""
-    return render(lang, "explanation", words=words) if words else ""
+def explanation(lang: str, words: str, repair: Repair | None = None) -> str:
+    """Why a bundled example comes out as it does, and the sentence that would mend it."""
+    return render(lang, "explanation", words=words, repair=repair) if words else ""
 
 
 def steps(lang: str, update: Update | None = None) -> Markup:
@@ -93,11 +117,9 @@ def _step(lang: str, index: int, stage: str, update: Update | None) -> Step:
 
 
 def thought(lang: str, update: Update | None = None) -> Markup:
-    """The thought while it comes, word by word, and when it is whole."""
+    """The thought while it comes, word by word; its place before."""
     if update is None:
         return render(lang, "thought_empty")
-    if update.result:
-        return finished_thought(lang, update.result)
     reply = parse_reply(update.text)
     return render(
         lang,
@@ -109,18 +131,54 @@ def thought(lang: str, update: Update | None = None) -> Markup:
     )
 
 
-def finished_thought(lang: str, result: Result) -> Markup:
-    """The whole thought, a sentence a line, and what followed it."""
+@dataclass(frozen=True)
+class Offers:
+    """What can be done with a finished thought: its sentences be changed, its words be asked
+    where they look."""
+
+    edit: bool = False
+    words: bool = False
+
+
+def finished_thought(
+    lang: str,
+    result: Result,
+    offers: Offers | None = None,
+    words: WordLooks | None = None,
+    changed: int | None = None,
+    recorded: bool = False,
+) -> Markup:
+    """The whole thought, a sentence a line, each a button of the pictures, and what followed it.
+
+    `words` stand below it once they were asked for; `changed` is the sentence that a person wrote;
+    a `recorded` answer is replayed as it comes.
+    """
     has_token = result.outcome == FOUND and result.prior_kind == FOCUS_TOKEN_PRIOR
+    offers = offers or Offers()
     return render(
         lang,
         "thought_done",
         sentences=sentences(result.reasoning) or [result.reason],
         token=FOCUS_TOKEN if has_token else "",
-        seconds=result.seconds.get("thinking", 0.0),
-        tokens=result.tokens,
         answer=parse_reply(result.reply).answer,
+        looks_after=bool(result.regions) and result.prior_kind != FOCUS_TOKEN_PRIOR,
+        note=say(lang, "recorded", model=result.model) if recorded else _took(lang, result),
+        can_edit=offers.edit and bool(result.reasoning.strip()),
+        can_ask_words=offers.words,
+        words=words,
+        changed=changed,
+        autoplay=recorded,
     )
+
+
+def _took(lang: str, result: Result) -> str:
+    """How long it thought; of a thought that it was given, that it was."""
+    if result.is_thought_given:
+        return say(lang, "yours")
+    seconds = result.seconds.get("thinking", 0.0)
+    if not result.tokens:
+        return say(lang, "thought_took", seconds=seconds)
+    return say(lang, "thought_for", seconds=seconds, tokens=result.tokens)
 
 
 def stopped(lang: str, thought_html: str) -> str:
@@ -132,8 +190,8 @@ def stopped(lang: str, thought_html: str) -> str:
     return render(lang, "thought_stopped", mark=mark) if is_empty else thought_html
 
 
-def verdict(lang: str, result: Result) -> Markup:
-    """The outcome in words, the links of the chain, how far prior and mask agree, and warnings."""
+def verdict(lang: str, result: Result, recorded: bool = False) -> Markup:
+    """The outcome in words, the links of the chain, and warnings."""
     links = chain(result)
     shown = [link for link in links if link.says != "finished_broken"]  # the reason says it
     if result.outcome != FOUND:
@@ -148,18 +206,18 @@ def verdict(lang: str, result: Result) -> Markup:
             links=shown,
             broken=first_broken(links),
             seen=_seen(lang, result),
+            recorded=recorded,
         )
     share = result.mask.mean() * 100
     return render(
         lang,
         "verdict_found",
-        agreement=f"{result.prior_iou or 0.0:.2f}" if result.mask.any() else "–",
-        threshold=PRIOR_THRESHOLD,
         share=f"{share:.1f}" if share >= 0.1 else f"{share:.3f}",
         links=shown,
         broken=first_broken(links),
         flags=[name for name in flags(result) if name not in _SAID_BY_LINKS],
         is_guess=bool(result.unfamiliar),
+        recorded=recorded,
         seen=_seen(lang, result),
     )
 
@@ -172,14 +230,24 @@ def _seen(lang: str, result: Result) -> str:
     return say(lang, "seen", width=width, height=height, share=f"{100 * result.seen_share:.0f}")
 
 
-def empty_verdict(lang: str, figure: str) -> Markup:
+def empty_verdict(lang: str) -> Markup:
     """The verdict's place before there is one."""
-    return render(lang, "verdict_empty", figure=figure)
+    return render(lang, "verdict_empty")
 
 
-def words(lang: str, pieces: list[str]) -> Markup:
-    """The reply token by token, each a button."""
-    return render(lang, "words", pieces=pieces)
+def helping(lang: str) -> Markup:
+    """What the words of this page mean, and what is asked most."""
+    return render(lang, "help")
+
+
+def reason(lang: str, words: str) -> str:
+    """Why something cannot be asked yet, beside its button."""
+    return render(lang, "reason", words=words) if words else ""
+
+
+def link(lang: str, token: str) -> Markup:
+    """The address at which an answer is kept."""
+    return render(lang, "taken", href=f"?answer={token}")
 
 
 def models(lang: str, rows: list[Row]) -> Markup:

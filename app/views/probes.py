@@ -14,23 +14,27 @@ from app.views.canvas import (
     STRIP_SIDE,
     Canvas,
     CanvasView,
-    css_colour,
-    of_focus,
+    Difference,
+    moved_words,
     of_result,
     photo_url,
 )
-from app.views.page import verdict
+from app.views.page import Word, WordLooks, verdict
 from app.views.render import render
-from coprs_core.answer.compare import AgainstAnswer, AgainstTruth, against_answer
+from coprs_core.answer.compare import AgainstAnswer, AgainstTruth, against_answer, moved
 from coprs_core.answer.pictures import prior_overlay, small_prior, thumbnail
 from coprs_core.answer.results import Result
+from coprs_core.masks import encode_prior
 from coprs_core.photos import Photo
 from coprs_core.probes.finding import Finding
-from coprs_core.probes.trace import FocusView, Sentences
+from coprs_core.probes.trace import Sentences
+from coprs_core.probes.words import Words
 from coprs_core.probes.zoom import Zoomed
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
 NOTHING = Markup("")
+NOWHERE = 0.1
+"""A word whose prior is nowhere as high as this looks nowhere."""
 IOU_COLOUR, SPREAD_COLOUR = "#b5315f", "#8a7a2c"
 
 
@@ -52,49 +56,43 @@ def pictures_view(lang: str, photo: Photo, result: Result, finding: Finding) -> 
     return render(lang, "pictures", pictures=pictures)
 
 
-def sentences_view(lang: str, photo: Photo, result: Result, finding: Sentences) -> Markup:
-    """The sentences to choose from, a slider, a chart; prior and mask after each."""
-    views, has_mask = finding.views, bool(result.regions)
-    mask = result.mask if has_mask else None
-    shown = [of_focus(v, f"{i}. {v.text}", mask) for i, v in enumerate(views, start=1)]
+def numbers_view(lang: str, photo: Photo, result: Result, finding: Sentences) -> Markup:
+    """The figures of each sentence, as a table and as lines; the pictures stand in the strip."""
+    views, settled, has_mask = finding.views, finding.settles_at, bool(result.regions)
     lines = [Line(SPREAD_COLOUR, say(lang, "chart_spread"), [v.spread for v in views])]
     if has_mask:
         lines.insert(0, Line(IOU_COLOUR, say(lang, "chart_iou"), [v.iou for v in views]))
-    settled = finding.settles_at
-    column = render(
+    return render(
         lang,
-        "trace",
+        "numbers",
         views=views,
+        moves=finding.moves,
         settled=settled,
         has_mask=has_mask,
         chart=chart(lang, lines, settled),
     )
-    canvas = Canvas(lang, np.asarray(photo.image), SMALL_SIDE)
-    figures = column + canvas.prior_figure(result.prior_kind) + canvas.mask_figure()
-    return canvas.show(shown, figures, "probe", start=len(views) - 1)
 
 
 def strip_view(lang: str, photo: Photo, finding: Sentences) -> Markup:
-    """A thought's sentences as a strip, each with a small heatmap; they drive the answer's canvases
+    """A thought's sentences as a strip of small heatmaps; they drive the answer's canvases
     (view.js). One line says after which of them the focus came to rest."""
     pixels, views = np.asarray(photo.image), finding.views
     canvas, small = Canvas(lang, pixels, SMALL_SIDE), thumbnail(pixels, STRIP_SIDE)
-    looks = [canvas.look(CanvasView(v.text, v.prior, v.mask.astype(np.uint8))) for v in views]
     settled, count = finding.settles_at, len(views)
     is_focus = views[0].prior_kind == FOCUS_TOKEN_PRIOR
-    says = "rested_last" if settled == count - 1 else "rested"
+    says = "rested_last" if settled == count - 1 else "rested_first" if not settled else "rested"
     words = ""
     if is_focus and settled is not None and count > 1:
-        words = say(lang, says, n=settled + 1, count=count)
-    shown = [
-        {
-            "text": view.text,
-            "iou": f"{view.iou:.2f}",
-            "percent": round(100 * view.iou),
-            "url": photo_url(prior_overlay(small, small_prior(view.prior, STRIP_SIDE))),
-        }
-        for view in views
-    ]
+        words = say(lang, says, n=settled + 1, count=count, rest=count - settled - 1)
+    label = "look_after" if is_focus else "look_words"
+    looks, shown = [], []
+    for i, (view, moves) in enumerate(zip(views, finding.moves, strict=True)):
+        called = say(lang, label, n=i + 1)
+        look = canvas.look(CanvasView(called, view.prior, view.mask.astype(np.uint8)))
+        looks.append(look | {"iou": round(view.iou, 2), "moved": moves, "settled": i == settled})
+        picture = prior_overlay(small, small_prior(view.prior, STRIP_SIDE))
+        values = {"text": view.text, "iou": f"{view.iou:.2f}", "moved": moves and is_focus}
+        shown.append(values | {"url": photo_url(picture)})
     return render(
         lang,
         "strip",
@@ -106,16 +104,33 @@ def strip_view(lang: str, photo: Photo, finding: Sentences) -> Markup:
     )
 
 
-def empty_strip(lang: str) -> Markup:
-    """The strip's place before a thought is traced."""
-    return render(lang, "strip_empty")
+def empty_strip(lang: str, says: str = "strip_empty") -> Markup:
+    """The strip's place before a thought is traced, or why it is not."""
+    return render(lang, "strip_empty", words=say(lang, says))
 
 
-def word_view(lang: str, photo: Photo, view: FocusView, caption: str) -> Markup:
-    """Prior and mask of one word, the prior named for what it is."""
-    canvas = Canvas(lang, np.asarray(photo.image), SMALL_SIDE)
-    figures = canvas.prior_figure(view.prior_kind, caption) + canvas.mask_figure()
-    return canvas.show([of_focus(view, "")], figures, "probe")
+def word_looks(lang: str, finding: Words) -> WordLooks:
+    """The words of a reply as buttons of the answer's canvases, each prior on a scale of its
+    own."""
+    is_focus = finding.prior_kind == FOCUS_TOKEN_PRIOR
+    pieces, looks = [], []
+    found = zip(finding.words, finding.maps, finding.highest, finding.trained, strict=True)
+    for text, seen, highest, trained in found:
+        word, nowhere = text.strip(), ""
+        if not is_focus:
+            called = say(lang, "attention_word", word=word, share=f"{100 * highest:.0f}")
+        elif trained:
+            called = say(lang, "focus_word")
+        else:
+            called = say(lang, "probe_word", word=word, highest=f"{highest:.2f}")
+            if highest < NOWHERE:
+                nowhere = say(lang, "nowhere", highest=f"{highest:.3f}")
+                called = f"{called} · {nowhere}"
+        own_scale = seen / max(float(seen.max()), 1e-9)
+        looks.append({"label": called, "prior": encode_prior(own_scale)})
+        pieces.append(Word(text, nowhere))
+    about = "words_about" if is_focus else "words_attention"
+    return WordLooks(pieces, json.dumps(looks), about)
 
 
 def zoom_view(lang: str, photo: Photo, result: Result, finding: Zoomed) -> Markup:
@@ -125,7 +140,7 @@ def zoom_view(lang: str, photo: Photo, result: Result, finding: Zoomed) -> Marku
 
 
 VIEWS: dict[str, Callable[[str, Photo, Result, Any], Markup]] = {
-    "sentences": sentences_view,
+    "sentences": numbers_view,
     "zoom": zoom_view,
 }
 
@@ -148,6 +163,17 @@ def pair(
     return render(lang, "pair", summary=summary, sides=sides)
 
 
+def comparison(
+    lang: str, photo: Photo, results: tuple[Result, Result], names: tuple[str, str]
+) -> Markup:
+    """Two answers side by side, and both masks in two colours under one slider."""
+    only = (say(lang, "only", name=name) for name in names)
+    slider = say(lang, "compare_slider")
+    difference = Difference(results[0].mask, results[1].mask, *only, slider)
+    words = moved_words(lang, moved(*results))
+    return difference_view(lang, photo, difference, words) + pair(lang, photo, results, names)
+
+
 def _side(lang: str, photo: Photo, result: Result, caption: str) -> Markup:
     canvas = Canvas(lang, np.asarray(photo.image), SMALL_SIDE)
     colon = "：" if lang == "zh" else ":"
@@ -166,37 +192,14 @@ def agreement_words(lang: str, agreement: AgainstAnswer) -> str:
     return say(lang, "both_iou", mask=f"{agreement.mask_iou:.2f}", prior=prior)
 
 
-@dataclass(frozen=True, eq=False)
-class Difference:
-    """Two masks bool [H, W] of one photo, with what each and the slider over them is called."""
-
-    first: np.ndarray
-    second: np.ndarray
-    first_name: str
-    second_name: str
-    slider: str
-
-    @property
-    def numbers(self) -> np.ndarray:
-        """uint8 [H, W]: 1 where both are, 2 only the first, 3 only the second."""
-        numbers = np.zeros(self.first.shape, np.uint8)
-        numbers[self.first & self.second] = 1
-        numbers[self.first & ~self.second] = 2
-        numbers[self.second & ~self.first] = 3
-        return numbers
-
-
 def difference_view(
     lang: str, photo: Photo, difference: Difference, summary: str, beside: Markup = NOTHING
 ) -> Markup:
     """Two masks over one photo under one slider, in three colours; `beside` stands next to them."""
     canvas = Canvas(lang, np.asarray(photo.image))
-    names = (say(lang, "both"), difference.first_name, difference.second_name)
-    swatches = [(css_colour(i), name) for i, name in enumerate(names, start=1)]
-    legend = render(lang, "legend", swatches=swatches)
-    figure = canvas.mask_figure(legend, wipe=difference.slider)
-    views = [CanvasView("", None, difference.numbers)]
-    view = canvas.show(views, figure, "probe compared", compare=True)
+    figure = canvas.mask_figure(difference.legend(lang), wipe=difference.slider)
+    views = [CanvasView("", None, difference.numbers, compares=True)]
+    view = canvas.show(views, figure, "probe compared")
     return render(lang, "pair", summary=summary, sides=view + beside)
 
 

@@ -32,7 +32,7 @@ LINKS = {
     "given_open": "The thought is yours: the model read it instead of its own.",
     "finished_broken": "It broke off before it answered: ask again, or shorter.",
     "named_holds": "It named a thing that it saw.",
-    "named_broken": "It named what it did not say it saw ({words}): try another thought.",
+    "named_broken": "It named what it did not say it saw ({words}): change that sentence.",
     "looked_holds": "It looked at one place.",
     "looked_broken": "It looked at {count} places: say which is meant.",
     "looked_nowhere": "It looked nowhere (at most {highest}).",

@@ -2,7 +2,7 @@
 
 A probe's file holds `ask(engine, photo, result)`, which gives a `Finding`. Its name here puts it on
 the page, on the command line (`--probe NAME`), into the zip and among the endpoints; what it is
-called there stands in `app/texts.py`. `word`, `thought`, `again` and `truth` take something more
+called there stands in `app/texts/`. `word`, `thought`, `again` and `truth` take something more
 than the answer and have options of their own.
 """
 

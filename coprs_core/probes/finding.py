@@ -29,7 +29,7 @@ class NotApplicable(CoPRSError):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture for the page: `pixels` uint8 [H, W, 3] and its caption, a key of `app/texts.py`."""
+    """A picture for the page: `pixels` uint8 [H, W, 3] and its caption, a key of `app/texts/`."""
 
     caption: str
     values: dict[str, Any]

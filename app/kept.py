@@ -1,0 +1,62 @@
+"""Answers that are opened instead of asked for: the recorded one of the first screen, and those
+that are kept under a link."""
+
+import secrets
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from app.uploads import NO_ROOM, has_room, use_private_folder
+from app.visitors import MAX_PIXELS, Answered, small_trace
+from coprs_core.archive import open_answer
+from coprs_core.errors import CoPRSError
+
+RECORDED = Path(__file__).resolve().parent.parent / "assets" / "examples" / "recorded.zip"
+MAX_LINKS = 200
+"""So many answers are kept under links; the oldest go."""
+_EXPIRED = "This link's answer is no longer kept on this server: ask for it again."
+
+
+@cache
+def recorded() -> Answered:
+    """A real answer of the miniature, recorded with its trace."""
+    return opened(RECORDED)
+
+
+def opened(path: Path | str) -> Answered:
+    """A saved answer with its trace, where one was saved; raises as `open_answer` does."""
+    saved = open_answer(path, MAX_PIXELS)
+    trace = small_trace(saved.sentences) if saved.sentences else None
+    return Answered(saved.photo, saved.result, trace=trace)
+
+
+def keep(file: Path) -> str:
+    """Keep an answer's zip; returns the name by which `linked` finds it, which nobody can guess:
+    128 random bits.
+
+    It is kept while the server runs, and `MAX_LINKS` newer ones do not push it out.
+    Raises `CoPRSError` where there is no room.
+    """
+    if not has_room():
+        raise CoPRSError(NO_ROOM)
+    token = secrets.token_urlsafe(16)
+    folder = _folder()
+    for old in sorted(folder.glob("*.zip"), key=lambda p: p.stat().st_mtime)[: -MAX_LINKS + 1]:
+        old.unlink(missing_ok=True)
+    shutil.copyfile(file, folder / f"{token}.zip")
+    return token
+
+
+def linked(token: str) -> Answered:
+    """The answer under a link; raises `CoPRSError` where there is none, or no longer."""
+    is_one = len(token) == 22 and all(c.isalnum() or c in "-_" for c in token)
+    path = _folder() / f"{token}.zip" if is_one else None
+    if path is None or not path.is_file():
+        raise CoPRSError(_EXPIRED)
+    return opened(path)
+
+
+@cache
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="links-", dir=use_private_folder()))

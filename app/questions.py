@@ -1,0 +1,155 @@
+"""Between the core and what is asked about an answer: probes, comparisons, the truth, and what is
+taken away."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+
+from app.kept import keep
+from app.serving import ModelServer
+from app.texts import say
+from app.uploads import painted_mask
+from app.views import page
+from app.views import probes as probe_views
+from app.views.standalone import standalone
+from app.visitors import (
+    Answered,
+    can_probe,
+    given,
+    in_a_sentence,
+    language,
+    save_answered,
+    small_trace,
+    why_not,
+)
+from coprs_core.answer.compare import against_truth, read_truth
+from coprs_core.errors import CoPRSError
+from coprs_core.probes import probe, sentences
+from coprs_core.probes.trace import Sentences
+from coprs_core.replay import save_replay
+
+_NEEDS_A_PLACE = ("heads", "zoom")
+"""Probes of an answer that found something."""
+
+
+class Questions:
+    """What is asked about the answer at hand, with the model in use."""
+
+    def __init__(self, server: ModelServer):
+        self.server = server
+
+    def why_not(self, lang: str, name: str, answered: Answered | None) -> str:
+        """Why a probe cannot be asked now, in a sentence; "" where it can."""
+        if answered is None:
+            return say(lang, "reason_no_answer")
+        if name in answered.findings:
+            return ""
+        if reason := why_not(self.server, answered.result):
+            return say(lang, reason, model=answered.result.model)
+        if name in _NEEDS_A_PLACE and not answered.result.regions:
+            return say(lang, "reason_nothing")
+        return ""
+
+    def ask_probe(
+        self, name: str, answered: Answered | None, request: gr.Request | None = None
+    ) -> str:
+        """A probe's finding as HTML; it is kept with the answer, for the zip."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            answered = given(lang, answered)
+            finding = self.server.ask(probe(name).ask, answered.photo, answered.result)
+        answered.findings[name] = finding
+        return probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
+
+    def compare(
+        self,
+        answered: Answered | None,
+        earlier: int | None,
+        recent: tuple | None,
+        request: gr.Request | None = None,
+    ) -> str:
+        """An earlier answer about the same photo against the one at hand."""
+        lang, recent = language(request), recent or ()
+        with in_a_sentence(lang):
+            answered = given(lang, answered)
+            if not isinstance(earlier, int) or not 0 <= earlier < len(recent):
+                raise CoPRSError(say(lang, "gone"))
+            both = recent[earlier], answered
+            results = both[0].result, both[1].result
+            names = named(lang, both[0]), named(lang, both[1])
+            return probe_views.comparison(lang, answered.photo, results, names)
+
+    def truth(
+        self,
+        answered: Answered | None,
+        painted: list[str],
+        file: str | None,
+        request: gr.Request | None = None,
+    ) -> str:
+        """The answer at hand against a true mask: a file's, else what was painted."""
+        lang = language(request)
+        with in_a_sentence(lang):
+            answered = given(lang, answered)
+            size = answered.photo.size
+            truth = read_truth(file if file else painted_mask(painted, size), size)
+            scores = against_truth(answered.result, truth)
+        return probe_views.truth_view(lang, answered.photo, answered.result, truth, scores)
+
+    # --- to take away
+
+    def export(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[str]:
+        """The answer's files as one zip, with what probes found and the trace."""
+        lang = language(request)
+        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+            yield str(save_answered(Path(folder), self.server, given(lang, answered)))
+
+    def export_page(
+        self, answered: Answered | None, request: gr.Request | None = None
+    ) -> Iterator[str]:
+        """The answer as one HTML file that needs no server: canvases, replay and all."""
+        lang = language(request)
+        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+            answered = given(lang, answered)
+            path = Path(folder) / "coprs-answer.html"
+            text = standalone(lang, answered.photo, answered.result, self._traced(answered))
+            path.write_text(text, encoding="utf-8")
+            yield str(path)
+
+    def export_replay(
+        self, answered: Answered | None, request: gr.Request | None = None
+    ) -> Iterator[str]:
+        """The replay as an animated picture; raises where the thought cannot be traced."""
+        lang = language(request)
+        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+            answered = given(lang, answered)
+            trace = self._traced(answered)
+            if trace is None:
+                raise CoPRSError(say(lang, "strip_none"))
+            path = Path(folder) / "coprs-replay.webp"
+            yield str(save_replay(path, answered.photo, answered.result, trace))
+
+    def link(self, answered: Answered | None, request: gr.Request | None = None) -> str:
+        """A link under which this server opens the answer again."""
+        lang = language(request)
+        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+            file = save_answered(Path(folder), self.server, given(lang, answered))
+            return page.link(lang, keep(file))
+
+    def _traced(self, answered: Answered) -> Sentences | None:
+        """The trace of an answer, made now where it can be and was not yet."""
+        if answered.trace is None and can_probe(self.server, answered.result):
+            try:
+                trace = self.server.ask(sentences.ask, answered.photo, answered.result)
+            except CoPRSError:  # a thought without sentences
+                return None
+            answered.trace = small_trace(trace)
+        return answered.trace
+
+
+def named(lang: str, answered: Answered) -> str:
+    """What an answer is called beside others about the same photo."""
+    result = answered.result
+    changed = f", {say(lang, 'thought_changed')}" if result.is_thought_given else ""
+    return f"{result.instruction[:60]} ({result.model}{changed})"

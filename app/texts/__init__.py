@@ -1,0 +1,25 @@
+"""What the page says, in every language it speaks. `{name}` stands for a value; keys are the same
+in all."""
+
+import gradio as gr
+
+from app.texts.chinese import CHINESE
+from app.texts.english import ENGLISH
+
+LANGUAGES = {"en": ENGLISH, "zh": CHINESE}
+I18N = gr.I18n(**LANGUAGES)
+"""For components, whose texts Gradio translates in the browser."""
+
+
+def language_of(accepted: str | None) -> str:
+    """The page's language for a browser's Accept-Language header, in its order of wish; English
+    where none is spoken."""
+    for wish in (accepted or "").split(","):
+        if (code := wish.strip().lower()[:2]) in LANGUAGES:
+            return code
+    return "en"
+
+
+def say(language: str, key: str, **values) -> str:
+    """A text of the page."""
+    return LANGUAGES[language][key].format(**values) if values else LANGUAGES[language][key]

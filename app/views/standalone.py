@@ -1,0 +1,66 @@
+"""An answer as one HTML file that needs no server and no network."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from app.views import canvas, page, probes
+from app.views.render import render
+from coprs_core.answer.pictures import (
+    DIM,
+    GREY,
+    HEAT_OPACITY,
+    HEATMAP_COLOURS,
+    LEAST_HEAT,
+    REGION_COLOURS,
+    TINT,
+)
+from coprs_core.answer.results import Result
+from coprs_core.masks import PRIOR_STEPS
+from coprs_core.photos import Photo
+from coprs_core.probes.trace import Sentences
+
+STATIC = Path(__file__).resolve().parent.parent / "static"
+
+
+def script() -> Markup:
+    """The script of <coprs-view>, and the colours and strengths that it shares with the core's
+    pictures, as HTML."""
+    shared = {
+        "heatmap": base64.b64encode(HEATMAP_COLOURS.tobytes()).decode(),
+        "tints": REGION_COLOURS,
+        "priorSteps": PRIOR_STEPS,
+        "opacity": HEAT_OPACITY,
+        "leastHeat": LEAST_HEAT,
+        "grey": GREY,
+        "dim": DIM,
+        "tint": TINT,
+    }
+    source = (STATIC / "view.js").read_text(encoding="utf-8")
+    return Markup(
+        f"<script>window.COPRS_PICTURES={json.dumps(shared)};</script>"
+        f'<script type="module">{source}</script>'
+    )
+
+
+def standalone(lang: str, photo: Photo, result: Result, trace: Sentences | None) -> Markup:
+    """An answer with its canvases, its verdict and, where its thought was traced, its replay."""
+    strip = probes.empty_strip(lang, "strip_none")
+    if trace is not None and result.regions:
+        strip = probes.strip_view(lang, photo, trace)
+    return render(
+        lang,
+        "standalone",
+        language=lang,
+        style=Markup((STATIC / "style.css").read_text(encoding="utf-8")),
+        script=script(),
+        instruction=result.instruction,
+        model=result.model,
+        thought=page.finished_thought(lang, result),
+        view=canvas.answer_view(lang, np.asarray(photo.image), result),
+        strip=strip,
+        verdict=page.verdict(lang, result),
+    )
