@@ -50,8 +50,3 @@ class Frame:
     def of_restoring(self) -> list:
         """What an earlier answer changes when it comes back."""
         return [self.photo, self.instruction, *self.of_answer]
-
-    @property
-    def of_opening(self) -> list:
-        """What is set when the page opens."""
-        return [self.header, self.notice, *self.of_restoring]

@@ -205,9 +205,9 @@ class Handlers:
     ) -> Values:
         """A saved answer, without the model; it joins the recent ones."""
         lang = language(request)
-        if path is None:
-            return {self.frame.steps: gr.skip()}
         with in_a_sentence(lang):
+            if path is None:
+                raise CoPRSError(say(lang, "gone"))
             answered = opened(path)
         return self._restored(lang, answered) | self.recalled(remembered(answered, recent or ()))
 
@@ -311,21 +311,22 @@ class Handlers:
         in_use = say(lang, "model_used", name=self.server.engine.name)
         yield page.loading(lang, in_use), self._in_use(lang)
 
-    def opened(self, request: gr.Request | None = None) -> Iterator[Values]:
-        """When the page opens: a recorded answer, or the one under the link that was followed, in
-        the visitor's language, at once; then the model in use, when it is loaded."""
+    def opened(self, request: gr.Request | None = None) -> Values:
+        """When the page opens, at once: a recorded answer, or the one under the link that was
+        followed, in the visitor's language."""
         lang, frame = language(request), self.frame
-        token = request.query_params.get("answer", "") if request else ""
-        values: Values = {frame.steps: page.steps(lang)}
-        if token:
+        if token := request.query_params.get("answer", "") if request else "":
             with in_a_sentence(lang):
-                values = self._restored(lang, linked(token))
-        else:
-            values |= self._at_hand(lang, recorded(), is_recorded=True)
+                return self._restored(lang, linked(token))
+        # what is asked is left alone: somebody may be typing already
+        return {frame.steps: page.steps(lang), **self._at_hand(lang, recorded(), True)}
+
+    def model_in_use(self, request: gr.Request | None = None) -> Iterator[Values]:
+        """The masthead while the model is being loaded, and when it is."""
         if not self.server.is_ready:
-            yield {frame.header: page.header(lang, None), frame.notice: "", **values}
-            values = {}
-        yield values | self._in_use(lang)
+            header = page.header(language(request), None)
+            yield {self.frame.header: header, self.frame.notice: ""}
+        yield self._in_use(language(request))
 
     def _in_use(self, lang: str) -> Values:
         engine = self.server.engine

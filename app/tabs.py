@@ -3,14 +3,14 @@ handler."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import gradio as gr
 
 from app.handlers import Frame, Handlers, Values
 from app.questions import Questions, named
 from app.texts import I18N, say
-from app.uploads import bound_paintings
+from app.uploads import bound_paintings, read_by
 from app.views import page
 from app.visitors import Answered, language
 from coprs_core.probes import PROBES
@@ -126,7 +126,7 @@ def truth_tab(frame: Frame, questions: Questions) -> Tab:
             )
             bound_paintings(paint)
             # read later, when it is known how large a layer may be
-            paint.preprocess = cast(Any, _paths_of_layers)
+            read_by(paint, _paths_of_layers)
             with gr.Column():
                 file = gr.File(
                     label=I18N("truth_file"),

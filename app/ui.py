@@ -18,7 +18,7 @@ from app.serving import ModelServer
 from app.tabs import MODEL, NO_AUTOCOMPLETE, QUIET, Recent, Tab, build_tabs
 from app.texts import I18N, say
 from app.theme import theme
-from app.uploads import Page, bound, use_private_folder
+from app.uploads import Page, bound, read_by, use_private_folder
 from app.views import canvas, page, probes
 from app.views.standalone import script
 from app.visitors import Answered, in_a_sentence, language, picked
@@ -101,7 +101,8 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         for event in (*answered, _beginning(frame, handlers)):
             event.then(**prepare)
         _tracing(frame, buttons, handlers, answered)
-        demo.load(handlers.opened, outputs=frame.of_opening, **QUIET).then(**prepare)
+        demo.load(handlers.model_in_use, outputs=[frame.header, frame.notice], **QUIET)
+        demo.load(handlers.opened, outputs=frame.of_restoring, **QUIET).then(**prepare)
     return demo
 
 
@@ -180,7 +181,7 @@ def _photo_input() -> gr.Image:
         buttons=["fullscreen"],
     )
     # the core reads files itself: every mode, every error as a sentence
-    photo.preprocess = _path_of  # type: ignore[method-assign]
+    read_by(photo, _path_of)
     return photo
 
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -152,13 +152,26 @@ def bound_paintings(editor: gr.ImageEditor) -> None:
     editor.accept_blobs = accept_blobs  # type: ignore[method-assign]
 
 
+_readers: dict[int, Callable[[Any], Any]] = {}
+
+
+def read_by(component: Any, reader: Callable[[Any], Any]) -> None:
+    """Let a component's input be read by a function of ours instead of Gradio's own."""
+    _readers[component._id] = component.preprocess = reader
+
+
 class Page(gr.Blocks):
     """A page that takes uploaded files alone, and answers whatever else is sent in one sentence."""
 
-    async def preprocess_data(self, block_fn: Any, inputs: list, *args: Any, **kwargs: Any) -> list:
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list, state: Any, *args: Any, **kwargs: Any
+    ) -> list:
         try:
             check_paths(inputs)
-            return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+            for block in block_fn.inputs:  # a session makes a component anew when it changes
+                if block._id in _readers and state is not None and block._id in state:
+                    state[block._id].preprocess = _readers[block._id]
+            return await super().preprocess_data(block_fn, inputs, state, *args, **kwargs)
         except CoPRSError as problem:
             raise gr.Error(str(problem), print_exception=False) from None
         except Exception:  # a stranger's request makes Gradio raise anything at all

@@ -680,7 +680,7 @@ def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, 
         with pytest.raises(CoPRSError, match="no longer kept"):
             kept.linked(wrong)
     request = SimpleNamespace(query_params={"answer": token}, headers={})
-    *_, values = page_handlers.opened(request)
+    values = page_handlers.opened(request)
     assert values["instruction"] == answered.result.instruction
     assert values["answered"].result.to_json() == answered.result.to_json()
 
@@ -706,7 +706,7 @@ def test_a_page_of_a_megapixel_photo_is_small(mini, tmp_path):
 
 def test_the_first_screen_shows_a_recorded_answer_at_once(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    *_, values = page_handlers.opened()
+    values = page_handlers.opened()
     assert 'data-autoplay="true"' in values["thought"] and "recorded" in values["verdict"]
     assert values["trace"].count("data-sentence") == len(kept.recorded().trace.views)
     assert "photo" not in values and "instruction" not in values  # what is asked is the visitor's
