@@ -1047,7 +1047,7 @@ def test_a_phone_holds_every_tab_and_goes_to_the_thought(browser, server, shoot)
     page.tap("#trace [data-sentence] >> nth=0")
     changed(page, "#view canvas.prior", answer)
     shoot(page, "phone")
-    for name in ("Ground truth", "Take away", "Models", "Help"):
+    for name in ("Ground truth", "Take away", "Help", "Models"):
         page.locator("#probes .overflow-menu button").first.click()
         page.locator("#probes .overflow-dropdown").get_by_text(name, exact=True).click()
         page.wait_for_timeout(900)
