@@ -7,6 +7,7 @@ some), else to a temporary folder.
 
 import base64
 import dataclasses
+import io
 import json
 import os
 import time
@@ -775,6 +776,57 @@ def test_the_first_screen_replays_a_recorded_answer(browser, server, shoot):
     page.keyboard.type("Nearest to it is the fish at the bottom right, the purple one.")
     page.keyboard.press("Enter")
     page.wait_for_selector("#view .chips p", timeout=20000)
+    page.close()
+
+
+def test_the_moving_picture_of_the_readme(browser, server, tmp_path):
+    """The replay of the first screen, then a wrong answer repaired, frame by frame from the page."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    page.goto(server[0])
+    ready(page)
+    frames, milliseconds = [], []
+
+    def film(until, most=120):
+        for _ in range(most):
+            began = time.monotonic()
+            shot = Image.open(io.BytesIO(page.screenshot(type="png"))).convert("RGB")
+            frames.append(shot.resize((960, 600), Image.Resampling.LANCZOS))
+            page.wait_for_timeout(60)
+            milliseconds.append(round(1000 * (time.monotonic() - began)))
+            if until():
+                return
+
+    page.click("[data-replay]")
+    film(lambda: not page.locator(".said .later").count())
+    milliseconds[-1] = 1500
+    ask_example(page, 8)
+    page.locator("#thought textarea").wait_for()
+    page.wait_for_selector("#trace [data-sentence]", timeout=30000)
+    film(lambda: True)
+    milliseconds[-1] = 1200
+    for words in ("at the top right", ", the brown one."):
+        page.keyboard.press("Control+A") if words.startswith("at") else None
+        page.keyboard.type(f"Nearest to it is the hat {words}" if words.startswith("at") else words)
+        film(lambda: True)
+        milliseconds[-1] = 600
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#view .chips p", timeout=20000)
+    page.wait_for_selector("#trace [data-sentence]", timeout=30000)
+    ready(page)
+    page.wait_for_timeout(500)
+    film(lambda: True)
+    milliseconds[-1] = 3500
+    folder = SCREENSHOTS if os.environ.get("COPRS_SCREENSHOTS") else tmp_path
+    options = {"quality": 60, "method": 4, "minimize_size": True, "loop": 0}
+    frames[0].save(
+        folder / "replay.webp",
+        save_all=True,
+        append_images=frames[1:],
+        duration=milliseconds,
+        **options,
+    )
+    with Image.open(folder / "replay.webp") as picture:
+        assert picture.n_frames > 8 and (folder / "replay.webp").stat().st_size < 3e6
     page.close()
 
 
