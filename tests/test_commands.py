@@ -273,6 +273,27 @@ def test_no_photos_is_one_sentence(tmp_path, capsys, given, words):
     assert words in capsys.readouterr().err
 
 
+def test_the_trace_of_a_saved_answer_is_told_and_replayed_without_torch(tmp_path):
+    replay = tmp_path / "replay.webp"
+    code = (
+        "import sys; from coprs_core.__main__ import main; "
+        f"print(main(['open', 'assets/examples/recorded.zip', '--replay', {str(replay)!r}]), "
+        "'torch' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert told.stdout.endswith("0 False\n") and not told.stderr
+    assert "(settles here)  Nearest to it is the fish in the middle" in told.stdout
+    with Image.open(replay) as picture:
+        assert picture.is_animated
+
+
+def test_what_was_saved_without_its_trace_cannot_be_replayed(photo, tmp_path, capsys):
+    out = tmp_path / "a"
+    assert main(["segment", photo, "the largest thing", "--out", str(out)]) in (0, 3)
+    assert main(["open", str(out), "--replay", str(tmp_path / "r.webp")]) == 2
+    assert "saved without the trace of its thought" in capsys.readouterr().err
+
+
 def test_a_saved_answer_opens_without_a_model(tmp_path, capsys, monkeypatch):
     example, out = ROOT / "assets" / "examples" / "rain.png", tmp_path / "out"
     assert (

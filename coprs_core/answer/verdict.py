@@ -37,7 +37,7 @@ LINKS = {
     "looked_broken": "It looked at {count} places: say which is meant.",
     "looked_nowhere": "It looked nowhere (at most {highest}).",
     "drawn_holds": "It drew what it looked at.",
-    "drawn_broken": "It drew something else than it looked at: zoom in, or ask in other words.",
+    "drawn_broken": "It drew something else than it looked at: try a closer look, or other words.",
     "true_open": "Whether it is right is not known: paint the truth.",
 }
 """What is said of a link, in words."""

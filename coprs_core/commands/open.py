@@ -6,10 +6,12 @@ from pathlib import Path
 SUMMARY = "show a saved answer, without any model"
 PAGE = """\
 Show an answer that `segment --out` or the page's "Take away" saved: a folder or a zip.
-Needs no model. --out writes its files anew; the app opens the zip too.
+Needs no model. --out writes its files anew, --replay the thought and its looks as a moving
+picture; the app opens the zip too.
 
-example:
+examples:
   python -m coprs_core open answer.zip
+  python -m coprs_core open answer.zip --replay replay.webp
 
 exit codes:
   0 found · 3 nothing found · 4 unfinished · 2 no saved answer
@@ -25,21 +27,39 @@ def add_options(parser: ArgumentParser) -> None:
         help='what `segment --out` or "Take away" wrote',
     )
     add("--out", type=Path, metavar="DIR", help="write the answer's files into this folder")
+    add(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="write the replay as .webp or .gif, where the answer was saved with its trace",
+    )
     add("--json", action="store_true", help="print the result as JSON and nothing else")
 
 
 def run(options: Namespace) -> int:
     from coprs_core.archive import open_answer, save_answer, writable_folder
     from coprs_core.commands.segment import EXIT_CODES, summary
+    from coprs_core.errors import CoPRSError
+    from coprs_core.replay import save_replay
 
     saved = open_answer(options.answer)
-    result = saved.result
+    result, trace, written = saved.result, saved.sentences, []
+    if options.replay and trace is None:
+        raise CoPRSError(
+            "This answer was saved without the trace of its thought, so there is nothing to "
+            "replay: save it with `segment … --probe sentences --out DIR`, or on the page."
+        )
     if options.json:
         print(result.to_json())
     else:
         print(f"“{result.instruction}”\n\n{result.reasoning}\n\n{summary(result)}")
+        if trace:
+            print(f"sentences: {trace.summary()}")
     if options.out:
-        written = save_answer(writable_folder(options.out), saved.photo, result)
-        if not options.json:
-            print("written: " + ", ".join(str(p) for p in written))
+        findings = [trace] if trace else []
+        written += save_answer(writable_folder(options.out), saved.photo, result, findings)
+    if options.replay and trace:
+        written.append(save_replay(options.replay, saved.photo, result, trace))
+    if written and not options.json:
+        print("written: " + ", ".join(str(p) for p in written))
     return EXIT_CODES[result.outcome]
