@@ -265,7 +265,8 @@ const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseco
 async function replay() {
   const view = $("#view coprs-view"), looks = ofSentences(), lines = [...document.querySelectorAll("#thought .said li")];
   const run = (replaying = {});
-  lines.forEach((line) => line.classList.add("later"));
+  const rest = [...document.querySelectorAll("#view .fit, #view .agreement, #verdict"), ...lines];
+  rest.forEach((one) => one.classList.add("later"));
   for (const [i, line] of lines.entries()) {
     line.classList.remove("later");
     line.scrollIntoView({ block: "nearest" });
@@ -276,15 +277,16 @@ async function replay() {
     }
     if (text.startsWith(span.textContent)) span.textContent = text; // unless another thought came meanwhile
     if (run !== replaying) break;
+    for (const picture of view.querySelectorAll(".fit")) picture.classList.remove("later");
     view.drive(i, looks, false);
     await pause(1000);
     if (run !== replaying) break;
   }
-  lines.forEach((line) => line.classList.remove("later"));
   if (run === replaying) endReplay();
 }
 function endReplay() {
   replaying = null;
+  for (const one of document.querySelectorAll(".later")) one.classList.remove("later");
   $("#view coprs-view")?.back();
 }
 function autoplay() {

@@ -1,0 +1,129 @@
+"""The unified objective: L = L_GRPO + λ_SEG · L_SEG from one forward, and its reward.
+
+Paper, sections 3.3 and 3.4. Two presets: as the paper tells them, and as the authors' released
+scripts set them.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from coprs_core.prompts import FOCUS_TOKEN, format_score, is_well_formed
+from coprs_core.training.losses import segmentation_loss
+from coprs_core.training.policy import CLIP, clipped_policy_loss, kl_to_reference
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The weights of the objective.
+
+    Attributes:
+        segmentation: λ_SEG.
+        dice, focal: λ_d and λ_f of L_SEG, up to step `switch_at`.
+        later_dice, later_focal: the same from that step on; None keeps them.
+        kl: weight of the KL to the model that training began with.
+        clip: see `policy.clipped_policy_loss`.
+        group: replies to each question, G.
+        mask_share: of the reward; the format has the rest.
+    """
+
+    segmentation: float = 0.3
+    dice: float = 3.0
+    focal: float = 10.0
+    switch_at: int | None = None
+    later_dice: float | None = None
+    later_focal: float | None = None
+    kl: float = 5e-3
+    clip: float = CLIP
+    group: int = 8
+    mask_share: float = 0.7
+
+    def weights(self, step: int) -> tuple[float, float]:
+        """λ_d and λ_f at a step, counted from 0."""
+        if self.switch_at is None or step < self.switch_at:
+            return self.dice, self.focal
+        dice = self.dice if self.later_dice is None else self.later_dice
+        focal = self.focal if self.later_focal is None else self.later_focal
+        return dice, focal
+
+
+PRESETS = {
+    "paper": Objective(),
+    "released": Objective(
+        dice=0.8, focal=0.0, switch_at=300, later_dice=2.0, later_focal=5.0, kl=0.2
+    ),
+}
+"""The paper gives no weight of the KL: there it is that of the scripts' base configuration."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The objective and what it is made of, scalars; `total` carries the gradient."""
+
+    total: Tensor
+    policy: Tensor
+    kl: Tensor
+    segmentation: Tensor
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What the policy's part of a step is computed from.
+
+    Attributes:
+        log_probs, old_log_probs, reference: [B, T], see `policy`.
+        advantages: [B].
+        written: [B, T].
+    """
+
+    log_probs: Tensor
+    old_log_probs: Tensor
+    reference: Tensor
+    advantages: Tensor
+    written: Tensor
+
+
+def unified_loss(
+    objective: Objective,
+    rollouts: Rollouts,
+    prior_logits: Tensor,
+    mask_logits: Tensor,
+    target: Tensor,
+    step: int = 0,
+) -> Terms:
+    """L_GRPO + λ_SEG · L_SEG.
+
+    Args:
+        prior_logits, mask_logits, target: [N, 1, h, w], of the N replies that have a focus token
+            and a thing to find; N may be 0, then L_SEG is 0.
+    """
+    r = rollouts
+    policy = clipped_policy_loss(
+        r.log_probs, r.old_log_probs, r.advantages, r.written, objective.clip
+    )
+    kl = kl_to_reference(r.log_probs, r.reference, r.written)
+    # without a focus token: 0, from the same graph
+    segmentation = (prior_logits.sum() + mask_logits.sum()) * 0.0
+    if len(target):
+        dice, focal = objective.weights(step)
+        segmentation = segmentation_loss(prior_logits, mask_logits, target, dice, focal)
+    total = policy + objective.kl * kl + objective.segmentation * segmentation
+    return Terms(total, policy.detach(), kl.detach(), segmentation.detach())
+
+
+def reply_reward(
+    reply: str, mask_reward: float | None, is_something_there: bool, mask_share: float = 0.7
+) -> float:
+    """0.7 · mask + 0.3 · format, in [0, 1].
+
+    Where nothing fits the instruction there is no mask to be right about: a well-formed reply that
+    says so, without a focus token, earns 1, any other 0; so that it can be learnt at all.
+
+    Args:
+        reply: with its special tokens.
+        mask_reward: of `rewards.mask_reward`; None where the reply has no focus token.
+        is_something_there: whether the instruction has a target in the picture.
+    """
+    if not is_something_there:
+        return float(FOCUS_TOKEN not in reply and is_well_formed(reply))
+    return mask_share * (mask_reward or 0.0) + (1 - mask_share) * format_score(reply)
