@@ -1,6 +1,6 @@
 """L_GRPO of the paper (section 3.3), as pure functions.
 
-Advantages within a group, the clipped policy loss, and the KL to the model that training began with.
+Advantages within a group, the clipped policy loss, and the KL to the model as it began.
 
 GRPO: Shao et al., 2024 (arXiv 2402.03300); clipping: Schulman et al., 2017 (arXiv 1707.06347).
 """
