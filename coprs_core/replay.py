@@ -78,13 +78,15 @@ def _frame(
     left = [GAP, THOUGHT_WIDTH + 2 * GAP, THOUGHT_WIDTH + width + 3 * GAP]
     font = _font(14, _is_wide(instruction + said))
     asked = _lines(draw, f"“{instruction}”", font, size[0] - 2 * GAP)[0]
-    draw.text((GAP, 13), asked, _VIOLET, font)
+    draw.text((GAP, 6), asked, _VIOLET, font)
     lines = _lines(draw, said, font, THOUGHT_WIDTH)
     room = (size[1] - TOP - GAP) // 20
     draw.multiline_text((GAP, TOP), "\n".join(lines[-room:]), _INK, font, spacing=5)
     for x, picture in zip(left[1:], (prior, mask), strict=True):
         frame.paste(Image.fromarray(picture), (x, TOP))
-    draw.text((left[2] + width, 15), words, _SOFT, _font(12, False), anchor="ra")
+    draw.text((left[1], 27), "prior", _SOFT, _font(12, False))
+    draw.text((left[2], 27), "mask", _SOFT, _font(12, False))
+    draw.text((left[2] + width, 27), words, _SOFT, _font(12, False), anchor="ra")
     return frame
 
 

@@ -409,7 +409,9 @@ def test_the_trace_comes_back_with_the_answer_without_a_model(found, traced, tmp
         assert np.array_equal(ours.mask, theirs.mask)
 
 
-@pytest.mark.parametrize("damage", ["shape", "kind", "values", "count", "text"])
+@pytest.mark.parametrize(
+    "damage", ["shape", "kind", "values", "count", "figure", "half a character", "text"]
+)
 def test_a_trace_that_is_none_is_one_sentence(found, traced, tmp_path, damage):
     save_answer(tmp_path, open_photo(found[0].image), found[2], [traced])
     priors = np.load(tmp_path / "sentences.npy")
@@ -422,6 +424,10 @@ def test_a_trace_that_is_none_is_one_sentence(found, traced, tmp_path, damage):
         priors = priors * 0 + np.float16(2)
     elif damage == "count":
         values["sentences"] *= 40
+    elif damage == "figure":
+        values["sentences"][0]["iou"] = float("nan")
+    elif damage == "half a character":
+        values["sentences"][0]["text"] = "\ud800"
     else:
         values["sentences"][0]["text"] = ["<b>"]
     np.save(tmp_path / "sentences.npy", priors)

@@ -78,6 +78,21 @@ def test_half_of_the_words_is_not_understood(mini):
     assert "took up blue, not submarine" in words(result, "understood")
 
 
+def test_what_is_seen_is_not_what_was_understood(mini):
+    """The car stands among the things seen; the question was taken to be about the apple alone."""
+    result = mini.segment(RAIN, "the blue umbrella and the orange fish")
+    understood = words(result, "understood")
+    asked = next(s for s in result.reasoning.split(". ") if s.startswith("You ask"))
+    for word in ("orange", "fish"):
+        assert (word in asked) or (word in understood.partition("not ")[2]), understood
+
+
+def test_the_truth_that_was_given_is_told(answer):
+    links = {link.name: link for link in chain(answer(), true_iou=0.83)}
+    assert links["true"].state == "holds" and "IoU 0.83" in str(links["true"])
+    assert first_broken(chain(answer(), true_iou=0.1)).name == "true"
+
+
 def test_words_are_found_again_whatever_their_case_and_ending(mini):
     result = mini.segment(RAIN, "THE UMBRELLAS!!")
     assert said(result)["understood"] == "holds"

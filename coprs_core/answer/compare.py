@@ -110,7 +110,8 @@ def against_truth(result: Result, truth: np.ndarray) -> AgainstTruth:
     if result.prior is None:
         return AgainstTruth(mask_iou)
     curve = iou_curve(result.prior, truth)
-    best, at_half = int(curve.argmax()), int(np.searchsorted(THRESHOLDS, PRIOR_THRESHOLD))
+    best = 1 + int(curve[1:].argmax())  # at 0 a prior is the whole picture
+    at_half = int(np.searchsorted(THRESHOLDS, PRIOR_THRESHOLD))
     return AgainstTruth(
         mask_iou, float(curve[at_half]), float(THRESHOLDS[best]), float(curve[best]), curve
     )

@@ -2,6 +2,7 @@
 throughout."""
 
 import textwrap
+import warnings
 
 import matplotlib
 import numpy as np
@@ -14,6 +15,8 @@ from coprs_core.answer.results import Result
 from coprs_core.metrics import THRESHOLDS
 from coprs_core.prompts import ATTENTION_PRIOR, COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR
 
+# a letter that the figures' font lacks is drawn as a box, and nothing is said of it
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 COLOUR_MAP = "inferno"
 """Perceptually uniform and safe for colour-blind eyes."""
 MASK_COLOUR = (0, 190, 170)

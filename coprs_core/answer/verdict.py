@@ -39,8 +39,14 @@ LINKS = {
     "drawn_holds": "It drew what it looked at.",
     "drawn_broken": "It drew something else than it looked at: try a closer look, or other words.",
     "true_open": "Whether it is right is not known: paint the truth.",
+    "true_holds": "It covers the true mask that you gave: IoU {iou}.",
+    "true_broken": "It misses the true mask that you gave: IoU {iou}.",
 }
 """What is said of a link, in words."""
+TRUE_IOU = 0.5
+"""From this IoU with the true mask on an answer covers it, as in the field's "accuracy at 0.5"."""
+LEAST_PLACE = 0.25
+"""A separate piece of a prior is a place of its own from this share of the largest on."""
 _MOST_WORDS = 4
 _SMALL = frozenset(
     re.findall(
@@ -73,8 +79,11 @@ class Link:
         return LINKS[self.says].format(**self.values)
 
 
-def chain(result: Result) -> tuple[Link, ...]:
-    """The links of an answer, in the order of the method; those that do not apply are left out."""
+def chain(result: Result, true_iou: float | None = None) -> tuple[Link, ...]:
+    """The links of an answer, in the order of the method; those that do not apply are left out.
+
+    `true_iou` is the IoU of its mask with the true one, where that is known.
+    """
     links = [_familiar(result)]
     if result.is_thought_given:
         links.append(Link("given", OPEN, "given_open"))
@@ -86,7 +95,7 @@ def chain(result: Result) -> tuple[Link, ...]:
         if not result.is_thought_given:
             links.append(_named(result))
         links += [_looked(result), _drawn(result)]
-        links.append(Link("true", OPEN, "true_open"))
+        links.append(_true(true_iou))
     return tuple(link for link in links if link)
 
 
@@ -106,11 +115,13 @@ def _understood(result: Result) -> Link | None:
     asked = _content(result.instruction)
     if not asked or not result.reasoning.strip():
         return None
-    thought = {part for word in _words(result.reasoning) for part in _parts(word)}
+    # what it lists as seen says nothing of what it was asked
+    said = result.reasoning[result.reasoning.find(_understanding(result.reasoning)) :]
+    thought = {part for word in _words(said) for part in _parts(word)}
     taken_up = [w for w in asked if any(_is_among(part, thought) for part in _parts(w))]
     missed = [word for word in asked if word not in taken_up]
     values = {"words": _listed(taken_up), "missed": _listed(missed)}
-    if len(taken_up) > len(missed):
+    if not missed:
         return Link("understood", HOLDS, "understood_holds", values)
     values["quote"] = _understanding(result.reasoning)
     says = "understood_partly" if taken_up else "understood_open"
@@ -145,10 +156,17 @@ def _drawn(result: Result) -> Link:
     return Link("drawn", state, f"drawn_{state}")
 
 
+def _true(true_iou: float | None) -> Link:
+    if true_iou is None:
+        return Link("true", OPEN, "true_open")
+    state = HOLDS if true_iou >= TRUE_IOU else BROKEN
+    return Link("true", state, f"true_{state}", {"iou": f"{true_iou:.2f}"})
+
+
 def _places(prior: np.ndarray) -> int:
-    """How many separate places a prior has, each at least a tenth of the largest."""
+    """How many separate places a prior has, none far smaller than the largest."""
     areas = areas_of_pieces(prior >= PRIOR_THRESHOLD)
-    return int((areas >= 0.1 * areas.max()).sum()) if len(areas) else 0
+    return int((areas >= LEAST_PLACE * areas.max()).sum()) if len(areas) else 0
 
 
 def _content(text: str) -> list[str]:

@@ -164,8 +164,16 @@ def opened(
         text, kind, share = one["text"], one["prior_kind"], one.get("share")
         if not isinstance(text, str) or len(text) > MAX_READ_CHARACTERS or kind not in PRIOR_KINDS:
             raise ValueError("a sentence that is none")
-        figures = float(one["iou"]), float(one["spread"]), bool(one["trained"])
-        share = None if share is None else float(share)
+        text.encode("utf-8")  # half a character goes through no pipe
+        shares = [
+            float(one["iou"]),
+            float(one["spread"]),
+            *([] if share is None else [float(share)]),
+        ]
+        if not all(0 <= value <= 1 for value in shares):
+            raise ValueError("a figure outside 0 to 1")
+        figures = shares[0], shares[1], bool(one["trained"])
+        share = None if share is None else shares[2]
         views.append(FocusView(text, prior.astype(np.float32), mask, *figures, kind, share))
     return Sentences(tuple(views))
 
