@@ -137,7 +137,7 @@ class Handlers:
 
     def _shown(self, lang: str, answered: Answered, recent: tuple | None) -> Values:
         """A finished answer on the page; it joins the recent ones."""
-        return self._at_hand(lang, answered) | self.recalled(remembered(answered, recent or ()))
+        return self._at_hand(lang, answered) | self._remember(lang, answered, recent)
 
     def _at_hand(self, lang: str, answered: Answered, is_recorded: bool = False) -> Values:
         """The answer at hand: its thought, pictures, trace and verdict."""
@@ -168,10 +168,12 @@ class Handlers:
             offers = page.Offers(self.server.engine.has_focus_token, True)
         return page.finished_thought(lang, result, offers, shown, answered.changed, is_recorded)
 
-    def recalled(self, recent: tuple[Answered, ...]) -> Values:
-        """The recent answers and their strip: a small picture and the instruction of each."""
+    def _remember(self, lang: str, answered: Answered, recent: tuple | None) -> Values:
+        """The recent answers with a new one in front, and their strip: a small picture of each and
+        what it is called."""
+        recent = remembered(answered, recent or ())
         pictures = [
-            (canvas.thumbnail_of(np.asarray(a.photo.image), a.result), a.result.instruction)
+            (canvas.thumbnail_of(np.asarray(a.photo.image), a.result), called(lang, a))
             for a in recent
         ]
         strip = gr.update(value=pictures, visible=bool(recent), selected_index=None)
@@ -209,7 +211,7 @@ class Handlers:
             if path is None:
                 raise CoPRSError(say(lang, "gone"))
             answered = opened(path)
-        return self._restored(lang, answered) | self.recalled(remembered(answered, recent or ()))
+        return self._restored(lang, answered) | self._remember(lang, answered, recent)
 
     def _restored(self, lang: str, answered: Answered) -> Values:
         result = answered.result
@@ -236,7 +238,7 @@ class Handlers:
         if answered.trace is None and (reason := self._trace(answered)):
             return probe_views.empty_strip(lang, reason)
         if answered.trace is None or not answered.result.regions:
-            return probe_views.empty_strip(lang, "strip_none")
+            return probe_views.empty_strip(lang, "strip_nothing")
         return probe_views.strip_view(lang, answered.photo, answered.trace)
 
     def _trace(self, answered: Answered) -> str:
@@ -244,7 +246,9 @@ class Handlers:
         finding: Any = answered.findings.get("sentences")
         if finding is None:
             height, width = answered.photo.size
-            if not answered.result.regions or not can_probe(self.server, answered.result):
+            if not answered.result.regions:
+                return "strip_nothing"
+            if not can_probe(self.server, answered.result):
                 return "strip_none"
             if self.server.is_borrowed:
                 return "strip_borrowed"
@@ -280,7 +284,8 @@ class Handlers:
         after = Answered(answered.photo, finding.result, changed=changed)
         pixels = np.asarray(answered.photo.image)
         return self._shown(lang, after, recent) | {
-            self.frame.view: canvas.changed_view(lang, pixels, before, after.result)
+            self.frame.steps: page.steps(lang),  # it neither read nor thought
+            self.frame.view: canvas.changed_view(lang, pixels, before, after.result),
         }
 
     def words(self, answered: Answered | None, request: gr.Request | None = None) -> str:
@@ -332,5 +337,11 @@ class Handlers:
         engine = self.server.engine
         return {
             self.frame.header: page.header(lang, engine),
-            self.frame.notice: page.notice(lang, engine.segmenter.note),
+            self.frame.notice: page.notice(lang, engine.segmenter.note, self.may_switch),
         }
+
+
+def called(lang: str, answered: Answered) -> str:
+    """What an answer is called among those of this visit."""
+    mark = f"✎ {say(lang, 'thought_changed')}: " if answered.result.is_thought_given else ""
+    return f"{mark}{answered.result.instruction}"

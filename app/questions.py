@@ -27,6 +27,7 @@ from app.visitors import (
 from coprs_core.answer.compare import against_truth, read_truth
 from coprs_core.errors import CoPRSError
 from coprs_core.probes import probe, sentences
+from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.trace import Sentences
 from coprs_core.replay import save_replay
 
@@ -59,7 +60,10 @@ class Questions:
         lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
-            finding = self.server.ask(probe(name).ask, answered.photo, answered.result)
+            try:
+                finding = self.server.ask(probe(name).ask, answered.photo, answered.result)
+            except NotApplicable as nothing:  # no mistake of anybody's
+                return page.reason(lang, str(nothing))
         answered.findings[name] = finding
         return probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
 
@@ -87,15 +91,17 @@ class Questions:
         painted: list[str],
         file: str | None,
         request: gr.Request | None = None,
-    ) -> str:
-        """The answer at hand against a true mask: a file's, else what was painted."""
+    ) -> tuple[str, str]:
+        """The answer at hand against a true mask, a file's, else what was painted; and the verdict,
+        which knows the truth now."""
         lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
             size = answered.photo.size
             truth = read_truth(file if file else painted_mask(painted, size), size)
             scores = against_truth(answered.result, truth)
-        return probe_views.truth_view(lang, answered.photo, answered.result, truth, scores)
+        view = probe_views.truth_view(lang, answered.photo, answered.result, truth, scores)
+        return view, page.verdict(lang, answered.result, true_iou=scores.mask_iou)
 
     # --- to take away
 
@@ -126,7 +132,9 @@ class Questions:
             answered = given(lang, answered)
             trace = self._traced(answered)
             if trace is None:
-                raise CoPRSError(say(lang, "strip_none"))
+                raise CoPRSError(
+                    say(lang, "strip_none" if answered.result.regions else "strip_nothing")
+                )
             path = Path(folder) / "coprs-replay.webp"
             yield str(save_replay(path, answered.photo, answered.result, trace))
 
@@ -139,7 +147,11 @@ class Questions:
 
     def _traced(self, answered: Answered) -> Sentences | None:
         """The trace of an answer, made now where it can be and was not yet."""
-        if answered.trace is None and can_probe(self.server, answered.result):
+        if (
+            answered.trace is None
+            and answered.result.regions
+            and can_probe(self.server, answered.result)
+        ):
             try:
                 trace = self.server.ask(sentences.ask, answered.photo, answered.result)
             except CoPRSError:  # a thought without sentences

@@ -137,7 +137,7 @@ def truth_tab(frame: Frame, questions: Questions) -> Tab:
                 button = gr.Button(I18N("truth_go"), elem_id="measure", size="sm")
                 reason = gr.HTML()
         view = gr.HTML(elem_id="truth-view")
-    button.click(questions.truth, [frame.answered, paint, file], view, **QUIET)
+    button.click(questions.truth, [frame.answered, paint, file], [view, frame.verdict], **QUIET)
 
     def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
         canvas = None
@@ -206,13 +206,13 @@ def history_tab(frame: Frame) -> Tab:
 def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> None:
     """Models: the table, and on one's own machine the choice."""
     with gr.Tab(I18N("models"), elem_id="models") as tab:
-        table = gr.HTML()
         with gr.Row(visible=may_switch):
             name = gr.Dropdown(
                 [], allow_custom_value=True, elem_id="model", scale=4, label=I18N("model_name")
             )
             button = gr.Button(I18N("use_model"), elem_id="use-model", scale=1)
         loading = gr.HTML(elem_id="loading")
+        table = gr.HTML()
 
     def show(request: gr.Request) -> Values:
         lang, rows = language(request), handlers.server.rows()

@@ -678,7 +678,8 @@ def test_the_sentences_of_the_thought_drive_the_pictures(page, shoot, server):
     said.nth(0).hover()  # the sentence itself drives them too
     page.wait_for_timeout(300)
     assert np.array_equal(drawn(page, "#view canvas.prior"), first)
-    assert "Prior after sentence 1" in page.inner_text("#view .prior-figure figcaption")
+    assert "ended after sentence 1" in page.inner_text("#view .prior-figure figcaption")
+    assert "Mask it would draw there" in page.inner_text("#view .mask-figure figcaption")
     assert said.nth(2).locator("small").inner_text() == buttons.nth(2).inner_text().split("IoU ")[1][:4]  # fmt: skip
     assert not asked  # all without the server
     shoot(page, "thought-drives")
@@ -900,7 +901,7 @@ def test_every_earlier_answer_about_the_photo_can_be_compared(page, shoot):
     assert "IoU of the two masks 0.00" in told and "only: the thing that keeps the rain off" in told
     assert page.locator("#compare-view coprs-view").count() == 3
     before = drawn(page, "#compare-view .compared canvas.mask")
-    slide(page, "#compare-view .compared", "wipe", 100)
+    slide(page, "#compare-view .compared", "wipe", 30)
     assert (drawn(page, "#compare-view .compared canvas.mask") != before).any()
     shoot(page, "compare")
 

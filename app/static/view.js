@@ -95,6 +95,12 @@ class View extends HTMLElement {
       this.caption ??= caption.textContent;
       caption.textContent = index < this.data.looks.length ? this.caption : look.label;
     }
+    const isOwn = index < this.data.looks.length; // another look has another mask, and no IoU of its own here
+    for (const [name, hidden] of [[".mask-figure figcaption > span:not(.else)", !isOwn && look.mask], [".mask-figure .else", isOwn || !look.mask]])
+      for (const span of this.querySelectorAll(name)) span.hidden = Boolean(hidden);
+    this.querySelector(".agreement")?.classList.toggle("aside", !isOwn);
+    const most = this.querySelector(".scale span:last-of-type");
+    if (most) most.textContent = look.most || "1";
     if (this.closest("#view")) mark(look);
     this.draw();
     this.dataset.ready = "true";
@@ -125,7 +131,7 @@ class View extends HTMLElement {
     const threshold = this.number("threshold", 50);
     const [priorCanvas, maskCanvas] = ["prior", "mask"].map((name) => this.querySelector(`canvas.${name}`));
     if (priorCanvas && prior) this.paint(priorCanvas, this.heat(prior, this.number("opacity", 100 * SHARED.opacity) / 100, threshold));
-    if (maskCanvas && mask) this.paint(maskCanvas, this.tint(mask, this.look(shown).compare));
+    if (maskCanvas && mask) this.paint(maskCanvas, this.tint(mask));
     const { curve } = this.data.looks[this.own];
     const iou = this.querySelector(".iou");
     if (iou && curve) iou.textContent = curve[threshold].toFixed(2);
@@ -157,23 +163,19 @@ class View extends HTMLElement {
   }
 
   // The mask tinted and outlined left of the slider's place, the photo right of it. Values of `mask`: number of the region.
-  // In a comparison: 1 both, 2 only the first, 3 only the second; under a slider of its own the first stands out left, the second right.
-  tint(mask, compare) {
-    const { width } = this.data, underSlider = compare && this.matches(".compared"), place = (this.number("wipe", 100) / 100) * width;
+  // In a comparison: 1 both, 2 only the first, 3 only the second.
+  tint(mask) {
+    const { width } = this.data, place = (this.number("wipe", 100) / 100) * width;
     const cut = this.control("cut")?.checked, out = new Uint8ClampedArray(this.photo);
     for (let i = 0, p = 0; i < mask.length; i++, p += 4) {
       const left = i % width < place;
-      const region = mask[i], behind = underSlider && region === (left ? 3 : 2);
+      const region = mask[i];
       if (cut) out[p + 3] = region ? 255 : 0;
-      else if (left || underSlider) {
+      else if (left) {
         const tint = TINTS[(region - 1) % TINTS.length];
-        const edge = region && !behind && (mask[i - 1] !== region || mask[i + 1] !== region || mask[i - width] !== region || mask[i + width] !== region);
-        for (let c = 0; c < 3; c++) out[p + c] = edge ? 255 : region ? out[p + c] + (tint[c] - out[p + c]) * (behind ? 0.2 : SHARED.tint) : out[p + c] * SHARED.dim;
+        const edge = region && (mask[i - 1] !== region || mask[i + 1] !== region || mask[i - width] !== region || mask[i + width] !== region);
+        for (let c = 0; c < 3; c++) out[p + c] = edge ? 255 : region ? out[p + c] + (tint[c] - out[p + c]) * SHARED.tint : out[p + c] * SHARED.dim;
       }
-    }
-    if (underSlider) for (let y = 0, x = Math.min(width - 1, Math.floor(place)); y < this.data.height; y++) {
-      const p = 4 * (y * width + x);
-      out[p] = out[p + 1] = out[p + 2] = 255;
     }
     return out;
   }

@@ -107,19 +107,13 @@ class Canvas:
             height=self.height,
         )
 
-    def mask_figure(
-        self, caption: str | None = None, badges: Sequence[Badge] = (), wipe: str = ""
-    ) -> Markup:
-        """A figure of the mask: canvas, the slider from photo to mask, and the cut-out.
-
-        `wipe` names the slider in a comparison, which has no cut-out.
-        """
+    def mask_figure(self, caption: str | None = None, badges: Sequence[Badge] = ()) -> Markup:
+        """A figure of the mask: canvas, the slider from photo to mask, and the cut-out."""
         return render(
             self.lang,
             "mask_figure",
             caption=say(self.lang, "mask") if caption is None else caption,
             badges=badges,
-            wipe=wipe,
             width=self.width,
             height=self.height,
         )
@@ -258,19 +252,18 @@ def moved_words(lang: str, change: Moved) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """Two masks bool [H, W] of one photo, with what each and the slider over them is called."""
+    """Two masks bool [H, W] of one photo, with what each is called."""
 
     first: np.ndarray
     second: np.ndarray
     first_name: str
     second_name: str
-    slider: str
 
     @classmethod
     def of(cls, lang: str, before: Result, after: Result) -> "Difference":
         """Of an answer and the one after it."""
         names = (say(lang, f"only_{name}") for name in ("before", "after"))
-        return cls(before.mask, after.mask, *names, say(lang, "compare_slider"))
+        return cls(before.mask, after.mask, *names)
 
     @property
     def numbers(self) -> np.ndarray:

@@ -75,9 +75,9 @@ def header(lang: str, engine: Engine | None) -> Markup:
     return render(lang, "masthead", model=engine.name, parts=parts)
 
 
-def notice(lang: str, model_note: str) -> str:
+def notice(lang: str, model_note: str, may_switch: bool = False) -> str:
     """What the model in use knows, and what to do for photos; empty where it has no such limit."""
-    return render(lang, "notice", note=model_note) if model_note else ""
+    return render(lang, "notice", note=model_note, may_switch=may_switch) if model_note else ""
 
 
 def unfamiliar(lang: str, note: str, choice: Choice | None, problem: str | None) -> Markup:
@@ -163,6 +163,7 @@ def finished_thought(
         answer=parse_reply(result.reply).answer,
         looks_after=bool(result.regions) and result.prior_kind != FOCUS_TOKEN_PRIOR,
         note=say(lang, "recorded", model=result.model) if recorded else _took(lang, result),
+        asked=result.instruction if recorded else "",
         can_edit=offers.edit and bool(result.reasoning.strip()),
         can_ask_words=offers.words,
         words=words,
@@ -190,9 +191,12 @@ def stopped(lang: str, thought_html: str) -> str:
     return render(lang, "thought_stopped", mark=mark) if is_empty else thought_html
 
 
-def verdict(lang: str, result: Result, recorded: bool = False) -> Markup:
-    """The outcome in words, the links of the chain, and warnings."""
-    links = chain(result)
+def verdict(
+    lang: str, result: Result, recorded: bool = False, true_iou: float | None = None
+) -> Markup:
+    """The outcome in words, the links of the chain, and warnings; `true_iou` once the truth was
+    given."""
+    links = chain(result, true_iou)
     shown = [link for link in links if link.says != "finished_broken"]  # the reason says it
     if result.outcome != FOUND:
         answer = parse_reply(result.reply).answer

@@ -122,12 +122,14 @@ def word_looks(lang: str, finding: Words) -> WordLooks:
         elif trained:
             called = say(lang, "focus_word")
         else:
-            called = say(lang, "probe_word", word=word, highest=f"{highest:.2f}")
             if highest < NOWHERE:
                 nowhere = say(lang, "nowhere", highest=f"{highest:.3f}")
-                called = f"{called} · {nowhere}"
-        own_scale = seen / max(float(seen.max()), 1e-9)
-        looks.append({"label": called, "prior": encode_prior(own_scale)})
+            at_most = nowhere or say(lang, "at_most", highest=f"{highest:.2f}")
+            called = f"{say(lang, 'probe_word', word=word)} · {at_most}"
+        most = float(seen.max())
+        own_scale = seen / max(most, 1e-9)
+        scale = "" if not is_focus else f"{most:.2g}"
+        looks.append({"label": called, "prior": encode_prior(own_scale), "most": scale})
         pieces.append(Word(text, nowhere))
     about = "words_about" if is_focus else "words_attention"
     return WordLooks(pieces, json.dumps(looks), about)
@@ -166,10 +168,9 @@ def pair(
 def comparison(
     lang: str, photo: Photo, results: tuple[Result, Result], names: tuple[str, str]
 ) -> Markup:
-    """Two answers side by side, and both masks in two colours under one slider."""
+    """Two answers side by side, and both masks in two colours."""
     only = (say(lang, "only", name=name) for name in names)
-    slider = say(lang, "compare_slider")
-    difference = Difference(results[0].mask, results[1].mask, *only, slider)
+    difference = Difference(results[0].mask, results[1].mask, *only)
     words = moved_words(lang, moved(*results))
     return difference_view(lang, photo, difference, words) + pair(lang, photo, results, names)
 
@@ -195,9 +196,9 @@ def agreement_words(lang: str, agreement: AgainstAnswer) -> str:
 def difference_view(
     lang: str, photo: Photo, difference: Difference, summary: str, beside: Markup = NOTHING
 ) -> Markup:
-    """Two masks over one photo under one slider, in three colours; `beside` stands next to them."""
+    """Two masks over one photo, in three colours; `beside` stands next to them."""
     canvas = Canvas(lang, np.asarray(photo.image))
-    figure = canvas.mask_figure(difference.legend(lang), wipe=difference.slider)
+    figure = canvas.mask_figure(difference.legend(lang))
     views = [CanvasView("", None, difference.numbers, compares=True)]
     view = canvas.show(views, figure, "probe compared")
     return render(lang, "pair", summary=summary, sides=view + beside)
@@ -206,15 +207,10 @@ def difference_view(
 def truth_view(
     lang: str, photo: Photo, result: Result, truth: np.ndarray, scores: AgainstTruth
 ) -> Markup:
-    """The mask and the truth under one slider, and the prior's IoU with the truth over the
+    """The mask and the truth in three colours, and the prior's IoU with the truth over the
     threshold."""
-    difference = Difference(
-        result.mask,
-        truth,
-        say(lang, "only_mask"),
-        say(lang, "only_truth"),
-        say(lang, "truth_slider"),
-    )
+    names = say(lang, "only_mask"), say(lang, "only_truth")
+    difference = Difference(result.mask, truth, *names)
     mask = f"{scores.mask_iou:.2f}"
     if scores.prior_curve is None:
         summary = say(lang, "truth_words_mask", mask=mask)
