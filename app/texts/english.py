@@ -40,7 +40,7 @@ ENGLISH = {
     # thought
     "thought_empty": "The thought appears here, word by word.",
     "thought_for": "Thought for {seconds:.1f} s · {tokens} tokens",
-    "strip_about": "Point at a sentence: where the model looks if its thought ends there. IoU: with the answer’s mask.",
+    "strip_about": "Point at a sentence: where the model looks if its thought ends there. IoU: with the answer’s mask. ⤳ moved, ⚑ came to rest.",
     "strip_attention": "Point at a sentence to see where its words looked, by attention. IoU: with the answer’s mask.",
     "strip_empty": "Here each sentence of the thought will show where the model looked after it.",
     "rested": "The focus came to rest after sentence {n} of {count}; what follows did not move it.",
@@ -206,7 +206,6 @@ ENGLISH = {
     "place_bottom right": "the bottom right",
     "mask_else": "Mask it would draw there",
     "moved_tip": "the prior overlaps the one before by an IoU under 0.5",
-    "marks": "⤳ the focus moved · ⚑ it came to rest",
     "at_most": "at most {highest}",
     "notice_choose": "For photos choose another model",
     "notice_start": "For photos, whoever runs this page can start it with",
