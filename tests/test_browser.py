@@ -45,7 +45,7 @@ SCREENSHOTS = Path(__file__).resolve().parent.parent / "assets" / "screenshots"
 CHEETAH = str(Path(gradio.__file__).parent / "media_assets" / "images" / "cheetah1.jpg")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-THINKING = "(document.querySelector('.thought:not(.empty)')?.innerText.length ?? 0) > 25"
+THINKING = "(document.querySelector('.thought:not(.empty, .done)')?.innerText.length ?? 0) > 25"
 FOUND = ".verdict.found:not(.recorded)"
 FINISHED = f"{FOUND}, .verdict.none:not(.recorded)"
 """A recorded answer stands on the first screen."""
@@ -542,6 +542,7 @@ def test_chinese_follows_the_browser(browser, server, shoot):
     page.wait_for_selector(f"text={CHINESE['tagline'][:8]}")
     ask_example(page)
     ready(page)
+    page.wait_for_selector("#trace [data-sentence]", timeout=30000)
     text = page.inner_text("body")
     for key in (
         "find",
