@@ -274,10 +274,11 @@ class Handlers:
         with in_a_sentence(lang):
             answered = given(lang, answered)
             before = answered.result
-            number = picked(lang, event, len(sentences_of(before.reasoning)))
-            text = getattr(event, "value", "")
-            if not isinstance(text, str):
-                raise CoPRSError(say(lang, "gone"))
+            now = sentences_of(before.reasoning)
+            number = picked(lang, event, len(now))
+            text, was = getattr(event, "value", ""), getattr(event, "said", None)
+            if not isinstance(text, str) or was != now[number]:
+                raise CoPRSError(say(lang, "changed_meanwhile"))
             said = with_sentence(before.reasoning, number, text)
             finding = self.server.ask(thought.ask, answered.photo, before, said)
         changed = number if text.strip() else None

@@ -190,6 +190,8 @@ class Page(gr.Blocks):
     ) -> Any:
         try:
             check_paths(getattr(event_data, "_data", None))
+            if block_fn.fn is None:  # done in the browser alone
+                raise CoPRSError(UNUSABLE)
             return await super().call_function(
                 block_fn, processed_input, iterator, requests, event_id, event_data, *args, **kwargs
             )

@@ -583,6 +583,13 @@ def event(**data):
     return SimpleNamespace(**data)
 
 
+def change(page_handlers, answered, recent, index, value):
+    """A sentence of an answer's thought is written otherwise, as the page asks for it."""
+    said = sentences_of(answered.result.reasoning)[index] if answered else ""
+    asked = event(index=index, value=value, said=said)
+    return page_handlers.edit(answered, recent, asked)
+
+
 def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     page_handlers, answered = asked
     questions = Questions(page_handlers.server)
@@ -591,7 +598,7 @@ def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     views = answered.findings["sentences"].views
     assert traced.count("<tr>") == len(views) + 1 >= 3 and "the focus settles here" in traced
     assert questions.ask_probe("heads", answered).count("<img") == 5
-    edited = page_handlers.edit(answered, (answered,), event(index=0, value="I see nothing."))
+    edited = change(page_handlers, answered, (answered,), 0, "I see nothing.")
     recent = edited["recent"]
     assert len(recent) == 2 and recent[0].result.is_thought_given
     assert recent[0].result.reasoning.startswith("I see nothing. ")
@@ -620,9 +627,7 @@ def test_a_changed_sentence_is_an_answer_drawn_over_the_one_before(mini):
     answered, repair = last["answered"], shown.repair
     said = sentences_of(answered.result.reasoning)
     assert said[-1] == repair.said
-    values = page_handlers.edit(
-        answered, last["recent"], event(index=len(said) - 1, value=repair.instead)
-    )
+    values = change(page_handlers, answered, last["recent"], len(said) - 1, repair.instead)
     after = values["answered"]
     assert "It moved from the right to the top right (IoU of the two masks 0.00)" in values["view"]
     assert after.changed == len(said) - 1 and 'class="changed"' in values["thought"]
@@ -630,7 +635,7 @@ def test_a_changed_sentence_is_an_answer_drawn_over_the_one_before(mini):
     looks = json.loads(unescape(values["view"].split('data-view="')[1].split('"')[0]))["looks"]
     assert [x["label"] for x in looks] == ["both", "now", "before"]
     assert looks[0]["compare"] and "compare" not in looks[1]
-    gone = page_handlers.edit(after, (), event(index=0, value="  "))["answered"]
+    gone = change(page_handlers, after, (), 0, "  ")["answered"]
     assert sentences_of(gone.result.reasoning) == sentences_of(after.result.reasoning)[1:]
 
 
@@ -763,11 +768,15 @@ def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     for work, sentence in (
         (lambda: questions.ask_probe("sentences", None), "no answer to look into yet"),
         (lambda: page_handlers.words(None), "no answer"),
-        (lambda: page_handlers.edit(None, (), event(index=0, value="x")), "no answer"),
+        (lambda: change(page_handlers, None, (), 0, "x"), "no answer"),
         (lambda: page_handlers.edit(answered, (), event(index=99, value="x")), "no longer kept"),
-        (lambda: page_handlers.edit(answered, (), event(index=0, value=["x"])), "no longer kept"),
-        (lambda: page_handlers.edit(one, (), event(index=0, value=" ")), "thought is empty"),
-        (lambda: page_handlers.edit(answered, (), event(index=0, value="x" * 9000)), "shorten it"),
+        (lambda: change(page_handlers, answered, (), 0, ["x"]), "changed meanwhile"),
+        (
+            lambda: page_handlers.edit(answered, (), event(index=0, value="x", said="y")),
+            "meanwhile",
+        ),
+        (lambda: change(page_handlers, one, (), 0, " "), "thought is empty"),
+        (lambda: change(page_handlers, answered, (), 0, "x" * 9000), "shorten it"),
         (lambda: questions.compare(answered, None, ()), "no longer kept"),
         (lambda: questions.truth(answered, [], None), "Nothing is painted"),
         (lambda: list(questions.export(None)), "no answer"),

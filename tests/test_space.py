@@ -36,9 +36,11 @@ names = handlers.Frame(**{f.name: f.name for f in dataclasses.fields(handlers.Fr
 page = handlers.Handlers(entry.server, names)
 from app.questions import Questions
 from types import SimpleNamespace
+from coprs_core.prompts import sentences
 questions = Questions(entry.server)
 def change(value):
-    return page.edit(answered, (), SimpleNamespace(index=0, value=value))
+    said = sentences(answered.result.reasoning)[0]
+    return page.edit(answered, (), SimpleNamespace(index=0, value=value, said=said))
 photo, words = "assets/examples/rain.png", "the thing that keeps the rain off"
 *_, last = page.answer(photo, words, None)
 answered = last["answered"]

@@ -36,8 +36,10 @@ class View extends HTMLElement {
 
   attributeChangedCallback() {
     const turn = (this.turn = (this.turn ?? 0) + 1);
+    if (replaying && this.closest("#view")) endReplay(); // another answer
     this.looks = [];
     this.further = [];
+    this.photo = null;
     this.caption = null;
     delete this.dataset.ready;
     requestAnimationFrame(async () => {
@@ -273,12 +275,13 @@ async function replay() {
     line.classList.remove("later");
     line.scrollIntoView({ block: "nearest" });
     const span = line.querySelector("span"), text = span.textContent, words = text.split(" ");
+    run.whole = () => text.startsWith(span.textContent) && (span.textContent = text); // unless another thought came meanwhile
     for (let n = 1; n < words.length && run === replaying; n++) {
       span.textContent = words.slice(0, n).join(" ");
       await pause(45);
     }
-    if (text.startsWith(span.textContent)) span.textContent = text; // unless another thought came meanwhile
     if (run !== replaying) break;
+    run.whole();
     for (const picture of view.querySelectorAll(".fit")) picture.classList.remove("later");
     view.drive(i, looks, false);
     await pause(1000);
@@ -287,6 +290,7 @@ async function replay() {
   if (run === replaying) endReplay();
 }
 function endReplay() {
+  replaying?.whole?.();
   replaying = null;
   for (const one of document.querySelectorAll(".later")) one.classList.remove("later");
   $("#view coprs-view")?.back();
@@ -328,9 +332,10 @@ function stopEditing() {
 function send(index, value) {
   const changed = $(`#thought .said li:nth-child(${index + 1})`), said = changed?.querySelector("span");
   stopEditing();
-  if (!said || said.textContent === value.trim()) return;
+  const was = said?.textContent;
+  if (!said || was === value.trim()) return;
   said.textContent = value.trim() || "…";
-  said.closest("#thought").querySelector(".thought").parentElement.dispatchEvent(new CustomEvent("coprs-edit", { bubbles: true, detail: { index, value } }));
+  said.closest("#thought").querySelector(".thought").parentElement.dispatchEvent(new CustomEvent("coprs-edit", { bubbles: true, detail: { index, value, said: was } }));
 }
 
 // The drawer of what can be asked further.

@@ -225,4 +225,5 @@ CHINESE = {
     "notice_start": "要处理照片，运行此页面的人可以这样启动：",
     "strip_nothing": "没有找到，因此没有可驱动的画面。",
     "you_asked": "提问：“{instruction}”",
+    "changed_meanwhile": "思考在此期间已改变：请修改现在的句子。",
 }

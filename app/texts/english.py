@@ -211,4 +211,5 @@ ENGLISH = {
     "notice_start": "For photos, whoever runs this page can start it with",
     "strip_nothing": "Nothing was found, so there are no pictures to drive.",
     "you_asked": "Asked: “{instruction}”",
+    "changed_meanwhile": "The thought has changed meanwhile: change the sentence as it stands now.",
 }
