@@ -54,6 +54,10 @@ class View extends HTMLElement {
     });
   }
 
+  disconnectedCallback() {
+    if (replaying) endReplay();
+  }
+
   // Beside the answer's own looks stand those of its sentences and words, which are buttons elsewhere on the page.
   look(index) {
     const own = this.data.looks;
