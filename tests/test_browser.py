@@ -768,8 +768,10 @@ def test_the_first_screen_replays_a_recorded_answer(browser, server, shoot):
     page.click("[data-replay]")
     page.wait_for_selector(".said .later")
     changed(page, "#view canvas.prior", answer)
-    page.wait_for_function("!document.querySelector('.said .later')", timeout=30000)
-    page.wait_for_timeout(1500)
+    page.wait_for_function(
+        "!document.querySelector('.later, #trace [aria-pressed=true]')", timeout=60000
+    )
+    page.wait_for_timeout(500)
     assert np.array_equal(drawn(page, "#view canvas.prior"), answer) and not asked
     said = page.locator(".thought .sentence span").all_inner_texts()
     assert " ".join(said) == recorded().result.reasoning
@@ -835,7 +837,7 @@ def test_the_moving_picture_of_the_readme(browser, server, tmp_path):
 def test_what_cannot_be_asked_is_disabled_with_its_reason(page):
     page.set_input_files("#photo input[type=file]", CHEETAH)
     page.wait_for_function("document.querySelector('.verdict.empty')")
-    page.wait_for_timeout(500)
+    page.wait_for_selector("#ask-sentences:disabled", state="attached")
     for name, button in (("Numbers", "ask-sentences"), ("Heads", "ask-heads"), ("Take away", "download")):  # fmt: skip
         open_tab(page, name)
         assert page.locator(f"#{button}").is_disabled()
