@@ -24,6 +24,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
 from coprs_core.model.segmenter import Features
 from coprs_core.photos import Photo
+from coprs_core.probes.finding import NotApplicable
 
 Work = Callable[..., Generator[Any, None, None]]
 PIXELS_AT_ONCE = 12_000_000
@@ -36,9 +37,11 @@ Worker = Callable[[Work], Work]
 
 @dataclass(frozen=True)
 class Failure:
-    """A sentence for the user from a worker in another process, where exceptions do not cross."""
+    """A sentence for the user from a worker in another process, where exceptions do not cross;
+    `stem` is that of a `NotApplicable`."""
 
     sentence: str
+    stem: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +176,8 @@ class ModelServer:
                 if isinstance(message, Kept):
                     self.engine.keep(photo, message.features)
                 elif isinstance(message, Failure):
+                    if message.stem:
+                        raise NotApplicable(message.sentence, message.stem)
                     raise CoPRSError(message.sentence)
                 else:
                     yield message
@@ -223,6 +228,8 @@ class ModelServer:
                 yield from answer
             else:
                 yield answer
+        except NotApplicable as problem:
+            yield Failure(str(problem), problem.stem)
         except CoPRSError as problem:
             yield Failure(str(problem))
         if self._has_worker and not features and (kept := engine.kept(photo)):

@@ -913,3 +913,13 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     assert "borrowed GPU" in page_handlers.trace(borrowed)
     borrowed.findings["sentences"] = finding  # asked for
     assert page_handlers.trace(borrowed) == strip
+
+
+def test_a_thought_that_cannot_be_traced_can_be_taken_away_all_the_same(asked, tmp_path):
+    page_handlers, answered = asked
+    questions = Questions(page_handlers.server)
+    long = change(page_handlers, answered, (), 0, "A b. " * 70)["answered"]
+    assert "at most 64 are traced" in questions.ask_probe("sentences", long)  # no error
+    names = zipfile.ZipFile(exported(page_handlers, long, tmp_path / "long.zip")).namelist()
+    assert "result.json" in names and "sentences.npy" not in names
+    assert "?answer=" in questions.link(long)
