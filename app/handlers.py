@@ -25,13 +25,13 @@ from app.visitors import (
     opened_photo,
     picked,
     remembered,
-    small_trace,
+    traced,
 )
 from coprs_core.answer.engine import Update
 from coprs_core.checkpoints.auto import AUTO
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo
-from coprs_core.probes import sentences, thought, words
+from coprs_core.probes import thought, words
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, with_sentence
 from coprs_core.prompts import sentences as sentences_of
 
@@ -235,31 +235,24 @@ class Handlers:
         lang = language(request)
         if answered is None:
             return probe_views.empty_strip(lang)
-        if answered.trace is None and (reason := self._trace(answered)):
+        if reason := self._why_untraced(answered):
             return probe_views.empty_strip(lang, reason)
-        if answered.trace is None or not answered.result.regions:
-            return probe_views.empty_strip(lang, "strip_nothing")
-        return probe_views.strip_view(lang, answered.photo, answered.trace)
+        if (trace := traced(self.server, answered)) is None:
+            return probe_views.empty_strip(lang, "strip_none")
+        return probe_views.strip_view(lang, answered.photo, trace)
 
-    def _trace(self, answered: Answered) -> str:
-        """Trace an answer; returns why it is not, as a key of the texts, or ""."""
-        finding: Any = answered.findings.get("sentences")
-        if finding is None:
-            height, width = answered.photo.size
-            if not answered.result.regions:
-                return "strip_nothing"
-            if not can_probe(self.server, answered.result):
-                return "strip_none"
-            if self.server.is_borrowed:
-                return "strip_borrowed"
-            if height * width > MAX_TRACED_PIXELS:
-                return "strip_large"
-            try:
-                finding = self.server.ask(sentences.ask, answered.photo, answered.result)
-            except CoPRSError:  # a thought without sentences; the tab says so when it is asked
-                return "strip_none"
-        answered.trace = small_trace(finding)
-        return ""
+    def _why_untraced(self, answered: Answered) -> str:
+        """Why an answer is not traced by itself, as a key of the texts; "" where it is."""
+        if not answered.result.regions:
+            return "strip_nothing"
+        if answered.trace or "sentences" in answered.findings:  # it was asked for
+            return ""
+        height, width = answered.photo.size
+        if not can_probe(self.server, answered.result):
+            return "strip_none"
+        if self.server.is_borrowed:
+            return "strip_borrowed"
+        return "strip_large" if height * width > MAX_TRACED_PIXELS else ""
 
     def edit(
         self,

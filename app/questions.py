@@ -16,19 +16,17 @@ from app.views import probes as probe_views
 from app.views.standalone import standalone
 from app.visitors import (
     Answered,
-    can_probe,
     given,
     in_a_sentence,
     language,
     save_answered,
-    small_trace,
+    traced,
     why_not,
 )
 from coprs_core.answer.compare import against_truth, read_truth
 from coprs_core.errors import CoPRSError
-from coprs_core.probes import probe, sentences
+from coprs_core.probes import probe
 from coprs_core.probes.finding import NotApplicable
-from coprs_core.probes.trace import Sentences
 from coprs_core.replay import save_replay
 
 _NEEDS_A_PLACE = ("heads", "zoom")
@@ -119,7 +117,7 @@ class Questions:
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = given(lang, answered)
             path = Path(folder) / "coprs-answer.html"
-            text = standalone(lang, answered.photo, answered.result, self._traced(answered))
+            text = standalone(lang, answered.photo, answered.result, traced(self.server, answered))
             path.write_text(text, encoding="utf-8")
             yield str(path)
 
@@ -130,7 +128,7 @@ class Questions:
         lang = language(request)
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = given(lang, answered)
-            trace = self._traced(answered)
+            trace = traced(self.server, answered)
             if trace is None:
                 raise CoPRSError(
                     say(lang, "strip_none" if answered.result.regions else "strip_nothing")
@@ -144,20 +142,6 @@ class Questions:
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             file = save_answered(Path(folder), self.server, given(lang, answered))
             return page.link(lang, keep(file))
-
-    def _traced(self, answered: Answered) -> Sentences | None:
-        """The trace of an answer, made now where it can be and was not yet."""
-        if (
-            answered.trace is None
-            and answered.result.regions
-            and can_probe(self.server, answered.result)
-        ):
-            try:
-                trace = self.server.ask(sentences.ask, answered.photo, answered.result)
-            except CoPRSError:  # a thought without sentences
-                return None
-            answered.trace = small_trace(trace)
-        return answered.trace
 
 
 def named(lang: str, answered: Answered) -> str:

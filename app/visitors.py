@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -17,7 +18,7 @@ from coprs_core.answer.results import Result
 from coprs_core.archive import save_zip
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, open_photo
-from coprs_core.probes import AUTOMATIC, probe
+from coprs_core.probes import AUTOMATIC, probe, sentences
 from coprs_core.probes.finding import Finding, NotApplicable
 from coprs_core.probes.trace import Sentences
 
@@ -105,6 +106,17 @@ def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answer
             break
         kept.append(one)
     return tuple(kept)
+
+
+def traced(server: ModelServer, answered: Answered) -> Sentences | None:
+    """The small trace of an answer, made now where it was not yet; None where it cannot be."""
+    if answered.trace is None:
+        finding: Any = answered.findings.get("sentences")
+        if finding is None and answered.result.regions and can_probe(server, answered.result):
+            with suppress(CoPRSError):  # a thought without sentences; the tab says so when asked
+                finding = server.ask(sentences.ask, answered.photo, answered.result)
+        answered.trace = small_trace(finding) if finding else None
+    return answered.trace
 
 
 def can_probe(server: ModelServer, result: Result) -> bool:
