@@ -276,6 +276,8 @@ class Handlers:
             finding = self.server.ask(thought.ask, answered.photo, before, said)
         changed = number if text.strip() else None
         after = Answered(answered.photo, finding.result, changed=changed)
+        if answered not in (recent or ()):  # the recorded one, or one under a link
+            recent = remembered(answered, recent or ())
         pixels = np.asarray(answered.photo.image)
         return self._shown(lang, after, recent) | {
             self.frame.steps: page.steps(lang),  # it neither read nor thought

@@ -31,11 +31,13 @@ class Tab:
         components: what `refresh` fills.
         refresh: (language, answer, recent answers) → values for another answer.
         brings_answer: events of this tab after which there is another answer.
+        opens: the listeners with which those begin.
     """
 
     components: list
     refresh: Callable[[str, Answered | None, Recent], Values] = field(repr=False)
     brings_answer: list = field(default_factory=list)
+    opens: list = field(default_factory=list)
 
 
 def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> list[Tab]:
@@ -187,7 +189,7 @@ def export_tab(frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
         enabled = {button: gr.update(interactive=not why_not) for button in buttons}
         return {file: None, link: "", **enabled, **said(lang, reason, why_not)}
 
-    return Tab([file, link, *buttons, reason], refresh, [opening])
+    return Tab([file, link, *buttons, reason], refresh, [opening], [saved.upload])
 
 
 def history_tab(frame: Frame) -> Tab:

@@ -98,9 +98,10 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         tabs = build_tabs(frame, handlers, may_switch)
         prepare = _preparation(frame, tabs)
         answered = [*_answering(frame, buttons, handlers), *_recalling(frame, handlers, tabs)]
+        traces = _tracing(frame, buttons, handlers, answered)
         for event in (*answered, _beginning(frame, handlers)):
             event.then(**prepare)
-        _tracing(frame, buttons, handlers, answered)
+        _superseding(frame, tabs, answered, traces)
         demo.load(handlers.model_in_use, outputs=[frame.header, frame.notice], **QUIET)
         demo.load(handlers.opened, outputs=frame.of_restoring, **QUIET).then(**prepare)
     return demo
@@ -198,6 +199,7 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
         "outputs": frame.of_answer,
         "show_progress": "minimal",
         "show_progress_on": frame.steps,
+        "trigger_mode": "always_last",  # what is asked while it answers comes next
         **MODEL,
     }
     starts = [buttons.find.click, frame.instruction.submit]
@@ -227,7 +229,8 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     answers.append(picking.then(**ask))
     edit = {"inputs": [frame.answered, frame.recent], "outputs": frame.of_answer, **MODEL}
     answers.append(frame.thought.submit(handlers.edit, show_progress="hidden", **edit))
-    answers[-1].success(lambda: "", outputs=frame.explained, **QUIET)
+    answers[-1].success(lambda: "", outputs=frame.explained, js="() => COPRS.edited()", **QUIET)
+    answers[-1].failure(fn=None, js="() => COPRS.refused()", **QUIET)
     frame.thought.select(
         handlers.words, frame.answered, frame.thought, show_progress="hidden", **MODEL
     )
@@ -240,11 +243,21 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     return answers
 
 
-def _tracing(frame: Frame, buttons: Buttons, handlers: Handlers, events: list) -> None:
-    """After an answer its thought is traced, unless something else is asked meanwhile."""
+def _tracing(frame: Frame, buttons: Buttons, handlers: Handlers, events: list) -> list:
+    """After an answer its thought is traced, unless something else is asked meanwhile; the
+    events that trace."""
     traces = [e.then(handlers.trace, frame.answered, frame.trace, **MODEL) for e in events]
     asking = [buttons.find.click, frame.instruction.submit, buttons.examples.select]
-    gr.on([*asking, frame.strip.select, frame.photo.upload], cancels=traces, queue=False, **QUIET)
+    gr.on(asking, cancels=traces, queue=False, **QUIET)
+    return traces
+
+
+def _superseding(frame: Frame, tabs: list[Tab], answers: list, traces: list) -> None:
+    """Another photo, or an answer that comes back, ends what is being answered and traced: nothing
+    late lands under it."""
+    opening = [event for tab in tabs for event in tab.opens]
+    others = [frame.photo.upload, frame.photo.clear, frame.strip.select, *opening]
+    gr.on(others, cancels=[*answers, *traces], queue=False, **QUIET)
 
 
 def _beginning(frame: Frame, handlers: Handlers) -> Any:

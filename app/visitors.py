@@ -101,11 +101,18 @@ def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answer
     large."""
     kept, pixels = [], 0
     for one in (answered, *recent)[:MAX_RECENT]:
-        pixels += one.photo.size[0] * one.photo.size[1]
+        pixels += pixels_of(one)
         if kept and pixels > MAX_RECENT_PIXELS:
             break
         kept.append(one)
     return tuple(kept)
+
+
+def pixels_of(answered: Answered) -> int:
+    """The pixels that are kept of an answer: its photo, each region's prior and mask, its trace."""
+    height, width = answered.photo.size
+    views = answered.trace.views if answered.trace else ()
+    return height * width * max(1, len(answered.result.regions)) + sum(v.mask.size for v in views)
 
 
 def traced(server: ModelServer, answered: Answered) -> Sentences | None:

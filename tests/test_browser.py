@@ -783,6 +783,45 @@ def test_the_first_screen_replays_a_recorded_answer(browser, server, shoot):
     page.close()
 
 
+def test_the_newest_question_wins(page):
+    page.click("#examples button.thumbnail-item >> nth=0")
+    page.wait_for_timeout(700)
+    page.click("#examples button.thumbnail-item >> nth=6")
+    page.wait_for_function(
+        "document.querySelector('.sentence.last')?.innerText.includes('banana')", timeout=60000
+    )
+    assert page.input_value("#instruction textarea") == "what monkeys like to eat"
+    page.wait_for_selector("#trace [data-sentence]", timeout=30000)
+    assert "banana" in page.locator("#trace li button").last.get_attribute("title")
+
+
+def test_a_refused_sentence_is_not_lost_and_nothing_looks_changed(page):
+    ask_example(page)
+    said = page.locator(".thought .sentence span").all_inner_texts()
+    page.click("[data-edit] >> nth=1")
+    page.locator("#thought textarea").fill("x" * 7990)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".toast-body")
+    assert "shorten it" in page.inner_text(".toast-body")
+    area = page.locator("#thought textarea:not(:read-only)")  # it can be mended and sent again
+    area.wait_for()
+    assert area.input_value() == "x" * 7990
+    page.keyboard.press("Escape")
+    assert page.locator(".thought .sentence span").all_inner_texts() == said
+
+
+def test_nothing_late_lands_under_another_photo(page, photo, slow):
+    upload_and_ask(page, photo, "the largest thing")
+    page.wait_for_function(THINKING)
+    page.click("#photo button[aria-label='Remove Image']")
+    page.wait_for_selector(".verdict.empty")
+    page.wait_for_timeout(500)
+    at_rest = len(slow)
+    page.wait_for_timeout(3000)
+    assert len(slow) == at_rest  # it is no longer answered
+    assert page.locator(".thought.empty").count() == page.locator(".verdict.empty").count() == 1
+
+
 def test_the_moving_picture_of_the_readme(browser, server, tmp_path):
     """The replay of the first screen, then a wrong answer repaired, frame by frame from the page."""
     page = browser.new_page(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")

@@ -320,6 +320,7 @@ function edit(line, text) {
     if (event.key === "Escape") { stopEditing(); line.querySelector(".edit").focus(); }
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
+    if (area.readOnly) return;
     send(Number(sentence.dataset.sentence), area.value);
   });
   const grow = () => { area.style.height = 0; area.style.height = `${area.scrollHeight + 5}px`; };
@@ -333,12 +334,17 @@ function stopEditing() {
   for (const area of document.querySelectorAll("#thought textarea")) area.remove();
   for (const line of document.querySelectorAll("#thought .editing")) line.classList.remove("editing");
 }
+window.COPRS = {
+  edited: stopEditing,
+  refused() {
+    const area = $("#thought textarea");
+    if (area) { area.readOnly = false; area.focus(); }
+  },
+};
 function send(index, value) {
-  const changed = $(`#thought .said li:nth-child(${index + 1})`), said = changed?.querySelector("span");
-  stopEditing();
-  const was = said?.textContent;
-  if (!said || was === value.trim()) return;
-  said.textContent = value.trim() || "…";
+  const line = $(`#thought .said li:nth-child(${index + 1})`), said = line?.querySelector("span"), was = said?.textContent;
+  if (!said || was === value.trim()) return stopEditing();
+  line.querySelector("textarea").readOnly = true; // what was typed stays until there is an answer, or why not
   said.closest("#thought").querySelector(".thought").parentElement.dispatchEvent(new CustomEvent("coprs-edit", { bubbles: true, detail: { index, value, said: was } }));
 }
 
