@@ -98,7 +98,7 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         tabs = build_tabs(frame, handlers, may_switch)
         prepare = _preparation(frame, tabs)
         answered = [*_answering(frame, buttons, handlers), *_recalling(frame, handlers, tabs)]
-        traces = _tracing(frame, buttons, handlers, answered)
+        traces = _tracing(frame, handlers, answered)
         for event in (*answered, _beginning(frame, handlers)):
             event.then(**prepare)
         _superseding(frame, tabs, answered, traces)
@@ -243,13 +243,9 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     return answers
 
 
-def _tracing(frame: Frame, buttons: Buttons, handlers: Handlers, events: list) -> list:
-    """After an answer its thought is traced, unless something else is asked meanwhile; the
-    events that trace."""
-    traces = [e.then(handlers.trace, frame.answered, frame.trace, **MODEL) for e in events]
-    asking = [buttons.find.click, frame.instruction.submit, buttons.examples.select]
-    gr.on(asking, cancels=traces, queue=False, **QUIET)
-    return traces
+def _tracing(frame: Frame, handlers: Handlers, events: list) -> list:
+    """After an answer its thought is traced; the events that trace."""
+    return [e.then(handlers.trace, frame.answered, frame.trace, **MODEL) for e in events]
 
 
 def _superseding(frame: Frame, tabs: list[Tab], answers: list, traces: list) -> None:
@@ -257,19 +253,14 @@ def _superseding(frame: Frame, tabs: list[Tab], answers: list, traces: list) -> 
     late lands under it."""
     opening = [event for tab in tabs for event in tab.opens]
     others = [frame.photo.upload, frame.photo.clear, frame.strip.select, *opening]
-    gr.on(others, cancels=[*answers, *traces], queue=False, **QUIET)
+    # not what starts a question: cancelling there would end the trace of the answer to come
+    gr.on(others, None, cancels=[*answers, *traces], queue=False, **QUIET)
 
 
 def _beginning(frame: Frame, handlers: Handlers) -> Any:
     """Another photo, or none: the event after which there is no answer."""
-    return gr.on(
-        [frame.photo.upload, frame.photo.clear],
-        handlers.begin,
-        None,
-        frame.of_beginning,
-        queue=False,
-        **QUIET,
-    )
+    changed = gr.on([frame.photo.upload, frame.photo.clear], _until_quiet, queue=False, **QUIET)
+    return changed.then(handlers.begin, None, frame.of_beginning, queue=False, **QUIET)
 
 
 def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
