@@ -99,9 +99,9 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         prepare = _preparation(frame, tabs)
         answered = [*_answering(frame, buttons, handlers), *_recalling(frame, handlers, tabs)]
         traces = _tracing(frame, handlers, answered)
-        for event in (*answered, _beginning(frame, handlers)):
+        begun = _superseding(frame, handlers, tabs, [*answered, *traces])
+        for event in (*answered, *begun):
             event.then(**prepare)
-        _superseding(frame, tabs, answered, traces)
         demo.load(handlers.model_in_use, outputs=[frame.header, frame.notice], **QUIET)
         demo.load(handlers.opened, outputs=frame.of_restoring, **QUIET).then(**prepare)
     return demo
@@ -248,19 +248,18 @@ def _tracing(frame: Frame, handlers: Handlers, events: list) -> list:
     return [e.then(handlers.trace, frame.answered, frame.trace, **MODEL) for e in events]
 
 
-def _superseding(frame: Frame, tabs: list[Tab], answers: list, traces: list) -> None:
-    """Another photo, or an answer that comes back, ends what is being answered and traced: nothing
-    late lands under it."""
-    opening = [event for tab in tabs for event in tab.opens]
-    others = [frame.photo.upload, frame.photo.clear, frame.strip.select, *opening]
-    # not what starts a question: cancelling there would end the trace of the answer to come
-    gr.on(others, None, cancels=[*answers, *traces], queue=False, **QUIET)
+def _superseding(frame: Frame, handlers: Handlers, tabs: list[Tab], under_way: list) -> list:
+    """Another photo, or an answer that comes back, ends what is being answered and traced; the
+    events after which there is no answer.
 
-
-def _beginning(frame: Frame, handlers: Handlers) -> Any:
-    """Another photo, or none: the event after which there is no answer."""
-    changed = gr.on([frame.photo.upload, frame.photo.clear], _until_quiet, queue=False, **QUIET)
-    return changed.then(handlers.begin, None, frame.of_beginning, queue=False, **QUIET)
+    What starts a question cancels nothing: that would end the trace of its own answer too.
+    """
+    ends: dict[str, Any] = {"cancels": under_way, "queue": False, **QUIET}
+    gr.on([frame.strip.select, *(event for tab in tabs for event in tab.opens)], None, **ends)
+    uploaded = frame.photo.upload(handlers.begin, None, frame.of_beginning, **ends)
+    cleared = frame.photo.clear(_until_quiet, **ends)
+    begun = cleared.then(handlers.begin, None, frame.of_beginning, queue=False, **QUIET)
+    return [uploaded, begun]
 
 
 def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
