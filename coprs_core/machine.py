@@ -164,7 +164,13 @@ def trim_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-_OUT_OF_MEMORY = "out of memory", "can't allocate memory", "cannot allocate memory"
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "invalid thread pool",  # torch, without room for the stacks of its threads
+    "can't start new thread",
+)
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

@@ -49,39 +49,39 @@ def save_replay(path: Path, photo: Photo, result: Result, trace: Sentences) -> P
 def _frames(photo: Photo, result: Result, trace: Sentences):
     """(picture, milliseconds) one after the other."""
     small = thumbnail(np.asarray(photo.image), PICTURE_SIDE)
-    prior, mask, said = small, small, ""
+    font = _font(14, _is_wide(result.instruction + result.reasoning))
+    prior, mask, said = small, small, []
     for view in trace.views:
-        words = view.text.split()
+        words, lines = view.text.split(), []
         third = max(1, -(-len(words) // 3))
         for typed in range(third, len(words) + third, third):
-            text = f"{said} {' '.join(words[:typed])}".strip()
-            yield _frame(result.instruction, text, prior, mask, ""), _TYPED_MS
-        said = f"{said} {view.text}".strip()
+            lines = _lines(" ".join(words[:typed]), font, THOUGHT_WIDTH)
+            yield _frame(result, font, said + lines, prior, mask, ""), _TYPED_MS
+        said += lines
         prior = prior_overlay(small, small_prior(view.prior, PICTURE_SIDE))
         mask = mask_overlay(small, small_mask(view.mask, PICTURE_SIDE))
-        yield _frame(result.instruction, said, prior, mask, f"IoU {view.iou:.2f}"), _LOOKED_MS
+        yield _frame(result, font, said, prior, mask, f"IoU {view.iou:.2f}"), _LOOKED_MS
     agreement = ""
     if result.prior is not None:
         prior = prior_overlay(small, small_prior(result.prior, PICTURE_SIDE))
         mask = mask_overlay(small, *(small_mask(r.mask, PICTURE_SIDE) for r in result.regions))
         agreement = f"IoU of prior and mask {result.prior_iou:.2f}"
-    yield _frame(result.instruction, said, prior, mask, agreement), _LAST_MS
+    yield _frame(result, font, said, prior, mask, agreement), _LAST_MS
 
 
 def _frame(
-    instruction: str, said: str, prior: np.ndarray, mask: np.ndarray, words: str
+    result: Result, font, said: list[str], prior: np.ndarray, mask: np.ndarray, words: str
 ) -> Image.Image:
+    """The question, the last lines of the thought that have room, prior and mask."""
     height, width = prior.shape[:2]
     size = THOUGHT_WIDTH + 2 * width + 4 * GAP, max(height, 240) + TOP + GAP
     frame = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(frame)
     left = [GAP, THOUGHT_WIDTH + 2 * GAP, THOUGHT_WIDTH + width + 3 * GAP]
-    font = _font(14, _is_wide(instruction + said))
-    asked = _lines(draw, f"“{instruction}”", font, size[0] - 2 * GAP)[0]
+    asked = _lines(f"“{result.instruction}”", font, size[0] - 2 * GAP)[0]
     draw.text((GAP, 6), asked, _VIOLET, font)
-    lines = _lines(draw, said, font, THOUGHT_WIDTH)
     room = (size[1] - TOP - GAP) // 20
-    draw.multiline_text((GAP, TOP), "\n".join(lines[-room:]), _INK, font, spacing=5)
+    draw.multiline_text((GAP, TOP), "\n".join(said[-room:]), _INK, font, spacing=5)
     for x, picture in zip(left[1:], (prior, mask), strict=True):
         frame.paste(Image.fromarray(picture), (x, TOP))
     draw.text((left[1], 27), "prior", _SOFT, _font(12, False))
@@ -90,14 +90,14 @@ def _frame(
     return frame
 
 
-def _lines(draw: ImageDraw.ImageDraw, text: str, font, width: int) -> list[str]:
+def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """A text broken where it gets too wide, at spaces where there are any."""
     lines, line = [], ""
     for word in text.split():
-        pieces = [word] if draw.textlength(word, font) <= width else list(word)
+        pieces = [word] if font.getlength(word) <= width else list(word)
         for i, piece in enumerate(pieces):
             joined = f"{line}{' ' if line and not i else ''}{piece}"
-            if line and draw.textlength(joined, font) > width:
+            if line and font.getlength(joined) > width:
                 lines.append(line)
                 joined = piece
             line = joined

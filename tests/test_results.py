@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import time
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -443,6 +445,14 @@ def test_the_replay_is_an_animated_picture(found, traced, tmp_path, name):
         assert picture.is_animated and picture.n_frames > 2 * len(traced.views)
     with pytest.raises(CoPRSError, match=r"name it \.webp or \.gif"):
         save_replay(tmp_path / "replay.mp4", open_photo(found[0].image), found[2], traced)
+
+
+def test_the_replay_of_a_long_thought_is_quickly_written(found, traced, tmp_path):
+    long = replace(traced.views[0], text="a word and another " * 420)
+    started = time.monotonic()
+    thought = replace(traced, views=(long,) * 16)
+    save_replay(tmp_path / "long.webp", open_photo(found[0].image), found[2], thought)
+    assert time.monotonic() - started < 20
 
 
 def test_what_became_of_an_answer_in_another(found):
