@@ -156,6 +156,8 @@ def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path
             if name not in findings:
                 with suppress(NotApplicable):
                     findings[name] = server.ask(probe(name).ask, answered.photo, answered.result)
+    elif answered.trace:  # it came with the answer
+        findings.setdefault(answered.trace.stem(), answered.trace)
     path = folder / "coprs-answer.zip"
     with server.room(answered.photo):  # pictures of many sizes are made
         return save_zip(path, answered.photo, answered.result, findings.values())

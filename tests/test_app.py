@@ -749,6 +749,49 @@ def test_a_saved_answer_comes_back_to_the_page(asked, tmp_path):
     assert "data-sentence" in values["trace"]  # without a model
 
 
+def test_another_models_answer_keeps_its_trace_when_it_is_taken_away(asked, tmp_path):
+    page_handlers, answered = asked
+    view = visitors.traced(page_handlers.server, answered)
+    result = dataclasses.replace(answered.result, model="another")
+    other = visitors.Answered(answered.photo, result, trace=view)
+    back = kept.opened(exported(page_handlers, other, tmp_path / "other.zip"))
+    assert [v.text for v in back.trace.views] == [v.text for v in view.views]
+    assert all((a.mask == b.mask).all() for a, b in zip(back.trace.views, view.views, strict=True))
+
+
+def test_an_answer_of_many_large_regions_is_not_opened_on_the_page(asked, tmp_path, monkeypatch):
+    page_handlers, answered = asked
+    result = dataclasses.replace(answered.result, regions=answered.result.regions * 5)
+    many = visitors.Answered(answered.photo, result)
+    path = exported(page_handlers, many, tmp_path / "many.zip")
+    assert len(kept.opened(path).result.regions) == 5
+    height, width = answered.photo.size
+    monkeypatch.setattr(kept, "MAX_PIXELS", height * width)
+    with pytest.raises(CoPRSError, match="5 regions, too many for the page"):
+        kept.opened(path)
+
+
+def test_what_is_kept_for_a_visitor_counts_regions_and_traces(asked):
+    _, answered = asked
+    height, width = answered.photo.size
+    bare = visitors.Answered(answered.photo, answered.result)
+    assert visitors.pixels_of(bare) == height * width
+    two = dataclasses.replace(answered.result, regions=answered.result.regions * 2)
+    assert visitors.pixels_of(visitors.Answered(answered.photo, two)) == 2 * height * width
+    trace = kept.recorded().trace
+    traced = visitors.Answered(answered.photo, answered.result, trace=trace)
+    seen = sum(view.mask.size for view in trace.views)
+    assert visitors.pixels_of(traced) == height * width + seen
+
+
+def test_a_look_at_nothing_agrees_with_no_empty_mask(asked):
+    _, answered = asked
+    trace = kept.recorded().trace
+    nowhere = dataclasses.replace(trace.views[0], prior=trace.views[0].prior * 0, iou=1.0)
+    markup = probe_views.strip_view("en", answered.photo, Sentences((nowhere, trace.views[-1])))
+    assert "IoU –" in markup and "IoU 1.00" not in markup
+
+
 def test_what_probes_found_goes_into_the_zip(asked, tmp_path):
     page_handlers, answered = asked
     alone = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "alone.zip")).namelist()

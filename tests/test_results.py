@@ -337,6 +337,7 @@ HOSTILE_VALUES = [
     {"reply_ids": [-1]},
     {"reply_ids": [10**30]},
     {"seconds": {"reading": float("inf")}},
+    {"seconds": {"reading": "nan"}},
 ]
 
 

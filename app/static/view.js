@@ -259,7 +259,7 @@ function annotate() {
   const looks = ofSentences();
   for (const line of document.querySelectorAll("#thought .said li")) {
     const look = looks[line.querySelector("[data-sentence]").dataset.sentence], figure = line.querySelector("small");
-    const words = look ? look.iou.toFixed(2) : "";
+    const words = look ? (look.iou?.toFixed(2) ?? "–") : "";
     if (figure.textContent !== words) figure.textContent = words;
     line.style.setProperty("--iou", look?.iou ?? 0);
     line.classList.toggle("moved", Boolean(look?.moved));

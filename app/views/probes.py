@@ -25,9 +25,10 @@ from coprs_core.answer.compare import AgainstAnswer, AgainstTruth, against_answe
 from coprs_core.answer.pictures import prior_overlay, small_prior, thumbnail
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
+from coprs_core.metrics import PRIOR_THRESHOLD
 from coprs_core.photos import Photo
 from coprs_core.probes.finding import Finding
-from coprs_core.probes.trace import Sentences
+from coprs_core.probes.trace import FocusView, Sentences
 from coprs_core.probes.words import Words
 from coprs_core.probes.zoom import Zoomed
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
@@ -89,9 +90,11 @@ def strip_view(lang: str, photo: Photo, finding: Sentences) -> Markup:
     for i, (view, moves) in enumerate(zip(views, finding.moves, strict=True)):
         called = say(lang, label, n=i + 1)
         look = canvas.look(CanvasView(called, view.prior, view.mask.astype(np.uint8)))
-        looks.append(look | {"iou": round(view.iou, 2), "moved": moves, "settled": i == settled})
+        agreement = _agreement(view)
+        looks.append(look | {"iou": agreement, "moved": moves, "settled": i == settled})
         picture = prior_overlay(small, small_prior(view.prior, STRIP_SIDE))
-        values = {"text": view.text, "iou": f"{view.iou:.2f}", "moved": moves and is_focus}
+        iou = "–" if agreement is None else f"{agreement:.2f}"
+        values = {"text": view.text, "iou": iou, "moved": moves and is_focus}
         shown.append(values | {"url": photo_url(picture)})
     return render(
         lang,
@@ -102,6 +105,13 @@ def strip_view(lang: str, photo: Photo, finding: Sentences) -> Markup:
         words=words,
         about=say(lang, "strip_about" if is_focus else "strip_attention"),
     )
+
+
+def _agreement(view: FocusView) -> float | None:
+    """The IoU of a look with the answer's mask; None where both are empty, which is no
+    agreement."""
+    is_empty = view.iou == 1 and view.prior.max() < PRIOR_THRESHOLD
+    return None if is_empty else round(view.iou, 2)
 
 
 def empty_strip(lang: str, says: str = "strip_empty") -> Markup:

@@ -34,6 +34,7 @@ versions        of packages
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -297,7 +298,7 @@ def _from_dict(
         outcome=values["outcome"],
         regions=regions,
         photo_size=size,
-        seconds={_text(k): float(v) for k, v in values["seconds"].items()},
+        seconds={_text(k): _finite(v) for k, v in values["seconds"].items()},
         tokens=_count(values["tokens"]),
         photo_reused=bool(values["photo_reused"]),
         settings=dict(values["settings"]),
@@ -344,9 +345,9 @@ def _region(values: dict, prior: np.ndarray, size: tuple[int, int]) -> Region:
         raise ValueError("a prior outside 0 to 1")
     box = None
     if values.get("box"):
-        left, top, right, bottom = (float(v) for v in values["box"])
+        left, top, right, bottom = (_finite(v) for v in values["box"])
         box = left, top, right, bottom
-    points = tuple((float(x), float(y)) for x, y in values.get("points", ()))
+    points = tuple((_finite(x), _finite(y)) for x, y in values.get("points", ()))
     return Region(prior, mask, box, points, _text(values.get("label", "")))
 
 
@@ -354,6 +355,12 @@ def _count(value) -> int:
     if not isinstance(value, int) or not 0 <= value < 2**31:
         raise ValueError(f"{value!r:.40} in the place of a count")
     return value
+
+
+def _finite(value) -> float:
+    if not (isinstance(value, int | float) and math.isfinite(value)):
+        raise ValueError(f"{value!r:.40} in the place of a number")
+    return float(value)
 
 
 def _distance(value) -> float | None:

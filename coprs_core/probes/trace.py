@@ -151,7 +151,8 @@ def opened(
     """A trace as `Sentences.save` wrote it: its JSON, float16 [sentences, h, w], bool of the same
     shape; priors and masks stay at that size. Raises `ValueError` for anything else."""
     found = values["sentences"]
-    shape = (len(found), *small_size(photo_size, SAVED_SIDE))
+    side = min(max(masks.shape[1:], default=0), SAVED_SIDE)
+    shape = (len(found), *small_size(photo_size, side))
     if not 1 <= len(found) <= MAX_SENTENCES + 1:
         raise ValueError(f"{len(found)} sentences")
     for array, kind in ((priors, np.float16), (masks, np.bool_)):

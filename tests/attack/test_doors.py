@@ -24,7 +24,7 @@ from app.guard import MAX_WRONG_PASSWORDS, NO_ENDPOINT, QUEUE_FULL, UPLOAD_TOO_L
 from app.options import Listening
 from app.serving import ModelServer
 from app.ui import build, launch
-from app.uploads import NO_ROOM, REFUSED, UNEXPECTED, bound, use_private_folder
+from app.uploads import NO_ROOM, REFUSED, UNEXPECTED, UNUSABLE, bound, use_private_folder
 from coprs_core.answer.engine import Engine
 from coprs_core.photos import open_photo
 from tests.conftest import slowed
@@ -434,6 +434,15 @@ def test_an_event_names_no_path_either(url):
             assert joined.status_code == 200
             said.add(last_message(url, "e")["output"]["error"])
     assert said == {REFUSED}
+
+
+def test_what_only_a_browser_does_is_refused_in_a_sentence(url):
+    config = httpx.get(f"{url}config").json()
+    alone = [d for d in config["dependencies"] if not d["backend_fn"]]
+    assert alone
+    for event in alone:
+        said = asked(url, event["id"], [None] * len(event["inputs"]), f"b{event['id']}")
+        assert not said["success"] and said["output"]["error"] == UNUSABLE
 
 
 def test_which_folders_there_are_is_not_told(url):
