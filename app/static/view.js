@@ -375,11 +375,19 @@ document.addEventListener("click", (event) => {
     if (!thought.querySelector(".words")) return thought.parentElement.dispatchEvent(new CustomEvent("coprs-words", { bubbles: true }));
     return on("[data-ask-words]").setAttribute("aria-pressed", thought.classList.toggle("wordwise"));
   }
+  if (on("[data-copy]")) return copy(on("[data-copy]"));
   if (on("[data-opens]")) return openTab(on("[data-opens]").dataset.opens);
   if (on("#probes button[role=tab]")) return drawer(on("#probes button[role=tab]"));
   if (on("#probes .close")) return drawer();
   drive(event, true);
 });
+// Where the browser gives a page no clipboard the link is at least selected.
+async function copy(button) {
+  const link = button.parentElement.querySelector("a");
+  getSelection().selectAllChildren(link);
+  await navigator.clipboard.writeText(link.href);
+  button.textContent = button.dataset.copy;
+}
 // An example that fails opens with the sentence at fault ready to be changed.
 function repair(button, text) {
   const line = [...document.querySelectorAll("#thought .said li")].find((one) => one.querySelector("span").textContent === button.dataset.said);

@@ -137,6 +137,8 @@ CHINESE = {
     "after": "近看之后",
     "export": "带走",
     "export_about": "包含一切的 zip（照片、掩码、抠图、先验、追踪、图、result.json）；一个可离线打开的网页，画面与这里相同；重播动图；链接。",
+    "copy": "复制",
+    "copied": "已复制",
     "export_go": "Zip",
     "export_file": "你的文件",
     "open_file": "打开保存的回答：把 zip 拖到这里",

@@ -123,6 +123,8 @@ ENGLISH = {
     "after": "closer",
     "export": "Take away",
     "export_about": "A zip with everything (photo, mask, cut-out, prior, trace, figures, result.json); one web page with the pictures you see here, which works offline; the replay as a moving picture; a link.",
+    "copy": "Copy",
+    "copied": "Copied",
     "export_go": "Zip",
     "export_file": "Your file",
     "open_file": "Open a saved answer: drop its zip here",
