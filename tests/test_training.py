@@ -10,8 +10,10 @@ import torch
 
 from coprs_core import load
 from coprs_core.__main__ import main
+from coprs_core.prompts import FOCUS_TOKEN
 from coprs_core.training.mini import oracle, recipe
-from coprs_core.training.mini.data import batches, reply_sections
+from coprs_core.training.mini.build import build_miniature
+from coprs_core.training.mini.data import batches, pack, reply_sections
 from coprs_core.training.mini.run import rate_factor, train_miniature
 from coprs_core.training.mini.stages import Scaffold
 from coprs_core.world.questions import ask, examples
@@ -76,10 +78,9 @@ def mini_parts(mini):
 @torch.no_grad()
 def test_packed_questions_see_only_the_picture_and_themselves(mini, mini_parts):
     """The hidden states of three questions packed in a row equal those of each question alone."""
-    scaffold = Scaffold(recipe.MINI, mini.model)
-    (batch,) = batches(
-        recipe.MINI, replace(recipe.MINI.stages[3], steps=1, scenes=1), *mini_parts, 0, 0
-    )
+    scaffold = Scaffold(recipe.MINI, mini.model, mini_parts[0])
+    square = replace(recipe.MINI, other_shapes=0.0)
+    (batch,) = batches(square, replace(recipe.MINI.stages[3], steps=1, scenes=1), *mini_parts, 0, 0)
     packed = batch.packed
     visual = scaffold.see(batch)
     mllm = mini.model.mllm
@@ -104,15 +105,48 @@ def test_packed_questions_see_only_the_picture_and_themselves(mini, mini_parts):
         )
 
 
+def test_batches_of_other_shapes_are_seen_in_their_own_grid(mini_parts):
+    tokenizer, image_processor = mini_parts
+    stage = replace(recipe.MINI.stages[3], steps=12, scenes=2)
+    wide = replace(recipe.MINI, other_shapes=1.0)
+    scaffold = Scaffold(wide, build_miniature(wide, tokenizer), tokenizer)
+    shapes = set()
+    for batch in batches(wide, stage, tokenizer, image_processor, 0, 0):
+        height, width = batch.scenes[0].owner.shape
+        shapes.add((height, width))
+        assert max(height, width) == 256 and (batch.grid[0] < batch.grid[1]) == (height < width)
+        assert batch.tower_cells.shape[1] == batch.grid[0] * batch.grid[1]
+        assert batch.pixel_values.shape[0] == 2 * 4 * batch.grid[0] * batch.grid[1]
+        assert batch.masks.shape[1:] == (1, 64, 64)
+    assert len(shapes) > 4
+    scaffold.model.mllm.set_attn_implementation("plain")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, scores = scaffold.loss("joint", batch)
+    assert loss.isfinite() and scores["segmentation"] > 0
+
+
+def test_every_one_of_several_things_has_its_focus_token(mini_parts):
+    tokenizer, _ = mini_parts
+    scene, question = next(
+        (s, q) for s, q in examples("train", 0, 50, "several") if len(q.targets) > 2
+    )
+    packed = pack(recipe.MINI, [(scene, [question])], tokenizer, (10, 10))
+    assert packed.focus_things == [scene.things[i] for i in question.targets]
+    focus_id = tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
+    assert all(packed.ids[row, column] == focus_id for row, column in packed.focus.tolist())
+
+
 def test_target_replies_fall_into_four_sections():
-    for _, question in examples("train", 0, 300):
+    asked = [*examples("train", 0, 300), *examples("train", 0, 100, "several")]
+    for _, question in [*asked, *examples("train", 0, 100, "unknown word")]:
         sections = reply_sections(question.reply)
         assert "".join(sections) == question.reply and sections[1].startswith(" You ask for")
 
 
 def test_tokens_of_a_reply_are_those_of_its_sections(mini):
     tokenizer = mini.focus.language.tokenizer
-    for _, question in examples("train", 0, 100):
+    asked = [*examples("train", 0, 100), *examples("train", 0, 50, "several")]
+    for _, question in [*asked, *examples("train", 0, 50, "unknown word")]:
         pieces = [
             tokenizer(s, add_special_tokens=False).input_ids for s in reply_sections(question.reply)
         ]
@@ -131,7 +165,7 @@ def test_the_oracles_code_tells_kind_colour_and_place():
     assert torch.allclose(frame.T @ frame, torch.eye(64) * 0.36, atol=1e-5)
     assert torch.allclose(query_frame.T @ query_frame, torch.eye(62) * 16, atol=1e-4)
     scene = draw_scene(3)
-    cells = oracle.cell_features(torch.from_numpy(scene.owner), scene.things, 10, 0.15)
+    cells = oracle.cell_features(torch.from_numpy(scene.owner), scene.things, (10, 10), 0.15)
     for t in scene.things:
         column, row = int(t.centre[0] * 10 / 256), int(t.centre[1] * 10 / 256)
         if scene.owner[int(t.centre[1]), int(t.centre[0])]:

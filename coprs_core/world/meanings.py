@@ -1,7 +1,8 @@
 """What an instruction asks for, and which thing of a scene it is.
 
 A `Meaning` ("among the animals, the one nearest to the clock") is resolved against the things of a
-scene with a margin, so that it has exactly one right answer or honestly none.
+scene with a margin, so that it has exactly one right answer or honestly none. Or it asks for
+several things, or for something that the world does not know.
 """
 
 import math
@@ -11,12 +12,16 @@ from dataclasses import dataclass
 from coprs_core.world.drawings import COLOURS
 from coprs_core.world.kinds import BY_NAME, CATEGORIES, KINDS
 from coprs_core.world.scenes import UNSEEN_PAIRS, Scene, Thing
+from coprs_core.world.unknown import foreign, nonsense, unknown_noun, unknown_quality
 
 RELATIONS = ("left of", "right of", "above", "below", "nearest to")
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
 
+MOST_TARGETS = 4
+"""An instruction asks for at most so many things."""
 _CLEARLY, _BARELY = 20.0, 4.0  # pixels: apart enough to say "left of"; too close to call
-_SIZE_MARGIN, _DISTANCE_MARGIN = 1.4, 1.3  # ratios between the best and the next
+SIZE_MARGIN, DISTANCE_MARGIN = 1.4, 1.3
+"""Ratios of area and of distance between the right thing and the next."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +47,41 @@ class Filter:
 @dataclass(frozen=True)
 class Meaning:
     """What an instruction asks for: one of `among`, singled out by a relation to one anchor or by
-    an extreme."""
+    an extreme.
+
+    Where it asks for `several`, all of `among`. Where it holds a word that the world does not know,
+    that is `unknown`, and `said` the whole of what is asked for.
+    """
 
     family: str
     among: Filter
     relation: str | None = None
     anchor: Filter | None = None
     extreme: str | None = None
+    several: bool = False
+    unknown: str = ""
+    said: str = ""
 
 
 class Ambiguous(Exception):
     """The scene does not answer the meaning clearly enough."""
 
 
-def resolve(meaning: Meaning, things: tuple[Thing, ...]) -> int | None:
-    """The index of the one right thing, None where nothing fits; raises `Ambiguous` where a person
-    could argue."""
+def resolve(meaning: Meaning, things: tuple[Thing, ...]) -> tuple[int, ...]:
+    """The indices of the right things: one, up to `MOST_TARGETS` where several are asked for, none
+    where nothing fits. Raises `Ambiguous` where a person could argue."""
+    if meaning.unknown:
+        return ()
+    if meaning.several:
+        found = tuple(i for i, t in enumerate(things) if meaning.among.fits(t))
+        if len(found) > MOST_TARGETS:
+            raise Ambiguous
+        return found
+    one = _resolve_one(meaning, things)
+    return () if one is None else (one,)
+
+
+def _resolve_one(meaning: Meaning, things: tuple[Thing, ...]) -> int | None:
     candidates = [i for i, t in enumerate(things) if meaning.among.fits(t)]
     if meaning.anchor is not None and meaning.relation is not None:
         anchor = _only([i for i, t in enumerate(things) if meaning.anchor.fits(t)])
@@ -83,7 +107,7 @@ def _related(
     (ax, ay), centres = things[anchor].centre, [t.centre for t in things]
     if relation == "nearest to":
         order = sorted((math.dist(centres[i], (ax, ay)), i) for i in candidates)
-        if len(order) > 1 and order[1][0] < _DISTANCE_MARGIN * order[0][0]:
+        if len(order) > 1 and order[1][0] < DISTANCE_MARGIN * order[0][0]:
             raise Ambiguous
         return [i for _, i in order[:1]]
     ahead = {
@@ -110,14 +134,17 @@ def _extreme(extreme: str, candidates: list[int], things: tuple[Thing, ...]) -> 
         "lowest": lambda t: t.centre[1],
     }[extreme]
     second, first = sorted(candidates, key=lambda i: score(things[i]))[-2:]
-    margin = math.log(_SIZE_MARGIN) if extreme in ("largest", "smallest") else _CLEARLY
+    margin = math.log(SIZE_MARGIN) if extreme in ("largest", "smallest") else _CLEARLY
     if score(things[first]) - score(things[second]) < margin:
         raise Ambiguous
     return first
 
 
-def propose(family: str, things: tuple[Thing, ...], rng: random.Random) -> Meaning | None:
-    """A meaning of a family that this scene may answer; None where it plainly cannot."""
+def propose(
+    family: str, things: tuple[Thing, ...], rng: random.Random, is_test: bool = False
+) -> Meaning | None:
+    """A meaning of a family that this scene may answer; None where it plainly cannot. Nouns held
+    back for the test come up only where it `is_test`."""
     thing = rng.choice(things)
     if family == "name":
         return Meaning(family, Filter(kind=thing.kind))
@@ -133,6 +160,10 @@ def propose(family: str, things: tuple[Thing, ...], rng: random.Random) -> Meani
         )
     if family == "use":
         return Meaning(family, _by_use(thing.kind, rng))
+    if family == "several":
+        return Meaning(family, _some(things, rng), several=True)
+    if family == "unknown word":
+        return unknown(things, rng, is_test)
     if family == "extreme":
         return Meaning(family, _group(things, rng), extreme=rng.choice(EXTREMES))
     if family == "exclusion":
@@ -168,6 +199,53 @@ def _rivals(things: tuple[Thing, ...], rng: random.Random) -> Filter | None:
         Filter(category=c) for c in CATEGORIES if sum(t.kind in CATEGORIES[c] for t in things) > 1
     ]
     return rng.choice(groups) if groups else None
+
+
+def _some(things: tuple[Thing, ...], rng: random.Random) -> Filter:
+    """Things that share a kind, a category or a colour, mostly two or more; now and then all of
+    them but those of one colour, and now and then what is not there."""
+    if rng.random() < 0.08:
+        return Filter(rng.choice([k for k in KINDS if all(t.kind != k for t in things)]))
+    groups = [Filter(category=c) for c in CATEGORIES]
+    groups += [f for k in {t.kind: 0 for t in things} for f in [Filter(k)] * 2]
+    groups += [Filter(colour=c) for c in {t.colour: 0 for t in things}]
+    groups += [Filter(category=c, colour=t.colour) for c in CATEGORIES for t in things]
+    counts = [(group, sum(group.fits(t) for t in things)) for group in groups]
+    least = 1 if rng.random() < 0.15 else 2
+    fitting = [group for group, count in counts if count >= least] or [
+        group for group, count in counts if count
+    ]
+    group = rng.choice(fitting)
+    inside = [t for t in things if group.fits(t)]
+    if group.colour is None and len(inside) > 2 and rng.random() < 0.25:
+        return Filter(group.kind, None, group.category, rng.choice(inside).colour)
+    return group
+
+
+def unknown(things: tuple[Thing, ...], rng: random.Random, is_test: bool) -> Meaning:
+    """A meaning with a word in it that the world does not know: a noun by itself, with a colour, as
+    an anchor; a quality of a thing that is here; or nothing but another language or no language."""
+    way, thing = rng.random(), rng.choice(things)
+    noun = unknown_noun(rng, is_test)
+    word, said = noun, f"the {noun}"
+    if way < 0.1:
+        said = f"the {rng.choice(list(COLOURS))} {noun}"
+    elif way < 0.15:
+        said = f"the {rng.choice(EXTREMES[:2])} {noun}"
+    elif way < 0.25:
+        said = f"the {thing.kind} {rng.choice(RELATIONS)} the {noun}"
+    elif way < 0.35:
+        word = unknown_quality(rng)
+        said = f"the {word} {thing.kind}"
+    elif way < 0.5:
+        word = said = foreign(rng)
+    elif way < 0.75:
+        word = said = nonsense(rng)
+        if rng.random() < 0.3:
+            said = f"the {word}"
+    elif way < 0.85:
+        said = rng.choice((noun, f"a {noun}", f"all the {noun}s", f"the {noun} in the picture"))
+    return Meaning("unknown word", Filter(), unknown=word, said=said)
 
 
 def _group(things: tuple[Thing, ...], rng: random.Random) -> Filter:

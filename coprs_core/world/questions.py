@@ -3,11 +3,17 @@ deserves."""
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coprs_core.world.meanings import Ambiguous, Meaning, missing, propose, resolve
-from coprs_core.world.scenes import Scene, draw_scene
-from coprs_core.world.wording import as_typed, instruction_of, reply_to
+from coprs_core.world.scenes import SQUARE, Scene, draw_scene, random_size
+from coprs_core.world.wording import (
+    CAPITALS_SHARE,
+    TYPO_SHARE,
+    as_typed,
+    instruction_of,
+    reply_to,
+)
 
 FAMILIES = (
     "name",
@@ -30,66 +36,101 @@ FAMILY_WEIGHTS = {
     "exclusion": 0.9,
     "two steps": 1.3,
 }
+MORE_FAMILIES = ("several", "unknown word")
+"""Families that come up only where they are asked for."""
 UNSEEN_WORDING_SHARE, NOTHING_SHARE = 0.3, 0.12
 
 
 @dataclass(frozen=True)
+class Asking:
+    """How questions are drawn.
+
+    Attributes:
+        weights: how often which family.
+        nothing: share of questions that nothing in the scene fits.
+        slips, capitals: shares with a typing error, and all in capitals.
+    """
+
+    weights: dict[str, float] = field(default_factory=lambda: FAMILY_WEIGHTS)
+    nothing: float = NOTHING_SHARE
+    slips: float = TYPO_SHARE
+    capitals: float = CAPITALS_SHARE
+
+
+USUAL = Asking()
+
+
+@dataclass(frozen=True)
 class Question:
-    """An instruction about a scene, its meaning, the index of the right thing (None: nothing fits)
-    and the reply."""
+    """An instruction about a scene, its meaning, the indices of the right things in reading order
+    (none: nothing fits) and the reply."""
 
     family: str
     instruction: str
     reply: str
-    target: int | None
+    targets: tuple[int, ...]
     meaning: Meaning
     unseen_wording: bool
+
+    @property
+    def target(self) -> int | None:
+        """The index of the right thing, the first of several; None where nothing fits."""
+        return self.targets[0] if self.targets else None
 
 
 def ask(
     scene: Scene,
     rng: random.Random,
     family: str | None = None,
-    weights: dict[str, float] = FAMILY_WEIGHTS,
-    nothing: float = NOTHING_SHARE,
+    asking: Asking = USUAL,
 ) -> Question:
-    """A random question about a scene: of the given family, or of any that the scene allows, by
-    their `weights`; with probability `nothing` one that nothing in the scene fits."""
-    if family is None and rng.random() < nothing:
+    """A random question about a scene: of the given family, or of any that the scene allows."""
+    if family is None and rng.random() < asking.nothing:
         family = "nothing there"
     if family == "nothing there":
-        return _in_words(missing(scene, rng), None, scene, rng)
-    families = [family] if family else _weighted_order(rng, weights)
+        return _in_words(missing(scene, rng), (), scene, rng, asking)
+    families = [family] if family else _weighted_order(rng, asking.weights)
     for name in families:
         for _ in range(8):
-            meaning = propose(name, scene.things, rng)
+            meaning = propose(name, scene.things, rng, scene.split == "test")
             if meaning is None:
                 continue
             try:
-                target = resolve(meaning, scene.things)
+                targets = resolve(meaning, scene.things)
             except Ambiguous:
                 continue
-            if target is not None:
-                return _in_words(meaning, target, scene, rng)
+            if targets or name in MORE_FAMILIES:
+                return _in_words(meaning, targets, scene, rng, asking)
     if family:
         raise Ambiguous(f"this scene allows no question of the family {family!r}")
-    return ask(scene, rng, None, weights, nothing)
+    return ask(scene, rng, None, asking)
 
 
-def examples(split: str, seed: int, count: int) -> Iterator[tuple[Scene, Question]]:
-    """`count` scenes of a split from `seed` on, each with one question; the same arguments give the
-    same examples."""
+def examples(
+    split: str, seed: int, count: int, family: str | None = None, is_square: bool = True
+) -> Iterator[tuple[Scene, Question]]:
+    """`count` scenes of a split from `seed` on, each with one question, of one family where that is
+    given; the same arguments give the same examples."""
     for i in range(seed, seed + count):
-        scene = draw_scene(i, split)
-        yield scene, ask(scene, random.Random(f"coprs question {split} {i}"))
+        size = SQUARE if is_square else random_size(random.Random(f"coprs size {split} {i}"))
+        scene, rng = draw_scene(i, split, size=size), random.Random(f"coprs question {split} {i}")
+        try:
+            yield scene, ask(scene, rng, family)
+        except Ambiguous:  # this scene allows no question of the family
+            continue
 
 
 def _weighted_order(rng: random.Random, weights: dict[str, float]) -> list[str]:
     return sorted(weights, key=lambda f: rng.random() ** (1 / weights[f]), reverse=True)
 
 
-def _in_words(meaning: Meaning, target: int | None, scene: Scene, rng: random.Random) -> Question:
+def _in_words(
+    meaning: Meaning, targets: tuple[int, ...], scene: Scene, rng: random.Random, asking: Asking
+) -> Question:
     unseen = scene.split == "test" and rng.random() < UNSEEN_WORDING_SHARE
-    text = as_typed(instruction_of(meaning, rng, unseen), rng)
-    family = meaning.family if target is not None else "nothing there"
-    return Question(family, text, reply_to(meaning, target, scene.things), target, meaning, unseen)
+    text = instruction_of(meaning, rng, unseen, len(targets))
+    slips = 0.0 if meaning.unknown else asking.slips  # what is not known is repeated as it is
+    text = as_typed(text, rng, slips, asking.capitals)
+    family = meaning.family if targets or meaning.unknown else "nothing there"
+    reply = reply_to(meaning, targets, scene.things)
+    return Question(family, text, reply, targets, meaning, unseen)

@@ -1,8 +1,9 @@
 """Picture-book scenes: the world that the miniature learns from, drawn by our own code and
 deterministic by seed.
 
-A scene is a 256×256 picture of one to seven things on a plain, graded or textured ground. The masks
-are exact: the visible pixels of each thing, taken from the same polygons as the colours.
+A scene is a picture of 256×256 pixels, or one side shorter, of one to seven things on a plain,
+graded or textured ground. The masks are exact: the visible pixels of each thing, taken from the
+same polygons as the colours.
 """
 
 import math
@@ -16,10 +17,11 @@ from coprs_core.world.drawings import COLOURS, shaded
 from coprs_core.world.kinds import BY_NAME, CATEGORIES, KINDS, parts
 
 SIDE = 256
-"""Width and height of a scene in pixels."""
+"""Width and height of a scene in pixels; the longest side of one that is no square."""
+SQUARE = (SIDE, SIDE)
 SPLITS = ("train", "validation", "test")
-SMALLEST, LARGEST = 0.004 * SIDE**2, 0.25 * SIDE**2
-"""Visible area of a thing in pixels: 0.4 % to 25 % of the picture."""
+SMALLEST, LARGEST = 0.004, 0.25
+"""Visible area of a thing, as a share of the picture."""
 UNSEEN_PAIRS = frozenset(
     (kind, list(COLOURS)[(3 * i) % len(COLOURS)]) for i, kind in enumerate(KINDS[::2])
 )
@@ -37,7 +39,6 @@ PLACES = (
 )
 
 _OVERSAMPLING = 2
-_CANVAS_SIZE = (SIDE * _OVERSAMPLING, SIDE * _OVERSAMPLING)
 _LARGEST_RADIUS = {
     1: 0.36,
     2: 0.32,
@@ -53,8 +54,8 @@ _LARGEST_RADIUS = {
 class Thing:
     """One thing of a scene, as far as it is visible.
 
-    `centre` (x, y) and `box` (x0, y0, x1, y1; the last exclusive) are pixels of the 256×256
-    picture, `area` is a number of pixels. The centre is that of the box.
+    `centre` (x, y) and `box` (x0, y0, x1, y1; the last exclusive) are pixels of the picture, whose
+    size (height, width) is `within`; `area` is a number of pixels. The centre is that of the box.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Thing:
     centre: tuple[float, float]
     box: tuple[int, int, int, int]
     area: int
+    within: tuple[int, int] = SQUARE
 
     @property
     def name(self) -> str:
@@ -70,8 +72,8 @@ class Thing:
     @property
     def cell(self) -> int:
         """Which ninth of the picture holds the centre, 0 to 8 in reading order."""
-        x, y = self.centre
-        return 3 * min(2, int(3 * y / SIDE)) + min(2, int(3 * x / SIDE))
+        (x, y), (height, width) = self.centre, self.within
+        return 3 * min(2, int(3 * y / height)) + min(2, int(3 * x / width))
 
     @property
     def place(self) -> str:
@@ -80,8 +82,8 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """`image` uint8 [256, 256, 3]; `owner` uint8 [256, 256], 0 for the ground, i + 1 where
-    things[i] is visible."""
+    """`image` uint8 [H, W, 3]; `owner` uint8 [H, W], 0 for the ground, i + 1 where things[i] is
+    visible. H and W are 256, or the longer of them is."""
 
     seed: int | str
     split: str
@@ -89,9 +91,9 @@ class Scene:
     owner: np.ndarray
     things: tuple[Thing, ...]
 
-    def mask(self, index: int | None) -> np.ndarray:
-        """Visible pixels of things[index] as bool [256, 256]; all False for None."""
-        return np.zeros_like(self.owner, bool) if index is None else self.owner == index + 1
+    def mask(self, *indices: int | None) -> np.ndarray:
+        """Visible pixels of those things as bool [H, W]; all False for none, or None."""
+        return np.isin(self.owner, [i + 1 for i in indices if i is not None])
 
 
 @dataclass
@@ -114,39 +116,51 @@ class _Placed:
             yield points @ turn + (self.x, self.y), shade
 
 
-def draw_scene(seed: int | str, split: str = "train", with_image: bool = True) -> Scene:
-    """The scene of a seed; the same seed and split always give the same scene, and no two splits
-    share one.
+def draw_scene(
+    seed: int | str,
+    split: str = "train",
+    with_image: bool = True,
+    size: tuple[int, int] = SQUARE,
+) -> Scene:
+    """The scene of a seed; the same seed, split and size (height, width) always give the same
+    scene, and no two splits share one.
 
     `with_image=False` leaves `image` empty ([0, 0, 3]) and is three times as fast; `owner` and
     `things` are the same.
     """
     rng = random.Random(f"coprs scene {split} {seed}")
     while True:
-        placed = _place_things(rng, split)
-        owner = _draw_owner(placed)
+        placed = _place_things(rng, split, size)
+        owner = _draw_owner(placed, size)
         things = _visible_things(placed, owner)
         if things is not None:
             break
     things, owner = _in_reading_order(things, owner)
-    image = _draw_image(rng, placed) if with_image else np.zeros((0, 0, 3), np.uint8)
+    image = _draw_image(rng, placed, size) if with_image else np.zeros((0, 0, 3), np.uint8)
     return Scene(seed, split, image, owner, things)
 
 
-def _place_things(rng: random.Random, split: str) -> list[_Placed]:
+def random_size(rng: random.Random) -> tuple[int, int]:
+    """(height, width) of a picture that is no square: one side 256, the other 128 to 240."""
+    other = 16 * rng.randint(8, 15)
+    return rng.choice(((SIDE, other), (other, SIDE)))
+
+
+def _place_things(rng: random.Random, split: str, size: tuple[int, int]) -> list[_Placed]:
+    height, width = size
     count = rng.choices(range(1, 8), (3, 10, 18, 22, 20, 15, 12))[0]
     placed: list[_Placed] = []
     for _ in range(count * 6):
         if len(placed) == count:
             break
         thing = _choose_thing(rng, split, placed, count)
+        thing.radius *= math.sqrt(height * width) / SIDE
         if any((thing.kind, thing.colour) == (p.kind, p.colour) for p in placed):
             continue
         closeness = 0.55 if rng.random() < 0.15 else 0.85
         for _ in range(12):
-            thing.x, thing.y = (
-                rng.uniform(0.9 * thing.radius, SIDE - 0.9 * thing.radius) for _ in "xy"
-            )
+            margin = 0.9 * thing.radius
+            thing.x, thing.y = (rng.uniform(margin, side - margin) for side in (width, height))
             if all(
                 math.hypot(thing.x - p.x, thing.y - p.y) > closeness * (thing.radius + p.radius)
                 for p in placed
@@ -178,8 +192,9 @@ def _choose_thing(rng: random.Random, split: str, placed: list[_Placed], count: 
     return _Placed(kind, colour, radius, angle, rng.choice((-1, 1)) * rng.uniform(0.85, 1.1))
 
 
-def _draw_owner(placed: list[_Placed]) -> np.ndarray:
-    canvas = Image.new("L", _CANVAS_SIZE)
+def _draw_owner(placed: list[_Placed], size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    canvas = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     pen = ImageDraw.Draw(canvas)
     for i, thing in enumerate(placed):
         for points, _ in thing.polygons():
@@ -191,18 +206,25 @@ def _visible_things(placed: list[_Placed], owner: np.ndarray) -> list[Thing] | N
     """What can be seen of each thing, or None where a thing is too small, too hidden or its place
     is a toss-up."""
     things: list[Thing] = []
+    (height, width), whole_picture = owner.shape, owner.size
     for i, p in enumerate(placed):
         visible = owner == i + 1
         area = int(visible.sum())
-        if not SMALLEST <= area <= LARGEST:
+        if not SMALLEST <= area / whole_picture <= LARGEST:
             return None
-        whole = int((_draw_owner([p]) == 1).sum()) if _may_be_covered(i, placed) else area
+        whole = (
+            int((_draw_owner([p], (height, width)) == 1).sum())
+            if _may_be_covered(i, placed)
+            else area
+        )
         if area < 0.65 * whole:
             return None
         ys, xs = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
         x0, y0, x1, y1 = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
-        thing = Thing(p.kind, p.colour, ((x0 + x1) / 2, (y0 + y1) / 2), (x0, y0, x1, y1), area)
-        if any(abs(v - edge) < 4 for v in thing.centre for edge in (SIDE / 3, 2 * SIDE / 3)):
+        centre = (x0 + x1) / 2, (y0 + y1) / 2
+        thing = Thing(p.kind, p.colour, centre, (x0, y0, x1, y1), area, (height, width))
+        axes = zip(centre, (width, height), strict=True)
+        if any(abs(v - n * side / 3) < 4 for v, side in axes for n in (1, 2)):
             return None
         if any(t.cell == thing.cell and abs(t.centre[0] - thing.centre[0]) < 8 for t in things):
             return None
@@ -227,8 +249,11 @@ def _in_reading_order(
     return tuple(things[i] for i in order), rank[owner]
 
 
-def _draw_image(rng: random.Random, placed: list[_Placed]) -> np.ndarray:
-    canvas = Image.fromarray(_ground(rng)).resize(_CANVAS_SIZE, Image.Resampling.NEAREST)
+def _draw_image(rng: random.Random, placed: list[_Placed], size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    canvas = Image.fromarray(_ground(rng, size)).resize(
+        (width * _OVERSAMPLING, height * _OVERSAMPLING), Image.Resampling.NEAREST
+    )
     pen = ImageDraw.Draw(canvas)
     for thing in placed:
         red, green, blue = (v + rng.randint(-14, 14) for v in COLOURS[thing.colour])
@@ -249,8 +274,8 @@ def _clipped(value: int) -> int:
     return min(255, max(0, value))
 
 
-def _ground(rng: random.Random) -> np.ndarray:
-    """A ground of little colour, uint8 [256, 256, 3]: flat, graded, striped, dotted, checked or
+def _ground(rng: random.Random, size: tuple[int, int]) -> np.ndarray:
+    """A ground of little colour, uint8 [H, W, 3]: flat, graded, striped, dotted, checked or
     blotched."""
     level = rng.uniform(165, 245) if rng.random() < 0.8 else rng.uniform(50, 100)
     first = np.array([level + rng.uniform(-16, 16) for _ in range(3)])
@@ -261,10 +286,10 @@ def _ground(rng: random.Random) -> np.ndarray:
         ("flat", "graded", "stripes", "dots", "checks", "blotches"), (30, 30, 10, 10, 8, 12)
     )[0]
     angle, period = rng.uniform(0, math.pi), rng.choice((12, 18, 28, 40))
-    y, x = np.ogrid[0:SIDE, 0:SIDE]
+    y, x = np.ogrid[0 : size[0], 0 : size[1]]
     along = (x * math.cos(angle)).astype(np.float32) + (y * math.sin(angle)).astype(np.float32)
     if pattern == "flat":
-        blend = np.zeros((SIDE, SIDE), np.float32)
+        blend = np.zeros(size, np.float32)
     elif pattern == "graded":
         blend = (along - along.min()) / (along.max() - along.min())
     elif pattern == "stripes":
@@ -280,7 +305,7 @@ def _ground(rng: random.Random) -> np.ndarray:
             0, 256, (rng.choice((6, 12, 24)),) * 2, dtype=np.uint8
         )
         blend = np.asarray(
-            Image.fromarray(cells).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            Image.fromarray(cells).resize(size[::-1], Image.Resampling.BICUBIC)
         ) * np.float32(1 / 400)
     palette = np.linspace(first, second, 256).astype(np.uint8)
     return palette.take((blend * 255).astype(np.uint8), axis=0)

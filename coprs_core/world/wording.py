@@ -1,12 +1,14 @@
 """Meanings in words, the way people type; and the replies that they deserve, thought through in
 words."""
 
+import math
 import random
 import re
 
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.world.meanings import Filter, Meaning
-from coprs_core.world.scenes import PLACES, Thing
+from coprs_core.world.meanings import DISTANCE_MARGIN, SIZE_MARGIN, Filter, Meaning
+from coprs_core.world.scenes import PLACES, SMALLEST, Thing
+from coprs_core.world.unknown import MAX_QUOTED
 
 _CATEGORY_WORDS = {
     "animal": "animal",
@@ -128,10 +130,35 @@ _UNSEEN_PHRASES = {
     "exclusion": ("{a_noun} that is not {colour}",),
     "two steps": ("{a_noun} {relation} {anchor}",),
 }
-TYPO_SHARE = 0.1
+_SEVERAL_PHRASES = (
+    "all the {nouns}",
+    "all the {nouns}",
+    "all {nouns}",
+    "the {nouns}",
+    "every {noun}",
+    "each {noun}",
+    "all of the {nouns}",
+    "all the {nouns} in the picture",
+)
+_UNSEEN_SEVERAL_PHRASES = ("each of the {nouns}", "any {noun} there is")
+_NUMBERS = {2: "two", 3: "three", 4: "four"}
+_IRREGULAR = {"fish": "fish", "clothing": "clothing", "furniture": "furniture"}
+_CLOSEST = 10.0
+"""Centres of two things are hardly ever nearer, in pixels."""
+TYPO_SHARE, CAPITALS_SHARE = 0.1, 0.03
+"""How often a typing error slips in, and how often all is in capitals."""
 
 
-def instruction_of(meaning: Meaning, rng: random.Random, unseen: bool) -> str:
+def instruction_of(
+    meaning: Meaning, rng: random.Random, unseen: bool, targets: int | None = None
+) -> str:
+    """A meaning as somebody says it, in a wording of the test split where it is `unseen`; of
+    several things with their number now and then, which is that of the `targets`."""
+    if meaning.unknown:
+        frame = rng.choice(_UNSEEN_FRAMES if unseen else _FRAMES)
+        return frame.format(x=meaning.said)
+    if meaning.several:
+        return _several(meaning.among, rng, unseen, targets)
     unseen_phrase = unseen and rng.random() < 0.5
     phrase = rng.choice((_UNSEEN_PHRASES if unseen_phrase else _PHRASES)[meaning.family])
     frame = rng.choice(_UNSEEN_FRAMES if unseen and not unseen_phrase else _FRAMES)
@@ -155,21 +182,43 @@ def instruction_of(meaning: Meaning, rng: random.Random, unseen: bool) -> str:
     return frame.format(x=phrase)
 
 
+def _several(group: Filter, rng: random.Random, unseen: bool, targets: int | None) -> str:
+    """An instruction for all the things of a group."""
+    unseen_phrase = unseen and rng.random() < 0.5
+    phrase = rng.choice(_UNSEEN_SEVERAL_PHRASES if unseen_phrase else _SEVERAL_PHRASES)
+    if targets in _NUMBERS and not unseen_phrase and rng.random() < 0.25:
+        phrase = f"the {_NUMBERS[targets]} {{nouns}}"
+        if targets == 2 and rng.random() < 0.3:
+            phrase = "both {nouns}"
+    frame = rng.choice(_UNSEEN_FRAMES if unseen and not unseen_phrase else _FRAMES)
+    if "{nouns}" in phrase:
+        frame = frame.replace(" is ", " are ").replace("which one", "which ones")
+    asked = phrase.format(noun=_noun(group), nouns=_nouns(group))
+    if group.not_colour:
+        asked += f" that {'are' if '{nouns}' in phrase else 'is'} not {group.not_colour}"
+    return frame.format(x=asked)
+
+
 def _anchor_phrase(anchor: Filter, rng: random.Random) -> str:
     return _use_phrase(anchor.use, rng) if anchor.use else f"the {_noun(anchor)}"
 
 
-def as_typed(text: str, rng: random.Random) -> str:
-    """Lower case, a capital, capitals; with or without a full stop; in one of ten a typing
-    error."""
+def as_typed(
+    text: str,
+    rng: random.Random,
+    slips: float = TYPO_SHARE,
+    capitals: float = CAPITALS_SHARE,
+) -> str:
+    """Lower case, a capital, capitals; with or without a full stop; in a share of `slips` a typing
+    error, in a share of `capitals` all in capitals."""
     words = text.split(" ")
     long_words = [i for i, w in enumerate(words) if len(w) >= 5 and w.isalpha()]
-    if long_words and rng.random() < TYPO_SHARE:
+    if long_words and rng.random() < slips:
         i = rng.choice(long_words)
         words[i] = _slip(words[i], rng)
         text = " ".join(words)
     case = rng.random()
-    if case < 0.03:
+    if case < capitals:
         text = text.upper()
     elif case < 0.4:
         text = text[0].upper() + text[1:]
@@ -195,6 +244,21 @@ def _noun(f: Filter) -> str:
     return f"{f.colour} {base}" if f.colour else base
 
 
+def _nouns(f: Filter) -> str:
+    """The words of a filter for several things: red cups, animals, things of the sky."""
+    first, *rest = (f.kind or (_CATEGORY_WORDS[f.category] if f.category else "thing")).split(" ")
+    words = " ".join([_plural(first), *rest])
+    return f"{f.colour} {words}" if f.colour else words
+
+
+def _plural(noun: str) -> str:
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+
+
 def _use_phrase(use: str, rng: random.Random) -> str:
     return (
         f"something {use}"
@@ -203,19 +267,35 @@ def _use_phrase(use: str, rng: random.Random) -> str:
     )
 
 
-def reply_to(meaning: Meaning, target: int | None, things: tuple[Thing, ...]) -> str:
-    """The target reply: what is seen and where, what is asked, which one it is and why; then the
-    focus token or none."""
+def reply_to(meaning: Meaning, targets: tuple[int, ...], things: tuple[Thing, ...]) -> str:
+    """The target reply: what is seen and where, what is asked, which one it is and why; then a
+    focus token for each, in reading order, or none."""
     seen = _listed([f"{t.place} {_a(t.colour)} {t.kind}" for t in things])
     sentences = [f"I see {seen}.", f"You ask for {_asked(meaning)}."]
-    if target is None:
+    if meaning.unknown:
+        sentences.append("I cannot tell what is meant.")
+        return f"<think>{' '.join(sentences)}</think>I do not know what to look for."
+    if not targets:
         missing = meaning.anchor or meaning.among
         sentences.append(f"There is no {_noun(missing)} here.")
         return f"<think>{' '.join(sentences)}</think>Nothing in this picture fits."
+    found = [things[i] for i in targets]
+    named = _listed([f"the {t.kind} {t.place}, the {t.colour} one" for t in found])
+    if len(found) > 1:
+        sentences.append(f"Those are {named}.")
+        each = " ".join(f"{t.place} {FOCUS_TOKEN}" for t in found)
+        return f"<think>{' '.join(sentences)}</think>They are here: {each}"
     sentences += _steps(meaning, things)
-    t = things[target]
-    sentences.append(f"{_lead(meaning)} the {t.kind} {t.place}, the {t.colour} one.")
+    sentences.append(f"{_lead(meaning)} {named}.")
     return f"<think>{' '.join(sentences)}</think>It is here: {FOCUS_TOKEN}"
+
+
+def conclusions_of(reasoning: str) -> list[tuple[str, str]]:
+    """(kind, colour) of every thing that the last sentence of a thought in the form of `reply_to`
+    names, in its order."""
+    places = "|".join(sorted(PLACES, key=len, reverse=True))
+    last = reasoning.strip().removesuffix(".").rpartition(". ")[2]
+    return re.findall(rf"the (\w+) (?:{places}), the (\w+) one", last)
 
 
 def conclusion_of(reasoning: str) -> tuple[str, str] | None:
@@ -234,19 +314,24 @@ def _listed(words: list[str], last: str = "and") -> str:
 
 def _asked(meaning: Meaning) -> str:
     group = meaning.among
+    if meaning.unknown:
+        return f"something that I do not know: {meaning.unknown[:MAX_QUOTED].strip()}"
     if group.use:
         return f"something by its use: the {group.kind}"
     words = f"the {meaning.extreme} {_noun(group)}" if meaning.extreme else f"the {_noun(group)}"
+    if meaning.several:
+        words = f"all the {_nouns(group)}"
     if group.not_colour:
-        words += f" that is not {group.not_colour}"
+        words += f" that {'are' if meaning.several else 'is'} not {group.not_colour}"
     if meaning.anchor is not None:
         words += f" {meaning.relation} the {_noun(meaning.anchor)}"
     return words
 
 
 def _steps(meaning: Meaning, things: tuple[Thing, ...]) -> list[str]:
-    """The sentences between the request and the conclusion: the anchor, then the rivals."""
-    steps = []
+    """The sentences between the request and the conclusion: the anchor, the rivals, and what tells
+    them apart where that is a number."""
+    steps, anchor = [], None
     if meaning.anchor is not None:
         anchor = next(t for t in things if meaning.anchor.fits(t))
         steps.append(f"The {anchor.kind} is {anchor.place}.")
@@ -256,7 +341,37 @@ def _steps(meaning: Meaning, things: tuple[Thing, ...]) -> list[str]:
         steps.append(
             f"It could be {_listed([f'{t.place} the {t.colour} {t.kind}' for t in rivals], 'or')}."
         )
+    measured = [t for t in things if meaning.among.fits(t) and t is not anchor]
+    if meaning.extreme in ("largest", "smallest"):
+        steps.append(f"By size: {_numbered(measured, [_size_level(t) for t in measured])}.")
+    if anchor is not None and meaning.relation == "nearest to" and len(measured) > 1:
+        levels = [_distance_level(t, anchor) for t in measured]
+        steps.append(f"From there: {_numbered(measured, levels)}.")
     return steps
+
+
+def _numbered(things: list[Thing], levels: list[int]) -> str:
+    """Things with a number each, by their kind, and by their colour too where two are alike."""
+    kinds = [t.kind for t in things]
+    names = [t.name if kinds.count(t.kind) > 1 else t.kind for t in things]
+    numbered = zip(names, levels, strict=True)
+    return _listed([f"the {name} {level}" for name, level in numbered])
+
+
+def _size_level(thing: Thing) -> int:
+    """The area as a whole number from 0 to 12: one more where it is `SIZE_MARGIN` times as large,
+    so that the right one of a question always differs from the next."""
+    height, width = thing.within
+    return _level(thing.area / (height * width), SMALLEST, SIZE_MARGIN)
+
+
+def _distance_level(thing: Thing, other: Thing) -> int:
+    """The distance of two centres as a whole number from 0 to 14, likewise."""
+    return _level(math.dist(thing.centre, other.centre), _CLOSEST, DISTANCE_MARGIN)
+
+
+def _level(value: float, least: float, ratio: float) -> int:
+    return max(0, math.floor(math.log(value / least) / math.log(ratio)))
 
 
 def _lead(meaning: Meaning) -> str:

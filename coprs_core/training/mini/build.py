@@ -3,6 +3,7 @@ the recipe's sizes."""
 
 import random
 import re
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from coprs_core.prompts import FOCUS_TOKEN
 from coprs_core.training.mini.recipe import Recipe
 from coprs_core.world.drawings import COLOURS
 from coprs_core.world.kinds import KINDS
+from coprs_core.world.meanings import Ambiguous
 from coprs_core.world.questions import ask
 from coprs_core.world.scenes import PLACES, draw_scene
 
@@ -38,7 +40,14 @@ SPECIAL_TOKENS = (
     "</think>",
     FOCUS_TOKEN,
 )
-_SET_PHRASES = (*PLACES, "You ask for", "It could be", "There is no", "something by its use")
+_SET_PHRASES = (
+    *PLACES,
+    "You ask for",
+    "It could be",
+    "There is no",
+    "something by its use",
+    "something that I do not know",
+)
 """Phrases of the replies that may become one token: half the steps for the same words."""
 
 
@@ -84,6 +93,13 @@ def _corpus(scenes: int):
             question = ask(scene, rng)
             yield question.instruction
             yield re.sub(r"<[^>]+>", "", question.reply)
+        with suppress(Ambiguous):
+            question = ask(scene, rng, "several")
+            yield question.instruction
+            yield re.sub(r"<[^>]+>", "", question.reply)
+        # what is not known stays in small pieces, and so is told from what is
+        yield " You ask for something that I do not know: I cannot tell what is meant."
+        yield "I do not know what to look for."
     yield from ("user\n", "assistant\n")
 
 

@@ -2,20 +2,22 @@
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt
 from coprs_core.training.mini import oracle
 from coprs_core.training.mini.recipe import Recipe, Stage
 from coprs_core.world.kinds import KINDS
 from coprs_core.world.questions import Question, ask
-from coprs_core.world.scenes import Scene, Thing, draw_scene
+from coprs_core.world.scenes import SIDE, SQUARE, Scene, Thing, draw_scene, random_size
 
 PREFIX_END = "<|vision_end|>"
 
@@ -29,7 +31,7 @@ class Packed:
     in the padding; `offset` int [B, L], where a token would stand if its question stood alone;
     `labels` [B, L], −100 where nothing is learnt; `weights` [B, L]. `focus` int [M, 2] are (row,
     column) of focus tokens, `focus_things` the things they mean; `listed` int [N, 2] are the kind
-    words of the lists, `listed_things` likewise.
+    words of the lists, `listed_things` likewise. `grid` is (rows, columns) of visual tokens.
     """
 
     ids: Tensor
@@ -41,6 +43,7 @@ class Packed:
     focus_things: list[Thing]
     listed: Tensor
     listed_things: list[Thing]
+    grid: tuple[int, int]
 
     def attention(self) -> Tensor:
         """Additive mask bfloat16 [B, 1, L, L]."""
@@ -51,11 +54,12 @@ class Packed:
 
 @dataclass
 class Batch:
-    """Scenes as tensors; each stage fills what it needs.
+    """Scenes as tensors, all of one size; each stage fills what it needs.
 
     Attributes:
         scenes: B scenes.
-        image: uint8 [B, 3, 256, 256].
+        grid: (rows, columns) of visual tokens.
+        image: uint8 [B, 3, H, W].
         pixel_values: float32 [B·patches, values], for the vision tower.
         tower_cells: float32 [B, tokens, 64]; `encoder_cells`: float32 [B, grid², 64].
         packed: the questions about every scene, a `Packed`.
@@ -64,6 +68,7 @@ class Batch:
     """
 
     scenes: list[Scene]
+    grid: tuple[int, int]
     image: Any = None
     pixel_values: Any = None
     tower_cells: Any = None
@@ -74,18 +79,20 @@ class Batch:
 
 
 class SceneData(torch.utils.data.Dataset):
-    """Item i is scene i of the training split with its questions, the same in every run."""
+    """Item i is scene i of the training split with its questions, the same in every run; the scenes
+    of a batch have one size."""
 
     def __init__(self, recipe: Recipe, stage: Stage):
         self.recipe, self.stage = recipe, stage
 
     def __getitem__(self, index: int) -> tuple[Scene, list[Question]]:
         seed = f"{self.stage.name} {index}"
-        scene = draw_scene(seed, with_image=self.stage.name != "language")
+        rng = random.Random(f"size {self.stage.name} {index // self.stage.scenes}")
+        size = random_size(rng) if rng.random() < self.recipe.other_shapes else SQUARE
+        scene = draw_scene(seed, with_image=self.stage.name != "language", size=size)
         rng = random.Random(f"questions {seed}")
         return scene, [
-            ask(scene, rng, None, self.recipe.family_weights, self.recipe.nothing_share)
-            for _ in range(self.stage.questions)
+            ask(scene, rng, None, self.recipe.asking) for _ in range(self.stage.questions)
         ]
 
 
@@ -95,12 +102,13 @@ class Collator:
     def __init__(self, recipe: Recipe, stage: Stage, tokenizer, image_processor):
         self.recipe, self.stage = recipe, stage
         self.tokenizer, self.image_processor = tokenizer, image_processor
-        self.tower_grid = recipe.mllm_side // 28
 
     def __call__(self, drawn: list[tuple[Scene, list[Question]]]) -> Batch:
         scenes, name = [s for s, _ in drawn], self.stage.name
         rng = random.Random(str(scenes[0].seed))
-        batch = Batch(scenes)
+        area = self.recipe.mllm_side**2
+        height, width = smart_resize(*scenes[0].owner.shape, 28, area, area)
+        batch = Batch(scenes, (height // 28, width // 28))
         if name != "language":
             batch.image = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in scenes])
         if name in ("eyes", "joint"):
@@ -108,11 +116,12 @@ class Collator:
                 images=list(batch.image), return_tensors="pt"
             )["pixel_values"]
         if name != "focus":
-            batch.tower_cells = _cells(scenes, self.tower_grid, 0.15)
+            batch.tower_cells = _cells(scenes, batch.grid, 0.15)
         if name in ("focus", "joint"):
-            batch.encoder_cells = _cells(scenes, self.recipe.vision.grid, 0.3)
+            grid = self.recipe.vision.grid
+            batch.encoder_cells = _cells(scenes, (grid, grid), 0.3, _squared)
         if self.stage.questions:
-            batch.packed = pack(self.recipe, drawn, self.tokenizer, self.tower_grid**2)
+            batch.packed = pack(self.recipe, drawn, self.tokenizer, batch.grid)
         if name == "focus":
             batch.targets = [
                 (i, t)
@@ -151,22 +160,33 @@ def batches(
     return iter(DataLoader(scenes, batch_sampler=rows, collate_fn=collate, num_workers=workers))
 
 
-def _cells(scenes: list[Scene], grid: int, least: float) -> Tensor:
+def _cells(
+    scenes: list[Scene], grid: tuple[int, int], least: float, frame: Callable = torch.from_numpy
+) -> Tensor:
     return torch.stack(
-        [oracle.cell_features(torch.from_numpy(s.owner), s.things, grid, least) for s in scenes]
+        [oracle.cell_features(frame(s.owner), s.things, grid, least) for s in scenes]
     )
 
 
+def _squared(picture: np.ndarray) -> Tensor:
+    """A picture [H, W] in SAM's frame [256, 256]: nothing to its right and below."""
+    height, width = picture.shape
+    return torch.nn.functional.pad(torch.from_numpy(picture), (0, SIDE - width, 0, SIDE - height))
+
+
 def _soft_mask(recipe: Recipe, scene: Scene, thing: Thing) -> Tensor:
-    mask = torch.from_numpy(scene.mask(scene.things.index(thing))).float()[None, None]
+    mask = _squared(scene.mask(scene.things.index(thing))).float()[None, None]
     return torch.nn.functional.adaptive_avg_pool2d(mask, recipe.vision.prior_side)[0]
 
 
 def pack(
-    recipe: Recipe, asked: list[tuple[Scene, list[Question]]], tokenizer, image_tokens: int
+    recipe: Recipe,
+    asked: list[tuple[Scene, list[Question]]],
+    tokenizer,
+    grid: tuple[int, int],
 ) -> Packed:
     """Put the questions of every scene into one row (see `Packed`)."""
-    image_ids = [tokenizer.convert_tokens_to_ids("<|image_pad|>")] * image_tokens
+    image_ids = [tokenizer.convert_tokens_to_ids("<|image_pad|>")] * (grid[0] * grid[1])
     end = tokenizer.convert_tokens_to_ids(PREFIX_END)
     rows = [
         [_branch(recipe, q, s, tokenizer, image_ids, end) for q in questions]
@@ -197,9 +217,8 @@ def pack(
             weights[r, at + b.reply_start : span.stop] = torch.tensor(b.weights)
             listed += [(r, at + i) for i in b.listed]
             listed_things += b.listed_things
-            if b.focus is not None:
-                focus.append((r, at + b.focus))
-                focus_things.append(b.target)
+            focus += [(r, at + i) for i in b.focus]
+            focus_things += b.targets
             at = span.stop
     focus = torch.tensor(focus, dtype=torch.long).view(-1, 2)
     return Packed(
@@ -212,6 +231,7 @@ def pack(
         focus_things,
         torch.tensor(listed),
         listed_things,
+        grid,
     )
 
 
@@ -223,8 +243,8 @@ class _Branch:
     weights: list[float]
     listed: list[int]
     listed_things: list[Thing]
-    focus: int | None
-    target: Thing | None
+    focus: list[int]
+    targets: list[Thing]
 
 
 def _branch(
@@ -248,7 +268,6 @@ def _branch(
     start = len(prompt) - cut
     listed = [i for i in range(start, start + len(pieces[0])) if ids[i] in kind_ids]
     focus_id = tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
-    found = question.target is not None
     return _Branch(
         prompt[:cut],
         ids,
@@ -256,8 +275,8 @@ def _branch(
         weights,
         listed,
         list(scene.things),
-        ids.index(focus_id) if found else None,
-        scene.things[question.target] if found else None,
+        [i for i in range(start, len(ids)) if ids[i] == focus_id],
+        [scene.things[i] for i in question.targets],
     )
 
 

@@ -33,30 +33,36 @@ IMAGE_SCALE, QUERY_SCALE = 0.6, 4.0
 
 def thing_features(thing: Thing) -> Tensor:
     """float32 [62]: one-hot kind and colour, radial bases of the centre's x and y and of the log
-    area."""
+    area, as in a picture of 256×256 whatever its shape."""
     f = torch.zeros(THING_FEATURES)
     f[KINDS.index(thing.kind)] = 1
     f[COLOUR.start + _COLOUR_NAMES.index(thing.colour)] = 1
-    x, y = thing.centre
+    (x, y), (height, width) = thing.centre, thing.within
     f[CENTRE] = torch.cat(
-        [torch.exp(-((v - _POSITIONS) ** 2) / (2 * _POSITION_WIDTH**2)) for v in (x, y)]
+        [
+            torch.exp(-((v - _POSITIONS) ** 2) / (2 * _POSITION_WIDTH**2))
+            for v in (x * SIDE / width, y * SIDE / height)
+        ]
     )
-    f[AREA] = torch.exp(-((math.log(thing.area) - _LOG_AREAS) ** 2) / (2 * _LOG_AREA_WIDTH**2))
+    log_area = math.log(thing.area * SIDE**2 / (height * width))
+    f[AREA] = torch.exp(-((log_area - _LOG_AREAS) ** 2) / (2 * _LOG_AREA_WIDTH**2))
     return f
 
 
-def cell_features(owner: Tensor, things: tuple[Thing, ...], grid: int, least: float) -> Tensor:
-    """float32 [grid², 64]: each cell tells of the thing that covers most of it, if that is at least
-    a share `least`.
+def cell_features(
+    owner: Tensor, things: tuple[Thing, ...], grid: tuple[int, int], least: float
+) -> Tensor:
+    """float32 [rows · columns, 64]: each cell of the `grid` tells of the thing that covers most of
+    it, if that is at least a share `least`.
 
-    `owner` is the scene's uint8 [256, 256].
+    `owner` is the scene's uint8 [H, W].
     """
     shares = F.adaptive_avg_pool2d(
         F.one_hot(owner[::2, ::2].long(), len(things) + 1).permute(2, 0, 1).float(), grid
     )
     covered, which = shares[1:].flatten(1).max(0)
     table = torch.stack([thing_features(t) for t in things])
-    f = torch.zeros(grid * grid, CELL_FEATURES)
+    f = torch.zeros(grid[0] * grid[1], CELL_FEATURES)
     occupied = covered >= least
     f[occupied, :THING_FEATURES] = table[which[occupied]]
     f[:, GROUND] = (~occupied).float()

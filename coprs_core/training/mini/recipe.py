@@ -5,12 +5,22 @@ from dataclasses import dataclass, field
 
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
-from coprs_core.world.questions import FAMILY_WEIGHTS
+from coprs_core.world.questions import FAMILY_WEIGHTS, Asking
 
 PROMPT_TEMPLATE = (
     "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{instruction}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
+
+
+_MORE_OF = {
+    "relation": 2.8,
+    "extreme": 2.2,
+    "exclusion": 1.2,
+    "two steps": 2.4,
+    "several": 1.6,
+    "unknown word": 1.6,
+}
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,10 @@ class Recipe:
         mllm_side: photos reach the tower with an area of so many pixels squared; 280 makes a grid
             of 10×10 visual tokens for a square.
         vocabulary: tokens; `max_new_tokens`: bound of a reply.
-        family_weights: how often training asks what; spatial choices more often than the test does,
-            for they are learnt last.
-        nothing_share: how often training asks in vain; half as often as the test, for the miniature
-            says "nothing" too readily.
+        asking: how training asks; spatial choices more often than the test does, for they are
+            learnt last; in vain half as often, for the miniature says "nothing" too readily; in
+            capitals and with typing errors more often.
+        other_shapes: share of the batches whose pictures are no squares.
         list_weight, request_weight, decision_weight: of a reply's tokens in the language loss: what
             is seen, what is asked, which one it is.
         stages: in order; those before "joint" do not need each other.
@@ -84,23 +94,19 @@ class Recipe:
         }
     )
     mllm_side: int = 280
-    vocabulary: int = 1400
-    max_new_tokens: int = 160
+    vocabulary: int = 1500
+    max_new_tokens: int = 200
     prompt_template: str = PROMPT_TEMPLATE
-    family_weights: dict[str, float] = field(
-        default_factory=lambda: (
-            FAMILY_WEIGHTS | {"relation": 2.6, "extreme": 2.2, "exclusion": 1.2, "two steps": 2.2}
-        )
-    )
-    nothing_share: float = 0.06
+    asking: Asking = Asking(FAMILY_WEIGHTS | _MORE_OF, nothing=0.06, slips=0.2, capitals=0.12)
+    other_shapes: float = 0.25
     list_weight: float = 1.0
     request_weight: float = 2.0
     decision_weight: float = 4.0
     stages: tuple[Stage, ...] = (
-        Stage("eyes", steps=3200, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
-        Stage("focus", steps=4000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
-        Stage("language", steps=3500, scenes=8, questions=3, rate=2e-3, adam_rate=1e-3),
-        Stage("joint", steps=1500, scenes=6, questions=3, rate=7e-4, adam_rate=4e-4, hold=0.2),
+        Stage("eyes", steps=4500, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
+        Stage("focus", steps=5000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
+        Stage("language", steps=7000, scenes=8, questions=3, rate=2e-3, adam_rate=1e-3),
+        Stage("joint", steps=4000, scenes=6, questions=3, rate=7e-4, adam_rate=4e-4, hold=0.2),
     )
 
 

@@ -113,7 +113,7 @@ def train_miniature(
         dist.barrier()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     processor = build_processor(recipe, tokenizer)
-    scaffold = Scaffold(recipe, build_miniature(recipe, tokenizer)).to(place)
+    scaffold = Scaffold(recipe, build_miniature(recipe, tokenizer), tokenizer).to(place)
     scaffold.model.mllm.set_attn_implementation("plain")
     for stage in recipe.stages:
         if only in (None, stage.name):

@@ -18,6 +18,7 @@ from coprs_core.training.losses import segmentation_loss
 from coprs_core.training.mini import oracle
 from coprs_core.training.mini.data import Batch, Packed
 from coprs_core.training.mini.recipe import Recipe
+from coprs_core.world.drawings import COLOURS
 from coprs_core.world.kinds import KINDS
 
 
@@ -40,16 +41,19 @@ class Scaffold(nn.Module):
 
     image_frame: Tensor
     query_frame: Tensor
+    colours: Tensor
 
-    def __init__(self, recipe: Recipe, model: CoPRS):
+    def __init__(self, recipe: Recipe, model: CoPRS, tokenizer):
         super().__init__()
         self.recipe, self.model = recipe, model
         image_frame, query_frame = oracle.frames(model.config.llm_width)
         self.register_buffer("image_frame", image_frame)
         self.register_buffer("query_frame", query_frame)
+        colours = tokenizer.convert_tokens_to_ids([f"Ġ{colour}" for colour in COLOURS])
+        self.register_buffer("colours", torch.tensor(colours))
         self.encoder_reader = nn.Conv2d(model.config.vision.channels, oracle.CELL_FEATURES, 1)
         self.word_reader = nn.Linear(model.config.llm_width, oracle.THING_FEATURES)
-        self._positions: Tensor | None = None
+        self._positions: dict[tuple[int, int], Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -121,8 +125,8 @@ class Scaffold(nn.Module):
 
     def see(self, batch: Batch) -> Tensor:
         """Visual tokens [B, N, D]."""
-        count, side = len(batch.scenes), self.recipe.mllm_side // 14
-        grid = torch.tensor([[1, side, side]] * count, device=self.device)
+        count, (rows, columns) = len(batch.scenes), batch.grid
+        grid = torch.tensor([[1, 2 * rows, 2 * columns]] * count, device=self.device)
         features = self.model.mllm.model.visual(
             batch.pixel_values.to(self.device), grid_thw=grid
         ).pooler_output
@@ -144,7 +148,7 @@ class Scaffold(nn.Module):
         self, focus_embedding: Tensor, embedding: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, float]]:
         rows = torch.tensor([i for i, _ in batch.targets], device=self.device)
-        sizes = torch.full((len(rows), 2), self.recipe.vision.side, device=self.device)
+        sizes = torch.tensor([batch.image.shape[-2:]] * len(rows), device=self.device)
         prior_logits, mask_logits = self.model.focus(focus_embedding, embedding[rows], sizes)
         target = batch.masks.to(self.device)
         loss = 2 * segmentation_loss(prior_logits, mask_logits, target, dice=0.5, focal=10)
@@ -155,7 +159,8 @@ class Scaffold(nn.Module):
         token."""
         mllm = self.model.mllm
         ids, labels = packed.ids.to(self.device), packed.labels.to(self.device)
-        embeddings = mllm.get_input_embeddings()(ids).to(visual.dtype).clone()
+        read = mllm.get_input_embeddings()(self.miscoloured(ids, labels))
+        embeddings = read.to(visual.dtype).clone()
         embeddings[ids == mllm.config.image_token_id] = visual.flatten(0, 1)
         mask = packed.attention().to(self.device)
         hidden = mllm.model.language_model(
@@ -188,19 +193,28 @@ class Scaffold(nn.Module):
         }
         return words + 0.3 * query + 0.15 * recall, scores, focus_embedding
 
+    def miscoloured(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """The tokens [B, L] with one in twelve colours of the replies read as another, so that what
+        a thing is does not follow from its colour: some pairs are never shown."""
+        is_colour = torch.isin(ids, self.colours) & (labels != -100)
+        chosen = is_colour & (torch.rand(ids.shape, device=ids.device) < 1 / 12)
+        others = self.colours[torch.randint(len(self.colours), ids.shape, device=ids.device)]
+        return torch.where(chosen, others, ids)
+
     def positions(self, packed: Packed) -> Tensor:
         """Multimodal rope positions [3, B, L]: those that every token would have if its question
         stood alone."""
         length = int(packed.offset.max()) + 1
-        if self._positions is None or self._positions.shape[-1] < length:
+        known = self._positions.get(packed.grid)
+        if known is None or known.shape[-1] < length:
             prefix = packed.ids[0][packed.branch[0] == -1]
             alone = F.pad(prefix, (0, length + 256 - len(prefix)))[None]
             is_image = (alone == self.model.mllm.config.image_token_id).int()
-            grid = torch.tensor([[1, self.recipe.mllm_side // 14, self.recipe.mllm_side // 14]])
-            self._positions = self.model.mllm.model.get_rope_index(
+            grid = torch.tensor([[1, 2 * packed.grid[0], 2 * packed.grid[1]]])
+            known = self._positions[packed.grid] = self.model.mllm.model.get_rope_index(
                 alone, mm_token_type_ids=is_image, image_grid_thw=grid
             )[0][:, 0]
-        return self._positions[:, packed.offset].to(self.device)
+        return known[:, packed.offset].to(self.device)
 
 
 def _features(things) -> Tensor:
