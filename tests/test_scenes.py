@@ -5,6 +5,7 @@ import math
 import random
 import re
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,9 +13,18 @@ import pytest
 from coprs_core.world import wording
 from coprs_core.world.drawings import COLOURS
 from coprs_core.world.kinds import CATEGORIES, KINDS, TABLE
-from coprs_core.world.questions import FAMILIES, ask, examples
-from coprs_core.world.scenes import PLACES, SIDE, UNSEEN_PAIRS, draw_scene
-from coprs_core.world.wording import conclusion_of
+from coprs_core.world.meanings import Ambiguous
+from coprs_core.world.questions import FAMILIES, MORE_FAMILIES, ask, examples
+from coprs_core.world.scenes import (
+    PLACES,
+    SIDE,
+    SQUARE,
+    UNSEEN_PAIRS,
+    draw_scene,
+    random_size,
+)
+from coprs_core.world.unknown import MAX_QUOTED, NOUNS, QUALITIES, is_held_back
+from coprs_core.world.wording import conclusions_of
 
 COUNT = 5000
 KNOWN_THINGS = [
@@ -115,13 +125,13 @@ def test_replies_tell_the_truth_and_conclude_with_the_target(asked):
         if q.target is None:
             assert (
                 "<REF_POS>" not in q.reply
-                and conclusion_of(thought) is None
+                and conclusions_of(thought) == []
                 and "nothing" in answer.lower()
             )
         else:
             target = scene.things[q.target]
             assert q.reply.count("<REF_POS>") == 1 and answer.endswith("<REF_POS>")
-            assert conclusion_of(thought) == (target.kind, target.colour)
+            assert conclusions_of(thought) == [(target.kind, target.colour)]
 
 
 def test_all_families_come_up_and_nothing_there_in_one_of_nine(asked):
@@ -221,3 +231,87 @@ def test_one_in_ten_is_typed_with_a_slip():
     typed = [wording.as_typed(sentence, rng).lower().rstrip(".") for _ in range(4000)]
     assert 0.08 < sum(t != sentence for t in typed) / 4000 < 0.12
     assert all(abs(len(t) - len(sentence)) <= 1 for t in typed)
+
+
+# --- more than one thing, other shapes, words that are not known
+
+
+@pytest.fixture(scope="module")
+def more_asked():
+    """Scenes of every shape, each with a question of every further family."""
+    pairs = []
+    for i in range(900):
+        rng = random.Random(f"more {i}")
+        size = random_size(rng) if i % 2 else SQUARE
+        scene = draw_scene(i, ("train", "validation", "test")[i % 3], with_image=False, size=size)
+        for family in MORE_FAMILIES:
+            with suppress(Ambiguous):
+                pairs.append((scene, ask(scene, rng, family)))
+    return pairs
+
+
+def test_several_are_all_that_fit_in_reading_order_and_at_most_four(more_asked):
+    counts = Counter()
+    for scene, q in more_asked:
+        if not q.meaning.several:
+            continue
+        fitting = [i for i, t in enumerate(scene.things) if described(q.meaning.among, t)]
+        assert list(q.targets) == fitting and len(fitting) <= 4
+        counts[len(fitting)] += 1
+        named = conclusions_of(q.reply.partition("</think>")[0])
+        assert named == [(scene.things[i].kind, scene.things[i].colour) for i in q.targets]
+        assert q.reply.count("<REF_POS>") == len(fitting)
+        for word, number in (("two", 2), ("both", 2), ("three", 3), ("four", 4)):
+            if word in q.instruction.lower().split():
+                assert number == len(fitting)
+    assert min(counts[n] for n in range(5)) > 10 and counts[2] > counts[1]
+
+
+def test_what_is_not_known_is_told_and_nothing_is_pointed_at(more_asked):
+    held_back = Counter()
+    for scene, q in more_asked:
+        if not q.meaning.unknown:
+            continue
+        assert q.targets == () and "<REF_POS>" not in q.reply
+        assert f"I do not know: {q.meaning.unknown[:MAX_QUOTED].strip()}." in q.reply
+        assert q.meaning.unknown.lower() in q.instruction.lower()
+        if q.meaning.unknown in {*NOUNS} - {*QUALITIES}:
+            assert is_held_back(q.meaning.unknown) == (scene.split == "test")
+            held_back[scene.split == "test"] += 1
+    assert min(held_back.values()) > 100
+
+
+def test_no_word_of_the_world_counts_as_unknown():
+    known = {*KINDS, *COLOURS, *CATEGORIES}
+    for kind in TABLE:
+        known |= {w for use in (*kind.uses, kind.to_do) for w in use.split()}
+    assert not known & {*NOUNS, *QUALITIES}
+    assert len({n for n in NOUNS if is_held_back(n)}) >= 300
+
+
+def test_pictures_of_other_shapes_hold_what_they_say():
+    for i in range(60):
+        size = random_size(random.Random(i))
+        scene = draw_scene(i, size=size)
+        assert scene.image.shape == (*size, 3) and scene.owner.shape == size and max(size) == SIDE
+        for n, t in enumerate(scene.things):
+            assert t.within == size and t.area == scene.mask(n).sum()
+            (x, y), (height, width) = t.centre, size
+            assert PLACES.index(t.place) == 3 * int(3 * y / height) + int(3 * x / width)
+
+
+def test_sizes_and_distances_in_a_thought_decide_it(asked):
+    decided = 0
+    for scene, q in asked:
+        told = re.search(r"(By size|From there): (.*?)\.", q.reply)
+        if told is None:
+            continue
+        levels = [int(n) for n in re.findall(r" (\d+)", told[2])]
+        best = max(levels) if q.meaning.extreme == "largest" else min(levels)
+        assert levels.count(best) == 1, q.reply
+        measured = [t for t in scene.things if described(q.meaning.among, t)]
+        if q.meaning.anchor:
+            measured = [t for t in measured if not described(q.meaning.anchor, t)]
+        assert measured[levels.index(best)] is scene.things[q.target]
+        decided += 1
+    assert decided > 300

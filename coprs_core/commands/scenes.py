@@ -37,7 +37,7 @@ def run(options: Namespace) -> int:
     drawn = examples(options.split, options.seed, options.count)
     for i, (scene, question) in enumerate(tqdm(drawn, total=options.count, unit="scene")):
         Image.fromarray(scene.image).save(folder / f"{i:05d}.png")
-        Image.fromarray(scene.mask(question.target)).save(folder / f"{i:05d}_mask.png")
+        Image.fromarray(scene.mask(*question.targets)).save(folder / f"{i:05d}_mask.png")
         things = [
             {
                 "kind": t.kind,
@@ -55,7 +55,7 @@ def run(options: Namespace) -> int:
             "family": question.family,
             "instruction": question.instruction,
             "reply": question.reply,
-            "target": question.target,
+            "targets": question.targets,
             "unseen_wording": question.unseen_wording,
             "things": things,
         }

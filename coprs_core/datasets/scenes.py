@@ -5,16 +5,28 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from coprs_core.answer.results import Result
 from coprs_core.datasets.example import Example
 from coprs_core.metrics import iou
 from coprs_core.prompts import NOTHING_FOUND
-from coprs_core.world.questions import FAMILIES, Question, examples
-from coprs_core.world.scenes import SPLITS, UNSEEN_PAIRS, Scene
-from coprs_core.world.wording import conclusion_of
+from coprs_core.world import scenes
+from coprs_core.world.questions import FAMILIES, MORE_FAMILIES, Question, examples
+from coprs_core.world.scenes import UNSEEN_PAIRS, Scene
+from coprs_core.world.wording import conclusions_of
 
 __all__ = ["GROUPS", "SPLITS", "example_of", "read"]
-GROUPS = {family: ("family", family) for family in FAMILIES} | {
+_MORE: dict[str, dict] = {
+    "several": {"family": "several"},
+    "unknown": {"family": "unknown word"},
+    "shapes": {"is_square": False},
+}
+SPLITS = (*scenes.SPLITS, *(f"{split}-{more}" for split in scenes.SPLITS for more in _MORE))
+"""test; test-several, of questions for several things; test-unknown, with words that the world does
+not know; test-shapes, of pictures that are no squares; and so on."""
+_NOT_KNOWN = "that I do not know"
+GROUPS = {family: ("family", family) for family in (*FAMILIES, *MORE_FAMILIES)} | {
     "unseen pair": ("unseen_pair", True),
     "unseen wording": ("unseen_wording", True),
 }
@@ -22,45 +34,58 @@ GROUPS = {family: ("family", family) for family in FAMILIES} | {
 
 def read(root: Path | None, split: str, start: int, count: int) -> Iterator[Example]:
     """`count` scenes of a split, from the one with seed `start` on; they are drawn, so `root` is
-    not used."""
-    for i, (scene, question) in enumerate(examples(split, start, count), start=start):
+    not used. A scene that allows no question of the split's family is passed over."""
+    drawn_from, _, more = split.partition("-")
+    asked = examples(drawn_from, start, count, **_MORE.get(more, {}))
+    for i, (scene, question) in enumerate(asked, start=start):
         yield example_of(i, scene, question)
 
 
 def example_of(index: int, scene: Scene, question: Question) -> Example:
     """A scene and its question as an `Example`."""
-    target = None if question.target is None else scene.things[question.target]
-    pair = None if target is None else (target.kind, target.colour)
+    pairs = {(scene.things[i].kind, scene.things[i].colour) for i in question.targets}
     tags = {
         "family": question.family,
-        "unseen_pair": pair in UNSEEN_PAIRS,
+        "unseen_pair": bool(pairs & UNSEEN_PAIRS),
         "unseen_wording": question.unseen_wording,
     }
     return Example(
         index,
         scene.image,
         question.instruction,
-        scene.mask(question.target),
+        scene.mask(*question.targets),
         tags,
         partial(_score, scene, question),
     )
 
 
 def _score(scene: Scene, question: Question, result: Result) -> dict[str, bool | float]:
-    """`named`: the thought concludes with the right kind and colour, or says that nothing fits
-    where nothing does.
+    """`named`: the thought concludes with the kind and colour of every right thing and of no
+    other, or says that nothing fits, or what it does not know, where that is so.
 
-    `hit`: the mask overlaps the target more than any other thing, or is absent where nothing fits.
-    `mask_giou_if_named`: the mask's IoU with the target, where the thought named it.
+    `hit`: each region overlaps its own target more than any other thing, in reading order, or there
+    is none where nothing fits. `mask_giou_if_named`: the mask's IoU with the targets, where the
+    thought named them.
     """
-    mask = result.mask
-    if question.target is None:
-        return {"named": result.outcome == NOTHING_FOUND, "hit": not mask.any()}
-    target = scene.things[question.target]
-    overlaps = [int((mask & scene.mask(i)).sum()) for i in range(len(scene.things))]
-    most_elsewhere = max([0, *(o for i, o in enumerate(overlaps) if i != question.target)])
-    is_named = conclusion_of(result.reasoning) == (target.kind, target.colour)
-    scores = {"named": is_named, "hit": overlaps[question.target] > most_elsewhere}
+    if not question.targets:
+        is_unknown = _NOT_KNOWN in result.reasoning
+        is_named = result.outcome == NOTHING_FOUND and is_unknown == bool(question.meaning.unknown)
+        return {"named": is_named, "hit": not result.regions}
+    things = [scene.things[i] for i in question.targets]
+    is_named = conclusions_of(result.reasoning) == [(t.kind, t.colour) for t in things]
+    hits = [
+        _most_covered(scene, region.mask) == i
+        for region, i in zip(result.regions, question.targets, strict=False)
+    ]
+    is_hit = all(hits) and len(result.regions) == len(question.targets)
+    scores: dict[str, bool | float] = {"named": is_named, "hit": is_hit}
     if is_named:
-        scores["mask_giou_if_named"] = iou(mask, scene.mask(question.target))
+        scores["mask_giou_if_named"] = iou(result.mask, scene.mask(*question.targets))
     return scores
+
+
+def _most_covered(scene: Scene, mask: np.ndarray) -> int | None:
+    """The thing that a mask overlaps most; None where it overlaps none, or two alike."""
+    overlaps = [int((mask & scene.mask(i)).sum()) for i in range(len(scene.things))]
+    most = max(overlaps)
+    return overlaps.index(most) if most and overlaps.count(most) == 1 else None

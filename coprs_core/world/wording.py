@@ -298,16 +298,6 @@ def conclusions_of(reasoning: str) -> list[tuple[str, str]]:
     return re.findall(rf"the (\w+) (?:{places}), the (\w+) one", last)
 
 
-def conclusion_of(reasoning: str) -> tuple[str, str] | None:
-    """(kind, colour) that a thought in the form of `reply_to` ends with; None where it names no
-    thing."""
-    found = re.search(
-        rf"the (\w+) (?:{'|'.join(sorted(PLACES, key=len, reverse=True))}), the (\w+) one\.?\s*$",
-        reasoning,
-    )
-    return (found[1], found[2]) if found else None
-
-
 def _listed(words: list[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
