@@ -5,6 +5,7 @@ here from one call to the next: what a visitor has asked lies in that visitor's 
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import gradio as gr
@@ -141,14 +142,13 @@ class Handlers:
 
     def _at_hand(self, lang: str, answered: Answered, is_recorded: bool = False) -> Values:
         """The answer at hand: its thought, pictures, trace and verdict."""
-        photo, result, frame = answered.photo, answered.result, self.frame
-        trace = answered.trace
-        strip = probe_views.strip_view(lang, photo, trace) if trace and result.regions else None
+        frame = self.frame
+        view, strip = _recorded_pictures(lang) if is_recorded else _pictures(lang, answered)
         return {
             frame.thought: self._thought(lang, answered, is_recorded=is_recorded),
-            frame.view: canvas.answer_view(lang, np.asarray(photo.image), result),
-            frame.trace: strip or probe_views.empty_strip(lang),
-            frame.verdict: page.verdict(lang, result, is_recorded),
+            frame.view: view,
+            frame.trace: strip,
+            frame.verdict: page.verdict(lang, answered.result, is_recorded),
             frame.answered: answered,
         }
 
@@ -341,3 +341,18 @@ def called(lang: str, answered: Answered) -> str:
     """What an answer is called among those of this visit."""
     mark = f"✎ {say(lang, 'thought_changed')}: " if answered.result.is_thought_given else ""
     return f"{mark}{answered.result.instruction}"
+
+
+def _pictures(lang: str, answered: Answered) -> tuple[str, str]:
+    """The canvases of an answer, and the strip of its trace."""
+    photo, result, trace = answered.photo, answered.result, answered.trace
+    view = canvas.answer_view(lang, np.asarray(photo.image), result)
+    if trace and result.regions:
+        return view, probe_views.strip_view(lang, photo, trace)
+    return view, probe_views.empty_strip(lang)
+
+
+@cache
+def _recorded_pictures(lang: str) -> tuple[str, str]:
+    """Those of the recorded answer: every visitor sees them first, and they stay as they are."""
+    return _pictures(lang, recorded())

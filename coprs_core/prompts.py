@@ -156,19 +156,19 @@ def parse_reply(text: str) -> Reply:
     return Reply(thought.strip(), answer.replace(FOCUS_TOKEN, "").strip(), bool(closed))
 
 
-def format_score(reply: str) -> float:
+def format_score(reply: str, tokens: int = 1) -> float:
     """How well a reply keeps to the form, 0, 0.9 or 1: the format reward of the method (paper,
     section 3.3).
 
-    0 unless there is exactly one non-empty thought, exactly one focus token, and it stands behind
-    the thought. 0.9 where the thought is over 2,048 characters, text stands before it, or over 10
-    words stand between it and the token.
+    0 unless there is exactly one non-empty thought and behind it exactly one focus token, or as
+    many `tokens` as things are asked for. 0.9 where the thought is over 2,048 characters, text
+    stands before it, or over 10 words stand between it and the first token.
     """
     thoughts = list(_THOUGHT.finditer(reply))
-    if len(thoughts) != 1 or not thoughts[0][1].strip() or reply.count(FOCUS_TOKEN) != 1:
+    if len(thoughts) != 1 or not thoughts[0][1].strip() or reply.count(FOCUS_TOKEN) != tokens:
         return 0.0
     before, behind = reply[: thoughts[0].start()], reply[thoughts[0].end() :]
-    if FOCUS_TOKEN not in behind:
+    if behind.count(FOCUS_TOKEN) != tokens:
         return 0.0
     words = behind.split(FOCUS_TOKEN)[0].split()
     is_untidy = (
@@ -180,10 +180,10 @@ def format_score(reply: str) -> float:
 
 
 def is_well_formed(reply: str) -> bool:
-    """Whether a reply keeps to the form, or says in words, behind one thought, that nothing
-    fits."""
+    """Whether a reply keeps to the form, with a focus token for each thing, or says in words,
+    behind one thought, that nothing fits."""
     if FOCUS_TOKEN in reply:
-        return format_score(reply) == 1.0
+        return format_score(reply, reply.count(FOCUS_TOKEN)) == 1.0
     thoughts = list(_THOUGHT.finditer(reply))
     if len(thoughts) != 1 or reply.count("<think>") != 1 or reply[: thoughts[0].start()].strip():
         return False

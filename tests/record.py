@@ -43,13 +43,13 @@ def mask_ious(engine: Engine) -> list[float]:
     ]
 
 
-def zoomed_ious(engine: Engine) -> list[tuple[float, float]]:
+def zoomed_ious(engine: Engine, count: int = COUNT) -> list[tuple[float, float]]:
     """IoU of mask and truth before and after zooming in, on scenes with a tiny target.
 
     An answer that cannot be zoomed into counts as it is.
     """
     pairs = []
-    for scene, question in tiny_targets("test", COUNT):
+    for scene, question in tiny_targets("test", count):
         result, truth = (
             engine.segment(scene.image, question.instruction),
             scene.mask(question.target),

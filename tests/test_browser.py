@@ -616,6 +616,7 @@ def test_from_question_to_probe_by_keyboard_alone(page):
 
 def test_everything_that_can_be_used_has_a_name(page):
     ask_example(page)
+    page.wait_for_selector("#trace [data-sentence]", timeout=30000)
     ready(page)
     for role, name in (("slider", "heat"), ("slider", "threshold"), ("slider", "photo ↔ mask"), ("checkbox", "cut-out"),
                        ("button", "Find it"), ("button", "Replay"), ("button", "enlarge"), ("textbox", "What to look for"),

@@ -9,7 +9,7 @@ import torch
 
 from coprs_core.prompts import format_score
 from coprs_core.training.losses import dice_loss, focal_loss, segmentation_loss
-from coprs_core.training.objective import PRESETS, Rollouts, reply_reward, unified_loss
+from coprs_core.training.objective import PRESETS, Rollouts, reply_scores, unified_loss
 from coprs_core.training.policy import (
     clipped_policy_loss,
     flat_share,
@@ -146,16 +146,18 @@ NOTHING = "<think>I see a cup. There is no dog.</think>Nothing in this picture f
 
 
 @pytest.mark.parametrize(
-    "reply, mask, is_there, reward",
+    "reply, mask, targets, earned",
     [
-        (GOOD, 0.8, True, 0.7 * 0.8 + 0.3),
-        (GOOD, 0.0, True, 0.3),
-        (NOTHING, None, True, 0.0),
-        (NOTHING, None, False, 1.0),  # it can be earned
-        (GOOD, 0.0, False, 0.0),
-        ("Nothing in this picture fits.", None, False, 0.0),  # without a thought
-        (GOOD + "<REF_POS>", 0.8, True, 0.7 * 0.8),
+        (GOOD, 0.8, 1, (0.8, 1.0)),
+        (GOOD, 0.0, 1, (0.0, 1.0)),
+        (NOTHING, 0.0, 1, (0.0, 0.0)),
+        (NOTHING, 0.0, 0, (1.0, 1.0)),  # it can be earned
+        (GOOD, 0.0, 0, (0.0, 0.0)),
+        ("Nothing in this picture fits.", 0.0, 0, (0.0, 0.0)),  # without a thought
+        (GOOD + "<REF_POS>", 0.8, 1, (0.8, 0.0)),
+        (GOOD + "<REF_POS>", 0.8, 2, (0.8, 1.0)),  # one for each of two things
+        (GOOD, 0.4, 2, (0.4, 0.0)),
     ],
 )
-def test_what_a_reply_earns(reply, mask, is_there, reward):
-    assert reply_reward(reply, mask, is_there) == pytest.approx(reward)
+def test_what_a_reply_earns(reply, mask, targets, earned):
+    assert reply_scores(reply, mask, targets) == pytest.approx(earned)

@@ -65,8 +65,8 @@ def test_what_cannot_be_zoomed_into_is_said(mini, nothing_found, monkeypatch):
 
 def test_zooming_in_gives_the_masks_that_were_recorded(mini):
     """Scene by scene, before and after; and the gain that justifies it."""
-    measured = np.array(record.zoomed_ious(mini))
-    np.testing.assert_allclose(measured, record.recorded()["zoom"], atol=0.02)
+    measured = np.array(record.zoomed_ious(mini, 20))
+    np.testing.assert_allclose(measured, record.recorded()["zoom"][:20], atol=0.02)
     before, after = measured.mean(axis=0)
     assert after - before >= 0.04
 

@@ -111,19 +111,19 @@ def unified_loss(
     return Terms(total, policy.detach(), kl.detach(), segmentation.detach())
 
 
-def reply_reward(
-    reply: str, mask_reward: float | None, is_something_there: bool, mask_share: float = 0.7
-) -> float:
-    """0.7 · mask + 0.3 · format, in [0, 1].
+def reply_scores(reply: str, mask_reward: float, targets: int = 1) -> tuple[float, float]:
+    """What a reply earns for its mask and for its form, each in [0, 1]; the reward is their mean,
+    weighted by `mask_share`.
 
     Where nothing fits the instruction there is no mask to be right about: a well-formed reply that
-    says so, without a focus token, earns 1, any other 0; so that it can be learnt at all.
+    says so, without a focus token, earns 1 for both, any other 0; so that it can be learnt at all.
 
     Args:
         reply: with its special tokens.
-        mask_reward: of `rewards.mask_reward`; None where the reply has no focus token.
-        is_something_there: whether the instruction has a target in the picture.
+        mask_reward: of `rewards.mask_reward`, the mean over all things; 0 without a focus token.
+        targets: how many things the instruction asks for in the picture.
     """
-    if not is_something_there:
-        return float(FOCUS_TOKEN not in reply and is_well_formed(reply))
-    return mask_share * (mask_reward or 0.0) + (1 - mask_share) * format_score(reply)
+    if not targets:
+        right = float(FOCUS_TOKEN not in reply and is_well_formed(reply))
+        return right, right
+    return mask_reward, format_score(reply, targets)

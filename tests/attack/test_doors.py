@@ -544,7 +544,7 @@ def test_one_upload_is_bounded_whatever_its_parts(url):
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     answer = httpx.post(f"{url}gradio_api/upload", content=unstated(), headers=kind)
     assert answer.status_code == 413 and answer.json()["detail"] == UPLOAD_TOO_LARGE
-    assert set(use_private_folder().iterdir()) == before
+    _until(lambda: set(use_private_folder().iterdir()) == before)
 
 
 def _until(happens: Callable[[], bool]) -> None:
