@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.route_utils import CustomCORSMiddleware
+from PIL import Image
 from starlette.middleware import Middleware
 
 from app import api
@@ -133,7 +134,8 @@ def _frame() -> tuple[Frame, Buttons]:
                 stop = gr.Button(I18N("stop"), elem_id="stop", scale=0, min_width=0)
             notice = gr.HTML(elem_id="notice")
             explained = gr.HTML(elem_id="explained")
-            pictures = [(e.file, e.caption) for e in examples()]
+            # as pictures, not files: Gradio sends them as WebP, a tenth of the bytes
+            pictures = [(Image.open(e.file), e.caption) for e in examples()]
             gallery = _strip(pictures, I18N("examples"), "examples")
     with gr.Row(elem_id="ways", visible=False) as ways:
         unfamiliar = gr.HTML()
