@@ -32,6 +32,8 @@ from coprs_core.training.rewards import mask_reward
 HEADS = "focus_heads"
 """Under this name prior and decoder hang beside the language model while it is trained."""
 TRAINED = "trained.safetensors"
+REMEMBERED = 512
+"""So many items, and embeddings of their photos, are kept."""
 _IMAGE_TOKEN, _VISION_TOWER = "<|image_pad|>", ".visual."
 
 
@@ -84,8 +86,14 @@ def form(**_: Any) -> list[float]:
     raise NotImplementedError
 
 
-class JointTrainer(GRPOTrainer):
-    """`GRPOTrainer` with the mask's reward, and λ_SEG · L_SEG added to its loss."""
+_Engine: Any = GRPOTrainer
+
+
+class JointTrainer(_Engine):
+    """`GRPOTrainer` with the mask's reward, and λ_SEG · L_SEG added to its loss.
+
+    Its overridden methods are TRL 1.16's; `tests/test_joint.py` holds their signatures.
+    """
 
     def __init__(
         self,
@@ -98,11 +106,12 @@ class JointTrainer(GRPOTrainer):
         **options: Any,
     ):
         self.coprs = model
-        self.objective, self.rates = objective, rates
-        self.item = lru_cache(4 * args.generation_batch_size)(items.__getitem__)
+        self._objective, self._rates = objective, rates
+        self.item = lru_cache(REMEMBERED)(items.__getitem__)
+        self._embedding = lru_cache(REMEMBERED)(self._encode)
         self._pending: _FocusRows | None = None
-        self._hidden: Tensor | None = None
-        self._segmentation: Tensor | None = None
+        self._hidden: Any = None
+        self._segmentation: Any = None
         mllm = self.coprs.mllm
         heads = {"prior": self.coprs.prior, "decoder": self.coprs.decoder}
         mllm.add_module(HEADS, nn.ModuleDict(heads))
@@ -164,7 +173,7 @@ class JointTrainer(GRPOTrainer):
         device = self.accelerator.device
         fields = {k: v.to(device) for k, v in fields.items() if isinstance(v, Tensor)}
         if "image_grid_thw" in fields:
-            fields["mm_token_type_ids"] = (ids == self._image_pad_token_id).int().to(device)
+            fields["mm_token_type_ids"] = torch.eq(ids, self._image_pad_token_id).int().to(device)
         with self.accelerator.autocast():
             self._base.base_model(
                 input_ids=ids.to(device), attention_mask=seen.to(device), use_cache=False, **fields
@@ -200,9 +209,9 @@ class JointTrainer(GRPOTrainer):
             loss = super()._compute_loss(model, inputs)
         finally:
             self._pending = None
-        segmentation, weight = self._segmentation, self.objective.segmentation
-        self._metrics["train"]["segmentation"].append(float(segmentation.detach()))
-        return loss + weight * segmentation / self.current_gradient_accumulation_steps
+        self._metrics["train"]["segmentation"].append(float(self._segmentation.detach()))
+        segmentation = self._objective.segmentation * self._segmentation
+        return loss + segmentation / self.current_gradient_accumulation_steps
 
     def _with_segmentation(self, fused: Callable, signature: Callable) -> Callable:
         """The language model's forward as TRL patched it, which in a step of learning draws prior
@@ -217,7 +226,7 @@ class JointTrainer(GRPOTrainer):
             prior_logits, mask_logits = self._focus(rows)
             self._segmentation = (prior_logits.sum() + mask_logits.sum()) * 0.0
             if len(rows.rows):
-                weights = self.objective.weights(self.state.global_step)
+                weights = self._objective.weights(self.state.global_step)
                 self._segmentation = segmentation_loss(
                     prior_logits, mask_logits, rows.target, *weights
                 )
@@ -231,6 +240,8 @@ class JointTrainer(GRPOTrainer):
 
     def _focus(self, rows: _FocusRows) -> tuple[Tensor, Tensor]:
         """Prior and mask logits [N, 1, p, p] from the hidden states that were read last."""
+        if not len(rows.rows):
+            return rows.target, rows.target  # nothing, of the right shape
         focus_embedding = self._hidden[rows.rows, rows.columns].to(self.coprs.dtype)
         return self.coprs.focus(focus_embedding, rows.embedding, rows.sizes)
 
@@ -244,11 +255,12 @@ class JointTrainer(GRPOTrainer):
         vision, device = self.coprs.config.vision, self.accelerator.device
         for row, item in enumerate(items):
             stop = None if ends is None else starts[row] + ends[row]
-            places = (ids[row, starts[row] : stop] == focus_id).nonzero()[:, 0] + starts[row]
+            is_focus = torch.eq(ids[row, starts[row] : stop], focus_id)
+            places = is_focus.nonzero()[:, 0] + starts[row]
             for place, true in zip(places.tolist(), item.masks, strict=False):
                 rows.append(row)
                 columns.append(place)
-                embeddings.append(self._embedded(item))
+                embeddings.append(self._embedding(item))
                 sizes.append(unpadded_size(true.shape, vision.side))
                 targets.append(target_of(true, vision))
         if not rows:
@@ -261,9 +273,8 @@ class JointTrainer(GRPOTrainer):
             torch.stack(targets).to(device),
         )
 
-    @lru_cache(64)  # noqa: B019
     @torch.no_grad()
-    def _embedded(self, item: Item) -> Tensor:
+    def _encode(self, item: Item) -> Tensor:
         """SAM's image embedding [C, h, w]; its encoder is not trained."""
         encoder, side = self.coprs.image_encoder, self.coprs.config.vision.side
         place = next(encoder.parameters())
@@ -276,7 +287,7 @@ class JointTrainer(GRPOTrainer):
             groups: dict[float, list[nn.Parameter]] = {}
             for name, parameter in (model or self.model).named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault(self.rates.of(name), []).append(parameter)
+                    groups.setdefault(self._rates.of(name), []).append(parameter)
             a = self.args
             self.optimizer = torch.optim.AdamW(
                 [{"params": p, "lr": a.learning_rate * times} for times, p in groups.items()],

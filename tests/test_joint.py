@@ -1,0 +1,295 @@
+"""The joint stage on the real miniature: TRL's engine with our reward and loss, against plain
+formulas."""
+
+import inspect
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+pytest.importorskip("trl")
+
+from peft import LoraConfig  # noqa: E402
+from transformers import AutoProcessor  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+from coprs_core import load  # noqa: E402
+from coprs_core.checkpoints.load import MINIATURE, load_checkpoint  # noqa: E402
+from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
+from coprs_core.checkpoints.save import save_checkpoint  # noqa: E402
+from coprs_core.prompts import FOCUS_TOKEN, encode_prompt  # noqa: E402
+from coprs_core.training.items import Item, SceneItems, target_of  # noqa: E402
+from coprs_core.training.joint import HEADS, JointTrainer, Rates, chat_template  # noqa: E402
+from coprs_core.training.objective import PRESETS, Rollouts, unified_loss  # noqa: E402
+from coprs_core.training.policy import group_advantages  # noqa: E402
+from coprs_core.world.questions import Asking, examples  # noqa: E402
+
+FAMILIES = Asking({"name": 1.0, "colour": 1.0, "several": 1.0}, nothing=0.3)
+OBJECTIVE = PRESETS["paper"]
+
+
+def trainer(folder, items=None, peft=None, **changes) -> JointTrainer:
+    loaded = load_checkpoint("mini", LoadOptions(device="cpu"))
+    model = loaded.segmenter.model.float()
+    model.mllm.config._name_or_path = str(loaded.language_folder)
+    options = dict(
+        output_dir=str(folder), per_device_train_batch_size=8, num_generations=4, max_completion_length=90,
+        beta=OBJECTIVE.kl, epsilon=OBJECTIVE.clip, loss_type="bnpo", scale_rewards="group", learning_rate=1e-4,
+        use_bias_correction_kl=False, max_grad_norm=1.0, logging_steps=1, max_steps=1, report_to=[], use_cpu=True,
+        bf16=False, gradient_checkpointing=False, remove_unused_columns=False, save_strategy="no", disable_tqdm=True,
+        reward_weights=[OBJECTIVE.mask_share, 1 - OBJECTIVE.mask_share], temperature=1.0, seed=0,
+    )  # fmt: skip
+    return JointTrainer(
+        model,
+        AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False),
+        items or SceneItems(64, FAMILIES, name="joint test"),
+        OBJECTIVE,
+        GRPOConfig(**options | changes),
+        peft_config=peft,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A trainer, and a batch that it sampled and scored before any step."""
+    one = trainer(tmp_path_factory.mktemp("joint"))
+    one.model.train()
+    one.create_optimizer_and_scheduler(1)
+    rows = [one.train_dataset[i // 4] for i in range(8)]
+    one.current_gradient_accumulation_steps = 1
+    return one, one._generate_and_score_completions(rows)
+
+
+def plain(one, batch, log_probs=None):
+    """Everything that the objective needs, without TRL: from the model's own logits."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    start, mllm = batch["prompt_ids"].shape[1], one.coprs.mllm
+    out = one._base.base_model(
+        input_ids=ids, attention_mask=seen, pixel_values=batch["pixel_values"],
+        image_grid_thw=batch["image_grid_thw"], mm_token_type_ids=batch["mm_token_type_ids"], use_cache=False,
+    )  # fmt: skip
+    hidden = out.last_hidden_state
+    logits = mllm.lm_head(hidden[:, start - 1 : -1]).log_softmax(-1)
+    own = logits.gather(-1, batch["completion_ids"][..., None])[..., 0]
+    focus_id = one._tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
+    embeddings, features, targets = [], [], []
+    for row, number in enumerate(batch["index"].tolist()):
+        item = one.item(number)
+        length = int(batch["completion_mask"][row].sum())
+        places = [k for k in range(length) if batch["completion_ids"][row, k] == focus_id]
+        for k, mask in zip(places, item.masks, strict=False):
+            embeddings.append(hidden[row, start + k])
+            features.append(one._embedding(item))
+            targets.append(target_of(mask, one.coprs.config.vision))
+    sizes = torch.tensor([[256, 256]] * len(targets))
+    drawn = one.coprs.focus(torch.stack(embeddings), torch.stack(features), sizes)
+    return own, drawn, torch.stack(targets)
+
+
+def test_the_overridden_methods_are_those_that_trl_calls():
+    expected = {
+        "_generate_and_score_completions": ["self", "inputs"],
+        "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+        "_compute_loss": ["self", "model", "inputs"],
+        "_tokenize_prompts": ["self", "prompts"],
+        "create_optimizer": ["self", "model"],
+        "_save": ["self", "output_dir", "state_dict"],
+        "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    }
+    for name, parameters in expected.items():
+        assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters, name
+
+
+def test_prompts_are_written_as_the_engine_writes_them(mini):
+    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
+    template = mini.model.config.prompt_template
+    processor.chat_template = chat_template(template)
+    for _, question in examples("train", 0, 20):
+        said = [{"role": "user", "content": question.instruction}]
+        text = processor.apply_chat_template(said, add_generation_prompt=True)
+        ids = processor.tokenizer(text).input_ids
+        image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        assert ids == encode_prompt(processor.tokenizer, template, question.instruction, [image])
+
+
+def test_loss_and_gradients_equal_the_plain_formulas(made):
+    one, batch = made
+    one.model.zero_grad()
+    loss = one._compute_loss(one.model, batch)
+    loss.backward()
+    theirs = {n: p.grad.clone() for n, p in one.model.named_parameters() if p.grad is not None}
+    one.model.zero_grad()
+    own, drawn, target = plain(one, batch)
+    written = batch["completion_mask"]
+    rollouts = Rollouts(
+        own, own.detach(), batch["ref_per_token_logps"], batch["advantages"], written
+    )
+    terms = unified_loss(OBJECTIVE, rollouts, *drawn, target)
+    terms.total.backward()
+    assert loss.item() == pytest.approx(terms.total.item(), abs=2e-5)
+    ours = {n: p.grad for n, p in one.model.named_parameters() if p.grad is not None}
+    assert theirs.keys() >= ours.keys() and any(HEADS in n for n in ours)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=2e-6)
+
+
+def test_after_one_update_the_ratio_counts(made):
+    """The second pass over one batch: old probabilities differ from the model's."""
+    one, batch = made
+    shifted = {**batch, "old_per_token_logps": batch["ref_per_token_logps"] - 0.1}
+    with torch.no_grad():
+        loss = one._compute_loss(one.model, shifted)
+        own, drawn, target = plain(one, batch)
+    old, written = shifted["old_per_token_logps"], batch["completion_mask"]
+    rollouts = Rollouts(own, old, batch["ref_per_token_logps"], batch["advantages"], written)
+    terms = unified_loss(OBJECTIVE, rollouts, *drawn, target)
+    assert loss.item() == pytest.approx(terms.total.item(), abs=2e-5)
+
+
+def test_kl_is_nothing_before_the_first_update(made):
+    one, batch = made
+    one._metrics["train"]["kl"].clear()
+    with torch.no_grad():
+        one._compute_loss(one.model, batch)
+    assert one._metrics["train"]["kl"] == [0.0]
+
+
+def test_rewards_and_advantages_are_those_of_the_method(made):
+    one, batch = made
+    rewards = torch.tensor(
+        [
+            [OBJECTIVE.mask_share * m + (1 - OBJECTIVE.mask_share) * f]
+            for m, f in zip(
+                *(list(one._logs["rewards"][k])[-8:] for k in ("mask", "form")), strict=True
+            )
+        ]
+    ).view(2, 4)
+    assert ((rewards >= 0) & (rewards <= 1.0001)).all()
+    expected = group_advantages(rewards, eps=1e-4).flatten()
+    torch.testing.assert_close(batch["advantages"], expected, rtol=1e-3, atol=2e-3)
+
+
+def test_every_row_keeps_its_prompt_its_picture_and_its_masks(made):
+    from trl.trainer.utils import shuffle_sequence_dict, split_pixel_values_by_grid
+
+    one, batch = made
+    random.seed(3), torch.manual_seed(3)
+    shuffled = shuffle_sequence_dict(split_pixel_values_by_grid(dict(batch)))
+    assert shuffled["index"].tolist() != batch["index"].tolist()
+    for row, number in enumerate(shuffled["index"].tolist()):
+        item = one.item(number)
+        ids = shuffled["prompt_ids"][row][shuffled["prompt_mask"][row].bool()]
+        assert item.instruction in one._tokenizer.decode(ids)
+        seen = one.processing_class.image_processor(images=[item.photo], return_tensors="pt")
+        torch.testing.assert_close(shuffled["pixel_values"][row], seen["pixel_values"])
+
+
+def test_each_term_teaches_what_it_should_and_nothing_else(made):
+    one, batch = made
+    names = {n for n, p in one.model.named_parameters() if p.requires_grad}
+    assert not any(".visual." in n for n in names)
+    assert not any(p.requires_grad for p in one.coprs.image_encoder.parameters())
+    one.model.zero_grad()
+    flat = {**batch, "advantages": torch.zeros_like(batch["advantages"])}
+    one._compute_loss(one.model, flat).backward()  # the segmentation term alone, KL being nothing
+    taught = {n for n, p in one.model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(f"{HEADS}.prior" in n for n in taught)
+    assert any(f"{HEADS}.decoder.mask_decoder" in n for n in taught)
+    assert any("language_model.layers.0" in n for n in taught)  # through the focus token
+
+
+WRITTEN = {
+    "none": "<think>I see a cup.</think>Nothing in this picture fits.",
+    "one": f"<think>I see a cup.</think>It is here: {FOCUS_TOKEN}",
+    "two": f"<think>I see a cup.</think>They are here: {FOCUS_TOKEN} {FOCUS_TOKEN}",
+}
+
+
+@pytest.mark.parametrize("said, things, rows", [("none", 1, 0), ("one", 1, 1), ("two", 1, 1), ("two", 2, 2), ("one", 0, 0)])  # fmt: skip
+def test_focus_tokens_are_paired_with_things(made, said, things, rows):
+    one, _ = made
+    photo = Image.new("RGB", (256, 256))
+    masks = tuple(np.eye(256, dtype=bool) for _ in range(things))
+    item = Item(photo, "the cup", masks)
+    ids = torch.tensor([[5, 6, *one._tokenizer(WRITTEN[said]).input_ids]])
+    found = one._focus_rows([item], ids, [2])
+    assert len(found.rows) == rows == len(found.target) and found.embedding.shape[0] == rows
+    written = [t for t in ids[0, 2:].tolist()]
+    row = one._shown({"index": [0]})
+    prompt = [{"role": "user", "content": [{"type": "image", "image": row["image"][0]}, {"type": "text", "text": "the cup"}]}]  # fmt: skip
+    (earned,) = one._earned([item], [prompt], [written])
+    if said == "none" and things:
+        assert earned == (0.0, 0.0)
+    if said == "one" and things == 0:
+        assert earned == (0.0, 0.0)
+    if said == "two" and things == 1:
+        assert earned[1] == 0.0  # one focus token too many
+    if said == "two" and things == 2:
+        assert earned[1] == 1.0
+
+
+def test_learning_rates_go_by_name_also_under_adapters(made, tmp_path):
+    rates = Rates(prior=25, prompt_encoder=10, mask_decoder=5)
+    adapted = trainer(tmp_path, peft=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    adapted.create_optimizer()
+    for one in (made[0], adapted):
+        by_id = {id(p): n for n, p in one.model.named_parameters()}
+        groups = {g["lr"] / 1e-4: [by_id[id(p)] for p in g["params"]] for g in one.optimizer.param_groups}  # fmt: skip
+        assert sorted(round(times) for times in groups) == [1, 5, 10, 25]
+        for times, names in groups.items():
+            assert all(round(times) == rates.of(n) for n in names)
+        heads = sum(len(n) for t, n in groups.items() if round(t) > 1)
+        parts = [*one.coprs.prior.parameters(), *one.coprs.decoder.parameters()]
+        assert heads == len(parts)
+    assert {n.rsplit(".", 3)[1] for n in groups[1.0]} <= {"lora_A", "lora_B"}
+
+
+def test_the_schedule_is_one_cycle_without_warm_up():
+    from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+    def rates(make):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+        scheduler, found = make(optimizer), []
+        for _ in range(200):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step(), scheduler.step()
+        return np.array(found)
+
+    ours = rates(
+        lambda o: get_cosine_with_min_lr_schedule_with_warmup(o, 0, 200, min_lr_rate=1 / 6.67)
+    )
+    theirs = rates(
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(
+            o, 1e-4, total_steps=201, pct_start=1e-9, div_factor=1.0, final_div_factor=6.67
+        )
+    )
+    np.testing.assert_allclose(ours[1:], theirs[1:], rtol=0.01)
+
+
+def test_a_run_goes_on_bit_for_bit_and_its_checkpoint_gives_the_same_mask(tmp_path, mini):
+    whole = trainer(tmp_path / "whole", max_steps=2, save_strategy="steps", save_steps=1)
+    whole.train()
+    again = trainer(tmp_path / "again", max_steps=2, save_strategy="no")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+    ours = dict(again.model.named_parameters())
+    changed = 0
+    for name, p in whole.model.named_parameters():
+        assert torch.equal(p, ours[name]), name
+        changed += p.requires_grad
+    assert changed > 50 and whole.state.log_history[-2]["kl"] > 0
+    finished = whole.finished()
+    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
+    save_checkpoint(tmp_path / "saved", finished, processor)
+    engine = load(str(tmp_path / "saved"), device="cpu")
+    scene, question = next(examples("validation", 3, 1))
+    photo = Image.fromarray(scene.image)
+    result = engine.segment(photo, question.instruction)
+    before = mini.segment(photo, question.instruction)
+    assert result.regions and not np.array_equal(result.prior, before.prior)  # it was trained
+    state = finished.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in engine.model.state_dict().items())
