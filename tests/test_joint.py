@@ -2,8 +2,11 @@
 formulas."""
 
 import inspect
+import json
 import os
 import random
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,16 +20,26 @@ from peft import LoraConfig  # noqa: E402
 from transformers import AutoProcessor  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
-from coprs_core import load  # noqa: E402
+from coprs_core import CoPRSError, load  # noqa: E402
+from coprs_core.__main__ import main  # noqa: E402
 from coprs_core.checkpoints.load import MINIATURE, load_checkpoint  # noqa: E402
 from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
 from coprs_core.checkpoints.save import save_checkpoint  # noqa: E402
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt  # noqa: E402
-from coprs_core.training.items import Item, SceneItems, target_of  # noqa: E402
+from coprs_core.training import run_joint  # noqa: E402
+from coprs_core.training.items import (  # noqa: E402
+    LISTING,
+    FolderItems,
+    Item,
+    SceneItems,
+    target_of,
+)
 from coprs_core.training.joint import HEADS, JointTrainer, Rates, chat_template  # noqa: E402
 from coprs_core.training.objective import PRESETS, Rollouts, unified_loss  # noqa: E402
 from coprs_core.training.policy import group_advantages  # noqa: E402
+from coprs_core.training.recipe import read_recipe  # noqa: E402
 from coprs_core.world.questions import Asking, examples  # noqa: E402
+from tests import tiny  # noqa: E402
 
 FAMILIES = Asking({"name": 1.0, "colour": 1.0, "several": 1.0}, nothing=0.3)
 OBJECTIVE = PRESETS["paper"]
@@ -293,3 +306,128 @@ def test_a_run_goes_on_bit_for_bit_and_its_checkpoint_gives_the_same_mask(tmp_pa
     assert result.regions and not np.array_equal(result.prior, before.prior)  # it was trained
     state = finished.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in engine.model.state_dict().items())
+
+
+# --- recipes, data, and whole runs
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (["stepz=3"], "no 'stepz', did you mean steps"),
+        (["steps"], "write --set key=value"),
+        (["steps=many"], "steps is 'many' and a whole number was expected"),
+        (["rate=-1"], "a number from 0 up"),
+        (["preset=best"], "no preset 'best': choose paper, released"),
+        (["rows_at_once=5"], "choose a divisor"),
+        (["group=1"], "at least 2"),
+        (["steps=0"], "at least 1"),
+    ],
+)
+def test_a_wrong_line_of_a_recipe_is_one_sentence(changes, said):
+    with pytest.raises(CoPRSError, match=said):
+        read_recipe("mini-joint", changes)
+
+
+def test_recipes_are_found_by_name_and_by_file(tmp_path):
+    assert read_recipe("mini-joint").objective.dice == 0.5
+    own = tmp_path / "own.toml"
+    own.write_text('preset = "released"\nsteps = 7\n')
+    recipe = read_recipe(str(own), ["model=some/folder", "steps=8"])
+    assert (recipe.steps, recipe.model) == (8, "some/folder")
+    assert recipe.objective == PRESETS["released"]
+    with pytest.raises(CoPRSError, match="did you mean mini-joint"):
+        read_recipe("mini-joynt")
+    own.write_text("steps = = 7")
+    with pytest.raises(CoPRSError, match="is no TOML"):
+        read_recipe(str(own))
+
+
+def folder_of_items(folder) -> list[dict]:
+    """A plain folder of two photos, three items: one thing, two things, nothing."""
+    folder.mkdir()
+    lines = []
+    for name, (scene, question) in zip("ab", examples("train", 5, 2, "several"), strict=True):
+        Image.fromarray(scene.image).save(folder / f"{name}.png")
+        masks = []
+        for i in question.targets:
+            masks.append(f"{name}_{i}.png")
+            Image.fromarray(scene.mask(i)).save(folder / masks[-1])
+        lines.append({"photo": f"{name}.png", "instruction": question.instruction, "masks": masks})
+    lines.append({"photo": "a.png", "instruction": "the submarine", "masks": []})
+    (folder / LISTING).write_text("\n".join(map(json.dumps, lines)))
+    return lines
+
+
+def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
+    root = tmp_path / "data"
+    lines = folder_of_items(root)
+    items = FolderItems(root)
+    assert len(items) == 3 and items[2].masks == () and items[0].photo.size == (256, 256)
+    assert items[0].masks[0].dtype == bool and items[0].masks[0].any()
+    for wrong, said in (
+        ({"photo": "a.png"}, "Line 1 of .* is no item"),
+        (lines[0] | {"photo": "gone.png"}, "names gone.png, which is not there"),
+        (lines[0] | {"instruction": " "}, "instruction is empty"),
+    ):
+        (root / LISTING).write_text(json.dumps(wrong))
+        with pytest.raises(CoPRSError, match=said):
+            FolderItems(root)
+    Image.new("L", (9, 9)).save(root / "small.png")
+    (root / LISTING).write_text(json.dumps(lines[0] | {"masks": ["small.png"]}))
+    with pytest.raises(CoPRSError, match="is 9×9 and its photo 256×256"):
+        FolderItems(root)[0]
+    with pytest.raises(CoPRSError, match="write one line an item"):
+        FolderItems(tmp_path)
+
+
+SMALL = ("steps=2", "questions=2", "group=2", "rows_at_once=4", "max_new_tokens=90", "save_every=1")
+
+
+def test_a_run_by_command_on_a_folder_ends_in_a_checkpoint_that_answers(tmp_path, capsys):
+    folder_of_items(tmp_path / "data")
+    out, sets = tmp_path / "out", [word for line in SMALL for word in ("--set", line)]
+    asked = ["train", "mini-joint", "--out", str(out), "--data", str(tmp_path / "data")]
+    assert main([*asked, "--device", "cpu", *sets]) == 0
+    assert f"finished: {out / 'checkpoint'}" in capsys.readouterr().out
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logged] == [1, 2] and logged[0]["kl"] == 0
+    assert {"reward", "mask_iou", "prior_iou", "segmentation"} <= logged[0].keys()
+    assert list((out / "runs").rglob("events.out.tfevents*"))
+    engine = load(str(out / "checkpoint"), device="cpu")
+    scene, question = next(examples("validation", 1, 1))
+    result = engine.segment(Image.fromarray(scene.image), question.instruction)
+    assert result.reply and result.distance is not None  # it knows what its pictures look like
+
+
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
+    recipe = read_recipe("mini-joint", [*SMALL])
+
+    def told(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run_joint.Watch, "on_step_begin", told)
+    assert run_joint.train_joint(recipe, tmp_path, "cpu") is None
+    assert (tmp_path / "checkpoint-1").is_dir() and not (tmp_path / "checkpoint").exists()
+    monkeypatch.undo()
+    assert run_joint.train_joint(recipe, tmp_path, "cpu") == tmp_path / "checkpoint"
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == [1, 2]
+
+
+def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
+    (tmp_path / "checkpoint-20").mkdir()
+    watch = run_joint.Watch(tmp_path, read_recipe("mini-joint"))
+    watch.bar = SimpleNamespace(set_postfix=lambda *_, **__: None)
+    state = SimpleNamespace(global_step=21)
+    watch.on_log(None, state, None, logs={"reward": 0.5, "kl": 0.1, "loss": 0.2})
+    for lost in ({"kl": 11.0}, {"loss": float("nan")}):
+        with pytest.raises(CoPRSError, match="diverged at step 21.*checkpoint-20.*lower rate"):
+            watch.on_log(None, state, None, logs={"reward": 0.5} | lost)
+
+
+def test_a_model_without_a_focus_token_is_not_trained(tmp_path):
+    folder = tiny.save_mllm(tmp_path / "qwen", tiny.qwen())
+    recipe = read_recipe("mini-joint", [f"model={folder}"])
+    with pytest.raises(CoPRSError):
+        run_joint.train_joint(recipe, tmp_path / "out", "cpu")

@@ -1,26 +1,38 @@
-"""`train`: train the miniature from scratch, or resume a run."""
+"""`train`: train the miniature from scratch, or any CoPRS checkpoint jointly; or resume a run."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from coprs_core.commands.options import DEVICE_HELP, count, positive_count
 
-SUMMARY = "train the miniature from scratch"
+SUMMARY = "train the miniature from scratch, or a checkpoint jointly"
+MINI = "mini"
 PAGE = """\
-Train the miniature from scratch, on scenes drawn as it goes: the vision tower, the
-image encoder with prior and decoder, the language model, then all of them jointly.
-Sizes and stages stand in coprs_core/training/mini/recipe.py. A run that was stopped
-goes on where it left off; the finished checkpoint is OUT/checkpoint.
+Train by a recipe. A run that was stopped goes on where it left off; the finished
+checkpoint is OUT/checkpoint, and --model takes it.
+
+mini        the miniature from scratch, on scenes drawn as it goes: the vision tower,
+            the image encoder with prior and decoder, the language model, then all of
+            them jointly. Sizes and stages: coprs_core/training/mini/recipe.py.
+mini-joint  the bundled miniature by the paper's unified objective: GRPO on the
+            thought, segmentation loss on prior and mask, in one backward pass.
+FILE.toml   a recipe of your own for the same; those of this repository lie in
+            coprs_core/training/recipes.
+
+Joint training needs more libraries:
+  pip install -r coprs_core/training/requirements.txt
 
 examples:
   python -m coprs_core train mini --out runs/mini
-  python -m coprs_core train mini --out runs/mini --device cuda --workers 8
+  python -m coprs_core train mini-joint --out runs/joint --set steps=60
+  python -m coprs_core train mini-joint --out runs/own --model runs/mini/checkpoint \\
+      --data path/to/folder
 """
 
 
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("recipe", choices=("mini",), help="the recipe: mini")
+    add("recipe", metavar="RECIPE", help="mini, mini-joint, or a .toml file")
     add(
         "--out",
         type=Path,
@@ -28,10 +40,19 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="checkpoints and logs (default runs/mini)",
     )
+    add("--model", metavar="NAME", help="joint: the checkpoint to begin with")
+    add("--data", metavar="DIR", help="joint: scenes, or a folder with an items.jsonl")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="joint: change a line of the recipe; may be given again",
+    )
     add(
         "--stage",
         metavar="NAME",
-        help="this stage of the recipe alone (default: all that are left)",
+        help="mini: this stage of the recipe alone (default: all that are left)",
     )
     add("--device", default="auto", help=DEVICE_HELP)
     add(
@@ -39,16 +60,23 @@ def add_options(parser: ArgumentParser) -> None:
         type=count,
         default=0,
         metavar="N",
-        help="processes that draw scenes (default 0: the run itself)",
+        help="mini: processes that draw scenes (default 0: the run itself)",
     )
     add("--threads", type=positive_count, metavar="N", help="CPU threads (default: all)")
 
 
 def run(options: Namespace) -> int:
+    return _from_scratch(options) if options.recipe == MINI else _jointly(options)
+
+
+def _from_scratch(options: Namespace) -> int:
     from coprs_core.archive import writable_folder
+    from coprs_core.errors import CoPRSError
     from coprs_core.training.mini import recipe
     from coprs_core.training.mini.run import train_miniature
 
+    if options.set or options.data or options.model:
+        raise CoPRSError("--set, --data and --model belong to joint training: leave them out.")
     train_miniature(
         recipe.MINI,
         writable_folder(options.out),
@@ -57,4 +85,24 @@ def run(options: Namespace) -> int:
         options.stage,
         options.threads,
     )
+    return 0
+
+
+def _jointly(options: Namespace) -> int:
+    from coprs_core.archive import writable_folder
+    from coprs_core.training.recipe import read_recipe
+
+    given = {"model": options.model, "data": options.data}
+    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
+    recipe = read_recipe(options.recipe, [*options.set, *changes])
+
+    import torch
+
+    from coprs_core.training.run_joint import train_joint
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    done = train_joint(recipe, writable_folder(options.out), options.device)
+    said = f"finished: {done}" if done else f"stopped: {options.out} goes on where it is"
+    print(said)
     return 0

@@ -116,6 +116,7 @@ class JointTrainer(_Engine):
         heads = {"prior": self.coprs.prior, "decoder": self.coprs.decoder}
         mllm.add_module(HEADS, nn.ModuleDict(heads))
         self._pixels = self.coprs.config.mllm_pixels
+        processor.tokenizer.padding_side = "left"  # as TRL pads prompts
         processor.chat_template = chat_template(model.config.prompt_template)
         numbers = Dataset.from_dict({"index": range(len(items))})
         super().__init__(

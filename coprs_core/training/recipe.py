@@ -1,0 +1,131 @@
+"""Recipes of the joint stage: small TOML files, each a `JointRecipe`."""
+
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from coprs_core.errors import CoPRSError, meant
+from coprs_core.training.objective import PRESETS, Objective
+
+tomllib: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+FOLDER = Path(__file__).parent / "recipes"
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+@dataclass(frozen=True)
+class JointRecipe:
+    """Everything that a run of the joint stage rests on.
+
+    Attributes:
+        model: a checkpoint to begin with, as everywhere: a name or a folder.
+        data: "scenes", or a folder (see `items.FolderItems`).
+        preset: the objective's settings (see `objective.PRESETS`); those given here take their
+            place: segmentation, dice, focal, kl, clip, group, mask_share.
+        steps: updates. `questions`: a step, each answered `group` times. `rows_at_once`: replies
+            that are learnt from together, in memory. `iterations`: updates from the same replies.
+        rate: learning rate of the language model; `prior`, `prompt_encoder`, `mask_decoder`:
+            multiples of it. It falls along a cosine to `final_rate` of itself.
+        temperature, max_new_tokens: of the sampled replies.
+        other_shapes: share of drawn scenes that are no squares.
+        most_kl: a run whose KL is above this has diverged.
+        save_every: steps.
+    """
+
+    model: str = "mini"
+    data: str = "scenes"
+    preset: str = "paper"
+    segmentation: float | None = None
+    dice: float | None = None
+    focal: float | None = None
+    kl: float | None = None
+    clip: float | None = None
+    group: int | None = None
+    mask_share: float | None = None
+    steps: int = 100
+    questions: int = 16
+    rows_at_once: int = 16
+    iterations: int = 1
+    rate: float = 2e-6
+    prior: float = 25.0
+    prompt_encoder: float = 10.0
+    mask_decoder: float = 5.0
+    final_rate: float = 1 / 6.67
+    temperature: float = 1.0
+    max_new_tokens: int = 512
+    other_shapes: float = 0.0
+    most_kl: float = 10.0
+    save_every: int = 20
+    seed: int = 0
+
+    @property
+    def objective(self) -> Objective:
+        """The preset with what this recipe sets otherwise."""
+        own = {f.name: getattr(self, f.name, None) for f in fields(Objective)}
+        given = {name: value for name, value in own.items() if value is not None}
+        fixed = {"switch_at": None} if {"dice", "focal"} & given.keys() else {}
+        return replace(PRESETS[self.preset], **given, **fixed)
+
+
+def read_recipe(name: str, changes: list[str] | None = None) -> JointRecipe:
+    """A recipe by name, or from a TOML file, with `key=value` changes.
+
+    Raises `CoPRSError` where there is no such recipe or key, or a value is of another kind.
+    """
+    path = FOLDER / f"{name}.toml" if name in NAMES else Path(name)
+    if path.suffix != ".toml" or not path.is_file():
+        near = meant(name, ("mini", *NAMES))
+        raise CoPRSError(
+            f"There is no recipe {name!r}{near}: choose mini, {', '.join(NAMES)} or a .toml file."
+        )
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise CoPRSError(f"{path} is no TOML ({problem}): correct it.") from problem
+    for change in changes or []:
+        key, sign, value = change.partition("=")
+        if not sign:
+            raise CoPRSError(f"{change!r} sets nothing: write --set key=value.")
+        values[key.strip()] = _value(value.strip())
+    return _checked(values)
+
+
+def _value(text: str) -> Any:
+    """A value as TOML reads it; text needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _checked(values: dict[str, Any]) -> JointRecipe:
+    like = asdict(JointRecipe()) | asdict(Objective())
+    known = {f.name for f in fields(JointRecipe)}
+    for key, value in values.items():
+        if key not in known:
+            near = meant(key, tuple(known))
+            raise CoPRSError(f"A recipe has no {key!r}{near}: correct it or leave it out.")
+        kind = type(like[key])
+        is_number = kind is float and type(value) in (int, float)
+        if not is_number and type(value) is not kind:
+            raise CoPRSError(f"{key} is {value!r} and {_KINDS[kind]} was expected: correct it.")
+        if kind is not str and not 0 <= value < 1e9:
+            raise CoPRSError(f"{key} is {value} and a number from 0 up was expected: correct it.")
+    recipe = JointRecipe(**values)
+    if recipe.preset not in PRESETS:
+        raise CoPRSError(f"There is no preset {recipe.preset!r}: choose {', '.join(PRESETS)}.")
+    rows = recipe.questions * recipe.objective.group
+    if min(recipe.steps, recipe.questions, recipe.rows_at_once, recipe.save_every) < 1:
+        raise CoPRSError("steps, questions, rows_at_once and save_every are at least 1.")
+    if recipe.objective.group < 2:
+        raise CoPRSError("group is at least 2: replies are judged against each other.")
+    if rows % recipe.rows_at_once:
+        raise CoPRSError(
+            f"A step has {rows} replies (questions × group) and rows_at_once is "
+            f"{recipe.rows_at_once}: choose a divisor."
+        )
+    return recipe
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text"}
