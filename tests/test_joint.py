@@ -17,6 +17,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 pytest.importorskip("trl")
 
 from peft import LoraConfig  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoProcessor  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
@@ -25,7 +26,7 @@ from coprs_core.__main__ import main  # noqa: E402
 from coprs_core.checkpoints.load import MINIATURE, load_checkpoint  # noqa: E402
 from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
 from coprs_core.checkpoints.save import save_checkpoint  # noqa: E402
-from coprs_core.prompts import FOCUS_TOKEN, encode_prompt  # noqa: E402
+from coprs_core.prompts import FOCUS_TOKEN, encode_prompt, is_well_formed  # noqa: E402
 from coprs_core.training import run_joint  # noqa: E402
 from coprs_core.training.items import (  # noqa: E402
     LISTING,
@@ -34,10 +35,17 @@ from coprs_core.training.items import (  # noqa: E402
     SceneItems,
     target_of,
 )
-from coprs_core.training.joint import HEADS, JointTrainer, Rates, chat_template  # noqa: E402
-from coprs_core.training.objective import PRESETS, Rollouts, unified_loss  # noqa: E402
+from coprs_core.training.joint import JointTrainer, chat_template  # noqa: E402
+from coprs_core.training.objective import (  # noqa: E402
+    PRESETS,
+    Rollouts,
+    reply_scores,
+    unified_loss,
+)  # noqa: E402
 from coprs_core.training.policy import group_advantages  # noqa: E402
+from coprs_core.training.rates import HEADS, Rates  # noqa: E402
 from coprs_core.training.recipe import read_recipe  # noqa: E402
+from coprs_core.training.warmup import reply_for  # noqa: E402
 from coprs_core.world.questions import Asking, examples  # noqa: E402
 from tests import tiny  # noqa: E402
 
@@ -81,8 +89,8 @@ def plain(one, batch, log_probs=None):
     """Everything that the objective needs, without TRL: from the model's own logits."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    start, mllm = batch["prompt_ids"].shape[1], one.coprs.mllm
-    out = one._base.base_model(
+    start, mllm = batch["prompt_ids"].shape[1], one.focus.model.mllm
+    out = one.focus.model.mllm.base_model(
         input_ids=ids, attention_mask=seen, pixel_values=batch["pixel_values"],
         image_grid_thw=batch["image_grid_thw"], mm_token_type_ids=batch["mm_token_type_ids"], use_cache=False,
     )  # fmt: skip
@@ -92,15 +100,15 @@ def plain(one, batch, log_probs=None):
     focus_id = one._tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
     embeddings, features, targets = [], [], []
     for row, number in enumerate(batch["index"].tolist()):
-        item = one.item(number)
+        item = one.focus.item(number)
         length = int(batch["completion_mask"][row].sum())
         places = [k for k in range(length) if batch["completion_ids"][row, k] == focus_id]
         for k, mask in zip(places, item.masks, strict=False):
             embeddings.append(hidden[row, start + k])
-            features.append(one._embedding(item))
-            targets.append(target_of(mask, one.coprs.config.vision))
+            features.append(one.focus.embedding(item))
+            targets.append(target_of(mask, one.focus.model.config.vision))
     sizes = torch.tensor([[256, 256]] * len(targets))
-    drawn = one.coprs.focus(torch.stack(embeddings), torch.stack(features), sizes)
+    drawn = one.focus.model.focus(torch.stack(embeddings), torch.stack(features), sizes)
     return own, drawn, torch.stack(targets)
 
 
@@ -195,7 +203,7 @@ def test_every_row_keeps_its_prompt_its_picture_and_its_masks(made):
     shuffled = shuffle_sequence_dict(split_pixel_values_by_grid(dict(batch)))
     assert shuffled["index"].tolist() != batch["index"].tolist()
     for row, number in enumerate(shuffled["index"].tolist()):
-        item = one.item(number)
+        item = one.focus.item(number)
         ids = shuffled["prompt_ids"][row][shuffled["prompt_mask"][row].bool()]
         assert item.instruction in one._tokenizer.decode(ids)
         seen = one.processing_class.image_processor(images=[item.photo], return_tensors="pt")
@@ -206,7 +214,7 @@ def test_each_term_teaches_what_it_should_and_nothing_else(made):
     one, batch = made
     names = {n for n, p in one.model.named_parameters() if p.requires_grad}
     assert not any(".visual." in n for n in names)
-    assert not any(p.requires_grad for p in one.coprs.image_encoder.parameters())
+    assert not any(p.requires_grad for p in one.focus.model.image_encoder.parameters())
     one.model.zero_grad()
     flat = {**batch, "advantages": torch.zeros_like(batch["advantages"])}
     one._compute_loss(one.model, flat).backward()  # the segmentation term alone, KL being nothing
@@ -230,12 +238,10 @@ def test_focus_tokens_are_paired_with_things(made, said, things, rows):
     masks = tuple(np.eye(256, dtype=bool) for _ in range(things))
     item = Item(photo, "the cup", masks)
     ids = torch.tensor([[5, 6, *one._tokenizer(WRITTEN[said]).input_ids]])
-    found = one._focus_rows([item], ids, [2])
+    found = one.focus.rows([item], ids, [2])
     assert len(found.rows) == rows == len(found.target) and found.embedding.shape[0] == rows
     written = [t for t in ids[0, 2:].tolist()]
-    row = one._shown({"index": [0]})
-    prompt = [{"role": "user", "content": [{"type": "image", "image": row["image"][0]}, {"type": "text", "text": "the cup"}]}]  # fmt: skip
-    (earned,) = one._earned([item], [prompt], [written])
+    (earned,) = one._earned([item], [written])
     if said == "none" and things:
         assert earned == (0.0, 0.0)
     if said == "one" and things == 0:
@@ -257,7 +263,7 @@ def test_learning_rates_go_by_name_also_under_adapters(made, tmp_path):
         for times, names in groups.items():
             assert all(round(times) == rates.of(n) for n in names)
         heads = sum(len(n) for t, n in groups.items() if round(t) > 1)
-        parts = [*one.coprs.prior.parameters(), *one.coprs.decoder.parameters()]
+        parts = [*one.focus.model.prior.parameters(), *one.focus.model.decoder.parameters()]
         assert heads == len(parts)
     assert {n.rsplit(".", 3)[1] for n in groups[1.0]} <= {"lora_A", "lora_B"}
 
@@ -295,7 +301,7 @@ def test_a_run_goes_on_bit_for_bit_and_its_checkpoint_gives_the_same_mask(tmp_pa
         assert torch.equal(p, ours[name]), name
         changed += p.requires_grad
     assert changed > 50 and whole.state.log_history[-2]["kl"] > 0
-    finished = whole.finished()
+    finished = whole.focus.finished()
     processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
     save_checkpoint(tmp_path / "saved", finished, processor)
     engine = load(str(tmp_path / "saved"), device="cpu")
@@ -321,6 +327,9 @@ def test_a_run_goes_on_bit_for_bit_and_its_checkpoint_gives_the_same_mask(tmp_pa
         (["preset=best"], "no preset 'best': choose paper, released"),
         (["rows_at_once=5"], "choose a divisor"),
         (["group=1"], "at least 2"),
+        (["quantize=nf4"], "set lora, such as"),
+        (["lora=8", "quantize=int3"], "choose none or nf4"),
+        (["checkpointing=1"], "true or false was expected"),
         (["steps=0"], "at least 1"),
     ],
 )
@@ -400,6 +409,61 @@ def test_a_run_by_command_on_a_folder_ends_in_a_checkpoint_that_answers(tmp_path
     assert result.reply and result.distance is not None  # it knows what its pictures look like
 
 
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_adapters_are_trained_and_merged_into_a_checkpoint(tmp_path, quantize):
+    changes = [*SMALL, "lora=4", f"quantize={quantize}", "warmup_steps=1", "rate=1e-3"]
+    assert run_joint.train_joint(read_recipe("mini-joint", changes), tmp_path, "cpu")
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert logged[0]["kl"] == pytest.approx(0, abs=1e-6) and len(logged) == 2
+    written = load_file(tmp_path / "trained.safetensors")
+    assert any("lora_A" in name for name in written)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in written if "lora_" in name} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+    warm = load(str(tmp_path / "warm"), device="cpu").model.state_dict()
+    done = load(str(tmp_path / "checkpoint"), device="cpu")
+    state, layer = done.model.state_dict(), "mllm.model.language_model.layers.0.self_attn.q_proj."
+    assert not torch.equal(state[layer + "weight"], warm[layer + "weight"])
+    tower = [n for n in state if ".visual." in n]
+    assert tower and all(torch.equal(state[n], warm[n]) for n in tower)
+    scene, question = next(examples("validation", 1, 1))
+    assert done.segment(Image.fromarray(scene.image), question.instruction).reply
+
+
+def test_a_warm_up_teaches_the_form_and_the_joint_stage_begins_there(tmp_path):
+    """From a model of random weights: its replies get likelier, and the reference is the warm one."""
+    folder_of_items(tmp_path / "data")
+    base = tmp_path / "base"
+    model = tiny.coprs(tiny.qwen())
+    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
+    save_checkpoint(base, model, processor)
+    lines = [
+        "warmup_steps=12",
+        "warmup_rate=1e-3",
+        "steps=1",
+        *SMALL[1:],
+        "prior=1",
+        "mask_decoder=1",
+    ]
+    recipe = read_recipe("mini-joint", [f"model={base}", f"data={tmp_path / 'data'}", *lines])
+    out = tmp_path / "out"
+    out.mkdir()
+    assert run_joint.train_joint(recipe, out, "cpu") == out / "checkpoint"
+    logged = [json.loads(line) for line in (out / "warm-steps" / "metrics.jsonl").open()]
+    assert len(logged) == 12 and logged[-1]["loss"] < 0.8 * logged[0]["loss"]
+    (joint,) = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    assert joint["kl"] < 1e-4  # bfloat16 in the file, float32 in both
+
+
+def test_a_reply_without_a_thought_of_its_own_has_the_form():
+    photo, mask = Image.new("RGB", (8, 8)), np.ones((8, 8), bool)
+    for things in range(3):
+        reply = reply_for(Item(photo, "the <REF_POS> cat.", (mask,) * things))
+        assert is_well_formed(reply) and reply.count(FOCUS_TOKEN) == things
+        assert reply_scores(reply, 1.0, things) == (1.0, 1.0)
+    assert reply_for(Item(photo, "x", (), "as it is")) == "as it is"
+
+
 def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
     recipe = read_recipe("mini-joint", [*SMALL])
 
@@ -420,10 +484,10 @@ def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
     watch = run_joint.Watch(tmp_path, read_recipe("mini-joint"))
     watch.bar = SimpleNamespace(set_postfix=lambda *_, **__: None)
     state = SimpleNamespace(global_step=21)
-    watch.on_log(None, state, None, logs={"reward": 0.5, "kl": 0.1, "loss": 0.2})
+    watch.on_log(None, state, None, logs={"kl": 0.1, "loss": 0.2})
     for lost in ({"kl": 11.0}, {"loss": float("nan")}):
         with pytest.raises(CoPRSError, match="diverged at step 21.*checkpoint-20.*lower rate"):
-            watch.on_log(None, state, None, logs={"reward": 0.5} | lost)
+            watch.on_log(None, state, None, logs={"loss": 0.5} | lost)
 
 
 def test_a_model_without_a_focus_token_is_not_trained(tmp_path):

@@ -90,6 +90,7 @@ def _from_scratch(options: Namespace) -> int:
 
 def _jointly(options: Namespace) -> int:
     from coprs_core.archive import writable_folder
+    from coprs_core.errors import CoPRSError
     from coprs_core.training.recipe import read_recipe
 
     given = {"model": options.model, "data": options.data}
@@ -98,7 +99,13 @@ def _jointly(options: Namespace) -> int:
 
     import torch
 
-    from coprs_core.training.run_joint import train_joint
+    try:
+        from coprs_core.training.run_joint import train_joint
+    except ModuleNotFoundError as problem:
+        raise CoPRSError(
+            f"Joint training needs {problem.name}, which is not installed: "
+            "pip install -r coprs_core/training/requirements.txt."
+        ) from problem
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -8,6 +8,7 @@ from typing import Any
 
 from coprs_core.errors import CoPRSError, meant
 from coprs_core.training.objective import PRESETS, Objective
+from coprs_core.training.rates import Rates
 
 tomllib: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 FOLDER = Path(__file__).parent / "recipes"
@@ -29,6 +30,12 @@ class JointRecipe:
             multiples of it. It falls along a cosine to `final_rate` of itself.
         temperature, max_new_tokens: of the sampled replies.
         other_shapes: share of drawn scenes that are no squares.
+        lora: rank of the language model's adapters, which are trained in its place and merged in at
+            the end; 0: the language model itself is trained.
+        quantize: "none", or "nf4" to hold the language model in 4 bits under its adapters.
+        checkpointing: compute activations again in the backward pass, to save memory.
+        warmup_steps: supervised steps before, of `questions` replies each, at `warmup_rate`, for a
+            model that does not know the form of a reply (see `warmup`).
         most_kl: a run whose KL is above this has diverged.
         save_every: steps.
     """
@@ -55,9 +62,19 @@ class JointRecipe:
     temperature: float = 1.0
     max_new_tokens: int = 512
     other_shapes: float = 0.0
+    lora: int = 0
+    quantize: str = "none"
+    checkpointing: bool = False
+    warmup_steps: int = 0
+    warmup_rate: float = 1e-5
     most_kl: float = 10.0
     save_every: int = 20
     seed: int = 0
+
+    @property
+    def rates(self) -> Rates:
+        """How fast what learns."""
+        return Rates(self.prior, self.prompt_encoder, self.mask_decoder)
 
     @property
     def objective(self) -> Objective:
@@ -110,7 +127,7 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
         is_number = kind is float and type(value) in (int, float)
         if not is_number and type(value) is not kind:
             raise CoPRSError(f"{key} is {value!r} and {_KINDS[kind]} was expected: correct it.")
-        if kind is not str and not 0 <= value < 1e9:
+        if kind in (int, float) and not 0 <= value < 1e9:
             raise CoPRSError(f"{key} is {value} and a number from 0 up was expected: correct it.")
     recipe = JointRecipe(**values)
     if recipe.preset not in PRESETS:
@@ -120,6 +137,10 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
         raise CoPRSError("steps, questions, rows_at_once and save_every are at least 1.")
     if recipe.objective.group < 2:
         raise CoPRSError("group is at least 2: replies are judged against each other.")
+    if recipe.quantize not in ("none", "nf4"):
+        raise CoPRSError(f"quantize is {recipe.quantize!r}: choose none or nf4.")
+    if recipe.quantize != "none" and not recipe.lora:
+        raise CoPRSError("4-bit weights are not trained themselves: set lora, such as lora=16.")
     if rows % recipe.rows_at_once:
         raise CoPRSError(
             f"A step has {rows} replies (questions × group) and rows_at_once is "
@@ -128,4 +149,4 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
     return recipe
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "text"}
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

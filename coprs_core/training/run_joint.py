@@ -6,27 +6,39 @@ import math
 import os
 import shutil
 import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tqdm import tqdm
-from transformers import AutoProcessor, PrinterCallback, TrainerCallback
+from transformers import AutoProcessor, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
+from trl import GRPOConfig
 
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.errors import CoPRSError
+from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
+from coprs_core.training.focus import TRAINED, TrainedFocus, load_learnt
 from coprs_core.training.items import FolderItems, Items, SceneItems
+from coprs_core.training.joint import JointTrainer
 from coprs_core.training.recipe import JointRecipe
+from coprs_core.training.warmup import WarmUp
 from coprs_core.world.questions import FAMILY_WEIGHTS, Asking
 
-LOG, CHECKPOINT = "metrics.jsonl", "checkpoint"
+LOG, CHECKPOINT, WARM = "metrics.jsonl", "checkpoint", "warm"
 _KEPT = ("familiar.safetensors",)
 """What a checkpoint keeps of the one that it began as: its image encoder is not trained."""
+_ADAPTED = r".*language_model.*\.(?:[qkvo]_proj|gate_proj|up_proj|down_proj)"
+"""The layers that get adapters: all linear ones of the language model."""
 _SHOWN = {
+    "loss": "loss",
     "reward": "reward",
     "rewards/form/mean": "form",
     "prior_iou": "prior",
@@ -42,8 +54,10 @@ _MIX = Asking(
 class Watch(TrainerCallback):
     """Writes the log, shows the progress, ends a run that diverges or was told to stop."""
 
-    def __init__(self, folder: Path, recipe: JointRecipe):
-        self.folder, self.recipe, self.is_told = folder, recipe, False
+    def __init__(self, folder: Path, recipe: JointRecipe, stage: str = "joint"):
+        self.folder, self.recipe, self.stage = folder, recipe, stage
+        self.steps = recipe.steps if stage == "joint" else recipe.warmup_steps
+        self.is_told = False
         self.bar: Any = None
 
     def stop(self, *_: Any) -> None:
@@ -51,7 +65,7 @@ class Watch(TrainerCallback):
         self.is_told = True
 
     def on_train_begin(self, args, state, control, **_):
-        self.bar = tqdm(total=self.recipe.steps, initial=state.global_step, desc="joint")
+        self.bar = tqdm(total=self.steps, initial=state.global_step, desc=self.stage)
 
     def on_step_end(self, args, state, control, **_):
         self.bar.update()
@@ -63,7 +77,7 @@ class Watch(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **_):
         logs = {k: float(v) for k, v in (logs or {}).items()}
-        if "reward" not in logs:
+        if "loss" not in logs:
             return
         with (self.folder / LOG).open("a") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
@@ -87,6 +101,20 @@ def items_of(recipe: JointRecipe) -> Items:
     return FolderItems(Path(recipe.data).expanduser())
 
 
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """What a stage begins with: a model hung up for training, and where it came from.
+
+    `adapters` are those of the language model, None where it is trained itself.
+    """
+
+    name: str
+    model: CoPRS
+    language: Path
+    processor: Any
+    adapters: Any
+
+
 def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path | None:
     """Run a recipe, or go on where it was left; the finished checkpoint's folder, None where it was
     told to stop before the end (SIGTERM).
@@ -94,28 +122,108 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
     Raises `CoPRSError` where the model has no focus token, the data is none, or the run diverges.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        from trl import GRPOConfig
+    disable_progress_bar()
+    items, start, warm = items_of(recipe), recipe.model, folder / WARM
+    if recipe.warmup_steps:
+        start = str(warm)
+        if not (warm / "coprs.json").exists() and not _stage(
+            _warm_up, recipe, recipe.model, items, folder / f"{WARM}-steps", warm, device
+        ):
+            return None
+    done = folder / CHECKPOINT
+    return done if _stage(_joint, recipe, start, items, folder, done, device) else None
 
-        from coprs_core.training.joint import JointTrainer, Rates
-    except ImportError as problem:
-        raise CoPRSError(
-            f"Joint training needs {problem.name}, which is not installed: "
-            "pip install -r coprs_core/training/requirements.txt."
-        ) from problem
-    items = items_of(recipe)
-    checkpoint = load_checkpoint(recipe.model, LoadOptions(device=device))
+
+def _stage(
+    make: Callable[..., Any],
+    recipe: JointRecipe,
+    name: str,
+    items: Items,
+    folder: Path,
+    out: Path,
+    device: str,
+) -> bool:
+    """Run one stage, its steps in `folder`, and write the checkpoint `out`; False where it was told
+    to stop."""
+    start = _start(recipe, name, LoadOptions(device=device, quantization=recipe.quantize))
+    watch = Watch(folder, recipe, "joint" if make is _joint else "warm-up")
+    trainer = make(recipe, folder, start, items, watch)
+    trainer.remove_callback(PrinterCallback)
+    before = signal.signal(signal.SIGTERM, watch.stop)
+    try:
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if trainer.state.global_step < watch.steps:
+        return False
+    model = trainer.focus.finished().cpu()
+    if start.adapters is not None:
+        trainer._save(str(folder))
+        model = merged(start, folder / TRAINED)
+    save_checkpoint(out, model, _processor(start.language), torch.bfloat16)
+    for file in _KEPT:
+        if (start.language.parent / file).is_file():
+            shutil.copyfile(start.language.parent / file, out / file)
+    return True
+
+
+def _start(recipe: JointRecipe, name: str, options: LoadOptions) -> _Start:
+    """A checkpoint, loaded for training: what is learnt in float32."""
+    checkpoint = load_checkpoint(name, options)
     segmenter, language = checkpoint.segmenter, checkpoint.language_folder
     if not isinstance(segmenter, FocusTokenSegmenter) or language is None:
         raise CoPRSError(
             f"{checkpoint.name} writes coordinates and has no focus token to train: make a CoPRS "
             "checkpoint of it with `python -m coprs_core prepare`."
         )
-    model, objective = segmenter.model.float(), recipe.objective
+    model, adapters = segmenter.model, None
+    if recipe.lora:
+        adapters = LoraConfig(
+            r=recipe.lora, lora_alpha=2 * recipe.lora, target_modules=_ADAPTED, lora_dropout=0.0
+        )
+        model.prior.float(), model.decoder.float()
+    else:
+        model.float()
     model.mllm.config._name_or_path = str(language)  # TRL loads its reference from here
+    return _Start(name, model, language, _processor(language), adapters)
+
+
+def _processor(language: Path) -> Any:
+    return AutoProcessor.from_pretrained(language, trust_remote_code=False)
+
+
+def merged(start: _Start, trained: Path) -> CoPRS:
+    """The checkpoint of a start, its weights unquantized, with adapters and heads that were trained
+    from it merged in."""
+    base = load_checkpoint(start.name, LoadOptions(device="cpu", quantization="none"))
+    segmenter: Any = base.segmenter
+    focus = TrainedFocus(segmenter.model.float(), _processor(start.language), [])
+    adapted = get_peft_model(segmenter.model.mllm, start.adapters)
+    load_learnt(adapted, trained)
+    adapted.merge_and_unload()
+    return focus.finished()
+
+
+def _warm_up(
+    recipe: JointRecipe, folder: Path, start: _Start, items: Items, watch: Watch
+) -> WarmUp:
+    args = TrainingArguments(
+        max_steps=recipe.warmup_steps,
+        per_device_train_batch_size=recipe.questions,
+        learning_rate=recipe.warmup_rate,
+        **_common(recipe, folder, start.model),
+    )
+    options = {"adapters": start.adapters, "callbacks": [watch]}
+    where = start.model, start.processor, items, recipe.objective
+    return WarmUp(*where, args, recipe.rates, **options)
+
+
+def _joint(
+    recipe: JointRecipe, folder: Path, start: _Start, items: Items, watch: Watch
+) -> JointTrainer:
+    objective = recipe.objective
     rows = recipe.questions * objective.group
     args = GRPOConfig(
-        output_dir=str(folder),
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.rows_at_once,
         gradient_accumulation_steps=rows // recipe.rows_at_once,
@@ -130,38 +238,33 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
         use_bias_correction_kl=False,
         reward_weights=[objective.mask_share, 1 - objective.mask_share],
         learning_rate=recipe.rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": recipe.final_rate},
-        adam_beta2=0.999,
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        seed=recipe.seed,
-        save_strategy="steps",
-        save_steps=recipe.save_every,
-        save_total_limit=2,
-        logging_steps=1,
-        report_to=["tensorboard"],
-        remove_unused_columns=False,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=model.device.type == "cpu",
-        disable_tqdm=True,
+        **_common(recipe, folder, start.model),
     )
-    watch = Watch(folder, recipe)
-    processor = AutoProcessor.from_pretrained(language, trust_remote_code=False)
-    rates = Rates(recipe.prior, recipe.prompt_encoder, recipe.mask_decoder)
-    trainer = JointTrainer(model, processor, items, objective, args, rates, callbacks=[watch])
-    trainer.remove_callback(PrinterCallback)
-    before = signal.signal(signal.SIGTERM, watch.stop)
-    try:
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if trainer.state.global_step < recipe.steps:
-        return None
-    processor = AutoProcessor.from_pretrained(language, trust_remote_code=False)  # as it was
-    save_checkpoint(folder / CHECKPOINT, trainer.finished().cpu(), processor, torch.bfloat16)
-    for name in _KEPT:
-        if (language.parent / name).is_file():
-            shutil.copyfile(language.parent / name, folder / CHECKPOINT / name)
-    return folder / CHECKPOINT
+    options = {"peft_config": start.adapters, "callbacks": [watch]}
+    return JointTrainer(
+        start.model, start.processor, items, objective, args, recipe.rates, **options
+    )
+
+
+def _common(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
+    """What both stages ask of their trainers."""
+    is_on_cpu = model.device.type == "cpu"
+    return {
+        "output_dir": str(folder),
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": recipe.final_rate},
+        "adam_beta2": 0.999,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "seed": recipe.seed,
+        "save_strategy": "steps",
+        "save_steps": recipe.save_every,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "report_to": ["tensorboard"],
+        "remove_unused_columns": False,
+        "gradient_checkpointing": recipe.checkpointing,
+        "bf16": not is_on_cpu,
+        "use_cpu": is_on_cpu,
+        "disable_tqdm": True,
+    }

@@ -1,0 +1,187 @@
+"""Prior and mask of replies while the language model is trained: read with it in one forward pass,
+learnt with it in one backward."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from coprs_core.geometry import to_mllm_frame, to_sam_frame, unpadded_size
+from coprs_core.model.coprs import CoPRS
+from coprs_core.prompts import encode_prompt
+from coprs_core.training.items import Item, Items, target_of
+from coprs_core.training.losses import segmentation_loss
+from coprs_core.training.objective import Objective
+from coprs_core.training.rates import HEADS, Rates
+
+TRAINED = "trained.safetensors"
+REMEMBERED = 512
+"""So many items, and embeddings of their photos, are kept."""
+VISION_TOWER = ".visual."
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+@dataclass
+class FocusRows:
+    """The focus tokens of a batch: `rows`, `columns` [N] in the token ids; `embedding`
+    [N, C, h, w], `sizes` [N, 2], and the soft `target` [N, 1, p, p] of what each is to find."""
+
+    rows: Tensor
+    columns: Tensor
+    embedding: Tensor
+    sizes: Tensor
+    target: Tensor
+
+
+class TrainedFocus:
+    """A CoPRS model hung up for training: prior and decoder beside its language model, whose last
+    hidden states are kept; the image encoder and the vision tower are not trained."""
+
+    def __init__(self, model: CoPRS, processor: Any, items: Items):
+        self.model, self.tokenizer = model, processor.tokenizer
+        self.image_processor = processor.image_processor
+        self.item = lru_cache(REMEMBERED)(items.__getitem__)
+        self.embedding = lru_cache(REMEMBERED)(self._encode)
+        self._hidden: Any = None
+        mllm = model.mllm
+        mllm.add_module(HEADS, nn.ModuleDict({"prior": model.prior, "decoder": model.decoder}))
+        self._hook = mllm.base_model.register_forward_hook(self._keep)
+
+    def choose_learnt(self, trained: nn.Module) -> None:
+        """Switch gradients on: for prior and decoder, and the whole language model but its vision
+        tower; where it has adapters, which choose for themselves, for those alone."""
+        is_adapted = any("lora_" in name for name, _ in trained.named_parameters())
+        for name, parameter in trained.named_parameters():
+            if f"{HEADS}." in name or not is_adapted:
+                parameter.requires_grad_(VISION_TOWER not in name)
+
+    def finished(self) -> CoPRS:
+        """The model as it was before it hung here, but for its weights."""
+        self._hook.remove()
+        del self.model.mllm._modules[HEADS]
+        self.model.mllm.__dict__.pop("forward", None)  # a trainer's stood before the class's own
+        return self.model
+
+    def picture(self, item: Item) -> Any:
+        """The photo as the language model is shown it."""
+        return to_mllm_frame(item.photo, self.model.config.mllm_pixels)
+
+    def inputs(self, items: list[Item], replies: list[list[int]]) -> tuple[dict, list[int]]:
+        """What the model reads, [B, L] padded on the right, for prompts with their replies in
+        tokens; and where each reply begins."""
+        pictures = [self.picture(item) for item in items]
+        seen = self.image_processor(images=pictures, return_tensors="pt")
+        merged = self.image_processor.merge_size**2
+        image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        template, whole, starts = self.model.config.prompt_template, [], []
+        for item, grid, reply in zip(items, seen["image_grid_thw"], replies, strict=True):
+            image_ids = [image_id] * (int(grid.prod()) // merged)
+            prompt = encode_prompt(self.tokenizer, template, item.instruction, image_ids)
+            whole.append(torch.tensor(prompt + reply))
+            starts.append(len(prompt))
+        ids = nn.utils.rnn.pad_sequence(whole, True, self.tokenizer.pad_token_id)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(w) for w in whole], True)
+        read = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "pixel_values": seen["pixel_values"],
+            "image_grid_thw": seen["image_grid_thw"],
+            "mm_token_type_ids": torch.eq(ids, image_id).int(),
+        }
+        return {name: value.to(self.model.device) for name, value in read.items()}, starts
+
+    def rows(
+        self, items: list[Item], ids: Tensor, starts: list[int], ends: list[int] | None = None
+    ) -> FocusRows:
+        """The focus tokens of replies that have a thing to find, in order, the k-th with the k-th
+        thing; replies begin at `starts` and are `ends` tokens long."""
+        focus_id = self.tokenizer.convert_tokens_to_ids(self.model.config.focus_token)
+        rows, columns, embeddings, sizes, targets = [], [], [], [], []
+        vision, device = self.model.config.vision, self.model.device
+        for row, item in enumerate(items):
+            stop = None if ends is None else starts[row] + ends[row]
+            is_focus = torch.eq(ids[row, starts[row] : stop], focus_id)
+            places = is_focus.nonzero()[:, 0] + starts[row]
+            for place, true in zip(places.tolist(), item.masks, strict=False):
+                rows.append(row)
+                columns.append(place)
+                embeddings.append(self.embedding(item))
+                sizes.append(unpadded_size(true.shape, vision.side))
+                targets.append(target_of(true, vision))
+        if not rows:
+            none = torch.zeros(0, dtype=torch.long, device=device)
+            target = torch.zeros(0, 1, vision.prior_side, vision.prior_side, device=device)
+            return FocusRows(none, none, target, none.view(0, 2), target)
+        return FocusRows(
+            torch.tensor(rows, device=device),
+            torch.tensor(columns, device=device),
+            torch.stack(embeddings).to(device),
+            torch.tensor(sizes, device=device),
+            torch.stack(targets).to(device),
+        )
+
+    def draw(self, rows: FocusRows) -> tuple[Tensor, Tensor]:
+        """Prior and mask logits [N, 1, p, p] from the hidden states that were read last."""
+        if not len(rows.rows):
+            return rows.target, rows.target  # nothing, of the right shape
+        focus_embedding = self._hidden[rows.rows, rows.columns].to(self.model.dtype)
+        return self.model.focus(focus_embedding, rows.embedding, rows.sizes)
+
+    def _keep(self, _module: nn.Module, _args: tuple, outputs: Any) -> None:
+        self._hidden = outputs.last_hidden_state
+
+    @torch.no_grad()
+    def _encode(self, item: Item) -> Tensor:
+        """SAM's image embedding [C, h, w]."""
+        encoder, side = self.model.image_encoder, self.model.config.vision.side
+        place = next(encoder.parameters())
+        embedding = encoder(to_sam_frame(item.photo, side).to(place.device, place.dtype))[0]
+        return embedding.to(self.model.dtype)
+
+
+class Learner:
+    """Over a Hugging Face trainer: what is learnt and how fast, and what is written to go on from.
+
+    Needs `focus`, a `TrainedFocus`, and `rates`; the rest is the trainer's.
+    """
+
+    focus: TrainedFocus
+    rates: Rates
+    optimizer: Any
+    model: Any
+    args: Any
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self.rates.optimizer(model or self.model, self.args)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        learnt = ((n, p.detach()) for n, p in self.model.named_parameters() if p.requires_grad)
+        save_file({name: value.cpu().clone() for name, value in learnt}, folder / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_learnt(self.model, Path(resume_from_checkpoint) / TRAINED)
+
+
+def load_learnt(model: nn.Module, trained: Path) -> None:
+    """What `Learner` wrote back into a model."""
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in load_file(trained).items():
+            own[name].copy_(value)
+
+
+def loss_of(
+    objective: Objective, rows: FocusRows, prior_logits: Tensor, mask_logits: Tensor, step: int = 0
+) -> Tensor:
+    """L_SEG of the replies that have a focus token; 0 without any, from the same graph."""
+    if not len(rows.rows):
+        return (prior_logits.sum() + mask_logits.sum()) * 0.0
+    return segmentation_loss(prior_logits, mask_logits, rows.target, *objective.weights(step))

@@ -1,0 +1,78 @@
+"""The supervised warm-up: a model that does not know the form of a reply learns it by imitation,
+for a format reward is not learnt from nothing."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from coprs_core.model.coprs import CoPRS
+from coprs_core.prompts import FOCUS_TOKEN
+from coprs_core.training.focus import Learner, TrainedFocus, loss_of
+from coprs_core.training.items import Item, Items
+from coprs_core.training.objective import Objective
+from coprs_core.training.rates import Rates
+
+_Engine: Any = Trainer
+
+
+def reply_for(item: Item) -> str:
+    """The reply to imitate: the item's own, or one that has the form and no more."""
+    if item.reply:
+        return item.reply
+    asked = item.instruction.strip().rstrip(".").replace("<", "")  # no special token of its own
+    if not item.masks:
+        return f"<think>I am asked for {asked}. I see none.</think>Nothing in this picture fits."
+    here = "It is here:" if len(item.masks) == 1 else "They are here:"
+    tokens = " ".join([FOCUS_TOKEN] * len(item.masks))
+    return f"<think>I am asked for {asked}.</think>{here} {tokens}"
+
+
+class WarmUp(Learner, _Engine):
+    """Cross-entropy on the replies, and λ_SEG · L_SEG at their focus tokens."""
+
+    def __init__(
+        self,
+        model: CoPRS,
+        processor: Any,
+        items: Items,
+        objective: Objective,
+        args: TrainingArguments,
+        rates: Rates,
+        adapters: LoraConfig | None = None,
+        **options: Any,
+    ):
+        self.focus = TrainedFocus(model, processor, items)
+        self.rates, self._objective = rates, objective
+        numbers: Any = [{"index": i} for i in range(len(items))]
+        super().__init__(
+            model=get_peft_model(model.mllm, adapters) if adapters else model.mllm,
+            args=args,
+            train_dataset=numbers,
+            data_collator=lambda rows: {"index": torch.tensor([row["index"] for row in rows])},
+            **options,
+        )
+        self.focus.choose_learnt(self.model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        focus, tokenizer = self.focus, self.focus.tokenizer
+        items = [focus.item(i) for i in inputs["index"].tolist()]
+        replies = [
+            [*tokenizer(reply_for(item)).input_ids, tokenizer.eos_token_id] for item in items
+        ]
+        read, starts = focus.inputs(items, replies)
+        logits = model(**read, use_cache=False).logits
+        rows = focus.rows(items, read["input_ids"], starts)
+        segmentation = loss_of(self._objective, rows, *focus.draw(rows), self.state.global_step)
+        return _words(logits, read, starts) + self._objective.segmentation * segmentation
+
+
+def _words(logits: Tensor, read: dict, starts: list[int]) -> Tensor:
+    """Cross-entropy of the replies' tokens, averaged over all of them."""
+    labels = read["input_ids"].masked_fill(read["attention_mask"] == 0, -100)
+    for row, start in enumerate(starts):
+        labels[row, :start] = -100
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
