@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,12 +43,15 @@ from coprs_core.training.objective import (  # noqa: E402
     reply_scores,
     unified_loss,
 )  # noqa: E402
+from coprs_core.training.plan import plan  # noqa: E402
 from coprs_core.training.policy import group_advantages  # noqa: E402
 from coprs_core.training.rates import HEADS, Rates  # noqa: E402
-from coprs_core.training.recipe import read_recipe  # noqa: E402
+from coprs_core.training.recipe import NAMES, read_recipe  # noqa: E402
 from coprs_core.training.warmup import reply_for  # noqa: E402
 from coprs_core.world.questions import Asking, examples  # noqa: E402
 from tests import tiny  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
 
 FAMILIES = Asking({"name": 1.0, "colour": 1.0, "several": 1.0}, nothing=0.3)
 OBJECTIVE = PRESETS["paper"]
@@ -352,6 +356,32 @@ def test_recipes_are_found_by_name_and_by_file(tmp_path):
         read_recipe(str(own))
 
 
+def test_a_plan_tells_memory_by_part_and_refuses_what_cannot_fit(tmp_path, monkeypatch, capsys):
+    assert (
+        main(["train", "mini-joint", "--dry-run", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert "language model, gradients, AdamW" in said and "120 steps, 15,360 replies" in said
+    full = plan(read_recipe("mini-joint"), tmp_path, "cpu")
+    adapted = plan(read_recipe("mini-joint", ["lora=4", "quantize=nf4"]), tmp_path, "cpu")
+    assert sum(adapted.parts.values()) < 0.5 * sum(full.parts.values())
+    model = load("mini", device="cpu").model
+    learnt = sum(p.numel() for n, p in model.mllm.named_parameters() if ".visual." not in n)
+    tower = sum(p.numel() for n, p in model.mllm.named_parameters() if ".visual." in n)
+    assert full.parts["language model, gradients, AdamW"] == 16 * learnt + 4 * tower
+    monkeypatch.setattr("coprs_core.training.plan.free_memory", lambda device: 1_000_000)
+    assert (
+        main(["train", "mini-joint", "--dry-run", "--out", str(tmp_path), "--device", "cpu"]) == 2
+    )
+    assert "before any activation and 1 MB are free: set lora=16" in capsys.readouterr().err
+
+
+def test_every_recipe_of_ours_is_one():
+    for name in NAMES:
+        recipe = read_recipe(name)
+        assert recipe.steps > 0 and (recipe.lora > 0) == (recipe.quantize == "nf4"), name
+
+
 def folder_of_items(folder) -> list[dict]:
     """A plain folder of two photos, three items: one thing, two things, nothing."""
     folder.mkdir()
@@ -453,6 +483,32 @@ def test_a_warm_up_teaches_the_form_and_the_joint_stage_begins_there(tmp_path):
     assert len(logged) == 12 and logged[-1]["loss"] < 0.8 * logged[0]["loss"]
     (joint,) = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     assert joint["kl"] < 1e-4  # bfloat16 in the file, float32 in both
+
+
+def test_the_commands_of_the_readme_lead_from_a_folder_to_an_answer(tmp_path, monkeypatch):
+    """Train your own, with a tiny model in place of the one to download and a photo of ours."""
+    block = (ROOT / "README.md").read_text().partition("## Train your own")[2].split("```")[1]
+    commands = [line.split() for line in block.splitlines() if "-m coprs_core" in line]
+    assert [c[3] for c in commands] == ["prepare", "train", "train", "segment"]
+    folder_of_items(tmp_path / "folder")
+    model = tiny.qwen()
+    base, sam = tiny.save_mllm(tmp_path / "base", model), tmp_path / "sam.pth"
+    tiny.save_sam(sam, tiny.coprs(model))
+    (base / "chat_template.jinja").write_text(tiny.CHAT)
+    ours = {
+        "Qwen/Qwen3-VL-2B-Instruct": str(base), "vit_h": str(sam), "path/to/folder": str(tmp_path / "folder"),
+        "photo.jpg": str(ROOT / "assets/examples/rain.png"),
+    }  # fmt: skip
+    small = [w for line in (*SMALL[1:], "steps=1", "warmup_steps=1", "max_new_tokens=16", "quantize=none",
+             "checkpointing=false") for w in ("--set", line)]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    on_cpu, short = ["--device", "cpu"], ["--max-new-tokens", "8"]
+    for command in commands:
+        words = " ".join(command[3:]).replace('"the cat"', "cat").split()
+        words = [ours.get(word, word) for word in words]
+        words += {"train": [*small, *on_cpu], "segment": [*on_cpu, *short]}.get(words[0], [])
+        assert main(words) == {"segment": 4}.get(words[0], 0), words  # 4: it ran out of tokens
+    assert json.loads((tmp_path / "answer" / "result.json").read_text())["instruction"] == "cat"
 
 
 def test_a_reply_without_a_thought_of_its_own_has_the_form():

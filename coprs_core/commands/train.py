@@ -16,7 +16,10 @@ mini        the miniature from scratch, on scenes drawn as it goes: the vision t
             them jointly. Sizes and stages: coprs_core/training/mini/recipe.py.
 mini-joint  the bundled miniature by the paper's unified objective: GRPO on the
             thought, segmentation loss on prior and mask, in one backward pass.
-FILE.toml   a recipe of your own for the same; those of this repository lie in
+qwen3-vl-2b-1gpu, qwen2.5-vl-3b-1gpu
+            the same for models of photos on a card of 24 GB, after a supervised
+            warm-up that teaches the form of a reply.
+FILE.toml   a recipe of your own; those of this repository lie in
             coprs_core/training/recipes.
 
 Joint training needs more libraries:
@@ -25,6 +28,7 @@ Joint training needs more libraries:
 examples:
   python -m coprs_core train mini --out runs/mini
   python -m coprs_core train mini-joint --out runs/joint --set steps=60
+  python -m coprs_core train qwen3-vl-2b-1gpu --data path/to/folder --dry-run
   python -m coprs_core train mini-joint --out runs/own --model runs/mini/checkpoint \\
       --data path/to/folder
 """
@@ -32,7 +36,7 @@ examples:
 
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("recipe", metavar="RECIPE", help="mini, mini-joint, or a .toml file")
+    add("recipe", metavar="RECIPE", help="mini, the name of another recipe, or a .toml file")
     add(
         "--out",
         type=Path,
@@ -49,6 +53,7 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="joint: change a line of the recipe; may be given again",
     )
+    add("--dry-run", action="store_true", help="joint: say what it will take, and stop")
     add(
         "--stage",
         metavar="NAME",
@@ -96,6 +101,13 @@ def _jointly(options: Namespace) -> int:
     given = {"model": options.model, "data": options.data}
     changes = [f"{key}={value}" for key, value in given.items() if value is not None]
     recipe = read_recipe(options.recipe, [*options.set, *changes])
+    if options.dry_run:
+        from coprs_core.training.plan import plan
+
+        planned = plan(recipe, options.out, options.device)
+        print(planned.table())
+        planned.check()
+        return 0
 
     import torch
 

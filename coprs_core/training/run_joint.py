@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from tqdm import tqdm
 from transformers import AutoProcessor, PrinterCallback, TrainerCallback, TrainingArguments
@@ -28,6 +29,7 @@ from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.training.focus import TRAINED, TrainedFocus, load_learnt
 from coprs_core.training.items import FolderItems, Items, SceneItems
 from coprs_core.training.joint import JointTrainer
+from coprs_core.training.plan import ADAPTED
 from coprs_core.training.recipe import JointRecipe
 from coprs_core.training.warmup import WarmUp
 from coprs_core.world.questions import FAMILY_WEIGHTS, Asking
@@ -35,8 +37,6 @@ from coprs_core.world.questions import FAMILY_WEIGHTS, Asking
 LOG, CHECKPOINT, WARM = "metrics.jsonl", "checkpoint", "warm"
 _KEPT = ("familiar.safetensors",)
 """What a checkpoint keeps of the one that it began as: its image encoder is not trained."""
-_ADAPTED = r".*language_model.*\.(?:[qkvo]_proj|gate_proj|up_proj|down_proj)"
-"""The layers that get adapters: all linear ones of the language model."""
 _SHOWN = {
     "loss": "loss",
     "reward": "reward",
@@ -179,13 +179,24 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions) -> _Start:
     model, adapters = segmenter.model, None
     if recipe.lora:
         adapters = LoraConfig(
-            r=recipe.lora, lora_alpha=2 * recipe.lora, target_modules=_ADAPTED, lora_dropout=0.0
+            r=recipe.lora, lora_alpha=2 * recipe.lora, target_modules=ADAPTED, lora_dropout=0.0
         )
         model.prior.float(), model.decoder.float()
+        _unpack(model.mllm)
     else:
         model.float()
     model.mllm.config._name_or_path = str(language)  # TRL loads its reference from here
     return _Start(name, model, language, _processor(language), adapters)
+
+
+def _unpack(mllm: torch.nn.Module) -> None:
+    """On some CPUs bitsandbytes lays 4-bit weights out anew for reading, and nothing is learnt
+    through them then: lay them out as they were, for good."""
+    packed = [module for module in mllm.modules() if isinstance(module, Linear4bit)]
+    for module in packed:
+        module.support_avx512bf16_for_cpu = False
+    if packed:
+        mllm.state_dict()  # bitsandbytes undoes it here
 
 
 def _processor(language: Path) -> Any:
@@ -197,7 +208,7 @@ def merged(start: _Start, trained: Path) -> CoPRS:
     from it merged in."""
     base = load_checkpoint(start.name, LoadOptions(device="cpu", quantization="none"))
     segmenter: Any = base.segmenter
-    focus = TrainedFocus(segmenter.model.float(), _processor(start.language), [])
+    focus = TrainedFocus(segmenter.model.float(), _processor(start.language), SceneItems(0))
     adapted = get_peft_model(segmenter.model.mllm, start.adapters)
     load_learnt(adapted, trained)
     adapted.merge_and_unload()
