@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -318,6 +320,49 @@ def test_a_run_goes_on_bit_for_bit_and_its_checkpoint_gives_the_same_mask(tmp_pa
     assert all(torch.equal(v, state[k]) for k, v in engine.model.state_dict().items())
 
 
+TWO = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+from tests.test_joint import trainer
+
+batch, expected = torch.load(sys.argv[1], weights_only=False)
+one = trainer(sys.argv[2])
+one.model.train()
+one.current_gradient_accumulation_steps = 1
+model = DistributedDataParallel(one.model, find_unused_parameters=True)
+own = slice(4 * dist.get_rank(), 4 * dist.get_rank() + 4)
+half = {k: v if k == "num_items_in_batch" else v[own] for k, v in split_pixel_values_by_grid(batch).items()}
+one._compute_loss(model, unsplit_pixel_values_by_grid(half)).backward()
+for name, p in one.model.named_parameters():
+    if name in expected:
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-3, atol=2e-6)
+print("equal", len(expected))
+"""
+
+
+def test_two_processes_learn_what_one_does(made, tmp_path):
+    from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+
+    one, batch = made
+    one.model.zero_grad()
+    for start in (0, 4):
+        rows = split_pixel_values_by_grid(dict(batch)).items()
+        half = {k: v if k == "num_items_in_batch" else v[start : start + 4] for k, v in rows}
+        (one._compute_loss(one.model, unsplit_pixel_values_by_grid(half)) / 2).backward()
+    expected = {n: p.grad.clone() for n, p in one.model.named_parameters() if p.grad is not None}
+    torch.save((dict(batch), expected), tmp_path / "batch.pt")
+    (tmp_path / "two.py").write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    asked = [*command, str(tmp_path / "two.py"), str(tmp_path / "batch.pt"), str(tmp_path / "out")]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(asked, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count(f"equal {len(expected)}") == 2
+
+
 # --- recipes, data, and whole runs
 
 
@@ -539,7 +584,7 @@ def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
     watch = run_joint.Watch(tmp_path, read_recipe("mini-joint"))
     watch.bar = SimpleNamespace(set_postfix=lambda *_, **__: None)
-    state = SimpleNamespace(global_step=21)
+    state = SimpleNamespace(global_step=21, is_world_process_zero=True)
     watch.on_log(None, state, None, logs={"kl": 0.1, "loss": 0.2})
     for lost in ({"kl": 11.0}, {"loss": float("nan")}):
         with pytest.raises(CoPRSError, match="diverged at step 21.*checkpoint-20.*lower rate"):

@@ -65,7 +65,9 @@ class Watch(TrainerCallback):
         self.is_told = True
 
     def on_train_begin(self, args, state, control, **_):
-        self.bar = tqdm(total=self.steps, initial=state.global_step, desc=self.stage)
+        is_first = state.is_world_process_zero
+        first = state.global_step
+        self.bar = tqdm(total=self.steps, initial=first, desc=self.stage, disable=not is_first)
 
     def on_step_end(self, args, state, control, **_):
         self.bar.update()
@@ -79,8 +81,9 @@ class Watch(TrainerCallback):
         logs = {k: float(v) for k, v in (logs or {}).items()}
         if "loss" not in logs:
             return
-        with (self.folder / LOG).open("a") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        if state.is_world_process_zero:
+            with (self.folder / LOG).open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
         shown = {short: f"{logs[name]:.3f}" for name, short in _SHOWN.items() if name in logs}
         self.bar.set_postfix(shown, refresh=False)
         is_lost = not all(map(math.isfinite, logs.values()))
@@ -156,6 +159,14 @@ def _stage(
         signal.signal(signal.SIGTERM, before)
     if trainer.state.global_step < watch.steps:
         return False
+    if trainer.is_world_process_zero():
+        _write(trainer, start, folder, out)
+    trainer.accelerator.wait_for_everyone()
+    return True
+
+
+def _write(trainer: Any, start: _Start, folder: Path, out: Path) -> None:
+    """The checkpoint that a finished stage leaves, with what it keeps of the one before."""
     model = trainer.focus.finished().cpu()
     if start.adapters is not None:
         trainer._save(str(folder))
@@ -164,7 +175,6 @@ def _stage(
     for file in _KEPT:
         if (start.language.parent / file).is_file():
             shutil.copyfile(start.language.parent / file, out / file)
-    return True
 
 
 def _start(recipe: JointRecipe, name: str, options: LoadOptions) -> _Start:
@@ -234,10 +244,16 @@ def _joint(
 ) -> JointTrainer:
     objective = recipe.objective
     rows = recipe.questions * objective.group
+    at_once = recipe.rows_at_once * int(os.environ.get("WORLD_SIZE", "1"))
+    if rows % at_once:
+        raise CoPRSError(
+            f"A step has {rows} replies (questions × group) and all processes hold {at_once} at "
+            "once: choose a divisor by rows_at_once or questions."
+        )
     args = GRPOConfig(
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.rows_at_once,
-        gradient_accumulation_steps=rows // recipe.rows_at_once,
+        gradient_accumulation_steps=rows // at_once,
         num_generations=objective.group,
         num_iterations=recipe.iterations,
         max_completion_length=recipe.max_new_tokens,
