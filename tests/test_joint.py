@@ -478,6 +478,8 @@ def test_a_run_by_command_on_a_folder_ends_in_a_checkpoint_that_answers(tmp_path
     assert [row["step"] for row in logged] == [1, 2] and logged[0]["kl"] == 0
     assert {"reward", "mask_iou", "prior_iou", "segmentation"} <= logged[0].keys()
     assert list((out / "runs").rglob("events.out.tfevents*"))
+    drawn = sorted(path.name for path in (out / "pictures").iterdir())
+    assert drawn == [f"step-0000{step}-{i}.png" for step in (1, 2) for i in range(3)]
     engine = load(str(out / "checkpoint"), device="cpu")
     scene, question = next(examples("validation", 1, 1))
     result = engine.segment(Image.fromarray(scene.image), question.instruction)

@@ -37,7 +37,7 @@ class JointRecipe:
         warmup_steps: supervised steps before, of `questions` replies each, at `warmup_rate`, for a
             model that does not know the form of a reply (see `warmup`).
         most_kl: a run whose KL is above this has diverged.
-        save_every: steps.
+        save_every: steps; with each saved one the first `pictures` items are answered and drawn.
     """
 
     model: str = "mini"
@@ -69,6 +69,7 @@ class JointRecipe:
     warmup_rate: float = 1e-5
     most_kl: float = 10.0
     save_every: int = 20
+    pictures: int = 4
     seed: int = 0
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
@@ -20,9 +21,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
+from coprs_core.answer.engine import Engine
+from coprs_core.answer.pictures import chain_figure
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
+from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
@@ -97,6 +101,27 @@ class Watch(TrainerCallback):
             )
 
 
+class Pictures(TrainerCallback):
+    """With every saved step, thought, prior and mask of the first items as pictures."""
+
+    def __init__(self, folder: Path, checkpoint: Checkpoint, items: Items, recipe: JointRecipe):
+        self.folder, self.checkpoint, self.items, self.recipe = folder, checkpoint, items, recipe
+
+    def on_save(self, args, state, control, **_):
+        if not state.is_world_process_zero:
+            return
+        engine = Engine(
+            self.checkpoint
+        )  # a new one: what it keeps of a photo is of the old weights
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for i in range(min(self.recipe.pictures, len(self.items))):
+            item = self.items[i]
+            most = self.recipe.max_new_tokens
+            result = engine.segment(item.photo, item.instruction, max_new_tokens=most)
+            figure = chain_figure(np.asarray(item.photo), result)
+            figure.savefig(self.folder / f"step-{state.global_step:05}-{i}.png", dpi=90)
+
+
 def items_of(recipe: JointRecipe) -> Items:
     """What a recipe trains on."""
     if recipe.data == "scenes":
@@ -116,6 +141,7 @@ class _Start:
     language: Path
     processor: Any
     adapters: Any
+    checkpoint: Checkpoint
 
 
 def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path | None:
@@ -152,6 +178,7 @@ def _stage(
     watch = Watch(folder, recipe, "joint" if make is _joint else "warm-up")
     trainer = make(recipe, folder, start, items, watch)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, items, recipe))
     before = signal.signal(signal.SIGTERM, watch.stop)
     try:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
@@ -196,7 +223,7 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions) -> _Start:
     else:
         model.float()
     model.mllm.config._name_or_path = str(language)  # TRL loads its reference from here
-    return _Start(name, model, language, _processor(language), adapters)
+    return _Start(name, model, language, _processor(language), adapters, checkpoint)
 
 
 def _unpack(mllm: torch.nn.Module) -> None:
