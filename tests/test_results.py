@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from coprs_core import CoPRSError, Region, Result
@@ -19,7 +20,13 @@ from coprs_core.answer.compare import (
     read_truth,
 )
 from coprs_core.answer.flags import FLAGS, flags, pieces, says_nothing
-from coprs_core.answer.pictures import MASK_COLOUR, cut_out, difference_overlay, mask_overlay
+from coprs_core.answer.pictures import (
+    MASK_COLOUR,
+    chain_figure,
+    cut_out,
+    difference_overlay,
+    mask_overlay,
+)
 from coprs_core.archive import open_answer, save_answer, save_zip
 from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
 from coprs_core.metrics import THRESHOLDS, iou, iou_curve
@@ -454,6 +461,18 @@ def test_the_replay_of_a_long_thought_is_quickly_written(found, traced, tmp_path
     thought = replace(traced, views=(long,) * 16)
     save_replay(tmp_path / "long.webp", open_photo(found[0].image), found[2], thought)
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("size", [(256, 256), (128, 256), (256, 128)])
+@pytest.mark.parametrize("instruction", ["the cat", "the long words of an instruction " * 5])
+def test_nothing_of_the_chain_figure_is_cut(found, size, instruction):
+    region = Region(np.zeros(size, np.float32), np.zeros(size, bool))
+    result = replace(found[2], instruction=instruction, regions=(region,), photo_size=size)
+    figure = chain_figure(np.zeros((*size, 3), np.uint8), result)
+    FigureCanvasAgg(figure).draw()
+    for ax in figure.axes:
+        extent = ax.title.get_window_extent()
+        assert extent.y1 <= figure.bbox.height and extent.x0 >= 0
 
 
 def test_what_became_of_an_answer_in_another(found):

@@ -97,13 +97,15 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     """Photo and instruction, thought, prior and mask in one figure, for a page or a paper."""
     photo = thumbnail(photo, FIGURE_SIDE)
     shape = min(1.6, max(0.5, photo.shape[0] / photo.shape[1]))
-    figure = Figure(figsize=(14, 3.1 * shape + 0.9), layout="constrained", facecolor="white")
+    asked = _wrapped(f"“{result.instruction}”", 34, 3)
+    height = 3.3 * shape + 0.5 + 0.2 * len(asked.splitlines())
+    figure = Figure(figsize=(14, height), layout="constrained", facecolor="white")
     axes = figure.subplots(1, 4)
     for ax in axes:
         ax.set_axis_off()
         ax.set_box_aspect(shape)
     axes[0].imshow(photo)
-    axes[0].set_title(_wrapped(f"“{result.instruction}”", 34, 3), fontsize=10, parse_math=False)
+    axes[0].set_title(asked, fontsize=10, parse_math=False)
     lines = max(6, round(15 * shape))
     axes[1].text(
         0,
