@@ -179,11 +179,11 @@ def format_score(reply: str, tokens: int = 1) -> float:
     return 0.9 if is_untidy else 1.0
 
 
-def is_well_formed(reply: str) -> bool:
-    """Whether a reply keeps to the form, with a focus token for each thing, or says in words,
-    behind one thought, that nothing fits."""
+def is_well_formed(reply: str, tokens: int = 1) -> bool:
+    """Whether a reply keeps to the form, with as many focus `tokens` as things are asked for, or
+    says in words, behind one thought, that nothing fits."""
     if FOCUS_TOKEN in reply:
-        return format_score(reply, reply.count(FOCUS_TOKEN)) == 1.0
+        return format_score(reply, tokens) == 1.0
     thoughts = list(_THOUGHT.finditer(reply))
     if len(thoughts) != 1 or reply.count("<think>") != 1 or reply[: thoughts[0].start()].strip():
         return False

@@ -29,10 +29,10 @@ from coprs_core.__main__ import main  # noqa: E402
 from coprs_core.checkpoints.load import MINIATURE, load_checkpoint  # noqa: E402
 from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
 from coprs_core.checkpoints.save import save_checkpoint  # noqa: E402
+from coprs_core.datasets.folder import LISTING  # noqa: E402
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt, is_well_formed  # noqa: E402
 from coprs_core.training import run_joint  # noqa: E402
 from coprs_core.training.items import (  # noqa: E402
-    LISTING,
     FolderItems,
     Item,
     SceneItems,
@@ -431,7 +431,8 @@ def folder_of_items(folder) -> list[dict]:
     """A plain folder of two photos, three items: one thing, two things, nothing."""
     folder.mkdir()
     lines = []
-    for name, (scene, question) in zip("ab", examples("train", 5, 2, "several"), strict=True):
+    asked = (e for e in examples("train", 0, 40, "several") if len(e[1].targets) > 1)
+    for name, (scene, question) in zip("ab", asked, strict=False):
         Image.fromarray(scene.image).save(folder / f"{name}.png")
         masks = []
         for i in question.targets:
@@ -451,7 +452,7 @@ def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
     assert items[0].masks[0].dtype == bool and items[0].masks[0].any()
     for wrong, said in (
         ({"photo": "a.png"}, "Line 1 of .* is no item"),
-        (lines[0] | {"photo": "gone.png"}, "names gone.png, which is not there"),
+        (lines[0] | {"photo": "gone.png"}, "Line 1 of .* names gone.png, which is not there"),
         (lines[0] | {"instruction": " "}, "instruction is empty"),
     ):
         (root / LISTING).write_text(json.dumps(wrong))
@@ -463,6 +464,18 @@ def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
         FolderItems(root)[0]
     with pytest.raises(CoPRSError, match="write one line an item"):
         FolderItems(tmp_path)
+    (root / LISTING).write_bytes(b"\xff\xfe")
+    with pytest.raises(CoPRSError, match="no UTF-8"):
+        FolderItems(root)
+
+
+def test_a_plain_folder_is_evaluated_on(tmp_path, capsys):
+    folder_of_items(tmp_path / "data")
+    asked = ["evaluate", "--model", "mini", "--data", "folder", "--split", "all", "--json"]
+    assert main([*asked, "--root", str(tmp_path / "data"), "--device", "cpu"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["all"]["count"] == 3 and told["groups"]["nothing there"]["count"] == 1
+    assert main(asked) == 2 and "give it with --root" in capsys.readouterr().err
 
 
 SMALL = ("steps=2", "questions=2", "group=2", "rows_at_once=4", "max_new_tokens=90", "save_every=1")
@@ -562,7 +575,7 @@ def test_a_reply_without_a_thought_of_its_own_has_the_form():
     photo, mask = Image.new("RGB", (8, 8)), np.ones((8, 8), bool)
     for things in range(3):
         reply = reply_for(Item(photo, "the <REF_POS> cat.", (mask,) * things))
-        assert is_well_formed(reply) and reply.count(FOCUS_TOKEN) == things
+        assert is_well_formed(reply, things) and reply.count(FOCUS_TOKEN) == things
         assert reply_scores(reply, 1.0, things) == (1.0, 1.0)
     assert reply_for(Item(photo, "x", (), "as it is")) == "as it is"
 

@@ -157,9 +157,13 @@ def test_a_new_data_set_needs_its_reader_and_one_word(copied, mini, tmp_path):
         truth = scene.mask(question.target)
         union = np.logical_or(result.mask, truth).sum()
         expected.append((result.mask & truth).sum() / union if union else 1.0)
-    (copied / "coprs_core/datasets/folder.py").write_text(READER)
-    edit(copied / "coprs_core/datasets/__init__.py", '("scenes",)', '("scenes", "folder")')
-    arguments = ["evaluate", "--data", "folder", "--root", str(tmp_path), "--count", "3", "--json"]
+    (copied / "coprs_core/datasets/texts.py").write_text(READER)
+    edit(
+        copied / "coprs_core/datasets/__init__.py",
+        '("scenes", "folder")',
+        '("scenes", "folder", "texts")',
+    )
+    arguments = ["evaluate", "--data", "texts", "--root", str(tmp_path), "--count", "3", "--json"]
     out = run(copied, f"from coprs_core.__main__ import main; main({arguments!r})")
     scores = json.loads(out)
     assert [row["mask_iou"] for row in scores["rows"]] == pytest.approx(expected)

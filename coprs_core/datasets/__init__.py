@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from coprs_core.datasets.example import Dataset
 
-DATASETS = ("scenes",)
+DATASETS = ("scenes", "folder")
 
 
 def open_dataset(name: str, root: Path | None = None, split: str = "test") -> "Dataset":

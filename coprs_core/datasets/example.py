@@ -20,6 +20,7 @@ class Example:
         photo: whatever `open_photo` reads; a path is opened when its turn comes.
         instruction: what to look for.
         truth: the true mask, bool [H, W] of the photo's size; empty where nothing fits.
+        things: how many things are meant, each of which has a focus token of its own.
         tags: what kind of item it is, for the groups of a report.
         score: further measures of an answer that only this data set knows, each in [0, 1]; one
             that does not apply to an answer is left out.
@@ -30,6 +31,7 @@ class Example:
     instruction: str
     truth: np.ndarray = field(repr=False)
     tags: dict[str, Tag] = field(default_factory=dict)
+    things: int = field(default=1, kw_only=True)
     score: Callable[[Result], dict[str, bool | float]] | None = field(default=None, repr=False)
 
 

@@ -56,6 +56,7 @@ def example_of(index: int, scene: Scene, question: Question) -> Example:
         scene.mask(*question.targets),
         tags,
         partial(_score, scene, question),
+        things=len(question.targets),
     )
 
 

@@ -1,6 +1,5 @@
 """What a model is trained on: a photo, an instruction, and the masks of what it means."""
 
-import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from coprs_core.errors import CoPRSError
+from coprs_core.datasets import folder
 from coprs_core.geometry import unpadded_size
 from coprs_core.model.vision import VisionConfig
 from coprs_core.photos import open_photo
-from coprs_core.prompts import check_instruction
 from coprs_core.world.questions import USUAL, Asking, ask
 from coprs_core.world.scenes import SQUARE, draw_scene, random_size
-
-LISTING = "items.jsonl"
-_FORM = '{"photo": "a.jpg", "instruction": "the cat", "masks": ["a_cat.png"]}'
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,57 +66,19 @@ class SceneItems:
 
 
 class FolderItems:
-    """A folder of photos and masks with an `items.jsonl`: a line an item, paths from the folder.
-
-    `{"photo": "a.jpg", "instruction": "the cat", "masks": ["a_cat.png"]}`: a mask is a picture of
-    the photo's size, white where the thing is; `[]` where nothing fits. `"reply"` may hold a reply
-    to imitate. Raises `CoPRSError` where a line is none, or a file is missing.
-    """
+    """A plain folder of photos and masks (see `datasets.folder`)."""
 
     def __init__(self, root: Path):
-        self.root, listing = root, root / LISTING
-        if not listing.is_file():
-            raise CoPRSError(f"There is no {listing}: write one line an item, such as {_FORM}.")
-        lines = listing.read_text(encoding="utf-8").splitlines()
-        self.rows = [_row(listing, n, line) for n, line in enumerate(lines, 1) if line.strip()]
-        if not self.rows:
-            raise CoPRSError(f"{listing} holds no items: write lines such as {_FORM}.")
-        for n, row in enumerate(self.rows, 1):
-            for name in (row["photo"], *row["masks"]):
-                if not (root / name).is_file():
-                    raise CoPRSError(f"Item {n} of {listing} names {name}, which is not there.")
+        self.lines = folder.lines(root)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.lines)
 
     def __getitem__(self, index: int) -> Item:
-        row = self.rows[index]
-        photo = open_photo(self.root / row["photo"]).image
-        masks = tuple(_mask(self.root / name, photo) for name in row["masks"])
-        return Item(photo, row["instruction"], masks, row.get("reply"))
-
-
-def _row(listing: Path, number: int, line: str) -> dict:
-    try:
-        row = json.loads(line)
-        is_one = isinstance(row["photo"], str) and isinstance(row["instruction"], str)
-        is_one = is_one and all(isinstance(name, str) for name in row["masks"])
-    except (ValueError, KeyError, TypeError):
-        is_one = False
-    if not is_one:
-        raise CoPRSError(f"Line {number} of {listing} is no item: write it like {_FORM}.")
-    check_instruction(row["instruction"])
-    return row
-
-
-def _mask(path: Path, photo: Image.Image) -> np.ndarray:
-    mask = open_photo(path).image.convert("L")
-    if mask.size != photo.size:
-        raise CoPRSError(
-            f"The mask {path} is {mask.width}×{mask.height} and its photo "
-            f"{photo.width}×{photo.height}: give them one size."
-        )
-    return np.asarray(mask) >= 128
+        line = self.lines[index]
+        photo = open_photo(line.photo).image
+        masks = tuple(folder.mask_of(path, photo) for path in line.masks)
+        return Item(photo, line.instruction, masks, line.reply)
 
 
 def target_of(mask: np.ndarray, vision: VisionConfig) -> Tensor:
