@@ -4,6 +4,7 @@ Handlers give new values by component; a component that is not named stays as it
 here from one call to the next: what a visitor has asked lies in that visitor's own session.
 """
 
+import time
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -19,6 +20,7 @@ from app.views import canvas, page
 from app.views import probes as probe_views
 from app.visitors import (
     Answered,
+    Turns,
     can_probe,
     given,
     in_a_sentence,
@@ -46,6 +48,7 @@ class Handlers:
 
     def __init__(self, server: ModelServer, frame: Frame, may_switch: bool = False):
         self.server, self.frame, self.may_switch = server, frame, may_switch
+        self.turns = Turns()
 
     # --- the answer
 
@@ -61,7 +64,7 @@ class Handlers:
 
         About a picture that the model does not know it is asked first whether to answer `anyway`.
         """
-        lang, frame = language(request), self.frame
+        lang, frame, turn = language(request), self.frame, self.turns.take(request)
         with in_a_sentence(lang):
             photo = opened_photo(photo_path)
             for update in self.server.stream(photo, instruction):
@@ -77,6 +80,8 @@ class Handlers:
                     values[frame.view] = self._prior(lang, photo, update.prior)
                 if update.result:
                     values |= self._shown(lang, Answered(photo, update.result), recent)
+                if self.turns.now(request) != turn:
+                    return
                 yield values
 
     def answer_anyway(
@@ -179,9 +184,18 @@ class Handlers:
         strip = gr.update(value=pictures, visible=bool(recent), selected_index=None)
         return {self.frame.recent: recent, self.frame.strip: strip}
 
-    def stop(self, thought: str, request: gr.Request | None = None) -> Values:
-        """After Stop: the thought so far stays."""
+    def halt(self, request: gr.Request | None = None) -> None:
+        """What is under way has no more to say; returns when what it said last has arrived."""
+        self.turns.take(request)
+        time.sleep(0.3)
+
+    def stop(
+        self, thought: str, answered: Answered | None, request: gr.Request | None = None
+    ) -> Values:
+        """After Stop: the thought so far stays; so does an answer that was finished."""
         lang = language(request)
+        if answered is not None:
+            return {self.frame.steps: gr.skip()}
         return {
             self.frame.steps: page.steps(lang),
             self.frame.thought: page.stopped(lang, str(thought or "")),
@@ -197,6 +211,7 @@ class Handlers:
         self, recent: tuple | None, event: gr.EventData, request: gr.Request | None = None
     ) -> Values:
         """An earlier answer of this visit, as it was."""
+        self.turns.take(request)
         lang, recent = language(request), recent or ()
         with in_a_sentence(lang):
             chosen = recent[picked(lang, event, len(recent))]
@@ -206,6 +221,7 @@ class Handlers:
         self, path: str | None, recent: tuple | None, request: gr.Request | None = None
     ) -> Values:
         """A saved answer, without the model; it joins the recent ones."""
+        self.turns.take(request)
         lang = language(request)
         with in_a_sentence(lang):
             if path is None:
@@ -226,13 +242,17 @@ class Handlers:
 
     # --- the thought as the control panel
 
-    def trace(self, answered: Answered | None, request: gr.Request | None = None) -> str:
+    def trace(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """Sentence by sentence, by itself after an answer: where the model looked after each.
 
         Not for a very large photo or on a borrowed GPU, unless it was asked for; nothing where the
         model in use cannot tell, or where there are no pictures to drive.
         """
-        lang = language(request)
+        lang, turn = language(request), self.turns.now(request)
+        strip = self._strip(lang, answered)
+        return strip if self.turns.now(request) == turn else gr.skip()
+
+    def _strip(self, lang: str, answered: Answered | None) -> str:
         if answered is None:
             return probe_views.empty_strip(lang)
         if reason := self._why_untraced(answered):
@@ -263,7 +283,7 @@ class Handlers:
     ) -> Values:
         """A sentence of the thought was changed: the model reads the thought so, and focuses
         again. What comes is the answer at hand, drawn over the one before it."""
-        lang = language(request)
+        lang, turn = language(request), self.turns.take(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
             before = answered.result
@@ -279,6 +299,8 @@ class Handlers:
         if answered not in (recent or ()):  # the recorded one, or one under a link
             recent = remembered(answered, recent or ())
         pixels = np.asarray(answered.photo.image)
+        if self.turns.now(request) != turn:
+            return {self.frame.steps: gr.skip()}
         return self._shown(lang, after, recent) | {
             self.frame.steps: page.steps(lang),  # it neither read nor thought
             self.frame.view: canvas.changed_view(lang, pixels, before, after.result),

@@ -1,7 +1,6 @@
 """The page: its frame, what follows what, and how it is launched."""
 
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,9 +97,10 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         handlers = Handlers(server, frame, may_switch)
         tabs = build_tabs(frame, handlers, may_switch)
         prepare = _preparation(frame, tabs)
-        answered = [*_answering(frame, buttons, handlers), *_recalling(frame, handlers, tabs)]
-        traces = _tracing(frame, handlers, answered)
-        begun = _superseding(frame, handlers, tabs, [*answered, *traces])
+        asking = _answering(frame, buttons, handlers)
+        answered = [*asking, *_recalling(frame, handlers, tabs)]
+        _tracing(frame, handlers, answered)
+        begun = _superseding(frame, handlers, tabs, asking)
         for event in (*answered, *begun):
             event.then(**prepare)
         demo.load(handlers.model_in_use, outputs=[frame.header, frame.notice], **QUIET)
@@ -230,38 +230,40 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     )
     answers.append(picking.then(**ask))
     edit = {"inputs": [frame.answered, frame.recent], "outputs": frame.of_answer, **MODEL}
-    answers.append(frame.thought.submit(handlers.edit, show_progress="hidden", **edit))
+    each: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
+    answers.append(frame.thought.submit(handlers.edit, **each, **edit))
     answers[-1].success(lambda: "", outputs=frame.explained, js="() => COPRS.edited()", **QUIET)
     answers[-1].failure(fn=None, js="() => COPRS.refused()", **QUIET)
     frame.thought.select(
         handlers.words, frame.answered, frame.thought, show_progress="hidden", **MODEL
     )
     gr.on(starts, lambda: "", outputs=frame.explained, **QUIET)
-    stopped = buttons.stop.click(_until_quiet, cancels=answers, queue=False, **QUIET)
-    stopped.then(handlers.stop, frame.thought, [frame.steps, frame.thought], queue=False, **QUIET)
+    stopped = buttons.stop.click(handlers.halt, cancels=answers, queue=False, **QUIET)
+    at_hand, outputs = [frame.thought, frame.answered], [frame.steps, frame.thought]
+    stopped.then(handlers.stop, at_hand, outputs, queue=False, **QUIET)
     gr.on(
         [*starts, buttons.examples.select, frame.strip.select], fn=None, js=_TO_THE_THOUGHT, **QUIET
     )
     return answers
 
 
-def _tracing(frame: Frame, handlers: Handlers, events: list) -> list:
-    """After an answer its thought is traced; the events that trace."""
-    return [e.then(handlers.trace, frame.answered, frame.trace, **MODEL) for e in events]
+def _tracing(frame: Frame, handlers: Handlers, events: list) -> None:
+    """After an answer its thought is traced."""
+    for event in events:
+        event.then(handlers.trace, frame.answered, frame.trace, **MODEL)
 
 
-def _superseding(frame: Frame, handlers: Handlers, tabs: list[Tab], under_way: list) -> list:
-    """Another photo, or an answer that comes back, ends what is being answered and traced; the
-    events after which there is no answer.
+def _superseding(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: list) -> list:
+    """Another photo, or an answer that comes back, ends what is being answered; the events after
+    which there is no answer.
 
-    What starts a question cancels nothing: that would end the trace of its own answer too.
+    What runs ends by `Handlers.turns`; what still waits for the model is cancelled here.
     """
-    ends: dict[str, Any] = {"cancels": under_way, "queue": False, **QUIET}
+    ends: dict[str, Any] = {"cancels": answers, "queue": False, **QUIET}
     gr.on([frame.strip.select, *(event for tab in tabs for event in tab.opens)], None, **ends)
-    uploaded = frame.photo.upload(handlers.begin, None, frame.of_beginning, **ends)
-    cleared = frame.photo.clear(_until_quiet, **ends)
-    begun = cleared.then(handlers.begin, None, frame.of_beginning, queue=False, **QUIET)
-    return [uploaded, begun]
+    changes = frame.photo.upload(handlers.halt, **ends), frame.photo.clear(handlers.halt, **ends)
+    begin: dict[str, Any] = {"outputs": frame.of_beginning, "queue": False, **QUIET}
+    return [change.then(handlers.begin, None, **begin) for change in changes]
 
 
 def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
@@ -358,8 +360,3 @@ def _strip(
         render=render,
         min_width=0,
     )
-
-
-def _until_quiet() -> None:
-    """Until what was on its way when the work was stopped has arrived."""
-    time.sleep(0.3)

@@ -1,6 +1,7 @@
 """What is kept of a visitor in that visitor's own session, and how a visitor is spoken to."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ MAX_PIXELS = 12_000_000
 MAX_RECENT, MAX_RECENT_PIXELS = 8, 2 * MAX_PIXELS
 """Of the answers kept for a visitor: how many, and of how many pixels together."""
 TRACE_SIDE = 448
+MAX_SESSIONS = 10_000
 
 
 _opening = threading.Lock()
@@ -45,6 +47,34 @@ class Answered:
     findings: dict[str, Finding] = field(default_factory=dict)
     trace: Sentences | None = None
     changed: int | None = None
+
+
+class Turns:
+    """Who has the page of each visitor: what began before something else took it says no more.
+
+    A browser's word that an event is cancelled may come too late, or not at all.
+    """
+
+    def __init__(self):
+        self._numbers: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, request: gr.Request | None) -> int:
+        """Begin something that takes the page; its number."""
+        session = _session(request)
+        with self._lock:
+            self._numbers[session] = self._numbers.pop(session, 0) + 1
+            while len(self._numbers) > MAX_SESSIONS:
+                self._numbers.popitem(last=False)
+            return self._numbers[session]
+
+    def now(self, request: gr.Request | None) -> int:
+        """The number of what has the page."""
+        return self._numbers.get(_session(request), 0)
+
+
+def _session(request: gr.Request | None) -> str:
+    return str(getattr(request, "session_hash", None) or "")
 
 
 def small_trace(trace: Sentences) -> Sentences:

@@ -728,6 +728,56 @@ def test_a_new_question_or_photo_lets_go_of_the_answer_before(asked, photo):
     assert page_handlers.begin()["answered"] is None
 
 
+def test_what_began_before_something_else_took_the_page_says_no_more(asked, photo):
+    page_handlers, answered = asked
+    visitor, other = (SimpleNamespace(session_hash=name, headers={}) for name in ("a", "b"))
+    running = page_handlers.answer(photo, "the largest thing", (), visitor)
+    undisturbed = page_handlers.answer(photo, "the largest thing", (), other)
+    next(running), next(undisturbed)
+    event = SimpleNamespace(index=0)
+    page_handlers.restore((answered,), event, visitor)
+    assert list(running) == []
+    assert list(undisturbed)[-1]["answered"].result.instruction == "the largest thing"
+    running = page_handlers.answer(photo, "the largest thing", (), visitor)
+    next(running)
+    page_handlers.halt(visitor)
+    assert list(running) == []
+
+
+def test_a_trace_of_an_answer_that_is_gone_does_not_come(asked, monkeypatch):
+    page_handlers, answered = asked
+    visitor = SimpleNamespace(session_hash="c", headers={})
+    fresh = visitors.Answered(answered.photo, answered.result)
+    whole = page_handlers.trace(fresh, visitor)
+    assert "data-sentence" in whole
+    drawn = probe_views.strip_view
+
+    def late(*given):
+        page_handlers.halt(visitor)
+        return drawn(*given)
+
+    monkeypatch.setattr(probe_views, "strip_view", late)
+    assert page_handlers.trace(fresh, visitor) == gr.skip()
+
+
+def test_stop_leaves_a_finished_answer_and_marks_an_unfinished_one(asked):
+    page_handlers, answered = asked
+    values = page_handlers.stop("<p>an older thought</p>", answered)
+    assert set(values) == {"steps"}
+    values = page_handlers.stop('<div class="thought"><p>thought</p><p>It is here:</p></div>', None)
+    assert values["thought"].count("stopped") == 1 and "It is here: …" not in values["steps"]
+    assert values["thought"].index("It is here") < values["thought"].index("stopped")
+
+
+def test_sessions_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(visitors, "MAX_SESSIONS", 3)
+    turns = visitors.Turns()
+    for i in range(5):
+        turns.take(SimpleNamespace(session_hash=str(i)))
+    assert turns.now(SimpleNamespace(session_hash="0")) == 0
+    assert turns.now(SimpleNamespace(session_hash="4")) == 1 == turns.take(None)
+
+
 def exported(page_handlers, answered, path):
     """The zip that the page gives, copied before its folder goes."""
     exporting = Questions(page_handlers.server).export(answered)

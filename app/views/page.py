@@ -187,8 +187,10 @@ def stopped(lang: str, thought_html: str) -> str:
     mark = render(lang, "stopped_mark")
     if _CARET in thought_html:
         return thought_html.replace(_CARET, mark)
-    is_empty = 'class="thought empty"' in thought_html
-    return render(lang, "thought_stopped", mark=mark) if is_empty else thought_html
+    if 'class="thought empty"' in thought_html:
+        return render(lang, "thought_stopped", mark=mark)
+    thought, end, rest = thought_html.rpartition("</p>")  # it had finished thinking
+    return f"{thought}{mark}{end}{rest}" if end else thought_html
 
 
 def verdict(
