@@ -614,6 +614,32 @@ def test_from_question_to_probe_by_keyboard_alone(page):
     assert page.locator("#probes.open").count() == 0
 
 
+def test_other_words_in_the_question_do_not_pass_for_what_was_asked(page):
+    ask_example(page)
+    ready(page)
+    asked = page.locator("#thought .asked")
+    assert not asked.is_visible()
+    page.fill("#instruction textarea", "the pink car")
+    asked.wait_for()
+    assert "Asked: “the thing that keeps the rain off”" in asked.inner_text()
+    page.fill("#instruction textarea", "the thing that keeps the rain off")
+    asked.wait_for(state="hidden")
+
+
+def test_another_photo_ends_an_answer_whenever_it_comes(page):
+    for delay in (350, 550, 800):
+        page.click("#examples .thumbnail-item >> nth=0")
+        page.wait_for_timeout(delay)
+        page.set_input_files(
+            "#photo input[type=file]", str(Path("assets/examples/flowers.png").resolve())
+        )
+        page.wait_for_timeout(2500)
+        assert page.locator("#thought .caret").count() == 0
+        assert page.locator("#trace [data-sentence]").count() == 0
+        assert "umbrella" not in page.inner_text("#thought")
+        assert "Answered" not in page.inner_text("#verdict")
+
+
 def test_everything_that_can_be_used_has_a_name(page):
     ask_example(page)
     page.wait_for_selector("#trace [data-sentence]", timeout=30000)

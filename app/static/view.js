@@ -263,9 +263,22 @@ function annotate() {
     if (figure.textContent !== words) figure.textContent = words;
     line.style.setProperty("--iou", look?.iou ?? 0);
     line.classList.toggle("moved", Boolean(look?.moved));
+    if (look?.settled && !line.classList.contains("rests")) inSight(line);
     line.classList.toggle("rests", Boolean(look?.settled));
   }
 }
+
+// The sentence after which the focus rests is in sight, in a thought that is longer than its box.
+function inSight(line) {
+  const body = line.closest(".body"), below = line.getBoundingClientRect().bottom - body.getBoundingClientRect().bottom;
+  if (below > 0) body.scrollTop += below + 2;
+}
+// Where other words stand in the question by now, the thought says what it was asked.
+function stale() {
+  const words = $("#instruction textarea")?.value.trim(), asked = $("#thought .asked")?.dataset.asked.trim();
+  $("#thought")?.classList.toggle("stale", Boolean(words && asked && words !== asked));
+}
+document.addEventListener("input", (event) => event.target.matches?.("#instruction textarea") && stale());
 
 // The replay: sentence after sentence, each with its look, then the answer.
 let replaying = null;
@@ -424,6 +437,7 @@ new MutationObserver(() => {
   const repairs = $("#explained [data-repair]");
   if (repairs && !repairs.isOpened && !matchMedia("(pointer: coarse)").matches) repairs.isOpened = repair(repairs);
   annotate();
+  stale();
   autoplay();
 }).observe(document, { childList: true, subtree: true, attributeFilter: ["data-looks", "data-ready"] });
 annotate();

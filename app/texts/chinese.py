@@ -34,7 +34,7 @@ CHINESE = {
     "tokens_per_second": "{rate:.0f} 词元/秒",
     "thought_empty": "思考会逐词显示在这里。",
     "thought_for": "思考 {seconds:.1f} 秒 · {tokens} 个词元",
-    "strip_about": "指向一句话：思考若在此结束，模型看向哪里。IoU：与回答的掩码相比。⤳ 移动，⚑ 停住。",
+    "strip_about": "指向一句话：思考若在此结束，模型看向哪里。⤳ 移动，⚑ 停住。",
     "strip_attention": "指向一句话或一张小图：画布显示它的词看向哪里（注意力）。IoU：与回答的掩码相比。",
     "strip_empty": "思考的每一句话会在这里显示模型在它之后看向哪里。",
     "rested": "焦点在第 {n} 句（共 {count} 句）之后停住，其后的句子没有移动它。",

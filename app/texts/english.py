@@ -40,7 +40,7 @@ ENGLISH = {
     # thought
     "thought_empty": "The thought appears here, word by word.",
     "thought_for": "Thought for {seconds:.1f} s · {tokens} tokens",
-    "strip_about": "Point at a sentence: where the model looks if its thought ends there. IoU: with the answer’s mask. ⤳ moved, ⚑ came to rest.",
+    "strip_about": "Point at a sentence: where the model looks if its thought ends there. ⤳ moved, ⚑ at rest.",
     "strip_attention": "Point at a sentence to see where its words looked, by attention. IoU: with the answer’s mask.",
     "strip_empty": "Here each sentence of the thought will show where the model looked after it.",
     "rested": "The focus came to rest after sentence {n} of {count}; what follows did not move it.",
