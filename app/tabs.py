@@ -96,13 +96,18 @@ def compare_tab(frame: Frame, questions: Questions) -> Tab:
     earlier.input(questions.compare, inputs, view, **QUIET)
 
     def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
-        choices = [
+        others = [
             (named(lang, one), i)
             for i, one in enumerate(recent)
             if answered
             and one.photo.key == answered.photo.key
             and one.result is not answered.result
         ]
+        names = [name for name, _ in others]
+        choices = [
+            (f"{name} · {names[n:].count(name)}" if names.count(name) > 1 else name, i)
+            for n, (name, i) in enumerate(others)
+        ]  # the oldest of the same name is 1
         why_not = "" if choices else say(lang, "reason_alone")
         shown = gr.update(choices=choices, value=None, visible=bool(choices))
         return {earlier: shown, view: "", **said(lang, reason, why_not)}
@@ -182,7 +187,7 @@ def export_tab(frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
         button.click(take, frame.answered, file, **MODEL)
     buttons[-1].click(questions.link, frame.answered, link, **MODEL)
     opening = saved.upload(handlers.open_file, [saved, frame.recent], frame.of_restoring, **QUIET)
-    opening.success(lambda: "", outputs=frame.explained, **QUIET)
+    opening.success(lambda: ("", None), outputs=[frame.explained, saved], **QUIET)
 
     def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
         why_not = "" if answered else say(lang, "reason_no_answer")

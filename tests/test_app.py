@@ -769,6 +769,17 @@ def test_stop_leaves_a_finished_answer_and_marks_an_unfinished_one(asked):
     assert values["thought"].index("It is here") < values["thought"].index("stopped")
 
 
+def test_answers_of_the_same_name_are_numbered_where_one_is_chosen(asked, mini):
+    page_handlers, answered = asked
+    same = [visitors.Answered(answered.photo, dataclasses.replace(answered.result)) for _ in "ab"]
+    demo = build(ModelServer(Engine(mini.checkpoint)), may_switch=True)
+    (prepare,) = {f.fn for f in demo.fns.values() if getattr(f.fn, "__name__", "") == "prepare"}
+    values = prepare(answered, (answered, *same), SimpleNamespace(headers={}))
+    (choices,) = [v["choices"] for v in values.values() if isinstance(v, dict) and v.get("choices")]
+    named = [name for name, _ in choices]
+    assert [name[-4:] for name in named] == [" · 2", " · 1"] and len(set(named)) == 2
+
+
 def test_sessions_are_not_kept_for_ever(monkeypatch):
     monkeypatch.setattr(visitors, "MAX_SESSIONS", 3)
     turns = visitors.Turns()
