@@ -40,6 +40,8 @@ from coprs_core.prompts import sentences as sentences_of
 
 MAX_TRACED_PIXELS = 4_000_000
 """The thought about a larger photo is traced when it is asked for."""
+ARRIVAL = 0.3
+"""So many seconds after it was overtaken, all that something said has arrived at the browser."""
 
 
 class Handlers:
@@ -187,7 +189,7 @@ class Handlers:
     def halt(self, request: gr.Request | None = None) -> None:
         """What is under way has no more to say; returns when what it said last has arrived."""
         self.turns.take(request)
-        time.sleep(0.3)
+        time.sleep(ARRIVAL)
 
     def stop(
         self, thought: str, answered: Answered | None, request: gr.Request | None = None
@@ -203,7 +205,11 @@ class Handlers:
 
     def begin(self, request: gr.Request | None = None) -> Values:
         """Another photo, or none: the answer about the one before goes; it stays among the recent
-        ones."""
+        ones. What is asked about the new photo meanwhile comes first."""
+        turn = self.turns.take(request)
+        time.sleep(ARRIVAL)
+        if self.turns.now(request) != turn:
+            return {self.frame.steps: gr.skip()}
         lang = language(request)
         return {self.frame.steps: page.steps(lang), **self._blank(lang)}
 

@@ -259,11 +259,11 @@ def _superseding(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: lis
 
     What runs ends by `Handlers.turns`; what still waits for the model is cancelled here.
     """
-    ends: dict[str, Any] = {"cancels": answers, "queue": False, **QUIET}
-    gr.on([frame.strip.select, *(event for tab in tabs for event in tab.opens)], None, **ends)
-    changes = frame.photo.upload(handlers.halt, **ends), frame.photo.clear(handlers.halt, **ends)
+    changes = [frame.photo.upload, frame.photo.clear]
+    opens = [frame.strip.select, *(event for tab in tabs for event in tab.opens)]
+    gr.on([*changes, *opens], None, cancels=answers, queue=False, **QUIET)
     begin: dict[str, Any] = {"outputs": frame.of_beginning, "queue": False, **QUIET}
-    return [change.then(handlers.begin, None, **begin) for change in changes]
+    return [change(handlers.begin, None, **begin) for change in changes]
 
 
 def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:

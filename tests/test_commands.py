@@ -139,7 +139,7 @@ def test_scenes_writes_pictures_masks_and_facts(tmp_path):
     scene = draw_scene(8, "test")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a" / "00001.png")), scene.image)
     assert np.array_equal(
-        np.asarray(Image.open(tmp_path / "a" / "00001_mask.png")), scene.mask(facts["target"])
+        np.asarray(Image.open(tmp_path / "a" / "00001_mask.png")), scene.mask(*facts["targets"])
     )
     assert len(facts["things"]) == len(scene.things) and {"instruction", "reply"} <= facts.keys()
 
