@@ -607,6 +607,7 @@ def test_from_question_to_probe_by_keyboard_alone(page):
     page.wait_for_selector("#view .chips p", timeout=20000)
     tab_to("#probes button[role=tab]")
     page.keyboard.press("Enter")
+    page.wait_for_selector("#ask-sentences:not([disabled])", timeout=20000)
     tab_to("#ask-sentences")
     page.keyboard.press("Enter")
     page.wait_for_selector("#sentences-view .numbers", timeout=20000)
