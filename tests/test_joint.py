@@ -514,6 +514,9 @@ def test_adapters_are_trained_and_merged_into_a_checkpoint(tmp_path, quantize):
     done = load(str(tmp_path / "checkpoint"), device="cpu")
     state, layer = done.model.state_dict(), "mllm.model.language_model.layers.0.self_attn.q_proj."
     assert not torch.equal(state[layer + "weight"], warm[layer + "weight"])
+    heads = [n for n in state if n.startswith(("prior.", "decoder.mask_decoder."))]
+    assert any("focus_heads.prior" in name for name in written)
+    assert sum(not torch.equal(state[n], warm[n]) for n in heads) > len(heads) / 2
     tower = [n for n in state if ".visual." in n]
     assert tower and all(torch.equal(state[n], warm[n]) for n in tower)
     scene, question = next(examples("validation", 1, 1))

@@ -194,9 +194,9 @@ def _stage(
 
 def _write(trainer: Any, start: _Start, folder: Path, out: Path) -> None:
     """The checkpoint that a finished stage leaves, with what it keeps of the one before."""
+    trainer._save(str(folder))  # before the heads are taken off: they were trained, too
     model = trainer.focus.finished().cpu()
     if start.adapters is not None:
-        trainer._save(str(folder))
         model = merged(start, folder / TRAINED)
     save_checkpoint(out, model, _processor(start.language), torch.bfloat16)
     for file in _KEPT:
