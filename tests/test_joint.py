@@ -609,6 +609,13 @@ def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
             watch.on_log(None, state, None, logs={"loss": 0.5} | lost)
 
 
+def test_a_folder_of_fewer_items_than_a_step_asks_is_one_sentence(tmp_path):
+    folder_of_items(tmp_path / "data")
+    recipe = read_recipe("mini-joint", [f"data={tmp_path / 'data'}"])
+    with pytest.raises(CoPRSError, match="asks 16 questions and the data holds 3 items"):
+        run_joint.train_joint(recipe, tmp_path / "out", "cpu")
+
+
 def test_a_model_without_a_focus_token_is_not_trained(tmp_path):
     folder = tiny.save_mllm(tmp_path / "qwen", tiny.qwen())
     recipe = read_recipe("mini-joint", [f"model={folder}"])

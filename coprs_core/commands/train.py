@@ -1,5 +1,6 @@
 """`train`: train the miniature from scratch, or any CoPRS checkpoint jointly; or resume a run."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -94,6 +95,9 @@ def _from_scratch(options: Namespace) -> int:
 
 
 def _jointly(options: Namespace) -> int:
+    # read when the library is first imported; TRL would tell its makers of every start
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
     from coprs_core.archive import writable_folder
     from coprs_core.errors import CoPRSError
     from coprs_core.training.recipe import read_recipe

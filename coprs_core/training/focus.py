@@ -14,8 +14,6 @@ from coprs_core.geometry import to_mllm_frame, to_sam_frame, unpadded_size
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import encode_prompt
 from coprs_core.training.items import Item, Items, target_of
-from coprs_core.training.losses import segmentation_loss
-from coprs_core.training.objective import Objective
 from coprs_core.training.rates import HEADS, Rates
 
 TRAINED = "trained.safetensors"
@@ -176,12 +174,3 @@ def load_learnt(model: nn.Module, trained: Path) -> None:
     with torch.no_grad():
         for name, value in load_file(trained).items():
             own[name].copy_(value)
-
-
-def loss_of(
-    objective: Objective, rows: FocusRows, prior_logits: Tensor, mask_logits: Tensor, step: int = 0
-) -> Tensor:
-    """L_SEG of the replies that have a focus token; 0 without any, from the same graph."""
-    if not len(rows.rows):
-        return (prior_logits.sum() + mask_logits.sum()) * 0.0
-    return segmentation_loss(prior_logits, mask_logits, rows.target, *objective.weights(step))

@@ -25,10 +25,9 @@ from coprs_core.training.focus import (
     FocusRows,
     Learner,
     TrainedFocus,
-    loss_of,
 )
 from coprs_core.training.items import Item, Items
-from coprs_core.training.objective import Objective, reply_scores
+from coprs_core.training.objective import Objective, reply_scores, segmentation_term
 from coprs_core.training.rates import Rates
 from coprs_core.training.rewards import mask_reward
 
@@ -172,7 +171,7 @@ class JointTrainer(Learner, _Engine):
             if rows is None or not options.get("fused_lm_head"):
                 return outputs
             logits, step = self.focus.draw(rows), self.state.global_step
-            self._segmentation = loss_of(self._objective, rows, *logits, step)
+            self._segmentation = segmentation_term(self._objective, *logits, rows.target, step)
             told = outputs.loss, outputs.log_probs, outputs.entropy, outputs.aux_loss
             return _JointOutput(*told, *logits)
 

@@ -83,6 +83,16 @@ class Rollouts:
     written: Tensor
 
 
+def segmentation_term(
+    objective: Objective, prior_logits: Tensor, mask_logits: Tensor, target: Tensor, step: int = 0
+) -> Tensor:
+    """L_SEG of N replies that have a focus token and a thing to find, [N, 1, h, w] each; 0 without
+    any, from the same graph."""
+    if not len(target):
+        return (prior_logits.sum() + mask_logits.sum()) * 0.0
+    return segmentation_loss(prior_logits, mask_logits, target, *objective.weights(step))
+
+
 def unified_loss(
     objective: Objective,
     rollouts: Rollouts,
@@ -102,11 +112,7 @@ def unified_loss(
         r.log_probs, r.old_log_probs, r.advantages, r.written, objective.clip
     )
     kl = kl_to_reference(r.log_probs, r.reference, r.written)
-    # without a focus token: 0, from the same graph
-    segmentation = (prior_logits.sum() + mask_logits.sum()) * 0.0
-    if len(target):
-        dice, focal = objective.weights(step)
-        segmentation = segmentation_loss(prior_logits, mask_logits, target, dice, focal)
+    segmentation = segmentation_term(objective, prior_logits, mask_logits, target, step)
     total = policy + objective.kl * kl + objective.segmentation * segmentation
     return Terms(total, policy.detach(), kl.detach(), segmentation.detach())
 

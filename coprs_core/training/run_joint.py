@@ -110,9 +110,8 @@ class Pictures(TrainerCallback):
     def on_save(self, args, state, control, **_):
         if not state.is_world_process_zero:
             return
-        engine = Engine(
-            self.checkpoint
-        )  # a new one: what it keeps of a photo is of the old weights
+        # a new engine: what it keeps of a photo is of the weights of its day
+        engine = Engine(self.checkpoint)
         self.folder.mkdir(parents=True, exist_ok=True)
         for i in range(min(self.recipe.pictures, len(self.items))):
             item = self.items[i]
@@ -150,7 +149,6 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
 
     Raises `CoPRSError` where the model has no focus token, the data is none, or the run diverges.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     disable_progress_bar()
     items, start, warm = items_of(recipe), recipe.model, folder / WARM
     if recipe.warmup_steps:
@@ -270,6 +268,11 @@ def _joint(
     recipe: JointRecipe, folder: Path, start: _Start, items: Items, watch: Watch
 ) -> JointTrainer:
     objective = recipe.objective
+    if len(items) < recipe.questions:
+        raise CoPRSError(
+            f"A step asks {recipe.questions} questions and the data holds {len(items)} items: set "
+            f"questions to {len(items)} at most, with a fitting rows_at_once, or add items."
+        )
     rows = recipe.questions * objective.group
     at_once = recipe.rows_at_once * int(os.environ.get("WORLD_SIZE", "1"))
     if rows % at_once:

@@ -11,9 +11,9 @@ from transformers import Trainer, TrainingArguments
 
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.training.focus import Learner, TrainedFocus, loss_of
+from coprs_core.training.focus import Learner, TrainedFocus
 from coprs_core.training.items import Item, Items
-from coprs_core.training.objective import Objective
+from coprs_core.training.objective import Objective, segmentation_term
 from coprs_core.training.rates import Rates
 
 _Engine: Any = Trainer
@@ -66,7 +66,8 @@ class WarmUp(Learner, _Engine):
         read, starts = focus.inputs(items, replies)
         logits = model(**read, use_cache=False).logits
         rows = focus.rows(items, read["input_ids"], starts)
-        segmentation = loss_of(self._objective, rows, *focus.draw(rows), self.state.global_step)
+        logits_of_focus, step = focus.draw(rows), self.state.global_step
+        segmentation = segmentation_term(self._objective, *logits_of_focus, rows.target, step)
         return _words(logits, read, starts) + self._objective.segmentation * segmentation
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt
+from coprs_core.training.items import target_of
 from coprs_core.training.mini import oracle
 from coprs_core.training.mini.recipe import Recipe, Stage
 from coprs_core.world.kinds import KINDS
@@ -133,7 +134,10 @@ class Collator:
             batch.targets = list(zip(rows, batch.packed.focus_things))
         if batch.targets:
             batch.masks = torch.stack(
-                [_soft_mask(self.recipe, scenes[i], t) for i, t in batch.targets]
+                [
+                    target_of(scenes[i].mask(scenes[i].things.index(t)), self.recipe.vision)
+                    for i, t in batch.targets
+                ]
             )
         return batch
 
@@ -172,11 +176,6 @@ def _squared(picture: np.ndarray) -> Tensor:
     """A picture [H, W] in SAM's frame [256, 256]: nothing to its right and below."""
     height, width = picture.shape
     return torch.nn.functional.pad(torch.from_numpy(picture), (0, SIDE - width, 0, SIDE - height))
-
-
-def _soft_mask(recipe: Recipe, scene: Scene, thing: Thing) -> Tensor:
-    mask = _squared(scene.mask(scene.things.index(thing))).float()[None, None]
-    return torch.nn.functional.adaptive_avg_pool2d(mask, recipe.vision.prior_side)[0]
 
 
 def pack(
