@@ -360,7 +360,9 @@ def test_two_processes_learn_what_one_does(made, tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(asked, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert all(f"rank {rank} equal {len(expected)}\n" in done.stdout for rank in (0, 1)), done.stdout
+    assert all(f"rank {rank} equal {len(expected)}\n" in done.stdout for rank in (0, 1)), (
+        done.stdout
+    )
 
 
 # --- recipes, data, and whole runs
@@ -500,7 +502,7 @@ def test_a_run_by_command_on_a_folder_ends_in_a_checkpoint_that_answers(tmp_path
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
-def test_adapters_are_trained_and_merged_into_a_checkpoint(tmp_path, quantize):
+def test_adapters_are_trained_and_their_folder_is_a_checkpoint(tmp_path, quantize):
     changes = [*SMALL, "lora=4", f"quantize={quantize}", "warmup_steps=1", "rate=1e-3"]
     assert run_joint.train_joint(read_recipe("mini-joint", changes), tmp_path, "cpu")
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
@@ -512,6 +514,13 @@ def test_adapters_are_trained_and_merged_into_a_checkpoint(tmp_path, quantize):
     }  # fmt: skip
     warm = load(str(tmp_path / "warm"), device="cpu").model.state_dict()
     done = load(str(tmp_path / "checkpoint"), device="cpu")
+    assert {path.suffix for path in (tmp_path / "checkpoint").iterdir()} == {
+        ".json",
+        ".safetensors",
+        ".md",
+    }
+    config = json.loads((tmp_path / "checkpoint" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "../warm"  # both may be moved together
     state, layer = done.model.state_dict(), "mllm.model.language_model.layers.0.self_attn.q_proj."
     assert not torch.equal(state[layer + "weight"], warm[layer + "weight"])
     heads = [n for n in state if n.startswith(("prior.", "decoder.mask_decoder."))]

@@ -1,5 +1,5 @@
-"""Checkpoints from elsewhere into our folder: `convert` the authors' training output, `prepare` a
-start for training."""
+"""Checkpoints from elsewhere into our folder: `convert` the authors' training output, `merge`
+adapters, `prepare` a start for training."""
 
 import json
 import re
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coprs_core.checkpoints.adapters import AdapterSource
 from coprs_core.checkpoints.downloads import Report, sam_file, snapshot
+from coprs_core.checkpoints.familiar import copy_familiar
 from coprs_core.checkpoints.hugging_face import (
     check_focus_token,
     empty_mllm,
@@ -20,6 +22,8 @@ from coprs_core.checkpoints.hugging_face import (
     load_tokenizer,
     read_config,
 )
+from coprs_core.checkpoints.load import find
+from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import TIED_LAYER, new_folder, save_checkpoint, write_checkpoint
 from coprs_core.checkpoints.shards import merged_shards, read_shards
 from coprs_core.checkpoints.tensors import (
@@ -40,7 +44,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.machine import parse_dtype, within_memory
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.mllm import Mllm
-from coprs_core.prompts import IMAGE_SLOT, INSTRUCTION_SLOT, QWEN_TEMPLATE
+from coprs_core.prompts import FOCUS_TOKEN_PRIOR, IMAGE_SLOT, INSTRUCTION_SLOT, QWEN_TEMPLATE
 from coprs_core.sizes import expanded
 
 HEADS_FILE = "refseg_modules.pt"
@@ -100,6 +104,30 @@ def convert(
     with new_folder(out, size) as new:
         _copy_language_files(source, new / "mllm", precision)
         write_checkpoint(new, coprs, renamed, parts)
+    return out
+
+
+def merge(name: str, out: Path, dtype: str = "bf16") -> Path:
+    """Adapters and the CoPRS checkpoint that they name → a checkpoint folder, in `dtype`.
+
+    Raises `CoPRSError` where `name` are no such adapters, or what is missing or does not fit;
+    nothing is written then.
+    """
+    precision, source = parse_dtype(dtype), find(name)
+    if not isinstance(source, AdapterSource) or source.prior_kind != FOCUS_TOKEN_PRIOR:
+        raise CoPRSError(
+            f"{name} are no adapters to a CoPRS checkpoint: give a folder that holds "
+            "adapter_config.json and names one."
+        )
+    cpu = torch.device("cpu")
+    with within_memory(name, cpu, "use a machine with more memory"):
+        loaded = source.load(LoadOptions(device="cpu", quantization="none"), cpu, None)
+    segmenter: Any = loaded.segmenter
+    model = segmenter.model
+    size = sum(p.numel() for p in model.parameters()) * precision.itemsize
+    with new_folder(out, size) as new:
+        save_checkpoint(new, model, load_processor(source.language_folder), precision)
+        copy_familiar(source.base.folder, new)
     return out
 
 

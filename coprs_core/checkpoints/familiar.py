@@ -1,6 +1,7 @@
 """What a checkpoint's pictures look like: learnt from them, and kept in its folder."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def save_familiar(folder: Path, familiar: Familiar, note: str | None = None) -> 
         path = folder / "coprs.json"
         values = json.loads(path.read_text(encoding="utf-8")) | {"note": note}
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_familiar(source: Path, folder: Path) -> None:
+    """Keep what a checkpoint folder knows of its pictures, where it knows it, in one with the same
+    image encoder."""
+    if (source / FILE).is_file():
+        shutil.copyfile(source / FILE, folder / FILE)
 
 
 def load_familiar(folder: Path, channels: int) -> Familiar | None:

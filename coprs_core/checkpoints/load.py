@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from coprs_core.checkpoints import remote
+from coprs_core.checkpoints import adapters, remote
 from coprs_core.checkpoints.auto import AUTO, choose, this_machine
 from coprs_core.checkpoints.catalogue import NAMES, listed
 from coprs_core.checkpoints.downloads import Report, on_terminal, snapshot
@@ -50,8 +50,8 @@ def load_checkpoint(
 def find(name: str, report: Report | None = None) -> Source:
     """What a name means: "mini", a listed name, a folder or a Hugging Face id.
 
-    What is not in the cache is downloaded. Raises `CoPRSError` where there is no such thing, or it
-    is no model that can be used here.
+    What is not in the cache is downloaded, the base of adapters too. Raises `CoPRSError` where
+    there is no such thing, or it is no model that can be used here.
     """
     if name == "mini":
         return CoPRSSource(name, MINIATURE)
@@ -65,11 +65,24 @@ def find(name: str, report: Report | None = None) -> Source:
                 "or --model you/your-model."
             )
         return known.source(snapshot(known.repo, report))
-    folder = expanded(name)
+    folder, is_downloaded = expanded(name), False
     if not folder.is_dir():
         if name.count("/") != 1 or name.startswith((".", "~", "/")):
             raise CoPRSError(_none_there(name))
-        folder = snapshot(name, report)
+        folder, is_downloaded = snapshot(name, report), True
+    return _opened(name, folder, is_downloaded, report)
+
+
+def _opened(name: str, folder: Path, is_downloaded: bool, report: Report | None) -> Source:
+    """What kind of checkpoint a folder is."""
+    if (folder / adapters.CONFIG).is_file():
+        base = adapters.base_of(name, folder, is_downloaded)
+        beside = folder / base
+        if beside.is_dir():
+            found = _opened(base, beside.resolve(), is_downloaded, report)
+        else:
+            found = find(base, report)
+        return adapters.AdapterSource(name, folder, found)
     if (folder / "coprs.json").is_file():
         return CoPRSSource(name, folder)
     if (folder / "config.json").is_file():
@@ -82,6 +95,6 @@ def _none_there(name: str) -> str:
     learns nothing else of the disk."""
     return (
         f"There is no checkpoint {name!r}{meant(name, (AUTO, *NAMES))}: give a folder that holds "
-        "coprs.json (CoPRS) or config.json (a Hugging Face folder of Qwen2.5-VL or Qwen3-VL), a "
-        f"Hugging Face id, or one of auto, {', '.join(NAMES)}."
+        "coprs.json (CoPRS), adapter_config.json (adapters) or config.json (a Hugging Face folder "
+        f"of Qwen2.5-VL or Qwen3-VL), a Hugging Face id, or one of auto, {', '.join(NAMES)}."
     )

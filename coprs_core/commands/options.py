@@ -55,10 +55,13 @@ def load_options(options: Namespace) -> LoadOptions:
     return LoadOptions(**{name: getattr(options, name) for name in names})
 
 
-def add_checkpoint_options(parser: ArgumentParser) -> None:
+def add_checkpoint_options(parser: ArgumentParser, is_sam_needed: bool = True) -> None:
     """What goes into a new checkpoint folder."""
     parser.add_argument(
-        "--sam", required=True, metavar="NAME|FILE", help="vit_b, vit_l, vit_h or a .pth file"
+        "--sam",
+        required=is_sam_needed,
+        metavar="NAME|FILE",
+        help="vit_b, vit_l, vit_h or a .pth file",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(

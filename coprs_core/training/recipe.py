@@ -30,8 +30,8 @@ class JointRecipe:
             multiples of it. It falls along a cosine to `final_rate` of itself.
         temperature, max_new_tokens: of the sampled replies.
         other_shapes: share of drawn scenes that are no squares.
-        lora: rank of the language model's adapters, which are trained in its place and merged in at
-            the end; 0: the language model itself is trained.
+        lora: rank of the language model's adapters, which are trained in its place and are the
+            finished checkpoint; 0: the language model itself is trained.
         quantize: "none", or "nf4" to hold the language model in 4 bits under its adapters.
         checkpointing: compute activations again in the backward pass, to save memory.
         warmup_steps: supervised steps before, of `questions` replies each, at `warmup_rate`, for a

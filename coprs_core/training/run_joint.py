@@ -4,7 +4,6 @@ way to go on."""
 import json
 import math
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from tqdm import tqdm
 from transformers import AutoProcessor, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -23,14 +22,17 @@ from trl import GRPOConfig
 
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import chain_figure
-from coprs_core.checkpoints.load import load_checkpoint
+from coprs_core.checkpoints.adapters import AdapterSource, save_adapters
+from coprs_core.checkpoints.convert import merge
+from coprs_core.checkpoints.familiar import copy_familiar
+from coprs_core.checkpoints.load import find, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.training.focus import TRAINED, TrainedFocus, load_learnt
+from coprs_core.sizes import expanded
 from coprs_core.training.items import FolderItems, Items, SceneItems
 from coprs_core.training.joint import JointTrainer
 from coprs_core.training.plan import ADAPTED
@@ -38,9 +40,7 @@ from coprs_core.training.recipe import JointRecipe
 from coprs_core.training.warmup import WarmUp
 from coprs_core.world.questions import FAMILY_WEIGHTS, Asking
 
-LOG, CHECKPOINT, WARM = "metrics.jsonl", "checkpoint", "warm"
-_KEPT = ("familiar.safetensors",)
-"""What a checkpoint keeps of the one that it began as: its image encoder is not trained."""
+LOG, CHECKPOINT, WARM, ADAPTERS = "metrics.jsonl", "checkpoint", "warm", "adapters"
 _SHOWN = {
     "loss": "loss",
     "reward": "reward",
@@ -195,15 +195,24 @@ def _write(trainer: Any, start: _Start, folder: Path, out: Path) -> None:
     trainer._save(str(folder))  # before the heads are taken off: they were trained, too
     model = trainer.focus.finished().cpu()
     if start.adapters is not None:
-        model = merged(start, folder / TRAINED)
+        is_last = out.name == CHECKPOINT
+        adapters = out if is_last else folder / ADAPTERS
+        parts = {"prior": model.prior, "decoder": model.decoder}
+        save_adapters(adapters, trainer.model, _seen_from(adapters, start.name), parts)
+        if not is_last:  # the reference of the joint stage is the model without its adapters
+            merge(str(adapters), out)
+        return
     save_checkpoint(out, model, _processor(start.language), torch.bfloat16)
-    for file in _KEPT:
-        if (start.language.parent / file).is_file():
-            shutil.copyfile(start.language.parent / file, out / file)
+    copy_familiar(start.language.parent, out)
 
 
 def _start(recipe: JointRecipe, name: str, options: LoadOptions) -> _Start:
     """A checkpoint, loaded for training: what is learnt in float32."""
+    if isinstance(find(name), AdapterSource):
+        raise CoPRSError(
+            f"{name} are adapters: train from a full checkpoint, made of them with "
+            f"`python -m coprs_core convert {name} --out DIR`."
+        )
     checkpoint = load_checkpoint(name, options)
     segmenter, language = checkpoint.segmenter, checkpoint.language_folder
     if not isinstance(segmenter, FocusTokenSegmenter) or language is None:
@@ -238,16 +247,10 @@ def _processor(language: Path) -> Any:
     return AutoProcessor.from_pretrained(language, trust_remote_code=False)
 
 
-def merged(start: _Start, trained: Path) -> CoPRS:
-    """The checkpoint of a start, its weights unquantized, with adapters and heads that were trained
-    from it merged in."""
-    base = load_checkpoint(start.name, LoadOptions(device="cpu", quantization="none"))
-    segmenter: Any = base.segmenter
-    focus = TrainedFocus(segmenter.model.float(), _processor(start.language), SceneItems(0))
-    adapted = get_peft_model(segmenter.model.mllm, start.adapters)
-    load_learnt(adapted, trained)
-    adapted.merge_and_unload()
-    return focus.finished()
+def _seen_from(folder: Path, name: str) -> str:
+    """How a checkpoint is named in a folder: one of this disk by the way to it."""
+    there = expanded(name)
+    return os.path.relpath(there, folder) if there.is_dir() else name
 
 
 def _warm_up(

@@ -1,0 +1,147 @@
+"""LoRA adapters as a model: a small folder that names the model it was trained on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from coprs_core.checkpoints.downloads import Report
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
+from coprs_core.checkpoints.tensors import load_part, reading, refuse
+from coprs_core.errors import CoPRSError
+from coprs_core.prompts import PriorKind
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MAX_CONFIG_BYTES = 1_000_000
+_TRAINED = PARTS[1:]
+"""Parts of a CoPRS checkpoint that are trained beside adapters: the image encoder is not."""
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """A folder of adapters:
+
+    adapter_config.json          as PEFT writes it; `base_model_name_or_path` names the base: a
+                                 name, a Hugging Face id, or a folder, from this one
+    adapter_model.safetensors    as PEFT writes it
+    prior.safetensors, decoder.safetensors
+                                 what was trained beside, in the place of the base's; may be missing
+
+    Over weights of full precision the adapters are merged in, and cost nothing; over 4 or 8 bits
+    they stay beside the layers, as they were trained.
+    """
+
+    name: str
+    folder: Path
+    base: Source
+
+    @property
+    def prior_kind(self) -> PriorKind:
+        return self.base.prior_kind
+
+    @property
+    def language_folder(self) -> Path:
+        return self.base.language_folder
+
+    def files(self, sam: str) -> list[Path]:
+        own = [self.folder / f"{part}.safetensors" for part in _TRAINED]
+        there = [path for path in own if path.is_file()]
+        return [self.folder / CONFIG, self.folder / WEIGHTS, *there, *self.base.files(sam)]
+
+    def special_tokens(self) -> dict[str, int]:
+        return self.base.special_tokens()
+
+    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
+        weights = self.folder / WEIGHTS
+        if isinstance(self.base, AdapterSource):
+            raise CoPRSError(
+                f"{self.name} are adapters to {self.base.name}, which are adapters too: merge "
+                f"those first with `python -m coprs_core convert {self.base.name} --out DIR`."
+            )
+        if not weights.is_file():
+            raise CoPRSError(f"The adapters lack {weights}: copy it again from its source.")
+        checkpoint = self.base.load(options, device, report)
+        segmenter: Any = checkpoint.segmenter
+        model = segmenter.model
+        adapt(model.mllm, self.folder, is_merged=checkpoint.quantization == "none")
+        for part in _TRAINED:
+            file = self.folder / f"{part}.safetensors"
+            if file.is_file():
+                if part not in dict(model.named_children()):
+                    raise CoPRSError(
+                        f"{file} belongs to a CoPRS checkpoint and {self.base.name} is none: "
+                        "correct base_model_name_or_path."
+                    )
+                load_part(model.get_submodule(part), file, device, model.dtype)
+        model.eval().requires_grad_(False)
+        quantization, folder = checkpoint.quantization, checkpoint.language_folder
+        return Checkpoint(self.name, checkpoint.segmenter, quantization, folder)
+
+
+def base_of(name: str, folder: Path, is_downloaded: bool) -> str:
+    """The name of the model that the adapters in a folder belong to, or its folder from this one.
+
+    Raises `CoPRSError` where the config names none, or adapters of another kind. What was
+    downloaded does not choose a folder of this machine.
+    """
+    path = folder / CONFIG
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise CoPRSError(f"{path} is over 1 MB and no config: copy it again from its source.")
+    with reading(f"{path} cannot be read"):
+        values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
+        raise CoPRSError(f"{path} does not describe LoRA adapters: only those are supported.")
+    if values.get("megatron_config"):
+        raise CoPRSError(f"{path} asks for Megatron, which is not supported: merge them there.")
+    base = values.get("base_model_name_or_path")
+    if not isinstance(base, str) or not 0 < len(base) < 500:
+        raise CoPRSError(f"{path} names no base: write it as base_model_name_or_path.")
+    if is_downloaded and (base.startswith(("/", ".", "~")) or (folder / base).is_dir()):
+        raise CoPRSError(
+            f"{name} are adapters to a folder of the machine that they were trained on: ask their "
+            "makers for the name of a model, or for a merged checkpoint."
+        )
+    if base == name or (folder / base).resolve() == folder.resolve():
+        raise CoPRSError(f"{path} names itself as the base: correct base_model_name_or_path.")
+    return base
+
+
+def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
+    """Put the adapters of a folder into a language model, strictly; `is_merged`: into its weights.
+
+    Raises `CoPRSError` where PEFT is not installed, or a tensor has no place or a place no tensor.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    except ModuleNotFoundError as problem:
+        raise CoPRSError(
+            f"{folder} holds adapters, which need the library peft: pip install peft."
+        ) from problem
+    device = next(mllm.parameters()).device
+    with reading(f"{folder} does not fit its base"):
+        config: Any = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode, config.init_lora_weights = True, True
+        config.base_model_name_or_path = None  # else PEFT warns that it is loaded from elsewhere
+        adapted: Any = get_peft_model(mllm, config, autocast_adapter_dtype=False)
+        state = load_file(folder / WEIGHTS, device=str(device))
+        told = set_peft_model_state_dict(adapted, state)
+    missing = sorted(name for name in told.missing_keys if "lora_" in name)
+    refuse(folder / WEIGHTS, missing, sorted(told.unexpected_keys), [])
+    if is_merged:
+        adapted.merge_and_unload()
+
+
+def save_adapters(folder: Path, adapted: Any, base: str, parts: dict[str, nn.Module]) -> None:
+    """Write a PEFT model's adapters, and the parts that were trained beside, as `AdapterSource`
+    reads them; `base` as it shall stand in the config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    for part, module in parts.items():
+        state = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
+        save_file(state, folder / f"{part}.safetensors", metadata={"format": "pt"})

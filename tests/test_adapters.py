@@ -1,0 +1,236 @@
+"""Adapters by folder: loaded over the model that they name, merged where it is not quantized, strictly."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
+
+from coprs_core import load
+from coprs_core.__main__ import main
+from coprs_core.checkpoints import load as loading
+from coprs_core.checkpoints.adapters import save_adapters
+from coprs_core.checkpoints.doctor import examine
+from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.save import save_checkpoint
+from coprs_core.errors import CoPRSError
+from tests import tiny
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8))
+
+
+def adapted(base: torch.nn.Module):
+    """Adapters of random weights over a language model, all of whose answers they change."""
+    model = get_peft_model(
+        base, LoraConfig(r=4, lora_alpha=8, target_modules=r".*language_model.*_proj")
+    )
+    torch.manual_seed(5)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data.normal_(std=0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(base, adapters with heads of their own, merged): folders side by side."""
+    folder = tmp_path_factory.mktemp("adapters")
+    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
+    save_checkpoint(folder / "base", tiny.coprs(tiny.qwen()), processor)
+    model = tiny.coprs(tiny.qwen())
+    tiny.spread(model.prior, 7), tiny.spread(model.decoder, 8)
+    over = adapted(model.mllm)
+    save_adapters(folder / "own", over, "../base", {"prior": model.prior, "decoder": model.decoder})
+    over.merge_and_unload()
+    save_checkpoint(folder / "merged", model, processor)
+    return folder
+
+
+@pytest.fixture
+def own(made, tmp_path):
+    """A copy of adapters and base, to be damaged."""
+    shutil.copytree(made / "own", tmp_path / "own")
+    shutil.copytree(made / "base", tmp_path / "base")
+    return tmp_path / "own"
+
+
+def change(folder, **values):
+    written = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(written | values))
+
+
+def logits_of(engine):
+    return engine.segment(
+        PHOTO, "the cat", max_new_tokens=8, reply="<think>A cat.</think><REF_POS>"
+    ).prior
+
+
+def test_merged_adapters_are_the_merged_model(made):
+    ours, merged = load(str(made / "own"), device="cpu"), load(str(made / "merged"), device="cpu")
+    found, expected = ours.model.state_dict(), merged.model.state_dict()
+    assert found.keys() == expected.keys()  # nothing of the adapters is left beside
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
+    base = load(str(made / "base"), device="cpu").model.state_dict()
+    assert not torch.equal(base["prior.q_proj.weight"], found["prior.q_proj.weight"])
+    assert (
+        ours.checkpoint.name == str(made / "own")
+        and ours.checkpoint.language_folder == made / "base/mllm"
+    )
+
+
+def test_over_four_bits_they_stay_beside_the_layers(made):
+    ours = load(str(made / "own"), device="cpu", quantization="nf4")
+    base = load(str(made / "base"), device="cpu", quantization="nf4")
+    layer = "language_model.layers.0.self_attn.q_proj"
+    beside, alone = (
+        ours.model.mllm.model.get_submodule(layer),
+        base.model.mllm.model.get_submodule(layer),
+    )
+    seen = torch.randn(3, tiny.WIDTH, generator=torch.Generator().manual_seed(1)).to(
+        ours.model.dtype
+    )
+    weights = load_file(made / "own" / WEIGHTS)
+    a, b = (weights[f"base_model.model.model.{layer}.lora_{which}.weight"] for which in "AB")
+    expected = alone(seen) + 2 * (seen.float() @ a.T @ b.T).to(seen.dtype)
+    torch.testing.assert_close(beside(seen), expected, rtol=2e-2, atol=2e-2)
+    assert not any(p.requires_grad for p in ours.model.parameters())
+    assert ours.segment(PHOTO, "the cat", max_new_tokens=8).reply
+
+
+def test_the_command_line_and_doctor_take_them(made, tmp_path, capsys):
+    Image.fromarray(np.asarray(PHOTO)).save(tmp_path / "photo.png")
+    asked = [
+        "segment",
+        str(tmp_path / "photo.png"),
+        "the cat",
+        "--model",
+        str(made / "own"),
+        "--device",
+        "cpu",
+    ]
+    assert main([*asked, "--max-new-tokens", "8", "--out", str(tmp_path / "out")]) in (0, 3, 4)
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["model"] == str(made / "own")
+    measured = ["evaluate", "--model", str(made / "own"), "--device", "cpu", "--count", "2"]
+    assert main(measured) == 0
+    named = [check.found for check in examine(str(made / "own")) if check.name == "file"]
+    assert any(WEIGHTS in text for text in named) and any("image_encoder" in text for text in named)
+    capsys.readouterr()
+
+
+def test_convert_makes_a_full_checkpoint_of_them(made, tmp_path):
+    out = tmp_path / "full"
+    assert main(["convert", str(made / "own"), "--out", str(out), "--dtype", "fp32"]) == 0
+    ours, merged = load(str(out), device="cpu"), load(str(made / "merged"), device="cpu")
+    for name, value in merged.model.state_dict().items():
+        torch.testing.assert_close(
+            ours.model.state_dict()[name], value, rtol=0, atol=1e-6, msg=name
+        )
+
+
+def test_adapters_to_a_model_that_writes_coordinates(tmp_path):
+    base = tiny.save_mllm(tmp_path / "qwen", tiny.qwen())
+    (base / "chat_template.jinja").write_text(tiny.CHAT)
+    save_adapters(tmp_path / "own", adapted(tiny.qwen()), str(base), {})
+    sam = tiny.save_sam(tmp_path / "sam.pth", tiny.coprs(tiny.qwen()))
+    loaded = load(str(tmp_path / "own"), device="cpu", sam=str(sam))
+    layer = "model.language_model.layers.0.self_attn.q_proj.weight"
+    before = tiny.qwen().state_dict()[layer]
+    assert not torch.equal(loaded.model.mllm.state_dict()[layer], before)
+    with pytest.raises(CoPRSError, match="no adapters to a CoPRS checkpoint"):
+        from coprs_core.checkpoints.convert import merge
+
+        merge(str(tmp_path / "own"), tmp_path / "full")
+    # heads belong to a CoPRS checkpoint alone
+    save_file({"x": torch.zeros(1)}, tmp_path / "own" / "prior.safetensors")
+    with pytest.raises(CoPRSError, match="belongs to a CoPRS checkpoint and .* is none"):
+        load(str(tmp_path / "own"), device="cpu", sam=str(sam))
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"peft_type": "IA3"}, "does not describe LoRA adapters"),
+        ({"base_model_name_or_path": None}, "names no base"),
+        (
+            {"base_model_name_or_path": "../nowhere/at/all"},
+            "There is no checkpoint '../nowhere/at/all'",
+        ),
+        ({"base_model_name_or_path": "../own"}, "names itself as the base"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "asks for Megatron"),
+        ({"r": 8}, "does not fit its base"),
+        ({"target_modules": "nothing"}, "does not fit its base"),
+        ({"target_modules": "("}, "does not fit its base"),
+    ],
+)
+def test_a_config_that_is_wrong_is_one_sentence(own, values, said):
+    change(own, **values)
+    with pytest.raises(CoPRSError, match=said) as raised:
+        load(str(own), device="cpu")
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_are_missing_or_of_another_model(own, tmp_path):
+    weights = load_file(own / WEIGHTS)
+    first = sorted(weights)[0]
+    save_file({k: v for k, v in weights.items() if k != first}, own / WEIGHTS)
+    with pytest.raises(CoPRSError, match=r"adapter_model.safetensors lacks .*lora_A"):
+        load(str(own), device="cpu")
+    save_file(
+        weights | {"base_model.model.other.lora_A.weight": weights[first].clone()}, own / WEIGHTS
+    )
+    with pytest.raises(CoPRSError, match="has unexpected tensors: base_model.model.other"):
+        load(str(own), device="cpu")
+    (own / WEIGHTS).write_bytes(b"no tensors")
+    with pytest.raises(CoPRSError, match="does not fit its base"):
+        load(str(own), device="cpu")
+    (own / WEIGHTS).unlink()
+    with pytest.raises(CoPRSError, match="The adapters lack .*adapter_model.safetensors"):
+        load(str(own), device="cpu")
+    (own / CONFIG).write_text("{")
+    with pytest.raises(CoPRSError, match="adapter_config.json cannot be read"):
+        load(str(own), device="cpu")
+
+
+def test_adapters_over_adapters_are_merged_first(own, tmp_path):
+    shutil.copytree(own, tmp_path / "second")
+    change(tmp_path / "second", base_model_name_or_path="../own")
+    with pytest.raises(
+        CoPRSError,
+        match="which are adapters too: merge those first with `python -m coprs_core convert",
+    ):
+        load(str(tmp_path / "second"), device="cpu")
+
+
+def test_what_is_downloaded_does_not_choose_a_folder_of_this_machine(own, monkeypatch):
+    monkeypatch.setattr(loading, "snapshot", lambda repo, report=None: own)
+    for base in ("../base", str(own.parent / "base"), "~/x"):
+        change(own, base_model_name_or_path=base)
+        with pytest.raises(CoPRSError, match="a folder of the machine that they were trained on"):
+            load("somebody/adapters", device="cpu")
+    change(own, base_model_name_or_path="openai:x@http://127.0.0.1:9/v1")
+    with pytest.raises(CoPRSError, match="There is no checkpoint"):
+        load("somebody/adapters", device="cpu")
+
+
+def test_they_are_not_trained_themselves(own, tmp_path):
+    from coprs_core.training import run_joint
+    from coprs_core.training.recipe import read_recipe
+
+    for more in ([], ["lora=4"]):
+        recipe = read_recipe("mini-joint", [f"model={own}", "steps=1", *more])
+        with pytest.raises(CoPRSError, match="are adapters: train from a full checkpoint"):
+            run_joint.train_joint(recipe, tmp_path / "out", "cpu")
+
+
+def test_without_the_library_it_is_named(own, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(CoPRSError, match="pip install peft"):
+        load(str(own), device="cpu")
