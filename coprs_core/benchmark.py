@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device
 from coprs_core.model.attention import as_prior
 from coprs_core.model.coprs import CoPRSConfig
-from coprs_core.model.mllm import generate
 from coprs_core.model.segmenter import Place
 from coprs_core.model.vision import SAM_SIZES
 from coprs_core.photos import Photo, open_photo
@@ -199,7 +197,7 @@ def _focused(engine: Engine, tokens: int, photo: Photo, mark: Callable[[], None]
     """An answer by the focus token; `mark` is called after the first token and after the last."""
     focus, features = engine.focus, engine.read(photo)
     reading = focus.reading(QUESTION, features)
-    for i, _ in enumerate(generate(reading, None, set(), tokens)):
+    for i, _ in enumerate(focus.language.batch.write(reading, None, set(), tokens)):
         if i == 0:
             mark()
     mark()
@@ -212,8 +210,7 @@ def _pointed(engine: Engine, tokens: int, photo: Photo, mark: Callable[[], None]
     features, language = engine.read(photo), segmenter.language
     reading = segmenter.reading(QUESTION, features)
     looks = language.looks(features.visual)
-    feed = partial(looks.feed, reading)
-    for i, _ in enumerate(generate(reading, None, set(), tokens, feed)):
+    for i, _ in enumerate(language.batch.write(reading, None, set(), tokens, looks)):
         if i == 0:
             mark()
     mark()

@@ -77,7 +77,7 @@ def judge(example: Example, result: Result) -> Row:
         index=example.index,
         tags=example.tags,
         size=float(truth.mean()) if truth.any() else None,
-        well_formed=is_well_formed(result.reply, max(1, example.things)),
+        well_formed=is_well_formed(result.reply, max(1, len(example.masks))),
         is_nothing_found=result.outcome == NOTHING_FOUND,
         scores=example.score(result) if example.score else {},
         mask_iou=iou(result.mask, truth),

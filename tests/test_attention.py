@@ -61,7 +61,7 @@ def test_what_is_observed_is_the_attention_itself(make, tmp_path):
     language = language_of(make, tmp_path)
     text = language.mllm.model.language_model
     reading = reading_of(language)
-    with observing(reading.picture) as seen:
+    with observing([reading.picture]) as seen:
         reading.feed(WORDS[:1])
     eager = reading_of(language)
     text.config._attn_implementation = "eager"

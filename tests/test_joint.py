@@ -29,11 +29,12 @@ from coprs_core.__main__ import main  # noqa: E402
 from coprs_core.checkpoints.load import MINIATURE, load_checkpoint  # noqa: E402
 from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
 from coprs_core.checkpoints.save import save_checkpoint  # noqa: E402
+from coprs_core.datasets import open_dataset  # noqa: E402
 from coprs_core.datasets.folder import LISTING  # noqa: E402
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt, is_well_formed  # noqa: E402
 from coprs_core.training import run_joint  # noqa: E402
 from coprs_core.training.items import (  # noqa: E402
-    FolderItems,
+    DatasetItems,
     Item,
     SceneItems,
     target_of,
@@ -446,10 +447,14 @@ def folder_of_items(folder) -> list[dict]:
     return lines
 
 
+def items_in(root) -> DatasetItems:
+    return DatasetItems(open_dataset("folder", root))
+
+
 def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
     root = tmp_path / "data"
     lines = folder_of_items(root)
-    items = FolderItems(root)
+    items = items_in(root)
     assert len(items) == 3 and items[2].masks == () and items[0].photo.size == (256, 256)
     assert items[0].masks[0].dtype == bool and items[0].masks[0].any()
     for wrong, said in (
@@ -459,16 +464,16 @@ def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
     ):
         (root / LISTING).write_text(json.dumps(wrong))
         with pytest.raises(CoPRSError, match=said):
-            FolderItems(root)
+            items_in(root)
     Image.new("L", (9, 9)).save(root / "small.png")
     (root / LISTING).write_text(json.dumps(lines[0] | {"masks": ["small.png"]}))
     with pytest.raises(CoPRSError, match="is 9×9 and its photo 256×256"):
-        FolderItems(root)[0]
+        items_in(root)[0]
     with pytest.raises(CoPRSError, match="write one line an item"):
-        FolderItems(tmp_path)
+        items_in(tmp_path)
     (root / LISTING).write_bytes(b"\xff\xfe")
     with pytest.raises(CoPRSError, match="no UTF-8"):
-        FolderItems(root)
+        items_in(root)
 
 
 def test_a_plain_folder_is_evaluated_on(tmp_path, capsys):

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from coprs_core.answer.results import Region, Result, is_unfamiliar
 from coprs_core.checkpoints.downloads import Report
@@ -273,19 +275,23 @@ class _Answer:
 
     def think(self, features: Features):
         """Yields an `Update` for all that shows; returns the `Transcript`."""
-        is_finished, focus_embedding, looks = False, None, None
+        is_finished, looks = False, None
+        focused: list[Tensor] = []
         pieces: list[str] = []
         for step in self.segmenter.think(self.instruction, features, self.limit):
             if step.token is not None:
                 self.tokens.append(step.token)
                 pieces.append(step.text)
             looks = step.looks
-            is_finished, focus_embedding = step.ends, step.focus_embedding
+            is_finished = step.ends
+            if step.focus_embedding is not None:
+                focused.append(step.focus_embedding)
             self.text += step.text
             if step.text:
                 self.rate = len(self.tokens) / max(self.clock.running, 1e-6)
                 yield self.update("thinking", new=step.text)
-        return Transcript(self.text, is_finished, self.limit, focus_embedding, tuple(pieces), looks)
+        embedding = torch.cat(focused) if focused else None
+        return Transcript(self.text, is_finished, self.limit, embedding, tuple(pieces), looks)
 
     def draw(self, located: Located, features: Features) -> tuple[Region, ...]:
         return tuple(

@@ -20,7 +20,7 @@ def rehearse(language: LanguageModel, template: str, folder: Path) -> None:
         visual = language.see(_PICTURE)
         prefix = language.prefix(template, visual)
         reading_so_far = language.reading(template, "the umbrella", visual, prefix)
-        for _ in language.write(reading_so_far, None, 1):
+        for _ in language.write(reading_so_far, None, 2):
             pass
 
 

@@ -46,7 +46,12 @@ def add_options(parser: ArgumentParser) -> None:
         help="checkpoints and logs (default runs/mini)",
     )
     add("--model", metavar="NAME", help="joint: the checkpoint to begin with")
-    add("--data", metavar="DIR", help="joint: scenes, or a folder with an items.jsonl")
+    add(
+        "--data",
+        metavar="NAME|DIR",
+        help="joint: scenes, a folder with an items.jsonl, refcoco, refcoco+, refcocog or reasonseg",
+    )
+    add("--root", metavar="DIR", help="joint: the folder of a data set that has a name")
     add(
         "--set",
         action="append",
@@ -81,8 +86,10 @@ def _from_scratch(options: Namespace) -> int:
     from coprs_core.training.mini import recipe
     from coprs_core.training.mini.run import train_miniature
 
-    if options.set or options.data or options.model:
-        raise CoPRSError("--set, --data and --model belong to joint training: leave them out.")
+    if options.set or options.data or options.root or options.model:
+        raise CoPRSError(
+            "--set, --data, --root and --model belong to joint training: leave them out."
+        )
     train_miniature(
         recipe.MINI,
         writable_folder(options.out),
@@ -102,7 +109,7 @@ def _jointly(options: Namespace) -> int:
     from coprs_core.errors import CoPRSError
     from coprs_core.training.recipe import read_recipe
 
-    given = {"model": options.model, "data": options.data}
+    given = {"model": options.model, "data": options.data, "root": options.root}
     changes = [f"{key}={value}" for key, value in given.items() if value is not None]
     recipe = read_recipe(options.recipe, [*options.set, *changes])
     if options.dry_run:

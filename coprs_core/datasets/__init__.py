@@ -1,7 +1,7 @@
-"""Data sets to evaluate on, one file each.
+"""Data sets to evaluate and to train on, one file each.
 
-A reader's file holds `SPLITS`, `GROUPS` (see `Dataset`) and `read(root, split, start, count)`,
-which yields `Example`s. Its name here makes it a choice of `evaluate --data`.
+A reader's file holds `splits(name)`, the first of which is the usual one, and `read(place)`, which
+gives a `Dataset`. Its name in `DATASETS` makes it a choice of `--data`.
 """
 
 from importlib import import_module
@@ -11,16 +11,32 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from coprs_core.datasets.example import Dataset
 
-DATASETS = ("scenes", "folder")
+DATASETS = {  # name: its reader
+    "scenes": "scenes",
+    "folder": "folder",
+    "refcoco": "refcoco",
+    "refcoco+": "refcoco",
+    "refcocog": "refcoco",
+    "reasonseg": "reasonseg",
+}
 
 
-def open_dataset(name: str, root: Path | None = None, split: str = "test") -> "Dataset":
-    """A data set by name; raises `CoPRSError` where it has no such split."""
-    from coprs_core.datasets.example import Dataset
-    from coprs_core.errors import CoPRSError
+def open_dataset(name: str, root: Path | None = None, split: str | None = None) -> "Dataset":
+    """A data set by name; without a split its first.
 
-    reader = import_module(f"{__name__}.{name}")
-    if split not in reader.SPLITS:
-        splits = ", ".join(reader.SPLITS)
-        raise CoPRSError(f"The data set {name} has no split {split!r}: choose {splits}.")
-    return Dataset(lambda start, count: reader.read(root, split, start, count), dict(reader.GROUPS))
+    Raises `CoPRSError` where it has no such split, or `root` does not hold it.
+    """
+    from coprs_core.datasets.example import Place
+    from coprs_core.errors import CoPRSError, meant
+
+    if name not in DATASETS:
+        near = meant(name, tuple(DATASETS))
+        raise CoPRSError(f"There is no data set {name!r}{near}: choose {', '.join(DATASETS)}.")
+    reader = import_module(f"{__name__}.{DATASETS[name]}")
+    splits = reader.splits(name)
+    split = split or splits[0]
+    if split not in splits:
+        raise CoPRSError(f"The data set {name} has no split {split!r}: choose {', '.join(splits)}.")
+    if root is None and name != "scenes":
+        raise CoPRSError(f"The data set {name} lies on a disk: give its folder with --root.")
+    return reader.read(Place(name, root, split))

@@ -1,7 +1,8 @@
-"""What is evaluated on: a photo, an instruction, and the true mask."""
+"""What is evaluated and trained on: a photo, an instruction, and the true masks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -19,30 +20,68 @@ class Example:
         index: its number in the data set.
         photo: whatever `open_photo` reads; a path is opened when its turn comes.
         instruction: what to look for.
-        truth: the true mask, bool [H, W] of the photo's size; empty where nothing fits.
-        things: how many things are meant, each of which has a focus token of its own.
+        masks: bool [H, W] each, of the photo's size: the things that are meant, in reading order,
+            each of which has a focus token of its own; none where nothing fits.
+        size: (H, W) of the photo.
+        ignore: bool [H, W]: neither right nor wrong, where the data set marks such regions.
         tags: what kind of item it is, for the groups of a report.
         score: further measures of an answer that only this data set knows, each in [0, 1]; one
             that does not apply to an answer is left out.
+        reply: a reply to imitate, where one is known.
     """
 
     index: int
     photo: PhotoLike = field(repr=False)
     instruction: str
-    truth: np.ndarray = field(repr=False)
-    tags: dict[str, Tag] = field(default_factory=dict)
-    things: int = field(default=1, kw_only=True)
-    score: Callable[[Result], dict[str, bool | float]] | None = field(default=None, repr=False)
+    masks: tuple[np.ndarray, ...] = field(repr=False)
+    size: tuple[int, int]
+    ignore: np.ndarray | None = field(default=None, repr=False, kw_only=True)
+    tags: dict[str, Tag] = field(default_factory=dict, kw_only=True)
+    score: Callable[[Result], dict[str, bool | float]] | None = field(
+        default=None, repr=False, kw_only=True
+    )
+    reply: str | None = field(default=None, kw_only=True)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """All things together, bool [H, W]."""
+        return np.logical_or.reduce([np.zeros(self.size, bool), *self.masks])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which split of which data set, and the folder that it lies in."""
+
+    name: str
+    root: Path | None
+    split: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder, of a data set that lies on a disk."""
+        assert self.root is not None
+        return self.root
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A split of a data set.
+    """A split of a data set, read item by item.
 
     Attributes:
-        examples: (number of the first, how many) → that many examples.
+        about: which files were read and how many items they hold, for a report.
+        size: how many items; None where there is no end.
+        item: number → that item, None where it is passed over.
         groups: name of a group in the report → the tag and the value that its items have.
     """
 
-    examples: Callable[[int, int], Iterator[Example]]
+    about: str
+    size: int | None
+    item: Callable[[int], Example | None] = field(repr=False)
     groups: dict[str, tuple[str, Tag]] = field(default_factory=dict)
+
+    def examples(self, start: int, count: int) -> Iterator[Example]:
+        """`count` items from number `start` on, or as many as there are."""
+        stop = start + count if self.size is None else min(start + count, self.size)
+        for number in range(start, stop):
+            if example := self.item(number):
+                yield example

@@ -4,28 +4,31 @@
 `{"photo": "a.jpg", "instruction": "the cat", "masks": ["a_cat.png"]}`. A mask is a picture of the
 photo's size, white where the thing is; several things are several masks, in reading order; `[]`
 where nothing fits. `"reply"` may hold a reply to imitate in training.
+
+Without a listing, every `NAME.txt` is an instruction about `NAME.jpg` (or another picture), and
+`NAME_mask.png`, or `NAME_mask_1.png` and so on, are its masks.
 """
 
+import glob
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from coprs_core.datasets.example import Example, Tag
+from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import open_photo
 from coprs_core.prompts import check_instruction
 
-SPLITS = ("all",)
-GROUPS = {
+GROUPS: dict[str, tuple[str, Tag]] = {
     "one thing": ("things", "one"),
     "several": ("things", "several"),
     "nothing there": ("things", "none"),
 }
 LISTING = "items.jsonl"
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _FORM = '{"photo": "a.jpg", "instruction": "the cat", "masks": ["a_cat.png"]}'
 
 
@@ -39,18 +42,25 @@ class Line:
     reply: str | None
 
 
-def read(root: Path | None, split: str, start: int, count: int) -> Iterator[Example]:
-    """`count` items from number `start` on; the true mask is that of all things together."""
-    if root is None:
-        raise CoPRSError("The data set folder lies on a disk: give it with --root.")
-    for i, line in enumerate(lines(root)[start : start + count], start=start):
-        photo = open_photo(line.photo).image
-        masks = [mask_of(path, photo) for path in line.masks]
-        truth = np.logical_or.reduce([np.zeros(photo.size[::-1], bool), *masks])
-        tags: dict[str, Tag] = {
-            "things": "one" if len(masks) == 1 else "several" if masks else "none"
-        }
-        yield Example(i, line.photo, line.instruction, truth, tags, things=len(masks))
+def splits(name: str) -> tuple[str, ...]:
+    """A folder is one split."""
+    return ("all",)
+
+
+def read(place: Place) -> Dataset:
+    """The items of a folder."""
+    listed = lines(place.folder)
+
+    def item(number: int) -> Example:
+        line = listed[number]
+        photo = open_photo(line.photo)
+        masks = tuple(mask_of(path, photo.image) for path in line.masks)
+        things = "one" if len(masks) == 1 else "several" if masks else "none"
+        told = {"tags": {"things": things}, "reply": line.reply}
+        return Example(number, photo, line.instruction, masks, photo.size, **told)
+
+    about = f"folder {place.folder.name}: {len(listed):,} items"
+    return Dataset(about, len(listed), item, GROUPS)
 
 
 def lines(root: Path) -> list[Line]:
@@ -58,6 +68,8 @@ def lines(root: Path) -> list[Line]:
     is not there."""
     listing = root / LISTING
     if not listing.is_file():
+        if beside := _beside(root):
+            return beside
         raise CoPRSError(f"There is no {listing}: write one line an item, such as {_FORM}.")
     try:
         written = listing.read_text(encoding="utf-8").splitlines()
@@ -66,6 +78,23 @@ def lines(root: Path) -> list[Line]:
     found = [_line(listing, n, text) for n, text in enumerate(written, 1) if text.strip()]
     if not found:
         raise CoPRSError(f"{listing} holds no items: write lines such as {_FORM}.")
+    return found
+
+
+def _beside(root: Path) -> list[Line]:
+    """Photos with their texts and masks beside them, by name."""
+    found = []
+    for text in sorted(root.glob("*.txt")):
+        photos = [text.with_suffix(ending) for ending in _PICTURES]
+        photo = next((path for path in photos if path.is_file()), None)
+        if photo is None:
+            raise CoPRSError(f"{text} has no photo beside it: {text.stem}.jpg or .png is expected.")
+        try:
+            instruction = check_instruction(text.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as problem:
+            raise CoPRSError(f"{text} is no UTF-8 text: write it so.") from problem
+        masks = sorted(root.glob(f"{glob.escape(text.stem)}_mask*.png"))
+        found.append(Line(photo, instruction, tuple(masks), None))
     return found
 
 

@@ -1,14 +1,12 @@
 """Drawn scenes as a data set: every thing of a picture is known, so an answer's thought can be
 scored too."""
 
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from coprs_core.answer.results import Result
-from coprs_core.datasets.example import Example
+from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.metrics import iou
 from coprs_core.prompts import NOTHING_FOUND
 from coprs_core.world import scenes
@@ -16,35 +14,44 @@ from coprs_core.world.questions import FAMILIES, MORE_FAMILIES, Question, exampl
 from coprs_core.world.scenes import UNSEEN_PAIRS, Scene
 from coprs_core.world.wording import conclusions_of
 
-__all__ = ["GROUPS", "SPLITS", "example_of", "read"]
 _MORE: dict[str, dict] = {
     "several": {"family": "several"},
     "unknown": {"family": "unknown word"},
     "shapes": {"is_square": False},
 }
-SPLITS = (*scenes.SPLITS, *(f"{split}-{more}" for split in scenes.SPLITS for more in _MORE))
-"""test; test-several, of questions for several things; test-unknown, with words that the world does
-not know; test-shapes, of pictures that are no squares; and so on."""
-_NOT_KNOWN = "that I do not know"
 GROUPS = {family: ("family", family) for family in (*FAMILIES, *MORE_FAMILIES)} | {
     "unseen pair": ("unseen_pair", True),
     "unseen wording": ("unseen_wording", True),
 }
+_NOT_KNOWN = "that I do not know"
+_SPLITS = (
+    *("test", "validation", "train"),
+    *(f"{split}-{more}" for split in scenes.SPLITS for more in _MORE),
+)
 
 
-def read(root: Path | None, split: str, start: int, count: int) -> Iterator[Example]:
-    """`count` scenes of a split, from the one with seed `start` on; they are drawn, so `root` is
-    not used. A scene that allows no question of the split's family is passed over."""
-    drawn_from, _, more = split.partition("-")
-    asked = examples(drawn_from, start, count, **_MORE.get(more, {}))
-    for i, (scene, question) in enumerate(asked, start=start):
-        yield example_of(i, scene, question)
+def splits(name: str) -> tuple[str, ...]:
+    """test; test-several, of questions for several things; test-unknown, with words that the world
+    does not know; test-shapes, of pictures that are no squares; and so on."""
+    return _SPLITS
+
+
+def read(place: Place) -> Dataset:
+    """The scenes of a split, by seed. One that allows no question of the split's family is passed
+    over."""
+    drawn_from, _, more = place.split.partition("-")
+
+    def item(seed: int) -> Example | None:
+        asked = next(examples(drawn_from, seed, 1, **_MORE.get(more, {})), None)
+        return asked and example_of(seed, *asked)
+
+    return Dataset(f"drawn scenes, split {place.split}", None, item, GROUPS)
 
 
 def example_of(index: int, scene: Scene, question: Question) -> Example:
     """A scene and its question as an `Example`."""
     pairs = {(scene.things[i].kind, scene.things[i].colour) for i in question.targets}
-    tags = {
+    tags: dict[str, Tag] = {
         "family": question.family,
         "unseen_pair": bool(pairs & UNSEEN_PAIRS),
         "unseen_wording": question.unseen_wording,
@@ -53,10 +60,11 @@ def example_of(index: int, scene: Scene, question: Question) -> Example:
         index,
         scene.image,
         question.instruction,
-        scene.mask(*question.targets),
-        tags,
-        partial(_score, scene, question),
-        things=len(question.targets),
+        tuple(scene.mask(i) for i in question.targets),
+        scene.image.shape[:2],
+        tags=tags,
+        score=partial(_score, scene, question),
+        reply=question.reply,
     )
 
 

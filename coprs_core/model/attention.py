@@ -35,24 +35,25 @@ MAX_BYTES = 256_000_000
 
 @dataclass(eq=False)
 class Observed:
-    """What one step of the language model attends to, one [words, heads, N] a layer, where the
-    picture's N tokens are those of `picture`."""
+    """What one step of the language model attends to: for each layer, one [words, heads, N] a row
+    of the batch, where the N tokens of its picture are those of `pictures`."""
 
-    picture: slice
-    layers: list[Tensor] = field(default_factory=list)
+    pictures: list[slice]
+    layers: list[list[Tensor]] = field(default_factory=list)
 
-    def weights(self) -> Tensor:
+    def weights(self, row: int = 0) -> Tensor:
         """float16 [words, layers × heads, N]."""
-        return torch.cat(self.layers, dim=1).half()
+        return torch.cat([layer[row] for layer in self.layers], dim=1).half()
 
 
 _observed: ContextVar[Observed | None] = ContextVar("observed", default=None)
 
 
 @contextmanager
-def observing(picture: slice) -> Generator[Observed, None, None]:
-    """Inside, what the language model attends to among the picture's tokens is kept."""
-    seen = Observed(picture)
+def observing(pictures: list[slice]) -> Generator[Observed, None, None]:
+    """Inside, what the language model attends to is kept, among the picture's tokens of each row of
+    a batch."""
+    seen = Observed(pictures)
     token = _observed.set(seen)
     try:
         yield seen
@@ -87,11 +88,11 @@ def _attend(
     grouped = query.reshape(batch, groups, heads // groups, words, depth)
     scale = depth**-0.5 if scaling is None else scaling
     scores = (grouped @ key[:, :, None].mT).float() * scale
-    if words > 1:
+    if words > 1 or attention_mask is not None:
         scores = scores.masked_fill(~_causal(attention_mask, words, key.shape[2], key.device), -1e9)
     weights = scores.softmax(-1)
-    looks = weights[0, ..., seen.picture]
-    seen.layers.append(looks.flatten(0, 1).transpose(0, 1).detach())
+    looks = (w[..., picture] for w, picture in zip(weights, seen.pictures, strict=True))
+    seen.layers.append([w.flatten(0, 1).transpose(0, 1).detach() for w in looks])
     mixed = weights.to(value.dtype) @ value[:, :, None]
     return mixed.reshape(batch, heads, words, depth).transpose(1, 2).contiguous(), None
 
@@ -124,7 +125,7 @@ class Looks:
 
     def feed(self, reading: Reading, ids: list[int]) -> Tensor:
         """`Reading.feed`, observed; at most `MOST_QUERIES` tokens."""
-        with observing(reading.picture) as seen:
+        with observing([reading.picture]) as seen:
             hidden = reading.feed(ids)
         if seen.layers:
             self.add(seen.weights())

@@ -78,9 +78,12 @@ class FocusTokenSegmenter:
     def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
         if transcript.focus_embedding is None:
             return _without_focus_token(transcript)
-        prior_logits = self.prior_logits(transcript.focus_embedding, features)
-        place = Place(self.prior(prior_logits, features.photo_size), prior_logits)
-        return Located(FOUND, "The model wrote its focus token.", (place,))
+        places = []
+        for embedding in transcript.focus_embedding.split(1):
+            prior_logits = self.prior_logits(embedding, features)
+            places.append(Place(self.prior(prior_logits, features.photo_size), prior_logits))
+        number = "its focus token" if len(places) == 1 else f"{len(places)} focus tokens"
+        return Located(FOUND, f"The model wrote {number}.", tuple(places))
 
     def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
         if place.prior_logits is None:

@@ -2,19 +2,18 @@
 out."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from PIL import Image
 from tokenizers.decoders import DecodeStream
 
 from coprs_core.model.attention import Looks, observe
+from coprs_core.model.decoding import Batch
 from coprs_core.model.mllm import (
     Mllm,
     Prefix,
     Reading,
     VisualTokens,
-    generate,
     read_prefix,
     read_prompt,
     see,
@@ -26,12 +25,14 @@ from coprs_core.prompts import beginning_of, encode_prompt
 class LanguageModel:
     """`mllm`, its `tokenizer` and its `image_processor`, all of Hugging Face.
 
-    `heads` are those that tell a place, where they are known (see `Looks`).
+    `heads` are those that tell a place, where they are known (see `Looks`). `batch` are the replies
+    that it writes now.
     """
 
     def __init__(self, mllm: Mllm, tokenizer: Any, image_processor: Any):
         self.mllm, self.tokenizer, self.image_processor = mllm, tokenizer, image_processor
         self.heads: tuple[int, ...] = ()
+        self.batch = Batch(mllm)
         observe(mllm)
 
     def see(self, picture: Image.Image, most: int | None = None) -> VisualTokens:
@@ -69,13 +70,12 @@ class LanguageModel:
         max_new_tokens: int,
         looks: Looks | None = None,
     ) -> Iterator[Written]:
-        """Greedy decoding, with the text that each token adds; see `mllm.generate`.
+        """Greedy decoding, with the text that each token adds; see `Batch.write`.
 
         Where `looks` are given, what each token attends to is added to them.
         """
         decode = DecodeStream(skip_special_tokens=False)
-        feed = None if looks is None else partial(looks.feed, reading)
-        for step in generate(reading, focus_id, self.stop_ids, max_new_tokens, feed):
+        for step in self.batch.write(reading, focus_id, self.stop_ids, max_new_tokens, looks):
             ends = step.token in self.stop_ids
             text = "" if ends else decode.step(self.tokenizer.backend_tokenizer, step.token) or ""
             yield Written(text, step.token, ends, step.focus_embedding, looks)

@@ -7,7 +7,7 @@ disturb each other through the state that Hugging Face models keep between calls
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -61,15 +61,6 @@ class VisualTokens:
             return side, side
         merge = mllm.config.vision_config.spatial_merge_size
         return int(self.grid[0, 1]) // merge, int(self.grid[0, 2]) // merge
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One generated token; `focus_embedding` [1, D] comes with the focus token, when it has been
-    fed back in."""
-
-    token: int
-    focus_embedding: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -239,10 +230,24 @@ class Reading:
             }
         self.last = self._run(embeddings, positions, **extra)[:, -1]
 
+    @property
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values, each [1, groups, L, d], of each layer."""
+        return [(layer.keys, layer.values) for layer in self._cache.layers]
+
+    @property
+    def next(self) -> int:
+        """The rope position of the token that follows."""
+        return self._next
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The shape of rope positions before their length."""
+        return self._axes
+
     def as_prefix(self, ids: list[int]) -> Prefix:
         """What was read so far, to be kept: `ids`."""
-        layers = tuple((layer.keys, layer.values) for layer in self._cache.layers)
-        return Prefix(tuple(ids), layers, self._next, self._axes, self.picture)
+        return Prefix(tuple(ids), tuple(self.layers), self._next, self._axes, self.picture)
 
     @torch.no_grad()
     def feed(self, ids: list[int]) -> Tensor:
@@ -270,7 +275,7 @@ class Reading:
     @torch.no_grad()
     def likeliest(self) -> int:
         """The token that greedy decoding writes next."""
-        return likeliest(self._mllm, self.last)
+        return likeliest(self._mllm, self.last)[0]
 
     def _run(self, embeddings: Tensor, positions: Tensor, **extra) -> Tensor:
         inputs = {"inputs_embeds": embeddings, "position_ids": positions, "use_cache": True}
@@ -310,29 +315,3 @@ def _picture(ids: list[int], image_id: int) -> slice:
         return slice(0)
     start = ids.index(image_id)
     return slice(start, start + ids.count(image_id))
-
-
-def generate(
-    reading: Reading,
-    focus_id: int | None,
-    stop_ids: set[int],
-    max_new_tokens: int,
-    feed: Callable[[list[int]], Tensor] | None = None,
-) -> Iterator[Step]:
-    """Decode greedily, one `Step` a token, in one pass of the language model.
-
-    The focus embedding is the last hidden state, after the final norm, at the step that consumes
-    the focus token; nothing is generated after it (`focus_id` None: there is none). Stop tokens end
-    the reply and are yielded. Closing the generator ends it at once. `feed` reads a token in place
-    of `Reading.feed`.
-    """
-    feed = feed or reading.feed
-    for _ in range(max_new_tokens):
-        token = reading.likeliest()
-        if token == focus_id:
-            yield Step(token, feed([token])[-1:])
-            return
-        yield Step(token)
-        if token in stop_ids:
-            return
-        feed([token])

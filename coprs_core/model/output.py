@@ -77,9 +77,9 @@ def shorten(mllm: Any) -> None:
         mllm.lm_head = ShortlistedOutput(layer)
 
 
-def likeliest(mllm: Any, hidden: Tensor) -> int:
-    """The token that a model finds likeliest after a hidden state [1, D]."""
+def likeliest(mllm: Any, hidden: Tensor) -> list[int]:
+    """The token that a model finds likeliest after each hidden state of [B, D]."""
     layer = mllm.lm_head
     if isinstance(layer, ShortlistedOutput):
-        return layer.likeliest(hidden)
-    return int(layer(hidden).argmax(-1))
+        return [layer.likeliest(one) for one in hidden.split(1)]
+    return layer(hidden).argmax(-1).tolist()

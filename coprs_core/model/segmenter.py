@@ -78,7 +78,7 @@ class Written:
         text: what it adds to the reply; empty where a token completes no character.
         token: its id; None where a model gives text alone.
         ends: whether the model ended its reply here.
-        focus_embedding: [1, D], with the focus token.
+        focus_embedding: [1, D], with a focus token.
         looks: what the tokens of this reply attend to, so far; None where it is not observed.
     """
 
@@ -97,7 +97,7 @@ class Transcript:
         text: everything that the model wrote.
         is_finished: False where it ran out of tokens.
         max_new_tokens: the bound that it was given.
-        focus_embedding: [1, D], where it wrote a focus token.
+        focus_embedding: [n, D], of the n focus tokens that it wrote; None without any.
         pieces: what each token added to the text.
         looks: what the tokens attend to; None where it was not observed.
     """

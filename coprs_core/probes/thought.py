@@ -8,7 +8,6 @@ from coprs_core.answer.compare import against_answer
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Region, Result
 from coprs_core.errors import CoPRSError
-from coprs_core.model.mllm import generate
 from coprs_core.photos import PhotoLike, open_photo
 from coprs_core.probes.finding import OtherResult
 from coprs_core.probes.focus import guarded
@@ -65,18 +64,19 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
     ids = [*tags[0], *language.ids_of(thought.strip(), plain=True), *tags[1]]
     reading = focus.reading(instruction, features)
     reading.feed(ids)
-    steps = list(generate(reading, focus.focus_id, language.stop_ids, MAX_CLOSING_TOKENS))
-    written = [s.token for s in steps if s.token not in language.stop_ids]
-    embedding = steps[-1].focus_embedding
+    stop_ids = language.stop_ids
+    steps = list(language.batch.write(reading, focus.focus_id, stop_ids, MAX_CLOSING_TOKENS))
+    written = [s.token for s in steps if s.token not in stop_ids]
+    embeddings = [s.focus_embedding for s in steps if s.focus_embedding is not None]
     reason = "The model focused after a thought that was given to it."
-    if embedding is None:
+    if not embeddings:
         words = language.text_of(written).strip()
         reason = (
             f"After this thought the model itself says: “{words}”; the focus token was given to it."
         )
         reading = focus.reading(instruction, features)
-        embedding, written = reading.feed([*ids, focus.focus_id])[-1:], [focus.focus_id]
-    prior, mask = focus.look(embedding, features)
+        embeddings, written = [reading.feed([*ids, focus.focus_id])[-1:]], [focus.focus_id]
+    regions = tuple(Region(*focus.look(embedding, features)) for embedding in embeddings)
     ids = [*ids, *written]
     return Result(
         outcome=FOUND,
@@ -84,7 +84,7 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
         instruction=instruction,
         reasoning=thought.strip(),
         reply=language.text_of(ids),
-        regions=(Region(prior, mask),),
+        regions=regions,
         photo_size=photo.size,
         seconds={},
         tokens=len(written),

@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from coprs_core.datasets import folder
+from coprs_core.datasets.example import Dataset
+from coprs_core.errors import CoPRSError
 from coprs_core.geometry import unpadded_size
 from coprs_core.model.vision import VisionConfig
 from coprs_core.photos import open_photo
@@ -65,20 +65,23 @@ class SceneItems:
         return Item(Image.fromarray(scene.image), question.instruction, masks, question.reply)
 
 
-class FolderItems:
-    """A plain folder of photos and masks (see `datasets.folder`)."""
+class DatasetItems:
+    """A split of a data set (see `datasets`)."""
 
-    def __init__(self, root: Path):
-        self.lines = folder.lines(root)
+    def __init__(self, dataset: Dataset):
+        if dataset.size is None:
+            raise CoPRSError("This data set has no end: train on scenes by data=scenes.")
+        self.dataset, self.size = dataset, dataset.size
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return self.size
 
     def __getitem__(self, index: int) -> Item:
-        line = self.lines[index]
-        photo = open_photo(line.photo).image
-        masks = tuple(folder.mask_of(path, photo) for path in line.masks)
-        return Item(photo, line.instruction, masks, line.reply)
+        example = self.dataset.item(index)
+        if example is None:
+            raise IndexError(index)
+        photo = open_photo(example.photo).image
+        return Item(photo, example.instruction, example.masks, example.reply)
 
 
 def target_of(mask: np.ndarray, vision: VisionConfig) -> Tensor:

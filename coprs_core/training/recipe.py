@@ -21,7 +21,8 @@ class JointRecipe:
 
     Attributes:
         model: a checkpoint to begin with, as everywhere: a name or a folder.
-        data: "scenes", or a folder (see `items.FolderItems`).
+        data: "scenes", a plain folder (see `datasets.folder`), or a data set that `evaluate` knows
+            by name, whose `split` lies in the folder `root`.
         preset: the objective's settings (see `objective.PRESETS`); those given here take their
             place: segmentation, dice, focal, kl, clip, group, mask_share.
         steps: updates. `questions`: a step, each answered `group` times. `rows_at_once`: replies
@@ -42,6 +43,8 @@ class JointRecipe:
 
     model: str = "mini"
     data: str = "scenes"
+    root: str = ""
+    split: str = "train"
     preset: str = "paper"
     segmentation: float | None = None
     dice: float | None = None

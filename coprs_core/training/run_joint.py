@@ -29,11 +29,12 @@ from coprs_core.checkpoints.load import find, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.datasets import DATASETS, open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.sizes import expanded
-from coprs_core.training.items import FolderItems, Items, SceneItems
+from coprs_core.training.items import DatasetItems, Items, SceneItems
 from coprs_core.training.joint import JointTrainer
 from coprs_core.training.plan import ADAPTED
 from coprs_core.training.recipe import JointRecipe
@@ -125,7 +126,10 @@ def items_of(recipe: JointRecipe) -> Items:
     """What a recipe trains on."""
     if recipe.data == "scenes":
         return SceneItems(recipe.steps * recipe.questions, _MIX, recipe.other_shapes)
-    return FolderItems(Path(recipe.data).expanduser())
+    if recipe.data in DATASETS and recipe.data != "folder":
+        root = Path(recipe.root).expanduser() if recipe.root else None
+        return DatasetItems(open_dataset(recipe.data, root, recipe.split))
+    return DatasetItems(open_dataset("folder", Path(recipe.data).expanduser()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,315 @@
+"""Greedy decoding in one running batch: replies that are written at the same time share every pass
+of the language model (continuous batching, Yu et al., Orca, OSDI 2022).
+
+A reply joins when its prompt is read, gets one token a step, and leaves when it ends or nobody
+wants it any more; another may join between two steps. One alone is a batch of one, without padding
+and bit for bit what it would be without any of this.
+
+Whoever waits for a token takes the step for all, so that there is no thread of its own: a lock lets
+the waiting in, one after the other.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from coprs_core.machine import free_memory
+from coprs_core.model.attention import Looks, observing
+from coprs_core.model.mllm import Mllm, Reading, cache_argument
+from coprs_core.model.output import likeliest
+
+MOST_ROWS = 64
+"""Replies in one step; more wait until one ends."""
+MOST_FOCUS_TOKENS = 16
+AFTER_FOCUS = 16
+"""How many tokens may stand between two focus tokens; where no other follows, the reply ends at its
+last."""
+_ROOM = 128
+"""Tokens by which the place for keys and values grows, at least."""
+_SHARE = 0.5
+"""Of the memory that is free, which keys and values may take."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One generated token; `focus_embedding` [1, D] comes with a focus token, when it has been fed
+    back in."""
+
+    token: int
+    focus_embedding: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Row:
+    """One reply on its way.
+
+    Attributes:
+        focus_id, stop_ids: the token that is looked with; those that end a reply.
+        left: how many tokens it may still have.
+        next: the rope position of the token that follows; `axes`: the shape before it.
+        picture: the places of the visual tokens; `looks`: where what is attended to is added.
+        steps: what is written and not yet taken.
+        token: chosen, and not yet read by the model; None where there is none any more.
+    """
+
+    focus_id: int | None
+    stop_ids: set[int]
+    left: int
+    next: int
+    axes: tuple[int, ...]
+    picture: slice
+    looks: Looks | None
+    length: int = 0
+    steps: deque[Step] = field(default_factory=deque)
+    token: int | None = None
+    _held: list[Step] | None = None
+    _focused: int = 0
+
+    def choose(self, token: int) -> None:
+        """Take the token that the model finds likeliest."""
+        self.left -= 1
+        self.token = token
+        if token == self.focus_id:
+            return  # told when it has been read
+        is_over = token in self.stop_ids or self.left < 1
+        if self._held is None:
+            self.steps.append(Step(token))
+        else:
+            self._held.append(Step(token))
+            is_over = is_over or len(self._held) > AFTER_FOCUS
+        if is_over:
+            self.token = None
+
+    def read(self, hidden: Tensor) -> None:
+        """The last hidden state [1, D] at the token that was chosen before."""
+        if self.token != self.focus_id:
+            return
+        self.steps.extend(self._held or [])
+        self.steps.append(Step(self.focus_id, hidden))
+        self._held, self._focused = [], self._focused + 1
+        if self.left < 1 or self._focused == MOST_FOCUS_TOKENS:
+            self.token = None
+
+
+class Batch:
+    """The replies that one language model writes now; safe to share between threads."""
+
+    def __init__(self, mllm: Mllm):
+        self._mllm = mllm
+        self._rows: list[Row] = []
+        self._slots: list[_Slots] = []
+        self._lock = _Turn()
+        self._cache_argument = cache_argument(type(mllm.model.language_model))
+
+    def __len__(self) -> int:
+        """How many replies are being written."""
+        return len(self._rows)
+
+    def write(
+        self,
+        reading: Reading,
+        focus_id: int | None,
+        stop_ids: set[int],
+        max_new_tokens: int,
+        looks: Looks | None = None,
+    ) -> Iterator[Step]:
+        """One reply, a `Step` a token.
+
+        A focus embedding is the last hidden state, after the final norm, at the step that reads a
+        focus token (`focus_id` None: there is none). After the last of them nothing is told. Stop
+        tokens end the reply and are told. Closing the generator frees its place at once. What each
+        token attends to is added to `looks`. `reading` stays as it is.
+        """
+        row = Row(
+            focus_id, stop_ids, max_new_tokens, reading.next, reading.axes, reading.picture, looks
+        )
+        try:
+            with self._lock.taken():
+                self._join(row, reading)
+            while row.steps or row.token is not None:
+                if not row.steps:
+                    with self._lock.taken():
+                        if not row.steps and row.token is not None:
+                            self._step()
+                while row.steps:
+                    yield row.steps.popleft()
+        finally:
+            with self._lock.taken():
+                self._leave(row)
+
+    # --- under the lock
+
+    @torch.no_grad()
+    def _join(self, row: Row, reading: Reading) -> None:
+        row.choose(reading.likeliest())
+        if row.token is None:
+            return
+        layers = reading.layers
+        row.length = layers[0][0].shape[2]
+        while self._rows and not self._has_room(layers[0][0], len(layers), row.length):
+            self._step()  # until one of them ends
+        if not self._slots:
+            self._slots = [_Slots() for _ in layers]
+        for slots, (keys, values) in zip(self._slots, layers, strict=True):
+            slots.put(len(self._rows), keys, values)
+        self._rows.append(row)
+
+    def _has_room(self, keys: Tensor, layers: int, length: int) -> bool:
+        if len(self._rows) >= MOST_ROWS:
+            return False
+        longest = max(length, *(row.length for row in self._rows)) + _ROOM
+        token = 2 * layers * keys[0, :, 0].nbytes
+        taken = sum(slots.nbytes for slots in self._slots)
+        wanted = (len(self._rows) + 1) * longest * token
+        return wanted <= taken or wanted < _SHARE * (free_memory(keys.device) + taken)
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        """Let the model read the last token of every reply, and choose the next."""
+        rows = self._rows
+        hidden = self._read(rows)
+        for row, state in zip(rows, hidden.split(1), strict=True):
+            row.length, row.next = row.length + 1, row.next + 1
+            row.read(state)
+        wanted = [i for i, row in enumerate(rows) if row.token is not None]
+        if wanted:
+            some = hidden if len(wanted) == len(rows) else hidden[wanted]
+            for i, token in zip(wanted, likeliest(self._mllm, some), strict=True):
+                rows[i].choose(token)
+        for row in [row for row in rows if row.token is None]:
+            self._leave(row)
+
+    def _read(self, rows: list[Row]) -> Tensor:
+        """Last hidden states [B, D] at the tokens that were chosen."""
+        device, count = self._mllm.device, len(rows)
+        tokens = torch.tensor([[row.token] for row in rows], device=device)
+        places = torch.tensor([row.next for row in rows], device=device)
+        lengths = torch.tensor([row.length for row in rows], device=device)
+        longest = max(row.length for row in rows) + 1
+        for slots in self._slots:
+            slots.at(lengths, longest)
+        inputs = {
+            "inputs_embeds": self._mllm.get_input_embeddings()(tokens),
+            "position_ids": places[:, None].expand(*rows[0].axes[:-1], count, 1),
+            "use_cache": True,
+            self._cache_argument: Cache(layers=list(self._slots)),
+        }
+        if len({row.length for row in rows}) > 1:
+            is_own = torch.arange(longest, device=device) <= lengths[:, None]
+            inputs["attention_mask"] = is_own[:, None, None]
+        if any(row.looks for row in rows):
+            with observing([row.picture for row in rows]) as seen:
+                hidden = self._mllm.model.language_model(**inputs).last_hidden_state
+            for i, row in enumerate(rows):
+                if row.looks is not None and seen.layers:
+                    row.looks.add(seen.weights(i))
+        else:
+            hidden = self._mllm.model.language_model(**inputs).last_hidden_state
+        return hidden[:, -1]
+
+    def _leave(self, row: Row) -> None:
+        if row not in self._rows:
+            return
+        place, last = self._rows.index(row), len(self._rows) - 1
+        row.token = None
+        if place != last:
+            for slots in self._slots:
+                slots.move(last, place, self._rows[last].length)
+            self._rows[place] = self._rows[last]
+        self._rows.pop()
+        if not self._rows:
+            self._slots = []  # nobody writes: the memory is free
+
+
+class _Slots(DynamicLayer):
+    """Keys and values [places, groups, room, d] of one layer, a reply in each place from its start
+    on."""
+
+    def __init__(self):
+        super().__init__()
+        self._lengths, self._longest = torch.zeros(0, dtype=torch.long), 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
+
+    def put(self, place: int, keys: Tensor, values: Tensor) -> None:
+        """A prompt's keys and values [1, groups, L, d] into a place."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            self.keys, self.values = (
+                t.new_empty(0, t.shape[1], 0, t.shape[3]) for t in (keys, values)
+            )
+        length = keys.shape[2]
+        self._grow(place + 1, length + _ROOM)
+        self.keys[place, :, :length], self.values[place, :, :length] = keys[0], values[0]
+
+    def move(self, source: int, place: int, length: int) -> None:
+        """One reply to another place."""
+        for kept in (self.keys, self.values):
+            kept[place, :, :length] = kept[source, :, :length]
+
+    def at(self, lengths: Tensor, longest: int) -> None:
+        """Where the next token of each reply goes, and how far they reach with it."""
+        self._lengths, self._longest = lengths, longest
+        self._grow(len(lengths), longest)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any):
+        """Keep the keys and values [B, groups, 1, d] of a step; all so far."""
+        rows = torch.arange(len(key_states), device=key_states.device)
+        self.keys[rows, :, self._lengths] = key_states[:, :, 0]
+        self.values[rows, :, self._lengths] = value_states[:, :, 0]
+        so_far = slice(len(rows)), slice(None), slice(self._longest)
+        return self.keys[so_far], self.values[so_far]
+
+    def get_seq_length(self) -> int:
+        return self._longest - 1
+
+    def _grow(self, places: int, room: int) -> None:
+        had = self.keys.shape
+        if places <= had[0] and room <= had[2]:
+            return
+        places = had[0] if places <= had[0] else max(places, min(2 * had[0], MOST_ROWS))
+        room = had[2] if room <= had[2] else max(room, had[2] + had[2] // 2)
+        for name in ("keys", "values"):
+            kept = getattr(self, name)
+            new = kept.new_zeros(places, had[1], room, kept.shape[3])  # no numbers would spread
+            new[: had[0], :, : had[2]] = kept
+            setattr(self, name, new)
+
+
+class _Turn:
+    """A lock that lets the waiting in, in the order in which they came."""
+
+    def __init__(self):
+        self._guard, self._is_taken = threading.Lock(), False
+        self._waiting: deque[threading.Lock] = deque()
+
+    @contextmanager
+    def taken(self) -> Generator[None, None, None]:
+        """Inside, nobody else is."""
+        with self._guard:
+            own = None
+            if self._is_taken:
+                own = threading.Lock()
+                own.acquire()
+                self._waiting.append(own)
+            self._is_taken = True
+        if own is not None:
+            own.acquire()
+        try:
+            yield
+        finally:
+            with self._guard:
+                if self._waiting:
+                    self._waiting.popleft().release()
+                else:
+                    self._is_taken = False
