@@ -6,7 +6,6 @@ import torch
 
 from coprs_core import load
 from coprs_core.geometry import to_mllm_frame
-from coprs_core.model.mllm import generate
 from coprs_core.photos import open_photo
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
@@ -43,8 +42,8 @@ def test_from_prompt_to_focus_embedding_to_mask(engine):
 def test_one_pass_equals_the_models_own_forward(engine):
     """Hugging Face's own forward over prompt and reply, photo included, is the second opinion."""
     photo, _, ids, reading = read(engine)
-    written = [s.token for s in generate(reading, None, set(), 5)]
-    embedding = reading.feed([engine.focus.focus_id])[-1:]
+    written = [s.token for s in engine.focus.language.batch.write(reading, None, set(), 5)]
+    embedding = reading.feed([*written, engine.focus.focus_id])[-1:]
     mllm = engine.model.mllm
     tokens = torch.tensor([[*ids, *written, engine.focus.focus_id]])
     inputs = dict(

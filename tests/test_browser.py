@@ -31,8 +31,7 @@ from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.masks import decode_prior, encode_prior
 from coprs_core.metrics import iou_curve
-from coprs_core.model import language as language_module
-from coprs_core.model.mllm import Step
+from coprs_core.model.decoding import Batch, Step
 from coprs_core.photos import open_photo
 from tests import tiny
 from tests.conftest import slowed
@@ -399,7 +398,7 @@ def test_one_click_brings_a_model_for_photos_and_the_answer(
     upload_and_ask(page, large, "the cat")
     page.wait_for_selector("#photo-model")
     assert page.inner_text("#photo-model") == "Load qwen3-vl-2b and answer"
-    monkeypatch.setattr(language_module, "generate", lambda *a, **k: iter(steps))
+    monkeypatch.setattr(Batch, "write", lambda *a, **k: iter(steps))
     page.click("#photo-model")
     page.wait_for_selector(FINISHED, timeout=60000)
     ready(page)

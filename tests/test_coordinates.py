@@ -16,10 +16,9 @@ from coprs_core import CoPRSError, load
 from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.geometry import to_square
-from coprs_core.model import language as language_module
 from coprs_core.model.boxes import MAX_OBJECTS, read_answer, words_of_numbers
 from coprs_core.model.coordinates import SEG_ZERO, STOCK, VISUAL_TOKENS
-from coprs_core.model.mllm import Step
+from coprs_core.model.decoding import Batch, Step
 from coprs_core.photos import open_photo
 from coprs_core.probes import attention, heads, sentences, words, zoom
 from coprs_core.probes.finding import NotApplicable
@@ -175,14 +174,14 @@ def writes(monkeypatch, engine, reply: str, finished: bool = True) -> None:
     ids = engine.segmenter.language.tokenizer(reply, add_special_tokens=False).input_ids
     ids = [*ids, engine.segmenter.language.tokenizer.eos_token_id] if finished else ids
 
-    def write(reading, focus_id, stop_ids, max_new_tokens, feed=None):
+    def write(batch, reading, focus_id, stop_ids, max_new_tokens, looks=None):
         """Those words, really read by the model one after the other."""
         for token in ids:
             yield Step(token)
             if token not in stop_ids:
-                feed([token])
+                looks.feed(reading, [token])
 
-    monkeypatch.setattr(language_module, "generate", write)
+    monkeypatch.setattr(Batch, "write", write)
 
 
 def test_a_folder_of_qwen_answers_with_boxes_and_where_it_looked(pointing, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
-from coprs_core.model.mllm import embed_prompt, generate
+from coprs_core.model.mllm import embed_prompt
 from coprs_core.model.prior import PADDING_LOGIT, PositionalPrior, mask_padding
 from coprs_core.model.vision import SAM_SIZES, VisionConfig, build_image_encoder
 from coprs_core.photos import open_photo
@@ -118,7 +118,8 @@ def test_one_pass_focus_embedding_equals_a_second_full_forward(mini, found):
         mini.model.mllm,
         mini.focus.language.tokenizer.convert_tokens_to_ids("<REF_POS>"),
     )
-    steps = list(generate(mini.focus.reading(question.instruction, features), focus_id, set(), 200))
+    reading = mini.focus.reading(question.instruction, features)
+    steps = list(mini.focus.language.batch.write(reading, focus_id, set(), 200))
     assert steps[-1].token == focus_id and all(s.focus_embedding is None for s in steps[:-1])
     whole = ids + [s.token for s in steps]
     tokens = torch.tensor([whole])
@@ -146,7 +147,8 @@ def test_the_stage_in_the_middle_gives_the_same_prior_and_mask(mini, found):
         len(ids),
     )
     focus_id = mini.focus.language.tokenizer.convert_tokens_to_ids("<REF_POS>")
-    *_, last = generate(mini.focus.reading(question.instruction, features), focus_id, set(), 200)
+    reading = mini.focus.reading(question.instruction, features)
+    *_, last = mini.focus.language.batch.write(reading, focus_id, set(), 200)
     prior_logits, mask_logits = mini.model.focus(
         last.focus_embedding, features.image_embedding, torch.tensor([[256, 256]])
     )

@@ -49,7 +49,7 @@ def add_options(parser: ArgumentParser) -> None:
     add(
         "--data",
         metavar="NAME|DIR",
-        help="joint: scenes, a folder with an items.jsonl, refcoco, refcoco+, refcocog or reasonseg",
+        help="joint: scenes, a folder with an items.jsonl, or a data set as in evaluate",
     )
     add("--root", metavar="DIR", help="joint: the folder of a data set that has a name")
     add(

@@ -205,7 +205,7 @@ class Batch:
         if len({row.length for row in rows}) > 1:
             is_own = torch.arange(longest, device=device) <= lengths[:, None]
             inputs["attention_mask"] = is_own[:, None, None]
-        if any(row.looks for row in rows):
+        if any(row.looks is not None for row in rows):
             with observing([row.picture for row in rows]) as seen:
                 hidden = self._mllm.model.language_model(**inputs).last_hidden_state
             for i, row in enumerate(rows):

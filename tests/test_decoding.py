@@ -1,0 +1,275 @@
+"""Replies written together: the same words as alone, whoever joins, leaves or fails meanwhile."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from coprs_core.answer.engine import Engine
+from coprs_core.answer.together import Question, answer_together
+from coprs_core.datasets import open_dataset
+from coprs_core.errors import CoPRSError
+from coprs_core.metrics import iou
+from coprs_core.model import decoding
+from coprs_core.model.attention import Looks
+from coprs_core.model.decoding import AFTER_FOCUS, MOST_FOCUS_TOKENS, Batch
+from coprs_core.model.language import LanguageModel
+from coprs_core.model.mllm import Prefix, Reading
+from tests import tiny
+
+MAKE = [tiny.qwen, tiny.qwen3, tiny.llava]
+WORDS = ["the cat", "the largest thing on the left of the two birds", "x", "the second one"]
+FOCUS, STOP = 7, 3
+
+
+@pytest.fixture(params=MAKE, ids=["qwen2.5", "qwen3", "llava"])
+def language(request, tmp_path):
+    from coprs_core.checkpoints.hugging_face import load_image_processor, load_tokenizer
+
+    folder = tiny.save_mllm(tmp_path / "mllm", request.param())
+    return LanguageModel(request.param(), load_tokenizer(folder), load_image_processor(folder))
+
+
+def read(language, number: int) -> Reading:
+    """A question about a photo of its own, of a length of its own."""
+    rng = np.random.default_rng(number)
+    photo = Image.fromarray(rng.integers(0, 255, (56 + 28 * (number % 3), 84, 3), np.uint8))
+    visual = language.see(photo)
+    template = "<|vision_start|>{image}<|vision_end|>{instruction}"
+    return language.reading(template, WORDS[number % len(WORDS)], visual, Prefix())
+
+
+def plain(language, number: int, count: int) -> list[int]:
+    """Greedy decoding without any batch: the loop of a textbook."""
+    reading, written = read(language, number), []
+    for _ in range(count):
+        written.append(reading.likeliest())
+        reading.feed(written[-1:])
+    return written
+
+
+def tokens(steps) -> list[int]:
+    return [step.token for step in steps]
+
+
+def test_one_alone_is_bit_for_bit_what_it_was(language):
+    batch, reading, plain_reading = Batch(language.mllm), read(language, 1), read(language, 1)
+    states = []
+    for step in batch.write(reading, None, set(), 12):
+        assert step.token == plain_reading.likeliest()
+        states.append(plain_reading.feed([step.token]))
+    (last,) = tokens(batch.write(reading, None, set(), 1))  # the reading is as it was
+    assert last == read(language, 1).likeliest()
+    focus = plain(language, 1, 3)[2]
+    *_, found = batch.write(reading, focus, set(), 12)
+    assert torch.equal(found.focus_embedding, states[2]) or focus in plain(language, 1, 2)
+
+
+def test_together_each_writes_what_it_writes_alone(language):
+    batch, count = Batch(language.mllm), 14
+    alone = [plain(language, n, count) for n in range(6)]
+    rows = [batch.write(read(language, n), None, set(), count) for n in range(6)]
+    written: list[list[int]] = [[] for _ in rows]
+    for _ in range(count):
+        for n, row in enumerate(rows):
+            written[n].append(next(row).token)
+    assert (
+        written == alone and len({len(read(language, n).layers[0][0][0, 0]) for n in range(6)}) > 1
+    )
+    assert [next(row, None) for row in rows] == [None] * 6 and len(batch) == 0
+
+
+def test_one_joins_between_two_steps_and_another_leaves(language):
+    batch = Batch(language.mllm)
+    alone = [plain(language, n, 10) for n in range(3)]
+    first, second = (batch.write(read(language, n), None, set(), 10) for n in (0, 1))
+    got = [next(first).token for _ in range(4)]
+    others = [next(second).token for _ in range(2)]
+    assert len(batch) == 2
+    third = batch.write(read(language, 2), None, set(), 10)
+    more = [next(third).token]
+    assert len(batch) == 3 and more == alone[2][:1]
+    first.close()
+    assert len(batch) == 2  # at once
+    others += tokens(second)
+    more += tokens(third)
+    assert got == alone[0][:4] and others == alone[1] and more == alone[2]
+    assert len(batch) == 0 and batch._slots == []  # nothing is kept
+
+
+def test_many_threads_each_get_their_own(language):
+    batch, results = Batch(language.mllm), {}
+    alone = {n: plain(language, n, 12) for n in range(4)}
+
+    def visit(number: int) -> None:
+        for again in range(3):
+            steps = batch.write(read(language, number % 4), None, set(), 12 if again else 5)
+            results[number, again] = tokens(steps)
+
+    threads = [threading.Thread(target=visit, args=(n,)) for n in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join(60) for thread in threads]
+    assert len(results) == 24 and len(batch) == 0
+    for (number, again), written in results.items():
+        assert written == alone[number % 4][: 12 if again else 5]
+
+
+def test_what_is_attended_to_is_each_ones_own(language):
+    batch, looks = Batch(language.mllm), []
+    grid = (1, 1)
+    for number in range(3):
+        alone = Looks(grid)
+        list(batch.write(read(language, number), None, set(), 6, alone))
+        looks.append(alone)
+    together = [Looks(grid) for _ in range(3)]
+    rows = [batch.write(read(language, n), None, set(), 6, together[n]) for n in range(3)]
+    for _ in range(6):
+        for row in rows:
+            next(row)
+    for one, other in zip(looks, together, strict=True):
+        assert len(one) == len(other) == 5
+        for a, b in zip(one._kept, other._kept, strict=True):
+            torch.testing.assert_close(a.float(), b.float(), atol=2e-3, rtol=2e-2)
+
+
+def scripted(monkeypatch, script: list[int]) -> Batch:
+    """A batch whose model finds the tokens of a script likeliest, one after the other."""
+    language = LanguageModel(tiny.qwen(), tiny.TOKENIZER, None)
+    said = iter(script)
+    monkeypatch.setattr(decoding, "likeliest", lambda _, hidden: [next(said) for _ in hidden])
+    monkeypatch.setattr(Reading, "likeliest", lambda self: next(said))
+    return Batch(language.mllm)
+
+
+def begun(batch) -> Reading:
+    reading = Reading(batch._mllm, Prefix(axes=(3, 1)))
+    reading.feed([5, 6, 8])
+    return reading
+
+
+@pytest.mark.parametrize(
+    "script, limit, expected",
+    [
+        ([9, FOCUS, STOP], 20, [9, FOCUS]),
+        ([9, FOCUS, 11, 12, FOCUS, STOP], 20, [9, FOCUS, 11, 12, FOCUS]),
+        ([9, FOCUS, *[11] * (AFTER_FOCUS + 1)], 90, [9, FOCUS]),  # it goes on and on
+        ([FOCUS] * (MOST_FOCUS_TOKENS + 1), 90, [FOCUS] * MOST_FOCUS_TOKENS),
+        ([9, FOCUS, 11], 3, [9, FOCUS]),
+        ([9, FOCUS], 2, [9, FOCUS]),
+        ([9, 11, 12], 3, [9, 11, 12]),
+        ([9, STOP], 20, [9, STOP]),
+    ],
+)
+def test_focus_tokens_and_ends(monkeypatch, script, limit, expected):
+    batch = scripted(monkeypatch, script)
+    steps = list(batch.write(begun(batch), FOCUS, {STOP}, limit))
+    assert tokens(steps) == expected and len(batch) == 0
+    for step in steps:
+        assert (step.focus_embedding is not None) == (step.token == FOCUS)
+
+
+def test_no_more_are_written_together_than_there_is_room_for(language, monkeypatch):
+    monkeypatch.setattr(decoding, "MOST_ROWS", 2)
+    batch, most = Batch(language.mllm), 0
+    alone = [plain(language, n, 8) for n in range(5)]
+    rows = [batch.write(read(language, n), None, set(), 8) for n in range(5)]
+    written: list[list[int]] = [[] for _ in rows]
+    for _ in range(8):
+        for n, row in enumerate(rows):
+            written[n].append(next(row).token)
+            most = max(most, len(batch))
+    assert written == alone and most == 2
+    monkeypatch.setattr(decoding, "MOST_ROWS", 64)
+    monkeypatch.setattr(decoding, "free_memory", lambda device: 0)
+    first, second = (batch.write(read(language, n), None, set(), 8) for n in (0, 1))
+    next(first)
+    next(second)  # waits until the first has ended
+    assert len(batch) == 1 and tokens(first) == alone[0][1:] and tokens(second) == alone[1][1:]
+
+
+def test_a_step_that_fails_is_told_to_one_and_the_others_go_on(language):
+    batch, calls = Batch(language.mllm), []
+    alone = [plain(language, n, 9) for n in range(3)]
+    rows = [batch.write(read(language, n), None, set(), 9) for n in range(3)]
+    written = [[next(row).token] for row in rows]
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory, as a GPU may say between two layers")
+
+    layer = language.mllm.model.language_model.layers[-1]
+    handle = layer.register_forward_pre_hook(fail)
+    failed = []
+    for _ in range(8):
+        for n, row in enumerate(rows):
+            try:
+                if n not in failed:
+                    written[n].append(next(row).token)
+            except RuntimeError:
+                failed.append(n)
+    handle.remove()
+    assert len(failed) == 1 and len(batch) == 0
+    for n in {0, 1, 2} - set(failed):
+        assert written[n] == alone[n]
+
+
+# --- whole answers
+
+
+def test_answers_together_are_those_of_one_by_one(mini):
+    examples = list(open_dataset("scenes").examples(300, 40))
+    asked = [Question(e.photo, e.instruction, e.index) for e in examples]
+    asked.insert(3, Question(np.zeros((0, 3, 3), np.uint8), "no photo", "bad"))
+    asked.insert(9, Question(examples[0].photo, " ", "empty"))
+    engine, calls = Engine(mini.checkpoint), []
+    hook = engine.model.mllm.model.language_model.register_forward_hook(lambda *_: calls.append(1))
+    answers = {q.about: answer for q, answer in answer_together(engine, asked, 16)}
+    hook.remove()
+    assert isinstance(answers.pop("bad"), CoPRSError) and isinstance(
+        answers.pop("empty"), CoPRSError
+    )
+    different = 0
+    for example in examples:
+        one, answer = mini.segment(example.photo, example.instruction), answers.pop(example.index)
+        if (one.outcome, one.reply) == (answer.outcome, answer.reply):
+            assert iou(one.mask, answer.mask) > 0.99
+        else:
+            different += 1
+    assert not answers and different <= 1
+    assert len(calls) < 40 * 20  # far fewer steps than tokens
+
+
+def test_a_reply_of_several_focus_tokens_has_a_region_for_each(fresh, monkeypatch):
+    """As the world asks for several things; the bundled model is not trained for it yet."""
+    language = fresh.focus.language
+    reply = "<think>Those are two.</think>They are here: top left <REF_POS> bottom right <REF_POS>"
+    ids = iter([*language.ids_of(reply), *[language.tokenizer.eos_token_id] * 2])
+    monkeypatch.setattr(decoding, "likeliest", lambda _, hidden: [next(ids) for _ in hidden])
+    monkeypatch.setattr(Reading, "likeliest", lambda self: next(ids))
+    example = next(open_dataset("scenes").examples(0, 1))
+    result = fresh.segment(example.photo, "the two birds")
+    assert result.outcome == "found" and len(result.regions) == 2 and result.reply == reply
+    assert "2 focus tokens" in result.reason
+    assert np.array_equal(result.mask, result.regions[0].mask | result.regions[1].mask)
+
+
+def test_a_turn_lets_the_waiting_in_as_they_came():
+    turn, order, threads = decoding._Turn(), [], []
+
+    def visit(number):
+        with turn.taken():
+            order.append(number)
+
+    with turn.taken():
+        for number in range(5):
+            threads.append(threading.Thread(target=visit, args=(number,)))
+            threads[-1].start()
+            while len(turn._waiting) <= number:
+                pass
+    [thread.join(10) for thread in threads]
+    assert order == list(range(5))
+    assert SimpleNamespace(taken=turn._is_taken).taken is False
