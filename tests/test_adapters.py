@@ -118,7 +118,7 @@ def test_the_command_line_and_doctor_take_them(made, tmp_path, capsys):
     ]
     assert main([*asked, "--max-new-tokens", "8", "--out", str(tmp_path / "out")]) in (0, 3, 4)
     assert json.loads((tmp_path / "out" / "result.json").read_text())["model"] == str(made / "own")
-    measured = ["evaluate", "--model", str(made / "own"), "--device", "cpu", "--count", "2"]
+    measured = ["evaluate", "--model", str(made / "own"), "--device", "cpu", "--limit", "2"]
     assert main(measured) == 0
     named = [check.found for check in examine(str(made / "own")) if check.name == "file"]
     assert any(WEIGHTS in text for text in named) and any("image_encoder" in text for text in named)

@@ -23,7 +23,7 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
         "coprs_core.archive",
         "coprs_core.batch",
         "coprs_core.calibrate",
-        "coprs_core.evaluate",
+        "coprs_core.evaluation",
         "coprs_core.replay",
     ),
     ("coprs_core.random_weights",),

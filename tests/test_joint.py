@@ -482,7 +482,7 @@ def test_a_plain_folder_is_evaluated_on(tmp_path, capsys):
     assert main([*asked, "--root", str(tmp_path / "data"), "--device", "cpu"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["all"]["count"] == 3 and told["groups"]["nothing there"]["count"] == 1
-    assert main(asked) == 2 and "give it with --root" in capsys.readouterr().err
+    assert main(asked) == 2 and "give its folder with --root" in capsys.readouterr().err
 
 
 SMALL = ("steps=2", "questions=2", "group=2", "rows_at_once=4", "max_new_tokens=90", "save_every=1")

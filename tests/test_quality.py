@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from coprs_core.datasets import scenes
-from coprs_core.evaluate import judge, report, table
+from coprs_core.evaluation.report import report, table
+from coprs_core.evaluation.rows import measure
 from coprs_core.metrics import iou
 from tests import record
 
@@ -17,7 +18,7 @@ from tests import record
 def measured(answered):
     return report(
         [
-            judge(scenes.example_of(i, scene, question), result)
+            measure(scenes.example_of(i, scene, question), result)
             for i, (scene, question, result) in enumerate(answered)
         ],
         scenes.GROUPS,

@@ -3,7 +3,7 @@ the program."""
 
 import os
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
 import torch
@@ -15,6 +15,9 @@ from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_dtype
 from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
+
+if TYPE_CHECKING:
+    from coprs_core.model.remote import Server
 
 SCHEME = "openai:"
 KEY = "COPRS_API_KEY"
@@ -40,24 +43,29 @@ class RemoteSource:
         """The server as messages name it."""
         return urlsplit(self.url).netloc
 
-    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
-        """The model, asked once where a drawn square is, and a SAM on a device.
-
-        Raises `CoPRSError`: the server cannot be used, and why.
-        """
+    def server(self) -> "Server":
+        """The model to talk to; nothing is asked yet."""
         import openai
 
-        from coprs_core.model.coordinates import QWEN3
-        from coprs_core.model.remote import SECONDS, RemoteSegmenter, Server, ask_for_a_square
+        from coprs_core.model.remote import SECONDS, Server
 
-        say = report or on_terminal
         client = openai.OpenAI(
             base_url=self.url,
             api_key=os.environ.get(KEY) or "none",
             timeout=openai.Timeout(SECONDS, connect=10.0),
             max_retries=0,
         )
-        server = Server(client, self.model, self.host)
+        return Server(client, self.model, self.host)
+
+    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
+        """The model, asked once where a drawn square is, and a SAM on a device.
+
+        Raises `CoPRSError`: the server cannot be used, and why.
+        """
+        from coprs_core.model.coordinates import QWEN3
+        from coprs_core.model.remote import RemoteSegmenter, ask_for_a_square
+
+        say, server = report or on_terminal, self.server()
         say(f"asking {self.host} where a drawn square is")
         prompt = ask_for_a_square(server)
         if prompt is None:

@@ -12,6 +12,7 @@ COMMANDS = (
     "open",
     "scenes",
     "evaluate",
+    "compare",
     "train",
     "models",
     "doctor",

@@ -1,58 +1,178 @@
-"""`evaluate`: measure a checkpoint on a data set."""
+"""`evaluate`: measure a model on a data set."""
 
 import json
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from coprs_core.commands.options import add_model_options, load_options, positive_count
+from coprs_core.commands.options import add_model_options, count, load_options, positive_count
 from coprs_core.datasets import DATASETS
+
+if TYPE_CHECKING:
+    from coprs_core.evaluation.run import Settings, Shard
 
 SUMMARY = "measure a model on a data set"
 PAGE = """\
-Answer the examples of a data set and print the scores: overall, by group and by
-target size. gIoU is the mean IoU per example, where both empty counts 1 and a mask
-where nothing fits counts 0.
+Answer the items of a data set and print the scores: gIoU and cIoU of mask and prior
+with 95 % intervals, overall, by group, by size and number of targets, by length of
+instruction and thought. --protocol says how regions to ignore, empty masks and
+failed replies count; nothing is skipped.
 
-example:
-  python -m coprs_core evaluate --model mini --data scenes --split test --count 1000
+With --out every item is a line of a file as soon as it is answered: a run that was
+stopped goes on, and --shard 1/4 … 4/4, or several processes of torchrun or
+`accelerate launch`, share one. The folder
+then holds report.html, which needs no network. `compare` holds two runs against
+each other.
+
+scenes      drawn as they are needed; --split test, test-several, test-unknown …
+folder      photos and masks, with an items.jsonl or texts beside them
+refcoco, refcoco+, refcocog
+            refs(…).p with instances.json, or the tables of jxu124 or lmms-lab
+reasonseg   LISA's folders, or the tables of Ricky06662
+
+examples:
+  python -m coprs_core evaluate --model mini --data scenes --limit 1000 --out runs/mini
+  python -m coprs_core evaluate --model qwen3-vl-2b --data reasonseg --root ReasonSeg \\
+      --split val --protocol lisa --out runs/reasonseg
+  torchrun --nproc_per_node 2 -m coprs_core evaluate --out runs/mini
 """
+SCENES = 1000
+"""How many drawn scenes, where nothing is said."""
 
 
 def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
+    add("--data", default="scenes", metavar="NAME", help=f"{', '.join(DATASETS)} (default scenes)")
+    add("--root", type=Path, metavar="DIR", help="the folder of a data set that lies on a disk")
+    add("--split", metavar="NAME", help="a split of the data set (default: its usual one)")
+    add("--start", type=count, default=0, metavar="N", help="number of the first item (default 0)")
     add(
-        "--data",
-        choices=DATASETS,
-        default="scenes",
-        help=f"what to answer: {', '.join(DATASETS)} (default scenes)",
-    )
-    add("--root", type=Path, metavar="DIR", help="the folder of a data set that lies on disk")
-    add("--split", default="test", help="a split of the data set (default test)")
-    add("--seed", type=int, default=0, metavar="S", help="number of the first example (default 0)")
-    add(
-        "--count",
+        "--limit",
         type=positive_count,
-        default=1000,
         metavar="N",
-        help="how many examples (default 1000)",
+        help=f"how many items (default: all; {SCENES:,} scenes)",
     )
+    add("--shard", default="1/1", metavar="I/N", help="only every N-th item, from the I-th on")
+    add(
+        "--protocol",
+        default="coprs",
+        metavar="NAME",
+        help="coprs, lisa, seg-zero or visionreasoner (default coprs)",
+    )
+    add(
+        "--at-once",
+        type=positive_count,
+        default=32,
+        metavar="N",
+        help="replies that are written together (default 32); 1: one by one",
+    )
+    add(
+        "--judge",
+        metavar="NAME",
+        help="score thoughts: rule (scenes; default there), openai:NAME@URL, or none",
+    )
+    add("--max-new-tokens", type=positive_count, metavar="N", help="bound of a reply")
+    add("--out", type=Path, metavar="DIR", help="rows, report.json and report.html; resumable")
     add("--json", action="store_true", help="print all scores, and every row, as JSON")
     add_model_options(parser)
 
 
 def run(options: Namespace) -> int:
+    from tempfile import TemporaryDirectory
+
+    if options.out:
+        return _run(options, options.out)
+    with TemporaryDirectory() as folder:
+        return _run(options, Path(folder))
+
+
+def _run(options: Namespace, folder: Path) -> int:
     from tqdm import tqdm
 
-    from coprs_core.answer.engine import Engine
+    from coprs_core.answer.engine import Engine, check_max_new_tokens
     from coprs_core.checkpoints.load import load_checkpoint
     from coprs_core.datasets import open_dataset
-    from coprs_core.evaluate import evaluate, report, table
+    from coprs_core.evaluation.judges import open_judge
+    from coprs_core.evaluation.protocols import PROTOCOLS
+    from coprs_core.evaluation.run import Settings, numbers_of, parse_shard
+    from coprs_core.evaluation.run import run as measure_all
 
+    if options.protocol not in PROTOCOLS:
+        from coprs_core.errors import CoPRSError, meant
+
+        near = meant(options.protocol, tuple(PROTOCOLS))
+        raise CoPRSError(
+            f"There is no protocol {options.protocol!r}{near}: choose {', '.join(PROTOCOLS)}."
+        )
+    if options.max_new_tokens is not None:
+        check_max_new_tokens(options.max_new_tokens)
+    given, rank, processes = parse_shard(options.shard), _of("RANK", 0), _of("WORLD_SIZE", 1)
     dataset = open_dataset(options.data, options.root, options.split)
-    engine = Engine(load_checkpoint(options.model, load_options(options)))
-    rows = evaluate(engine, dataset.examples(options.seed, options.count))
-    bar = tqdm(rows, total=options.count, unit="example", file=sys.stderr)
-    scores = report(list(bar), dataset.groups)
+    limit = options.limit or (SCENES if dataset.size is None else None)
+    judge_name, judge = open_judge(options.judge, dataset.has_grades)
+    settings = Settings(
+        options.model,
+        options.data,
+        dataset.split,
+        dataset.about,
+        options.protocol,
+        judge_name,
+        options.start,
+        limit,
+        options.at_once,
+        options.max_new_tokens,
+    )
+    numbers = numbers_of(dataset, settings)
+    shard = _among(given, rank, processes)
+    total = sum(n in shard for n in numbers)
+    engine = Engine(load_checkpoint(options.model, load_options(_placed(options, processes))))
+    rows = measure_all(engine, dataset, settings, folder, shard, judge)
+    for _ in tqdm(rows, total=total, unit="item", file=sys.stderr, disable=rank > 0):
+        pass
+    if processes > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+    return _report(options, folder, settings) if rank == 0 else 0
+
+
+def _report(options: Namespace, folder: Path, settings: "Settings") -> int:
+    """Write and print what all rows of the folder add up to."""
+    from coprs_core.evaluation.page import write_page
+    from coprs_core.evaluation.report import report, table
+    from coprs_core.evaluation.run import read_rows, read_run
+
+    rows, told = read_rows(folder), read_run(folder)
+    scores = report(rows, told["groups"], settings.counting)
+    if options.out:
+        (folder / "report.json").write_text(json.dumps(scores, indent=1) + "\n")
+        page = write_page(folder, rows, told, scores)
+    scores["rows"] = [row.to_dict() for row in rows]
     print(json.dumps(scores, indent=1) if options.json else table(scores))
+    if options.out and not options.json:
+        print(f"written: {page}")
     return 0
+
+
+def _of(name: str, default: int) -> int:
+    """What a launcher of several processes says of this one."""
+    return int(os.environ.get(name, default))
+
+
+def _among(given: "Shard", rank: int, processes: int) -> "Shard":
+    """The part of a part that is this process's."""
+    from coprs_core.evaluation.run import Shard
+
+    return Shard(given.number + given.count * rank, given.count * processes)
+
+
+def _placed(options: Namespace, processes: int) -> Namespace:
+    """With a GPU of its own for each of several processes."""
+    if processes > 1 and options.device == "auto":
+        import torch
+
+        if torch.cuda.is_available():
+            options.device = f"cuda:{_of('LOCAL_RANK', 0)}"
+    return options

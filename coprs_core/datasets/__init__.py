@@ -4,6 +4,7 @@ A reader's file holds `splits(name)`, the first of which is the usual one, and `
 gives a `Dataset`. Its name in `DATASETS` makes it a choice of `--data`.
 """
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,4 +40,4 @@ def open_dataset(name: str, root: Path | None = None, split: str | None = None) 
         raise CoPRSError(f"The data set {name} has no split {split!r}: choose {', '.join(splits)}.")
     if root is None and name != "scenes":
         raise CoPRSError(f"The data set {name} lies on a disk: give its folder with --root.")
-    return reader.read(Place(name, root, split))
+    return replace(reader.read(Place(name, root, split)), split=split)

@@ -27,6 +27,7 @@ class Example:
         tags: what kind of item it is, for the groups of a report.
         score: further measures of an answer that only this data set knows, each in [0, 1]; one
             that does not apply to an answer is left out.
+        grade: how good the thought of an answer is, from 0 to 10, where the data set can tell.
         reply: a reply to imitate, where one is known.
     """
 
@@ -40,6 +41,7 @@ class Example:
     score: Callable[[Result], dict[str, bool | float]] | None = field(
         default=None, repr=False, kw_only=True
     )
+    grade: Callable[[Result], float] | None = field(default=None, repr=False, kw_only=True)
     reply: str | None = field(default=None, kw_only=True)
 
     @property
@@ -72,12 +74,16 @@ class Dataset:
         size: how many items; None where there is no end.
         item: number → that item, None where it is passed over.
         groups: name of a group in the report → the tag and the value that its items have.
+        has_grades: whether the data set can tell how good a thought is.
+        split: as it was asked for.
     """
 
     about: str
     size: int | None
     item: Callable[[int], Example | None] = field(repr=False)
     groups: dict[str, tuple[str, Tag]] = field(default_factory=dict)
+    has_grades: bool = False
+    split: str = ""
 
     def examples(self, start: int, count: int) -> Iterator[Example]:
         """`count` items from number `start` on, or as many as there are."""

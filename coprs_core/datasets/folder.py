@@ -56,8 +56,9 @@ def read(place: Place) -> Dataset:
         photo = open_photo(line.photo)
         masks = tuple(mask_of(path, photo.image) for path in line.masks)
         things = "one" if len(masks) == 1 else "several" if masks else "none"
-        told = {"tags": {"things": things}, "reply": line.reply}
-        return Example(number, photo, line.instruction, masks, photo.size, **told)
+        tags: dict[str, Tag] = {"things": things}
+        asked = line.instruction, masks, photo.size
+        return Example(number, photo, *asked, tags=tags, reply=line.reply)
 
     about = f"folder {place.folder.name}: {len(listed):,} items"
     return Dataset(about, len(listed), item, GROUPS)

@@ -138,9 +138,10 @@ def _listed(
     def item(i: int) -> Example:
         number, text = expressions[i]
         image, segmentation, where = open_one(number)
-        mask = mask_of(segmentation, image.size[::-1], where)
-        told = {"tags": {"words": _length(text)}}
-        return Example(i, image, check_instruction(text), (mask,), mask.shape, **told)
+        mask = mask_of(segmentation, (image.height, image.width), where)
+        tags: dict[str, Tag] = {"words": _length(text)}
+        size = image.height, image.width
+        return Example(i, image, check_instruction(text), (mask,), size, tags=tags)
 
     counts = f"{len(expressions):,} expressions of {len(said):,} objects"
     about = f"{place.name} {place.split} from {file}: {counts}"

@@ -12,14 +12,16 @@ from coprs_core.prompts import NOTHING_FOUND
 from coprs_core.world import scenes
 from coprs_core.world.questions import FAMILIES, MORE_FAMILIES, Question, examples
 from coprs_core.world.scenes import UNSEEN_PAIRS, Scene
-from coprs_core.world.wording import conclusions_of
+from coprs_core.world.wording import conclusions_of, seen_in
 
 _MORE: dict[str, dict] = {
     "several": {"family": "several"},
     "unknown": {"family": "unknown word"},
     "shapes": {"is_square": False},
 }
-GROUPS = {family: ("family", family) for family in (*FAMILIES, *MORE_FAMILIES)} | {
+GROUPS: dict[str, tuple[str, Tag]] = {
+    family: ("family", family) for family in (*FAMILIES, *MORE_FAMILIES)
+} | {
     "unseen pair": ("unseen_pair", True),
     "unseen wording": ("unseen_wording", True),
 }
@@ -45,7 +47,7 @@ def read(place: Place) -> Dataset:
         asked = next(examples(drawn_from, seed, 1, **_MORE.get(more, {})), None)
         return asked and example_of(seed, *asked)
 
-    return Dataset(f"drawn scenes, split {place.split}", None, item, GROUPS)
+    return Dataset(f"drawn scenes, split {place.split}", None, item, GROUPS, has_grades=True)
 
 
 def example_of(index: int, scene: Scene, question: Question) -> Example:
@@ -64,6 +66,7 @@ def example_of(index: int, scene: Scene, question: Question) -> Example:
         scene.image.shape[:2],
         tags=tags,
         score=partial(_score, scene, question),
+        grade=partial(grade, scene, question),
         reply=question.reply,
     )
 
@@ -91,6 +94,17 @@ def _score(scene: Scene, question: Question, result: Result) -> dict[str, bool |
     if is_named:
         scores["mask_giou_if_named"] = iou(result.mask, scene.mask(*question.targets))
     return scores
+
+
+def grade(scene: Scene, question: Question, result: Result) -> float:
+    """How good a thought is, from 0 to 10, counted: 4 · the share of what it says to see that is
+    there, 2 · the share of what is there that it says to see (thing, colour and place), 4 where it
+    concludes rightly (`named`)."""
+    there = {(t.place, t.colour, t.kind) for t in scene.things}
+    seen = set(seen_in(result.reasoning))
+    right = len(seen & there)
+    conclusion = bool(_score(scene, question, result)["named"])
+    return 4 * right / max(1, len(seen)) + 2 * right / max(1, len(there)) + 4 * conclusion
 
 
 def _most_covered(scene: Scene, mask: np.ndarray) -> int | None:

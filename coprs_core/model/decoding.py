@@ -90,10 +90,10 @@ class Row:
 
     def read(self, hidden: Tensor) -> None:
         """The last hidden state [1, D] at the token that was chosen before."""
-        if self.token != self.focus_id:
+        if self.token is None or self.token != self.focus_id:
             return
         self.steps.extend(self._held or [])
-        self.steps.append(Step(self.focus_id, hidden))
+        self.steps.append(Step(self.token, hidden))
         self._held, self._focused = [], self._focused + 1
         if self.left < 1 or self._focused == MOST_FOCUS_TOKENS:
             self.token = None
@@ -232,6 +232,9 @@ class Batch:
 class _Slots(DynamicLayer):
     """Keys and values [places, groups, room, d] of one layer, a reply in each place from its start
     on."""
+
+    keys: Any
+    values: Any
 
     def __init__(self):
         super().__init__()

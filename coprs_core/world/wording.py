@@ -298,6 +298,12 @@ def conclusions_of(reasoning: str) -> list[tuple[str, str]]:
     return re.findall(rf"the (\w+) (?:{places}), the (\w+) one", last)
 
 
+def seen_in(reasoning: str) -> list[tuple[str, str, str]]:
+    """(place, colour, kind) of everything that the first sentence of such a thought says to see."""
+    places = "|".join(sorted(PLACES, key=len, reverse=True))
+    return re.findall(rf"({places}) an? (\w+) (\w+)", reasoning.partition(". ")[0])
+
+
 def _listed(words: list[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 

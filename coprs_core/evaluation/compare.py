@@ -1,0 +1,128 @@
+"""Two runs on the same items, side by side, with a paired test."""
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from coprs_core.errors import CoPRSError
+from coprs_core.evaluation.report import RESAMPLES, SEED, SHARE, averages, grouped, in_digits
+from coprs_core.evaluation.rows import Row
+from coprs_core.evaluation.run import read_rows, read_run
+
+FLIPS = 10_000
+"""Random signs of the permutation test."""
+_SAME = ("data", "split", "protocol")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One measure of B less that of A, over the same items.
+
+    Attributes:
+        a, b: the means; `low`, `high`: the 95 % interval of b − a, by bootstrap over items.
+        p: of a two-sided sign-flip permutation test of the paired differences (10,000 flips).
+        better, worse: how many items B is better at, and worse at.
+    """
+
+    a: float
+    b: float
+    low: float
+    high: float
+    p: float
+    better: int
+    worse: int
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> Difference:
+    """The difference between two measures [N] of the same N items."""
+    rng, gap = np.random.default_rng(SEED), b - a
+    means = [gap[rng.integers(0, len(gap), len(gap))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2])
+    apart = gap[gap != 0]
+    beyond = 0
+    for _ in range(FLIPS if len(apart) else 0):
+        flipped = rng.integers(0, 2, len(apart)) * 2 - 1
+        beyond += abs(float(flipped @ apart)) >= abs(float(apart.sum())) - 1e-12
+    p = (beyond + 1) / (FLIPS + 1) if len(apart) else 1.0
+    better, worse = int((gap > 0).sum()), int((gap < 0).sum())
+    return Difference(float(a.mean()), float(b.mean()), float(low), float(high), p, better, worse)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two runs: their names, the differences by measure, and the rows that both have."""
+
+    names: tuple[str, str]
+    differences: dict[str, Difference]
+    rows: tuple[list[Row], list[Row]]
+    groups: dict
+    alone: int
+
+    def table(self) -> str:
+        """As text for a terminal."""
+        names, count = self.names, len(self.rows[0])
+        lines = [f"A {names[0]}", f"B {names[1]}", f"{count:,} items that both answered"]
+        if self.alone:
+            lines.append(f"{self.alone:,} items that only one answered are left out")
+        lines.append(
+            f"{'':14}{'A':>8}{'B':>8}{'B − A':>9}{'95 %':>18}{'p':>8}{'better':>8}{'worse':>7}"
+        )
+        for name, d in self.differences.items():
+            between = f"[{d.low:+.3f}, {d.high:+.3f}]"
+            lines.append(
+                f"{name:14}{d.a:8.3f}{d.b:8.3f}{d.b - d.a:+9.3f}{between:>18}{d.p:8.4f}"
+                f"{d.better:8}{d.worse:7}"
+            )
+        lines.append(f"{'mask gIoU by group':28}{'count':>7}{'A':>8}{'B':>8}{'B − A':>9}")
+        first, second = (grouped(rows, self.groups) for rows in self.rows)
+        for name, group in first.items():
+            if name.startswith("thought") or not group:  # the two thought differently
+                continue
+            a, b = (averages(g)["mask_giou"] for g in (group, second[name]))
+            gap = "" if a is None or b is None else f"{b - a:+9.3f}"
+            lines.append(f"{name:28}{len(group):7}{in_digits(a):>8}{in_digits(b):>8}{gap}")
+        return "\n".join(lines)
+
+    def to_html(self) -> str:
+        """The table as a page."""
+        title = escape(f"{self.names[0]} and {self.names[1]}")
+        return (
+            f"<!doctype html><meta charset=utf-8><title>{title}</title><style>:root{{color-scheme:"
+            "light dark}body{font:14px system-ui;max-width:60rem;margin:2rem auto}</style>"
+            f"<h1>{title}</h1><pre>{escape(self.table())}</pre>"
+        )
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """Two folders that `evaluate` wrote.
+
+    Raises `CoPRSError` where one holds no run, they are not of the same data and protocol, or they
+    share no item.
+    """
+    runs = [read_run(folder) for folder in (first, second)]
+    settings = [run["settings"] for run in runs]
+    for name in _SAME:
+        a, b = (s[name] for s in settings)
+        if a != b:
+            raise CoPRSError(
+                f"{first} has {name} {a!r} and {second} {b!r}: compare runs of one {name}."
+            )
+    found = [{row.index: row for row in read_rows(folder)} for folder in (first, second)]
+    shared = sorted(found[0].keys() & found[1].keys())
+    shared = [i for i in shared if found[0][i].instruction == found[1][i].instruction]
+    if len(shared) < 2:
+        raise CoPRSError(f"{first} and {second} share {len(shared)} items: two are needed.")
+    a, b = ([rows[index] for index in shared] for rows in found)
+    measures = {
+        "mask gIoU": [[r.mask_iou for r in rows] for rows in (a, b)],
+        "mask > 0.5": [[r.mask_iou > 0.5 for r in rows] for rows in (a, b)],
+        "prior gIoU": [[r.prior_iou for r in rows] for rows in (a, b)],
+        "well-formed": [[r.well_formed for r in rows] for rows in (a, b)],
+        "tokens": [[r.tokens for r in rows] for rows in (a, b)],
+    }
+    differences = {n: paired(*(np.array(v, float) for v in pair)) for n, pair in measures.items()}
+    a_name, b_name = (f"{s['model']} ({f})" for s, f in zip(settings, (first, second), strict=True))
+    alone = len(found[0].keys() ^ found[1].keys())
+    return Comparison((a_name, b_name), differences, (a, b), runs[0]["groups"], alone)

@@ -1,0 +1,93 @@
+"""How good a thought is, from 0 to 10 (paper: R of it with the prior's and the mask's IoU).
+
+Where the truth of a picture is known, as on our scenes, it is counted (see
+`datasets.scenes.grade`). Elsewhere a model is asked, by any server that speaks OpenAI's protocol.
+"""
+
+import base64
+import io
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from PIL import Image
+
+from coprs_core.answer.results import Result
+from coprs_core.datasets.example import Example
+from coprs_core.errors import CoPRSError
+from coprs_core.evaluation.rows import Row
+from coprs_core.photos import open_photo
+
+if TYPE_CHECKING:
+    from coprs_core.model.remote import Server
+
+RULE = "rule"
+RUBRIC = """\
+The picture was shown to a model with this request: "{instruction}"
+It thought aloud: "{thought}"
+Rate the thought from 0 to 10:
+4 points: what it says about the picture is true (things, colours, places);
+2 points: it leaves out nothing that is needed to answer;
+4 points: it ends at the right thing, or rightly at none, for the reason that it gives.
+Rate the thought alone, not its style. Answer with one line: Score: <number>"""
+SIDE, TOKENS = 768, 400
+_SCORE = re.compile(r"score\W{0,4}(\d{1,2}(?:\.\d+)?)", re.IGNORECASE)
+
+
+class Judge(Protocol):
+    """Scores thoughts."""
+
+    def judged(self, row: Row, example: Example, result: Result) -> Row:
+        """The row with its thought scored; as it is where that cannot be told."""
+        ...
+
+
+@dataclass(frozen=True)
+class RuleJudge:
+    """Counts by what the data set knows."""
+
+    def judged(self, row: Row, example: Example, result: Result) -> Row:
+        return row if example.grade is None else replace(row, thought=example.grade(result))
+
+
+@dataclass(frozen=True)
+class ModelJudge:
+    """Asks a model on a server, with `RUBRIC`."""
+
+    server: "Server"
+
+    def judged(self, row: Row, example: Example, result: Result) -> Row:
+        image = open_photo(example.photo).image
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        told = io.BytesIO()
+        image.save(told, "JPEG", quality=90)
+        picture = f"data:image/jpeg;base64,{base64.b64encode(told.getvalue()).decode()}"
+        question = RUBRIC.format(instruction=example.instruction, thought=result.reasoning)
+        reply = "".join(step.text for step in self.server.write(picture, question, TOKENS))
+        return replace(row, thought=read_score(reply))
+
+
+def read_score(reply: str) -> float | None:
+    """The score in a judge's reply, in [0, 10]; None where there is none."""
+    found = _SCORE.findall(reply.rpartition("</think>")[2])
+    score = float(found[-1]) if found else -1.0
+    return score if 0 <= score <= 10 else None
+
+
+def open_judge(name: str | None, knows_truth: bool) -> tuple[str, Judge | None]:
+    """A judge by name: "rule", a model as `openai:NAME@URL`, "none"; without a name "rule" where
+    the data set knows the truth of its pictures."""
+    from coprs_core.checkpoints import remote
+
+    name = name or (RULE if knows_truth else "none")
+    if name == "none":
+        return name, None
+    if name == RULE:
+        if not knows_truth:
+            raise CoPRSError("The rule-based judge knows our scenes alone: give --judge a model.")
+        return name, RuleJudge()
+    if not remote.is_remote(name):
+        raise CoPRSError(
+            f"There is no judge {name!r}: choose {RULE}, none, or a model as {remote.FORM}."
+        )
+    return name, ModelJudge(remote.parse(name).server())

@@ -1,0 +1,237 @@
+"""What the rows of a run add up to: figures with their intervals, overall and by group."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from coprs_core.datasets.example import Tag
+from coprs_core.evaluation.protocols import USUAL, Protocol
+from coprs_core.evaluation.rows import STEPS, Row
+from coprs_core.metrics import correlation
+
+SIZES = (
+    ("under 1 %", 0, 0.01),
+    ("1 to 3 %", 0.01, 0.03),
+    ("3 to 8 %", 0.03, 0.08),
+    ("over 8 %", 0.08, 1),
+)
+_INSTRUCTIONS = (("1 to 3 words", 0, 4), ("4 to 8 words", 4, 9), ("9 and more words", 9, math.inf))
+_THOUGHTS = (
+    ("up to 20 words", 0, 21),
+    ("21 to 50 words", 21, 51),
+    ("over 50 words", 51, math.inf),
+)
+_TARGETS = (("no target", 0, 1), ("1 target", 1, 2), ("2 and more targets", 2, math.inf))
+RESAMPLES, SHARE, SEED = 1000, 0.95, 0
+"""Of the bootstrap (Efron 1979; percentiles)."""
+AT = (0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Least squares of mask IoU on prior IoU (paper, figure 3).
+
+    Attributes:
+        slope, intercept: of the line; `r`: Pearson's R; `count`: of items where something is there
+            and was found.
+        above: the share of them whose mask is better than their prior.
+        band: half the width of the line's 95 % confidence band at prior IoU 0, 0.05 … 1.
+    """
+
+    slope: float
+    intercept: float
+    r: float
+    count: int
+    above: float
+    band: tuple[float, ...]
+
+
+def line_of(rows: list[Row]) -> Line | None:
+    """The line through a run; None where there is none to draw."""
+    pairs = np.array([(r.prior_iou, r.mask_iou) for r in rows if _is_masked(r)])
+    if len(pairs) < 3 or pairs[:, 0].std() == 0:
+        return None
+    x, y = pairs.T
+    slope, intercept = np.polyfit(x, y, 1)
+    error = math.sqrt(float(((y - slope * x - intercept) ** 2).sum()) / (len(x) - 2))
+    at = np.linspace(0, 1, 21)
+    spread = np.sqrt(1 / len(x) + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
+    band = tuple((1.96 * error * spread).tolist())
+    r = correlation(x, y)
+    return Line(float(slope), float(intercept), r, len(x), float((y > x).mean()), band)
+
+
+def averages(rows: list[Row]) -> dict[str, float | None]:
+    """The measures of a group of rows: `count`, `seconds` and `tokens` (means), `thought` from 0 to
+    10, and the rest in [0, 1].
+
+    gIoU is the mean of the items' IoU, cIoU the sum of their intersections over that of their
+    unions, mask@0.5 the share of items whose IoU is above 0.5. Each of the data set's own `scores`
+    is averaged over the rows that have it; None without any.
+    """
+    own = {name: None for row in rows for name in row.scores}  # in order, each once
+    return {
+        "count": len(rows),
+        "well_formed": _mean(r.well_formed for r in rows),
+        **{name: _mean(r.scores[name] for r in rows if name in r.scores) for name in own},
+        "mask_giou": _mean(r.mask_iou for r in rows),
+        "mask_ciou": _ratio(r.mask for r in rows),
+        **{f"mask@{at}": _mean(r.mask_iou > at for r in rows) for at in AT},
+        "prior_giou": _mean(r.prior_iou for r in rows),
+        "prior_ciou": _ratio(r.prior for r in rows),
+        **{f"prior@{at}": _mean(r.prior_iou > at for r in rows) for at in AT},
+        "thought": _mean(r.thought for r in rows if r.thought is not None),
+        "tokens": _mean(r.tokens for r in rows),
+        "seconds": _mean(r.seconds for r in rows),
+    }
+
+
+def intervals(rows: list[Row]) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the means, by bootstrap over items: 1,000 resamples of a fixed seed."""
+    if len(rows) < 2:
+        return {}
+    columns = {
+        "well_formed": [r.well_formed for r in rows],
+        "mask_giou": [r.mask_iou for r in rows],
+        "prior_giou": [r.prior_iou for r in rows],
+        **{f"mask@{at}": [r.mask_iou > at for r in rows] for at in AT},
+        **{f"prior@{at}": [r.prior_iou > at for r in rows] for at in AT},
+    }
+    own = {name for row in rows for name in row.scores}
+    columns |= {n: [r.scores[n] for r in rows] for n in own if all(n in r.scores for r in rows)}
+    areas = np.array([(*r.mask, *r.prior) for r in rows], float)
+    values = np.array(list(columns.values()), float).T
+    means, sums = [], []
+    rng = np.random.default_rng(SEED)
+    for _ in range(RESAMPLES):
+        chosen = np.bincount(rng.integers(0, len(rows), len(rows)), minlength=len(rows))
+        means.append(chosen @ values / len(rows))
+        sums.append(chosen @ areas)
+    ends = (1 - SHARE) / 2, (1 + SHARE) / 2
+    low, high = np.quantile(means, ends, axis=0)
+    found = {name: (float(a), float(b)) for name, a, b in zip(columns, low, high, strict=True)}
+    both = np.array(sums)
+    for name, inside, union in (("mask_ciou", 0, 1), ("prior_ciou", 2, 3)):
+        ratio = both[:, inside] / np.maximum(both[:, union], 1)
+        found[name] = tuple(np.quantile(ratio, ends).tolist())
+    return found
+
+
+def report(
+    rows: list[Row],
+    groups: dict[str, tuple[str, Tag]] | None = None,
+    protocol: Protocol = USUAL,
+) -> dict:
+    """All measures: overall with intervals, what failed, by the data set's groups, by size and
+    number of targets, by length of instruction and thought.
+
+    `groups` are those of `Dataset`: name → (tag, value).
+    """
+    line = line_of(rows)
+    nothing = [r for r in rows if r.size is None]
+    silent = [r for r in rows if r.is_nothing_found]
+    thoughts = [r for r in rows if r.thought is not None and _is_masked(r)]
+    told = [r.thought or 0.0 for r in thoughts]
+    curves = np.array([r.curve for r in rows if r.curve and r.size is not None])
+    return {
+        "protocol": str(protocol),
+        "all": averages(rows),
+        "intervals": intervals(rows),
+        "failed": {
+            "unfinished or unreadable": sum(r.is_failed and not r.problem for r in rows),
+            "not answered": sum(bool(r.problem) for r in rows),
+        },
+        "nothing_there": {
+            "precision": _mean(r.size is None for r in silent),
+            "recall": _mean(r.is_nothing_found for r in nothing),
+        },
+        "prior_mask_correlation": None if line is None else _number(line.r),
+        "masks_better_than_priors": None if line is None else line.above,
+        "thought_prior_correlation": _number(correlation(told, [r.prior_iou for r in thoughts])),
+        "thought_mask_correlation": _number(correlation(told, [r.mask_iou for r in thoughts])),
+        "prior_curve": dict(zip(STEPS, curves.mean(0).tolist(), strict=True))
+        if len(curves)
+        else {},
+        "groups": {name: averages(group) for name, group in grouped(rows, groups or {}).items()},
+    }
+
+
+def grouped(rows: list[Row], groups: dict[str, tuple[str, Tag]]) -> dict[str, list[Row]]:
+    """Rows by the data set's groups, then by what every data set has; empty groups of the latter
+    are left out."""
+    members: dict[str, Callable[[Row], bool]] = {}
+    for name, (tag, value) in groups.items():
+        members[name] = lambda r, tag=tag, value=value: r.tags.get(tag) == value
+    found = {name: [r for r in rows if is_in(r)] for name, is_in in members.items()}
+    measured: tuple[tuple[str, tuple, Callable[[Row], float | None]], ...] = (
+        ("target", SIZES, lambda r: r.size),
+        ("", _TARGETS, lambda r: r.things),
+        ("instruction", _INSTRUCTIONS, lambda r: len(r.instruction.split())),
+        ("thought", _THOUGHTS, lambda r: r.thought_words),
+    )
+    for prefix, steps, value in measured:
+        for name, low, high in steps:
+            inside = [r for r in rows if (v := value(r)) is not None and low <= v < high]
+            if inside:
+                found[f"{prefix} {name}".strip()] = inside
+    return found
+
+
+def table(scores: dict) -> str:
+    """A report as text for a terminal: a measure a column."""
+    shown = [
+        name
+        for name in scores["all"]
+        if "@" not in name and not (name == "thought" and scores["all"][name] is None)
+    ]
+    heads = [
+        name.replace("_", " ").replace("giou", "gIoU").replace("ciou", "cIoU") for name in shown
+    ]
+    lines = [f"{'':24}" + "".join(f"  {head:>9}" for head in heads)]
+    for name, group in {"all": scores["all"], **scores["groups"]}.items():
+        cells = (
+            f"  {in_digits(group.get(column)):>{max(9, len(head))}}"
+            for column, head in zip(shown, heads, strict=True)
+        )
+        lines.append(f"{name:24}" + "".join(cells))
+    for side in ("mask", "prior"):
+        parts = [f"IoU > {at}: {in_digits(scores['all'][f'{side}@{at}'])}" for at in AT]
+        for name in (f"{side}_giou", f"{side}_ciou"):
+            if name in scores["intervals"]:
+                low, high = scores["intervals"][name]
+                parts.append(f"{name[-4:].replace('iou', 'IoU')} 95 % [{low:.3f}, {high:.3f}]")
+        lines.append(f"{side}: " + " · ".join(parts))
+    nothing = {name: in_digits(value) for name, value in scores["nothing_there"].items()}
+    lines.append("“nothing there”: precision {precision}, recall {recall}".format(**nothing))
+    lines.append(f"R(prior IoU, mask IoU) = {in_digits(scores['prior_mask_correlation'])}")
+    failed = " · ".join(f"{count} {what}" for what, count in scores["failed"].items())
+    lines.append(f"{failed} · {scores['protocol']}")
+    return "\n".join(lines)
+
+
+def in_digits(value: float | None) -> str:
+    """A measure as it is shown."""
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _is_masked(row: Row) -> bool:
+    """Whether something is there and something was found."""
+    return row.size is not None and not row.is_nothing_found and not row.problem
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return float(np.mean(values)) if values else None
+
+
+def _ratio(areas: Iterable[tuple[int, int]]) -> float | None:
+    inside, union = np.sum([*areas, (0, 0)], axis=0)
+    return float(inside / union) if union else None
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

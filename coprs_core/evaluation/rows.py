@@ -1,0 +1,179 @@
+"""One item: what was asked, and how the answer compares with the truth."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from coprs_core.answer.engine import Engine
+from coprs_core.answer.results import Result
+from coprs_core.answer.together import AT_ONCE, Question, answer_together
+from coprs_core.datasets.example import Example, Tag
+from coprs_core.errors import CoPRSError
+from coprs_core.evaluation.protocols import USUAL, Protocol
+from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou_curve
+from coprs_core.prompts import NOTHING_FOUND, UNFINISHED, is_well_formed
+
+CURVE = slice(5, 100, 5)
+"""Of `metrics.THRESHOLDS`: 0.05, 0.1 … 0.95, where the prior's IoU is kept."""
+STEPS = tuple(round(float(t), 2) for t in THRESHOLDS[CURVE])
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example: what was asked and how the answer compares with the truth.
+
+    Attributes:
+        index, tags: of the example.
+        instruction: as it was asked; `things`: how many it means.
+        size: the target's share of the picture; None where nothing fits.
+        outcome: of the answer; "failed" with `problem` where the item could not be answered at all.
+        reason: of the outcome, in a sentence.
+        well_formed: whether the reply keeps to the form.
+        scores: further measures that the data set knows, each where it applies.
+        thought: how good a judge finds the thought, from 0 to 10; None without one.
+        mask, prior: pixels of (intersection, union) with the truth, of the union of all regions;
+            the prior where it is at least 0.5.
+        mask_iou, prior_iou: IoU as the protocol counts it.
+        curve: the prior's IoU at each of `STEPS`.
+        thought_words: length of the thought.
+        tokens: of the reply.
+        seconds: since the row before, so that those of a run add up to its time; several answers
+            are on the way at once.
+    """
+
+    index: int
+    tags: dict[str, Tag]
+    instruction: str
+    things: int
+    size: float | None
+    outcome: str
+    reason: str
+    well_formed: bool
+    scores: dict[str, bool | float]
+    mask: tuple[int, int]
+    prior: tuple[int, int]
+    mask_iou: float
+    prior_iou: float
+    curve: tuple[float, ...] = ()
+    thought_words: int = 0
+    thought: float | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+    problem: str = field(default="")
+
+    @property
+    def is_nothing_found(self) -> bool:
+        """Whether the outcome is "nothing found"."""
+        return self.outcome == NOTHING_FOUND
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether there is no answer: unfinished, unreadable, or not even asked."""
+        return self.outcome in (UNFINISHED, FAILED)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row in plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Row":
+        """A row that `to_dict` wrote; raises `TypeError` or `LookupError` where it is none."""
+        told: dict[str, Any] = dict(values)
+        for name in ("mask", "prior", "curve"):
+            told[name] = tuple(told[name])
+        return cls(**told)
+
+
+FAILED = "failed"
+
+
+def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Row:
+    """Compare one answer with the truth; raises `CoPRSError` where the data set's mask is not of
+    its photo's size."""
+    truth, ignore = example.truth, example.ignore
+    if truth.shape != result.photo_size:
+        raise CoPRSError(
+            f"The true mask of example {example.index} is {list(truth.shape)} and its photo "
+            f"{list(result.photo_size)}: correct the data set."
+        )
+    prior = np.zeros(truth.shape, np.float32) if result.prior is None else result.prior
+    mask = protocol.areas(result.mask, truth, ignore)
+    looked_at = protocol.areas(prior >= PRIOR_THRESHOLD, truth, ignore)
+    is_failed = result.outcome == UNFINISHED
+    return Row(
+        index=example.index,
+        tags=example.tags,
+        instruction=example.instruction,
+        things=len(example.masks),
+        size=float(truth.mean()) if truth.any() else None,
+        outcome=result.outcome,
+        reason=result.reason,
+        well_formed=is_well_formed(result.reply, max(1, len(example.masks))),
+        scores=example.score(result) if example.score else {},
+        mask=mask,
+        prior=looked_at,
+        mask_iou=protocol.iou(mask, is_failed),
+        prior_iou=protocol.iou(looked_at, is_failed),
+        curve=tuple(np.round(iou_curve(prior, truth)[CURVE], 3).tolist()),
+        thought_words=len(result.reasoning.split()),
+        tokens=result.tokens,
+        seconds=sum(result.seconds.values()),
+    )
+
+
+def not_answered(example: Example, problem: str, protocol: Protocol = USUAL) -> Row:
+    """The row of an item that could not be answered: it counts, with its reason."""
+    truth = example.truth
+    areas = protocol.areas(np.zeros_like(truth), truth, example.ignore)
+    return Row(
+        index=example.index,
+        tags=example.tags,
+        instruction=example.instruction,
+        things=len(example.masks),
+        size=float(truth.mean()) if truth.any() else None,
+        outcome=FAILED,
+        reason=problem,
+        well_formed=False,
+        scores={},
+        mask=areas,
+        prior=areas,
+        mask_iou=0.0,
+        prior_iou=0.0,
+        problem=problem,
+    )
+
+
+def answered(
+    engine: Engine,
+    examples: Iterable[Example],
+    protocol: Protocol = USUAL,
+    at_once: int = AT_ONCE,
+    max_new_tokens: int | None = None,
+) -> Iterator[tuple[Row, Example, Result | None]]:
+    """Answer examples, `at_once` together: a row each, in the order in which they end. Nothing is
+    skipped: what cannot be answered is a row, too."""
+    last = time.perf_counter()
+    questions = (Question(e.photo, e.instruction, e) for e in examples)
+    for question, answer in answer_together(engine, questions, at_once, max_new_tokens):
+        example, now = question.about, time.perf_counter()
+        result = None if isinstance(answer, CoPRSError) else answer
+        if isinstance(answer, CoPRSError):
+            row = not_answered(example, str(answer), protocol)
+        else:
+            row = measure(example, answer, protocol)
+        yield replace(row, seconds=round(now - last, 4)), example, result
+        last = now
+
+
+def evaluate(
+    engine: Engine,
+    examples: Iterable[Example],
+    protocol: Protocol = USUAL,
+    at_once: int = AT_ONCE,
+) -> Iterator[Row]:
+    """Answer examples, one row each, in the order in which they end."""
+    for row, _, _ in answered(engine, examples, protocol, at_once):
+        yield row

@@ -1,0 +1,227 @@
+"""A run over a data set: a line an item in a folder, so that it goes on where it was stopped, and
+several processes or machines can share it."""
+
+import hashlib
+import heapq
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from coprs_core.answer.engine import Engine
+from coprs_core.answer.results import Result
+from coprs_core.archive import writable_folder
+from coprs_core.datasets.example import Dataset, Example
+from coprs_core.errors import CoPRSError
+from coprs_core.evaluation.cases import save_case
+from coprs_core.evaluation.judges import Judge
+from coprs_core.evaluation.protocols import PROTOCOLS, Protocol
+from coprs_core.evaluation.rows import Row, answered
+from coprs_core.machine import package_versions
+
+RUN, ROWS, CASES = "run.json", "rows-{}-of-{}.jsonl", "cases"
+SHOWN = 8
+"""Pictures of each: the best, the worst, and some at random."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run measures; a folder holds one run alone.
+
+    Attributes:
+        model, data, split: by name; `about`: what was read of the data.
+        protocol: by name; `judge`: of thoughts, by name.
+        start, limit: number of the first item, and how many; None: all.
+        at_once: replies that are written together: it changes how sums are rounded.
+        max_new_tokens: bound of a reply; None: the model's own.
+    """
+
+    model: str
+    data: str
+    split: str
+    about: str
+    protocol: str
+    judge: str
+    start: int
+    limit: int | None
+    at_once: int
+    max_new_tokens: int | None = None
+
+    @property
+    def counting(self) -> Protocol:
+        """The protocol."""
+        return PROTOCOLS[self.protocol]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count` of a run: every `count`-th item."""
+
+    number: int = 1
+    count: int = 1
+
+    def __contains__(self, index: int) -> bool:
+        return index % self.count == self.number - 1
+
+
+def parse_shard(text: str) -> Shard:
+    """ "2/4" as a `Shard`; raises `CoPRSError` for anything else."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise CoPRSError(f"{text!r} is no shard: write i/n, such as 1/4 for the first of four.")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def numbers_of(dataset: Dataset, settings: Settings) -> range:
+    """The items of a run, by number; raises `CoPRSError` where there are none."""
+    end = settings.start + (settings.limit or dataset.size or 0)
+    if dataset.size is not None:
+        end = min(end, dataset.size)
+    if end <= settings.start:
+        raise CoPRSError(
+            f"{settings.about} has no item {settings.start}: start at a lower one, or set a limit."
+        )
+    return range(settings.start, end)
+
+
+def run(
+    engine: Engine,
+    dataset: Dataset,
+    settings: Settings,
+    folder: Path,
+    shard: Shard = Shard(),  # noqa: B008
+    judge: Judge | None = None,
+) -> Iterator[Row]:
+    """Answer what is left of a run, and write it.
+
+    Yields the rows as they are written. Memory stays that of the replies under way. Raises
+    `CoPRSError` where the folder holds another run, or the data cannot be read.
+    """
+    begin(folder, settings, engine, dataset)
+    path = folder / ROWS.format(shard.number, shard.count)
+    done = _done(folder, path)
+    left = (n for n in numbers_of(dataset, settings) if n in shard and n not in done)
+    examples = (example for n in left if (example := dataset.item(n)))
+    cases = _Cases(folder / CASES, path)
+    counting, at_once = settings.counting, settings.at_once
+    with path.open("a", encoding="utf-8") as file:
+        for row, example, result in answered(
+            engine, examples, counting, at_once, settings.max_new_tokens
+        ):
+            if judge is not None and result is not None:
+                row = judge.judged(row, example, result)
+            cases.consider(row, example, result)
+            file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
+            file.flush()
+            yield row
+
+
+def begin(folder: Path, settings: Settings, engine: Engine, dataset: Dataset) -> None:
+    """Write what a folder's run is; raises `CoPRSError` where it holds another."""
+    path = writable_folder(folder) / RUN
+    ours = json.loads(json.dumps(asdict(settings)))
+    if path.is_file():
+        before = read_run(folder)["settings"]
+        if changed := [name for name in ours if ours[name] != before.get(name)]:
+            name = changed[0]
+            raise CoPRSError(
+                f"{folder} holds a run with {name} {before.get(name)!r}, and {ours[name]!r} is "
+                "asked for: choose another --out."
+            )
+        return
+    began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    told = {"settings": ours, "began": began, "engine": engine.settings, "groups": dataset.groups}
+    told["versions"] = package_versions()
+    part = path.with_suffix(f".{os.getpid()}")  # several processes may begin together
+    part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What a folder's run is; raises `CoPRSError` where it holds none."""
+    try:
+        values = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        Settings(**values["settings"])
+    except (OSError, ValueError, TypeError, LookupError) as problem:
+        raise CoPRSError(
+            f"{folder} holds no run: give the --out of `python -m coprs_core evaluate`."
+        ) from problem
+    return values
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """All rows of a folder's run, by number, each once; raises `CoPRSError` where there are none.
+
+    A last line that a kill cut short is not one.
+    """
+    rows: dict[int, Row] = {}
+    for path in sorted(folder.glob(ROWS.format("*", "*"))):
+        for row in _rows(path):
+            rows.setdefault(row.index, row)
+    if not rows:
+        raise CoPRSError(f"{folder} holds no rows yet: run `python -m coprs_core evaluate` first.")
+    return [rows[index] for index in sorted(rows)]
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield Row.from_dict(json.loads(line))
+            except (ValueError, TypeError, LookupError):
+                if line.endswith("\n"):
+                    raise CoPRSError(
+                        f"{path} has a line that is no row: delete the line, or the folder."
+                    ) from None
+
+
+def _done(folder: Path, own: Path) -> set[int]:
+    """The numbers that a folder holds; what a kill cut short is taken off the own file."""
+    if own.is_file():
+        with own.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    return {row.index for path in folder.glob(ROWS.format("*", "*")) for row in _rows(path)}
+
+
+class _Cases:
+    """The pictures that a run keeps: of the best, the worst, and some at random, on the disk."""
+
+    def __init__(self, folder: Path, rows: Path):
+        self._folder = folder
+        self._heaps: dict[str, list[tuple[float, int]]] = {"best": [], "worst": [], "random": []}
+        for row in _rows(rows) if rows.is_file() else ():
+            if self._path(row.index).is_file():
+                self._wanted(row)
+
+    def consider(self, row: Row, example: Example, result: Result | None) -> None:
+        """Keep a picture of an item where it is among those; let go of what no longer is."""
+        if result is None:
+            return
+        before = self._kept()
+        if self._wanted(row):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_case(self._path(row.index), example, result)
+        for index in before - self._kept():
+            self._path(index).unlink(missing_ok=True)
+            self._path(index).with_suffix(".txt").unlink(missing_ok=True)
+
+    def _wanted(self, row: Row) -> bool:
+        chance = int.from_bytes(hashlib.sha256(str(row.index).encode()).digest()[:4], "big")
+        keys = {"best": row.mask_iou, "worst": -row.mask_iou, "random": float(chance)}
+        if row.size is None:  # a picture of nothing where nothing is tells little
+            del keys["best"]
+        for name, key in keys.items():
+            heapq.heappush(self._heaps[name], (key, row.index))
+            if len(self._heaps[name]) > SHOWN:
+                heapq.heappop(self._heaps[name])
+        return row.index in self._kept()
+
+    def _kept(self) -> set[int]:
+        return {index for heap in self._heaps.values() for _, index in heap}
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index}.webp"
