@@ -28,7 +28,7 @@ class Listening:
     names: tuple[str, ...] = ()
     password: str = ""
     queue: int = 20
-    at_once: int = 4
+    at_once: int = 16
     uploads: int = 2 * _GB
 
     @property

@@ -258,7 +258,7 @@ def test_a_reply_of_several_focus_tokens_has_a_region_for_each(fresh, monkeypatc
 
 
 def test_a_turn_lets_the_waiting_in_as_they_came():
-    turn, order, threads = decoding._Turn(), [], []
+    turn, order, threads = decoding.Turn(), [], []
 
     def visit(number):
         with turn.taken():

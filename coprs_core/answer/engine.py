@@ -22,6 +22,7 @@ from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import package_versions, within_memory
 from coprs_core.model.coordinates import CoordinateSegmenter
+from coprs_core.model.decoding import Turn
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Features, Located, Segmenter, Transcript
 from coprs_core.photos import Photo, PhotoLike, open_photo
@@ -96,7 +97,7 @@ class Engine:
         self.segmenter: Segmenter[Any] = checkpoint.segmenter
         self._features: OrderedDict[str, Features] = OrderedDict()
         self._room = room_for_photos(self.segmenter.device)
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), Turn()
 
     # --- what it is
 
@@ -211,8 +212,15 @@ class Engine:
     # --- what is kept of photos
 
     def read(self, photo: Photo) -> Any:
-        """The features of a photo, of the segmenter's own kind: read, or kept from before."""
-        return self.kept(photo) or self.keep(photo, self.segmenter.read(photo))
+        """The features of a photo, of the segmenter's own kind: read, or kept from before.
+
+        One photo is read at a time: two would each take twice as long.
+        """
+        if features := self.kept(photo):
+            return features
+        with self._reading.taken():
+            # perhaps somebody else asked about it meanwhile
+            return self.kept(photo) or self.keep(photo, self.segmenter.read(photo))
 
     def kept(self, photo: Photo) -> Features | None:
         """What is kept of a photo that was read before."""

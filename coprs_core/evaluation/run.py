@@ -215,13 +215,13 @@ class _Cases:
         if row.size is None:  # a picture of nothing where nothing is tells little
             del keys["best"]
         for name, key in keys.items():
-            heapq.heappush(self._heaps[name], (key, row.index))
+            heapq.heappush(self._heaps[name], (key, -row.index))  # of equals the first stay
             if len(self._heaps[name]) > SHOWN:
                 heapq.heappop(self._heaps[name])
         return row.index in self._kept()
 
     def _kept(self) -> set[int]:
-        return {index for heap in self._heaps.values() for _, index in heap}
+        return {-index for heap in self._heaps.values() for _, index in heap}
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index}.webp"

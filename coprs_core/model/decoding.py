@@ -106,7 +106,7 @@ class Batch:
         self._mllm = mllm
         self._rows: list[Row] = []
         self._slots: list[_Slots] = []
-        self._lock = _Turn()
+        self._lock = Turn()
         self._cache_argument = cache_argument(type(mllm.model.language_model))
 
     def __len__(self) -> int:
@@ -289,7 +289,7 @@ class _Slots(DynamicLayer):
             setattr(self, name, new)
 
 
-class _Turn:
+class Turn:
     """A lock that lets the waiting in, in the order in which they came."""
 
     def __init__(self):
