@@ -92,9 +92,14 @@ def clear_answer(folder: Path) -> None:
 
 
 def save_answer(
-    folder: Path, photo: Photo, result: Result, findings: Iterable[Finding] = ()
+    folder: Path,
+    photo: Photo,
+    result: Result,
+    findings: Iterable[Finding] = (),
+    has_figures: bool = True,
 ) -> list[Path]:
-    """Write an answer's files (see this module's docstring) and what probes found in it.
+    """Write an answer's files (see this module's docstring) and what probes found in it; without
+    figures neither the chain nor the cut-out, which take longer than an answer of a small model.
 
     They take the place of those of an earlier answer. `result.json` comes last, so that a folder
     which holds it is whole. Returns the paths.
@@ -108,20 +113,22 @@ def save_answer(
         overlay = mask_overlay(pixels, *(r.mask for r in result.regions))
         pictures = {
             "mask": result.mask,
-            "cutout": cut_out(pixels, result.mask),
             "overlay": overlay,
             "prior_overlay": prior_overlay(pixels, result.prior),
         }
+        if has_figures:
+            pictures["cutout"] = cut_out(pixels, result.mask)
         for name, picture in pictures.items():
             written.append(_save_picture(folder / f"{name}.png", picture))
     if len(result.regions) > 1:
         for i, region in enumerate(result.regions, start=1):
             written += _save_prior(folder, f"_{i}", region.prior)
             written.append(_save_picture(folder / f"mask_{i}.png", region.mask))
-    figure = chain_figure(pixels, result)
-    for kind in ("png", "pdf"):
-        figure.savefig(folder / f"chain.{kind}", dpi=150)
-        written.append(folder / f"chain.{kind}")
+    if has_figures:
+        figure = chain_figure(pixels, result)
+        for kind in ("png", "pdf"):
+            figure.savefig(folder / f"chain.{kind}", dpi=150)
+            written.append(folder / f"chain.{kind}")
     for finding in findings:
         written += finding.save(folder, photo)
     part = folder / "result.json.part"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from coprs_core.__main__ import main, parser
+from coprs_core.archive import open_answer
 from coprs_core.batch import Query, segment_photos
 from coprs_core.checkpoints import load
 from coprs_core.checkpoints.load import MINIATURE
@@ -441,3 +442,45 @@ def test_the_chain_and_the_figures_of_probes_are_printed(capsys, tmp_path):
     assert "heads: 1: " in printed and "' umbrella', IoU" in printed
     assert "focus_again: found." in printed and "zoomed: found." in printed
     assert (tmp_path / "sentences.json").is_file() and (tmp_path / "heads.json").is_file()
+
+
+def test_a_manifest_asks_of_each_photo_its_own(tmp_path, capsys):
+    """Photos may come again; names do not leave the folder; a bad line is one sentence."""
+    for i in range(2):
+        Image.fromarray(draw_scene(i, "test").image).save(tmp_path / f"{i}.png")
+    lines = [
+        {"photo": "0.png", "instruction": "the largest thing"},
+        {"photo": "0.png", "instruction": "the smallest thing"},
+        {"photo": "1.png", "name": "../../else/where"},
+        {"photo": "gone.png", "instruction": "x"},
+    ]
+    manifest, out = tmp_path / "asked.jsonl", tmp_path / "out"
+    manifest.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    asked = ["segment", str(manifest), "the leftmost thing", "--out", str(out)]
+    assert main(asked) == 1 and "1 of 4 photos failed" in capsys.readouterr().err
+    found = {
+        p.parent.relative_to(out).as_posix(): json.loads(p.read_text())
+        for p in out.rglob("result.json")
+    }
+    assert {name: told["instruction"] for name, told in found.items()} == {
+        "0.png": "the largest thing",
+        "0.png-2": "the smallest thing",
+        "else/where": "the leftmost thing",
+    }
+    assert not list(out.rglob("chain.*")) and len(list(out.rglob("mask.png"))) >= 2
+    saved = open_answer(out / "0.png")
+    assert saved.result.instruction == "the largest thing"
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
+    assert main(asked) == 1  # done once
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == before
+    assert main([*asked, "--figures"]) == 1 and len(list(out.rglob("chain.png"))) == 3
+    assert main(asked) == 1 and len(list(out.rglob("chain.png"))) == 3  # more is enough
+    capsys.readouterr()
+    for wrong in ("{", '{"photo": 1}', '{"instruction": "x"}', "[]"):
+        manifest.write_text(wrong)
+        assert main(asked) == 2
+        assert "Line 1 of" in capsys.readouterr().err
+    manifest.write_text("")
+    assert main(asked) == 2 and "holds no items" in capsys.readouterr().err
+    assert main(["segment", str(tmp_path), "--out", str(out)]) == 2
+    assert "Nothing is asked about" in capsys.readouterr().err

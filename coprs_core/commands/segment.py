@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coprs_core.commands.options import add_model_options, load_options
+from coprs_core.commands.options import add_model_options, load_options, positive_count
 from coprs_core.errors import CoPRSError, meant
 from coprs_core.probes import PROBES
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from coprs_core.answer.engine import Engine, Update
     from coprs_core.answer.results import Result
+    from coprs_core.batch import Item
     from coprs_core.photos import Photo
     from coprs_core.probes.finding import Finding
 
@@ -34,8 +35,10 @@ examples:
 
 The bundled model "mini" knows picture-book scenes only; `python -m coprs_core scenes` draws some.
 
-Many photos (a folder, or a glob in quotes): one folder each under --out. Finished
-answers are skipped; a photo that cannot be read is reported and skipped.
+Many photos (a folder, a glob in quotes, or a .jsonl with lines such as
+{"photo": "a.jpg", "instruction": "the cat"}): one folder each under --out, several
+written together. Finished answers are skipped; a photo that cannot be read is reported
+and skipped. They come without chain.* and cutout.png unless --figures is given.
 
 files in --out:
   result.json   outcome, thought, masks as COCO RLE, timings, settings, package versions
@@ -76,11 +79,12 @@ def add_options(parser: ArgumentParser) -> None:
         "photo",
         type=Path,
         metavar="PHOTO",
-        help="a picture file, a folder of them, or a glob in quotes",
+        help="a picture file, a folder of them, a glob in quotes, or a .jsonl of photos",
     )
     add(
         "instruction",
         metavar="INSTRUCTION",
+        nargs="?",
         help="what to look for, in words; at most 2,000 characters",
     )
     add("--out", type=Path, metavar="DIR", help="write the answer's files into this folder")
@@ -110,6 +114,14 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add("--json", action="store_true", help="print the result as JSON and nothing else")
     add(
+        "--at-once",
+        type=positive_count,
+        default=16,
+        metavar="N",
+        help="many photos: how many are answered together (default 16)",
+    )
+    add("--figures", action="store_true", help="many photos: draw the chain of each, too")
+    add(
         "--max-new-tokens",
         type=int,
         metavar="N",
@@ -132,15 +144,15 @@ def run(options: Namespace) -> int:
     """Answer one instruction about one photo, streaming the thought, or about each of many."""
     from coprs_core.answer.compare import read_truth
     from coprs_core.archive import save_answer, writable_folder
-    from coprs_core.batch import find_photos
+    from coprs_core.batch import find_items
     from coprs_core.photos import open_photo
 
     _check(options)
-    photos = find_photos(options.photo)
+    items = find_items(options.photo, options.instruction)
     folder = writable_folder(options.out) if options.out else None
-    if len(photos) > 1 or options.photo.is_dir():
-        return _run_many(options, photos, folder)
-    photo = open_photo(photos[0])
+    if len(items) > 1 or options.photo.is_dir() or options.photo.suffix == ".jsonl":
+        return _run_many(options, items, folder)
+    photo = open_photo(items[0].photo)
     truth = read_truth(options.truth, photo.size) if options.truth else None
     engine = _load(options)
     result = _stream(engine, photo, options)
@@ -168,7 +180,8 @@ def _check(options: Namespace) -> None:
         raise CoPRSError(
             "Probes and comparisons write files, and there is no folder for them: add --out DIR."
         )
-    check_instruction(options.instruction)
+    if options.instruction is not None:
+        check_instruction(options.instruction)
     if options.again is not None:
         check_instruction(options.again)
     if options.max_new_tokens is not None:
@@ -188,7 +201,7 @@ def _stream(engine: "Engine", photo: "Photo", options: Namespace) -> "Result":
     return last_result(printed())
 
 
-def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> int:
+def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> int:
     """One folder a photo under --out."""
     from tqdm import tqdm
 
@@ -199,7 +212,7 @@ def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> in
             "Many photos need a folder for their answers, and no --truth or --json: add --out DIR."
         )
     query = Query(
-        instruction=options.instruction,
+        instruction=options.instruction or "",
         model=options.model,
         probe=tuple(options.probe),
         word=tuple(options.word),
@@ -211,17 +224,19 @@ def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> in
         quantization=options.quantization,
         sam=options.sam,
         detail=options.detail,
+        figures=options.figures,
     )
     failed = 0
     other = cache(lambda: _load(options, options.again_model))
     answered = segment_photos(
-        photos,
+        items,
         query,
         folder,
         cache(lambda: _load(options)),
         lambda engine, photo, result: _findings(options, engine, other, photo, result),
+        options.at_once,
     )
-    with tqdm(answered, total=len(photos), unit="photo", file=sys.stderr) as bar:
+    with tqdm(answered, total=len(items), unit="photo", file=sys.stderr) as bar:
         for one in bar:
             if one.problem:
                 failed += 1
@@ -230,7 +245,7 @@ def _run_many(options: Namespace, photos: list[Path], folder: Path | None) -> in
                 bar.write(f"{one.name}: {one.result.outcome}", file=sys.stdout)
     if failed:
         print(
-            f"{failed} of {len(photos)} photos failed; the others are in {folder}", file=sys.stderr
+            f"{failed} of {len(items)} photos failed; the others are in {folder}", file=sys.stderr
         )
     return SOME_FAILED if failed else 0
 
