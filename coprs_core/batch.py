@@ -10,13 +10,14 @@ from functools import partial
 from glob import glob
 from pathlib import Path
 
+import fsspec
 from PIL import Image
 
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result
 from coprs_core.answer.together import AT_ONCE, Question, answer_together
 from coprs_core.archive import save_answer, writable_folder
-from coprs_core.errors import CoPRSError, of_the_system
+from coprs_core.errors import CoPRSError, of_the_system, shortened
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import Finding
 from coprs_core.prompts import check_instruction
@@ -61,20 +62,21 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """One photo of a batch: its `result`, or the `problem` in a sentence; neither where it was done
-    before."""
+    """One photo of a batch: the answer's `outcome`, or the `problem` in a sentence; neither where
+    it was done before."""
 
     name: str
     folder: Path
-    result: Result | None = None
+    outcome: str = ""
     problem: str = ""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One photo of many, what is asked about it, and the name of its answer's folder."""
+    """One photo of many (a path, or an address such as s3://…), what is asked about it, and the
+    name of its answer's folder."""
 
-    photo: Path
+    photo: str
     instruction: str
     name: str
 
@@ -103,12 +105,8 @@ def segment_photos(
         An `Answered` for each photo, as they are done. A photo that cannot be answered is reported
         and skipped.
     """
-    left = []
-    for item in items:
-        if _is_done(out / item.name, replace(query, instruction=item.instruction)):
-            yield Answered(item.name, out / item.name)
-        else:
-            left.append(item)
+    left, done = parted(items, query, out)
+    yield from done
     if not left:
         return
     answering = engine()
@@ -130,17 +128,16 @@ def segment_photos(
 
 
 def _opened(items: list[Item], readers: ThreadPoolExecutor) -> Iterator[tuple[Item, PhotoLike]]:
-    """Photos in order, some opened ahead; where one cannot be opened its path, so that the sentence
-    comes in its turn."""
+    """Photos in order, some opened ahead; None where one cannot be opened."""
     opening: deque[tuple[Item, Future[Photo]]] = deque()
     waiting = iter(items)
     while True:
         while len(opening) < AHEAD and (item := next(waiting, None)):
-            opening.append((item, readers.submit(open_photo, item.photo)))
+            opening.append((item, readers.submit(open_stored, item.photo)))
         if not opening:
             return
         item, photo = opening.popleft()
-        yield item, item.photo if photo.exception() else photo.result()
+        yield item, None if photo.exception() else photo.result()
 
 
 def _write(
@@ -155,9 +152,11 @@ def _write(
     name = question.about.name
     folder = out / name
     try:
+        # where it could not be opened, this says why
+        photo = question.photo
+        photo = photo if isinstance(photo, Photo) else open_stored(question.about.photo)
         if isinstance(answer, CoPRSError):
             raise answer
-        photo = open_photo(question.photo)
         # first: until all is written, the folder holds neither this answer nor one before
         (writable_folder(folder) / "asked.json").unlink(missing_ok=True)
         save_answer(folder, photo, answer, has_figures=query.figures)
@@ -166,14 +165,14 @@ def _write(
                 finding.save(folder, photo)
         # last: it says that nothing is missing
         (folder / "asked.json").write_text(json.dumps(query.to_dict(), indent=1) + "\n")
-        return Answered(name, folder, answer)
+        return Answered(name, folder, answer.outcome)
     except CoPRSError as problem:
         return Answered(name, folder, problem=str(problem))
     except OSError as problem:
         return Answered(name, folder, problem=of_the_system(problem))
 
 
-def find_items(given: Path, instruction: str | None) -> list[Item]:
+def find_items(given: str, instruction: str | None) -> list[Item]:
     """What a path means: the photos of `find_photos`, each with the instruction, or the lines of a
     manifest (.jsonl).
 
@@ -181,13 +180,17 @@ def find_items(given: Path, instruction: str | None) -> list[Item]:
     the manifest's folder; without an instruction it has the given one, without a name that of the
     photo. Raises `CoPRSError` where there is nothing to ask, or a line is none.
     """
-    if given.suffix == ".jsonl" and given.is_file():
-        return _manifest(given, instruction)
+    if given.endswith(".jsonl") and Path(given).is_file():
+        return _manifest(Path(given), instruction)
     if instruction is None:
-        raise CoPRSError(f"Nothing is asked about {str(given)!r}: add an instruction in quotes.")
-    photos = [path.absolute() for path in find_photos(given)]
-    root = os.path.commonpath([path.parent for path in photos])
-    return [Item(path, instruction, os.path.relpath(path, root)) for path in photos]
+        raise CoPRSError(f"Nothing is asked about {given!r}: add an instruction in quotes.")
+    photos = find_photos(given)
+    if "://" in photos[0]:
+        root = os.path.commonpath([photo.rpartition("/")[0] for photo in photos])
+        return [Item(photo, instruction, photo.removeprefix(root).strip("/")) for photo in photos]
+    paths = [Path(photo).absolute() for photo in photos]
+    root = os.path.commonpath([path.parent for path in paths])
+    return [Item(str(path), instruction, os.path.relpath(path, root)) for path in paths]
 
 
 def _manifest(path: Path, instruction: str | None) -> list[Item]:
@@ -211,38 +214,69 @@ def _manifest(path: Path, instruction: str | None) -> list[Item]:
         if not is_one:
             raise CoPRSError(f"Line {number} of {path} is no item: write it like {_FORM}.")
         photo, asked, name = told
-        parts = [part for part in Path(name).parts if part not in ("..", os.sep)]
+        parts = [
+            part for part in Path(name).parts if part not in ("..", os.sep) and ":" not in part
+        ]
         name = "/".join(parts)
         names[name] += 1
         if names[name] > 1:  # one photo may be asked about several times
             name = f"{name}-{names[name]}"
-        items.append(Item(path.parent / photo, check_instruction(asked), name))
+        photo = photo if "://" in photo else str(path.parent / photo)
+        items.append(Item(photo, check_instruction(asked), name))
     if not items:
         raise CoPRSError(f"{path} holds no items: write lines like {_FORM}.")
     return items
 
 
-def find_photos(given: Path) -> list[Path]:
-    """The photos that a path means: itself, the picture files of a folder, or the matches of a
-    glob."""
-    if given.is_dir():
+def find_photos(given: str) -> list[str]:
+    """The photos that a path or an address means: itself, the picture files of a folder, or the
+    matches of a glob."""
+    if "://" in given:
+        return _found_elsewhere(given)
+    path = Path(given)
+    if path.is_dir():
         kinds = Image.registered_extensions()
-        found = sorted(p for p in given.iterdir() if p.suffix.lower() in kinds and p.is_file())
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in kinds and p.is_file())
         if not found:
-            raise CoPRSError(
-                f"The folder {str(given)!r} holds no picture files: name one that does."
-            )
-        return found
-    if given.exists() or not any(c in str(given) for c in "*?["):
+            raise CoPRSError(f"The folder {given!r} holds no picture files: name one that does.")
+        return [str(p) for p in found]
+    if path.exists() or not any(c in given for c in "*?["):
         return [given]
-    matches = (Path(match) for match in glob(str(given), recursive=True))
+    matches = (Path(match) for match in glob(given, recursive=True))
     if not (found := sorted(p for p in matches if p.is_file())):
-        raise CoPRSError(f"No file matches {str(given)!r}: check the pattern.")
+        raise CoPRSError(f"No file matches {given!r}: check the pattern.")
+    return [str(p) for p in found]
+
+
+def _found_elsewhere(given: str) -> list[str]:
+    if not any(c in given for c in "*?["):
+        return [given]
+    try:
+        files, paths = fsspec.core.url_to_fs(given)
+        found = sorted(files.unstrip_protocol(path) for path in files.glob(paths))
+    except Exception as problem:  # each kind of storage has its own
+        raise CoPRSError(
+            f"{given} cannot be read ({shortened(problem, 200)}): check it."
+        ) from problem
+    if not found:
+        raise CoPRSError(f"No file matches {given!r}: check the pattern.")
     return found
 
 
-def _is_done(folder: Path, query: Query) -> bool:
-    """Whether a folder holds an answer to a query, all of it."""
+def parted(items: list[Item], query: Query, out: Path) -> tuple[list[Item], list[Answered]]:
+    """What is left to do, and what was done before."""
+    left, done = [], []
+    for item in items:
+        if is_done(item, query, out):
+            done.append(Answered(item.name, out / item.name))
+        else:
+            left.append(item)
+    return left, done
+
+
+def is_done(item: Item, query: Query, out: Path) -> bool:
+    """Whether the folder of an item holds the answer to its query, all of it."""
+    folder, asked = out / item.name, replace(query, instruction=item.instruction).to_dict()
     try:
         if not (folder / "result.json").exists():
             return False
@@ -250,5 +284,21 @@ def _is_done(folder: Path, query: Query) -> bool:
         has_figures = earlier.pop("figures", True)
     except (OSError, ValueError, RecursionError, AttributeError):
         return False
-    asked = query.to_dict()
     return asked.pop("figures") <= has_figures and asked == earlier
+
+
+def open_stored(photo: str) -> Photo:
+    """The photo of an `Item`: of a path, or of an address that fsspec knows (s3://, gs://, https://,
+    …). Raises `CoPRSError` where it is not there or is none."""
+    if "://" not in photo:
+        return open_photo(photo)
+    try:
+        with fsspec.open(photo, "rb") as file:
+            content = file.read()
+    except ImportError as problem:
+        raise CoPRSError(f"{photo} cannot be opened: {shortened(problem, 200)}.") from problem
+    except Exception as problem:  # each kind of storage has its own
+        raise CoPRSError(
+            f"{photo} cannot be read ({shortened(problem, 200)}): check it."
+        ) from problem
+    return open_photo(content)

@@ -26,7 +26,7 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
         "coprs_core.evaluation",
         "coprs_core.replay",
     ),
-    ("coprs_core.random_weights",),
+    ("coprs_core.random_weights", "coprs_core.cluster"),
     ("coprs_core.benchmark",),
     ("coprs_core.training",),
     ("coprs_core.commands",),

@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coprs_core.commands.options import add_model_options, load_options, positive_count
+from coprs_core.commands.options import add_model_options, count, load_options, positive_count
 from coprs_core.errors import CoPRSError, meant
 from coprs_core.probes import PROBES
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from coprs_core.answer.engine import Engine, Update
     from coprs_core.answer.results import Result
-    from coprs_core.batch import Item
+    from coprs_core.batch import Answered, Item, Query
     from coprs_core.photos import Photo
     from coprs_core.probes.finding import Finding
 
@@ -77,7 +77,6 @@ def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "photo",
-        type=Path,
         metavar="PHOTO",
         help="a picture file, a folder of them, a glob in quotes, or a .jsonl of photos",
     )
@@ -121,6 +120,10 @@ def add_options(parser: ArgumentParser) -> None:
         help="many photos: how many are answered together (default 16)",
     )
     add("--figures", action="store_true", help="many photos: draw the chain of each, too")
+    add("--ray", metavar="ADDRESS", help="many photos: on a Ray cluster; local: on this machine")
+    add("--ray-actors", type=count, default=0, metavar="N", help="engines (default: one a GPU)")
+    add("--ray-gpus", type=float, default=0.0, metavar="N", help="GPUs of each (default 0)")
+    add("--ray-cpus", type=float, default=1.0, metavar="N", help="CPUs of each (default 1)")
     add(
         "--max-new-tokens",
         type=int,
@@ -144,15 +147,15 @@ def run(options: Namespace) -> int:
     """Answer one instruction about one photo, streaming the thought, or about each of many."""
     from coprs_core.answer.compare import read_truth
     from coprs_core.archive import save_answer, writable_folder
-    from coprs_core.batch import find_items
-    from coprs_core.photos import open_photo
+    from coprs_core.batch import find_items, open_stored
 
     _check(options)
     items = find_items(options.photo, options.instruction)
     folder = writable_folder(options.out) if options.out else None
-    if len(items) > 1 or options.photo.is_dir() or options.photo.suffix == ".jsonl":
+    is_many = len(items) > 1 or Path(options.photo).is_dir() or options.photo.endswith(".jsonl")
+    if is_many or options.ray:
         return _run_many(options, items, folder)
-    photo = open_photo(items[0].photo)
+    photo = open_stored(items[0].photo)
     truth = read_truth(options.truth, photo.size) if options.truth else None
     engine = _load(options)
     result = _stream(engine, photo, options)
@@ -205,7 +208,7 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
     """One folder a photo under --out."""
     from tqdm import tqdm
 
-    from coprs_core.batch import Query, segment_photos
+    from coprs_core.batch import Query
 
     if folder is None or options.truth or options.json:
         raise CoPRSError(
@@ -227,8 +230,32 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
         figures=options.figures,
     )
     failed = 0
+    if options.ray:
+        answered = _on_ray(options, items, query, folder)
+    else:
+        answered = _here(options, items, query, folder)
+    with tqdm(answered, total=len(items), unit="photo", file=sys.stderr) as bar:
+        for one in bar:
+            if one.problem:
+                failed += 1
+                bar.write(f"{one.name}: {one.problem}", file=sys.stderr)
+            elif one.outcome:
+                bar.write(f"{one.name}: {one.outcome}", file=sys.stdout)
+    if failed:
+        print(
+            f"{failed} of {len(items)} photos failed; the others are in {folder}", file=sys.stderr
+        )
+    return SOME_FAILED if failed else 0
+
+
+def _here(
+    options: Namespace, items: "list[Item]", query: "Query", folder: Path
+) -> "Iterator[Answered]":
+    """Many photos, in this process."""
+    from coprs_core.batch import segment_photos
+
     other = cache(lambda: _load(options, options.again_model))
-    answered = segment_photos(
+    return segment_photos(
         items,
         query,
         folder,
@@ -236,18 +263,19 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
         lambda engine, photo, result: _findings(options, engine, other, photo, result),
         options.at_once,
     )
-    with tqdm(answered, total=len(items), unit="photo", file=sys.stderr) as bar:
-        for one in bar:
-            if one.problem:
-                failed += 1
-                bar.write(f"{one.name}: {one.problem}", file=sys.stderr)
-            elif one.result:
-                bar.write(f"{one.name}: {one.result.outcome}", file=sys.stdout)
-    if failed:
-        print(
-            f"{failed} of {len(items)} photos failed; the others are in {folder}", file=sys.stderr
-        )
-    return SOME_FAILED if failed else 0
+
+
+def _on_ray(
+    options: Namespace, items: "list[Item]", query: "Query", folder: Path
+) -> "Iterator[Answered]":
+    """Many photos, on a Ray cluster."""
+    from coprs_core.cluster.ray_job import Cluster, segment_on_ray
+
+    if query.probe or query.word or any((query.thought, query.again, query.again_model)):
+        raise CoPRSError("Probes are not asked on a cluster: leave them out, or leave out --ray.")
+    cluster = Cluster(options.ray, options.ray_actors, options.ray_gpus, options.ray_cpus)
+    loading = load_options(options)
+    return segment_on_ray(items, query, folder, loading, cluster, options.at_once)
 
 
 def _findings(

@@ -1,0 +1,125 @@
+"""Many photos on a Ray cluster: an engine in each actor, the same files, the same resume.
+
+An actor or a machine that dies loses nothing: its batch is asked again elsewhere, and what of it
+was written already is not done again (Ray Data, `map_batches` over a pool of actors).
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coprs_core.answer.together import AT_ONCE
+from coprs_core.batch import Answered, Item, Query, parted, segment_photos
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.errors import CoPRSError, shortened
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a job runs.
+
+    Attributes:
+        address: "local", for this machine; "auto", for the cluster that it belongs to; or
+            "ray://host:port" or "host:port".
+        actors: how many engines; 0: one for each GPU, or where there is none for every two CPUs.
+        gpus, cpus: of each.
+    """
+
+    address: str
+    actors: int = 0
+    gpus: float = 0.0
+    cpus: float = 1.0
+
+
+def segment_on_ray(
+    items: list[Item],
+    query: Query,
+    out: Path,
+    options: LoadOptions,
+    cluster: Cluster,
+    at_once: int = AT_ONCE,
+) -> Iterator[Answered]:
+    """As `batch.segment_photos`, on a cluster; `out` is a folder that all machines share.
+
+    Raises `CoPRSError` where Ray is not installed, or the cluster cannot be reached.
+    """
+    left, done = parted(items, query, out)
+    yield from done
+    if not left:
+        return
+    data = _connected(cluster)
+    actors = cluster.actors or _actors(data, cluster)
+    rows = [{"photo": i.photo, "asked": i.instruction, "name": i.name} for i in left]
+    jobs = data.from_items(rows, override_num_blocks=math.ceil(len(rows) / at_once)).map_batches(
+        _Actor,
+        fn_constructor_args=(query, str(out.absolute()), options, at_once),
+        batch_size=at_once,
+        compute=data.ActorPoolStrategy(size=actors),
+        num_gpus=cluster.gpus,
+        num_cpus=cluster.cpus,
+    )
+    for row in jobs.iter_rows():
+        yield Answered(row["name"], out / row["name"], row["outcome"], row["problem"])
+
+
+class _Actor:
+    """One engine, loaded once."""
+
+    def __init__(self, query: Query, out: str, options: LoadOptions, at_once: int):
+        from coprs_core.answer.engine import Engine
+        from coprs_core.checkpoints.load import load_checkpoint
+
+        self.query, self.out, self.at_once = query, Path(out), at_once
+        self.engine = Engine(load_checkpoint(query.model, options))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        columns = zip(batch["photo"], batch["asked"], batch["name"], strict=True)
+        items = [Item(str(photo), str(asked), str(name)) for photo, asked, name in columns]
+        done: dict[str, list[str]] = {"name": [], "problem": [], "outcome": []}
+        for one in segment_photos(
+            items, self.query, self.out, lambda: self.engine, None, self.at_once
+        ):
+            done["name"].append(one.name)
+            done["problem"].append(one.problem)
+            done["outcome"].append(one.outcome)
+        return done
+
+
+def _connected(cluster: Cluster) -> Any:
+    """Ray Data, of a cluster that is reached."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # its makers are told nothing
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        from ray import data
+    except ModuleNotFoundError as problem:
+        raise CoPRSError(
+            f"--ray needs {problem.name}, which is not installed: "
+            "pip install -r coprs_core/cluster/requirements.txt."
+        ) from problem
+    try:
+        if not ray.is_initialized():
+            address = None if cluster.address == LOCAL else cluster.address
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as problem:
+        raise CoPRSError(
+            f"The Ray cluster {cluster.address!r} cannot be reached ({shortened(problem, 200)}): "
+            "start it with `ray start --head`, or give --ray local."
+        ) from problem
+    data.DataContext.get_current().enable_progress_bars = False
+    return data
+
+
+def _actors(data: Any, cluster: Cluster) -> int:
+    """An engine for each GPU of a cluster, or for every two CPUs where it has none."""
+    import ray
+
+    has = ray.cluster_resources()
+    if cluster.gpus:
+        return max(1, int(has.get("GPU", 0) / cluster.gpus))
+    return max(1, int(has.get("CPU", 1) // max(2.0, cluster.cpus)))
