@@ -16,7 +16,7 @@ from app.uploads import end, or_end  # noqa: E402
 
 with or_end():
     at_once = options.listening.at_once
-    server = ModelServer(options.model, options.loading, borrowed_gpu(), at_once)
+    server = ModelServer(options.model, options.loading, borrowed_gpu(), at_once, starts=False)
     demo = build(server, options.listening.may_switch)
 
 
@@ -24,5 +24,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: end(0))
     with or_end():
         launch(demo, options.listening)
-        server.wait()  # the model is loaded behind the page
+        server.start()  # the model is loaded behind the page
+        server.wait()
         demo.block_thread()

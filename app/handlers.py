@@ -30,8 +30,8 @@ from app.visitors import (
     remembered,
     traced,
 )
-from coprs_core.answer.engine import Update
-from coprs_core.checkpoints.auto import AUTO
+from coprs_core.answer.updates import Update
+from coprs_core.checkpoints.options import AUTO
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo
 from coprs_core.probes import thought, words

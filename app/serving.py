@@ -1,6 +1,8 @@
 """The one model in use: loaded behind the page, all work goes through it, switched while the app
 runs."""
 
+from __future__ import annotations
+
 import queue
 import threading
 import time
@@ -8,23 +10,22 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from app.options import Listening
-from coprs_core.answer.engine import Engine, Update
-from coprs_core.calibrate import calibrate
-from coprs_core.checkpoints.auto import Choice, choose, this_machine
-from coprs_core.checkpoints.catalogue import Row, rows
-from coprs_core.checkpoints.load import load_checkpoint
-from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.checkpoints.remote import is_remote
+from coprs_core.checkpoints.options import LoadOptions, is_remote
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
-from coprs_core.model.segmenter import Features
 from coprs_core.photos import Photo
 from coprs_core.probes.finding import NotApplicable
+
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine, Update
+    from coprs_core.checkpoints.auto import Choice
+    from coprs_core.checkpoints.catalogue import Row
+    from coprs_core.model.segmenter import Features
 
 Work = Callable[..., Generator[Any, None, None]]
 PIXELS_AT_ONCE = 12_000_000
@@ -76,6 +77,7 @@ class ModelServer:
             and what is yielded go through pickle, and the features of photos are carried in and
             out.
         at_once: how many pieces of work are done at once, whatever door they came through.
+        starts: whether loading begins here; else with `start`.
     """
 
     def __init__(
@@ -84,25 +86,40 @@ class ModelServer:
         options: LoadOptions | None = None,
         worker: Worker | None = None,
         at_once: int = Listening.at_once,
+        starts: bool = True,
     ):
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(at_once)
         self._pixels, self._pixels_changed = 0, threading.Condition()
         self._trimmed = time.monotonic()
-        self._has_worker = worker is not None
+        self._has_worker, self._is_started = worker is not None, False
         self._work = worker(self._inside) if worker else self._inside
-        self._loaded_as = model.name if isinstance(model, Engine) else model
+        self._loaded_as = model if isinstance(model, str) else model.name
         self._loading: Future[Engine] = Future()
-        if isinstance(model, Engine):
+        if not isinstance(model, str):
             self._loading.set_result(model)
         elif worker:  # a borrowed GPU needs the model loaded before the first request
             self._load_first(model)
-        else:
-            threading.Thread(target=self._load_first, args=(model,), daemon=True).start()
+        elif starts:
+            self.start()
 
-    def _load(self, name: str, report: Callable[[str], None] | None = None) -> Engine:
-        return Engine(load_checkpoint(name, self._options, report))
+    def start(self) -> None:
+        """Load the model in a thread of its own: together with its libraries, which take longer
+        than the page."""
+        if not self._is_started and not self._loading.done():
+            self._is_started = True
+            work = threading.Thread(target=self._load_first, args=(self._loaded_as,), daemon=True)
+            work.start()
+
+    def _load(
+        self, name: str, report: Callable[[str], None] | None = None, on_cpu: bool = False
+    ) -> Engine:
+        from coprs_core.answer.engine import Engine
+        from coprs_core.checkpoints.load import load_checkpoint
+
+        options = LoadOptions(device="cpu") if on_cpu else self._options
+        return Engine(load_checkpoint(name, options, report))
 
     def _load_first(self, name: str) -> None:
         try:
@@ -121,6 +138,8 @@ class ModelServer:
             return
         if engine.local.language.heads:
             return
+
+        from coprs_core.calibrate import calibrate
 
         def work() -> None:
             steps = calibrate(engine)
@@ -209,6 +228,8 @@ class ModelServer:
     def stream(self, photo: Photo, instruction: str) -> Iterator[Update]:
         """The updates of an answer; the bound of its tokens is passed on, so that a worker knows
         how long it may take."""
+        from coprs_core.answer.engine import Engine
+
         return self.run(Engine.stream, photo, instruction, self.engine.max_new_tokens)
 
     def ask(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Any:
@@ -239,11 +260,15 @@ class ModelServer:
 
     def rows(self) -> list[Row]:
         """The table of models for this machine as it is now."""
+        from coprs_core.checkpoints.catalogue import rows
+
         return rows(choose_device(self._options.device), self._options)
 
     def for_photos(self) -> Choice:
         """The best listed model for photos that fits this machine as it is now; raises `CoPRSError`
         where none does."""
+        from coprs_core.checkpoints.auto import choose, this_machine
+
         return choose(this_machine(choose_device(self._options.device)), self._options)
 
     def switch_model(self, name: str) -> Iterator[str]:
@@ -266,7 +291,7 @@ class ModelServer:
             if name in (old, self.engine.name):
                 return
             # so that the app stays able to answer
-            self.engine = Engine(load_checkpoint("mini", LoadOptions(device="cpu")))
+            self.engine = self._load("mini", on_cpu=True)
             give_memory_back()
             try:
                 self.engine = yield from self._loaded(name)

@@ -6,7 +6,6 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from app.serving import Worker
-from coprs_core.answer.engine import Engine
 
 TOKENS_PER_SECOND, READING_SECONDS, PROBE_SECONDS = 20, 10, 30
 MAX_SECONDS = 120
@@ -25,6 +24,8 @@ def borrowed_gpu() -> Worker | None:
 def seconds_needed(work: Callable, photo, features, args: tuple) -> int:
     """For how many seconds the GPU is asked for: by the tokens that an answer may have, and whether
     the photo was read."""
+    from coprs_core.answer.engine import Engine
+
     if work is not Engine.stream:
         return PROBE_SECONDS
     _, max_new_tokens = args

@@ -4,6 +4,8 @@ runs out.
 Sizes are bytes throughout.
 """
 
+from __future__ import annotations
+
 import ctypes
 import gc
 import platform
@@ -13,26 +15,32 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from coprs_core.errors import CoPRSError
 from coprs_core.sizes import GB, in_words
 
+if TYPE_CHECKING:
+    import torch
+
 DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
 }
+"""Names of precisions, and what torch calls them."""
 
 
 def choose_device(device: str) -> torch.device:
     """The torch device of a name, "auto" included; raises `CoPRSError` where this machine does not
     have it."""
+    import torch
+
     has = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -57,6 +65,8 @@ def choose_dtype(dtype: str, device: torch.device, weight_bytes: int = 0) -> tor
 
     "auto" is bfloat16 on a GPU; on a CPU it is float32, but bfloat16 from 1 GB of weights on.
     """
+    import torch
+
     if dtype == "auto":
         is_small = device.type == "cpu" and weight_bytes < GB
         return torch.float32 if is_small else torch.bfloat16
@@ -65,14 +75,18 @@ def choose_dtype(dtype: str, device: torch.device, weight_bytes: int = 0) -> tor
 
 def parse_dtype(dtype: str) -> torch.dtype:
     """The torch dtype of a name in `DTYPES`; raises `CoPRSError` for any other."""
+    import torch
+
     if dtype not in DTYPES:
         raise CoPRSError(f"Precision {dtype!r} is not known: choose auto, {', '.join(DTYPES)}.")
-    return DTYPES[dtype]
+    return getattr(torch, DTYPES[dtype])
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that a model could still take on a device: the GPU's own memory, else the machine's."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     return min(psutil.virtual_memory().available, *_container_limits())
 
@@ -81,6 +95,8 @@ def total_memory(device: torch.device) -> int:
     """Bytes that a device has in all: the GPU's own memory, else what the machine or its container
     has."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[1]
     total = psutil.virtual_memory().total
     with suppress(OSError, ValueError):  # no such file, or "max"
@@ -153,6 +169,8 @@ def give_memory_back(problem: BaseException | None = None) -> None:
         traceback.clear_frames(problem.__traceback__)
         problem = problem.__cause__ or problem.__context__
     gc.collect()
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -176,6 +194,8 @@ _OUT_OF_MEMORY = (
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether an exception of torch, Python or a library means that memory ran out, on whatever
     device."""
+    import torch
+
     if isinstance(problem, torch.OutOfMemoryError | MemoryError):
         return True
     words = str(problem).lower()

@@ -4,9 +4,7 @@ model looked after each, then the mask."""
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from coprs_core.answer.pictures import (
@@ -111,6 +109,9 @@ def _is_wide(text: str) -> bool:
 @cache
 def _font(size: int, wide: bool) -> ImageFont.FreeTypeFont:
     """Matplotlib's own font; for Chinese, Japanese and Korean the system's, where it has one."""
+    import matplotlib
+    from matplotlib import font_manager
+
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     for name in _WIDE_FONTS if wide else ():
         try:

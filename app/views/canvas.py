@@ -5,20 +5,19 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.colors import to_hex
 from PIL import Image
 
 from app.texts import say
 from app.views.render import render
 from coprs_core.answer.compare import Moved, moved
 from coprs_core.answer.pictures import (
-    COLOUR_MAP,
     HEAT_OPACITY,
     REGION_COLOURS,
+    heatmap_colours,
     mask_overlay,
     small_mask,
     small_prior,
@@ -32,7 +31,12 @@ from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR
 SHOWN_SIDE, SMALL_SIDE, STRIP_SIDE = 1024, 448, 160
 """Pictures on the page are at most this long a side, small ones in probes and strips; files keep
 the photo's size."""
-_SCALE = [to_hex(matplotlib.colormaps[COLOUR_MAP](i / 8)) for i in range(9)]
+
+
+@cache
+def _scale() -> list[str]:
+    """Nine colours of the heatmap, from none to all."""
+    return ["#{:02x}{:02x}{:02x}".format(*heatmap_colours()[min(32 * i, 255)]) for i in range(9)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +102,7 @@ class Canvas:
             self.lang,
             "prior_figure",
             caption=say(self.lang, f"prior_{prior_kind}") if caption is None else caption,
-            colours=_SCALE,
+            colours=_scale(),
             controls=controls,
             boxes=boxes,
             opacity=round(100 * HEAT_OPACITY),

@@ -1,17 +1,16 @@
 """The page's own parts: masthead, stages, thought, verdict, models."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from app.texts import say
 from app.views.render import render
-from coprs_core.answer.engine import Engine, Update
 from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Result
+from coprs_core.answer.updates import Update
 from coprs_core.answer.verdict import chain, first_broken
-from coprs_core.checkpoints.auto import Choice
-from coprs_core.checkpoints.catalogue import Row
 from coprs_core.prompts import (
     FOCUS_TOKEN,
     FOCUS_TOKEN_PRIOR,
@@ -20,6 +19,11 @@ from coprs_core.prompts import (
     parse_reply,
     sentences,
 )
+
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine
+    from coprs_core.checkpoints.auto import Choice
+    from coprs_core.checkpoints.catalogue import Row
 
 STAGES = ("reading", "thinking", "focusing", "drawing")
 _UNDER_WAY = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}
@@ -63,7 +67,7 @@ class Step:
     note: str
 
 
-def header(lang: str, engine: Engine | None) -> Markup:
+def header(lang: str, engine: "Engine | None") -> Markup:
     """The masthead; `engine` is None while the model is being loaded."""
     if engine is None:
         return render(lang, "masthead", model=say(lang, "loading"), parts=())
@@ -80,7 +84,7 @@ def notice(lang: str, model_note: str, may_switch: bool = False) -> str:
     return render(lang, "notice", note=model_note, may_switch=may_switch) if model_note else ""
 
 
-def unfamiliar(lang: str, note: str, choice: Choice | None, problem: str | None) -> Markup:
+def unfamiliar(lang: str, note: str, choice: "Choice | None", problem: str | None) -> Markup:
     """What a model says before it answers about a picture that it does not know: what it knows,
     and the `choice` of a model for photos, or the `problem` why there is none."""
     return render(lang, "unfamiliar", note=note, choice=choice, problem=problem)
@@ -257,12 +261,12 @@ def link(lang: str, token: str) -> Markup:
     return render(lang, "taken", href=f"?answer={token}")
 
 
-def models(lang: str, rows: list[Row]) -> Markup:
+def models(lang: str, rows: "list[Row]") -> Markup:
     """The table of models, as `python -m coprs_core models` prints it."""
     return render(lang, "models", rows=rows)
 
 
-def choices(rows: list[Row]) -> list[tuple[str, str]]:
+def choices(rows: "list[Row]") -> list[tuple[str, str]]:
     """(label, name) of every model that has a name of its own to load; one that does not fit says
     why."""
     return [

@@ -13,10 +13,10 @@ from coprs_core.answer.pictures import (
     DIM,
     GREY,
     HEAT_OPACITY,
-    HEATMAP_COLOURS,
     LEAST_HEAT,
     REGION_COLOURS,
     TINT,
+    heatmap_colours,
 )
 from coprs_core.answer.results import Result
 from coprs_core.masks import PRIOR_STEPS
@@ -30,7 +30,7 @@ def script() -> Markup:
     """The script of <coprs-view>, and the colours and strengths that it shares with the core's
     pictures, as HTML."""
     shared = {
-        "heatmap": base64.b64encode(HEATMAP_COLOURS.tobytes()).decode(),
+        "heatmap": base64.b64encode(heatmap_colours().tobytes()).decode(),
         "tints": REGION_COLOURS,
         "priorSteps": PRIOR_STEPS,
         "opacity": HEAT_OPACITY,

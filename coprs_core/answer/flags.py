@@ -3,7 +3,6 @@
 import re
 
 import numpy as np
-from scipy.ndimage import label
 
 from coprs_core.answer.results import Result
 from coprs_core.prompts import ATTENTION_PRIOR, FOUND, last_sentence
@@ -108,6 +107,8 @@ def areas_of_pieces(mask: np.ndarray) -> np.ndarray:
     """The area of each separate piece of a bool mask [H, W], int [pieces]; a large mask is looked
     at in steps."""
     step = -(-max(mask.shape) // _MAX_SIDE)
+    from scipy.ndimage import label
+
     numbered, _ = label(mask[::step, ::step])
     return np.bincount(numbered.ravel())[1:]
 

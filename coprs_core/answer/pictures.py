@@ -1,19 +1,23 @@
 """Pictures of an answer: heatmap, overlays, cut-out, figures. RGB uint8 arrays [H, W, 3]
 throughout."""
 
+from __future__ import annotations
+
 import textwrap
 import warnings
+from functools import cache
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image, ImageFilter
 
 from coprs_core.answer.compare import AgainstTruth
 from coprs_core.answer.results import Result
 from coprs_core.metrics import THRESHOLDS
 from coprs_core.prompts import ATTENTION_PRIOR, COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # a letter that the figures' font lacks is drawn as a box, and nothing is said of it
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -40,14 +44,19 @@ HEAT_OPACITY, LEAST_HEAT, GREY, DIM, TINT = 0.85, 0.25, 0.55, 0.72, 0.5
 """How strong the heatmap is over the photo, and its share where the prior is 0; how bright the
 photo is under it and beside a mask; how strong a mask's colour is. The page draws with the same
 numbers."""
-HEATMAP_COLOURS = (
-    (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-)
+
+
+@cache
+def heatmap_colours() -> np.ndarray:
+    """The colours of `COLOUR_MAP`, uint8 [256, 3]."""
+    import matplotlib
+
+    return (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
 def heatmap(prior: np.ndarray) -> np.ndarray:
     """The prior float [H, W] in [0, 1] in the colours of `COLOUR_MAP`."""
-    return HEATMAP_COLOURS[(prior * 255).round().astype(np.uint8)]
+    return heatmap_colours()[(prior * 255).round().astype(np.uint8)]
 
 
 def prior_overlay(
@@ -99,6 +108,10 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     shape = min(1.6, max(0.5, photo.shape[0] / photo.shape[1]))
     asked = _wrapped(f"“{result.instruction}”", 34, 3)
     height = 3.3 * shape + 0.5 + 0.2 * len(asked.splitlines())
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
     figure = Figure(figsize=(14, height), layout="constrained", facecolor="white")
     axes = figure.subplots(1, 4)
     for ax in axes:
@@ -190,6 +203,8 @@ def truth_figure(
 ) -> Figure:
     """Truth and mask over the photo, and the prior's IoU with the truth over the threshold, the
     best marked."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor="white")
     picture, ax = figure.subplots(1, 2)
     picture.imshow(difference_overlay(photo, result.mask, truth))

@@ -13,7 +13,6 @@ from coprs_core.errors import CoPRSError
 from coprs_core.machine import free_memory
 from coprs_core.sizes import free_disk, in_words
 
-AUTO = "auto"
 BEST_FIRST = ("qwen3-vl-8b", "qwen3-vl-4b", "qwen3-vl-2b")
 """Models under a licence that is fit for everyone, Apache-2.0."""
 ON_A_CPU = ("qwen3-vl-2b",)

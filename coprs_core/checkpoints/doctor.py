@@ -27,7 +27,7 @@ from coprs_core.checkpoints.hugging_face import (
 )
 from coprs_core.checkpoints.load import find
 from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
-from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.options import LoadOptions, is_remote
 from coprs_core.checkpoints.sams import SAMS, choose_sam
 from coprs_core.checkpoints.source import Source
 from coprs_core.errors import CoPRSError
@@ -136,7 +136,7 @@ def _precision(options: LoadOptions) -> list[Check]:
 
 def _source(model: str) -> tuple[Source | None, Check]:
     """The chosen model's place, without asking the network."""
-    if remote.is_remote(model):
+    if is_remote(model):
         return None, _remote(model)
     known = listed(model)
     is_id = model.count("/") == 1 and not expanded(model).exists()

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from coprs_core.checkpoints import adapters, remote
-from coprs_core.checkpoints.auto import AUTO, choose, this_machine
+from coprs_core.checkpoints.auto import choose, this_machine
 from coprs_core.checkpoints.catalogue import NAMES, listed
 from coprs_core.checkpoints.downloads import Report, on_terminal, snapshot
 from coprs_core.checkpoints.hugging_face import check_quantization
 from coprs_core.checkpoints.memory import smaller_choice
-from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.options import AUTO, LoadOptions, is_remote
 from coprs_core.checkpoints.source import Checkpoint, CoordinateSource, CoPRSSource, Source
 from coprs_core.errors import CoPRSError, meant
 from coprs_core.machine import choose_device, parse_dtype, trim_memory, within_memory
@@ -40,7 +40,7 @@ def load_checkpoint(
         choice = choose(this_machine(device), options)
         (report or on_terminal)(f"auto: {choice}")
         name, options = choice.model.name, choice.loading(options)
-    source = remote.parse(name) if remote.is_remote(name) else find(name, report)
+    source = remote.parse(name) if is_remote(name) else find(name, report)
     with within_memory(source.name, device, smaller_choice(options.quantization)):
         checkpoint = source.load(options, device, report)
     trim_memory()  # what quantizing and the first word left behind

@@ -1,10 +1,15 @@
 """How much memory a model needs while it answers; the only formula."""
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import free_memory, total_memory
 from coprs_core.sizes import in_words
+
+if TYPE_CHECKING:
+    import torch
 
 BYTES_PER_LINEAR_WEIGHT = {"nf4": 0.5625, "int8": 1.01}
 """NF4 keeps 4 bits a weight and one float32 scale for 64 of them; int8 one scale a row."""
@@ -83,7 +88,7 @@ def check_memory(
     if required <= free:
         return
     choices = []
-    if dtype == torch.float32:
+    if str(dtype) == "torch.float32":
         and_quantized = "" if quantization == "none" else f" with --quantize {quantization}"
         half = needed(quantization, 2)
         choices.append((f"--dtype bf16 needs {in_words(half)}{and_quantized}", half))

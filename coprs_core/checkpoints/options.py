@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+AUTO = "auto"
+"""The name for whichever listed model fits."""
 QUANTIZATIONS = ("none", "nf4", "int8")
 DETAILS = ("low", "normal", "high")
 SAM_NAMES = (
@@ -31,3 +33,12 @@ class LoadOptions:
     quantization: str = "auto"
     sam: str = "auto"
     detail: str = "auto"
+
+
+SCHEME = "openai:"
+"""Begins the name of a model on another machine (see `remote`)."""
+
+
+def is_remote(name: object) -> bool:
+    """Whether a name is of a model on another machine."""
+    return isinstance(name, str) and name.startswith(SCHEME)

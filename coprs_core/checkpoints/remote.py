@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import torch
 
 from coprs_core.checkpoints.downloads import Report, on_terminal
-from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.options import SCHEME, LoadOptions
 from coprs_core.checkpoints.sams import choose_sam, open_sam
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
@@ -19,7 +19,6 @@ from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
 if TYPE_CHECKING:
     from coprs_core.model.remote import Server
 
-SCHEME = "openai:"
 KEY = "COPRS_API_KEY"
 """The environment variable with the server's key."""
 FORM = f"{SCHEME}NAME@http://host:port/v1"
@@ -78,11 +77,6 @@ class RemoteSource:
         loaded = sam.load(device, dtype).eval().requires_grad_(False)
         segmenter = RemoteSegmenter(server, loaded, prompt or QWEN3)
         return Checkpoint(self.name, segmenter, "none", is_proven=prompt is not None)
-
-
-def is_remote(name: object) -> bool:
-    """Whether a name is of a model on another machine."""
-    return isinstance(name, str) and name.startswith(SCHEME)
 
 
 def parse(name: str) -> RemoteSource:

@@ -1,18 +1,23 @@
 """Ask again: another instruction about the same photo, or another model, compared with an
 answer."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from coprs_core.answer.compare import against_answer
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import difference_overlay
 from coprs_core.answer.results import Result
 from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import OtherResult
+
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine
 
 
 @dataclass(frozen=True, eq=False)

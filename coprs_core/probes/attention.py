@@ -5,25 +5,29 @@ This is the language model's own attention, by the few of its heads that tell a 
 model that writes coordinates has it too. The reply is read once more, a few words at a time.
 """
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import prior_overlay, small_size, thumbnail
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
-from coprs_core.model.attention import as_prior
 from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
 from coprs_core.probes.focus import check_reply_ids, guarded
 from coprs_core.probes.looks import observed, shown
 from coprs_core.probes.sentences import sentences_of
 from coprs_core.probes.trace import MAX_SENTENCES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from coprs_core.answer.engine import Engine
 
 SHOWN_SIDE = 640
 """Pictures and saved maps are at most this long a side, in pixels."""
@@ -84,6 +88,8 @@ class Attention(Finding):
     def figure(self, photo: Photo) -> Figure:
         """Each picture under its sentence."""
         shown = self.pictures(photo)
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(3.4 * len(shown), 4.4), layout="constrained", facecolor="white")
         for ax, picture in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
             ax.imshow(picture.pixels)
@@ -105,6 +111,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Attention:
     Raises:
         CoPRSError: the photo or the model is not the one of the answer, or runs elsewhere.
     """
+    from coprs_core.model.attention import as_prior
+
     check_reply_ids(engine, result)
     language, ids = engine.local.language, list(result.reply_ids)
     sentences = sentences_of(language, ids, engine.local.ends)

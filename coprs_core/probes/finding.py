@@ -1,19 +1,23 @@
 """What a probe found, and how it is written to files and shown."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from coprs_core.answer.pictures import chain_figure
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DPI = 120
 
@@ -71,6 +75,8 @@ class Finding:
         shown = self.pictures(photo)
         if not shown:
             return None
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(3.4 * len(shown), 3.8), layout="constrained", facecolor="white")
         for ax, picture in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
             ax.imshow(picture.pixels)

@@ -1,20 +1,24 @@
 """What the probes of a focus token share: an answer read once more, and where the model looks in
 it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from torch import Tensor
-
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.errors import CoPRSError
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
-from coprs_core.model.mllm import Reading
-from coprs_core.model.segmenter import PhotoFeatures
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.trace import FocusView, spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coprs_core.answer.engine import Engine
+    from coprs_core.model.mllm import Reading
+    from coprs_core.model.segmenter import PhotoFeatures
 
 P = ParamSpec("P")
 T = TypeVar("T")

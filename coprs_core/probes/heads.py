@@ -4,22 +4,26 @@ With a focus token they are those of the query head, before they are fused. In a
 coordinates they are of the language model's heads that tell a place, while it wrote the numbers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import COLOUR_MAP, heatmap, prior_overlay, stretched
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
-from coprs_core.model.attention import at_size
 from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
 from coprs_core.probes.focus import guarded, reread
 from coprs_core.probes.looks import observed, pointing_words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from coprs_core.answer.engine import Engine
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,8 @@ class Heads(Finding):
     def figure(self, photo: Photo) -> Figure:
         """Each head from its least to its most, and the fused prior beside them."""
         count = len(self.maps) + 1
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(3.2 * count, 3.5), layout="constrained", facecolor="white")
         axes = figure.subplots(1, count)
         for ax, (head, name) in zip(axes[:-1], self._named(), strict=True):
@@ -94,6 +100,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Heads:
 
 def _attended(engine: Engine, image: PhotoLike, result: Result, prior: np.ndarray) -> Heads:
     """The heads that tell a place, over the tokens that wrote the numbers."""
+    from coprs_core.model.attention import at_size
+
     reply = observed(engine, image, result, "heads")
     words = pointing_words(engine, result)
     maps = [at_size(reply.looks.map(words, [head]), reply.photo.size) for head in reply.heads]

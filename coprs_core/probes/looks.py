@@ -1,23 +1,28 @@
 """What the probes of attention share: a reply read once more, while it is observed where its words
 look."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
-from coprs_core.model.attention import MOST_QUERIES, Looks, as_prior
 from coprs_core.model.boxes import words_of_numbers
-from coprs_core.model.language import LanguageModel
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.focus import check_reply_ids
 from coprs_core.probes.trace import FocusView, spread
 from coprs_core.prompts import ATTENTION_PRIOR
+
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine
+    from coprs_core.model.attention import Looks
+    from coprs_core.model.language import LanguageModel
 
 MAX_WORDS = 2048
 _TAGS = re.compile(r"</?(?:think|answer)>")
@@ -40,6 +45,8 @@ class Observed:
     def view(self, words: Iterable[int], text: str) -> FocusView:
         """The same as a prior beside the answer's own mask."""
         seen = self.seen(words)
+        from coprs_core.model.attention import as_prior
+
         prior = as_prior(seen, self.photo.size)
         mask = self.result.mask
         agreement = iou(prior >= PRIOR_THRESHOLD, mask)
@@ -57,6 +64,8 @@ def observed(engine: Engine, image: PhotoLike, result: Result, stem: str) -> Obs
         CoPRSError: the photo or the model is not the one of the answer, or runs elsewhere.
         NotApplicable: the reply is too long; `stem` begins the names of the probe's files.
     """
+    from coprs_core.model.attention import MOST_QUERIES
+
     segmenter, photo = engine.local, open_photo(image)
     check_photo_size(result.photo_size, photo.size)
     check_reply_ids(engine, result)

@@ -6,20 +6,25 @@ sentence, so that the whole trace costs less than one more answer. A model that 
 has no focus token: there it is where the words of each sentence looked.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
-from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.model.language import LanguageModel
 from coprs_core.photos import PhotoLike
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.focus import check_reply_ids, guarded, reread, view_at
 from coprs_core.probes.looks import observed, shown
 from coprs_core.probes.trace import MAX_SENTENCES, Sentences, spread
 from coprs_core.prompts import SENTENCE_END
+
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine
+    from coprs_core.model.focus_token import FocusTokenSegmenter
+    from coprs_core.model.language import LanguageModel
 
 
 @guarded

@@ -1,11 +1,12 @@
 """Another thought: the model reads it instead of its own, ends its reply, and focuses."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coprs_core.answer.compare import against_answer
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Region, Result
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import PhotoLike, open_photo
@@ -17,6 +18,9 @@ from coprs_core.prompts import (
     check_characters,
     check_instruction,
 )
+
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine
 
 MAX_CLOSING_TOKENS = 24
 

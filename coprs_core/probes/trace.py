@@ -3,14 +3,15 @@
 Made by the probes, saved with an answer, and opened again without a model.
 """
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from coprs_core.answer.pictures import (
     prior_overlay,
@@ -24,6 +25,9 @@ from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.photos import Photo
 from coprs_core.probes.finding import Finding
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, MAX_READ_CHARACTERS, PRIOR_KINDS, PriorKind
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SETTLED_IOU, MAX_SENTENCES = 0.5, 64
 SAVED_SIDE, FIGURE_SIDE = 1024, 640
@@ -184,6 +188,8 @@ def trace_figure(
 ) -> Figure:
     """Each view as a picture over the photo uint8 [H, W, 3]; IoU and spread as lines below."""
     size = (3.4 * max(3, len(views)), 6.2)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     small = thumbnail(photo, FIGURE_SIDE)
     halves: Any = figure.subfigures(2, 1, height_ratios=(3.4, 2))

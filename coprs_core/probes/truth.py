@@ -1,15 +1,20 @@
 """Ground truth: how good an answer is, and at which threshold of its prior."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from coprs_core.answer.compare import AgainstTruth, against_truth
 from coprs_core.answer.pictures import truth_figure
 from coprs_core.answer.results import Result
 from coprs_core.photos import Photo
 from coprs_core.probes.finding import Finding
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)

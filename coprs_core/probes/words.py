@@ -5,26 +5,30 @@ for the query head, so a word's look is a probe, not an explanation. In a model 
 coordinates it is the word's attention.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import small_size
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.masks import encode_prior
-from coprs_core.model.attention import as_prior
 from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable
 from coprs_core.probes.focus import check_reply_ids, guarded, reread, view_at
 from coprs_core.probes.looks import observed
 from coprs_core.probes.trace import FocusView, trace_figure
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from coprs_core.answer.engine import Engine
 
 MAX_WORD_CHARACTERS = 200
 MAX_WORDS, WORD_SIDE = 512, 64
@@ -114,6 +118,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Words:
 
 
 def _attended(engine: Engine, image: PhotoLike, result: Result, words: list[str]) -> Words:
+    from coprs_core.model.attention import as_prior
+
     reply = observed(engine, image, result, "words")
     seen = [reply.seen([number]) for number in range(len(words))]
     small = small_size(reply.photo.size, WORD_SIDE)

@@ -6,20 +6,25 @@ the first one, cut to the crop, are averaged. A model that writes coordinates is
 instruction about the crop, shown at normal detail whatever the photo was shown at.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Region, Result, check_photo_size
-from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.model.segmenter import PhotoFeatures
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable, OtherResult
 from coprs_core.probes.focus import check_model, guarded, reread
+
+if TYPE_CHECKING:
+    import torch
+
+    from coprs_core.answer.engine import Engine
+    from coprs_core.model.focus_token import FocusTokenSegmenter
+    from coprs_core.model.segmenter import PhotoFeatures
 
 MARGIN = 3.5
 """Side of the crop, as a multiple of the extent (four standard deviations) of the prior's mass;
@@ -129,6 +134,10 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
             "ask for something it finds.",
             _STEM,
         )
+    if engine.has_focus_token and len(result.regions) > 1:
+        raise NotApplicable(
+            "This answer found several things: ask for one of them to look closer.", _STEM
+        )
     crop = crop_around(prior) if engine.has_focus_token else crop_around_boxes(result)
     if crop.side > MAX_SHARE * min(photo.size):
         raise NotApplicable(
@@ -165,6 +174,9 @@ def _cut(
 ) -> torch.Tensor:
     """The first look's logits inside the crop, in the crop's own prior frame; a square has no
     padding."""
+    import torch
+    import torch.nn.functional as F
+
     whole = focus.at_photo_size(prior_logits, features.photo_size)[0]
     inside = torch.from_numpy(np.ascontiguousarray(crop.of(whole)))[None, None].to(prior_logits)
     size = prior_logits.shape[-2:]
