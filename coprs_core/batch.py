@@ -1,5 +1,7 @@
 """Many photos: each answer into a folder of its own, resumable, past bad files."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections import Counter, deque
@@ -9,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from glob import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fsspec
 from PIL import Image
 
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result
 from coprs_core.answer.together import AT_ONCE, Question, answer_together
 from coprs_core.archive import save_answer, writable_folder
@@ -22,10 +24,13 @@ from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import Finding
 from coprs_core.prompts import check_instruction
 
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine
+
 _FORM = '{"photo": "a.jpg", "instruction": "the cat"}'
 READERS, WRITERS, AHEAD = 2, 2, 16
 """Threads that open photos and write answers, and how many of either may wait."""
-Ask = Callable[[Engine, Photo, Result], Iterator[Finding]]
+Ask = Callable[["Engine", Photo, Result], Iterator[Finding]]
 """What else is asked of an answer: one finding after the other."""
 
 

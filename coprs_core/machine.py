@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import sys
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +36,24 @@ DTYPES = {
     "fp16": "float16",
 }
 """Names of precisions, and what torch calls them."""
+_SIGNS_OF_GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "C:/Windows/System32/nvcuda.dll")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device by its type, where torch, which takes seconds to load, is not needed to know it."""
+
+    type: str
+
+    def __str__(self) -> str:
+        return self.type
+
+
+def place_of(device: str) -> torch.device | Place:
+    """The device of a name, as `choose_device`: without torch where this machine has no sign of
+    another than its CPU."""
+    has_gpu = sys.platform == "darwin" or any(Path(p).exists() for p in _SIGNS_OF_GPUS)
+    return Place("cpu") if device in ("auto", "cpu") and not has_gpu else choose_device(device)
 
 
 def choose_device(device: str) -> torch.device:
@@ -82,12 +102,12 @@ def parse_dtype(dtype: str) -> torch.dtype:
     return getattr(torch, DTYPES[dtype])
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device | Place) -> int:
     """Bytes that a model could still take on a device: the GPU's own memory, else the machine's."""
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(str(device))[0]
     return min(psutil.virtual_memory().available, *_container_limits())
 
 

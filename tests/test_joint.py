@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from coprs_core.datasets import open_dataset  # noqa: E402
 from coprs_core.datasets.folder import LISTING  # noqa: E402
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt, is_well_formed  # noqa: E402
 from coprs_core.training import run_joint  # noqa: E402
+from coprs_core.training.embeddings import KeptEmbeddings  # noqa: E402
 from coprs_core.training.items import (  # noqa: E402
     DatasetItems,
     Item,
@@ -635,3 +637,50 @@ def test_a_model_without_a_focus_token_is_not_trained(tmp_path):
     recipe = read_recipe("mini-joint", [f"model={folder}"])
     with pytest.raises(CoPRSError):
         run_joint.train_joint(recipe, tmp_path / "out", "cpu")
+
+
+# --- SAM's embeddings, once
+
+
+def test_embeddings_are_computed_once_and_kept_by_picture_and_backbone(tmp_path, mini):
+    encoder, calls = mini.model.image_encoder, []
+    photo = Image.new("RGB", (8, 8))
+
+    def encode(item):
+        calls.append(item.key)
+        return torch.full((4, 2, 2), float(len(calls)))
+
+    kept = KeptEmbeddings(tmp_path, encoder, encode)
+    first, again = (Item(photo, "x", (), key="ab12") for _ in range(2))
+    assert torch.equal(kept(first), kept(again)) and kept(first).dtype == torch.float16
+    assert calls == ["ab12"] and len(list(tmp_path.rglob("ab/ab12.safetensors"))) == 1
+    assert torch.equal(KeptEmbeddings(tmp_path, encoder, encode)(first), kept(first))
+    other = torch.nn.Linear(2, 2)
+    assert KeptEmbeddings(tmp_path, other, encode)(first).mean() == 2  # another backbone
+    drawn = Item(photo, "x", ())
+    assert kept(drawn).mean() == 3 and kept(drawn).mean() == 4  # it does not come again
+
+
+def test_a_run_on_photos_keeps_their_embeddings_and_says_their_size_before(tmp_path, capsys):
+    folder_of_items(tmp_path / "data")
+    out = tmp_path / "out"
+    told = [
+        "train",
+        "mini-joint",
+        "--data",
+        str(tmp_path / "data"),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
+    small = [w for line in SMALL for w in ("--set", line)]
+    assert main([*told, *small, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"embeddings of the photos, on disk +\d+ kB", said), said
+    assert re.search(r"A step takes \d+\.\d s here .*all 2 about 0\.0 h", said), said
+    assert not list(out.rglob("*.safetensors"))  # the measured steps are forgotten
+    assert main([*told, *small]) == 0
+    files = list((out / "embeddings").rglob("*.safetensors"))
+    assert len(files) == 2 and load_file(files[0])["embedding"].dtype == torch.float16
+    assert load_file(files[0])["embedding"].shape == (96, 16, 16)

@@ -1,6 +1,6 @@
 """The miniature's quality on the first 100 test scenes, one by one through the real engine.
 
-The bars are a little under what `evaluate --count 1000` measured (assets/mini/CARD.md): 100 scenes
+The bars are a little under what `evaluate --limit 1000` measured (assets/mini/CARD.md): 100 scenes
 scatter.
 """
 

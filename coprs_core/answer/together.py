@@ -1,14 +1,19 @@
 """Many questions at once: their photos are read one after the other, their replies written
 together."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coprs_core.answer.engine import Engine, Update
 from coprs_core.answer.results import Result
+from coprs_core.answer.updates import Update
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import PhotoLike
+
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine
 
 AT_ONCE = 16
 

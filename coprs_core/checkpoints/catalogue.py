@@ -1,23 +1,28 @@
 """What can be loaded by name: what it is, what it downloads and needs, and whether it fits here,
 read live."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from huggingface_hub import constants
 
 from coprs_core.checkpoints.downloads import cached_snapshot, sam_cache
-from coprs_core.checkpoints.hugging_face import choose_quantization
 from coprs_core.checkpoints.memory import memory_needed
-from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.checkpoints.remote import FORM, KEY
+from coprs_core.checkpoints.options import FORM, KEY, LoadOptions
+from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.sams import SAMS, choose_sam, is_cached
-from coprs_core.checkpoints.source import CoordinateSource, CoPRSSource, Source
 from coprs_core.machine import free_memory
-from coprs_core.model.coordinates import QWEN3, SEG_ZERO, STOCK, CoordinatePrompt
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
 from coprs_core.sizes import free_disk, in_words
+
+if TYPE_CHECKING:
+    import torch
+
+    from coprs_core.checkpoints.source import Source
+    from coprs_core.machine import Place
 
 OWN_SAM = "vit_h"
 """With which a CoPRS checkpoint is reckoned: it brings its own image encoder and decoder."""
@@ -30,7 +35,8 @@ class Listed:
     Attributes:
         name, about, licence: for the table.
         repo: on Hugging Face; None where nothing of its kind is public.
-        prompt: how it is asked, where it writes coordinates; None for a CoPRS checkpoint.
+        prompt: how it is asked, where it writes coordinates (a name in `model.coordinates`); empty
+            for a CoPRS checkpoint.
         download: bytes, without SAM.
         linear: weights of the language model that can be quantized.
         other: all its other weights, without SAM.
@@ -40,7 +46,7 @@ class Listed:
     about: str
     licence: str
     repo: str | None = None
-    prompt: CoordinatePrompt | None = None
+    prompt: str = ""
     download: int = 0
     linear: int = 0
     other: int = 0
@@ -51,8 +57,11 @@ class Listed:
 
     def source(self, folder: Path) -> Source:
         """The model in a folder where it was downloaded."""
+        from coprs_core.checkpoints.source import CoordinateSource, CoPRSSource
+        from coprs_core.model import coordinates
+
         if self.prompt:
-            return CoordinateSource(self.name, folder, self.prompt)
+            return CoordinateSource(self.name, folder, getattr(coordinates, self.prompt))
         return CoPRSSource(self.name, folder)
 
     def memory_needed(self, quantization: str, sam: str, bytes_per_weight: int = 2) -> int:
@@ -83,7 +92,7 @@ CATALOGUE = (
         "Qwen3-VL-2B-Instruct as published: the one for a machine without a GPU",
         "Apache-2.0",
         "Qwen/Qwen3-VL-2B-Instruct",
-        QWEN3,
+        "QWEN3",
         **_2B_QWEN3,
     ),
     Listed(
@@ -91,7 +100,7 @@ CATALOGUE = (
         "Qwen3-VL-4B-Instruct as published",
         "Apache-2.0",
         "Qwen/Qwen3-VL-4B-Instruct",
-        QWEN3,
+        "QWEN3",
         **_4B_QWEN3,
     ),
     Listed(
@@ -99,7 +108,7 @@ CATALOGUE = (
         "Qwen3-VL-8B-Instruct as published",
         "Apache-2.0",
         "Qwen/Qwen3-VL-8B-Instruct",
-        QWEN3,
+        "QWEN3",
         **_8B_QWEN3,
     ),
     Listed(
@@ -107,7 +116,7 @@ CATALOGUE = (
         "EGM: Qwen3-VL-4B, trained to think briefly",
         "Apache-2.0",
         "nvidia/EGM-4B",
-        QWEN3,
+        "QWEN3",
         **_4B_QWEN3,
     ),
     Listed(
@@ -115,7 +124,7 @@ CATALOGUE = (
         "Qwen2.5-VL-3B-Instruct as published",
         "Qwen Research (non-commercial)",
         "Qwen/Qwen2.5-VL-3B-Instruct",
-        STOCK,
+        "STOCK",
         **_3B,
     ),
     Listed(
@@ -123,7 +132,7 @@ CATALOGUE = (
         "Qwen2.5-VL-7B-Instruct as published",
         "Apache-2.0",
         "Qwen/Qwen2.5-VL-7B-Instruct",
-        STOCK,
+        "STOCK",
         **_7B,
     ),
     Listed(
@@ -131,7 +140,7 @@ CATALOGUE = (
         "Seg-Zero, trained to reason and point",
         "see its model card",
         "Ricky06662/Seg-Zero-7B",
-        SEG_ZERO,
+        "SEG_ZERO",
         **_7B,
     ),
     Listed(
@@ -139,7 +148,7 @@ CATALOGUE = (
         "VisionReasoner, several things at once",
         "see its model card",
         "Ricky06662/VisionReasoner-7B",
-        SEG_ZERO,
+        "SEG_ZERO",
         **_7B,
     ),
 )
@@ -169,7 +178,7 @@ def listed(name: str) -> Listed | None:
     return next((m for m in CATALOGUE if name in (m.name, m.repo)), None)
 
 
-def rows(device: torch.device, options: LoadOptions | None = None) -> list[Row]:
+def rows(device: torch.device | Place, options: LoadOptions | None = None) -> list[Row]:
     """The table of models for this machine as it is now.
 
     `options` say how they would be loaded; a SAM file of one's own counts as vit_h.
@@ -192,7 +201,7 @@ def missing_bytes(model: Listed, sam: str) -> int:
     return language + (0 if is_cached(sam) else SAMS[sam].download)
 
 
-def _row(model: Listed, device: torch.device, quantization: str, sam: str) -> Row:
+def _row(model: Listed, device: torch.device | Place, quantization: str, sam: str) -> Row:
     missing = missing_bytes(model, sam)
     wanted = choose_quantization(quantization, device, 2 * (model.linear + model.other))
     reason = _reason(model, device, wanted, sam, missing)
@@ -215,7 +224,9 @@ def _row(model: Listed, device: torch.device, quantization: str, sam: str) -> Ro
     )
 
 
-def _reason(model: Listed, device: torch.device, quantization: str, sam: str, missing: int) -> str:
+def _reason(
+    model: Listed, device: torch.device | Place, quantization: str, sam: str, missing: int
+) -> str:
     """Why a model cannot be loaded here, with the way out; "" if it can."""
     for folder in (Path(constants.HF_HUB_CACHE), sam_cache()):
         free = free_disk(folder)

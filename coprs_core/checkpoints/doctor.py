@@ -20,14 +20,10 @@ from coprs_core.checkpoints.downloads import (
     missing_shards,
     sam_cache,
 )
-from coprs_core.checkpoints.hugging_face import (
-    QUANTIZATIONS,
-    check_quantization,
-    choose_quantization,
-)
 from coprs_core.checkpoints.load import find
 from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
-from coprs_core.checkpoints.options import LoadOptions, is_remote
+from coprs_core.checkpoints.options import KEY, QUANTIZATIONS, LoadOptions, is_remote
+from coprs_core.checkpoints.quantization import check_quantization, choose_quantization
 from coprs_core.checkpoints.sams import SAMS, choose_sam
 from coprs_core.checkpoints.source import Source
 from coprs_core.errors import CoPRSError
@@ -160,9 +156,9 @@ def _remote(model: str) -> Check:
         source = remote.parse(model)
     except CoPRSError as problem:
         return Check("model", "on another machine", str(problem))
-    key = "set" if os.environ.get(remote.KEY) else "not set"
+    key = "set" if os.environ.get(KEY) else "not set"
     return Check(
-        "model", f"{source.model} on {source.host}, asked when it is loaded; {remote.KEY} is {key}"
+        "model", f"{source.model} on {source.host}, asked when it is loaded; {KEY} is {key}"
     )
 
 

@@ -155,9 +155,13 @@ def _sentence(repo: str, problem: Exception) -> CoPRSError:
 
 
 def sam_cache() -> Path:
-    import torch  # only here: it takes seconds to load
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    torch = sys.modules.get("torch")  # loaded for this alone it would take seconds
+    if torch is not None:
+        return Path(torch.hub.get_dir()) / "checkpoints"
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return (
+        Path(os.environ.get("TORCH_HOME", f"{caches}/torch")).expanduser() / "hub" / "checkpoints"
+    )
 
 
 def cached_sam(name: str) -> Path | None:

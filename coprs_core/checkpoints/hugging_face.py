@@ -2,7 +2,6 @@
 for a break."""
 
 import json
-import logging
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,15 +20,13 @@ from transformers.utils import logging as transformers_logging
 
 from coprs_core.checkpoints.downloads import missing_shards
 from coprs_core.checkpoints.limits import check_image_processor, check_numbers, check_size
-from coprs_core.checkpoints.options import QUANTIZATIONS
 from coprs_core.checkpoints.pages import letting_pages_go
-from coprs_core.checkpoints.tensors import first_line, reading, refuse
+from coprs_core.checkpoints.tensors import reading, refuse
 from coprs_core.errors import CoPRSError, shortened
 from coprs_core.model.coordinates import CHATML, QUESTION_SLOT
 from coprs_core.model.mllm import ARCHITECTURES, Mllm
 from coprs_core.model.output import shorten
 from coprs_core.prompts import IMAGE_SLOT
-from coprs_core.sizes import GB
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Said at every call: otherwise code in the folder may be run, after a question on the terminal."""
@@ -145,44 +142,6 @@ def quietly() -> Generator[None, None, None]:
         transformers_logging.set_verbosity(level)
         if was_on:
             transformers_logging.enable_progress_bar()
-
-
-def choose_quantization(quantization: str, device: torch.device, weight_bytes: int) -> str:
-    """The quantization of a name; "auto" is nf4 on a CPU from 1 GB of weights (16 bits each) on,
-    where it reads a word three times as fast, and none elsewhere."""
-    if quantization != "auto":
-        return quantization
-    if device.type != "cpu" or weight_bytes < GB:
-        return "none"
-    try:
-        check_quantization("nf4", device)
-    except CoPRSError:  # bitsandbytes does not work here
-        return "none"
-    return "nf4"
-
-
-def check_quantization(quantization: str, device: torch.device) -> None:
-    """Raises `CoPRSError` where a quantization is not known or cannot work on a device."""
-    if quantization not in ("auto", *QUANTIZATIONS):
-        raise CoPRSError(
-            f"Quantization {quantization!r} is not known: choose auto, {', '.join(QUANTIZATIONS)}."
-        )
-    if quantization in ("auto", "none"):
-        return
-    if device.type not in ("cuda", "cpu"):
-        raise CoPRSError(
-            f"Quantization {quantization} works on CUDA and on the CPU, not on {device}: "
-            "choose --quantize none."
-        )
-    # it warns of a faster kernel that is not published
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        import bitsandbytes  # noqa: F401  (its native part may be missing)
-    except Exception as problem:  # a broken install raises anything at all
-        raise CoPRSError(
-            f"bitsandbytes, which quantizes, does not work here ({first_line(problem)}): "
-            "choose --quantize none."
-        ) from problem
 
 
 def load_processor(folder: Path) -> Any:

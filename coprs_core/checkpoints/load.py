@@ -6,9 +6,9 @@ from coprs_core.checkpoints import adapters, remote
 from coprs_core.checkpoints.auto import choose, this_machine
 from coprs_core.checkpoints.catalogue import NAMES, listed
 from coprs_core.checkpoints.downloads import Report, on_terminal, snapshot
-from coprs_core.checkpoints.hugging_face import check_quantization
 from coprs_core.checkpoints.memory import smaller_choice
 from coprs_core.checkpoints.options import AUTO, LoadOptions, is_remote
+from coprs_core.checkpoints.quantization import check_quantization
 from coprs_core.checkpoints.source import Checkpoint, CoordinateSource, CoPRSSource, Source
 from coprs_core.errors import CoPRSError, meant
 from coprs_core.machine import choose_device, parse_dtype, trim_memory, within_memory

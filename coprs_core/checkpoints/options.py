@@ -37,6 +37,9 @@ class LoadOptions:
 
 SCHEME = "openai:"
 """Begins the name of a model on another machine (see `remote`)."""
+KEY = "COPRS_API_KEY"
+"""The environment variable with the server's key."""
+FORM = f"{SCHEME}NAME@http://host:port/v1"
 
 
 def is_remote(name: object) -> bool:

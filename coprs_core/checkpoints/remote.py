@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import torch
 
 from coprs_core.checkpoints.downloads import Report, on_terminal
-from coprs_core.checkpoints.options import SCHEME, LoadOptions
+from coprs_core.checkpoints.options import FORM, KEY, SCHEME, LoadOptions
 from coprs_core.checkpoints.sams import choose_sam, open_sam
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
@@ -18,10 +18,6 @@ from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
 
 if TYPE_CHECKING:
     from coprs_core.model.remote import Server
-
-KEY = "COPRS_API_KEY"
-"""The environment variable with the server's key."""
-FORM = f"{SCHEME}NAME@http://host:port/v1"
 
 
 @dataclass(frozen=True)

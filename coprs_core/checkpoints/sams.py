@@ -1,10 +1,10 @@
 """The published SAMs by name: where they come from, what they weigh, and how they are loaded."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from transformers import AutoImageProcessor, Sam2Config, Sam2Model
+from typing import TYPE_CHECKING
 
 from coprs_core.checkpoints.downloads import (
     SAM_FILES,
@@ -15,17 +15,14 @@ from coprs_core.checkpoints.downloads import (
     sam_path,
     snapshot,
 )
-from coprs_core.checkpoints.hugging_face import LOCAL, load_strictly, quietly, weight_files
 from coprs_core.checkpoints.memory import LIBRARIES, global_attention
-from coprs_core.checkpoints.tensors import (
-    count_weights,
-    place_sam,
-    read_sam,
-    reading,
-    sam_configs,
-)
-from coprs_core.model.sam import Sam1, Sam2
 from coprs_core.model.vision import SAM_SIZES
+
+if TYPE_CHECKING:
+    import torch
+
+    from coprs_core.machine import Place
+    from coprs_core.model.sam import Sam1, Sam2
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ SAMS = {
 }
 
 
-def choose_sam(name: str, device: torch.device) -> str:
+def choose_sam(name: str, device: torch.device | Place) -> str:
     """The SAM of a name; "auto" is SAM 2.1 large on a GPU, and its tiny on a CPU, where it takes a
     tenth of ViT-H's time."""
     if name != "auto":
@@ -102,6 +99,11 @@ class SamFile:
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Sam1 | Sam2:
         """The SAM, strictly: every tensor has its place; raises `CoPRSError` where it is broken."""
+        import torch
+
+        from coprs_core.checkpoints.tensors import place_sam, read_sam, sam_configs
+        from coprs_core.model.sam import Sam1
+
         if self.path.is_dir():
             return _load_sam2(self.path, device, dtype)
         state = read_sam(self.path)
@@ -115,6 +117,9 @@ class SamFile:
 def open_sam(name: str, report: Report | None = None) -> SamFile:
     """A SAM by name, downloaded where it is not cached, or by its path (a .pth file of SAM, a
     folder of SAM 2); raises `CoPRSError` where there is none or it is broken."""
+    from coprs_core.checkpoints.hugging_face import weight_files
+    from coprs_core.checkpoints.tensors import count_weights, read_sam, sam_configs
+
     known = SAMS.get(name)
     if known and known.repo:
         folder = snapshot(known.repo, report)
@@ -131,6 +136,12 @@ def open_sam(name: str, report: Report | None = None) -> SamFile:
 
 
 def _load_sam2(folder: Path, device: torch.device, dtype: torch.dtype) -> Sam2:
+    from transformers import AutoImageProcessor, Sam2Config, Sam2Model
+
+    from coprs_core.checkpoints.hugging_face import LOCAL, load_strictly, quietly
+    from coprs_core.checkpoints.tensors import reading
+    from coprs_core.model.sam import Sam2
+
     with reading(f"SAM 2 in {folder} cannot be loaded"):
         with quietly():  # published files name the model that also follows things through videos
             config = Sam2Config.from_pretrained(folder, **LOCAL)

@@ -13,7 +13,6 @@ from coprs_core.checkpoints.heads import known_heads
 from coprs_core.checkpoints.hugging_face import (
     chat_template,
     check_focus_token,
-    choose_quantization,
     focus_token_id,
     load_image_processor,
     load_mllm,
@@ -23,6 +22,7 @@ from coprs_core.checkpoints.hugging_face import (
 )
 from coprs_core.checkpoints.memory import check_memory, global_attention
 from coprs_core.checkpoints.options import DETAILS, LoadOptions
+from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.rehearsal import rehearse
 from coprs_core.checkpoints.sams import choose_sam, open_sam, place_of
 from coprs_core.checkpoints.tensors import count_weights, load_part, reading

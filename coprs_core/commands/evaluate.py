@@ -91,8 +91,7 @@ def run(options: Namespace) -> int:
 def _run(options: Namespace, folder: Path) -> int:
     from tqdm import tqdm
 
-    from coprs_core.answer.engine import Engine, check_max_new_tokens
-    from coprs_core.checkpoints.load import load_checkpoint
+    from coprs_core.answer.updates import check_max_new_tokens
     from coprs_core.datasets import open_dataset
     from coprs_core.evaluation.judges import open_judge
     from coprs_core.evaluation.protocols import PROTOCOLS
@@ -126,6 +125,9 @@ def _run(options: Namespace, folder: Path) -> int:
     )
     numbers = numbers_of(dataset, settings)
     shard = _among(given, rank, processes)
+    from coprs_core.answer.engine import Engine  # what is wrong is said before torch is loaded
+    from coprs_core.checkpoints.load import load_checkpoint
+
     total = sum(n in shard for n in numbers)
     engine = Engine(load_checkpoint(options.model, load_options(_placed(options, processes))))
     rows = measure_all(engine, dataset, settings, folder, shard, judge)

@@ -15,8 +15,9 @@ from coprs_core.probes import PROBES
 if TYPE_CHECKING:
     import numpy as np
 
-    from coprs_core.answer.engine import Engine, Update
+    from coprs_core.answer.engine import Engine
     from coprs_core.answer.results import Result
+    from coprs_core.answer.updates import Update
     from coprs_core.batch import Answered, Item, Query
     from coprs_core.photos import Photo
     from coprs_core.probes.finding import Finding
@@ -174,7 +175,7 @@ def run(options: Namespace) -> int:
 
 def _check(options: Namespace) -> None:
     """Refuse what cannot be asked, before any work."""
-    from coprs_core.answer.engine import check_max_new_tokens
+    from coprs_core.answer.updates import check_max_new_tokens
     from coprs_core.prompts import check_instruction
 
     further = (options.thought, options.again, options.again_model, options.truth)
@@ -193,7 +194,7 @@ def _check(options: Namespace) -> None:
 
 def _stream(engine: "Engine", photo: "Photo", options: Namespace) -> "Result":
     """Answer, printing the thought as it comes."""
-    from coprs_core.answer.engine import last_result
+    from coprs_core.answer.updates import last_result
 
     def printed() -> "Iterator[Update]":
         for update in engine.stream(photo, options.instruction, options.max_new_tokens):

@@ -1,10 +1,15 @@
 """`train`: train the miniature from scratch, or any CoPRS checkpoint jointly; or resume a run."""
 
 import os
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coprs_core.commands.options import DEVICE_HELP, count, positive_count
+
+if TYPE_CHECKING:
+    from coprs_core.training.recipe import JointRecipe
 
 SUMMARY = "train the miniature from scratch, or a checkpoint jointly"
 MINI = "mini"
@@ -101,6 +106,21 @@ def _from_scratch(options: Namespace) -> int:
     return 0
 
 
+def _estimate(recipe: "JointRecipe", device: str) -> str:
+    """How long a run will take, from a step that is measured here."""
+    try:
+        from coprs_core.training.run_joint import measured_step
+    except ModuleNotFoundError as problem:
+        return f"How long it takes is not measured: {problem.name} is not installed."
+    print("measuring two steps …", file=sys.stderr)
+    seconds = measured_step(recipe, device)
+    whole = seconds * recipe.steps / 3600
+    return (
+        f"A step takes {seconds:.1f} s here (one was measured), all {recipe.steps} about "
+        f"{whole:.1f} h; warm-up, saved steps and pictures come on top."
+    )
+
+
 def _jointly(options: Namespace) -> int:
     # read when the library is first imported; TRL would tell its makers of every start
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -118,6 +138,7 @@ def _jointly(options: Namespace) -> int:
         planned = plan(recipe, options.out, options.device)
         print(planned.table())
         planned.check()
+        print(_estimate(recipe, options.device))
         return 0
 
     import torch

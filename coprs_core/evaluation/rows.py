@@ -1,13 +1,14 @@
 """One item: what was asked, and how the answer compares with the truth."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result
 from coprs_core.answer.together import AT_ONCE, Question, answer_together
 from coprs_core.datasets.example import Example, Tag
@@ -15,6 +16,9 @@ from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.protocols import USUAL, Protocol
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou_curve
 from coprs_core.prompts import NOTHING_FOUND, UNFINISHED, is_well_formed
+
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine
 
 CURVE = slice(5, 100, 5)
 """Of `metrics.THRESHOLDS`: 0.05, 0.1 … 0.95, where the prior's IoU is kept."""
@@ -79,7 +83,7 @@ class Row:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Row":
+    def from_dict(cls, values: dict[str, Any]) -> Row:
         """A row that `to_dict` wrote; raises `TypeError` or `LookupError` where it is none."""
         told: dict[str, Any] = dict(values)
         for name in ("mask", "prior", "curve"):

@@ -1,6 +1,8 @@
 """A run over a data set: a line an item in a folder, so that it goes on where it was stopped, and
 several processes or machines can share it."""
 
+from __future__ import annotations
+
 import hashlib
 import heapq
 import json
@@ -10,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coprs_core.answer.engine import Engine
 from coprs_core.answer.results import Result
 from coprs_core.archive import writable_folder
 from coprs_core.datasets.example import Dataset, Example
@@ -22,6 +23,9 @@ from coprs_core.evaluation.judges import Judge
 from coprs_core.evaluation.protocols import PROTOCOLS, Protocol
 from coprs_core.evaluation.rows import Row, answered
 from coprs_core.machine import package_versions
+
+if TYPE_CHECKING:
+    from coprs_core.answer.engine import Engine
 
 RUN, ROWS, CASES = "run.json", "rows-{}-of-{}.jsonl", "cases"
 SHOWN = 8

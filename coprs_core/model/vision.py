@@ -1,12 +1,14 @@
 """The vision backbone (`F_enc`): segment_anything's image encoder."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from segment_anything.modeling import ImageEncoderViT
-from torch import Tensor
+if TYPE_CHECKING:
+    from segment_anything.modeling import ImageEncoderViT
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ def vision_config_of(state: dict[str, Tensor]) -> VisionConfig:
 def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
     """SAM's image encoder: normalised pixels float [B, 3, side, side] → image embedding [B,
     channels, grid, grid]."""
+    import torch
+    from segment_anything.modeling import ImageEncoderViT
+
     layer_norm: Any = partial(torch.nn.LayerNorm, eps=1e-6)
     return ImageEncoderViT(
         img_size=config.side,

@@ -1,6 +1,7 @@
 """Prior and mask of replies while the language model is trained: read with it in one forward pass,
 learnt with it in one backward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from coprs_core.geometry import to_mllm_frame, to_sam_frame, unpadded_size
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import encode_prompt
+from coprs_core.training.embeddings import KeptEmbeddings
 from coprs_core.training.items import Item, Items, target_of
 from coprs_core.training.rates import HEADS, Rates
 
@@ -37,13 +39,19 @@ class FocusRows:
 
 class TrainedFocus:
     """A CoPRS model hung up for training: prior and decoder beside its language model, whose last
-    hidden states are kept; the image encoder and the vision tower are not trained."""
+    hidden states are kept; the image encoder and the vision tower are not trained.
 
-    def __init__(self, model: CoPRS, processor: Any, items: Items):
+    `embeddings` is a folder for what the image encoder sees, which is the same in every run.
+    """
+
+    def __init__(self, model: CoPRS, processor: Any, items: Items, embeddings: Path | None = None):
         self.model, self.tokenizer = model, processor.tokenizer
         self.image_processor = processor.image_processor
         self.item = lru_cache(REMEMBERED)(items.__getitem__)
-        self.embedding = lru_cache(REMEMBERED)(self._encode)
+        encode: Callable[[Item], Tensor] = self._encode
+        if embeddings is not None:
+            encode = KeptEmbeddings(embeddings, model.image_encoder, encode)
+        self.embedding = lru_cache(REMEMBERED)(encode)
         self._hidden: Any = None
         mllm = model.mllm
         mllm.add_module(HEADS, nn.ModuleDict({"prior": model.prior, "decoder": model.decoder}))
@@ -117,7 +125,7 @@ class TrainedFocus:
         return FocusRows(
             torch.tensor(rows, device=device),
             torch.tensor(columns, device=device),
-            torch.stack(embeddings).to(device),
+            torch.stack(embeddings).to(device, self.model.dtype),
             torch.tensor(sizes, device=device),
             torch.stack(targets).to(device),
         )

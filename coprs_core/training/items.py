@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,13 +11,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from coprs_core.datasets import DATASETS, open_dataset
 from coprs_core.datasets.example import Dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.geometry import unpadded_size
 from coprs_core.model.vision import VisionConfig
 from coprs_core.photos import open_photo
-from coprs_core.world.questions import USUAL, Asking, ask
+from coprs_core.training.recipe import JointRecipe
+from coprs_core.world.questions import FAMILY_WEIGHTS, USUAL, Asking, ask
 from coprs_core.world.scenes import SQUARE, draw_scene, random_size
+
+_MIX = Asking(
+    FAMILY_WEIGHTS | {"relation": 2.0, "two steps": 2.0, "exclusion": 1.5, "several": 1.0}, 0.1
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +36,14 @@ class Item:
         masks: bool [H, W] each, of the things that are meant, in reading order; none where nothing
             fits.
         reply: a reply to imitate, where one is known.
+        key: names the content of the photo, where it comes again; empty where it does not.
     """
 
     photo: Image.Image = field(repr=False)
     instruction: str
     masks: tuple[np.ndarray, ...] = field(repr=False)
     reply: str | None = None
+    key: str = ""
 
 
 class Items(Protocol):
@@ -80,8 +89,18 @@ class DatasetItems:
         example = self.dataset.item(index)
         if example is None:
             raise IndexError(index)
-        photo = open_photo(example.photo).image
-        return Item(photo, example.instruction, example.masks, example.reply)
+        photo = open_photo(example.photo)
+        return Item(photo.image, example.instruction, example.masks, example.reply, photo.key)
+
+
+def items_of(recipe: JointRecipe) -> Items:
+    """What a recipe trains on."""
+    if recipe.data == "scenes":
+        return SceneItems(recipe.steps * recipe.questions, _MIX, recipe.other_shapes)
+    if recipe.data in DATASETS and recipe.data != "folder":
+        root = Path(recipe.root).expanduser() if recipe.root else None
+        return DatasetItems(open_dataset(recipe.data, root, recipe.split))
+    return DatasetItems(open_dataset("folder", Path(recipe.data).expanduser()))
 
 
 def target_of(mask: np.ndarray, vision: VisionConfig) -> Tensor:

@@ -8,6 +8,7 @@ What it does not know stands here: what a mask earns, and the segmentation loss.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,9 +73,10 @@ class JointTrainer(Learner, _Engine):
         objective: Objective,
         args: GRPOConfig,
         rates: Rates = Rates(),  # noqa: B008
+        embeddings: Path | None = None,
         **options: Any,
     ):
-        self.focus = TrainedFocus(model, processor, items)
+        self.focus = TrainedFocus(model, processor, items, embeddings)
         self.rates, self._objective = rates, objective
         self._pending: FocusRows | None = None
         self._segmentation: Any = None

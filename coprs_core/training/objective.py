@@ -4,13 +4,15 @@ Paper, sections 3.3 and 3.4. Two presets: as the paper tells them, and as the au
 scripts set them.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from coprs_core.prompts import FOCUS_TOKEN, format_score, is_well_formed
-from coprs_core.training.losses import segmentation_loss
-from coprs_core.training.policy import CLIP, clipped_policy_loss, kl_to_reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Objective:
     later_dice: float | None = None
     later_focal: float | None = None
     kl: float = 5e-3
-    clip: float = CLIP
+    clip: float = 0.2
     group: int = 8
     mask_share: float = 0.7
 
@@ -90,6 +92,8 @@ def segmentation_term(
     any, from the same graph."""
     if not len(target):
         return (prior_logits.sum() + mask_logits.sum()) * 0.0
+    from coprs_core.training.losses import segmentation_loss
+
     return segmentation_loss(prior_logits, mask_logits, target, *objective.weights(step))
 
 
@@ -108,6 +112,8 @@ def unified_loss(
             and a thing to find; N may be 0, then L_SEG is 0.
     """
     r = rollouts
+    from coprs_core.training.policy import clipped_policy_loss, kl_to_reference
+
     policy = clipped_policy_loss(
         r.log_probs, r.old_log_probs, r.advantages, r.written, objective.clip
     )

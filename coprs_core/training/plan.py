@@ -12,7 +12,10 @@ from coprs_core.checkpoints.source import PARTS, CoPRSSource
 from coprs_core.checkpoints.tensors import count_weights, open_safetensors
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, free_memory
+from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.sizes import free_disk, in_words
+from coprs_core.training.embeddings import bytes_of
+from coprs_core.training.items import items_of
 from coprs_core.training.recipe import JointRecipe
 
 ADAPTED = r".*language_model.*\.(?:[qkvo]_proj|gate_proj|up_proj|down_proj)"
@@ -32,6 +35,7 @@ class Plan:
         saved: bytes on disk: two saved steps, and the checkpoint.
         disk: bytes that are free there.
         steps, replies: of the whole run.
+        embeddings: bytes on disk for SAM's embeddings of its photos, where those come again.
     """
 
     parts: dict[str, int]
@@ -40,6 +44,7 @@ class Plan:
     disk: int
     steps: int
     replies: int
+    embeddings: int = 0
 
     def table(self) -> str:
         """As text for a terminal."""
@@ -50,7 +55,9 @@ class Plan:
                 *lines,
                 f"{'together, without activations':34} {in_words(total):>9}",
                 f"{'free on the device':34} {in_words(self.free):>9}",
-                f"{'on disk':34} {in_words(self.saved):>9} of {in_words(self.disk)} free",
+                f"{'embeddings of the photos, on disk':34} {in_words(self.embeddings):>9}",
+                f"{'checkpoints, on disk':34} {in_words(self.saved):>9}",
+                f"{'free on disk':34} {in_words(self.disk):>9}",
                 f"{self.steps} steps, {self.replies:,} replies. Memory is an estimate; activations "
                 "come on top.",
             ]
@@ -65,9 +72,10 @@ class Plan:
                 f"{in_words(self.free)} are free: set lora=16, quantize=nf4, or take a smaller "
                 "model."
             )
-        if self.saved > self.disk:
+        written = self.saved + self.embeddings
+        if written > self.disk:
             raise CoPRSError(
-                f"This run writes {in_words(self.saved)} and {in_words(self.disk)} are free on "
+                f"This run writes {in_words(written)} and {in_words(self.disk)} are free on "
                 "that disk: choose another --out."
             )
 
@@ -110,4 +118,9 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
     parts["prior and decoder, AdamW"] = sum(heads) * _LEARNT_BYTES
     saved = 2 * learnt * 12 + (whole + encoder + sum(heads)) * 2
     replies = recipe.steps * recipe.questions * recipe.objective.group
-    return Plan(parts, free_memory(place), saved, free_disk(out), recipe.steps, replies)
+    embeddings = 0
+    if recipe.data != "scenes":
+        vision = CoPRSConfig.read(source.folder / "coprs.json").vision
+        embeddings = len(items_of(recipe)) * bytes_of(vision)
+    disk = free_disk(out)
+    return Plan(parts, free_memory(place), saved, disk, recipe.steps, replies, embeddings)

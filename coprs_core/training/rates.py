@@ -1,11 +1,15 @@
 """How fast what learns."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 
 HEADS = "focus_heads"
 """Under this name prior and decoder hang beside the language model while it is trained."""
@@ -30,6 +34,8 @@ class Rates:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 groups.setdefault(self.of(name), []).append(parameter)
+        import torch
+
         return torch.optim.AdamW(
             [{"params": p, "lr": args.learning_rate * times} for times, p in groups.items()],
             betas=(args.adam_beta1, args.adam_beta2),

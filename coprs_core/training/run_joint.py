@@ -5,9 +5,11 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,19 +31,18 @@ from coprs_core.checkpoints.load import find, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
-from coprs_core.datasets import DATASETS, open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.sizes import expanded
-from coprs_core.training.items import DatasetItems, Items, SceneItems
+from coprs_core.training.items import Items, items_of
 from coprs_core.training.joint import JointTrainer
 from coprs_core.training.plan import ADAPTED
 from coprs_core.training.recipe import JointRecipe
 from coprs_core.training.warmup import WarmUp
-from coprs_core.world.questions import FAMILY_WEIGHTS, Asking
 
 LOG, CHECKPOINT, WARM, ADAPTERS = "metrics.jsonl", "checkpoint", "warm", "adapters"
+EMBEDDINGS = "embeddings"
 _SHOWN = {
     "loss": "loss",
     "reward": "reward",
@@ -51,9 +52,6 @@ _SHOWN = {
     "kl": "kl",
     "frac_reward_zero_std": "flat",
 }
-_MIX = Asking(
-    FAMILY_WEIGHTS | {"relation": 2.0, "two steps": 2.0, "exclusion": 1.5, "several": 1.0}, 0.1
-)
 
 
 class Watch(TrainerCallback):
@@ -64,6 +62,7 @@ class Watch(TrainerCallback):
         self.steps = recipe.steps if stage == "joint" else recipe.warmup_steps
         self.is_told = False
         self.bar: Any = None
+        self._began, self.last_step = 0.0, 0.0
 
     def stop(self, *_: Any) -> None:
         """A signal's handler: the step under way is finished and saved."""
@@ -74,7 +73,11 @@ class Watch(TrainerCallback):
         first = state.global_step
         self.bar = tqdm(total=self.steps, initial=first, desc=self.stage, disable=not is_first)
 
+    def on_step_begin(self, args, state, control, **_):
+        self._began = time.monotonic()
+
     def on_step_end(self, args, state, control, **_):
+        self.last_step = time.monotonic() - self._began
         self.bar.update()
         if self.is_told:
             control.should_save = control.should_training_stop = True
@@ -122,21 +125,12 @@ class Pictures(TrainerCallback):
             figure.savefig(self.folder / f"step-{state.global_step:05}-{i}.png", dpi=90)
 
 
-def items_of(recipe: JointRecipe) -> Items:
-    """What a recipe trains on."""
-    if recipe.data == "scenes":
-        return SceneItems(recipe.steps * recipe.questions, _MIX, recipe.other_shapes)
-    if recipe.data in DATASETS and recipe.data != "folder":
-        root = Path(recipe.root).expanduser() if recipe.root else None
-        return DatasetItems(open_dataset(recipe.data, root, recipe.split))
-    return DatasetItems(open_dataset("folder", Path(recipe.data).expanduser()))
-
-
 @dataclass(frozen=True, eq=False)
 class _Start:
     """What a stage begins with: a model hung up for training, and where it came from.
 
-    `adapters` are those of the language model, None where it is trained itself.
+    `adapters` are those of the language model, None where it is trained itself. `embeddings`: where
+    SAM's are kept, of pictures that come again in every run.
     """
 
     name: str
@@ -145,6 +139,7 @@ class _Start:
     processor: Any
     adapters: Any
     checkpoint: Checkpoint
+    embeddings: Path | None = None
 
 
 def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path | None:
@@ -165,6 +160,24 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
     return done if _stage(_joint, recipe, start, items, folder, done, device) else None
 
 
+def measured_step(recipe: JointRecipe, device: str = "auto") -> float:
+    """Seconds that a step of the joint stage takes here: the second of two, which are forgotten.
+
+    Raises `CoPRSError` as `train_joint` does.
+    """
+    disable_progress_bar()
+    short = replace(recipe, steps=2, warmup_steps=0, save_every=1_000_000, pictures=0)
+    loading = LoadOptions(device=device, quantization=recipe.quantize)
+    with TemporaryDirectory(prefix="coprs-") as folder:
+        where = Path(folder)
+        start = _start(short, recipe.model, loading, where / EMBEDDINGS)
+        watch = Watch(where, short)
+        trainer = _joint(short, where, start, items_of(short), watch)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return watch.last_step
+
+
 def _stage(
     make: Callable[..., Any],
     recipe: JointRecipe,
@@ -176,7 +189,8 @@ def _stage(
 ) -> bool:
     """Run one stage, its steps in `folder`, and write the checkpoint `out`; False where it was told
     to stop."""
-    start = _start(recipe, name, LoadOptions(device=device, quantization=recipe.quantize))
+    loading = LoadOptions(device=device, quantization=recipe.quantize)
+    start = _start(recipe, name, loading, out.parent / EMBEDDINGS)
     watch = Watch(folder, recipe, "joint" if make is _joint else "warm-up")
     trainer = make(recipe, folder, start, items, watch)
     trainer.remove_callback(PrinterCallback)
@@ -210,7 +224,7 @@ def _write(trainer: Any, start: _Start, folder: Path, out: Path) -> None:
     copy_familiar(start.language.parent, out)
 
 
-def _start(recipe: JointRecipe, name: str, options: LoadOptions) -> _Start:
+def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Path) -> _Start:
     """A checkpoint, loaded for training: what is learnt in float32."""
     if isinstance(find(name), AdapterSource):
         raise CoPRSError(
@@ -234,7 +248,8 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions) -> _Start:
     else:
         model.float()
     model.mllm.config._name_or_path = str(language)  # TRL loads its reference from here
-    return _Start(name, model, language, _processor(language), adapters, checkpoint)
+    kept = None if recipe.data == "scenes" else embeddings
+    return _Start(name, model, language, _processor(language), adapters, checkpoint, kept)
 
 
 def _unpack(mllm: torch.nn.Module) -> None:
@@ -266,7 +281,7 @@ def _warm_up(
         learning_rate=recipe.warmup_rate,
         **_common(recipe, folder, start.model),
     )
-    options = {"adapters": start.adapters, "callbacks": [watch]}
+    options = {"adapters": start.adapters, "callbacks": [watch], "embeddings": start.embeddings}
     where = start.model, start.processor, items, recipe.objective
     return WarmUp(*where, args, recipe.rates, **options)
 
@@ -305,6 +320,7 @@ def _joint(
         **_common(recipe, folder, start.model),
     )
     options = {"peft_config": start.adapters, "callbacks": [watch]}
+    options["embeddings"] = start.embeddings
     return JointTrainer(
         start.model, start.processor, items, objective, args, recipe.rates, **options
     )

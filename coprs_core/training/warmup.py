@@ -1,6 +1,7 @@
 """The supervised warm-up: a model that does not know the form of a reply learns it by imitation,
 for a format reward is not learnt from nothing."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,9 +44,10 @@ class WarmUp(Learner, _Engine):
         args: TrainingArguments,
         rates: Rates,
         adapters: LoraConfig | None = None,
+        embeddings: Path | None = None,
         **options: Any,
     ):
-        self.focus = TrainedFocus(model, processor, items)
+        self.focus = TrainedFocus(model, processor, items, embeddings)
         self.rates, self._objective = rates, objective
         numbers: Any = [{"index": i} for i in range(len(items))]
         super().__init__(

@@ -1,0 +1,57 @@
+"""Which quantization a model is loaded with."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from coprs_core.checkpoints.options import QUANTIZATIONS
+from coprs_core.errors import CoPRSError, shortened
+from coprs_core.machine import Place
+from coprs_core.sizes import GB
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_quantization(quantization: str, device: torch.device | Place, weight_bytes: int) -> str:
+    """The quantization of a name; "auto" is nf4 on a CPU from 1 GB of weights (16 bits each) on,
+    where it reads a word three times as fast, and none elsewhere."""
+    if quantization != "auto":
+        return quantization
+    if device.type != "cpu" or weight_bytes < GB:
+        return "none"
+    try:
+        check_quantization("nf4", device)
+    except CoPRSError:  # bitsandbytes does not work here
+        return "none"
+    return "nf4"
+
+
+def check_quantization(quantization: str, device: torch.device | Place) -> None:
+    """Raises `CoPRSError` where a quantization is not known or cannot work on a device."""
+    if quantization not in ("auto", *QUANTIZATIONS):
+        raise CoPRSError(
+            f"Quantization {quantization!r} is not known: choose auto, {', '.join(QUANTIZATIONS)}."
+        )
+    if quantization in ("auto", "none"):
+        return
+    if device.type not in ("cuda", "cpu"):
+        raise CoPRSError(
+            f"Quantization {quantization} works on CUDA and on the CPU, not on {device}: "
+            "choose --quantize none."
+        )
+    if isinstance(device, Place):  # only looked at
+        if find_spec("bitsandbytes") is None:
+            raise CoPRSError("bitsandbytes, which quantizes, is not installed: install it.")
+        return
+    # it warns of a faster kernel that is not published
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes  # noqa: F401  (its native part may be missing)
+    except Exception as problem:  # a broken install raises anything at all
+        raise CoPRSError(
+            f"bitsandbytes, which quantizes, does not work here ({shortened(problem, 200)}): "
+            "choose --quantize none."
+        ) from problem

@@ -1,0 +1,52 @@
+"""SAM's embeddings of the pictures that are trained on, computed once and kept on a disk."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from coprs_core.model.vision import VisionConfig
+from coprs_core.training.items import Item
+
+
+def bytes_of(vision: VisionConfig) -> int:
+    """What one embedding takes: float16 [channels, grid, grid]."""
+    return 2 * vision.channels * vision.grid**2
+
+
+class KeptEmbeddings:
+    """Embeddings [C, h, w] by picture and backbone, float16, a file each, in 256 folders.
+
+    The folder may be shared by runs and processes: a file is whole or not there. A picture without
+    a key (see `Item`) is computed every time.
+    """
+
+    def __init__(self, folder: Path, encoder: nn.Module, encode: Callable[[Item], Tensor]):
+        self._folder, self._encode = folder / _key_of(encoder), encode
+
+    def __call__(self, item: Item) -> Tensor:
+        """The embedding of an item's picture, rounded to float16, in the encoder's precision."""
+        if not item.key:
+            return self._encode(item)
+        path = self._folder / item.key[:2] / f"{item.key}.safetensors"
+        if path.is_file():
+            return load_file(path)["embedding"]
+        embedding = self._encode(item).half().cpu()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        save_file({"embedding": embedding.contiguous()}, part)
+        part.replace(path)
+        return embedding
+
+
+def _key_of(encoder: nn.Module) -> str:
+    """Names the weights of an image encoder."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
