@@ -27,7 +27,7 @@ from gradio_client.exceptions import AppError
 from markupsafe import escape
 from PIL import Image
 
-from app import kept, serving, texts, visitors
+from app import kept, texts, visitors
 from app.handlers import Frame, Handlers
 from app.questions import Questions
 from app.serving import ModelServer
@@ -37,6 +37,7 @@ from app.views import probes as probe_views
 from app.views.render import TEMPLATES
 from app.views.standalone import standalone
 from coprs_core import CoPRSError, Region, Result, load
+from coprs_core import calibrate as calibrating
 from coprs_core.answer.compare import against_truth
 from coprs_core.answer.engine import Engine, Update
 from coprs_core.checkpoints import catalogue
@@ -970,7 +971,7 @@ def test_a_gpu_calibrates_between_questions_and_stops_with_the_model(tmp_path, m
             started.set()
             yield number
 
-    monkeypatch.setattr(serving, "calibrate", steps)
+    monkeypatch.setattr(calibrating, "calibrate", steps)
     server = ModelServer(engine)
     server._calibrate_behind()
     assert not started.wait(0.3)  # a CPU has better things to do

@@ -24,10 +24,10 @@ from coprs_core.world.scenes import draw_scene
 def folder(tmp_path_factory):
     """A whole run of two steps a stage."""
     folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        stages = tuple(replace(s, steps=2, scenes=2) for s in recipe.MINI.stages)
-        patch.setattr(recipe, "MINI", replace(recipe.MINI, stages=stages))
-        assert main(["train", "mini", "--out", str(folder), "--device", "cpu"]) == 0
+    names = [stage.name for stage in recipe.MINI.stages]
+    short = [f"stages.{name}.{key}=2" for name in names for key in ("steps", "scenes")]
+    changes = [word for line in short for word in ("--set", line)]
+    assert main(["train", "mini", "--out", str(folder), "--device", "cpu", *changes]) == 0
     return folder
 
 
@@ -175,3 +175,23 @@ def test_the_oracles_code_tells_kind_colour_and_place():
 def test_ask_of_every_family_is_reproducible():
     scene = draw_scene(12)
     assert ask(scene, random.Random(3)) == ask(scene, random.Random(3))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ("stages.joint.stepz=3", "has no 'stages.joint.stepz', did you mean stages.joint.steps"),
+        ("vision=3", "has no 'vision'"),
+        ("stages.eyes.steps=x", "is 'x' and one like 4500 was expected"),
+        ("stages.eyes.steps", "sets nothing: write --set key=value"),
+    ],
+)
+def test_a_wrong_change_of_the_recipe_is_one_sentence(change, said, tmp_path, capsys):
+    assert main(["train", "mini", "--out", str(tmp_path), "--set", change]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_changes_reach_the_recipe():
+    changed = recipe.read_mini(["stages.joint.steps=7", "asking.nothing=0.5", "other_shapes=1"])
+    assert changed.stages[3].steps == 7 and changed.asking.nothing == 0.5
+    assert changed.other_shapes == 1 and changed.vision == recipe.MINI.vision

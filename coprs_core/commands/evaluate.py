@@ -1,13 +1,19 @@
 """`evaluate`: measure a model on a data set."""
 
 import json
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coprs_core.commands.options import add_model_options, count, load_options, positive_count
+from coprs_core.commands.options import (
+    add_model_options,
+    count,
+    load_options,
+    own_device,
+    positive_count,
+    process,
+)
 from coprs_core.datasets import DATASETS
 
 if TYPE_CHECKING:
@@ -107,7 +113,7 @@ def _run(options: Namespace, folder: Path) -> int:
         )
     if options.max_new_tokens is not None:
         check_max_new_tokens(options.max_new_tokens)
-    given, rank, processes = parse_shard(options.shard), _of("RANK", 0), _of("WORLD_SIZE", 1)
+    given, (rank, processes) = parse_shard(options.shard), process()
     dataset = open_dataset(options.data, options.root, options.split)
     limit = options.limit or (SCENES if dataset.size is None else None)
     judge_name, judge = open_judge(options.judge, dataset.has_grades)
@@ -129,7 +135,8 @@ def _run(options: Namespace, folder: Path) -> int:
     from coprs_core.checkpoints.load import load_checkpoint
 
     total = sum(n in shard for n in numbers)
-    engine = Engine(load_checkpoint(options.model, load_options(_placed(options, processes))))
+    options.device = own_device(options.device)
+    engine = Engine(load_checkpoint(options.model, load_options(options)))
     rows = measure_all(engine, dataset, settings, folder, shard, judge)
     for _ in tqdm(rows, total=total, unit="item", file=sys.stderr, disable=rank > 0):
         pass
@@ -158,23 +165,8 @@ def _report(options: Namespace, folder: Path, settings: "Settings") -> int:
     return 0
 
 
-def _of(name: str, default: int) -> int:
-    """What a launcher of several processes says of this one."""
-    return int(os.environ.get(name, default))
-
-
 def _among(given: "Shard", rank: int, processes: int) -> "Shard":
     """The part of a part that is this process's."""
     from coprs_core.evaluation.run import Shard
 
     return Shard(given.number + given.count * rank, given.count * processes)
-
-
-def _placed(options: Namespace, processes: int) -> Namespace:
-    """With a GPU of its own for each of several processes."""
-    if processes > 1 and options.device == "auto":
-        import torch
-
-        if torch.cuda.is_available():
-            options.device = f"cuda:{_of('LOCAL_RANK', 0)}"
-    return options

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 from pathlib import Path
@@ -85,6 +86,20 @@ def read_prompt(file: Path | None) -> str | None:
         raise CoPRSError(
             f"The prompt template {str(file)!r} cannot be read ({problem}): give a text file."
         ) from problem
+
+
+def process() -> tuple[int, int]:
+    """(number, how many) of this process, where a launcher such as torchrun started several."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(device: str) -> str:
+    """The device of this process: a GPU of its own where several were started and none is named."""
+    if device != "auto" or process()[1] == 1:
+        return device
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else device
 
 
 def add_quantization_choice(parser: ArgumentParser) -> None:

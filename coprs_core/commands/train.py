@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coprs_core.commands.options import DEVICE_HELP, count, positive_count
+from coprs_core.commands.options import DEVICE_HELP, count, own_device, positive_count, process
 
 if TYPE_CHECKING:
     from coprs_core.training.recipe import JointRecipe
@@ -19,12 +19,14 @@ checkpoint is OUT/checkpoint, and --model takes it.
 
 mini        the miniature from scratch, on scenes drawn as it goes: the vision tower,
             the image encoder with prior and decoder, the language model, then all of
-            them jointly. Sizes and stages: coprs_core/training/mini/recipe.py.
+            them jointly. Sizes and stages: coprs_core/training/recipes/mini.toml.
 mini-joint  the bundled miniature by the paper's unified objective: GRPO on the
             thought, segmentation loss on prior and mask, in one backward pass.
 qwen3-vl-2b-1gpu, qwen2.5-vl-3b-1gpu
             the same for models of photos on a card of 24 GB, after a supervised
             warm-up that teaches the form of a reply.
+qwen2.5-vl-3b-8gpu, qwen2.5-vl-7b-8gpu
+            the same on eight cards of 80 GB, started by torchrun.
 FILE.toml   a recipe of your own; those of this repository lie in
             coprs_core/training/recipes.
 
@@ -62,7 +64,7 @@ def add_options(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="joint: change a line of the recipe; may be given again",
+        help="change a line of the recipe; may be given again",
     )
     add("--dry-run", action="store_true", help="joint: say what it will take, and stop")
     add(
@@ -91,12 +93,12 @@ def _from_scratch(options: Namespace) -> int:
     from coprs_core.training.mini import recipe
     from coprs_core.training.mini.run import train_miniature
 
-    if options.set or options.data or options.root or options.model:
+    if options.data or options.root or options.model or options.dry_run:
         raise CoPRSError(
-            "--set, --data, --root and --model belong to joint training: leave them out."
+            "--data, --root, --model and --dry-run belong to joint training: leave them out."
         )
     train_miniature(
-        recipe.MINI,
+        recipe.read_mini(options.set),
         writable_folder(options.out),
         options.device,
         options.workers,
@@ -153,7 +155,8 @@ def _jointly(options: Namespace) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    done = train_joint(recipe, writable_folder(options.out), options.device)
+    done = train_joint(recipe, writable_folder(options.out), own_device(options.device))
     said = f"finished: {done}" if done else f"stopped: {options.out} goes on where it is"
-    print(said)
+    if process()[0] == 0:
+        print(said)
     return 0

@@ -12,7 +12,8 @@ from coprs_core.training.rates import Rates
 
 tomllib: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 FOLDER = Path(__file__).parent / "recipes"
-NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+NAMES = tuple(sorted(p.stem for p in FOLDER.glob("*.toml") if p.stem != "mini"))
+"""Of joint training; recipes/mini.toml is read by `mini.recipe`."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,24 @@ def read_recipe(name: str, changes: list[str] | None = None) -> JointRecipe:
         raise CoPRSError(
             f"There is no recipe {name!r}{near}: choose mini, {', '.join(NAMES)} or a .toml file."
         )
+    values = read_toml(path) | dict(map(parse_change, changes or []))
+    return _checked(values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file; raises `CoPRSError` where it is none."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise CoPRSError(f"{path} is no TOML ({problem}): correct it.") from problem
-    for change in changes or []:
-        key, sign, value = change.partition("=")
-        if not sign:
-            raise CoPRSError(f"{change!r} sets nothing: write --set key=value.")
-        values[key.strip()] = _value(value.strip())
-    return _checked(values)
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """ "key=value" as both, the value as TOML reads it; text needs no quotes."""
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise CoPRSError(f"{text!r} sets nothing: write --set key=value.")
+    return key.strip(), _value(value.strip())
 
 
 def _value(text: str) -> Any:

@@ -344,6 +344,7 @@ def _common(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
         "report_to": ["tensorboard"],
         "remove_unused_columns": False,
         "gradient_checkpointing": recipe.checkpointing,
+        "ddp_find_unused_parameters": True,  # a batch may ask for nothing
         "bf16": not is_on_cpu,
         "use_cpu": is_on_cpu,
         "disable_tqdm": True,

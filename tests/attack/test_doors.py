@@ -620,10 +620,11 @@ def bombs(result: dict) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    """The app in a process of its own: (its address, the process)."""
+def running(tmp_path_factory, picture):
+    """The app in a process of its own, its model loaded: (its address, the process)."""
     folder = tmp_path_factory.mktemp("temporary")
     process = started(folder, port=17872)
+    _found(Client("http://127.0.0.1:17872/", verbose=False), handle_file(picture))
     yield "http://127.0.0.1:17872/", psutil.Process(process.pid)
     process.kill()
 

@@ -1,26 +1,18 @@
-"""The miniature's recipe: sizes and stages. `python -m coprs_core train mini` runs it from
-nothing."""
+"""The miniature's recipe, recipes/mini.toml: sizes and stages. `python -m coprs_core train mini`
+runs it from nothing."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from coprs_core.errors import CoPRSError, meant
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
+from coprs_core.training.recipe import FOLDER, parse_change, read_toml
 from coprs_core.world.questions import FAMILY_WEIGHTS, Asking
 
 PROMPT_TEMPLATE = (
     "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{instruction}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
-
-
-_MORE_OF = {
-    "relation": 2.8,
-    "extreme": 2.2,
-    "exclusion": 1.2,
-    "two steps": 2.4,
-    "several": 1.6,
-    "unknown word": 1.6,
-}
 
 
 @dataclass(frozen=True)
@@ -60,54 +52,67 @@ class Recipe:
         stages: in order; those before "joint" do not need each other.
     """
 
-    vision: VisionConfig = VisionConfig(
-        side=256,
-        patch=16,
-        width=128,
-        depth=5,
-        heads=4,
-        mlp_ratio=3.0,
-        window=0,
-        global_layers=(),
-        channels=96,
-    )
-    decoder: DecoderConfig = DecoderConfig(
-        mask_channels=16, depth=2, heads=4, mlp_width=384, iou_depth=2, iou_width=96
-    )
-    prior_heads: int = 4
-    prior_width: int = 192
-    llm: dict[str, int] = field(
-        default_factory=lambda: {
-            "hidden_size": 192,
-            "intermediate_size": 512,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 6,
-        }
-    )
-    tower: dict[str, int] = field(
-        default_factory=lambda: {
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "depth": 4,
-            "num_heads": 4,
-        }
-    )
-    mllm_side: int = 280
-    vocabulary: int = 1500
-    max_new_tokens: int = 200
+    vision: VisionConfig
+    decoder: DecoderConfig
+    llm: dict[str, int]
+    tower: dict[str, int]
+    asking: Asking
+    stages: tuple[Stage, ...]
+    prior_heads: int
+    prior_width: int
+    mllm_side: int
+    vocabulary: int
+    max_new_tokens: int
+    other_shapes: float
+    list_weight: float
+    request_weight: float
+    decision_weight: float
     prompt_template: str = PROMPT_TEMPLATE
-    asking: Asking = Asking(FAMILY_WEIGHTS | _MORE_OF, nothing=0.06, slips=0.2, capitals=0.12)
-    other_shapes: float = 0.25
-    list_weight: float = 1.0
-    request_weight: float = 2.0
-    decision_weight: float = 4.0
-    stages: tuple[Stage, ...] = (
-        Stage("eyes", steps=4500, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
-        Stage("focus", steps=5000, scenes=8, questions=0, rate=2e-3, adam_rate=1e-3),
-        Stage("language", steps=7000, scenes=8, questions=3, rate=2e-3, adam_rate=1e-3),
-        Stage("joint", steps=4000, scenes=6, questions=3, rate=7e-4, adam_rate=4e-4, hold=0.2),
+
+
+def read_mini(changes: list[str] | None = None) -> Recipe:
+    """The recipe of recipes/mini.toml, with `key=value` changes; keys in tables have dots, such as
+    stages.joint.steps.
+
+    Raises `CoPRSError` where there is no such key, or a value is of another kind.
+    """
+    values = read_toml(FOLDER / "mini.toml")
+    for key, value in map(parse_change, changes or []):
+        table, _, last = key.rpartition(".")
+        place = _tables(values).get(table, {})
+        if last not in place or isinstance(place[last], dict):
+            near = meant(key, tuple(_keys(values)))
+            raise CoPRSError(f"The recipe mini has no {key!r}{near}: correct it or leave it out.")
+        like = place[last]
+        is_number = isinstance(like, float) and type(value) in (int, float)
+        if type(value) is not type(like) and not is_number:
+            raise CoPRSError(f"{key} is {value!r} and one like {like!r} was expected: correct it.")
+        place[last] = value
+    asking, vision = values.pop("asking"), values.pop("vision")
+    families = FAMILY_WEIGHTS | asking.pop("families")
+    stages = tuple(Stage(name, **told) for name, told in values.pop("stages").items())
+    return Recipe(
+        vision=VisionConfig(**vision | {"global_layers": tuple(vision["global_layers"])}),
+        decoder=DecoderConfig(**values.pop("decoder")),
+        asking=Asking(families, **asking),
+        stages=stages,
+        **values,
     )
 
 
-MINI = Recipe()
+def _tables(values: dict, prefix: str = "") -> dict[str, dict]:
+    """Every table of a recipe by its name with dots; the recipe itself is ""."""
+    found = {prefix: values}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _tables(value, f"{prefix}.{key}".strip("."))
+    return found
+
+
+def _keys(values: dict) -> list[str]:
+    return [
+        f"{table}.{key}".strip(".") for table, place in _tables(values).items() for key in place
+    ]
+
+
+MINI = read_mini()
