@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from coprs_core.datasets.example import Dataset, Example, Place, Tag
-from coprs_core.datasets.stored import Table, nothing_found, picture
+from coprs_core.datasets.stored import Table, needed, nothing_found, picture
 from coprs_core.errors import CoPRSError
 from coprs_core.prompts import check_instruction
 
@@ -85,23 +84,25 @@ def _annotation(path: Path) -> dict[str, Any]:
 
 
 def _filled(shapes: list[dict], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Target and regions to ignore, bool [H, W]. As LISA does: large shapes first, whole pixels,
-    borders included; "flag" shapes mean nothing."""
+    """Target and regions to ignore, bool [H, W]. As LISA does, with the same library: large shapes
+    first, whole pixels, borders included; "flag" shapes mean nothing."""
+    try:
+        import cv2
+    except ModuleNotFoundError as problem:
+        raise CoPRSError(needed("opencv-python-headless")) from problem
     drawn = []
     for shape in shapes:
         label = shape["label"].lower()
         if label == "flag":
             continue
-        points = [(int(x), int(y)) for x, y in shape["points"]]
-        mask = Image.new("1", size)
-        pen = ImageDraw.Draw(mask)
-        if len(points) > 2:
-            pen.polygon(points, fill=1, outline=1)
-        else:
-            pen.line(points, fill=1)
-        drawn.append((np.asarray(mask), "ignore" in label))
+        points = [np.array(shape["points"], np.float64).astype(np.int32)]
+        mask = np.zeros((size[1], size[0]), np.uint8)
+        cv2.polylines(mask, points, True, (1,), 1)
+        cv2.fillPoly(mask, points, (1,))
+        drawn.append((mask > 0, "ignore" in label))
     target, ignore = np.zeros((2, size[1], size[0]), bool)
-    for mask, is_ignored in sorted(drawn, key=lambda one: -int(one[0].sum())):
+    for i in np.argsort([int(mask.sum()) for mask, _ in drawn])[::-1]:
+        mask, is_ignored = drawn[i]
         target[mask], ignore[mask] = not is_ignored, is_ignored
     return target, ignore
 

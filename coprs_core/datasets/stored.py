@@ -43,7 +43,7 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
     try:
         from pycocotools import mask as coco
     except ModuleNotFoundError as problem:
-        raise CoPRSError(_needed("pycocotools")) from problem
+        raise CoPRSError(needed("pycocotools")) from problem
     height, width = size
     try:
         if isinstance(segmentation, dict):
@@ -131,11 +131,12 @@ def _parquet() -> Any:
     try:
         from pyarrow import parquet
     except ModuleNotFoundError as problem:
-        raise CoPRSError(_needed("pyarrow")) from problem
+        raise CoPRSError(needed("pyarrow")) from problem
     return parquet
 
 
-def _needed(library: str) -> str:
+def needed(library: str) -> str:
+    """What to say where a library of data sets is not installed."""
     return (
         f"This data set needs {library}, which is not installed: "
         "pip install -r coprs_core/datasets/requirements.txt."

@@ -267,10 +267,15 @@ class _Slots(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any):
         """Keep the keys and values [B, groups, 1, d] of a step; all so far."""
-        rows = torch.arange(len(key_states), device=key_states.device)
-        self.keys[rows, :, self._lengths] = key_states[:, :, 0]
-        self.values[rows, :, self._lengths] = value_states[:, :, 0]
-        so_far = slice(len(rows)), slice(None), slice(self._longest)
+        count, longest = len(key_states), self._longest
+        if count == 1:
+            self.keys[0, :, longest - 1] = key_states[0, :, 0]
+            self.values[0, :, longest - 1] = value_states[0, :, 0]
+        else:
+            rows = torch.arange(count, device=key_states.device)
+            self.keys[rows, :, self._lengths] = key_states[:, :, 0]
+            self.values[rows, :, self._lengths] = value_states[:, :, 0]
+        so_far = slice(count), slice(None), slice(longest)
         return self.keys[so_far], self.values[so_far]
 
     def get_seq_length(self) -> int:
