@@ -380,7 +380,9 @@ def test_one_click_brings_a_model_for_photos_and_the_answer(
     folder = tiny.save_mllm(tmp_path / "photos", tiny.qwen3())
     sam = str(tiny.save_sam2(tmp_path / "sam2"))
 
-    def load_instead(self, name, report=None):
+    def load_instead(self, name, report=None, on_cpu=False):
+        if on_cpu:
+            return Engine(mini.checkpoint)
         report and report("auto: a stand-in")
         return Engine(load_checkpoint(str(folder), LoadOptions("cpu", sam=sam), report))
 

@@ -17,7 +17,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from coprs_core import CoPRSError, load, random_weights
 from coprs_core.__main__ import main
 from coprs_core.answer.engine import Engine
-from coprs_core.checkpoints import catalogue, doctor, hugging_face, memory
+from coprs_core.checkpoints import catalogue, doctor, hugging_face, memory, quantization
 from coprs_core.checkpoints.catalogue import CATALOGUE, listed
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.sams import SAMS
@@ -260,7 +260,7 @@ def test_quantization_where_it_cannot_work_is_said(monkeypatch):
     with pytest.raises(
         CoPRSError, match="works on CUDA and on the CPU, not on mps: choose --quantize none"
     ):
-        hugging_face.check_quantization("nf4", torch.device("mps"))
+        quantization.check_quantization("nf4", torch.device("mps"))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(CoPRSError, match="bitsandbytes, which quantizes, does not work here"):
         load("mini", device="cpu", quantization="nf4")

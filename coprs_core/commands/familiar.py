@@ -59,7 +59,7 @@ def run(options: Namespace) -> int:
             "give a CoPRS checkpoint folder."
         )
     if options.pictures:
-        images: Iterator[PhotoLike] = iter(find_photos(options.pictures))
+        images: Iterator[PhotoLike] = iter(find_photos(str(options.pictures)))
     else:
         dataset = open_dataset(options.data, options.root, options.split)
         images = (example.photo for example in dataset.examples(0, options.count))

@@ -10,7 +10,6 @@ from coprs_core.errors import CoPRSError, meant
 from coprs_core.training.objective import PRESETS, Objective
 from coprs_core.training.rates import Rates
 
-tomllib: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 FOLDER = Path(__file__).parent / "recipes"
 NAMES = tuple(sorted(p.stem for p in FOLDER.glob("*.toml") if p.stem != "mini"))
 """Of joint training; recipes/mini.toml is read by `mini.recipe`."""
@@ -108,8 +107,8 @@ def read_recipe(name: str, changes: list[str] | None = None) -> JointRecipe:
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file; raises `CoPRSError` where it is none."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        return _toml().loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as problem:
         raise CoPRSError(f"{path} is no TOML ({problem}): correct it.") from problem
 
 
@@ -121,11 +120,22 @@ def parse_change(text: str) -> tuple[str, Any]:
     return key.strip(), _value(value.strip())
 
 
+def _toml() -> Any:
+    """The reader of TOML: Python's own from 3.11 on."""
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as problem:
+        raise CoPRSError(
+            f"Recipes need {name} on this Python, which is not installed: pip install {name}."
+        ) from problem
+
+
 def _value(text: str) -> Any:
     """A value as TOML reads it; text needs no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return _toml().loads(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
