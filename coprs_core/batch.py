@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from glob import glob
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,8 @@ from PIL import Image
 from coprs_core.answer.results import Result
 from coprs_core.answer.together import AT_ONCE, Question, answer_together
 from coprs_core.archive import save_answer, writable_folder
-from coprs_core.errors import CoPRSError, of_the_system, shortened
-from coprs_core.photos import Photo, PhotoLike, open_photo
+from coprs_core.errors import CoPRSError, first_line, of_the_system
+from coprs_core.photos import Photo, open_photo
 from coprs_core.probes.finding import Finding
 from coprs_core.prompts import check_instruction
 
@@ -116,9 +117,7 @@ def segment_photos(
         return
     answering = engine()
     with ThreadPoolExecutor(WRITERS) as writers, ThreadPoolExecutor(READERS) as readers:
-        questions = (
-            Question(photo, item.instruction, item) for item, photo in _opened(left, readers)
-        )
+        questions = _questions(left, readers)
         writing: deque[Future[Answered]] = deque()
         for question, answer in answer_together(
             answering, questions, at_once, query.max_new_tokens
@@ -132,17 +131,15 @@ def segment_photos(
             yield writing.popleft().result()
 
 
-def _opened(items: list[Item], readers: ThreadPoolExecutor) -> Iterator[tuple[Item, PhotoLike]]:
-    """Photos in order, some opened ahead; None where one cannot be opened."""
-    opening: deque[tuple[Item, Future[Photo]]] = deque()
-    waiting = iter(items)
-    while True:
-        while len(opening) < AHEAD and (item := next(waiting, None)):
-            opening.append((item, readers.submit(open_stored, item.photo)))
-        if not opening:
-            return
-        item, photo = opening.popleft()
-        yield item, None if photo.exception() else photo.result()
+def _questions(items: list[Item], readers: ThreadPoolExecutor) -> Iterator[Question]:
+    """Questions in order, the photos of some opened ahead."""
+    opening: deque[Question] = deque()
+    for item in items:
+        photo = readers.submit(open_stored, item.photo)
+        opening.append(Question(photo, item.instruction, item))
+        if len(opening) == AHEAD:
+            yield opening.popleft()
+    yield from opening
 
 
 def _write(
@@ -157,11 +154,9 @@ def _write(
     name = question.about.name
     folder = out / name
     try:
-        # where it could not be opened, this says why
-        photo = question.photo
-        photo = photo if isinstance(photo, Photo) else open_stored(question.about.photo)
         if isinstance(answer, CoPRSError):
             raise answer
+        photo = open_photo(question.opened())
         # first: until all is written, the folder holds neither this answer nor one before
         (writable_folder(folder) / "asked.json").unlink(missing_ok=True)
         save_answer(folder, photo, answer, has_figures=query.figures)
@@ -199,38 +194,33 @@ def find_items(given: str, instruction: str | None) -> list[Item]:
 
 
 def _manifest(path: Path, instruction: str | None) -> list[Item]:
-    items: list[Item] = []
-    names: Counter[str] = Counter()
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
-    ):
+    items: dict[str, Item] = {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            told = [
-                row["photo"],
-                row.get("instruction", instruction),
-                row.get("name", row["photo"]),
-            ]
-            is_one = all(isinstance(text, str) and text.strip() for text in told)
-        except (ValueError, LookupError, TypeError, AttributeError):
+            photo, name = row["photo"], _folder_of(row.get("name", row["photo"]))
+            asked = row.get("instruction", instruction)
+            is_one = all(isinstance(t, str) and t.strip() for t in (photo, name, asked))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             is_one = False
         if not is_one:
             raise CoPRSError(f"Line {number} of {path} is no item: write it like {_FORM}.")
-        photo, asked, name = told
-        parts = [
-            part for part in Path(name).parts if part not in ("..", os.sep) and ":" not in part
-        ]
-        name = "/".join(parts)
-        names[name] += 1
-        if names[name] > 1:  # one photo may be asked about several times
-            name = f"{name}-{names[name]}"
-        photo = photo if "://" in photo else str(path.parent / photo)
-        items.append(Item(photo, check_instruction(asked), name))
+        place = photo if "://" in photo else str(path.parent / photo)
+        tries = (name if n == 1 else f"{name}-{n}" for n in count(1))
+        own = next(one for one in tries if one not in items)  # a photo may come again
+        items[own] = Item(place, check_instruction(asked), own)
     if not items:
         raise CoPRSError(f"{path} holds no items: write lines like {_FORM}.")
-    return items
+    return list(items.values())
+
+
+def _folder_of(name: str) -> str:
+    """A name as that of a folder under the one of all answers."""
+    parts = Path(name).parts
+    return "/".join(part for part in parts if part not in ("..", os.sep) and ":" not in part)
 
 
 def find_photos(given: str) -> list[str]:
@@ -260,9 +250,7 @@ def _found_elsewhere(given: str) -> list[str]:
         files, paths = fsspec.core.url_to_fs(given)
         found = sorted(files.unstrip_protocol(path) for path in files.glob(paths))
     except Exception as problem:  # each kind of storage has its own
-        raise CoPRSError(
-            f"{given} cannot be read ({shortened(problem, 200)}): check it."
-        ) from problem
+        raise CoPRSError(f"{given} cannot be read ({first_line(problem)}): check it.") from problem
     if not found:
         raise CoPRSError(f"No file matches {given!r}: check the pattern.")
     return found
@@ -301,9 +289,7 @@ def open_stored(photo: str) -> Photo:
         with fsspec.open(photo, "rb") as file:
             content = file.read()
     except ImportError as problem:
-        raise CoPRSError(f"{photo} cannot be opened: {shortened(problem, 200)}.") from problem
+        raise CoPRSError(f"{photo} cannot be opened: {first_line(problem)}.") from problem
     except Exception as problem:  # each kind of storage has its own
-        raise CoPRSError(
-            f"{photo} cannot be read ({shortened(problem, 200)}): check it."
-        ) from problem
+        raise CoPRSError(f"{photo} cannot be read ({first_line(problem)}): check it.") from problem
     return open_photo(content)

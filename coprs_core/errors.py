@@ -33,3 +33,11 @@ def meant(name: str, known: Iterable[str]) -> str:
     """ ", did you mean …?" for a name that is like a known one; else empty."""
     near = get_close_matches(str(name)[:100].lower(), list(known), n=1, cutoff=0.6)
     return f", did you mean {near[0]}?" if near else ""
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of what an exception of a library says, and the next where it announces
+    one."""
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    announces = lines[0].endswith(":") and len(lines) > 1
+    return shortened(f"{lines[0]} {lines[1].strip()}" if announces else lines[0], 200)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, first_line
 from coprs_core.sizes import GB, in_words
 
 if TYPE_CHECKING:
@@ -220,3 +220,19 @@ def is_out_of_memory(problem: BaseException) -> bool:
         return True
     words = str(problem).lower()
     return not isinstance(problem, CoPRSError) and any(said in words for said in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def reading(fault: str) -> Generator[None, None, None]:
+    """For a library that reads a file of others: whatever it raises becomes a `CoPRSError` that
+    begins with `fault`, but for memory that ran out."""
+    try:
+        yield
+    except CoPRSError:
+        raise
+    except Exception as problem:  # libraries raise anything at all over such a file
+        if is_out_of_memory(problem):
+            raise
+        raise CoPRSError(
+            f"{fault} ({first_line(problem)}): copy it again from its source."
+        ) from problem

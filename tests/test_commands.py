@@ -12,7 +12,7 @@ from PIL import Image
 
 from coprs_core.__main__ import main, parser
 from coprs_core.archive import open_answer
-from coprs_core.batch import Query, segment_photos
+from coprs_core.batch import Query, find_items, segment_photos
 from coprs_core.checkpoints import load
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.masks import decode_rle
@@ -476,7 +476,14 @@ def test_a_manifest_asks_of_each_photo_its_own(tmp_path, capsys):
     assert main([*asked, "--figures"]) == 1 and len(list(out.rglob("chain.png"))) == 3
     assert main(asked) == 1 and len(list(out.rglob("chain.png"))) == 3  # more is enough
     capsys.readouterr()
-    for wrong in ("{", '{"photo": 1}', '{"instruction": "x"}', "[]"):
+    for wrong in (
+        "{",
+        '{"photo": 1}',
+        '{"instruction": "x"}',
+        "[]",
+        '{"photo": "0.png", "name": ".."}',
+        "[" * 9999,
+    ):
         manifest.write_text(wrong)
         assert main(asked) == 2
         assert "Line 1 of" in capsys.readouterr().err
@@ -484,3 +491,13 @@ def test_a_manifest_asks_of_each_photo_its_own(tmp_path, capsys):
     assert main(asked) == 2 and "holds no items" in capsys.readouterr().err
     assert main(["segment", str(tmp_path), "--out", str(out)]) == 2
     assert "Nothing is asked about" in capsys.readouterr().err
+
+
+def test_no_two_lines_of_a_manifest_share_a_folder(tmp_path):
+    """Also where a name looks like the second of another."""
+    for name in ("x", "x-2"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}", format="PNG")
+    rows = [{"photo": name, "instruction": "it"} for name in ("x", "x", "x-2", "x", "x-2")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    items = find_items(str(tmp_path / "a.jsonl"), None)
+    assert [item.name for item in items] == ["x", "x-2", "x-2-2", "x-3", "x-2-3"]

@@ -369,3 +369,41 @@ def test_texts_beside_photos(tmp_path):
     (tmp_path / "d.txt").write_text("x")
     with pytest.raises(CoPRSError, match="d.txt has no photo beside it"):
         open_dataset("folder", tmp_path)
+
+
+# --- what nobody would write
+
+
+def test_rows_of_tables_that_are_none(tmp_path):
+    classic(tmp_path)
+    (tmp_path / "refcoco").rename(tmp_path / "away")
+    good = {"sentences": [{"sent": "a", "raw": "A"}], "raw_anns": "{", "image_path": "x.jpg"}
+    table(tmp_path / "data", "validation-0.parquet", [good])
+    with pytest.raises(CoPRSError, match="Item 0 of validation-0.parquet is not in the layout"):
+        open_dataset("refcoco", tmp_path, "val").item(0)
+    table(tmp_path / "data", "validation-0.parquet", [good | {"sentences": None}])
+    with pytest.raises(CoPRSError, match="is not in the layout of the data set"):
+        open_dataset("refcoco", tmp_path, "val")
+    inside = {"image": None, "answer": ["a"], "segmentation": BOX}
+    pictured = inside | {"image": {"bytes": b"no picture", "path": ""}}
+    table(tmp_path / "inside", "val-0.parquet", [inside, pictured])
+    dataset = open_dataset("refcoco", tmp_path / "inside", "val")
+    with pytest.raises(CoPRSError, match="Item 0 of val-0.parquet is not in the layout"):
+        dataset.item(0)
+    with pytest.raises(CoPRSError, match="The picture row 1 of val-0.parquet cannot be read"):
+        dataset.item(1)
+    table(
+        tmp_path / "ReasonSeg_val",
+        "test-0.parquet",
+        [{"image": None, "text": "x", "mask": [[True]]}],
+    )
+    with pytest.raises(CoPRSError, match="Row 0 is not in the layout of the data set"):
+        open_dataset("reasonseg", tmp_path, "val").item(0)
+
+
+@pytest.mark.parametrize("points", [[], [1, 2], [["a", "b"]], [[1, 2, 3]], None])
+def test_shapes_without_points(tmp_path, points):
+    lisa(tmp_path, "a", [shape("target", points)])
+    with pytest.raises(CoPRSError, match="a.json is not in LISA's layout") as raised:
+        open_dataset("reasonseg", tmp_path).item(0)
+    assert "\n" not in str(raised.value)

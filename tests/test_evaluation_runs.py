@@ -212,6 +212,16 @@ def test_a_folder_holds_one_run_alone(tmp_path):
     (tmp_path / "rows-1-of-1.jsonl").write_text("nonsense\n")
     with pytest.raises(CoPRSError, match="has a line that is no row"):
         read_rows(tmp_path)
+    (tmp_path / "rows-1-of-1.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(CoPRSError, match="has a line that is no row"):
+        read_rows(tmp_path)
+    told = json.loads((tmp_path / "run.json").read_text())
+    for missing in ("settings", "groups", "engine", "versions"):
+        cut = {name: value for name, value in told.items() if name != missing}
+        (tmp_path / "run.json").write_text(json.dumps(cut))
+        with pytest.raises(CoPRSError, match="holds no run"):
+            read_run(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(told))
     (tmp_path / "rows-1-of-1.jsonl").unlink()
     with pytest.raises(CoPRSError, match="holds no rows yet"):
         read_rows(tmp_path)

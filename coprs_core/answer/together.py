@@ -4,13 +4,14 @@ together."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from coprs_core.answer.results import Result
 from coprs_core.answer.updates import Update
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import PhotoLike
+from coprs_core.photos import Photo, PhotoLike
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
@@ -20,11 +21,16 @@ AT_ONCE = 16
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """A photo and an instruction; `about`: whatever the one who asks wants to know it by."""
+    """A photo, or one that is being opened, and an instruction; `about`: whatever the one who asks
+    wants to know it by."""
 
-    photo: PhotoLike = field(repr=False)
+    photo: PhotoLike | Future[Photo] = field(repr=False)
     instruction: str
     about: Any = None
+
+    def opened(self) -> PhotoLike:
+        """The photo, waited for; raises `CoPRSError` where it cannot be opened."""
+        return self.photo.result() if isinstance(self.photo, Future) else self.photo
 
 
 def answer_together(
@@ -41,8 +47,7 @@ def answer_together(
     waiting, under_way = iter(questions), []
     while True:
         while len(under_way) < at_once and (question := next(waiting, None)):
-            stream = engine.stream(question.photo, question.instruction, max_new_tokens)
-            under_way.append((question, stream))
+            under_way.append((question, _stream(engine, question, max_new_tokens)))
         if not under_way:
             return
         for pair in list(under_way):
@@ -50,6 +55,10 @@ def answer_together(
             if ended is not None:
                 under_way.remove(pair)
                 yield pair[0], ended
+
+
+def _stream(engine: Engine, question: Question, max_new_tokens: int | None) -> Iterator[Update]:
+    yield from engine.stream(question.opened(), question.instruction, max_new_tokens)
 
 
 def _further(question: Question, stream: Iterator[Update]) -> Result | CoPRSError | None:

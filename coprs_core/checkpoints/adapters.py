@@ -12,8 +12,9 @@ from torch import nn
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
-from coprs_core.checkpoints.tensors import load_part, reading, refuse
+from coprs_core.checkpoints.tensors import load_part, refuse
 from coprs_core.errors import CoPRSError
+from coprs_core.machine import reading
 from coprs_core.prompts import PriorKind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from coprs_core.checkpoints.tensors import reading
 from coprs_core.errors import CoPRSError
+from coprs_core.machine import reading
 from coprs_core.model.familiar import Familiar, learn, pictures_needed
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.photos import Photo

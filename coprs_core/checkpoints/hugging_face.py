@@ -21,8 +21,9 @@ from transformers.utils import logging as transformers_logging
 from coprs_core.checkpoints.downloads import missing_shards
 from coprs_core.checkpoints.limits import check_image_processor, check_numbers, check_size
 from coprs_core.checkpoints.pages import letting_pages_go
-from coprs_core.checkpoints.tensors import reading, refuse
+from coprs_core.checkpoints.tensors import refuse
 from coprs_core.errors import CoPRSError, shortened
+from coprs_core.machine import reading
 from coprs_core.model.coordinates import CHATML, QUESTION_SLOT
 from coprs_core.model.mllm import ARCHITECTURES, Mllm
 from coprs_core.model.output import shorten

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from coprs_core.checkpoints.options import QUANTIZATIONS
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, first_line
 from coprs_core.machine import Place
 from coprs_core.sizes import GB
 
@@ -52,6 +52,6 @@ def check_quantization(quantization: str, device: torch.device | Place) -> None:
         import bitsandbytes  # noqa: F401  (its native part may be missing)
     except Exception as problem:  # a broken install raises anything at all
         raise CoPRSError(
-            f"bitsandbytes, which quantizes, does not work here ({shortened(problem, 200)}): "
+            f"bitsandbytes, which quantizes, does not work here ({first_line(problem)}): "
             "choose --quantize none."
         ) from problem

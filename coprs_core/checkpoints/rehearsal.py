@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from coprs_core.checkpoints.tensors import reading
 from coprs_core.errors import CoPRSError
+from coprs_core.machine import reading
 from coprs_core.model.language import LanguageModel
 
 _PICTURE = Image.new("RGB", (56, 56), "gray")

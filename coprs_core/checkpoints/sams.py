@@ -139,7 +139,7 @@ def _load_sam2(folder: Path, device: torch.device, dtype: torch.dtype) -> Sam2:
     from transformers import AutoImageProcessor, Sam2Config, Sam2Model
 
     from coprs_core.checkpoints.hugging_face import LOCAL, load_strictly, quietly
-    from coprs_core.checkpoints.tensors import reading
+    from coprs_core.machine import reading
     from coprs_core.model.sam import Sam2
 
     with reading(f"SAM 2 in {folder} cannot be loaded"):

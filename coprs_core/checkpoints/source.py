@@ -25,9 +25,9 @@ from coprs_core.checkpoints.options import DETAILS, LoadOptions
 from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.rehearsal import rehearse
 from coprs_core.checkpoints.sams import choose_sam, open_sam, place_of
-from coprs_core.checkpoints.tensors import count_weights, load_part, reading
+from coprs_core.checkpoints.tensors import count_weights, load_part
 from coprs_core.errors import CoPRSError, shortened
-from coprs_core.machine import choose_dtype
+from coprs_core.machine import choose_dtype, reading
 from coprs_core.model.coordinates import (
     PROMPTS,
     VISUAL_TOKENS,

@@ -4,8 +4,7 @@ ever run."""
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, shortened
-from coprs_core.machine import is_out_of_memory
+from coprs_core.errors import CoPRSError, first_line, shortened
+from coprs_core.machine import reading
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
 
@@ -221,30 +220,3 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CoPRSError(f"{path} holds no table of tensors: {expected} was expected.")
     return state
-
-
-# --- what libraries raise over files of others
-
-
-@contextmanager
-def reading(fault: str) -> Generator[None, None, None]:
-    """For a library that reads a file of others: whatever it raises becomes a `CoPRSError` that
-    begins with `fault`, but for memory that ran out."""
-    try:
-        yield
-    except CoPRSError:
-        raise
-    except Exception as problem:  # libraries raise anything at all over such a file
-        if is_out_of_memory(problem):
-            raise
-        raise CoPRSError(
-            f"{fault} ({first_line(problem)}): copy it again from its source."
-        ) from problem
-
-
-def first_line(problem: BaseException) -> str:
-    """The first line of what an exception of a library says, and the next where it announces
-    one."""
-    lines = str(problem).strip().splitlines() or [type(problem).__name__]
-    announces = lines[0].endswith(":") and len(lines) > 1
-    return shortened(f"{lines[0]} {lines[1].strip()}" if announces else lines[0], 200)

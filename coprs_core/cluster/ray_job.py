@@ -14,7 +14,7 @@ from typing import Any
 from coprs_core.answer.together import AT_ONCE
 from coprs_core.batch import Answered, Item, Query, parted, segment_photos
 from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, first_line
 
 LOCAL = "local"
 
@@ -108,7 +108,7 @@ def _connected(cluster: Cluster) -> Any:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError, OSError) as problem:
         raise CoPRSError(
-            f"The Ray cluster {cluster.address!r} cannot be reached ({shortened(problem, 200)}): "
+            f"The Ray cluster {cluster.address!r} cannot be reached ({first_line(problem)}): "
             "start it with `ray start --head`, or give --ray local."
         ) from problem
     data.DataContext.get_current().enable_progress_bars = False

@@ -14,6 +14,7 @@ import numpy as np
 from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.datasets.stored import Table, needed, nothing_found, picture
 from coprs_core.errors import CoPRSError
+from coprs_core.machine import reading
 from coprs_core.prompts import check_instruction
 
 GROUPS: dict[str, tuple[str, Tag]] = {
@@ -56,16 +57,11 @@ def _from_table(split: str, files: list[Path]) -> Dataset:
 def _item(path: Path, number: int) -> Example:
     written = _annotation(path)
     image = picture(path.with_suffix(".jpg"))
-    try:
+    with reading(f"{path} is not in LISA's layout, with text, shapes and is_sentence"):
         texts, shapes = written["text"], written["shapes"]
         text = texts if isinstance(texts, str) else texts[0]
         target, ignore = _filled(shapes, image.size)
         tags: dict[str, Tag] = {"long": bool(written["is_sentence"])}
-    except (LookupError, TypeError, ValueError) as problem:
-        raise CoPRSError(
-            f"{path} is not in LISA's layout ({problem!r}): text, shapes and is_sentence were "
-            "expected."
-        ) from problem
     masks = (target,) if target.any() else ()
     size = image.height, image.width
     return Example(number, image, check_instruction(text), masks, size, ignore=ignore, tags=tags)
@@ -95,10 +91,13 @@ def _filled(shapes: list[dict], size: tuple[int, int]) -> tuple[np.ndarray, np.n
         label = shape["label"].lower()
         if label == "flag":
             continue
-        points = [np.array(shape["points"], np.float64).astype(np.int32)]
+        points = np.array(shape["points"], np.float64)
+        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+            raise ValueError("a shape has points [x, y]")
         mask = np.zeros((size[1], size[0]), np.uint8)
-        cv2.polylines(mask, points, True, (1,), 1)
-        cv2.fillPoly(mask, points, (1,))
+        corners = [points.astype(np.int32)]
+        cv2.polylines(mask, corners, True, (1,), 1)
+        cv2.fillPoly(mask, corners, (1,))
         drawn.append((mask > 0, "ignore" in label))
     target, ignore = np.zeros((2, size[1], size[0]), bool)
     for i in np.argsort([int(mask.sum()) for mask, _ in drawn])[::-1]:
@@ -108,10 +107,11 @@ def _filled(shapes: list[dict], size: tuple[int, int]) -> tuple[np.ndarray, np.n
 
 
 def _row(table: Table, number: int) -> Example:
-    row = table.row(number)
     where = f"of row {number}"
-    image = picture(row["image"]["bytes"], where)
-    mask = np.asarray(row["mask"], bool)
+    with reading(f"Row {number} is not in the layout of the data set"):
+        row = table.row(number)
+        image = picture(row["image"]["bytes"], where)
+        mask = np.asarray(row["mask"], bool)
     if mask.shape != (image.height, image.width):
         raise CoPRSError(
             f"The mask {where} is {list(mask.shape)} and its picture {image.height}×{image.width}: "

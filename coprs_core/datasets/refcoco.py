@@ -15,6 +15,7 @@ from PIL import Image
 from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.datasets.stored import Table, mask_of, nothing_found, picture, plain_pickle
 from coprs_core.errors import CoPRSError
+from coprs_core.machine import reading
 from coprs_core.prompts import check_instruction
 
 _SPLITS = {
@@ -30,6 +31,7 @@ _HUB_NAMES = {"val": ("val", "validation"), "testA": ("testA", "test")}
 _PICTURES = ("images/mscoco/images/train2014", "images/train2014", "coco/train2014", "train2014")
 
 
+_NO_LAYOUT = "not in the layout of the data set"
 _Object = tuple[Image.Image, Any, str]
 """A picture, a segmentation as COCO writes it, and what to call it."""
 
@@ -73,7 +75,7 @@ def _classic(place: Place, refs: Path) -> Dataset:
     instances = refs.with_name("instances.json")
     if not instances.is_file():
         raise CoPRSError(f"{refs} is there and {instances} is not: copy the data set again.")
-    try:
+    with reading(f"{refs} and instances.json: they are {_NO_LAYOUT}"):
         chosen = [ref for ref in plain_pickle(refs) if ref["split"] == place.split]
         wanted = {ref["ann_id"] for ref in chosen}
         written = json.loads(instances.read_text(encoding="utf-8"))
@@ -81,11 +83,6 @@ def _classic(place: Place, refs: Path) -> Dataset:
         images = {image["id"]: image["file_name"] for image in written["images"]}
         objects = [(images[ref["image_id"]], annotations[ref["ann_id"]]) for ref in chosen]
         said = [[s["sent"] for s in ref["sentences"]] for ref in chosen]
-    except (LookupError, TypeError, ValueError) as problem:
-        raise CoPRSError(
-            f"{refs} and instances.json are not in the layout of the data set ({problem!r}): "
-            "copy them again from its source."
-        ) from problem
     pictures = _pictures(place.folder, refs.parent)
 
     def open_one(number: int) -> _Object:
@@ -102,7 +99,8 @@ def _classic(place: Place, refs: Path) -> Dataset:
 def _from_table(place: Place, files: list[Path]) -> Dataset:
     table = Table(files)
     if {"sentences", "raw_anns", "image_path"} <= table.columns:
-        said = [[s.get("sent") or s["raw"] for s in row] for row in table.column("sentences")]
+        with reading(f"{files[0]} is {_NO_LAYOUT}"):
+            said = [[s.get("sent") or s["raw"] for s in row] for row in table.column("sentences")]
         pictures = _pictures(place.folder, place.folder)
 
         def open_one(number: int) -> _Object:
@@ -131,13 +129,15 @@ def _listed(
     place: Place, file: str, said: list[list[str]], open_one: Callable[[int], _Object]
 ) -> Dataset:
     """From the expressions of each object."""
-    expressions = [(number, text) for number, texts in enumerate(said) for text in texts]
+    with reading(f"{file} is {_NO_LAYOUT}"):
+        expressions = [(number, text) for number, texts in enumerate(said) for text in texts]
     if not expressions:
         raise CoPRSError(f"{file} holds nothing of the split {place.split}: choose another.")
 
     def item(i: int) -> Example:
         number, text = expressions[i]
-        image, segmentation, where = open_one(number)
+        with reading(f"Item {i} of {file} is {_NO_LAYOUT}"):
+            image, segmentation, where = open_one(number)
         mask = mask_of(segmentation, (image.height, image.width), where)
         tags: dict[str, Tag] = {"words": _length(text)}
         size = image.height, image.width

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from coprs_core.errors import CoPRSError
+from coprs_core.machine import reading
 
 _PLAIN = {("builtins", name) for name in ("set", "frozenset", "bytearray", "complex")}
 _ARRAYS = {  # numbers of NumPy, which some writers left among the plain ones
@@ -26,11 +27,9 @@ def picture(source: Path | bytes, name: str = "") -> Image.Image:
     where = str(source) if isinstance(source, Path) else name
     if isinstance(source, Path) and not source.is_file():
         raise CoPRSError(f"The picture {where} is not there: copy the data set again, or its part.")
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return Image.fromarray(np.asarray(image.convert("RGB")))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise CoPRSError(f"The picture {where} cannot be read: copy it again.") from problem
+    opened = io.BytesIO(source) if isinstance(source, bytes) else source
+    with reading(f"The picture {where} cannot be read"), Image.open(opened) as image:
+        return Image.fromarray(np.asarray(image.convert("RGB")))
 
 
 def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
@@ -79,13 +78,8 @@ def plain_pickle(path: Path) -> Any:
 
     Raises `CoPRSError` where it asks for anything else: to read that would be to run it.
     """
-    try:
-        with path.open("rb") as file:
-            return _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
-    except Exception as problem:  # a broken pickle raises anything
-        raise CoPRSError(
-            f"{path} is no pickle of plain values ({problem}): copy it again from its source."
-        ) from problem
+    with reading(f"{path} is no pickle of plain values"), path.open("rb") as file:
+        return _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
 
 
 class Table:
@@ -93,11 +87,9 @@ class Table:
 
     def __init__(self, files: list[Path]):
         parquet = _parquet()
-        try:
+        with reading(f"{files[0]} is no Parquet file"):
             self._files = [parquet.ParquetFile(path) for path in files]
             self.columns = set(self._files[0].schema_arrow.names)
-        except Exception as problem:
-            raise CoPRSError(f"{files[0]} is no Parquet file ({problem}): copy it again.") from None
         self._groups = [
             (file, group, file.metadata.row_group(group).num_rows)
             for file in self._files

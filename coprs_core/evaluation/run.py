@@ -150,6 +150,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads((folder / RUN).read_text(encoding="utf-8"))
         Settings(**values["settings"])
+        dict(values["groups"]), dict(values["engine"]), dict(values["versions"])
     except (OSError, ValueError, TypeError, LookupError) as problem:
         raise CoPRSError(
             f"{folder} holds no run: give the --out of `python -m coprs_core evaluate`."
@@ -172,7 +173,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 yield Row.from_dict(json.loads(line))
