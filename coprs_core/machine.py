@@ -40,7 +40,7 @@ _SIGNS_OF_GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "C:/Windows/System32
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceName:
     """A device by its type, where torch, which takes seconds to load, is not needed to know it."""
 
     type: str
@@ -49,11 +49,11 @@ class Place:
         return self.type
 
 
-def place_of(device: str) -> torch.device | Place:
+def device_of(device: str) -> torch.device | DeviceName:
     """The device of a name, as `choose_device`: without torch where this machine has no sign of
     another than its CPU."""
     has_gpu = sys.platform == "darwin" or any(Path(p).exists() for p in _SIGNS_OF_GPUS)
-    return Place("cpu") if device in ("auto", "cpu") and not has_gpu else choose_device(device)
+    return DeviceName("cpu") if device in ("auto", "cpu") and not has_gpu else choose_device(device)
 
 
 def choose_device(device: str) -> torch.device:
@@ -102,7 +102,7 @@ def parse_dtype(dtype: str) -> torch.dtype:
     return getattr(torch, DTYPES[dtype])
 
 
-def free_memory(device: torch.device | Place) -> int:
+def free_memory(device: torch.device | DeviceName) -> int:
     """Bytes that a model could still take on a device: the GPU's own memory, else the machine's."""
     if device.type == "cuda":
         import torch

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from coprs_core.checkpoints.source import Source
-    from coprs_core.machine import Place
+    from coprs_core.machine import DeviceName
 
 OWN_SAM = "vit_h"
 """With which a CoPRS checkpoint is reckoned: it brings its own image encoder and decoder."""
@@ -178,7 +178,7 @@ def listed(name: str) -> Listed | None:
     return next((m for m in CATALOGUE if name in (m.name, m.repo)), None)
 
 
-def rows(device: torch.device | Place, options: LoadOptions | None = None) -> list[Row]:
+def rows(device: torch.device | DeviceName, options: LoadOptions | None = None) -> list[Row]:
     """The table of models for this machine as it is now.
 
     `options` say how they would be loaded; a SAM file of one's own counts as vit_h.
@@ -201,7 +201,7 @@ def missing_bytes(model: Listed, sam: str) -> int:
     return language + (0 if is_cached(sam) else SAMS[sam].download)
 
 
-def _row(model: Listed, device: torch.device | Place, quantization: str, sam: str) -> Row:
+def _row(model: Listed, device: torch.device | DeviceName, quantization: str, sam: str) -> Row:
     missing = missing_bytes(model, sam)
     wanted = choose_quantization(quantization, device, 2 * (model.linear + model.other))
     reason = _reason(model, device, wanted, sam, missing)
@@ -225,7 +225,7 @@ def _row(model: Listed, device: torch.device | Place, quantization: str, sam: st
 
 
 def _reason(
-    model: Listed, device: torch.device | Place, quantization: str, sam: str, missing: int
+    model: Listed, device: torch.device | DeviceName, quantization: str, sam: str, missing: int
 ) -> str:
     """Why a model cannot be loaded here, with the way out; "" if it can."""
     for folder in (Path(constants.HF_HUB_CACHE), sam_cache()):

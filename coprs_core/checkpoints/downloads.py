@@ -155,9 +155,7 @@ def _sentence(repo: str, problem: Exception) -> CoPRSError:
 
 
 def sam_cache() -> Path:
-    torch = sys.modules.get("torch")  # loaded for this alone it would take seconds
-    if torch is not None:
-        return Path(torch.hub.get_dir()) / "checkpoints"
+    """Where torch keeps downloads (`torch.hub.get_dir`), told without loading torch."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return (
         Path(os.environ.get("TORCH_HOME", f"{caches}/torch")).expanduser() / "hub" / "checkpoints"

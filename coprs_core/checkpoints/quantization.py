@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING
 
 from coprs_core.checkpoints.options import QUANTIZATIONS
 from coprs_core.errors import CoPRSError, first_line
-from coprs_core.machine import Place
+from coprs_core.machine import DeviceName
 from coprs_core.sizes import GB
 
 if TYPE_CHECKING:
     import torch
 
 
-def choose_quantization(quantization: str, device: torch.device | Place, weight_bytes: int) -> str:
+def choose_quantization(
+    quantization: str, device: torch.device | DeviceName, weight_bytes: int
+) -> str:
     """The quantization of a name; "auto" is nf4 on a CPU from 1 GB of weights (16 bits each) on,
     where it reads a word three times as fast, and none elsewhere."""
     if quantization != "auto":
         return quantization
     if device.type != "cpu" or weight_bytes < GB:
         return "none"
+    if isinstance(device, DeviceName):  # to try bitsandbytes is to load torch
+        return "nf4" if find_spec("bitsandbytes") else "none"
     try:
         check_quantization("nf4", device)
     except CoPRSError:  # bitsandbytes does not work here
@@ -29,7 +33,7 @@ def choose_quantization(quantization: str, device: torch.device | Place, weight_
     return "nf4"
 
 
-def check_quantization(quantization: str, device: torch.device | Place) -> None:
+def check_quantization(quantization: str, device: torch.device) -> None:
     """Raises `CoPRSError` where a quantization is not known or cannot work on a device."""
     if quantization not in ("auto", *QUANTIZATIONS):
         raise CoPRSError(
@@ -42,10 +46,6 @@ def check_quantization(quantization: str, device: torch.device | Place) -> None:
             f"Quantization {quantization} works on CUDA and on the CPU, not on {device}: "
             "choose --quantize none."
         )
-    if isinstance(device, Place):  # only looked at
-        if find_spec("bitsandbytes") is None:
-            raise CoPRSError("bitsandbytes, which quantizes, is not installed: install it.")
-        return
     # it warns of a faster kernel that is not published
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

@@ -21,7 +21,7 @@ from coprs_core.model.vision import SAM_SIZES
 if TYPE_CHECKING:
     import torch
 
-    from coprs_core.machine import Place
+    from coprs_core.machine import DeviceName
     from coprs_core.model.sam import Sam1, Sam2
 
 
@@ -66,7 +66,7 @@ SAMS = {
 }
 
 
-def choose_sam(name: str, device: torch.device | Place) -> str:
+def choose_sam(name: str, device: torch.device | DeviceName) -> str:
     """The SAM of a name; "auto" is SAM 2.1 large on a GPU, and its tiny on a CPU, where it takes a
     tenth of ViT-H's time."""
     if name != "auto":

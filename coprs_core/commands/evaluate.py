@@ -15,9 +15,10 @@ from coprs_core.commands.options import (
     process,
 )
 from coprs_core.datasets import DATASETS
+from coprs_core.errors import CoPRSError, meant
 
 if TYPE_CHECKING:
-    from coprs_core.evaluation.run import Settings, Shard
+    from coprs_core.evaluation.run import Settings
 
 SUMMARY = "measure a model on a data set"
 PAGE = """\
@@ -27,10 +28,9 @@ instruction and thought. --protocol says how regions to ignore, empty masks and
 failed replies count; nothing is skipped.
 
 With --out every item is a line of a file as soon as it is answered: a run that was
-stopped goes on, and --shard 1/4 … 4/4, or several processes of torchrun or
-`accelerate launch`, share one. The folder
-then holds report.html, which needs no network. `compare` holds two runs against
-each other.
+stopped goes on, and --shard 1/4 … 4/4, or several processes of torchrun, share one.
+The folder then holds report.html, which needs no network. `compare` holds two runs
+against each other.
 
 scenes      drawn as they are needed; --split test, test-several, test-unknown …
 folder      photos and masks, with an items.jsonl or texts beside them
@@ -105,8 +105,6 @@ def _run(options: Namespace, folder: Path) -> int:
     from coprs_core.evaluation.run import run as measure_all
 
     if options.protocol not in PROTOCOLS:
-        from coprs_core.errors import CoPRSError, meant
-
         near = meant(options.protocol, tuple(PROTOCOLS))
         raise CoPRSError(
             f"There is no protocol {options.protocol!r}{near}: choose {', '.join(PROTOCOLS)}."
@@ -129,16 +127,15 @@ def _run(options: Namespace, folder: Path) -> int:
         options.at_once,
         options.max_new_tokens,
     )
-    numbers = numbers_of(dataset, settings)
-    shard = _among(given, rank, processes)
+    shard = given.part(rank, processes)
+    numbers = numbers_of(dataset, settings, shard)
     from coprs_core.answer.engine import Engine  # what is wrong is said before torch is loaded
     from coprs_core.checkpoints.load import load_checkpoint
 
-    total = sum(n in shard for n in numbers)
     options.device = own_device(options.device)
     engine = Engine(load_checkpoint(options.model, load_options(options)))
     rows = measure_all(engine, dataset, settings, folder, shard, judge)
-    for _ in tqdm(rows, total=total, unit="item", file=sys.stderr, disable=rank > 0):
+    for _ in tqdm(rows, total=len(numbers), unit="item", file=sys.stderr, disable=rank > 0):
         pass
     if processes > 1:
         from accelerate import PartialState
@@ -163,10 +160,3 @@ def _report(options: Namespace, folder: Path, settings: "Settings") -> int:
     if options.out and not options.json:
         print(f"written: {page}")
     return 0
-
-
-def _among(given: "Shard", rank: int, processes: int) -> "Shard":
-    """The part of a part that is this process's."""
-    from coprs_core.evaluation.run import Shard
-
-    return Shard(given.number + given.count * rank, given.count * processes)

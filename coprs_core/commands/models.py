@@ -28,9 +28,9 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     from coprs_core.checkpoints.catalogue import rows, table
-    from coprs_core.machine import place_of
+    from coprs_core.machine import device_of
 
     chosen = LoadOptions(quantization=options.quantization, sam=options.sam)
-    listed = rows(place_of(options.device), chosen)
+    listed = rows(device_of(options.device), chosen)
     print(json.dumps([asdict(r) for r in listed], indent=1) if options.json else table(listed))
     return 0

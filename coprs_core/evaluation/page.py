@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from coprs_core.evaluation.report import AT, in_digits, line_of
+from coprs_core.evaluation.report import AT, Line, in_digits
 from coprs_core.evaluation.rows import STEPS, Row
 from coprs_core.evaluation.run import CASES, SHOWN, Settings
 
@@ -40,13 +40,14 @@ def write_page(folder: Path, rows: list[Row], run: dict[str, Any], scores: dict)
     """Write the page of a run into its folder: `run` as `read_run` gives it, `scores` as
     `report`."""
     settings = Settings(**run["settings"])
+    line = scores["line"] and Line(**scores["line"])
     title = escape(f"{settings.model} on {settings.about}")
     parts = [
         f"<h1>{title}</h1>",
         _what_was_run(rows, run, settings, scores),
         _cards(scores),
         "<h2>Where prior and mask go together</h2><div class=two>",
-        f"<div>{_scatter(rows)}{_line_in_words(rows)}</div>",
+        f"<div>{_scatter(rows, line)}{_line_in_words(line)}</div>",
         f"<div>{_curve(scores)}<p class=quiet>Mean IoU of the prior with the truth, where it "
         "counts from a threshold on.</p></div></div>",
         f"<h2>By group</h2>{_groups(scores)}",
@@ -135,8 +136,8 @@ def _groups(scores: dict) -> str:
     )
 
 
-def _scatter(rows: list[Row]) -> str:
-    shown = [r for r in rows if r.size is not None and not r.is_nothing_found and not r.problem]
+def _scatter(rows: list[Row], line: Line | None) -> str:
+    shown = [r for r in rows if r.is_masked]
     if len(shown) > MOST_POINTS:
         chosen = np.random.default_rng(0).choice(len(shown), MOST_POINTS, replace=False)
         shown = [shown[i] for i in chosen]
@@ -144,7 +145,7 @@ def _scatter(rows: list[Row]) -> str:
     points = np.array([(r.prior_iou, r.mask_iou) for r in shown]).reshape(-1, 2)
     axes.plot(*points.T, ".", color=_MASK, alpha=0.35, markersize=5, rasterized=True)
     axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1)
-    if line := line_of(rows):
+    if line:
         at = np.linspace(0, 1, len(line.band))
         middle, band = line.intercept + line.slope * at, np.array(line.band)
         axes.fill_between(at, middle - band, middle + band, color=_PRIOR, alpha=0.25, linewidth=0)
@@ -152,8 +153,7 @@ def _scatter(rows: list[Row]) -> str:
     return _svg(figure)
 
 
-def _line_in_words(rows: list[Row]) -> str:
-    line = line_of(rows)
+def _line_in_words(line: Line | None) -> str:
     if line is None:
         return "<p class=quiet>Too few items for a line.</p>"
     return (

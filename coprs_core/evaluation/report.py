@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Line:
 
 def line_of(rows: list[Row]) -> Line | None:
     """The line through a run; None where there is none to draw."""
-    pairs = np.array([(r.prior_iou, r.mask_iou) for r in rows if _is_masked(r)])
+    pairs = np.array([(r.prior_iou, r.mask_iou) for r in rows if r.is_masked])
     if len(pairs) < 3 or pairs[:, 0].std() == 0:
         return None
     x, y = pairs.T
@@ -132,7 +132,7 @@ def report(
     line = line_of(rows)
     nothing = [r for r in rows if r.size is None]
     silent = [r for r in rows if r.is_nothing_found]
-    thoughts = [r for r in rows if r.thought is not None and _is_masked(r)]
+    thoughts = [r for r in rows if r.thought is not None and r.is_masked]
     told = [r.thought or 0.0 for r in thoughts]
     curves = np.array([r.curve for r in rows if r.curve and r.size is not None])
     return {
@@ -147,6 +147,7 @@ def report(
             "precision": _mean(r.size is None for r in silent),
             "recall": _mean(r.is_nothing_found for r in nothing),
         },
+        "line": line and asdict(line),
         "prior_mask_correlation": None if line is None else _number(line.r),
         "masks_better_than_priors": None if line is None else line.above,
         "thought_prior_correlation": _number(correlation(told, [r.prior_iou for r in thoughts])),
@@ -216,11 +217,6 @@ def in_digits(value: float | None) -> str:
     if value is None:
         return "–"
     return str(value) if isinstance(value, int) else f"{value:.3f}"
-
-
-def _is_masked(row: Row) -> bool:
-    """Whether something is there and something was found."""
-    return row.size is not None and not row.is_nothing_found and not row.problem
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -74,6 +74,11 @@ class Row:
         return self.outcome == NOTHING_FOUND
 
     @property
+    def is_masked(self) -> bool:
+        """Whether something is there and something was found."""
+        return self.size is not None and not self.is_nothing_found and not self.problem
+
+    @property
     def is_failed(self) -> bool:
         """Whether there is no answer: unfinished, unreadable, or not even asked."""
         return self.outcome in (UNFINISHED, FAILED)
@@ -107,12 +112,8 @@ def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Row
     mask = protocol.areas(result.mask, truth, ignore)
     looked_at = protocol.areas(prior >= PRIOR_THRESHOLD, truth, ignore)
     is_failed = result.outcome == UNFINISHED
-    return Row(
-        index=example.index,
-        tags=example.tags,
-        instruction=example.instruction,
-        things=len(example.masks),
-        size=float(truth.mean()) if truth.any() else None,
+    return replace(
+        _blank(example, truth),
         outcome=result.outcome,
         reason=result.reason,
         well_formed=is_well_formed(result.reply, max(1, len(example.masks))),
@@ -124,7 +125,6 @@ def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Row
         curve=tuple(np.round(iou_curve(prior, truth)[CURVE], 3).tolist()),
         thought_words=len(result.reasoning.split()),
         tokens=result.tokens,
-        seconds=sum(result.seconds.values()),
     )
 
 
@@ -132,6 +132,11 @@ def not_answered(example: Example, problem: str, protocol: Protocol = USUAL) -> 
     """The row of an item that could not be answered: it counts, with its reason."""
     truth = example.truth
     areas = protocol.areas(np.zeros_like(truth), truth, example.ignore)
+    return replace(_blank(example, truth), reason=problem, problem=problem, mask=areas, prior=areas)
+
+
+def _blank(example: Example, truth: np.ndarray) -> Row:
+    """What every row says of its example."""
     return Row(
         index=example.index,
         tags=example.tags,
@@ -139,14 +144,13 @@ def not_answered(example: Example, problem: str, protocol: Protocol = USUAL) -> 
         things=len(example.masks),
         size=float(truth.mean()) if truth.any() else None,
         outcome=FAILED,
-        reason=problem,
+        reason="",
         well_formed=False,
         scores={},
-        mask=areas,
-        prior=areas,
+        mask=(0, 0),
+        prior=(0, 0),
         mask_iou=0.0,
         prior_iou=0.0,
-        problem=problem,
     )
 
 
@@ -163,11 +167,10 @@ def answered(
     questions = (Question(e.photo, e.instruction, e) for e in examples)
     for question, answer in answer_together(engine, questions, at_once, max_new_tokens):
         example, now = question.about, time.perf_counter()
-        result = None if isinstance(answer, CoPRSError) else answer
         if isinstance(answer, CoPRSError):
-            row = not_answered(example, str(answer), protocol)
+            row, result = not_answered(example, str(answer), protocol), None
         else:
-            row = measure(example, answer, protocol)
+            row, result = measure(example, answer, protocol), answer
         yield replace(row, seconds=round(now - last, 4)), example, result
         last = now
 

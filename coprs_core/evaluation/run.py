@@ -68,8 +68,9 @@ class Shard:
     number: int = 1
     count: int = 1
 
-    def __contains__(self, index: int) -> bool:
-        return index % self.count == self.number - 1
+    def part(self, number: int, count: int) -> Shard:
+        """Of this part the part `number`, from 0, of `count`."""
+        return Shard(self.number + self.count * number, self.count * count)
 
 
 def parse_shard(text: str) -> Shard:
@@ -80,8 +81,8 @@ def parse_shard(text: str) -> Shard:
     return Shard(int(found[1]), int(found[2]))
 
 
-def numbers_of(dataset: Dataset, settings: Settings) -> range:
-    """The items of a run, by number; raises `CoPRSError` where there are none."""
+def numbers_of(dataset: Dataset, settings: Settings, shard: Shard) -> range:
+    """The items of a part of a run, by number; raises `CoPRSError` where the run has none."""
     end = settings.start + (settings.limit or dataset.size or 0)
     if dataset.size is not None:
         end = min(end, dataset.size)
@@ -89,7 +90,8 @@ def numbers_of(dataset: Dataset, settings: Settings) -> range:
         raise CoPRSError(
             f"{settings.about} has no item {settings.start}: start at a lower one, or set a limit."
         )
-    return range(settings.start, end)
+    first = settings.start + (shard.number - 1 - settings.start) % shard.count
+    return range(first, end, shard.count)
 
 
 def run(
@@ -108,7 +110,7 @@ def run(
     begin(folder, settings, engine, dataset)
     path = folder / ROWS.format(shard.number, shard.count)
     done = _done(folder, path)
-    left = (n for n in numbers_of(dataset, settings) if n in shard and n not in done)
+    left = (n for n in numbers_of(dataset, settings, shard) if n not in done)
     examples = (example for n in left if (example := dataset.item(n)))
     cases = _Cases(folder / CASES, path)
     counting, at_once = settings.counting, settings.at_once

@@ -29,7 +29,8 @@ class KeptEmbeddings:
         self._folder, self._encode = folder / _key_of(encoder), encode
 
     def __call__(self, item: Item) -> Tensor:
-        """The embedding of an item's picture, rounded to float16, in the encoder's precision."""
+        """The embedding of an item's picture, float16, on the CPU; as `encode` gives it where the
+        picture has no key."""
         if not item.key:
             return self._encode(item)
         path = self._folder / item.key[:2] / f"{item.key}.safetensors"

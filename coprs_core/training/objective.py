@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coprs_core.prompts import FOCUS_TOKEN, format_score, is_well_formed
+from coprs_core.training.policy import CLIP, clipped_policy_loss, kl_to_reference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ class Objective:
     later_dice: float | None = None
     later_focal: float | None = None
     kl: float = 5e-3
-    clip: float = 0.2
+    clip: float = CLIP
     group: int = 8
     mask_share: float = 0.7
 
@@ -112,8 +113,6 @@ def unified_loss(
             and a thing to find; N may be 0, then L_SEG is 0.
     """
     r = rollouts
-    from coprs_core.training.policy import clipped_policy_loss, kl_to_reference
-
     policy = clipped_policy_loss(
         r.log_probs, r.old_log_probs, r.advantages, r.written, objective.clip
     )

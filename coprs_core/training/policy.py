@@ -5,8 +5,12 @@ Advantages within a group, the clipped policy loss, and the KL to the model as i
 GRPO: Shao et al., 2024 (arXiv 2402.03300); clipping: Schulman et al., 2017 (arXiv 1707.06347).
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CLIP, STD_EPS = 0.2, 1e-6
 """How far a token's probability may move before its gain counts no more; what keeps the division by
@@ -48,7 +52,7 @@ def clipped_policy_loss(
     """
     ratio = (log_probs - old_log_probs.detach()).exp()
     each = advantages[:, None].to(ratio)
-    gain = torch.minimum(ratio * each, ratio.clamp(1 - clip, 1 + clip) * each)
+    gain = (ratio * each).minimum(ratio.clamp(1 - clip, 1 + clip) * each)
     return -mean_of_written(gain, written)
 
 

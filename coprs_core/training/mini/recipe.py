@@ -110,9 +110,9 @@ def _tables(values: dict, prefix: str = "") -> dict[str, dict]:
 
 
 def _keys(values: dict) -> list[str]:
-    return [
-        f"{table}.{key}".strip(".") for table, place in _tables(values).items() for key in place
-    ]
+    """Everything that can be set, by its name with dots."""
+    found = ((table, key, place[key]) for table, place in _tables(values).items() for key in place)
+    return [f"{table}.{key}".strip(".") for table, key, value in found if type(value) is not dict]
 
 
 MINI = read_mini()
