@@ -96,6 +96,14 @@ def test_the_command_runs_on_a_cluster(photos, cluster, tmp_path, capsys):
     assert len(list(out.rglob("result.json"))) == 1
 
 
+@pytest.mark.slow
+def test_a_model_that_no_machine_can_load_is_one_sentence(photos, cluster, tmp_path, capsys):
+    asked = ["segment", str(photos), "it", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*asked, "--ray", "local", "--ray-actors", "1", "--model", "/nowhere/x"]) == 2
+    said = capsys.readouterr().err
+    assert "There is no checkpoint '/nowhere/x'" in said and "Traceback" not in said
+
+
 def test_a_cluster_that_is_not_there_and_probes_are_sentences(tmp_path, capsys, monkeypatch):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     asked = ["segment", str(tmp_path), "x", "--out", str(tmp_path / "out")]

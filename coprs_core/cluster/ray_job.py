@@ -63,8 +63,18 @@ def segment_on_ray(
         num_gpus=cluster.gpus,
         num_cpus=cluster.cpus,
     )
-    for row in jobs.iter_rows():
-        yield Answered(row["name"], out / row["name"], row["outcome"], row["problem"])
+    from ray.exceptions import RayError
+
+    try:
+        for row in jobs.iter_rows():
+            if row["no_engine"]:
+                raise CoPRSError(row["no_engine"])
+            yield Answered(row["name"], out / row["name"], row["outcome"], row["problem"])
+    except RayError as problem:
+        raise CoPRSError(
+            f"The Ray cluster gave up ({first_line(problem)}): what was answered is kept, run this "
+            "again to go on."
+        ) from problem
 
 
 class _Actor:
@@ -75,18 +85,25 @@ class _Actor:
         from coprs_core.checkpoints.load import load_checkpoint
 
         self.query, self.out, self.at_once = query, Path(out), at_once
-        self.engine = Engine(load_checkpoint(query.model, options))
+        self.problem = ""
+        try:
+            self.engine = Engine(load_checkpoint(query.model, options))
+        except CoPRSError as problem:  # raised here, Ray would wrap it in pages of its own
+            self.problem = str(problem)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         columns = zip(batch["photo"], batch["asked"], batch["name"], strict=True)
         items = [Item(str(photo), str(asked), str(name)) for photo, asked, name in columns]
-        done: dict[str, list[str]] = {"name": [], "problem": [], "outcome": []}
+        if self.problem:
+            return {n: [self.problem] for n in ("name", "problem", "outcome", "no_engine")}
+        done: dict[str, list[str]] = {"name": [], "problem": [], "outcome": [], "no_engine": []}
         for one in segment_photos(
             items, self.query, self.out, lambda: self.engine, None, self.at_once
         ):
             done["name"].append(one.name)
             done["problem"].append(one.problem)
             done["outcome"].append(one.outcome)
+            done["no_engine"].append("")
         return done
 
 
