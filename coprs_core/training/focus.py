@@ -1,9 +1,10 @@
 """Prior and mask of replies while the language model is trained: read with it in one forward pass,
 learnt with it in one backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class TrainedFocus:
             encode = KeptEmbeddings(embeddings, model.image_encoder, encode)
         self.embedding = lru_cache(REMEMBERED)(encode)
         self._hidden: Any = None
+        self._rows: FocusRows | None = None
         mllm = model.mllm
         mllm.add_module(HEADS, nn.ModuleDict({"prior": model.prior, "decoder": model.decoder}))
         self._hook = mllm.base_model.register_forward_hook(self._keep)
@@ -64,6 +66,35 @@ class TrainedFocus:
         for name, parameter in trained.named_parameters():
             if f"{HEADS}." in name or not is_adapted:
                 parameter.requires_grad_(VISION_TOWER not in name)
+
+    def draw_in_forward(self, give: Callable[..., Any], needs: str | None = None) -> None:
+        """Let the language model draw prior and mask of the rows that `drawing` names, in its own
+        forward pass: several processes could not agree on what is learnt outside of it.
+
+        `give(outputs, rows, prior_logits, mask_logits)` is what it gives back then; `needs`: an
+        option of the call without which it does not draw. It keeps its own signature, which
+        sampling reads.
+        """
+        mllm = self.model.mllm
+        before = mllm.forward
+
+        @wraps(type(mllm).forward)
+        def forward(*args: Any, **options: Any) -> Any:
+            outputs, rows = before(*args, **options), self._rows
+            if rows is None or (needs and not options.get(needs)):
+                return outputs
+            return give(outputs, rows, *self.draw(rows))
+
+        mllm.forward = forward
+
+    @contextmanager
+    def drawing(self, rows: FocusRows) -> Generator[None, None, None]:
+        """Inside, the language model draws prior and mask of these rows (see `draw_in_forward`)."""
+        self._rows = rows
+        try:
+            yield
+        finally:
+            self._rows = None
 
     def finished(self) -> CoPRS:
         """The model as it was before it hung here, but for its weights."""

@@ -5,9 +5,7 @@ The engine is TRL's `GRPOTrainer`: sampling, groups, clipping, KL, accumulation,
 What it does not know stands here: what a mask earns, and the segmentation loss.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +76,6 @@ class JointTrainer(Learner, _Engine):
     ):
         self.focus = TrainedFocus(model, processor, items, embeddings)
         self.rates, self._objective = rates, objective
-        self._pending: FocusRows | None = None
         self._segmentation: Any = None
         mllm = model.mllm
         processor.tokenizer.padding_side = "left"  # as TRL pads prompts
@@ -93,7 +90,8 @@ class JointTrainer(Learner, _Engine):
             **options,
         )
         self.focus.choose_learnt(self.model)
-        mllm.forward = self._with_segmentation(mllm.forward, type(mllm).forward)
+        # TRL patched it before, and names a step of learning so
+        self.focus.draw_in_forward(self._with_segmentation, needs="fused_lm_head")
 
     # --- data
 
@@ -153,31 +151,20 @@ class JointTrainer(Learner, _Engine):
         items = [self.focus.item(i) for i in inputs["index"].tolist()]
         starts = [inputs["prompt_ids"].shape[1]] * len(items)
         ends = inputs["completion_mask"].sum(1).tolist()
-        self._pending = self.focus.rows(items, ids, starts, ends)
-        try:
+        with self.focus.drawing(self.focus.rows(items, ids, starts, ends)):
             loss = super()._compute_loss(model, inputs)
-        finally:
-            self._pending = None
         self._metrics["train"]["segmentation"].append(float(self._segmentation.detach()))
         segmentation = self._objective.segmentation * self._segmentation
         return loss + segmentation / self.current_gradient_accumulation_steps
 
-    def _with_segmentation(self, fused: Callable, signature: Callable) -> Callable:
-        """The language model's forward as TRL patched it, which in a step of learning draws prior
-        and mask from the same hidden states; it keeps the model's own `signature`, which sampling
-        reads."""
-
-        @wraps(signature)
-        def forward(*args: Any, **options: Any) -> Any:
-            outputs, rows = fused(*args, **options), self._pending
-            if rows is None or not options.get("fused_lm_head"):
-                return outputs
-            logits, step = self.focus.draw(rows), self.state.global_step
-            self._segmentation = segmentation_term(self._objective, *logits, rows.target, step)
-            told = outputs.loss, outputs.log_probs, outputs.entropy, outputs.aux_loss
-            return _JointOutput(*told, *logits)
-
-        return forward
+    def _with_segmentation(
+        self, outputs: Any, rows: FocusRows, prior_logits: Tensor, mask_logits: Tensor
+    ) -> _JointOutput:
+        """What the model gives back in a step of learning; L_SEG is kept for `_compute_loss`."""
+        logits, step = (prior_logits, mask_logits), self.state.global_step
+        self._segmentation = segmentation_term(self._objective, *logits, rows.target, step)
+        told = outputs.loss, outputs.log_probs, outputs.entropy, outputs.aux_loss
+        return _JointOutput(*told, *logits)
 
 
 def chat_template(template: str) -> str:

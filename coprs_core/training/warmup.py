@@ -1,8 +1,6 @@
 """The supervised warm-up: a model that does not know the form of a reply learns it by imitation,
 for a format reward is not learnt from nothing."""
 
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.training.focus import FocusRows, Learner, TrainedFocus
+from coprs_core.training.focus import Learner, TrainedFocus
 from coprs_core.training.items import Item, Items
 from coprs_core.training.objective import Objective, segmentation_term
 from coprs_core.training.rates import Rates
@@ -60,22 +58,9 @@ class WarmUp(Learner, _Engine):
             **options,
         )
         self.focus.choose_learnt(self.model)
-        self._pending: FocusRows | None = None
-        model.mllm.forward = self._with_focus(model.mllm.forward)
-
-    def _with_focus(self, forward: Callable) -> Callable:
-        """The language model's forward that draws prior and mask, too: what is learnt outside of it
-        several processes could not agree on."""
-
-        @wraps(forward)
-        def with_focus(*args: Any, **options: Any) -> Any:
-            outputs = forward(*args, **options)
-            if self._pending is None:
-                return outputs
-            prior_logits, mask_logits = self.focus.draw(self._pending)
-            return {"logits": outputs.logits, "prior": prior_logits, "mask": mask_logits}
-
-        return with_focus
+        self.focus.draw_in_forward(
+            lambda outputs, _, prior, mask: {"logits": outputs.logits, "prior": prior, "mask": mask}
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         focus, tokenizer = self.focus, self.focus.tokenizer
@@ -84,11 +69,9 @@ class WarmUp(Learner, _Engine):
             [*tokenizer(reply_for(item)).input_ids, tokenizer.eos_token_id] for item in items
         ]
         read, starts = focus.inputs(items, replies)
-        self._pending = rows = focus.rows(items, read["input_ids"], starts)
-        try:
+        rows = focus.rows(items, read["input_ids"], starts)
+        with focus.drawing(rows):
             outputs = model(**read, use_cache=False)
-        finally:
-            self._pending = None
         drawn, step = (outputs["prior"], outputs["mask"]), self.state.global_step
         segmentation = segmentation_term(self._objective, *drawn, rows.target, step)
         return _words(outputs["logits"], read, starts) + self._objective.segmentation * segmentation
