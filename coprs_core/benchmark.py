@@ -2,9 +2,7 @@
 that size are written, loaded as any other, and asked."""
 
 import multiprocessing
-import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.sams import choose_sam
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device
+from coprs_core.machine import choose_device, peak_memory
 from coprs_core.model.attention import as_prior
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.model.segmenter import Place
@@ -224,24 +222,6 @@ def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most memory held so far, in bytes: on CUDA what torch allocated, else this process's
-    resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    process = psutil.Process().memory_info()
-    if hasattr(process, "peak_wset"):  # Windows, which has no resource module
-        return process.peak_wset
-    # on Linux getrusage's peak is inherited from the parent process
-    status = Path("/proc/self/status")
-    if status.is_file() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(peak[1]) * 1024
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _device_name(device: torch.device) -> str:

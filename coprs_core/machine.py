@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Callable, Generator
@@ -122,6 +123,26 @@ def total_memory(device: torch.device) -> int:
     with suppress(OSError, ValueError):  # no such file, or "max"
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return total
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory held so far, in bytes: on CUDA what torch allocated, else this process's
+    resident memory."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    process = psutil.Process().memory_info()
+    if hasattr(process, "peak_wset"):  # Windows, which has no resource module
+        return process.peak_wset
+    # on Linux getrusage's peak is inherited from the parent process
+    status = Path("/proc/self/status")
+    if status.is_file() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(peak[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _container_limits() -> list[int]:

@@ -29,6 +29,7 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("coprs_core.random_weights", "coprs_core.cluster"),
     ("coprs_core.benchmark",),
     ("coprs_core.training",),
+    ("coprs_core.ablation",),
     ("coprs_core.commands",),
     ("coprs_core.__main__",),
     ("app.options", "app.serving", "app.texts", "app.theme", "app.uploads"),

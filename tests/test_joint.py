@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -233,6 +234,16 @@ def test_each_term_teaches_what_it_should_and_nothing_else(made):
     assert any("language_model.layers.0" in n for n in taught)  # through the focus token
 
 
+def test_without_the_policy_s_weight_segmentation_alone_is_learnt(made, monkeypatch):
+    one, batch = made
+    monkeypatch.setattr(one, "_objective", replace(OBJECTIVE, policy=0.0))
+    with torch.no_grad():
+        loss = one._compute_loss(one.model, batch)
+    segmentation = one._metrics["train"]["segmentation"][-1]
+    assert loss.item() == pytest.approx(OBJECTIVE.segmentation * segmentation, rel=1e-6)
+    assert segmentation > 0 and read_recipe("mini-joint", ["policy=0.0"]).objective.policy == 0
+
+
 WRITTEN = {
     "none": "<think>I see a cup.</think>Nothing in this picture fits.",
     "one": f"<think>I see a cup.</think>It is here: {FOCUS_TOKEN}",
@@ -407,13 +418,19 @@ def test_recipes_are_found_by_name_and_by_file(tmp_path):
 
 
 def test_a_plan_tells_memory_by_part_and_refuses_what_cannot_fit(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_joint, "measured_step", lambda recipe, device: 30.0)  # tested below
+    monkeypatch.setattr(
+        run_joint, "measured_step", lambda recipe, device: (30.0, 2**30)
+    )  # tested below
     assert (
         main(["train", "mini-joint", "--dry-run", "--out", str(tmp_path), "--device", "cpu"]) == 0
     )
     said = capsys.readouterr().out
     assert "language model, gradients, AdamW" in said and "120 steps, 15,360 replies" in said
-    assert "A step takes 30.0 s here (one was measured), all 120 about 1.0 h" in said
+    assert (
+        "A step takes 30.0 s and 1.1 GB of memory at its peak here (one was measured), all 120"
+        in said
+    )
+    assert "about 1.0 h" in said
     full = plan(read_recipe("mini-joint"), tmp_path, "cpu")
     adapted = plan(read_recipe("mini-joint", ["lora=4", "quantize=nf4"]), tmp_path, "cpu")
     assert sum(adapted.parts.values()) < 0.5 * sum(full.parts.values())
@@ -680,7 +697,9 @@ def test_a_run_on_photos_keeps_their_embeddings_and_says_their_size_before(tmp_p
     assert main([*told, *small, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"embeddings of the photos, on disk +\d+ kB", said), said
-    assert re.search(r"A step takes \d+\.\d s here .*all 2 about 0\.0 h", said), said
+    assert re.search(
+        r"A step takes \d+\.\d s and [\d.]+ GB of memory .*all 2 about 0\.0 h", said
+    ), said
     assert not list(out.rglob("*.safetensors"))  # the measured steps are forgotten
     assert main([*told, *small]) == 0
     files = list((out / "embeddings").rglob("*.safetensors"))

@@ -129,7 +129,7 @@ def test_sharded_weights_load_and_a_missing_shard_is_named(tmp_path):
 LOAD = """
 import sys, psutil, torch
 from coprs_core import load
-from coprs_core.benchmark import peak_memory
+from coprs_core.machine import peak_memory
 load("mini", device="cpu")  # libraries are not weights
 before = psutil.Process().memory_info().rss
 model = load(sys.argv[1], device="cpu", dtype="bf16", quantization="none").model

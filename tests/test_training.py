@@ -13,7 +13,7 @@ from coprs_core.__main__ import main
 from coprs_core.prompts import FOCUS_TOKEN
 from coprs_core.training.mini import oracle, recipe
 from coprs_core.training.mini.build import build_miniature
-from coprs_core.training.mini.data import batches, pack, reply_sections
+from coprs_core.training.mini.data import Collator, batches, pack, reply_sections
 from coprs_core.training.mini.run import rate_factor, train_miniature
 from coprs_core.training.mini.stages import Scaffold
 from coprs_core.world.questions import ask, examples
@@ -63,8 +63,8 @@ def test_joint_needs_the_stages_before_it(tmp_path):
 def test_batches_are_the_same_from_any_start(mini_parts):
     tokenizer, image_processor = mini_parts
     stage = replace(recipe.MINI.stages[3], steps=3, scenes=2)
-    whole = list(batches(recipe.MINI, stage, tokenizer, image_processor, 0, 0))
-    (last,) = batches(recipe.MINI, stage, tokenizer, image_processor, 2, 0)
+    whole = list(batches(Collator(recipe.MINI, stage, tokenizer, image_processor), 0, 0))
+    (last,) = batches(Collator(recipe.MINI, stage, tokenizer, image_processor), 2, 0)
     assert torch.equal(whole[2].packed.ids, last.packed.ids) and torch.equal(
         whole[2].image, last.image
     )
@@ -80,7 +80,9 @@ def test_packed_questions_see_only_the_picture_and_themselves(mini, mini_parts):
     """The hidden states of three questions packed in a row equal those of each question alone."""
     scaffold = Scaffold(recipe.MINI, mini.model, mini_parts[0])
     square = replace(recipe.MINI, other_shapes=0.0)
-    (batch,) = batches(square, replace(recipe.MINI.stages[3], steps=1, scenes=1), *mini_parts, 0, 0)
+    (batch,) = batches(
+        Collator(square, replace(recipe.MINI.stages[3], steps=1, scenes=1), *mini_parts), 0, 0
+    )
     packed = batch.packed
     visual = scaffold.see(batch)
     mllm = mini.model.mllm
@@ -111,7 +113,7 @@ def test_batches_of_other_shapes_are_seen_in_their_own_grid(mini_parts):
     wide = replace(recipe.MINI, other_shapes=1.0)
     scaffold = Scaffold(wide, build_miniature(wide, tokenizer), tokenizer)
     shapes = set()
-    for batch in batches(wide, stage, tokenizer, image_processor, 0, 0):
+    for batch in batches(Collator(wide, stage, tokenizer, image_processor), 0, 0):
         height, width = batch.scenes[0].owner.shape
         shapes.add((height, width))
         assert max(height, width) == 256 and (batch.grid[0] < batch.grid[1]) == (height < width)

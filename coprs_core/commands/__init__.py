@@ -13,6 +13,7 @@ COMMANDS = (
     "scenes",
     "evaluate",
     "compare",
+    "ablate",
     "train",
     "models",
     "doctor",

@@ -110,16 +110,19 @@ def _from_scratch(options: Namespace) -> int:
 
 def _estimate(recipe: "JointRecipe", device: str) -> str:
     """How long a run will take, from a step that is measured here."""
+    from coprs_core.sizes import in_words
+
     try:
         from coprs_core.training.run_joint import measured_step
     except ModuleNotFoundError as problem:
         return f"How long it takes is not measured: {problem.name} is not installed."
     print("measuring two steps …", file=sys.stderr)
-    seconds = measured_step(recipe, device)
+    seconds, peak = measured_step(recipe, device)
     whole = seconds * recipe.steps / 3600
     return (
-        f"A step takes {seconds:.1f} s here (one was measured), all {recipe.steps} about "
-        f"{whole:.1f} h; warm-up, saved steps and pictures come on top."
+        f"A step takes {seconds:.1f} s and {in_words(peak)} of memory at its peak here (one was "
+        f"measured), all {recipe.steps} about {whole:.1f} h; warm-up, saved steps and pictures "
+        "come on top."
     )
 
 

@@ -230,8 +230,8 @@ class CoPRS(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.prior.q_proj.weight.device
+        return next(self.prior.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.prior.q_proj.weight.dtype
+        return next(self.prior.parameters()).dtype

@@ -96,6 +96,12 @@ class PriorDecoder(nn.Module):
         sparse, dense = self.prompt_encoder(points=labelled, boxes=box, masks=None)
         return self._decode(sparse, image_embedding + dense)
 
+    def from_embedding(self, image_embedding: Tensor, prompt: Tensor) -> Tensor:
+        """A prompt embedding in place of any prompt, float [B, n, C], as LISA makes of a hidden
+        state. Returns mask logits as `forward` does."""
+        _, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
+        return self._decode(prompt, image_embedding + dense)
+
     def _decode(self, sparse: Tensor, image_and_dense: Tensor) -> Tensor:
         mask_logits, _ = self.mask_decoder(
             image_embeddings=image_and_dense.new_zeros(1, *image_and_dense.shape[1:]),

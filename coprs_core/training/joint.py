@@ -155,7 +155,9 @@ class JointTrainer(Learner, _Engine):
             loss = super()._compute_loss(model, inputs)
         self._metrics["train"]["segmentation"].append(float(self._segmentation.detach()))
         segmentation = self._objective.segmentation * self._segmentation
-        return loss + segmentation / self.current_gradient_accumulation_steps
+        return (
+            self._objective.policy * loss + segmentation / self.current_gradient_accumulation_steps
+        )
 
     def _with_segmentation(
         self, outputs: Any, rows: FocusRows, prior_logits: Tensor, mask_logits: Tensor

@@ -21,6 +21,7 @@ class Objective:
     """The weights of the objective.
 
     Attributes:
+        policy: weight of L_GRPO; 0 leaves L_SEG alone, on replies that are sampled all the same.
         segmentation: λ_SEG.
         dice, focal: λ_d and λ_f of L_SEG, up to step `switch_at`.
         later_dice, later_focal: the same from that step on; None keeps them.
@@ -30,6 +31,7 @@ class Objective:
         mask_share: of the reward; the format has the rest.
     """
 
+    policy: float = 1.0
     segmentation: float = 0.3
     dice: float = 3.0
     focal: float = 10.0
@@ -118,7 +120,8 @@ def unified_loss(
     )
     kl = kl_to_reference(r.log_probs, r.reference, r.written)
     segmentation = segmentation_term(objective, prior_logits, mask_logits, target, step)
-    total = policy + objective.kl * kl + objective.segmentation * segmentation
+    grpo = policy + objective.kl * kl
+    total = objective.policy * grpo + objective.segmentation * segmentation
     return Terms(total, policy.detach(), kl.detach(), segmentation.detach())
 
 

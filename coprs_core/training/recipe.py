@@ -24,7 +24,7 @@ class JointRecipe:
         data: "scenes", a plain folder (see `datasets.folder`), or a data set that `evaluate` knows
             by name, whose `split` lies in the folder `root`.
         preset: the objective's settings (see `objective.PRESETS`); those given here take their
-            place: segmentation, dice, focal, kl, clip, group, mask_share.
+            place: policy, segmentation, dice, focal, kl, clip, group, mask_share.
         steps: updates. `questions`: a step, each answered `group` times. `rows_at_once`: replies
             that are learnt from together, in memory. `iterations`: updates from the same replies.
         rate: learning rate of the language model; `prior`, `prompt_encoder`, `mask_decoder`:
@@ -46,6 +46,7 @@ class JointRecipe:
     root: str = ""
     split: str = "train"
     preset: str = "paper"
+    policy: float | None = None
     segmentation: float | None = None
     dice: float | None = None
     focal: float | None = None

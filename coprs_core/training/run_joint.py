@@ -32,6 +32,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
+from coprs_core.machine import peak_memory
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.sizes import expanded
@@ -160,8 +161,9 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
     return done if _stage(_joint, recipe, start, items, folder, done, device) else None
 
 
-def measured_step(recipe: JointRecipe, device: str = "auto") -> float:
-    """Seconds that a step of the joint stage takes here: the second of two, which are forgotten.
+def measured_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int]:
+    """Seconds that a step of the joint stage takes here, and the most bytes of memory held till its
+    end: the second of two, which are forgotten.
 
     Raises `CoPRSError` as `train_joint` does.
     """
@@ -175,7 +177,7 @@ def measured_step(recipe: JointRecipe, device: str = "auto") -> float:
         trainer = _joint(short, where, start, items_of(short), watch)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return watch.last_step
+    return watch.last_step, peak_memory(start.model.device)
 
 
 def _stage(

@@ -80,15 +80,16 @@ class Batch:
 
 
 class SceneData(torch.utils.data.Dataset):
-    """Item i is scene i of the training split with its questions, the same in every run; the scenes
-    of a batch have one size."""
+    """Item i is scene i of the training split with its questions, the same in every run of a seed;
+    the scenes of a batch have one size."""
 
-    def __init__(self, recipe: Recipe, stage: Stage):
+    def __init__(self, recipe: Recipe, stage: Stage, seed: int = 0):
         self.recipe, self.stage = recipe, stage
+        self.name = f"{stage.name}/{seed}" if seed else stage.name
 
     def __getitem__(self, index: int) -> tuple[Scene, list[Question]]:
-        seed = f"{self.stage.name} {index}"
-        rng = random.Random(f"size {self.stage.name} {index // self.stage.scenes}")
+        seed = f"{self.name} {index}"
+        rng = random.Random(f"size {self.name} {index // self.stage.scenes}")
         size = random_size(rng) if rng.random() < self.recipe.other_shapes else SQUARE
         scene = draw_scene(seed, with_image=self.stage.name != "language", size=size)
         rng = random.Random(f"questions {seed}")
@@ -98,10 +99,11 @@ class SceneData(torch.utils.data.Dataset):
 
 
 class Collator:
-    """Turns drawn scenes into a `Batch` with what the stage needs."""
+    """Turns drawn scenes into a `Batch` with what the stage needs; another `seed` has other
+    scenes."""
 
-    def __init__(self, recipe: Recipe, stage: Stage, tokenizer, image_processor):
-        self.recipe, self.stage = recipe, stage
+    def __init__(self, recipe: Recipe, stage: Stage, tokenizer, image_processor, seed: int = 0):
+        self.recipe, self.stage, self.seed = recipe, stage, seed
         self.tokenizer, self.image_processor = tokenizer, image_processor
 
     def __call__(self, drawn: list[tuple[Scene, list[Question]]]) -> Batch:
@@ -143,24 +145,16 @@ class Collator:
 
 
 def batches(
-    recipe: Recipe,
-    stage: Stage,
-    tokenizer,
-    image_processor,
-    start: int,
-    workers: int,
-    rank: int = 0,
-    world: int = 1,
+    collate: Collator, start: int, workers: int, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """The stage's batches from step `start` on, the same whatever the number of workers.
+    """A stage's batches from step `start` on, the same whatever the number of workers.
 
     Of `world` processes each one takes every `world`-th batch.
     """
-    count = stage.scenes
+    stage, count = collate.stage, collate.stage.scenes
     numbers = (step * world + rank for step in range(start, stage.steps))
     rows = [list(range(n * count, (n + 1) * count)) for n in numbers]
-    collate = Collator(recipe, stage, tokenizer, image_processor)
-    scenes = SceneData(recipe, stage)
+    scenes = SceneData(collate.recipe, stage, collate.seed)
     return iter(DataLoader(scenes, batch_sampler=rows, collate_fn=collate, num_workers=workers))
 
 

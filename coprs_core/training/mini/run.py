@@ -19,7 +19,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device
 from coprs_core.training.mini import oracle
 from coprs_core.training.mini.build import build_miniature, build_processor, build_tokenizer
-from coprs_core.training.mini.data import batches
+from coprs_core.training.mini.data import Collator, batches
 from coprs_core.training.mini.recipe import Recipe, Stage
 from coprs_core.training.mini.stages import Scaffold
 
@@ -119,7 +119,8 @@ def train_miniature(
         if only in (None, stage.name):
             if stage.name == "joint" and not (folder / "joint.pt").exists():
                 assemble(scaffold, folder)
-            run_stage(scaffold, stage, tokenizer, processor.image_processor, folder, workers)
+            collate = Collator(recipe, stage, tokenizer, processor.image_processor)
+            run_stage(scaffold, collate, folder, workers)
     if rank == 0 and only in (None, "joint"):
         scaffold.model.mllm.set_attn_implementation("sdpa")
         save_checkpoint(folder / "checkpoint", scaffold.model.cpu(), processor, torch.bfloat16)
@@ -142,17 +143,12 @@ def assemble(scaffold: Scaffold, folder: Path) -> None:
 
 
 def run_stage(
-    scaffold: Scaffold,
-    stage: Stage,
-    tokenizer,
-    image_processor,
-    folder: Path,
-    workers: int,
-    every: float = 180,
+    scaffold: Scaffold, collate: Collator, folder: Path, workers: int, every: float = 180
 ) -> None:
-    """Train one stage, going on from `folder/<stage>.pt` where it exists; write it every `every`
-    seconds and at the end."""
-    path, (rank, world) = folder / f"{stage.name}.pt", _processes()
+    """Train the stage of a `collate`, going on from `folder/<stage>.pt` where it exists; write it
+    every `every` seconds and at the end."""
+    stage, (rank, world) = collate.stage, _processes()
+    path = folder / f"{stage.name}.pt"
     parts = scaffold.parts(stage.name)
     chosen = optimizers(parts, stage)
     step, seconds = _resume(path, parts, chosen, scaffold.device)
@@ -162,7 +158,7 @@ def run_stage(
     began = saved_at = time.monotonic()
     means: dict[str, float] = {}
     scaffold.train()
-    drawn = batches(scaffold.recipe, stage, tokenizer, image_processor, step, workers, rank, world)
+    drawn = batches(collate, step, workers, rank, world)
     bar = tqdm(
         drawn, desc=stage.name, total=stage.steps, initial=step, mininterval=5, disable=rank > 0
     )

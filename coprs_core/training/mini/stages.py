@@ -42,6 +42,8 @@ class Scaffold(nn.Module):
     image_frame: Tensor
     query_frame: Tensor
     colours: Tensor
+    query_weight, recall_weight = 0.3, 0.15
+    """Of what the oracle teaches the language model beside the words."""
 
     def __init__(self, recipe: Recipe, model: CoPRS, tokenizer):
         super().__init__()
@@ -191,7 +193,8 @@ class Scaffold(nn.Module):
             "right": right.float().mean().item(),
             "decided": right[decisions].float().mean().item(),
         }
-        return words + 0.3 * query + 0.15 * recall, scores, focus_embedding
+        told = self.query_weight * query + self.recall_weight * recall
+        return words + told, scores, focus_embedding
 
     def miscoloured(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The tokens [B, L] with one in twelve colours of the replies read as another, so that what

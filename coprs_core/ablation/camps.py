@@ -1,0 +1,218 @@
+"""The three camps on equal terms: one language model and image encoder, new segmentation heads, the
+same scenes and steps.
+
+Only how the language model tells the decoder where differs: by a focus token whose prior is drawn
+(CoPRS), by the same token's hidden state as a prompt embedding (LISA), by coordinates in its text
+that prompt SAM's decoder as a box (Seg-Zero). All learn by imitation: words and segmentation.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coprs_core.ablation.arms import Arm
+from coprs_core.answer.engine import Engine
+from coprs_core.checkpoints.load import load_checkpoint
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.errors import CoPRSError
+from coprs_core.model.coordinates import (
+    QUESTION_SLOT,
+    CoordinateModel,
+    CoordinatePrompt,
+    CoordinateSegmenter,
+)
+from coprs_core.model.coprs import CoPRS
+from coprs_core.model.decoder import PriorDecoder
+from coprs_core.model.focus_token import FocusTokenSegmenter
+from coprs_core.model.prior import mask_padding
+from coprs_core.model.sam import Sam1
+from coprs_core.model.segmenter import Segmenter
+from coprs_core.prompts import INSTRUCTION_SLOT
+from coprs_core.training.losses import segmentation_loss
+from coprs_core.training.mini.build import build_miniature, build_processor
+from coprs_core.training.mini.data import Batch, Collator
+from coprs_core.training.mini.recipe import MINI, Recipe, Stage
+from coprs_core.training.mini.run import run_stage
+from coprs_core.training.mini.stages import Scaffold
+from coprs_core.world.questions import Question
+from coprs_core.world.scenes import Scene
+
+STAGE = Stage("joint", steps=600, scenes=12, questions=3, rate=1e-3, adam_rate=5e-4, hold=0.3)
+_MOST_TOKENS = 320
+_JITTER = 0.05
+"""Boxes are taught a little off, by this share of their sides: written ones are, too."""
+
+
+class HiddenStatePrompt(nn.Module):
+    """In the prior's place: a hidden state becomes a prompt embedding of the decoder, as in LISA;
+    mask logits come out, and there is no map."""
+
+    def __init__(self, width: int, decoder: PriorDecoder):
+        super().__init__()
+        channels: int = decoder.prompt_encoder.embed_dim
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, channels))
+        self.decoder = decoder
+
+    def forward(self, focus_embedding: Tensor, image_embedding: Tensor, valid_size: Tensor):
+        """As `PositionalPrior.forward`."""
+        prompt = self.mlp(focus_embedding)[:, None]
+        return mask_padding(self.decoder.from_embedding(image_embedding, prompt), valid_size)
+
+
+class _Passed(nn.Module):
+    """A decoder with nothing left to do."""
+
+    def forward(self, mask_logits: Tensor, image_embedding: Tensor) -> Tensor:
+        return mask_logits
+
+
+class CampScaffold(Scaffold):
+    """A miniature of one camp in training: language model and heads learn, the eyes stay as they
+    are, but for an image encoder from nothing."""
+
+    query_weight = recall_weight = 0.0  # nothing is told of the oracle
+
+    def __init__(self, recipe: Recipe, model: Any, tokenizer: Any, arm: Arm):
+        super().__init__(recipe, model, tokenizer)
+        self.arm = arm
+
+    def parts(self, stage: str) -> dict[str, nn.Module]:
+        m = self.model
+        parts = {"language_model": m.mllm.model.language_model, "decoder": m.decoder}
+        if self.arm.camp != "coordinates":
+            parts["prior"] = m.prior
+        if self.arm.vision is not None:
+            parts |= {"image_encoder": m.image_encoder, "encoder_reader": self.encoder_reader}
+        return {name: part for name, part in parts.items() if any(True for _ in part.parameters())}
+
+    def loss(self, stage: str, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            visual = self.see(batch)
+        is_learning_to_see = self.arm.vision is not None
+        with torch.set_grad_enabled(is_learning_to_see):
+            embedding = self.encode(batch)
+        words, scores, focus_embedding = self.think(batch.packed, visual)
+        if is_learning_to_see:
+            words = words + 0.5 * self.read_cells(embedding, batch)
+        if not batch.targets:
+            return words, scores
+        draw = self.by_box if self.arm.camp == "coordinates" else self.segment
+        segmentation, masks = draw(focus_embedding, embedding, batch)
+        return words + segmentation, scores | masks
+
+    def by_box(self, _: Tensor, embedding: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """As `segment`, by the true boxes, a little off."""
+        rows = torch.tensor([i for i, _ in batch.targets], device=self.device)
+        boxes = torch.tensor([box_of(_mask(batch, i, t)) for i, t in batch.targets]).float()
+        sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+        boxes = (boxes + _JITTER * sides * torch.randn_like(boxes)).to(self.device)
+        logits = self.model.decoder.from_coordinates(embedding[rows], boxes, None)
+        target = batch.masks.to(self.device)
+        loss = 2 * segmentation_loss(logits, logits, target, dice=0.5, focal=10)
+        return loss, {"segmentation": loss.item()}
+
+
+class CampCollator(Collator):
+    """Batches whose replies end as the camp's do; the targets are those of the questions."""
+
+    def __init__(self, recipe: Recipe, stage: Stage, tokenizer, image_processor, seed, arm: Arm):
+        super().__init__(recipe, stage, tokenizer, image_processor, seed)
+        self.arm = arm
+
+    def __call__(self, drawn: list[tuple[Scene, list[Question]]]) -> Batch:
+        if self.arm.camp == "coordinates":
+            side = self.recipe.mllm_side
+            drawn = [(s, [_in_coordinates(q, s, side) for q in asked]) for s, asked in drawn]
+        return super().__call__(drawn)
+
+
+def _in_coordinates(question: Question, scene: Scene, side: int) -> Question:
+    """A question whose reply ends in boxes, in pixels of the picture that the language model
+    sees."""
+    masks = [scene.mask(i) for i in question.targets]
+    reply = in_coordinates(question.reply, masks, side)
+    return replace(question, reply=reply)
+
+
+def in_coordinates(reply: str, masks: list[np.ndarray], side: int) -> str:
+    """A reply with the boxes of its targets in place of its focus tokens, as Seg-Zero writes them,
+    in pixels of the picture squeezed to so many pixels a side."""
+    objects = []
+    for mask in masks:
+        height, width = mask.shape
+        unit = np.array([side / width, side / height] * 2)
+        objects.append({"bbox_2d": [round(v) for v in (np.array(box_of(mask)) * unit).tolist()]})
+    answer = json.dumps(objects, separators=(",", ":"))
+    return f"{reply.partition('</think>')[0]}</think><answer>{answer}</answer>"
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The box XYXY of a mask bool [H, W], its far sides outside."""
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _mask(batch: Batch, row: int, thing: Any) -> np.ndarray:
+    scene = batch.scenes[row]
+    return scene.mask(scene.things.index(thing))
+
+
+def train_camp(
+    arm: Arm, start: str, folder: Path, seed: int, steps: int, device: torch.device
+) -> Engine:
+    """Train an arm's camp, or go on where it was left; an engine that answers by it.
+
+    Raises `CoPRSError` where the start is not of the miniature's sizes.
+    """
+    options = LoadOptions(device=str(device), dtype="fp32")
+    loaded = load_checkpoint(start, options)
+    given = loaded.segmenter
+    if not isinstance(given, FocusTokenSegmenter) or given.model.config.vision != MINI.vision:
+        raise CoPRSError(
+            f"{start} is no miniature of this repository's sizes, and the camps are compared on "
+            "it: leave --model out, or give a checkpoint that `train mini` made."
+        )
+    vision = replace(MINI.vision, **(arm.vision or {}))
+    recipe = replace(MINI, vision=vision, other_shapes=0.0)  # boxes are squeezed with the picture
+    stage = replace(STAGE, steps=steps)
+    tokenizer: Any = given.language.tokenizer
+    processor = build_processor(recipe, tokenizer)
+    model = build_miniature(recipe, tokenizer, seed)
+    model.mllm.load_state_dict(given.model.mllm.state_dict())
+    if arm.vision is None:
+        model.image_encoder.load_state_dict(given.model.image_encoder.state_dict())
+    if arm.camp == "hidden state":
+        head: Any = HiddenStatePrompt(model.config.llm_width, model.decoder)
+        model.prior, model.decoder = head, _Passed()  # ty: ignore[invalid-assignment]
+    torch.manual_seed(seed)
+    scaffold = CampScaffold(recipe, model, tokenizer, arm).to(device)
+    model.mllm.set_attn_implementation("plain")
+    images = processor.image_processor
+    collate = CampCollator(recipe, stage, tokenizer, images, seed + 1, arm)
+    run_stage(scaffold, collate, folder, workers=0)
+    model.mllm.set_attn_implementation("sdpa")
+    model.eval().requires_grad_(False)
+    segmenter = _segmenter(arm, model, tokenizer, images, recipe)
+    return Engine(Checkpoint(arm.name, segmenter))
+
+
+def _segmenter(
+    arm: Arm, model: CoPRS, tokenizer: Any, image_processor: Any, recipe: Recipe
+) -> Segmenter[Any]:
+    """A trained camp in use."""
+    if arm.camp != "coordinates":
+        return FocusTokenSegmenter(model, tokenizer, image_processor)
+    sam = Sam1(recipe.vision, recipe.decoder)
+    sam.image_encoder, sam.decoder = model.image_encoder, model.decoder
+    chat = recipe.prompt_template.replace(INSTRUCTION_SLOT, QUESTION_SLOT)
+    prompt = CoordinatePrompt(
+        INSTRUCTION_SLOT, square=recipe.mllm_side, max_new_tokens=_MOST_TOKENS
+    )
+    both = CoordinateModel(sam.eval().requires_grad_(False), model.mllm)
+    return CoordinateSegmenter(both, tokenizer, image_processor, prompt, chat)

@@ -1,0 +1,131 @@
+"""Arm after arm: train it, measure it, and go on where a run was left."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from coprs_core.ablation.arms import Arm
+from coprs_core.ablation.camps import train_camp
+from coprs_core.answer.engine import Engine
+from coprs_core.archive import writable_folder
+from coprs_core.checkpoints.load import load_checkpoint
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.datasets import open_dataset
+from coprs_core.errors import CoPRSError
+from coprs_core.evaluation.report import report
+from coprs_core.evaluation.rows import Row
+from coprs_core.evaluation.run import Settings, read_rows, read_run
+from coprs_core.evaluation.run import run as measure
+from coprs_core.machine import choose_device
+from coprs_core.training.recipe import read_recipe
+from coprs_core.training.run_joint import CHECKPOINT, train_joint
+
+RUN, ROWS, REPORT = "ablation.json", "measured", "report.json"
+_REPLIES = ("questions=8", "rows_at_once=32")
+"""Of a step of the joint stage: 8 questions, each answered 8 times, but where an arm sets it
+otherwise."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every arm gets.
+
+    Attributes:
+        model: the start, by name.
+        steps: of the joint stage, of 64 replies each; `camp_steps`: of a camp's training, of 36
+            replies each.
+        scenes: how many it is measured on, from number `first` of the test split.
+    """
+
+    model: str = "mini"
+    steps: int = 40
+    camp_steps: int = 600
+    scenes: int = 1000
+    first: int = 300_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An arm that was trained with a seed, and its rows."""
+
+    arm: Arm
+    seed: int
+    rows: list[Row]
+
+
+def ablate(
+    budget: Budget,
+    arms: tuple[Arm, ...],
+    folder: Path,
+    seeds: int = 2,
+    device: str = "auto",
+    said: Callable[[str], None] = print,
+) -> list[Measured]:
+    """Train and measure what is left of the arms; everything that the folder holds of them.
+
+    Raises `CoPRSError` where the folder holds a run of another budget, or training fails.
+    """
+    _begin(folder, budget)
+    for arm in arms:
+        for seed in range(min(seeds, arm.seeds)):
+            own = folder / f"{arm.slug}-{seed}"
+            if (own / REPORT).is_file():
+                continue
+            said(f"{arm.table}: {arm.name}, seed {seed}")
+            rows = _measured(_trained(arm, seed, budget, own, device), budget, own / ROWS)
+            scores = report(rows, read_run(own / ROWS)["groups"])
+            (own / REPORT).write_text(json.dumps(scores, indent=1) + "\n")
+    return found(folder, arms)
+
+
+def found(folder: Path, arms: tuple[Arm, ...]) -> list[Measured]:
+    """What a folder holds of the arms, measured to its end."""
+    return [
+        Measured(arm, seed, read_rows(own / ROWS))
+        for arm in arms
+        for seed in range(arm.seeds)
+        if ((own := folder / f"{arm.slug}-{seed}") / REPORT).is_file()
+    ]
+
+
+def _begin(folder: Path, budget: Budget) -> None:
+    path = writable_folder(folder) / RUN
+    if not path.is_file():
+        path.write_text(json.dumps(asdict(budget), indent=1) + "\n")
+        return
+    try:
+        before = Budget(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as problem:
+        raise CoPRSError(f"{path} cannot be read: choose another --out.") from problem
+    if before != budget:
+        raise CoPRSError(f"{folder} holds a run of another budget, {before}: choose another --out.")
+
+
+def _trained(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> Engine:
+    place = writable_folder(folder)
+    if arm.camp is not None:
+        steps = budget.camp_steps
+        return train_camp(arm, budget.model, place, seed, steps, choose_device(device))
+    model = budget.model
+    if arm.is_trained:
+        changes = [f"model={model}", f"steps={budget.steps}", f"seed={seed}", "pictures=0"]
+        recipe = read_recipe("mini-joint", [*changes, *_REPLIES, *arm.changes])
+        if not (place / CHECKPOINT / "coprs.json").is_file() and not train_joint(
+            recipe, place, device
+        ):
+            raise CoPRSError(f"{arm.name} was told to stop: run the command again to go on.")
+        for step in place.glob("checkpoint-*"):  # to go on from; it is over
+            shutil.rmtree(step)
+        model = str(place / CHECKPOINT)
+    return Engine(load_checkpoint(model, LoadOptions(device=device)))
+
+
+def _measured(engine: Engine, budget: Budget, folder: Path) -> list[Row]:
+    dataset = open_dataset("scenes", None, "test")
+    where = "scenes", "test", dataset.about, "coprs", "none", budget.first, budget.scenes
+    settings = Settings(budget.model, *where, at_once=32)
+    for _ in measure(engine, dataset, settings, folder):
+        pass
+    return read_rows(folder)

@@ -1,0 +1,163 @@
+"""What the arms add up to: tables with intervals and paired tests, and their figure."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from coprs_core.ablation.arms import JOINT, REFERENCE, TABLES, Arm
+from coprs_core.ablation.run import Budget, Measured
+from coprs_core.evaluation.compare import Difference, paired
+from coprs_core.evaluation.report import RESAMPLES, SEED, SHARE
+from coprs_core.evaluation.rows import Row
+
+_INK, _MASK, _PRIOR = "#3a3a3a", "#00a090", "#e07020"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table, over all seeds of an arm.
+
+    Attributes:
+        arm: which; `seeds`: how often it was trained.
+        named, mask, prior: (mean, low, high): the share of thoughts that conclude rightly, gIoU of
+            mask and prior, with 95 % intervals by bootstrap over scenes, each scene's value the
+            mean over the seeds. `prior` is None where the arm has no map.
+        by_seed: the mask's gIoU of each seed.
+        unusable: share of replies without a readable answer.
+        tokens: of a reply.
+        against: the mask's gIoU against the table's reference; None for the reference itself.
+    """
+
+    arm: Arm
+    seeds: int
+    named: tuple[float, float, float]
+    mask: tuple[float, float, float]
+    prior: tuple[float, float, float] | None
+    by_seed: tuple[float, ...]
+    unusable: float
+    tokens: float
+    against: Difference | None = None
+
+
+def entries(measured: list[Measured]) -> dict[str, list[Entry]]:
+    """The rows of every table that has any, the reference of each among them."""
+    seeds: dict[Arm, list[list[Row]]] = {}
+    for one in measured:
+        seeds.setdefault(one.arm, []).append(one.rows)
+    masks = {arm.name: _means(rows, "mask_iou") for arm, rows in seeds.items()}
+    found: dict[str, list[Entry]] = {}
+    for table in TABLES:
+        reference = REFERENCE.get(table, JOINT)
+        for arm, rows in seeds.items():
+            if arm.table == table or (arm.name == reference and table in {a.table for a in seeds}):
+                entry = _entry(arm, rows, masks, reference)
+                found.setdefault(table, []).append(entry)
+    return found
+
+
+def _entry(arm: Arm, rows: list[list[Row]], masks: dict[str, np.ndarray], reference: str) -> Entry:
+    everything = [row for seed in rows for row in seed]
+    against = None
+    if arm.name != reference and reference in masks:
+        against = paired(masks[reference], masks[arm.name])
+    return Entry(
+        arm,
+        len(rows),
+        _interval(_means(rows, "named")),
+        _interval(masks[arm.name]),
+        None if arm.shows == "nothing" else _interval(_means(rows, "prior_iou")),
+        tuple(float(np.mean([r.mask_iou for r in seed])) for seed in rows),
+        float(np.mean([r.is_failed for r in everything])),
+        float(np.mean([r.tokens for r in everything])),
+        against,
+    )
+
+
+def _means(rows: list[list[Row]], name: str) -> np.ndarray:
+    """One value for each scene [N]: the mean over the seeds."""
+    values = [[_value(r, name) for r in seed] for seed in rows]
+    return np.mean(np.array(values, float), axis=0)
+
+
+def _value(row: Row, name: str) -> float:
+    return float(row.scores["named"]) if name == "named" else getattr(row, name)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    rng = np.random.default_rng(SEED)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2])
+    return float(values.mean()), float(low), float(high)
+
+
+def in_markdown(tables: dict[str, list[Entry]], budget: Budget) -> str:
+    """All tables as Markdown."""
+    lines = [
+        f"Start: {budget.model}. {budget.scenes:,} scenes of the test split from number "
+        f"{budget.first:,}; 95 % intervals over scenes. Joint stage: {budget.steps} steps of 64 "
+        f"replies; camps and encoders: {budget.camp_steps} steps of 36 replies, by imitation, with "
+        "heads from nothing.",
+    ]
+    for table, rows in tables.items():
+        lines += [
+            "",
+            f"**{TABLES[table]}**",
+            "",
+            "| arm | seeds | named | mask gIoU | each seed | prior gIoU | against the reference "
+            "| p | unusable | tokens | shows of its why |",
+            "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --- |",
+        ]
+        lines += [f"| {' | '.join(_cells(entry))} |" for entry in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(entry: Entry) -> list[str]:
+    d = entry.against
+    shown = "" if d is None else f"{d.b - d.a:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+    why = "thought" if entry.arm.shows == "nothing" else f"thought, {entry.arm.shows}"
+    return [
+        entry.arm.name,
+        str(entry.seeds) if entry.arm.is_trained else "–",
+        _in_words(entry.named),
+        _in_words(entry.mask),
+        ", ".join(f"{v:.3f}" for v in entry.by_seed),
+        "–" if entry.prior is None else _in_words(entry.prior),
+        shown,
+        "" if d is None else f"{d.p:.4f}",
+        f"{entry.unusable:.3f}",
+        f"{entry.tokens:.0f}",
+        why,
+    ]
+
+
+def _in_words(value: tuple[float, float, float]) -> str:
+    mean, low, high = value
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def figure(tables: dict[str, list[Entry]]) -> Figure:
+    """Mask and prior gIoU of every arm with their intervals, a panel a table."""
+    heights = [len(rows) + 1 for rows in tables.values()]
+    drawn = Figure(figsize=(7.5, 0.36 * sum(heights) + 0.5), layout="constrained")
+    panels = drawn.subplots(len(tables), 1, sharex=True, height_ratios=heights, squeeze=False)
+    for axes, (table, rows) in zip(panels[:, 0], tables.items(), strict=True):
+        for y, entry in enumerate(rows):
+            for value, colour, shift in ((entry.mask, _MASK, -0.12), (entry.prior, _PRIOR, 0.12)):
+                if value is not None:
+                    mean, low, high = value
+                    axes.plot([low, high], [y + shift] * 2, color=colour, linewidth=2)
+                    axes.plot(mean, y + shift, "o", color=colour, markersize=5)
+        axes.set_yticks(range(len(rows)), [entry.arm.name for entry in rows], color=_INK)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_title(TABLES[table], loc="left", fontsize=9, color=_INK)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(labelsize=8, length=0)
+    panels[-1, 0].set_xlabel("gIoU, 95 % interval", fontsize=9, color=_INK)
+    for label, colour in (("mask", _MASK), ("prior", _PRIOR)):
+        panels[0, 0].plot([], [], "o-", color=colour, label=label)
+    panels[0, 0].legend(loc="lower left", fontsize=8, frameon=False, ncols=2)
+    return drawn

@@ -1,0 +1,69 @@
+"""`ablate`: the paper's tables, measured on the miniature."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from coprs_core.commands.options import DEVICE_HELP, count, own_device, positive_count
+
+SUMMARY = "measure the paper's tables on the miniature"
+PAGE = """\
+Train variants of the method from one start with equal budgets, and measure them on the
+same scenes:
+
+objective      joint, only RL, only segmentation; and the start itself
+mask share     0 and 1 of the reward, for 0.7
+group          2 and 4 replies to a question, for 8
+camp           focus token and prior (CoPRS), hidden state (LISA), coordinates in text
+               (Seg-Zero): new heads on one language model and image encoder
+image encoder  a smaller and a larger one, from nothing
+
+A run that was stopped goes on; --arm chooses arms or tables. OUT/ablation.md and
+ablation.png hold what is there. It needs coprs_core/training/requirements.txt.
+
+examples:
+  python -m coprs_core ablate --out runs/ablation
+  python -m coprs_core ablate --out runs/ablation --arm joint --arm camp --seeds 1
+  python -m coprs_core ablate --out runs/small --steps 2 --camp-steps 4 --scenes 20
+"""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/ablation"), metavar="DIR", help="where it all goes")
+    add("--model", default="mini", metavar="NAME", help="the start (default mini)")
+    add("--arm", action="append", default=[], metavar="NAME", help="an arm or a table; may repeat")
+    add("--seeds", type=positive_count, default=2, metavar="N", help="at most (default 2)")
+    add("--steps", type=positive_count, default=40, metavar="N", help="joint stage (default 40)")
+    add("--camp-steps", type=positive_count, default=600, metavar="N", help="(default 600)")
+    add("--scenes", type=positive_count, default=1000, metavar="N", help="(default 1000)")
+    add("--start", type=count, default=300_000, metavar="N", help="first scene (default 300000)")
+    add("--device", default="auto", help=DEVICE_HELP)
+
+
+def run(options: Namespace) -> int:
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+    from coprs_core.ablation.arms import arms_of
+    from coprs_core.errors import CoPRSError
+
+    arms = arms_of(options.arm)
+    try:
+        from coprs_core.ablation.run import Budget, ablate
+    except ModuleNotFoundError as problem:
+        raise CoPRSError(
+            f"Joint training needs {problem.name}, which is not installed: "
+            "pip install -r coprs_core/training/requirements.txt."
+        ) from problem
+    from coprs_core.ablation.tables import entries, figure, in_markdown
+
+    budget = Budget(options.model, options.steps, options.camp_steps, options.scenes, options.start)
+    measured = ablate(budget, arms, options.out, options.seeds, own_device(options.device))
+    tables = entries(measured)
+    text = in_markdown(tables, budget)
+    (options.out / "ablation.md").write_text(text, encoding="utf-8")
+    figure(tables).savefig(options.out / "ablation.png", dpi=150)
+    print(text, end="")
+    print(f"written: {options.out / 'ablation.md'}, {options.out / 'ablation.png'}")
+    return 0
