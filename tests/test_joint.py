@@ -42,7 +42,11 @@ from coprs_core.training.items import (  # noqa: E402
     SceneItems,
     target_of,
 )
-from coprs_core.training.joint import JointTrainer, chat_template  # noqa: E402
+from coprs_core.training.joint import (  # noqa: E402
+    JointTrainer,
+    chat_template,
+    with_flat_groups,
+)
 from coprs_core.training.objective import (  # noqa: E402
     PRESETS,
     Rollouts,
@@ -242,6 +246,17 @@ def test_without_the_policy_s_weight_segmentation_alone_is_learnt(made, monkeypa
     segmentation = one._metrics["train"]["segmentation"][-1]
     assert loss.item() == pytest.approx(OBJECTIVE.segmentation * segmentation, rel=1e-6)
     assert segmentation > 0 and read_recipe("mini-joint", ["policy=0.0"]).objective.policy == 0
+
+
+def test_a_group_whose_rewards_hardly_differ_teaches_nothing():
+    close, apart = [[0.90, 1.0], [0.91, 1.0]], [[0.90, 1.0], [0.2, 1.0]]
+    earned = torch.tensor([*close, *apart])
+    kept = with_flat_groups(earned, 2, replace(OBJECTIVE, least_spread=0.03))
+    assert torch.equal(kept[2:], earned[2:]) and kept[0].tolist() == kept[1].tolist()
+    assert kept[0].tolist() == pytest.approx([0.905, 1.0])
+    weights = torch.tensor([OBJECTIVE.mask_share, 1 - OBJECTIVE.mask_share])
+    assert group_advantages((kept @ weights).view(2, 2), eps=1e-4)[0].tolist() == [0, 0]
+    assert torch.equal(with_flat_groups(earned, 2, OBJECTIVE), earned)  # as the paper has it
 
 
 WRITTEN = {

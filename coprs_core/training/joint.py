@@ -117,7 +117,8 @@ class JointTrainer(Learner, _Engine):
         for start in range(0, len(items), size):
             part = slice(start, start + size)
             earned += self._earned(items[part], completion_ids_list[part])
-        return gather(torch.tensor(earned, device=self.accelerator.device))
+        everyone = gather(torch.tensor(earned, device=self.accelerator.device))
+        return with_flat_groups(everyone, self.num_generations, self._objective)
 
     @torch.no_grad()
     def _earned(self, items: list[Item], written: list[list[int]]) -> list[tuple[float, float]]:
@@ -167,6 +168,17 @@ class JointTrainer(Learner, _Engine):
         self._segmentation = segmentation_term(self._objective, *logits, rows.target, step)
         told = outputs.loss, outputs.log_probs, outputs.entropy, outputs.aux_loss
         return _JointOutput(*told, *logits)
+
+
+def with_flat_groups(earned: Tensor, group: int, objective: Objective) -> Tensor:
+    """What replies earn [N × group, 2] for mask and form, with one value for all of a group whose
+    rewards differ by less than `objective.least_spread`, so that it has no advantages."""
+    groups = earned.view(-1, group, 2)
+    share = groups.new_tensor([objective.mask_share, 1 - objective.mask_share])
+    rewards = groups @ share
+    is_flat = rewards.amax(1) - rewards.amin(1) < objective.least_spread
+    same = groups.mean(1, keepdim=True).expand_as(groups)
+    return torch.where(is_flat[:, None, None], same, groups).view_as(earned)
 
 
 def chat_template(template: str) -> str:

@@ -29,6 +29,8 @@ class Objective:
         clip: see `policy.clipped_policy_loss`.
         group: replies to each question, G.
         mask_share: of the reward; the format has the rest.
+        least_spread: a group whose rewards lie closer together than this teaches nothing; scaled by
+            their deviation, hair-breadths between masks would count as much as right and wrong.
     """
 
     policy: float = 1.0
@@ -42,6 +44,7 @@ class Objective:
     clip: float = CLIP
     group: int = 8
     mask_share: float = 0.7
+    least_spread: float = 0.0
 
     def weights(self, step: int) -> tuple[float, float]:
         """λ_d and λ_f at a step, counted from 0."""

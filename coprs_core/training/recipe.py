@@ -24,7 +24,8 @@ class JointRecipe:
         data: "scenes", a plain folder (see `datasets.folder`), or a data set that `evaluate` knows
             by name, whose `split` lies in the folder `root`.
         preset: the objective's settings (see `objective.PRESETS`); those given here take their
-            place: policy, segmentation, dice, focal, kl, clip, group, mask_share.
+            place: policy, segmentation, dice, focal, kl, clip, group, mask_share,
+            least_spread.
         steps: updates. `questions`: a step, each answered `group` times. `rows_at_once`: replies
             that are learnt from together, in memory. `iterations`: updates from the same replies.
         rate: learning rate of the language model; `prior`, `prompt_encoder`, `mask_decoder`:
@@ -54,6 +55,7 @@ class JointRecipe:
     clip: float | None = None
     group: int | None = None
     mask_share: float | None = None
+    least_spread: float | None = None
     steps: int = 100
     questions: int = 16
     rows_at_once: int = 16
