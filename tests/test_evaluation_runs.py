@@ -29,7 +29,15 @@ from coprs_core.evaluation.page import write_page
 from coprs_core.evaluation.protocols import PROTOCOLS
 from coprs_core.evaluation.report import line_of, report
 from coprs_core.evaluation.rows import Row, measure
-from coprs_core.evaluation.run import Settings, Shard, parse_shard, read_rows, read_run, run
+from coprs_core.evaluation.run import (
+    Settings,
+    Shard,
+    answered_before,
+    parse_shard,
+    read_rows,
+    read_run,
+    run,
+)
 from coprs_core.world.questions import examples as drawn
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +177,7 @@ def test_a_run_goes_on_where_it_was_killed(tmp_path):
     begun.close()
     path = tmp_path / "rows-1-of-1.jsonl"
     path.write_bytes(path.read_bytes() + b'{"index": 29, "instr')  # killed while it wrote
+    assert answered_before(tmp_path, range(30)) == 11 > answered_before(tmp_path, range(10))
     again = Stub()
     rest = [row.index for row in run(again, dataset, settings(), tmp_path)]
     assert sorted(first + rest) == list(range(30)) and len(again.asked) == len(rest) == 19

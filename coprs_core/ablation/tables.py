@@ -81,7 +81,7 @@ def _means(rows: list[list[Row]], name: str) -> np.ndarray:
 
 
 def _value(row: Row, name: str) -> float:
-    return float(row.scores["named"]) if name == "named" else getattr(row, name)
+    return float(row.scores.get("named", False)) if name == "named" else getattr(row, name)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:

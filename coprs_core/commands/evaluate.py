@@ -101,7 +101,7 @@ def _run(options: Namespace, folder: Path) -> int:
     from coprs_core.datasets import open_dataset
     from coprs_core.evaluation.judges import open_judge
     from coprs_core.evaluation.protocols import PROTOCOLS
-    from coprs_core.evaluation.run import Settings, numbers_of, parse_shard
+    from coprs_core.evaluation.run import Settings, answered_before, numbers_of, parse_shard
     from coprs_core.evaluation.run import run as measure_all
 
     if options.protocol not in PROTOCOLS:
@@ -135,8 +135,10 @@ def _run(options: Namespace, folder: Path) -> int:
     options.device = own_device(options.device)
     engine = Engine(load_checkpoint(options.model, load_options(options)))
     rows = measure_all(engine, dataset, settings, folder, shard, judge)
-    for _ in tqdm(rows, total=len(numbers), unit="item", file=sys.stderr, disable=rank > 0):
-        pass
+    before, whole = answered_before(folder, numbers), len(numbers)
+    with tqdm(total=whole, initial=before, unit="item", file=sys.stderr, disable=rank > 0) as bar:
+        for _ in rows:
+            bar.update()
     if processes > 1:
         from accelerate import PartialState
 

@@ -132,8 +132,12 @@ class Collator:
                 for t in rng.sample(s.things, min(3, len(s.things)))
             ]
         if name == "joint":
-            rows = batch.packed.focus[:, 0].tolist()
-            batch.targets = list(zip(rows, batch.packed.focus_things))
+            batch.targets = [
+                (i, s.things[k])
+                for i, (s, asked) in enumerate(drawn)
+                for q in asked
+                for k in q.targets
+            ]
         if batch.targets:
             batch.masks = torch.stack(
                 [

@@ -1,0 +1,141 @@
+"""The paper's tables in small: what is compared, how the camps differ, what the tables say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("trl")
+
+from coprs_core import CoPRSError  # noqa: E402
+from coprs_core.__main__ import main  # noqa: E402
+from coprs_core.ablation.arms import ARMS, REFERENCE, TABLES, arms_of  # noqa: E402
+from coprs_core.ablation.camps import (  # noqa: E402
+    CampCollator,
+    HiddenStatePrompt,
+    box_of,
+    in_coordinates,
+)
+from coprs_core.ablation.run import Budget, Measured  # noqa: E402
+from coprs_core.ablation.tables import entries, figure, in_markdown  # noqa: E402
+from coprs_core.evaluation.rows import Row  # noqa: E402
+from coprs_core.model.boxes import read_answer  # noqa: E402
+from coprs_core.model.decoder import PriorDecoder  # noqa: E402
+from coprs_core.training.mini.data import batches  # noqa: E402
+from coprs_core.training.mini.recipe import MINI, Stage  # noqa: E402
+from coprs_core.training.recipe import read_recipe  # noqa: E402
+
+ARM = {arm.name: arm for arm in ARMS}
+
+
+def test_every_table_has_its_reference_and_every_arm_its_table():
+    assert {arm.table for arm in ARMS} == set(TABLES)
+    assert set(REFERENCE.values()) <= set(ARM) and "joint" in ARM
+    assert len({arm.slug for arm in ARMS}) == len(ARMS)
+    assert arms_of(["camp", "joint"]) == tuple(
+        a for a in ARMS if a.table == "camp" or a.name == "joint"
+    )
+    with pytest.raises(CoPRSError, match="no arm or table 'camps', did you mean camp"):
+        arms_of(["camps"])
+
+
+def test_arms_of_the_joint_stage_spend_as_many_replies():
+    for arm in ARMS:
+        if arm.camp is None and arm.is_trained:
+            recipe = read_recipe("mini-joint", ["questions=8", "rows_at_once=32", *arm.changes])
+            assert recipe.questions * recipe.objective.group == 64, arm.name
+    only_rl = read_recipe("mini-joint", [*ARM["only RL"].changes]).objective
+    assert (only_rl.policy, only_rl.segmentation) == (1.0, 0.0)
+    only_segmentation = read_recipe("mini-joint", [*ARM["only segmentation"].changes]).objective
+    assert only_segmentation.policy == 0.0 and only_segmentation.segmentation > 0
+
+
+def test_a_reply_in_coordinates_is_read_back_as_the_boxes_of_its_masks():
+    mask = np.zeros((256, 256), bool)
+    mask[64:128, 32:96] = True
+    assert box_of(mask) == (32, 64, 96, 128)
+    reply = in_coordinates("<think>I see.</think>It is here: <REF_POS>", [mask], 280)
+    assert reply.startswith("<think>I see.</think><answer>[") and "<REF_POS>" not in reply
+    (found,) = read_answer(reply, (280, 280), (256, 256)).objects
+    assert found.box == pytest.approx((32, 64, 96, 128), abs=0.5)
+    nothing = in_coordinates("<think>I see.</think>Nothing fits.", [], 280)
+    answer = read_answer(nothing, (280, 280), (256, 256))
+    assert answer.readable and not answer.objects
+
+
+def test_batches_of_coordinates_teach_boxes_and_keep_their_targets(mini):
+    language = mini.focus.language
+    mini_parts = language.tokenizer, language.image_processor
+    stage = Stage("joint", steps=1, scenes=2, questions=3, rate=1e-3, adam_rate=1e-3)
+    drawn = {}
+    for name in ("focus token and prior", "coordinates"):
+        collate = CampCollator(MINI, stage, *mini_parts, 1, ARM[name])
+        (drawn[name],) = batches(collate, 0, 0)
+    focus, boxes = drawn.values()
+    assert len(boxes.packed.focus) == 0 and len(focus.packed.focus) == len(focus.targets)
+    assert [t for _, t in boxes.targets] == [t for _, t in focus.targets]
+    assert torch.equal(boxes.masks, focus.masks)
+    tokenizer = mini_parts[0]
+    assert '"bbox_2d":[' in tokenizer.decode(boxes.packed.ids[0])
+
+
+def test_a_hidden_state_prompts_the_decoder_and_nothing_is_drawn_in_the_padding():
+    torch.manual_seed(0)
+    head = HiddenStatePrompt(16, PriorDecoder(MINI.decoder, MINI.vision))
+    grid, channels = MINI.vision.grid, MINI.vision.channels
+    image, size = torch.randn(2, channels, grid, grid), torch.tensor([[64, 32], [64, 64]])
+    logits = head(torch.randn(2, 16), image, size)
+    assert logits.shape == (2, 1, 4 * grid, 4 * grid)
+    assert (logits[0, :, :, 32:] == -50).all() and (logits[1] > -50).all()
+    logits[:, :, :, :32].sum().backward()
+    assert all(p.grad is not None for p in head.mlp.parameters())
+
+
+def row(index: int, mask_iou: float, named: bool, outcome: str = "found") -> Row:
+    return Row(
+        index, {}, "the cat", 1, 0.1, outcome, "", True, {"named": named}, (1, 2), (1, 2),
+        mask_iou, mask_iou / 2, (), 5, None, 20, 0.1,
+    )  # fmt: skip
+
+
+def test_tables_by_hand():
+    joint = [[row(i, 0.8, True) for i in range(40)], [row(i, 0.6, True) for i in range(40)]]
+    worse = [row(i, 0.5 + 0.01 * (i % 2), i % 2 == 0, "unfinished") for i in range(40)]
+    measured = [Measured(ARM["joint"], i, rows) for i, rows in enumerate(joint)]
+    measured.append(Measured(ARM["mask share 0"], 0, worse))
+    tables = entries(measured)
+    assert list(tables) == ["objective", "mask share"]
+    reference, other = tables["mask share"]
+    assert reference.arm.name == "joint" and reference.against is None and reference.seeds == 2
+    assert reference.by_seed == pytest.approx((0.8, 0.6)) and reference.mask[0] == 0.7
+    assert other.named[0] == 0.5 and other.unusable == 1.0
+    gap = other.against
+    assert gap.b - gap.a == pytest.approx(0.505 - 0.7) and gap.p < 0.001 and gap.worse == 40
+    text = in_markdown(tables, Budget(scenes=40))
+    assert "| mask share 0 | 1 | 0.500 [" in text and "-0.195 [" in text
+    assert len(figure(tables).axes) == 2
+
+
+def test_an_arm_is_trained_once_and_a_folder_holds_one_budget(tmp_path, capsys):
+    told = ["ablate", "--out", str(tmp_path), "--camp-steps", "1", "--scenes", "3", "--device"]
+    told += ["cpu", "--arm", "start", "--arm", "hidden state", "--seeds", "1"]
+    assert main(told) == 0
+    said = capsys.readouterr().out
+    assert "objective: start, seed 0" in said and "camp: hidden state, seed 0" in said
+    assert (tmp_path / "ablation.png").is_file() and "| hidden state | 1 |" in said
+    report = json.loads((tmp_path / "start-0" / "report.json").read_text())
+    assert report["all"]["count"] == 3
+    assert main(told) == 0
+    assert "seed 0\n" not in capsys.readouterr().out  # nothing was left
+    assert main([*told, "--scenes", "4"]) == 2
+    assert "holds a run of another budget" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_arm_runs(tmp_path, capsys):
+    told = ["ablate", "--out", str(tmp_path), "--steps", "1", "--camp-steps", "1", "--seeds", "1"]
+    assert main([*told, "--scenes", "3", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"| {arm.name} |" in said for arm in ARMS)
+    assert all(title in said for title in TABLES.values())
