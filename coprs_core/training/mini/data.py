@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,16 +86,16 @@ class SceneData(torch.utils.data.Dataset):
     def __init__(self, recipe: Recipe, stage: Stage, seed: int = 0):
         self.recipe, self.stage = recipe, stage
         self.name = f"{stage.name}/{seed}" if seed else stage.name
+        weights = recipe.asking.weights | stage.families
+        self.asking = replace(recipe.asking, weights=weights)
 
     def __getitem__(self, index: int) -> tuple[Scene, list[Question]]:
         seed = f"{self.name} {index}"
         rng = random.Random(f"size {self.name} {index // self.stage.scenes}")
         size = random_size(rng) if rng.random() < self.recipe.other_shapes else SQUARE
-        scene = draw_scene(seed, with_image=self.stage.name != "language", size=size)
+        scene = draw_scene(seed, with_image=self.stage.kind != "language", size=size)
         rng = random.Random(f"questions {seed}")
-        return scene, [
-            ask(scene, rng, None, self.recipe.asking) for _ in range(self.stage.questions)
-        ]
+        return scene, [ask(scene, rng, None, self.asking) for _ in range(self.stage.questions)]
 
 
 class Collator:
@@ -107,7 +107,7 @@ class Collator:
         self.tokenizer, self.image_processor = tokenizer, image_processor
 
     def __call__(self, drawn: list[tuple[Scene, list[Question]]]) -> Batch:
-        scenes, name = [s for s, _ in drawn], self.stage.name
+        scenes, name = [s for s, _ in drawn], self.stage.kind
         rng = random.Random(str(scenes[0].seed))
         area = self.recipe.mllm_side**2
         height, width = smart_resize(*scenes[0].owner.shape, 28, area, area)

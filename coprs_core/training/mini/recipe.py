@@ -1,7 +1,7 @@
 """The miniature's recipe, recipes/mini.toml: sizes and stages. `python -m coprs_core train mini`
 runs it from nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coprs_core.errors import CoPRSError, meant
 from coprs_core.model.decoder import DecoderConfig
@@ -21,7 +21,9 @@ class Stage:
 
     `rate` is Muon's peak learning rate for hidden matrices, `adam_rate` AdamW's for the rest; both
     rise over the first 2 % of the steps, hold until `hold` of them and fall to nothing along a
-    cosine.
+    cosine. `learns` says what, as an earlier stage's name, where it is not the stage's own (see
+    `stages`). `families` are asked about otherwise than the recipe says; `misread` is the share of
+    colours in the replies that are read as another.
     """
 
     name: str
@@ -31,6 +33,14 @@ class Stage:
     rate: float
     adam_rate: float
     hold: float = 0.4
+    learns: str = ""
+    families: dict[str, float] = field(default_factory=dict)
+    misread: float = 1 / 12
+
+    @property
+    def kind(self) -> str:
+        """What it learns, as one of the stages' names."""
+        return self.learns or self.name
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,8 @@ class Recipe:
         other_shapes: share of the batches whose pictures are no squares.
         list_weight, request_weight, decision_weight: of a reply's tokens in the language loss: what
             is seen, what is asked, which one it is.
-        stages: in order; those before "joint" do not need each other.
+        stages: in order; those before "joint" do not need each other, those after it go on from the
+            one before.
     """
 
     vision: VisionConfig

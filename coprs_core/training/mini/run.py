@@ -115,13 +115,16 @@ def train_miniature(
     processor = build_processor(recipe, tokenizer)
     scaffold = Scaffold(recipe, build_miniature(recipe, tokenizer), tokenizer).to(place)
     scaffold.model.mllm.set_attn_implementation("plain")
-    for stage in recipe.stages:
+    for before, stage in zip((None, *recipe.stages), recipe.stages):
         if only in (None, stage.name):
-            if stage.name == "joint" and not (folder / "joint.pt").exists():
-                assemble(scaffold, folder)
+            if stage.kind == "joint" and not (folder / f"{stage.name}.pt").exists():
+                if before is not None and before.kind == "joint":
+                    load_parts(scaffold, folder, before.name, "joint")
+                else:
+                    assemble(scaffold, folder)
             collate = Collator(recipe, stage, tokenizer, processor.image_processor)
             run_stage(scaffold, collate, folder, workers)
-    if rank == 0 and only in (None, "joint"):
+    if rank == 0 and only in (None, names[-1]):
         scaffold.model.mllm.set_attn_implementation("sdpa")
         save_checkpoint(folder / "checkpoint", scaffold.model.cpu(), processor, torch.bfloat16)
         print(f"finished: {folder / 'checkpoint'}")
@@ -131,15 +134,20 @@ def assemble(scaffold: Scaffold, folder: Path) -> None:
     """Put the parts of the first three stages together, the query head blind to all but the
     oracle's query space."""
     for stage in ("eyes", "focus", "language"):
-        path = folder / f"{stage}.pt"
-        if not path.exists():
-            raise CoPRSError(f"The joint stage needs {path}: run stage {stage} first.")
-        saved = torch.load(path, map_location=scaffold.device, weights_only=True)["parts"]
-        for name, module in scaffold.parts(stage).items():
-            module.load_state_dict(saved[name])
+        load_parts(scaffold, folder, stage, stage)
     frame = scaffold.query_frame / oracle.QUERY_SCALE
     weight = scaffold.model.prior.q_proj.weight.data
     weight.copy_(weight @ frame @ frame.T)
+
+
+def load_parts(scaffold: Scaffold, folder: Path, stage: str, kind: str) -> None:
+    """What a finished stage learnt; raises `CoPRSError` where it was not run."""
+    path = folder / f"{stage}.pt"
+    if not path.exists():
+        raise CoPRSError(f"The next stage needs {path}: run stage {stage} first.")
+    saved = torch.load(path, map_location=scaffold.device, weights_only=True)["parts"]
+    for name, module in scaffold.parts(kind).items():
+        module.load_state_dict(saved[name])
 
 
 def run_stage(
@@ -149,7 +157,7 @@ def run_stage(
     every `every` seconds and at the end."""
     stage, (rank, world) = collate.stage, _processes()
     path = folder / f"{stage.name}.pt"
-    parts = scaffold.parts(stage.name)
+    parts = scaffold.parts(stage.kind)
     chosen = optimizers(parts, stage)
     step, seconds = _resume(path, parts, chosen, scaffold.device)
     if step >= stage.steps:
@@ -158,6 +166,7 @@ def run_stage(
     began = saved_at = time.monotonic()
     means: dict[str, float] = {}
     scaffold.train()
+    scaffold.misread = stage.misread
     drawn = batches(collate, step, workers, rank, world)
     bar = tqdm(
         drawn, desc=stage.name, total=stage.steps, initial=step, mininterval=5, disable=rank > 0
@@ -190,7 +199,7 @@ def _step(
 ) -> dict[str, float]:
     """One step of learning; the scores of its batch."""
     with torch.autocast(scaffold.device.type, dtype=torch.bfloat16):
-        loss, scores = scaffold.loss(stage.name, batch)
+        loss, scores = scaffold.loss(stage.kind, batch)
     for p in parameters:
         p.grad = None
     loss.backward()

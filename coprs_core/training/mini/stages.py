@@ -42,6 +42,7 @@ class Scaffold(nn.Module):
     image_frame: Tensor
     query_frame: Tensor
     colours: Tensor
+    misread = 1 / 12
     query_weight, recall_weight = 0.3, 0.15
     """Of what the oracle teaches the language model beside the words."""
 
@@ -197,10 +198,10 @@ class Scaffold(nn.Module):
         return words + told, scores, focus_embedding
 
     def miscoloured(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """The tokens [B, L] with one in twelve colours of the replies read as another, so that what
-        a thing is does not follow from its colour: some pairs are never shown."""
+        """The tokens [B, L] with some colours of the replies read as another (`misread`), so that
+        what a thing is does not follow from its colour: some pairs are never shown."""
         is_colour = torch.isin(ids, self.colours) & (labels != -100)
-        chosen = is_colour & (torch.rand(ids.shape, device=ids.device) < 1 / 12)
+        chosen = is_colour & (torch.rand(ids.shape, device=ids.device) < self.misread)
         others = self.colours[torch.randint(len(self.colours), ids.shape, device=ids.device)]
         return torch.where(chosen, others, ids)
 
