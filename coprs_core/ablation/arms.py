@@ -20,6 +20,7 @@ class Arm:
         camp: how the language model tells the decoder where: by a focus token and its prior
             (CoPRS), by a hidden state alone (LISA), or by coordinates in text (Seg-Zero); None:
             an arm of the joint stage.
+        imitates: it learns by the supervised warm-up, in as many steps as the joint stage.
         vision: what its image encoder has otherwise; it is then learnt from nothing.
         seeds: how many times it is trained, at least.
         shows: what it can show of its why, beside the thought.
@@ -29,6 +30,7 @@ class Arm:
     table: str
     changes: tuple[str, ...] = ()
     camp: Camp | None = None
+    imitates: bool = False
     vision: dict[str, Any] | None = field(default=None, hash=False)
     seeds: int = 1
     shows: str = "prior"
@@ -58,6 +60,7 @@ ARMS = (
     Arm(JOINT, "objective", seeds=2),
     Arm("only RL", "objective", ("segmentation=0.0",), seeds=2),
     Arm("only segmentation", "objective", ("policy=0.0",), seeds=2),
+    Arm("imitation", "objective", ("questions=64", "warmup_rate=3e-5"), imitates=True, seeds=2),
     Arm("mask share 0", "mask share", ("mask_share=0.0",)),
     Arm("mask share 1", "mask share", ("mask_share=1.0",)),
     Arm("G = 2", "group", ("group=2", "questions=32")),

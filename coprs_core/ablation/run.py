@@ -20,7 +20,7 @@ from coprs_core.evaluation.run import Settings, read_rows, read_run
 from coprs_core.evaluation.run import run as measure
 from coprs_core.machine import choose_device
 from coprs_core.training.recipe import read_recipe
-from coprs_core.training.run_joint import CHECKPOINT, train_joint
+from coprs_core.training.run_joint import train_joint
 
 RUN, ROWS, REPORT = "ablation.json", "measured", "report.json"
 _REPLIES = ("questions=8", "rows_at_once=32")
@@ -110,15 +110,16 @@ def _trained(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> 
         return train_camp(arm, budget.model, place, seed, steps, choose_device(device))
     model = budget.model
     if arm.is_trained:
-        changes = [f"model={model}", f"steps={budget.steps}", f"seed={seed}", "pictures=0"]
+        steps = (0, budget.steps) if arm.imitates else (budget.steps, 0)
+        changes = [f"model={model}", f"seed={seed}", "pictures=0"]
+        changes += [f"steps={steps[0]}", f"warmup_steps={steps[1]}"]
         recipe = read_recipe("mini-joint", [*changes, *_REPLIES, *arm.changes])
-        if not (place / CHECKPOINT / "coprs.json").is_file() and not train_joint(
-            recipe, place, device
-        ):
+        done = train_joint(recipe, place, device)
+        if done is None:
             raise CoPRSError(f"{arm.name} was told to stop: run the command again to go on.")
-        for step in place.glob("checkpoint-*"):  # to go on from; it is over
+        for step in place.glob("**/checkpoint-*"):  # to go on from; it is over
             shutil.rmtree(step)
-        model = str(place / CHECKPOINT)
+        model = str(done)
     return Engine(load_checkpoint(model, LoadOptions(device=device)))
 
 

@@ -96,7 +96,8 @@ class DatasetItems:
 def items_of(recipe: JointRecipe) -> Items:
     """What a recipe trains on."""
     if recipe.data == "scenes":
-        return SceneItems(recipe.steps * recipe.questions, _MIX, recipe.other_shapes)
+        count = max(recipe.steps, recipe.warmup_steps) * recipe.questions
+        return SceneItems(count, _MIX, recipe.other_shapes)
     if recipe.data in DATASETS and recipe.data != "folder":
         root = Path(recipe.root).expanduser() if recipe.root else None
         return DatasetItems(open_dataset(recipe.data, root, recipe.split))

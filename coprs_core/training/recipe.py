@@ -24,10 +24,10 @@ class JointRecipe:
         data: "scenes", a plain folder (see `datasets.folder`), or a data set that `evaluate` knows
             by name, whose `split` lies in the folder `root`.
         preset: the objective's settings (see `objective.PRESETS`); those given here take their
-            place: policy, segmentation, dice, focal, kl, clip, group, mask_share,
-            least_spread.
-        steps: updates. `questions`: a step, each answered `group` times. `rows_at_once`: replies
-            that are learnt from together, in memory. `iterations`: updates from the same replies.
+            place: policy, segmentation, dice, focal, kl, clip, group, mask_share, least_spread.
+        steps: updates; 0: the warm-up is all. `questions`: a step, each answered `group` times.
+            `rows_at_once`: replies that are learnt from together, in memory. `iterations`: updates
+            from the same replies.
         rate: learning rate of the language model; `prior`, `prompt_encoder`, `mask_decoder`:
             multiples of it. It falls along a cosine to `final_rate` of itself.
         temperature, max_new_tokens: of the sampled replies.
@@ -159,8 +159,11 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
     if recipe.preset not in PRESETS:
         raise CoPRSError(f"There is no preset {recipe.preset!r}: choose {', '.join(PRESETS)}.")
     rows = recipe.questions * recipe.objective.group
-    if min(recipe.steps, recipe.questions, recipe.rows_at_once, recipe.save_every) < 1:
-        raise CoPRSError("steps, questions, rows_at_once and save_every are at least 1.")
+    steps = recipe.steps + recipe.warmup_steps
+    if min(steps, recipe.questions, recipe.rows_at_once, recipe.save_every) < 1:
+        raise CoPRSError(
+            "steps (or warmup_steps), questions, rows_at_once and save_every are at least 1."
+        )
     if recipe.objective.group < 2:
         raise CoPRSError("group is at least 2: replies are judged against each other.")
     if recipe.quantize not in ("none", "nf4"):

@@ -157,6 +157,8 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
             _warm_up, recipe, recipe.model, items, folder / f"{WARM}-steps", warm, device
         ):
             return None
+        if not recipe.steps:
+            return warm
     done = folder / CHECKPOINT
     return done if _stage(_joint, recipe, start, items, folder, done, device) else None
 
