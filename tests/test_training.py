@@ -3,6 +3,7 @@ checkpoint."""
 
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from coprs_core.__main__ import main
 from coprs_core.prompts import FOCUS_TOKEN
 from coprs_core.training.mini import oracle, recipe
 from coprs_core.training.mini.build import build_miniature
-from coprs_core.training.mini.data import Collator, batches, pack, reply_sections
+from coprs_core.training.mini.data import Collator, SceneData, batches, pack, reply_sections
 from coprs_core.training.mini.run import rate_factor, train_miniature
 from coprs_core.training.mini.stages import Scaffold
 from coprs_core.world.questions import ask, examples
@@ -58,6 +59,31 @@ def test_joint_needs_the_stages_before_it(tmp_path):
     assert (
         main(["train", "mini", "--out", str(tmp_path), "--stage", "joint", "--device", "cpu"]) == 2
     )
+
+
+def test_the_last_stage_goes_on_from_the_one_before(tmp_path, folder):
+    told = ["train", "mini", "--out", str(tmp_path), "--stage", "last", "--device", "cpu"]
+    assert main(told) == 2  # nothing to go on from
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer", dirs_exist_ok=True)
+    shutil.copy(folder / "joint.pt", tmp_path)
+    stood = [f"--set=stages.last.{rate}=0.0" for rate in ("rate", "adam_rate")]
+    assert main([*told, "--set", "stages.last.steps=1", "--set=stages.last.scenes=1", *stood]) == 0
+    before, after = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True)["parts"]
+        for name in ("joint", "last")
+    )
+    for part, state in before.items():
+        assert all(torch.equal(state[name], value) for name, value in after[part].items()), part
+    assert (tmp_path / "checkpoint" / "coprs.json").is_file()
+
+
+def test_a_stage_asks_by_its_own_families(mini_parts):
+    last = recipe.MINI.stages[-1]
+    assert last.kind == "joint" and last.misread == 0 and last.families["exclusion"] > 1
+    only = replace(last, families=dict.fromkeys(recipe.MINI.asking.weights, 1e-9) | {"name": 1.0})
+    scenes = SceneData(replace(recipe.MINI, asking=replace(recipe.MINI.asking, nothing=0)), only)
+    asked = [q.family for i in range(8) for q in scenes[i][1]]
+    assert asked.count("name") > len(asked) / 2  # the others where no name is clear
 
 
 def test_batches_are_the_same_from_any_start(mini_parts):
