@@ -286,7 +286,7 @@ def reply_to(meaning: Meaning, targets: tuple[int, ...], things: tuple[Thing, ..
         each = " ".join(f"{t.place} {FOCUS_TOKEN}" for t in found)
         return f"<think>{' '.join(sentences)}</think>They are here: {each}"
     sentences += _steps(meaning, things)
-    sentences.append(f"{_lead(meaning)} {named}.")
+    sentences.append(f"{_lead(meaning, found[0])} {named}.")
     return f"<think>{' '.join(sentences)}</think>It is here: {FOCUS_TOKEN}"
 
 
@@ -370,9 +370,12 @@ def _level(value: float, least: float, ratio: float) -> int:
     return max(0, math.floor(math.log(value / least) / math.log(ratio)))
 
 
-def _lead(meaning: Meaning) -> str:
+def _lead(meaning: Meaning, found: Thing) -> str:
+    """How the conclusion begins. Where a colour is excluded the other one is named before the thing:
+    which of the colours is left can be read off the candidates, which of the things cannot."""
     if meaning.extreme:
         return f"The {meaning.extreme} is"
     if meaning.relation:
         return f"{meaning.relation.capitalize()} it is"
-    return f"Not {meaning.among.not_colour} is" if meaning.among.not_colour else "That is"
+    not_colour = meaning.among.not_colour
+    return f"Not {not_colour} but {found.colour} is" if not_colour else "That is"
