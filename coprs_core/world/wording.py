@@ -337,6 +337,9 @@ def _steps(meaning: Meaning, things: tuple[Thing, ...]) -> list[str]:
         steps.append(
             f"It could be {_listed([f'{t.place} the {t.colour} {t.kind}' for t in rivals], 'or')}."
         )
+    if meaning.among.not_colour:
+        verdicts = [f"{t.colour} {'yes' if meaning.among.fits(t) else 'no'}" for t in rivals]
+        steps.append(f"By colour: {_listed(verdicts)}.")
     measured = [t for t in things if meaning.among.fits(t) and t is not anchor]
     if meaning.extreme in ("largest", "smallest"):
         steps.append(f"By size: {_numbered(measured, [_size_level(t) for t in measured])}.")
@@ -371,11 +374,12 @@ def _level(value: float, least: float, ratio: float) -> int:
 
 
 def _lead(meaning: Meaning, found: Thing) -> str:
-    """How the conclusion begins. Where a colour is excluded the other one is named before the thing:
-    which of the colours is left can be read off the candidates, which of the things cannot."""
+    """How the conclusion begins. Where a colour is excluded the other one is named before the
+    thing."""
     if meaning.extreme:
         return f"The {meaning.extreme} is"
     if meaning.relation:
         return f"{meaning.relation.capitalize()} it is"
-    not_colour = meaning.among.not_colour
-    return f"Not {not_colour} but {found.colour} is" if not_colour else "That is"
+    return (
+        f"{found.colour.capitalize()} is left: that is" if meaning.among.not_colour else "That is"
+    )
