@@ -128,6 +128,8 @@ def test_an_arm_is_trained_once_and_a_folder_holds_one_budget(tmp_path, capsys):
     assert report["all"]["count"] == 3
     assert main(told) == 0
     assert "seed 0\n" not in capsys.readouterr().out  # nothing was left
+    assert main(told[:-4]) == 0  # one arm is asked for, and all that is there is told
+    assert "| hidden state | 1 |" in capsys.readouterr().out
     assert main([*told, "--scenes", "4"]) == 2
     assert "holds a run of another budget" in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from coprs_core.ablation.arms import Arm
+from coprs_core.ablation.arms import ARMS, Arm
 from coprs_core.ablation.camps import train_camp
 from coprs_core.answer.engine import Engine
 from coprs_core.archive import writable_folder
@@ -20,7 +20,7 @@ from coprs_core.evaluation.run import Settings, read_rows, read_run
 from coprs_core.evaluation.run import run as measure
 from coprs_core.machine import choose_device
 from coprs_core.training.recipe import read_recipe
-from coprs_core.training.run_joint import train_joint
+from coprs_core.training.run_joint import CHECKPOINT, WARM, train_joint
 
 RUN, ROWS, REPORT = "ablation.json", "measured", "report.json"
 _REPLIES = ("questions=8", "rows_at_once=32")
@@ -63,7 +63,7 @@ def ablate(
     device: str = "auto",
     said: Callable[[str], None] = print,
 ) -> list[Measured]:
-    """Train and measure what is left of the arms; everything that the folder holds of them.
+    """Train and measure what is left of the arms; all arms that the folder holds then.
 
     Raises `CoPRSError` where the folder holds a run of another budget, or training fails.
     """
@@ -77,14 +77,14 @@ def ablate(
             rows = _measured(_trained(arm, seed, budget, own, device), budget, own / ROWS)
             scores = report(rows, read_run(own / ROWS)["groups"])
             (own / REPORT).write_text(json.dumps(scores, indent=1) + "\n")
-    return found(folder, arms)
+    return found(folder)
 
 
-def found(folder: Path, arms: tuple[Arm, ...]) -> list[Measured]:
-    """What a folder holds of the arms, measured to its end."""
+def found(folder: Path) -> list[Measured]:
+    """All arms that a folder holds, measured to their end."""
     return [
         Measured(arm, seed, read_rows(own / ROWS))
-        for arm in arms
+        for arm in ARMS
         for seed in range(arm.seeds)
         if ((own := folder / f"{arm.slug}-{seed}") / REPORT).is_file()
     ]
@@ -114,8 +114,8 @@ def _trained(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> 
         changes = [f"model={model}", f"seed={seed}", "pictures=0"]
         changes += [f"steps={steps[0]}", f"warmup_steps={steps[1]}"]
         recipe = read_recipe("mini-joint", [*changes, *_REPLIES, *arm.changes])
-        done = train_joint(recipe, place, device)
-        if done is None:
+        done = place / (WARM if arm.imitates else CHECKPOINT)
+        if not (done / "coprs.json").is_file() and train_joint(recipe, place, device) is None:
             raise CoPRSError(f"{arm.name} was told to stop: run the command again to go on.")
         for step in place.glob("**/checkpoint-*"):  # to go on from; it is over
             shutil.rmtree(step)

@@ -159,5 +159,11 @@ def figure(tables: dict[str, list[Entry]]) -> Figure:
     panels[-1, 0].set_xlabel("gIoU, 95 % interval", fontsize=9, color=_INK)
     for label, colour in (("mask", _MASK), ("prior", _PRIOR)):
         panels[0, 0].plot([], [], "o-", color=colour, label=label)
-    panels[0, 0].legend(loc="lower left", fontsize=8, frameon=False, ncols=2)
+    drawn.legend(
+        *panels[0, 0].get_legend_handles_labels(),
+        loc="outside upper right",
+        fontsize=8,
+        frameon=False,
+        ncols=2,
+    )
     return drawn
