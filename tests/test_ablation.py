@@ -14,7 +14,6 @@ from coprs_core.ablation.arms import ARMS, REFERENCE, TABLES, arms_of  # noqa: E
 from coprs_core.ablation.camps import (  # noqa: E402
     CampCollator,
     HiddenStatePrompt,
-    box_of,
     in_coordinates,
 )
 from coprs_core.ablation.run import Budget, Measured  # noqa: E402
@@ -25,6 +24,7 @@ from coprs_core.model.decoder import PriorDecoder  # noqa: E402
 from coprs_core.training.mini.data import batches  # noqa: E402
 from coprs_core.training.mini.recipe import MINI, Stage  # noqa: E402
 from coprs_core.training.recipe import read_recipe  # noqa: E402
+from coprs_core.world.questions import examples  # noqa: E402
 
 ARM = {arm.name: arm for arm in ARMS}
 
@@ -53,13 +53,15 @@ def test_arms_of_the_joint_stage_spend_as_many_replies():
 
 
 def test_a_reply_in_coordinates_is_read_back_as_the_boxes_of_its_masks():
-    mask = np.zeros((256, 256), bool)
-    mask[64:128, 32:96] = True
-    assert box_of(mask) == (32, 64, 96, 128)
-    reply = in_coordinates("<think>I see.</think>It is here: <REF_POS>", [mask], 280)
+    scene, question = next(q for q in examples("train", 5, 9) if q[1].targets)
+    thing = scene.things[question.targets[0]]
+    rows, columns = np.nonzero(scene.mask(question.targets[0]))
+    extent = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert thing.box == extent
+    reply = in_coordinates("<think>I see.</think>It is here: <REF_POS>", [thing], 280)
     assert reply.startswith("<think>I see.</think><answer>[") and "<REF_POS>" not in reply
     (found,) = read_answer(reply, (280, 280), (256, 256)).objects
-    assert found.box == pytest.approx((32, 64, 96, 128), abs=0.5)
+    assert found.box == pytest.approx(extent, abs=0.5)
     nothing = in_coordinates("<think>I see.</think>Nothing fits.", [], 280)
     answer = read_answer(nothing, (280, 280), (256, 256))
     assert answer.readable and not answer.objects

@@ -22,7 +22,7 @@ class Arm:
             an arm of the joint stage.
         imitates: it learns by the supervised warm-up, in as many steps as the joint stage.
         vision: what its image encoder has otherwise; it is then learnt from nothing.
-        seeds: how many times it is trained, at least.
+        seeds: how many times it is trained.
         shows: what it can show of its why, beside the thought.
     """
 

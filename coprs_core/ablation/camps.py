@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,14 +33,13 @@ from coprs_core.model.prior import mask_padding
 from coprs_core.model.sam import Sam1
 from coprs_core.model.segmenter import Segmenter
 from coprs_core.prompts import INSTRUCTION_SLOT
-from coprs_core.training.losses import segmentation_loss
 from coprs_core.training.mini.build import build_miniature, build_processor
 from coprs_core.training.mini.data import Batch, Collator
 from coprs_core.training.mini.recipe import MINI, Recipe, Stage
 from coprs_core.training.mini.run import run_stage
 from coprs_core.training.mini.stages import Scaffold
 from coprs_core.world.questions import Question
-from coprs_core.world.scenes import Scene
+from coprs_core.world.scenes import Scene, Thing
 
 STAGE = Stage("joint", steps=600, scenes=12, questions=3, rate=1e-3, adam_rate=5e-4, hold=0.3)
 _MOST_TOKENS = 320
@@ -109,13 +107,11 @@ class CampScaffold(Scaffold):
     def by_box(self, _: Tensor, embedding: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """As `segment`, by the true boxes, a little off."""
         rows = torch.tensor([i for i, _ in batch.targets], device=self.device)
-        boxes = torch.tensor([box_of(_mask(batch, i, t)) for i, t in batch.targets]).float()
+        boxes = torch.tensor([thing.box for _, thing in batch.targets]).float()
         sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
         boxes = (boxes + _JITTER * sides * torch.randn_like(boxes)).to(self.device)
         logits = self.model.decoder.from_coordinates(embedding[rows], boxes, None)
-        target = batch.masks.to(self.device)
-        loss = 2 * segmentation_loss(logits, logits, target, dice=0.5, focal=10)
-        return loss, {"segmentation": loss.item()}
+        return self.segmentation(logits, logits, batch)
 
 
 class CampCollator(Collator):
@@ -135,32 +131,21 @@ class CampCollator(Collator):
 def _in_coordinates(question: Question, scene: Scene, side: int) -> Question:
     """A question whose reply ends in boxes, in pixels of the picture that the language model
     sees."""
-    masks = [scene.mask(i) for i in question.targets]
-    reply = in_coordinates(question.reply, masks, side)
-    return replace(question, reply=reply)
+    things = [scene.things[i] for i in question.targets]
+    return replace(question, reply=in_coordinates(question.reply, things, side))
 
 
-def in_coordinates(reply: str, masks: list[np.ndarray], side: int) -> str:
+def in_coordinates(reply: str, things: list[Thing], side: int) -> str:
     """A reply with the boxes of its targets in place of its focus tokens, as Seg-Zero writes them,
     in pixels of the picture squeezed to so many pixels a side."""
     objects = []
-    for mask in masks:
-        height, width = mask.shape
-        unit = np.array([side / width, side / height] * 2)
-        objects.append({"bbox_2d": [round(v) for v in (np.array(box_of(mask)) * unit).tolist()]})
+    for thing in things:
+        height, width = thing.within
+        units = (side / width, side / height) * 2
+        box = [round(v * unit) for v, unit in zip(thing.box, units, strict=True)]
+        objects.append({"bbox_2d": box})
     answer = json.dumps(objects, separators=(",", ":"))
     return f"{reply.partition('</think>')[0]}</think><answer>{answer}</answer>"
-
-
-def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The box XYXY of a mask bool [H, W], its far sides outside."""
-    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def _mask(batch: Batch, row: int, thing: Any) -> np.ndarray:
-    scene = batch.scenes[row]
-    return scene.mask(scene.things.index(thing))
 
 
 def train_camp(

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from coprs_core.ablation.arms import JOINT, REFERENCE, TABLES, Arm
 from coprs_core.ablation.run import Budget, Measured
-from coprs_core.evaluation.compare import Difference, paired
-from coprs_core.evaluation.report import RESAMPLES, SEED, SHARE
+from coprs_core.evaluation.compare import Difference, interval_of_mean, paired
+from coprs_core.evaluation.report import SEED
 from coprs_core.evaluation.rows import Row
 
 _INK, _MASK, _PRIOR = "#3a3a3a", "#00a090", "#e07020"
@@ -85,10 +85,7 @@ def _value(row: Row, name: str) -> float:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    rng = np.random.default_rng(SEED)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2])
-    return float(values.mean()), float(low), float(high)
+    return float(values.mean()), *interval_of_mean(values, np.random.default_rng(SEED))
 
 
 def in_markdown(tables: dict[str, list[Entry]], budget: Budget) -> str:

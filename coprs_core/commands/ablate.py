@@ -3,14 +3,21 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from coprs_core.commands.options import DEVICE_HELP, count, own_device, positive_count
+from coprs_core.commands.options import (
+    DEVICE_HELP,
+    count,
+    own_device,
+    positive_count,
+    tell_no_makers,
+    training_libraries,
+)
 
 SUMMARY = "measure the paper's tables on the miniature"
 PAGE = """\
 Train variants of the method from one start with equal budgets, and measure them on the
 same scenes:
 
-objective      joint, only RL, only segmentation; and the start itself
+objective      joint, only RL, only segmentation, imitation; and the start itself
 mask share     0 and 1 of the reward, for 0.7
 group          2 and 4 replies to a question, for 8
 camp           focus token and prior (CoPRS), hidden state (LISA), coordinates in text
@@ -41,21 +48,13 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    import os
-
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    tell_no_makers()
 
     from coprs_core.ablation.arms import arms_of
-    from coprs_core.errors import CoPRSError
 
     arms = arms_of(options.arm)
-    try:
+    with training_libraries():
         from coprs_core.ablation.run import Budget, ablate
-    except ModuleNotFoundError as problem:
-        raise CoPRSError(
-            f"Joint training needs {problem.name}, which is not installed: "
-            "pip install -r coprs_core/training/requirements.txt."
-        ) from problem
     from coprs_core.ablation.tables import entries, figure, in_markdown
 
     budget = Budget(options.model, options.steps, options.camp_steps, options.scenes, options.start)

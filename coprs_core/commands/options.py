@@ -3,6 +3,8 @@
 import argparse
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +12,24 @@ from coprs_core.checkpoints.options import DETAILS, QUANTIZATIONS, SAM_NAMES, Lo
 from coprs_core.errors import CoPRSError
 
 DEVICE_HELP = "auto, cuda, cuda:1, mps or cpu (default auto)"
+
+
+def tell_no_makers() -> None:
+    """TRL would tell its makers of every start: it is asked not to, before the library that reads
+    this is first imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@contextmanager
+def training_libraries() -> Generator[None, None, None]:
+    """Around the imports that joint training needs: one that is not installed is one sentence."""
+    try:
+        yield
+    except ModuleNotFoundError as problem:
+        raise CoPRSError(
+            f"Joint training needs {problem.name}, which is not installed: "
+            "pip install -r coprs_core/training/requirements.txt."
+        ) from problem
 
 
 def add_model_options(parser: ArgumentParser) -> None:

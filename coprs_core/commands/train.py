@@ -1,12 +1,19 @@
 """`train`: train the miniature from scratch, or any CoPRS checkpoint jointly; or resume a run."""
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coprs_core.commands.options import DEVICE_HELP, count, own_device, positive_count, process
+from coprs_core.commands.options import (
+    DEVICE_HELP,
+    count,
+    own_device,
+    positive_count,
+    process,
+    tell_no_makers,
+    training_libraries,
+)
 
 if TYPE_CHECKING:
     from coprs_core.training.recipe import JointRecipe
@@ -127,11 +134,9 @@ def _estimate(recipe: "JointRecipe", device: str) -> str:
 
 
 def _jointly(options: Namespace) -> int:
-    # read when the library is first imported; TRL would tell its makers of every start
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    tell_no_makers()
 
     from coprs_core.archive import writable_folder
-    from coprs_core.errors import CoPRSError
     from coprs_core.training.recipe import read_recipe
 
     given = {"model": options.model, "data": options.data, "root": options.root}
@@ -148,13 +153,8 @@ def _jointly(options: Namespace) -> int:
 
     import torch
 
-    try:
+    with training_libraries():
         from coprs_core.training.run_joint import train_joint
-    except ModuleNotFoundError as problem:
-        raise CoPRSError(
-            f"Joint training needs {problem.name}, which is not installed: "
-            "pip install -r coprs_core/training/requirements.txt."
-        ) from problem
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -38,8 +38,7 @@ class Difference:
 def paired(a: np.ndarray, b: np.ndarray) -> Difference:
     """The difference between two measures [N] of the same N items."""
     rng, gap = np.random.default_rng(SEED), b - a
-    means = [gap[rng.integers(0, len(gap), len(gap))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2])
+    low, high = interval_of_mean(gap, rng)
     apart = gap[gap != 0]
     beyond = 0
     for _ in range(FLIPS if len(apart) else 0):
@@ -47,7 +46,14 @@ def paired(a: np.ndarray, b: np.ndarray) -> Difference:
         beyond += abs(float(flipped @ apart)) >= abs(float(apart.sum())) - 1e-12
     p = (beyond + 1) / (FLIPS + 1) if len(apart) else 1.0
     better, worse = int((gap > 0).sum()), int((gap < 0).sum())
-    return Difference(float(a.mean()), float(b.mean()), float(low), float(high), p, better, worse)
+    return Difference(float(a.mean()), float(b.mean()), low, high, p, better, worse)
+
+
+def interval_of_mean(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """The 95 % interval of the mean of values [N], by bootstrap."""
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, eq=False)

@@ -188,8 +188,7 @@ def _rows(path: Path) -> Iterator[Row]:
 
 def answered_before(folder: Path, numbers: range) -> int:
     """How many of these items a folder holds already, whichever part wrote them."""
-    written = {row.index for path in folder.glob(ROWS.format("*", "*")) for row in _rows(path)}
-    return len(written.intersection(numbers))
+    return len(_written(folder).intersection(numbers))
 
 
 def _done(folder: Path, own: Path) -> set[int]:
@@ -197,6 +196,10 @@ def _done(folder: Path, own: Path) -> set[int]:
     if own.is_file():
         with own.open("rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
+    return _written(folder)
+
+
+def _written(folder: Path) -> set[int]:
     return {row.index for path in folder.glob(ROWS.format("*", "*")) for row in _rows(path)}
 
 

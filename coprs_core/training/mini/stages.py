@@ -153,6 +153,12 @@ class Scaffold(nn.Module):
         rows = torch.tensor([i for i, _ in batch.targets], device=self.device)
         sizes = torch.tensor([batch.image.shape[-2:]] * len(rows), device=self.device)
         prior_logits, mask_logits = self.model.focus(focus_embedding, embedding[rows], sizes)
+        return self.segmentation(prior_logits, mask_logits, batch)
+
+    def segmentation(
+        self, prior_logits: Tensor, mask_logits: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, float]]:
+        """What is learnt from the drawn logits [M, 1, p, p] of a batch's targets."""
         target = batch.masks.to(self.device)
         loss = 2 * segmentation_loss(prior_logits, mask_logits, target, dice=0.5, focal=10)
         return loss, {"segmentation": loss.item()}
