@@ -286,7 +286,7 @@ def reply_to(meaning: Meaning, targets: tuple[int, ...], things: tuple[Thing, ..
         each = " ".join(f"{t.place} {FOCUS_TOKEN}" for t in found)
         return f"<think>{' '.join(sentences)}</think>They are here: {each}"
     sentences += _steps(meaning, things)
-    sentences.append(f"{_lead(meaning, found[0])} {named}.")
+    sentences.append(f"{_lead(meaning)} {named}.")
     return f"<think>{' '.join(sentences)}</think>It is here: {FOCUS_TOKEN}"
 
 
@@ -334,12 +334,11 @@ def _steps(meaning: Meaning, things: tuple[Thing, ...]) -> list[str]:
     group = Filter(meaning.among.kind, None, meaning.among.category)
     rivals = [t for t in things if group.fits(t)]
     if group != Filter() and len(rivals) > 1:
-        steps.append(
-            f"It could be {_listed([f'{t.place} the {t.colour} {t.kind}' for t in rivals], 'or')}."
-        )
+        steps.append(f"It could be {_rivals(rivals, 'or')}.")
     if meaning.among.not_colour:
-        verdicts = [f"{t.colour} {'yes' if meaning.among.fits(t) else 'no'}" for t in rivals]
-        steps.append(f"By colour: {_listed(verdicts)}.")
+        excluded = [t for t in rivals if not meaning.among.fits(t)]
+        left = [t for t in rivals if meaning.among.fits(t)]
+        steps.append(f"Not {_rivals(excluded)} but {_rivals(left)}.")
     measured = [t for t in things if meaning.among.fits(t) and t is not anchor]
     if meaning.extreme in ("largest", "smallest"):
         steps.append(f"By size: {_numbered(measured, [_size_level(t) for t in measured])}.")
@@ -347,6 +346,10 @@ def _steps(meaning: Meaning, things: tuple[Thing, ...]) -> list[str]:
         levels = [_distance_level(t, anchor) for t in measured]
         steps.append(f"From there: {_numbered(measured, levels)}.")
     return steps
+
+
+def _rivals(things: list[Thing], last: str = "and") -> str:
+    return _listed([f"{t.place} the {t.colour} {t.kind}" for t in things], last)
 
 
 def _numbered(things: list[Thing], levels: list[int]) -> str:
@@ -373,13 +376,8 @@ def _level(value: float, least: float, ratio: float) -> int:
     return max(0, math.floor(math.log(value / least) / math.log(ratio)))
 
 
-def _lead(meaning: Meaning, found: Thing) -> str:
-    """How the conclusion begins. Where a colour is excluded the other one is named before the
-    thing."""
+def _lead(meaning: Meaning) -> str:
+    """How the conclusion begins."""
     if meaning.extreme:
         return f"The {meaning.extreme} is"
-    if meaning.relation:
-        return f"{meaning.relation.capitalize()} it is"
-    return (
-        f"{found.colour.capitalize()} is left: that is" if meaning.among.not_colour else "That is"
-    )
+    return f"{meaning.relation.capitalize()} it is" if meaning.relation else "That is"
