@@ -119,6 +119,8 @@ def _estimate(recipe: "JointRecipe", device: str) -> str:
     """How long a run will take, from a step that is measured here."""
     from coprs_core.sizes import in_words
 
+    if recipe.sharded:
+        return "How long it takes is not measured for sharded weights."
     try:
         from coprs_core.training.run_joint import measured_step
     except ModuleNotFoundError as problem:

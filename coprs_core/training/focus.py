@@ -2,7 +2,7 @@
 learnt with it in one backward."""
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from coprs_core.geometry import to_mllm_frame, to_sam_frame, unpadded_size
 from coprs_core.model.coprs import CoPRS
@@ -22,7 +23,8 @@ from coprs_core.training.rates import HEADS, Rates
 TRAINED = "trained.safetensors"
 REMEMBERED = 512
 """So many items, and embeddings of their photos, are kept."""
-VISION_TOWER = ".visual."
+_NEVER_LEARNT = (".visual.", "iou_prediction_head", "point_embed", "no_mask_embed")
+"""The vision tower, and what the decoder does not use where the prior is its prompt."""
 IMAGE_TOKEN = "<|image_pad|>"
 
 
@@ -55,25 +57,26 @@ class TrainedFocus:
         self.embedding = lru_cache(REMEMBERED)(encode)
         self._hidden: Any = None
         self._rows: FocusRows | None = None
-        mllm = model.mllm
-        mllm.add_module(HEADS, nn.ModuleDict({"prior": model.prior, "decoder": model.decoder}))
-        self._hook = mllm.base_model.register_forward_hook(self._keep)
+        self.drawn: tuple[Tensor, Tensor] = torch.empty(0), torch.empty(0)
+        _hang(model)
+        self._hook = model.mllm.base_model.register_forward_hook(self._keep)
 
     def choose_learnt(self, trained: nn.Module) -> None:
-        """Switch gradients on: for prior and decoder, and the whole language model but its vision
-        tower; where it has adapters, which choose for themselves, for those alone."""
+        """Switch gradients on: for prior and decoder as far as they are used, and the whole
+        language model but its vision tower; where it has adapters, which choose for themselves, for
+        those alone."""
         is_adapted = any("lora_" in name for name, _ in trained.named_parameters())
         for name, parameter in trained.named_parameters():
             if f"{HEADS}." in name or not is_adapted:
-                parameter.requires_grad_(VISION_TOWER not in name)
+                parameter.requires_grad_(not any(part in name for part in _NEVER_LEARNT))
 
     def draw_in_forward(self, give: Callable[..., Any], needs: str | None = None) -> None:
         """Let the language model draw prior and mask of the rows that `drawing` names, in its own
         forward pass: several processes could not agree on what is learnt outside of it.
 
-        `give(outputs, rows, prior_logits, mask_logits)` is what it gives back then; `needs`: an
-        option of the call without which it does not draw. It keeps its own signature, which
-        sampling reads.
+        The logits are kept as `drawn`, and `give(outputs, rows, prior_logits, mask_logits)` is what
+        it gives back; as ever where `needs`, an option of the call, is not set. It keeps its own
+        signature, which sampling reads.
         """
         mllm = self.model.mllm
         before = mllm.forward
@@ -81,9 +84,11 @@ class TrainedFocus:
         @wraps(type(mllm).forward)
         def forward(*args: Any, **options: Any) -> Any:
             outputs, rows = before(*args, **options), self._rows
-            if rows is None or (needs and not options.get(needs)):
+            if rows is None:
                 return outputs
-            return give(outputs, rows, *self.draw(rows))
+            self.drawn = self._draw(rows)
+            is_asked = needs is None or options.get(needs)
+            return give(outputs, rows, *self.drawn) if is_asked else outputs
 
         mllm.forward = forward
 
@@ -99,7 +104,7 @@ class TrainedFocus:
     def finished(self) -> CoPRS:
         """The model as it was before it hung here, but for its weights."""
         self._hook.remove()
-        del self.model.mllm._modules[HEADS]
+        _take_off(self.model)
         self.model.mllm.__dict__.pop("forward", None)  # a trainer's stood before the class's own
         return self.model
 
@@ -161,12 +166,22 @@ class TrainedFocus:
             torch.stack(targets).to(device),
         )
 
-    def draw(self, rows: FocusRows) -> tuple[Tensor, Tensor]:
+    def _draw(self, rows: FocusRows) -> tuple[Tensor, Tensor]:
         """Prior and mask logits [N, 1, p, p] from the hidden states that were read last."""
-        if not len(rows.rows):
-            return rows.target, rows.target  # nothing, of the right shape
-        focus_embedding = self._hidden[rows.rows, rows.columns].to(self.model.dtype)
-        return self.model.focus(focus_embedding, rows.embedding, rows.sizes)
+        hidden, count = self._hidden[rows.rows, rows.columns], len(rows.rows)
+        embedding, sizes = rows.embedding, rows.sizes
+        if not count:  # nothing, in the way that other processes draw something meanwhile
+            vision = self.model.config.vision
+            hidden = self._hidden[:1, 0]
+            embedding = hidden.new_zeros(1, vision.channels, vision.grid, vision.grid)
+            sizes = torch.tensor([[vision.side, vision.side]], device=hidden.device)
+        dtype = self.model.dtype  # bfloat16 inside a forward pass of sharded weights
+        is_half = dtype == torch.bfloat16
+        with torch.autocast(hidden.device.type, dtype) if is_half else nullcontext():
+            prior_logits, mask_logits = self.model.focus(
+                hidden.to(dtype), embedding.to(dtype), sizes
+            )
+        return prior_logits[:count], mask_logits[:count]
 
     def _keep(self, _module: nn.Module, _args: tuple, outputs: Any) -> None:
         self._hidden = outputs.last_hidden_state
@@ -198,18 +213,45 @@ class Learner:
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:  # all processes gather what is sharded; one writes it
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        learnt = ((n, p.detach()) for n, p in self.model.named_parameters() if p.requires_grad)
-        save_file({name: value.cpu().clone() for name, value in learnt}, folder / TRAINED)
+        own = dict(self.model.named_parameters())
+        learnt, values = [name for name, p in own.items() if p.requires_grad], state_dict or own
+        whole = {name: values[name].detach().cpu().clone() for name in learnt}
+        save_file(whole, folder / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_learnt(self.model, Path(resume_from_checkpoint) / TRAINED)
 
 
 def load_learnt(model: nn.Module, trained: Path) -> None:
-    """What `Learner` wrote back into a model."""
+    """What `Learner` wrote back into a model, be it sharded."""
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in load_file(trained).items():
-            own[name].copy_(value)
+            place = own[name]
+            if isinstance(place, DTensor):
+                value = distribute_tensor(
+                    value.to(place.device), place.device_mesh, place.placements
+                )
+            place.copy_(value)
+
+
+def finish(model: CoPRS, trained: Path) -> CoPRS:
+    """A model as it was loaded, with what `Learner` wrote."""
+    _hang(model)
+    load_learnt(model.mllm, trained)
+    return _take_off(model)
+
+
+def _hang(model: CoPRS) -> None:
+    """Prior and decoder beside the language model, so that a trainer of it has them."""
+    heads = nn.ModuleDict({"prior": model.prior, "decoder": model.decoder})
+    model.mllm.add_module(HEADS, heads)
+
+
+def _take_off(model: CoPRS) -> CoPRS:
+    del model.mllm._modules[HEADS]
+    return model

@@ -90,6 +90,8 @@ class JointTrainer(Learner, _Engine):
             **options,
         )
         self.focus.choose_learnt(self.model)
+        # sharded processes must all write a word at a time until the last one has ended
+        mllm._is_fsdp_managed_module = self.is_fsdp_enabled
         # TRL patched it before, and names a step of learning so
         self.focus.draw_in_forward(self._with_segmentation, needs="fused_lm_head")
 
@@ -124,10 +126,10 @@ class JointTrainer(Learner, _Engine):
     def _earned(self, items: list[Item], written: list[list[int]]) -> list[tuple[float, float]]:
         """(mask, form) of each reply: it is read once more, and prior and mask are drawn."""
         inputs, starts = self.focus.inputs(items, written)
-        with self.accelerator.autocast():
-            self.focus.model.mllm.base_model(**inputs, use_cache=False)
-            rows = self.focus.rows(items, inputs["input_ids"], starts)
-            logits = self.focus.draw(rows)
+        rows = self.focus.rows(items, inputs["input_ids"], starts)
+        with self.accelerator.autocast(), self.focus.drawing(rows):
+            self.model(**inputs, use_cache=False, logits_to_keep=1)
+        logits = self.focus.drawn
         scores = mask_reward(logits[1].float().sigmoid(), rows.target)[:, 0].tolist()
         self._report(rows, *logits)
         earned = []

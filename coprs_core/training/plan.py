@@ -1,5 +1,6 @@
 """What a run will take, before anything is loaded: memory by part, steps, disk."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,12 @@ class Plan:
             )
 
 
+def _processes(device: torch.device) -> int:
+    """Of a sharded run: those that are running, or one for every card here."""
+    cards = torch.cuda.device_count() if device.type == "cuda" else 1
+    return int(os.environ.get("WORLD_SIZE", str(cards)))
+
+
 def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
     """The plan of a recipe; nothing is loaded but the names and shapes of the tensors.
 
@@ -110,8 +117,10 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
         }
     else:
         learnt += whole - tower
+        cards = _processes(place) if recipe.sharded else 1
+        share = "language model, gradients, AdamW" + (f", over {cards} cards" if cards > 1 else "")
         parts = {
-            "language model, gradients, AdamW": (whole - tower) * _LEARNT_BYTES + tower * 4,
+            share: ((whole - tower) * _LEARNT_BYTES + tower * 4) // cards,
             "its reference, for the KL": whole * 4,
         }
     parts["image encoder"] = encoder * kept

@@ -35,6 +35,7 @@ class JointRecipe:
         lora: rank of the language model's adapters, which are trained in its place and are the
             finished checkpoint; 0: the language model itself is trained.
         quantize: "none", or "nf4" to hold the language model in 4 bits under its adapters.
+        sharded: spread weights, gradients and moments of the whole model over all processes (FSDP).
         checkpointing: compute activations again in the backward pass, to save memory.
         warmup_steps: supervised steps before, of `questions` replies each, at `warmup_rate`, for a
             model that does not know the form of a reply (see `warmup`).
@@ -70,6 +71,7 @@ class JointRecipe:
     other_shapes: float = 0.0
     lora: int = 0
     quantize: str = "none"
+    sharded: bool = False
     checkpointing: bool = False
     warmup_steps: int = 0
     warmup_rate: float = 1e-5
@@ -170,6 +172,8 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
         raise CoPRSError(f"quantize is {recipe.quantize!r}: choose none or nf4.")
     if recipe.quantize != "none" and not recipe.lora:
         raise CoPRSError("4-bit weights are not trained themselves: set lora, such as lora=16.")
+    if recipe.sharded and recipe.lora:
+        raise CoPRSError("Adapters are not sharded: leave lora or sharded out.")
     if rows % recipe.rows_at_once:
         raise CoPRSError(
             f"A step has {rows} replies (questions × group) and rows_at_once is "

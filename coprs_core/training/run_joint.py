@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from coprs_core.machine import peak_memory
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.sizes import expanded
+from coprs_core.training.focus import TRAINED, finish
 from coprs_core.training.items import Items, items_of
 from coprs_core.training.joint import JointTrainer
 from coprs_core.training.plan import ADAPTED
@@ -150,6 +151,11 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
     Raises `CoPRSError` where the model has no focus token, the data is none, or the run diverges.
     """
     disable_progress_bar()
+    if recipe.sharded and _processes() == 1:
+        raise CoPRSError(
+            "sharded spreads a model over several processes and this is the only one: start it "
+            "with torchrun --nproc_per_node N -m coprs_core …, or leave sharded out."
+        )
     items, start, warm = items_of(recipe), recipe.model, folder / WARM
     if recipe.warmup_steps:
         start = str(warm)
@@ -193,12 +199,14 @@ def _stage(
 ) -> bool:
     """Run one stage, its steps in `folder`, and write the checkpoint `out`; False where it was told
     to stop."""
+    folder.mkdir(parents=True, exist_ok=True)
     loading = LoadOptions(device=device, quantization=recipe.quantize)
     start = _start(recipe, name, loading, out.parent / EMBEDDINGS)
     watch = Watch(folder, recipe, "joint" if make is _joint else "warm-up")
     trainer = make(recipe, folder, start, items, watch)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, items, recipe))
+    if not recipe.sharded:  # the first process, which draws them, has not all weights then
+        trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, items, recipe))
     before = signal.signal(signal.SIGTERM, watch.stop)
     try:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
@@ -206,6 +214,7 @@ def _stage(
         signal.signal(signal.SIGTERM, before)
     if trainer.state.global_step < watch.steps:
         return False
+    trainer.save_model(str(folder))  # by all processes, before the heads are taken off
     if trainer.is_world_process_zero():
         _write(trainer, start, folder, out)
     trainer.accelerator.wait_for_everyone()
@@ -214,9 +223,8 @@ def _stage(
 
 def _write(trainer: Any, start: _Start, folder: Path, out: Path) -> None:
     """The checkpoint that a finished stage leaves, with what it keeps of the one before."""
-    trainer._save(str(folder))  # before the heads are taken off: they were trained, too
-    model = trainer.focus.finished().cpu()
     if start.adapters is not None:
+        model = trainer.focus.finished().cpu()
         is_last = out.name == CHECKPOINT
         adapters = out if is_last else folder / ADAPTERS
         parts = {"prior": model.prior, "decoder": model.decoder}
@@ -224,6 +232,8 @@ def _write(trainer: Any, start: _Start, folder: Path, out: Path) -> None:
         if not is_last:  # the reference of the joint stage is the model without its adapters
             merge(str(adapters), out)
         return
+    again = load_checkpoint(start.name, LoadOptions(device="cpu", quantization="none"))
+    model = finish(cast(FocusTokenSegmenter, again.segmenter).model.float(), folder / TRAINED)
     save_checkpoint(out, model, _processor(start.language), torch.bfloat16)
     copy_familiar(start.language.parent, out)
 
@@ -300,7 +310,7 @@ def _joint(
             f"questions to {len(items)} at most, with a fitting rows_at_once, or add items."
         )
     rows = recipe.questions * objective.group
-    at_once = recipe.rows_at_once * int(os.environ.get("WORLD_SIZE", "1"))
+    at_once = recipe.rows_at_once * _processes()
     if rows % at_once:
         raise CoPRSError(
             f"A step has {rows} replies (questions × group) and all processes hold {at_once} at "
@@ -330,6 +340,10 @@ def _joint(
     )
 
 
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _common(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
     """What both stages ask of their trainers."""
     is_on_cpu = model.device.type == "cpu"
@@ -349,6 +363,7 @@ def _common(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
         "remove_unused_columns": False,
         "gradient_checkpointing": recipe.checkpointing,
         "ddp_find_unused_parameters": True,  # a batch may ask for nothing
+        "fsdp": recipe.sharded or None,
         "bf16": not is_on_cpu,
         "use_cpu": is_on_cpu,
         "disable_tqdm": True,
