@@ -123,6 +123,8 @@ def test_tables_by_hand():
 def test_an_arm_is_trained_once_and_a_folder_holds_one_budget(tmp_path, capsys):
     told = ["ablate", "--out", str(tmp_path), "--camp-steps", "1", "--scenes", "3", "--device"]
     told += ["cpu", "--arm", "start", "--arm", "hidden state", "--seeds", "1"]
+    assert main([*told, "--model", "no/such"]) == 2
+    assert "no/such" in capsys.readouterr().err  # and the folder is not taken by it
     assert main(told) == 0
     said = capsys.readouterr().out
     assert "objective: start, seed 0" in said and "camp: hidden state, seed 0" in said

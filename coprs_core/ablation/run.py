@@ -92,7 +92,7 @@ def found(folder: Path) -> list[Measured]:
 
 def _begin(folder: Path, budget: Budget) -> None:
     path = writable_folder(folder) / RUN
-    if not path.is_file():
+    if not path.is_file() or not any(folder.glob("*/*")):  # nothing was trained: it may be another
         path.write_text(json.dumps(asdict(budget), indent=1) + "\n")
         return
     try:
