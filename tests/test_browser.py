@@ -277,7 +277,7 @@ def test_a_failure_among_the_examples_is_explained_by_its_thought(page):
     ask_example(page, 8)
     area = page.locator("#thought textarea")  # it opens with the sentence at fault
     area.wait_for()
-    assert area.input_value() == "Nearest to it is the hat on the right, the purple one."
+    assert area.input_value() == "That is the hat on the right, the purple one."
     page.keyboard.press("Escape")
     assert area.count() == 0 and page.locator(".said .editing").count() == 0
 
@@ -676,9 +676,7 @@ def test_the_sentences_of_the_thought_drive_the_pictures(page, shoot, server):
     ready(page)
     buttons = page.locator("#trace [data-sentence]")
     assert buttons.count() == 3
-    assert "The focus came to rest only after the last of 3 sentences" in page.inner_text(
-        "#trace p"
-    )
+    assert "The focus came to rest after sentence 2 of 3" in page.inner_text("#trace p")
     said = page.locator("#thought [data-sentence]")
     assert said.count() == 3 and "I see at the top left" in said.nth(0).inner_text()
     asked = []
@@ -713,7 +711,7 @@ def test_the_sentences_of_the_thought_drive_the_pictures(page, shoot, server):
     assert said.nth(2).locator("small").inner_text() == buttons.nth(2).inner_text().split("IoU ")[1][:4]  # fmt: skip
     assert not asked  # all without the server
     shoot(page, "thought-drives")
-    page.fill("#instruction textarea", "asdf qwerty")
+    page.fill("#instruction textarea", "orange fish")
     page.click("#find")  # a new question: the strip of the old one goes at once
     page.wait_for_function("() => !document.querySelector('#trace [data-sentence]')")
     page.wait_for_selector("#trace [data-sentence]", timeout=30000)
@@ -878,7 +876,7 @@ def test_the_moving_picture_of_the_readme(browser, server, tmp_path):
     milliseconds[-1] = 1200
     for words in ("at the top right", ", the brown one."):
         page.keyboard.press("Control+A") if words.startswith("at") else None
-        page.keyboard.type(f"Nearest to it is the hat {words}" if words.startswith("at") else words)
+        page.keyboard.type(f"That is the hat {words}" if words.startswith("at") else words)
         film(lambda: True)
         milliseconds[-1] = 600
     page.keyboard.press("Enter")

@@ -39,6 +39,8 @@ def test_saving_and_loading_is_exact(mini, tmp_path):
     old, new = mini.model.state_dict(), again.model.state_dict()
     assert old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
     assert again.model.config == mini.model.config
+    modes = {f.stat().st_mode & 0o777 for f in (tmp_path / "again").rglob("*.*")}
+    assert modes == {(tmp_path / "again").stat().st_mode & 0o666}  # as open as the folder
 
 
 def test_saving_in_half_precision_leaves_the_model_as_it_is(tmp_path):

@@ -237,7 +237,7 @@ def test_quantized_the_miniature_draws_the_masks_that_were_recorded():
     measured = np.array(record.mask_ious(load("mini", device="cpu", quantization="nf4")))
     differs = np.abs(measured - recorded["nf4"]) > 0.02
     assert differs.sum() <= 2, np.flatnonzero(differs)
-    assert measured.mean() >= np.mean(recorded["full"]) - 0.01
+    assert measured.mean() >= np.mean(recorded["full"]) - 0.02
 
 
 @pytest.mark.slow

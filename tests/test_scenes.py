@@ -33,7 +33,7 @@ KNOWN_THINGS = [
     ("table", "pink", 781),
     ("butterfly", "brown", 1220),
 ]
-KNOWN_INSTRUCTION = "find the not brown piece of furniture in this picture"
+KNOWN_INSTRUCTION = "outline the not brown piece of furniture"
 
 
 @pytest.fixture(scope="module")

@@ -62,15 +62,15 @@ def test_joint_needs_the_stages_before_it(tmp_path):
 
 
 def test_the_last_stage_goes_on_from_the_one_before(tmp_path, folder):
-    told = ["train", "mini", "--out", str(tmp_path), "--stage", "last", "--device", "cpu"]
+    told = ["train", "mini", "--out", str(tmp_path), "--stage", "colours", "--device", "cpu"]
     assert main(told) == 2  # nothing to go on from
     shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer", dirs_exist_ok=True)
-    shutil.copy(folder / "joint.pt", tmp_path)
-    stood = [f"--set=stages.last.{rate}=0.0" for rate in ("rate", "adam_rate")]
-    assert main([*told, "--set", "stages.last.steps=1", "--set=stages.last.scenes=1", *stood]) == 0
+    shutil.copy(folder / "last.pt", tmp_path)
+    stood = [f"--set=stages.colours.{rate}=0.0" for rate in ("rate", "adam_rate")]
+    assert main([*told, "--set", "stages.colours.steps=1", "--set=stages.colours.scenes=1", *stood]) == 0
     before, after = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True)["parts"]
-        for name in ("joint", "last")
+        for name in ("last", "colours")
     )
     for part, state in before.items():
         assert all(torch.equal(state[name], value) for name, value in after[part].items()), part

@@ -63,6 +63,7 @@ CHINESE = {
     "link_familiar_broken": "它几乎不认识这样的图片：只是猜测。请载入适用于照片的模型。",
     "link_understood_holds": "它用到了你的词：{words}。",
     "link_understood_partly": "它用到了{words}，没有用到{missed}：“{quote}”",
+    "link_understood_broken": "它说不明白指的是什么：“{quote}”请换个说法。",
     "link_understood_open": "它没有用到你的任何词（{missed}）：“{quote}”",
     "link_finished_broken": "它在回答之前中断：请再问一次，或问得更短。",
     "link_named_holds": "它说出的东西是它看到过的。",

@@ -15,7 +15,14 @@ import numpy as np
 from coprs_core.answer.flags import areas_of_pieces, is_drawn
 from coprs_core.answer.results import Result
 from coprs_core.metrics import PRIOR_THRESHOLD
-from coprs_core.prompts import FOUND, UNFINISHED, last_sentence, sentences
+from coprs_core.prompts import (
+    FOUND,
+    NOTHING_FOUND,
+    UNFINISHED,
+    last_sentence,
+    parse_reply,
+    sentences,
+)
 
 State = Literal["holds", "broken", "open"]
 HOLDS: Final = "holds"
@@ -29,6 +36,7 @@ LINKS = {
     "understood_holds": "It took up your words: {words}.",
     "understood_partly": "It took up {words}, not {missed}: “{quote}”",
     "understood_open": "It took up none of your words ({missed}): “{quote}”",
+    "understood_broken": "It says that it does not know what is meant: “{quote}” Use other words.",
     "given_open": "The thought is yours: the model read it instead of its own.",
     "finished_broken": "It broke off before it answered: ask again, or shorter.",
     "named_holds": "It named a thing that it saw.",
@@ -47,6 +55,8 @@ TRUE_IOU = 0.5
 """From this IoU with the true mask on an answer covers it, as in the field's "accuracy at 0.5"."""
 LEAST_PLACE = 0.25
 """A separate piece of a prior is a place of its own from this share of the largest on."""
+_UNKNOWN = re.compile(r"\b(?:do not|don['’]t) know (?:what|which)|不知道", re.IGNORECASE)
+"""In an answer without a focus token: the question was not understood."""
 _MOST_WORDS = 4
 _SMALL = frozenset(
     re.findall(
@@ -115,6 +125,9 @@ def _understood(result: Result) -> Link | None:
     asked = _content(result.instruction)
     if not asked or not result.reasoning.strip():
         return None
+    if result.outcome == NOTHING_FOUND and _UNKNOWN.search(parse_reply(result.reply).answer):
+        values = {"quote": _understanding(result.reasoning)}
+        return Link("understood", BROKEN, "understood_broken", values)
     # what it lists as seen says nothing of what it was asked
     said = result.reasoning[result.reasoning.find(_understanding(result.reasoning)) :]
     thought = {part for word in _words(said) for part in _parts(word)}

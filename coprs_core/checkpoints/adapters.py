@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
-from coprs_core.checkpoints.tensors import load_part, refuse
+from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import reading
 from coprs_core.prompts import PriorKind
@@ -143,6 +143,7 @@ def save_adapters(folder: Path, adapted: Any, base: str, parts: dict[str, nn.Mod
     folder.mkdir(parents=True, exist_ok=True)
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    let_read(folder / WEIGHTS)
     for part, module in parts.items():
         state = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
-        save_file(state, folder / f"{part}.safetensors", metadata={"format": "pt"})
+        save_tensors(state, folder / f"{part}.safetensors")

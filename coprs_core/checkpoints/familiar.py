@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from coprs_core.checkpoints.tensors import save_tensors
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import reading
 from coprs_core.model.familiar import Familiar, learn, pictures_needed
@@ -31,7 +32,7 @@ def learn_from(segmenter: FocusTokenSegmenter, pictures: Iterable[Photo]) -> Fam
 
 def save_familiar(folder: Path, familiar: Familiar, note: str | None = None) -> None:
     """Write it into a checkpoint folder; `note` says in words what the model knows."""
-    save_file(familiar.tensors(), folder / FILE)
+    save_tensors(familiar.tensors(), folder / FILE)
     if note is not None:
         path = folder / "coprs.json"
         values = json.loads(path.read_text(encoding="utf-8")) | {"note": note}

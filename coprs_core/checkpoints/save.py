@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 
 from coprs_core.checkpoints.hugging_face import is_tied
 from coprs_core.checkpoints.source import PARTS
-from coprs_core.checkpoints.tensors import LazyTensors, lazy
+from coprs_core.checkpoints.tensors import LazyTensors, lazy, save_tensors
 from coprs_core.errors import CoPRSError
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.mllm import Mllm
@@ -83,7 +82,7 @@ def write_language_model(place: Path, language: LazyTensors) -> None:
 
 def _save(path: Path, tensors: LazyTensors, names: list[str]) -> None:
     state = {k: tensors.get(k).clone(memory_format=torch.contiguous_format) for k in names}
-    save_file(state, path, metadata={"format": "pt"})
+    save_tensors(state, path)
 
 
 def _write_json(path: Path, values: dict) -> None:

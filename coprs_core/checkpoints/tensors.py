@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from coprs_core.errors import CoPRSError, first_line, shortened
@@ -67,6 +68,17 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
             return file.get_tensor(name)
 
     return LazyTensors(files[0].parent, shapes, get)
+
+
+def save_tensors(state: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file."""
+    save_file(state, path, metadata={"format": "pt"})
+    let_read(path)
+
+
+def let_read(path: Path) -> None:
+    """Whoever may read the folder may read this file; the library writes for its own user alone."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def count_weights(path: Path) -> tuple[int, int]:

@@ -40,13 +40,7 @@ _RELATION_WORDS = {
 # Whole wordings. `{x}` is what is asked for. The last ones are for the test split alone.
 _FRAMES = (
     "{x}",
-    "{x}",
-    "{x}",
-    "{x}",
-    "{x}",
-    "{x}",
-    "{x}",
-    "{x}",
+    *["{x}"] * 7,
     "find {x}",
     "segment {x}",
     "please segment {x}",
@@ -85,6 +79,24 @@ _FRAMES = (
     "now {x}",
     "ok show {x}",
     "search for {x}",
+    "circle {x}",
+    "identify {x}",
+    "spot {x}",
+    "trace {x} please",
+    "could you circle {x} for me?",
+    "can you select {x} for me?",
+    "could you pick out {x} for me please?",
+    "would you tag {x} for us?",
+    "please tell me which one is {x}",
+    "please colour in {x}",
+    "focus on {x}",
+    "take {x}",
+    "i like {x}",
+    "get {x} and show it to me",
+    "look at {x} and name it",
+    "my task is to separate {x}",
+    "notice {x}",
+    "catch {x}",
 )
 _UNSEEN_FRAMES = (
     "could you mark {x} for me?",
@@ -94,10 +106,15 @@ _UNSEEN_FRAMES = (
 )
 # Ways to say what is asked for, by family, filled with the parts of a `Meaning`; then those for the
 # test split alone.
+_NAMES = (
+    *("the {noun}", "{a_noun}", "the {noun} in the picture") * 3,
+    *("my {noun}", "this {noun}", "one {noun}", "the object that looks like {a_noun}"),
+    *("what looks like {a_noun}", "the thing called {noun}", "{a_noun} that is here"),
+)
 _PHRASES = {
-    "name": ("the {noun}", "{a_noun}", "the {noun} in the picture"),
-    "colour": ("the {noun}", "{a_noun}", "the {noun} in the picture"),
-    "category": ("the {noun}", "{a_noun}", "the {noun} in the picture"),
+    "name": _NAMES,
+    "colour": _NAMES,
+    "category": _NAMES,
     "use": ("the thing that {use}", "what {use}", "something that {use}"),
     "relation": (
         "the {noun} {relation} {anchor}",
@@ -143,8 +160,7 @@ _SEVERAL_PHRASES = (
 _UNSEEN_SEVERAL_PHRASES = ("each of the {nouns}", "any {noun} there is")
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 _IRREGULAR = {"fish": "fish", "clothing": "clothing", "furniture": "furniture"}
-_CLOSEST = 10.0
-"""Centres of two things are hardly ever nearer, in pixels."""
+_CLOSEST = 10.0  # pixels; centres of two things are hardly ever nearer
 TYPO_SHARE, CAPITALS_SHARE = 0.1, 0.03
 """How often a typing error slips in, and how often all is in capitals."""
 
@@ -335,10 +351,11 @@ def _steps(meaning: Meaning, things: tuple[Thing, ...]) -> list[str]:
     rivals = [t for t in things if group.fits(t)]
     if group != Filter() and len(rivals) > 1:
         steps.append(f"It could be {_rivals(rivals, 'or')}.")
+    meant, other = ([t for t in rivals if meaning.among.fits(t) == fits] for fits in (True, False))
     if meaning.among.not_colour:
-        excluded = [t for t in rivals if not meaning.among.fits(t)]
-        left = [t for t in rivals if meaning.among.fits(t)]
-        steps.append(f"Not {_rivals(excluded)} but {_rivals(left)}.")
+        steps.append(f"Not {_rivals(other)} but {_rivals(meant)}.")
+    elif meaning.family == "colour" and group != Filter() and other:
+        steps.append(f"Rather {_rivals(meant)} than {_rivals(other)}.")
     measured = [t for t in things if meaning.among.fits(t) and t is not anchor]
     if meaning.extreme in ("largest", "smallest"):
         steps.append(f"By size: {_numbered(measured, [_size_level(t) for t in measured])}.")
