@@ -775,7 +775,7 @@ def test_a_wrong_answer_is_repaired_by_one_sentence(page, shoot):
     page.keyboard.press("Control+A")
     page.keyboard.press("Delete")
     page.keyboard.press("Enter")  # an empty one is taken out
-    page.wait_for_function("document.querySelectorAll('.said li').length == 3")
+    page.wait_for_function("document.querySelectorAll('.said li').length == 4")
 
 
 def test_the_first_screen_replays_a_recorded_answer(browser, server, shoot):

@@ -67,7 +67,10 @@ def test_the_last_stage_goes_on_from_the_one_before(tmp_path, folder):
     shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer", dirs_exist_ok=True)
     shutil.copy(folder / "last.pt", tmp_path)
     stood = [f"--set=stages.colours.{rate}=0.0" for rate in ("rate", "adam_rate")]
-    assert main([*told, "--set", "stages.colours.steps=1", "--set=stages.colours.scenes=1", *stood]) == 0
+    assert (
+        main([*told, "--set", "stages.colours.steps=1", "--set=stages.colours.scenes=1", *stood])
+        == 0
+    )
     before, after = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True)["parts"]
         for name in ("last", "colours")
