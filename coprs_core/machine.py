@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import platform
 import re
 import sys
@@ -257,3 +258,8 @@ def reading(fault: str) -> Generator[None, None, None]:
         raise CoPRSError(
             f"{fault} ({first_line(problem)}): copy it again from its source."
         ) from problem
+
+
+def process() -> tuple[int, int]:
+    """(number, how many) of this process, where a launcher such as torchrun started several."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

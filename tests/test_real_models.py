@@ -240,6 +240,12 @@ def test_quantized_the_miniature_draws_the_masks_that_were_recorded():
     assert measured.mean() >= np.mean(recorded["full"]) - 0.02
 
 
+@pytest.mark.xfail(reason="the second edition loses 0.013; the first one lost less", strict=True)
+def test_quantized_the_miniature_loses_less_than_a_hundredth():
+    recorded = record.recorded()
+    assert np.mean(recorded["nf4"]) >= np.mean(recorded["full"]) - 0.01
+
+
 @pytest.mark.slow
 def test_quantized_the_miniature_loses_little(mini):
     """NF4; int8 lost nothing on the same scenes but is four times as slow on a CPU."""

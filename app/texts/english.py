@@ -43,7 +43,7 @@ ENGLISH = {
     "strip_about": "Point at a sentence: where the model looks if its thought ends there. ⤳ moved, ⚑ at rest.",
     "strip_attention": "Point at a sentence to see where its words looked, by attention. IoU: with the answer’s mask.",
     "strip_empty": "Here each sentence of the thought will show where the model looked after it.",
-    "rested": "The focus came to rest after sentence {n} of {count}.",
+    "rested": "The focus came to rest after sentence {n} of {count}; what follows did not move it.",
     "rested_last": "The focus came to rest only after the last of {count} sentences.",
     "thought_took": "Thought for {seconds:.1f} s",
     "stopped": "stopped",

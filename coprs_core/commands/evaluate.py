@@ -12,7 +12,6 @@ from coprs_core.commands.options import (
     load_options,
     own_device,
     positive_count,
-    process,
 )
 from coprs_core.datasets import DATASETS
 from coprs_core.errors import CoPRSError, meant
@@ -103,6 +102,7 @@ def _run(options: Namespace, folder: Path) -> int:
     from coprs_core.evaluation.protocols import PROTOCOLS
     from coprs_core.evaluation.run import Settings, answered_before, numbers_of, parse_shard
     from coprs_core.evaluation.run import run as measure_all
+    from coprs_core.machine import process
 
     if options.protocol not in PROTOCOLS:
         near = meant(options.protocol, tuple(PROTOCOLS))

@@ -108,13 +108,10 @@ def read_prompt(file: Path | None) -> str | None:
         ) from problem
 
 
-def process() -> tuple[int, int]:
-    """(number, how many) of this process, where a launcher such as torchrun started several."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def own_device(device: str) -> str:
     """The device of this process: a GPU of its own where several were started and none is named."""
+    from coprs_core.machine import process
+
     if device != "auto" or process()[1] == 1:
         return device
     import torch

@@ -10,7 +10,6 @@ from coprs_core.commands.options import (
     count,
     own_device,
     positive_count,
-    process,
     tell_no_makers,
     training_libraries,
 )
@@ -154,6 +153,8 @@ def _jointly(options: Namespace) -> int:
         return 0
 
     import torch
+
+    from coprs_core.machine import process
 
     with training_libraries():
         from coprs_core.training.run_joint import train_joint

@@ -1,6 +1,5 @@
 """What a run will take, before anything is loaded: memory by part, steps, disk."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from coprs_core.checkpoints.load import find
 from coprs_core.checkpoints.source import PARTS, CoPRSSource
 from coprs_core.checkpoints.tensors import count_weights, open_safetensors
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device, free_memory
+from coprs_core.machine import choose_device, free_memory, process
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.sizes import free_disk, in_words
 from coprs_core.training.embeddings import bytes_of
@@ -81,12 +80,6 @@ class Plan:
             )
 
 
-def _processes(device: torch.device) -> int:
-    """Of a sharded run: those that are running, or one for every card here."""
-    cards = torch.cuda.device_count() if device.type == "cuda" else 1
-    return int(os.environ.get("WORLD_SIZE", str(cards)))
-
-
 def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
     """The plan of a recipe; nothing is loaded but the names and shapes of the tensors.
 
@@ -117,7 +110,9 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
         }
     else:
         learnt += whole - tower
-        cards = _processes(place) if recipe.sharded else 1
+        cards = process()[1] if recipe.sharded else 1
+        if recipe.sharded and cards == 1 and place.type == "cuda":
+            cards = torch.cuda.device_count()  # a dry run stands for one process a card
         share = "language model, gradients, AdamW" + (f", over {cards} cards" if cards > 1 else "")
         parts = {
             share: ((whole - tower) * _LEARNT_BYTES + tower * 4) // cards,

@@ -32,7 +32,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import peak_memory
+from coprs_core.machine import peak_memory, process
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.sizes import expanded
@@ -151,7 +151,7 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
     Raises `CoPRSError` where the model has no focus token, the data is none, or the run diverges.
     """
     disable_progress_bar()
-    if recipe.sharded and _processes() == 1:
+    if recipe.sharded and process()[1] == 1:
         raise CoPRSError(
             "sharded spreads a model over several processes and this is the only one: start it "
             "with torchrun --nproc_per_node N -m coprs_core …, or leave sharded out."
@@ -310,7 +310,7 @@ def _joint(
             f"questions to {len(items)} at most, with a fitting rows_at_once, or add items."
         )
     rows = recipe.questions * objective.group
-    at_once = recipe.rows_at_once * _processes()
+    at_once = recipe.rows_at_once * process()[1]
     if rows % at_once:
         raise CoPRSError(
             f"A step has {rows} replies (questions × group) and all processes hold {at_once} at "
@@ -338,10 +338,6 @@ def _joint(
     return JointTrainer(
         start.model, start.processor, items, objective, args, recipe.rates, **options
     )
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _common(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
