@@ -139,6 +139,17 @@ def test_an_arm_is_trained_once_and_a_folder_holds_one_budget(tmp_path, capsys):
     assert "holds a run of another budget" in capsys.readouterr().err
 
 
+def test_arms_are_trained_side_by_side(tmp_path, capsys):
+    told = ["ablate", "--out", str(tmp_path), "--camp-steps", "1", "--scenes", "3", "--device"]
+    told += ["cpu", "--arm", "start", "--arm", "hidden state", "--seeds", "1", "--at-once", "2"]
+    assert main([*told, "--model", "no/such"]) == 2
+    assert "no/such" in capsys.readouterr().err  # what a process of its own could not do is told
+    assert main(told) == 0
+    said = capsys.readouterr().out
+    assert "objective: start, seed 0" in said and "| hidden state | 1 |" in said
+    assert main(told) == 0 and "seed 0\n" not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_every_arm_runs(tmp_path, capsys):
     told = ["ablate", "--out", str(tmp_path), "--steps", "1", "--camp-steps", "1", "--seeds", "1"]

@@ -143,7 +143,7 @@ def test_batches_of_other_shapes_are_seen_in_their_own_grid(mini_parts):
     scaffold = Scaffold(wide, build_miniature(wide, tokenizer), tokenizer)
     shapes = set()
     for batch in batches(Collator(wide, stage, tokenizer, image_processor), 0, 0):
-        height, width = batch.scenes[0].owner.shape
+        height, width = batch.image.shape[-2:]
         shapes.add((height, width))
         assert max(height, width) == 256 and (batch.grid[0] < batch.grid[1]) == (height < width)
         assert batch.tower_cells.shape[1] == batch.grid[0] * batch.grid[1]
@@ -162,7 +162,8 @@ def test_every_one_of_several_things_has_its_focus_token(mini_parts):
         (s, q) for s, q in examples("train", 0, 50, "several") if len(q.targets) > 2
     )
     packed = pack(recipe.MINI, [(scene, [question])], tokenizer, (10, 10))
-    assert packed.focus_things == [scene.things[i] for i in question.targets]
+    targets = [oracle.thing_features(scene.things[i]) for i in question.targets]
+    assert torch.equal(packed.focus_features, torch.stack(targets))
     focus_id = tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
     assert all(packed.ids[row, column] == focus_id for row, column in packed.focus.tolist())
 

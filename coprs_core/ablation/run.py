@@ -1,10 +1,15 @@
 """Arm after arm: train it, measure it, and go on where a run was left."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
+
+import torch
 
 from coprs_core.ablation.arms import ARMS, Arm
 from coprs_core.ablation.camps import train_camp
@@ -62,22 +67,45 @@ def ablate(
     seeds: int = 2,
     device: str = "auto",
     said: Callable[[str], None] = print,
+    at_once: int = 1,
 ) -> list[Measured]:
     """Train and measure what is left of the arms; all arms that the folder holds then.
 
-    Raises `CoPRSError` where the folder holds a run of another budget, or training fails.
+    Each seed of an arm is trained by itself, `at_once` of them side by side, each in a process of
+    its own. Raises `CoPRSError` where the folder holds a run of another budget, or training fails
+    (then after those beside it have ended).
     """
     _begin(folder, budget)
-    for arm in arms:
-        for seed in range(min(seeds, arm.seeds)):
-            own = folder / f"{arm.slug}-{seed}"
-            if (own / REPORT).is_file():
-                continue
-            said(f"{arm.table}: {arm.name}, seed {seed}")
-            rows = _measured(_trained(arm, seed, budget, own, device), budget, own / ROWS)
-            scores = report(rows, read_run(own / ROWS)["groups"])
-            (own / REPORT).write_text(json.dumps(scores, indent=1) + "\n")
+    left = [
+        (arm, seed, budget, own, device)
+        for arm in arms
+        for seed in range(min(seeds, arm.seeds))
+        if not ((own := folder / f"{arm.slug}-{seed}") / REPORT).is_file()
+    ]
+    if at_once == 1:
+        for one in left:
+            said(_title(*one[:2]))
+            _train_and_measure(*one)
+        return found(folder)
+    threads = max(1, torch.get_num_threads() // at_once)
+    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes overwrite each other
+    with ProcessPoolExecutor(
+        at_once, get_context("spawn"), torch.set_num_threads, (threads,)
+    ) as pool:
+        for one, done in [(one, pool.submit(_train_and_measure, *one)) for one in left]:
+            done.result()
+            said(_title(*one[:2]))
     return found(folder)
+
+
+def _title(arm: Arm, seed: int) -> str:
+    return f"{arm.table}: {arm.name}, seed {seed}"
+
+
+def _train_and_measure(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> None:
+    rows = _measured(_trained(arm, seed, budget, folder, device), budget, folder / ROWS)
+    scores = report(rows, read_run(folder / ROWS)["groups"])
+    (folder / REPORT).write_text(json.dumps(scores, indent=1) + "\n")
 
 
 def found(folder: Path) -> list[Measured]:
@@ -126,7 +154,7 @@ def _trained(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> 
 def _measured(engine: Engine, budget: Budget, folder: Path) -> list[Row]:
     dataset = open_dataset("scenes", None, "test")
     where = "scenes", "test", dataset.about, "coprs", "none", budget.first, budget.scenes
-    settings = Settings(budget.model, *where, at_once=32)
+    settings = Settings(budget.model, *where, at_once=64)
     for _ in measure(engine, dataset, settings, folder):
         pass
     return read_rows(folder)

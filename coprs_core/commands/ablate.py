@@ -44,6 +44,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--camp-steps", type=positive_count, default=600, metavar="N", help="(default 600)")
     add("--scenes", type=positive_count, default=1000, metavar="N", help="(default 1000)")
     add("--start", type=count, default=300_000, metavar="N", help="first scene (default 300000)")
+    add("--at-once", type=positive_count, default=1, metavar="N", help="arms side by side")
     add("--device", default="auto", help=DEVICE_HELP)
 
 
@@ -58,7 +59,8 @@ def run(options: Namespace) -> int:
     from coprs_core.ablation.tables import entries, figure, in_markdown
 
     budget = Budget(options.model, options.steps, options.camp_steps, options.scenes, options.start)
-    measured = ablate(budget, arms, options.out, options.seeds, own_device(options.device))
+    device = own_device(options.device)
+    measured = ablate(budget, arms, options.out, options.seeds, device, at_once=options.at_once)
     tables = entries(measured)
     text = in_markdown(tables, budget)
     (options.out / "ablation.md").write_text(text, encoding="utf-8")

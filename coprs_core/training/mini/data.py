@@ -31,8 +31,9 @@ class Packed:
     A branch sees the prefix and itself. `ids` int [B, L]; `branch` int [B, L], −1 in the prefix, −2
     in the padding; `offset` int [B, L], where a token would stand if its question stood alone;
     `labels` [B, L], −100 where nothing is learnt; `weights` [B, L]. `focus` int [M, 2] are (row,
-    column) of focus tokens, `focus_things` the things they mean; `listed` int [N, 2] are the kind
-    words of the lists, `listed_things` likewise. `grid` is (rows, columns) of visual tokens.
+    column) of focus tokens, `focus_features` float32 [M, 62] the oracle's code of the things they
+    mean; `listed` int [N, 2] are the kind words of the lists, `listed_features` likewise. `grid` is
+    (rows, columns) of visual tokens.
     """
 
     ids: Tensor
@@ -41,9 +42,9 @@ class Packed:
     labels: Tensor
     weights: Tensor
     focus: Tensor
-    focus_things: list[Thing]
+    focus_features: Tensor
     listed: Tensor
-    listed_things: list[Thing]
+    listed_features: Tensor
     grid: tuple[int, int]
 
     def attention(self) -> Tensor:
@@ -58,7 +59,7 @@ class Batch:
     """Scenes as tensors, all of one size; each stage fills what it needs.
 
     Attributes:
-        scenes: B scenes.
+        count: B, how many scenes.
         grid: (rows, columns) of visual tokens.
         image: uint8 [B, 3, H, W].
         pixel_values: float32 [B·patches, values], for the vision tower.
@@ -68,7 +69,7 @@ class Batch:
         masks: float32 [M, 1, prior side, prior side] in [0, 1], of `targets`.
     """
 
-    scenes: list[Scene]
+    count: int
     grid: tuple[int, int]
     image: Any = None
     pixel_values: Any = None
@@ -111,7 +112,7 @@ class Collator:
         rng = random.Random(str(scenes[0].seed))
         area = self.recipe.mllm_side**2
         height, width = smart_resize(*scenes[0].owner.shape, 28, area, area)
-        batch = Batch(scenes, (height // 28, width // 28))
+        batch = Batch(len(scenes), (height // 28, width // 28))
         if name != "language":
             batch.image = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in scenes])
         if name in ("eyes", "joint"):
@@ -217,17 +218,16 @@ def pack(
             focus += [(r, at + i) for i in b.focus]
             focus_things += b.targets
             at = span.stop
-    focus = torch.tensor(focus, dtype=torch.long).view(-1, 2)
     return Packed(
         ids,
         branch,
         offset,
         labels,
         weights,
-        focus,
-        focus_things,
-        torch.tensor(listed),
-        listed_things,
+        torch.tensor(focus, dtype=torch.long).view(-1, 2),
+        oracle.features_of(focus_things),
+        torch.tensor(listed, dtype=torch.long).view(-1, 2),
+        oracle.features_of(listed_things),
         grid,
     )
 

@@ -7,6 +7,7 @@ in the shipped model.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,11 @@ def thing_features(thing: Thing) -> Tensor:
     return f
 
 
+def features_of(things: Sequence[Thing]) -> Tensor:
+    """float32 [N, 62]: `thing_features` of each."""
+    return torch.stack([torch.zeros(THING_FEATURES), *map(thing_features, things)])[1:]
+
+
 def cell_features(
     owner: Tensor, things: tuple[Thing, ...], grid: tuple[int, int], least: float
 ) -> Tensor:
@@ -61,7 +67,7 @@ def cell_features(
         F.one_hot(owner[::2, ::2].long(), len(things) + 1).permute(2, 0, 1).float(), grid
     )
     covered, which = shares[1:].flatten(1).max(0)
-    table = torch.stack([thing_features(t) for t in things])
+    table = features_of(things)
     f = torch.zeros(grid[0] * grid[1], CELL_FEATURES)
     occupied = covered >= least
     f[occupied, :THING_FEATURES] = table[which[occupied]]

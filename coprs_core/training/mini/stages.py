@@ -128,7 +128,7 @@ class Scaffold(nn.Module):
 
     def see(self, batch: Batch) -> Tensor:
         """Visual tokens [B, N, D]."""
-        count, (rows, columns) = len(batch.scenes), batch.grid
+        count, (rows, columns) = batch.count, batch.grid
         grid = torch.tensor([[1, 2 * rows, 2 * columns]] * count, device=self.device)
         features = self.model.mllm.model.visual(
             batch.pixel_values.to(self.device), grid_thw=grid
@@ -184,13 +184,11 @@ class Scaffold(nn.Module):
         words = (F.cross_entropy(logits, target, reduction="none") * weights).sum() / weights.sum()
         focus_embedding = hidden[packed.focus[:, 0], packed.focus[:, 1]]
         listed = self.word_reader(hidden[packed.listed[:, 0], packed.listed[:, 1]]).float()
-        recall = ((listed - _features(packed.listed_things).to(self.device)) ** 2).sum(-1).mean()
+        recall = ((listed - packed.listed_features.to(self.device)) ** 2).sum(-1).mean()
         query = words.new_zeros(())
         if len(focus_embedding):
             described = focus_embedding.float() @ self.query_frame / oracle.QUERY_SCALE**2
-            query = (
-                ((described - _features(packed.focus_things).to(self.device)) ** 2).sum(-1).mean()
-            )
+            query = ((described - packed.focus_features.to(self.device)) ** 2).sum(-1).mean()
         decisions = weights == self.recipe.decision_weight
         right = logits.argmax(-1) == target
         scores = {
@@ -225,10 +223,6 @@ class Scaffold(nn.Module):
                 alone, mm_token_type_ids=is_image, image_grid_thw=grid
             )[0][:, 0]
         return known[:, packed.offset].to(self.device)
-
-
-def _features(things) -> Tensor:
-    return torch.stack([oracle.thing_features(t) for t in things])
 
 
 def _blurred(f: Tensor) -> Tensor:
