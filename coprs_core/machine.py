@@ -95,6 +95,17 @@ def choose_dtype(dtype: str, device: torch.device, weight_bytes: int = 0) -> tor
     return parse_dtype(dtype)
 
 
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16. A CPU without them computes in it, too, but
+    many times slower than in float32."""
+    if device.type != "cpu":
+        return True
+    import torch
+
+    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return is_supported is not None and is_supported()
+
+
 def parse_dtype(dtype: str) -> torch.dtype:
     """The torch dtype of a name in `DTYPES`; raises `CoPRSError` for any other."""
     import torch

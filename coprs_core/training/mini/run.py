@@ -16,10 +16,11 @@ from transformers import AutoTokenizer
 
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device
+from coprs_core.machine import choose_device, computes_in_bfloat16
 from coprs_core.training.mini import oracle
 from coprs_core.training.mini.build import build_miniature, build_processor, build_tokenizer
 from coprs_core.training.mini.data import Collator, batches
+from coprs_core.training.mini.muon import Muon
 from coprs_core.training.mini.recipe import Recipe, Stage
 from coprs_core.training.mini.stages import Scaffold
 
@@ -52,7 +53,7 @@ def optimizers(parts: dict[str, nn.Module], stage: Stage) -> list[torch.optim.Op
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
     return [
-        torch.optim.Muon(
+        Muon(
             matrices,
             lr=stage.rate,
             weight_decay=0.03,
@@ -198,7 +199,9 @@ def _step(
     scaffold: Scaffold, stage: Stage, batch, parameters: list[nn.Parameter], chosen: list
 ) -> dict[str, float]:
     """One step of learning; the scores of its batch."""
-    with torch.autocast(scaffold.device.type, dtype=torch.bfloat16):
+    device = scaffold.device
+    is_half = computes_in_bfloat16(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
         loss, scores = scaffold.loss(stage.kind, batch)
     for p in parameters:
         p.grad = None
