@@ -120,6 +120,11 @@ def test_tables_by_hand():
     assert len(figure(tables).axes) == 2
 
 
+def test_attention_of_the_coordinates_camp_is_no_prior():
+    (shown,) = entries([Measured(ARM["coordinates"], 0, [row(0, 0.8, True)] * 4)])["camp"]
+    assert shown.prior is None and shown.mask[0] == pytest.approx(0.8)
+
+
 def test_an_arm_is_trained_once_and_a_folder_holds_one_budget(tmp_path, capsys):
     told = ["ablate", "--out", str(tmp_path), "--camp-steps", "1", "--scenes", "3", "--device"]
     told += ["cpu", "--arm", "start", "--arm", "hidden state", "--seeds", "1"]

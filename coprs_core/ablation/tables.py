@@ -22,7 +22,7 @@ class Entry:
         arm: which; `seeds`: how often it was trained.
         named, mask, prior: (mean, low, high): the share of thoughts that conclude rightly, gIoU of
             mask and prior, with 95 % intervals by bootstrap over scenes, each scene's value the
-            mean over the seeds. `prior` is None where the arm has no map.
+            mean over the seeds. `prior` is None where the arm has none (attention is no mask).
         by_seed: the mask's gIoU of each seed.
         unusable: share of replies without a readable answer.
         tokens: of a reply.
@@ -66,7 +66,7 @@ def _entry(arm: Arm, rows: list[list[Row]], masks: dict[str, np.ndarray], refere
         len(rows),
         _interval(_means(rows, "named")),
         _interval(masks[arm.name]),
-        None if arm.shows == "nothing" else _interval(_means(rows, "prior_iou")),
+        _interval(_means(rows, "prior_iou")) if arm.shows == "prior" else None,
         tuple(float(np.mean([r.mask_iou for r in seed])) for seed in rows),
         float(np.mean([r.is_failed for r in everything])),
         float(np.mean([r.tokens for r in everything])),
