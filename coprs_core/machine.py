@@ -95,15 +95,19 @@ def choose_dtype(dtype: str, device: torch.device, weight_bytes: int = 0) -> tor
     return parse_dtype(dtype)
 
 
-def computes_in_bfloat16(device: torch.device) -> bool:
+def computes_in_bfloat16(device: torch.device | DeviceName) -> bool:
     """Whether a device has instructions for bfloat16. A CPU without them computes in it, too, but
-    many times slower than in float32."""
-    if device.type != "cpu":
-        return True
-    import torch
+    many times slower than in float32; one that does not tell is taken for such a one."""
+    return device.type != "cpu" or _cpu_has_bfloat16()
 
-    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return is_supported is not None and is_supported()
+
+@cache
+def _cpu_has_bfloat16() -> bool:
+    """As Linux tells it: avx512_bf16 and amx_bf16 of x86, bf16 of Arm."""
+    with suppress(OSError):
+        words = Path("/proc/cpuinfo").read_text().split()
+        return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+    return False
 
 
 def parse_dtype(dtype: str) -> torch.dtype:

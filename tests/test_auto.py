@@ -11,12 +11,13 @@ from transformers import (
 )
 
 from coprs_core import CoPRSError
-from coprs_core.checkpoints import auto, load
+from coprs_core.checkpoints import auto, load, quantization
 from coprs_core.checkpoints.auto import Machine, choose
 from coprs_core.checkpoints.catalogue import CATALOGUE, listed
 from coprs_core.checkpoints.options import SAM_NAMES, LoadOptions
 from coprs_core.checkpoints.sams import SAMS
 from coprs_core.checkpoints.tensors import _LINEAR
+from coprs_core.machine import DeviceName
 from coprs_core.random_weights import (
     HIERA_SIZES,
     QWEN3_SIZES,
@@ -57,6 +58,27 @@ def test_what_is_chosen_fits_and_is_free_for_everyone(row):
     assert f"{model} with {sam}" in str(choice) and "GB to download" in str(choice)
 
 
+def test_a_cpu_that_is_slow_in_4_bits_takes_16_where_they_fit():
+    wide, narrow = (choose(Machine("cpu", m * GB, DISK, False)) for m in (12, 5))
+    assert (wide.quantization, narrow.quantization) == ("none", "nf4")
+    assert wide.model.name == narrow.model.name == "qwen3-vl-2b"
+
+
+def test_named_models_are_quantized_where_it_is_quicker_or_nothing_else_fits(monkeypatch):
+    cpu, free = DeviceName("cpu"), 12 * GB
+    monkeypatch.setattr(quantization, "free_memory", lambda device: free)
+    for is_quick, size, chosen in (
+        (True, 4.4, "nf4"),
+        (False, 4.4, "none"),
+        (False, 11, "nf4"),
+        (True, 0.5, "none"),
+        (False, 0.5, "none"),
+    ):
+        monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda _, q=is_quick: q)
+        assert quantization.choose_quantization("auto", cpu, int(size * GB)) == chosen
+        assert quantization.choose_quantization("int8", cpu, int(size * GB)) == "int8"
+
+
 def test_what_is_named_is_kept():
     named = LoadOptions(sam="vit_b", quantization="int8")
     choice = choose(Machine("cuda", 30 * GB, DISK), named)
@@ -88,6 +110,7 @@ def test_what_is_downloaded_already_needs_no_disk(monkeypatch):
 
 def test_auto_says_its_choice_in_one_line_and_loads_it(monkeypatch):
     monkeypatch.setattr(auto, "free_memory", lambda device: 20 * GB)
+    monkeypatch.setattr(auto, "computes_in_bfloat16", lambda device: True)
     monkeypatch.setattr(load, "find", lambda name, report: Found(name))
     lines = []
     found = load.load_checkpoint("auto", LoadOptions("cpu"), lines.append)

@@ -10,7 +10,7 @@ from coprs_core.checkpoints.catalogue import Listed, listed, missing_bytes, reck
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.sams import choose_sam
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import free_memory
+from coprs_core.machine import computes_in_bfloat16, free_memory
 from coprs_core.sizes import free_disk, in_words
 
 BEST_FIRST = ("qwen3-vl-8b", "qwen3-vl-4b", "qwen3-vl-2b")
@@ -22,12 +22,14 @@ SMALLER_SAMS = ("sam2.1-base-plus", "sam2.1-tiny")
 
 @dataclass(frozen=True)
 class Machine:
-    """What a choice depends on: `device` ("cpu", "cuda" or "mps"), and free bytes of its `memory`
-    and of the `disk`."""
+    """What a choice depends on: `device` ("cpu", "cuda" or "mps"), free bytes of its `memory` and
+    of the `disk`, and whether it has instructions for bfloat16 (4 bits are slow on a CPU without).
+    """
 
     device: str
     memory: int
     disk: int
+    has_bfloat16: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ class Choice:
 def this_machine(device: torch.device) -> Machine:
     """The machine as it is now."""
     disk = free_disk(Path(constants.HF_HUB_CACHE))
-    return Machine(device.type, free_memory(device), disk)
+    return Machine(device.type, free_memory(device), disk, computes_in_bfloat16(device))
 
 
 def choose(machine: Machine, options: LoadOptions | None = None) -> Choice:
     """The best listed model that fits: the largest, first in 16 bits, then in 4; on a CPU the
-    smallest, in 4 bits. A SAM or a quantization that `options` name is kept.
+    smallest, in 4 bits at once where the CPU is quicker so. A SAM or a quantization that `options`
+    name is kept.
 
     Raises `CoPRSError` where none fits, with what is missing.
     """
@@ -87,7 +90,9 @@ def _choices(machine: Machine, options: LoadOptions) -> list[Choice]:
     preferred = choose_sam(options.sam, torch.device(machine.device))
     sams = [preferred, *(SMALLER_SAMS if options.sam == "auto" and not is_cpu else ())]
     can_quantize = machine.device in ("cpu", "cuda")
-    quantizations = ("nf4",) if is_cpu else ("none", "nf4") if can_quantize else ("none",)
+    quantizations = ("none", "nf4") if can_quantize else ("none",)
+    if is_cpu and machine.has_bfloat16:
+        quantizations = ("nf4",)
     if options.quantization != "auto":
         quantizations = (options.quantization,)
     models = [m for name in (ON_A_CPU if is_cpu else BEST_FIRST) if (m := listed(name))]

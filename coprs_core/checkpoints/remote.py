@@ -59,6 +59,7 @@ class RemoteSource:
         """
         from coprs_core.model.coordinates import QWEN3
         from coprs_core.model.remote import RemoteSegmenter, ask_for_a_square
+        from coprs_core.model.wide import widen
 
         say, server = report or on_terminal, self.server()
         say(f"asking {self.host} where a drawn square is")
@@ -71,6 +72,7 @@ class RemoteSource:
         sam = open_sam(choose_sam(options.sam, device), report)
         dtype = choose_dtype(options.dtype, device, 2 * sam.weights)
         loaded = sam.load(device, dtype).eval().requires_grad_(False)
+        widen(loaded)
         segmenter = RemoteSegmenter(server, loaded, prompt or QWEN3)
         return Checkpoint(self.name, segmenter, "none", is_proven=prompt is not None)
 

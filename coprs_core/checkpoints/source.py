@@ -38,6 +38,7 @@ from coprs_core.model.coordinates import (
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Segmenter
+from coprs_core.model.wide import widen
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, Detail, PriorKind
 
 PARTS = ("image_encoder", "prior", "decoder")
@@ -148,6 +149,7 @@ class CoPRSSource:
         rows = mllm.get_input_embeddings().num_embeddings
         check_focus_token(tokenizer, config.focus_token, rows, self.language_folder)
         model.eval().requires_grad_(False)
+        widen(model)
         familiar = load_familiar(self.folder, config.vision.channels)
         segmenter = FocusTokenSegmenter(model, tokenizer, image_processor, familiar)
         segmenter.language.heads = known_heads(self.language_folder)
@@ -198,6 +200,7 @@ class CoordinateSource:
         tokenizer = load_tokenizer(self.folder)
         image_processor = load_image_processor(self.folder)
         model.eval().requires_grad_(False)
+        widen(model)
         chat = chat_template(self.folder, tokenizer, model.mllm.config.image_token_id)
         detail = choose_detail(options.detail, device)
         segmenter = CoordinateSegmenter(model, tokenizer, image_processor, prompt, chat, detail)

@@ -1,0 +1,56 @@
+"""Weights in bfloat16 on a CPU without instructions for it.
+
+Such a CPU reads bfloat16 as quickly as any, but multiplies matrices in it several times slower
+than in float32. So layers that see many rows at once, a photo's tokens, compute in float32, their
+weights converted on the way; a word at a time is bound by reading the weights, and stays as it is.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, conv3d, linear
+
+from coprs_core.machine import computes_in_bfloat16
+
+MANY_ROWS = 32
+"""From so many rows on a layer saves more than converting its weights costs (2 cores with AVX2)."""
+
+
+class WideLinear(nn.Linear):
+    """A linear layer that computes in float32 where it sees many rows."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.numel() < MANY_ROWS * self.in_features:
+            return super().forward(input)
+        return linear(input.float(), *_floats(self)).to(input.dtype)
+
+
+class WideConv2d(nn.Conv2d):
+    """A convolution that computes in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        more = self.stride, self.padding, self.dilation, self.groups
+        return conv2d(input.float(), *_floats(self), *more).to(input.dtype)
+
+
+class WideConv3d(nn.Conv3d):
+    """A convolution that computes in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        more = self.stride, self.padding, self.dilation, self.groups
+        return conv3d(input.float(), *_floats(self), *more).to(input.dtype)
+
+
+_WIDE = {nn.Linear: WideLinear, nn.Conv2d: WideConv2d, nn.Conv3d: WideConv3d}
+
+
+def widen(model: nn.Module) -> None:
+    """Let the layers of a model on the CPU compute so, if the CPU is such a one."""
+    for layer in model.modules():
+        if type(layer) in _WIDE and getattr(layer, "padding_mode", "zeros") == "zeros":
+            weight: Tensor = layer.weight  # ty: ignore[invalid-assignment]
+            if weight.dtype == torch.bfloat16 and not computes_in_bfloat16(weight.device):
+                layer.__class__ = _WIDE[type(layer)]
+
+
+def _floats(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor | None]:
+    return layer.weight.float(), None if layer.bias is None else layer.bias.float()
