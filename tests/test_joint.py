@@ -410,6 +410,7 @@ def test_two_processes_learn_what_one_does(made, tmp_path):
         (["group=1"], "at least 2"),
         (["quantize=nf4"], "set lora, such as"),
         (["lora=8", "quantize=int3"], "choose none or nf4"),
+        (["lora=8", "quantize=nf4", "vllm=http://host:8000"], "leave quantize or vllm out"),
         (["lora=8", "sharded=true"], "Adapters are not sharded"),
         (["checkpointing=1"], "true or false was expected"),
         (["steps=0"], "at least 1"),

@@ -27,7 +27,7 @@ from coprs_core.training.focus import (
 )
 from coprs_core.training.items import Item, Items
 from coprs_core.training.objective import Objective, reply_scores, segmentation_term
-from coprs_core.training.rates import Rates
+from coprs_core.training.rates import HEADS, Rates
 from coprs_core.training.rewards import mask_reward
 
 
@@ -92,8 +92,17 @@ class JointTrainer(Learner, _Engine):
         self.focus.choose_learnt(self.model)
         # sharded processes must all write a word at a time until the last one has ended
         mllm._is_fsdp_managed_module = self.is_fsdp_enabled
+        if self.use_vllm:
+            self._send_no_heads()
         # TRL patched it before, and names a step of learning so
         self.focus.draw_in_forward(self._with_segmentation, needs="fused_lm_head")
+
+    def _send_no_heads(self) -> None:
+        """Let vLLM, which writes replies alone, be sent the language model without the heads that
+        hang on it."""
+        generation: Any = self.vllm_generation
+        everything = generation._iter_named_params
+        generation._iter_named_params = lambda: (p for p in everything() if HEADS not in p[0])
 
     # --- data
 

@@ -30,7 +30,9 @@ class JointRecipe:
             from the same replies.
         rate: learning rate of the language model; `prior`, `prompt_encoder`, `mask_decoder`:
             multiples of it. It falls along a cosine to `final_rate` of itself.
-        temperature, max_new_tokens: of the sampled replies.
+        temperature, max_new_tokens: of the sampled replies; `vllm`: address of a server that
+            writes them (`trl vllm-serve --model FOLDER/mllm`), on a card of its own; "": the
+            trainer does.
         other_shapes: share of drawn scenes that are no squares.
         lora: rank of the language model's adapters, which are trained in its place and are the
             finished checkpoint; 0: the language model itself is trained.
@@ -68,6 +70,7 @@ class JointRecipe:
     final_rate: float = 1 / 6.67
     temperature: float = 1.0
     max_new_tokens: int = 512
+    vllm: str = ""
     other_shapes: float = 0.0
     lora: int = 0
     quantize: str = "none"
@@ -172,6 +175,8 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
         raise CoPRSError(f"quantize is {recipe.quantize!r}: choose none or nf4.")
     if recipe.quantize != "none" and not recipe.lora:
         raise CoPRSError("4-bit weights are not trained themselves: set lora, such as lora=16.")
+    if recipe.vllm and recipe.quantize != "none":
+        raise CoPRSError("vLLM is sent weights of 16 bits: leave quantize or vllm out.")
     if recipe.sharded and recipe.lora:
         raise CoPRSError("Adapters are not sharded: leave lora or sharded out.")
     if rows % recipe.rows_at_once:

@@ -31,7 +31,7 @@ from coprs_core.checkpoints.load import find, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, first_line
 from coprs_core.machine import peak_memory, process
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
@@ -45,6 +45,8 @@ from coprs_core.training.warmup import WarmUp
 
 LOG, CHECKPOINT, WARM, ADAPTERS = "metrics.jsonl", "checkpoint", "warm", "adapters"
 EMBEDDINGS = "embeddings"
+_SERVER_SECONDS = 60.0
+"""That a vLLM server is waited for."""
 _SHOWN = {
     "loss": "loss",
     "reward": "reward",
@@ -331,13 +333,25 @@ def _joint(
         use_bias_correction_kl=False,
         reward_weights=[objective.mask_share, 1 - objective.mask_share],
         learning_rate=recipe.rate,
+        use_vllm=bool(recipe.vllm),
+        vllm_mode="server",
+        vllm_server_base_url=recipe.vllm or None,
+        vllm_server_timeout=_SERVER_SECONDS,
         **_common(recipe, folder, start.model),
     )
     options = {"peft_config": start.adapters, "callbacks": [watch]}
     options["embeddings"] = start.embeddings
-    return JointTrainer(
-        start.model, start.processor, items, objective, args, recipe.rates, **options
-    )
+    try:
+        return JointTrainer(
+            start.model, start.processor, items, objective, args, recipe.rates, **options
+        )
+    except (ImportError, ConnectionError, RuntimeError) as problem:
+        if not recipe.vllm:
+            raise
+        raise CoPRSError(
+            f"vLLM at {recipe.vllm} cannot write the replies ({first_line(problem)}): install "
+            "trl[vllm], start trl vllm-serve on another card, or leave vllm out."
+        ) from problem
 
 
 def _common(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
