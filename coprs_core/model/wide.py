@@ -5,6 +5,8 @@ than in float32. So layers that see many rows at once, a photo's tokens, compute
 weights converted on the way; a word at a time is bound by reading the weights, and stays as it is.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv3d, linear
@@ -40,7 +42,11 @@ class WideConv3d(nn.Conv3d):
         return conv3d(input.float(), *_floats(self), *more).to(input.dtype)
 
 
-_WIDE = {nn.Linear: WideLinear, nn.Conv2d: WideConv2d, nn.Conv3d: WideConv3d}
+_WIDE: dict[type[nn.Module], Any] = {
+    nn.Linear: WideLinear,
+    nn.Conv2d: WideConv2d,
+    nn.Conv3d: WideConv3d,
+}
 
 
 def widen(model: nn.Module) -> None:

@@ -179,13 +179,10 @@ def measured_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int
     """
     disable_progress_bar()
     short = replace(recipe, steps=2, warmup_steps=0, save_every=1_000_000, pictures=0)
-    loading = LoadOptions(device=device, quantization=recipe.quantize)
-    with TemporaryDirectory(prefix="coprs-") as folder:
-        where = Path(folder)
-        start = _start(short, recipe.model, loading, where / EMBEDDINGS)
-        watch = Watch(where, short)
-        trainer = _joint(short, where, start, items_of(short), watch)
-        trainer.remove_callback(PrinterCallback)
+    with TemporaryDirectory(prefix="coprs-") as name:
+        folder = Path(name)
+        where = folder, folder / EMBEDDINGS, device
+        start, watch, trainer = _set_up(_joint, short, recipe.model, items_of(short), *where)
         trainer.train()
     return watch.last_step, peak_memory(start.model.device)
 
@@ -202,11 +199,8 @@ def _stage(
     """Run one stage, its steps in `folder`, and write the checkpoint `out`; False where it was told
     to stop."""
     folder.mkdir(parents=True, exist_ok=True)
-    loading = LoadOptions(device=device, quantization=recipe.quantize)
-    start = _start(recipe, name, loading, out.parent / EMBEDDINGS)
-    watch = Watch(folder, recipe, "joint" if make is _joint else "warm-up")
-    trainer = make(recipe, folder, start, items, watch)
-    trainer.remove_callback(PrinterCallback)
+    where = folder, out.parent / EMBEDDINGS, device
+    start, watch, trainer = _set_up(make, recipe, name, items, *where)
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
         trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, items, recipe))
     before = signal.signal(signal.SIGTERM, watch.stop)
@@ -221,6 +215,24 @@ def _stage(
         _write(trainer, start, folder, out)
     trainer.accelerator.wait_for_everyone()
     return True
+
+
+def _set_up(
+    make: Callable[..., Any],
+    recipe: JointRecipe,
+    name: str,
+    items: Items,
+    folder: Path,
+    embeddings: Path,
+    device: str,
+) -> tuple[_Start, Watch, Any]:
+    """What a stage begins with, who watches it, and its trainer."""
+    loading = LoadOptions(device=device, quantization=recipe.quantize)
+    start = _start(recipe, name, loading, embeddings)
+    watch = Watch(folder, recipe, "joint" if make is _joint else "warm-up")
+    trainer = make(recipe, folder, start, items, watch)
+    trainer.remove_callback(PrinterCallback)
+    return start, watch, trainer
 
 
 def _write(trainer: Any, start: _Start, folder: Path, out: Path) -> None:

@@ -3,7 +3,6 @@ quick in."""
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ class Muon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """One step, for `adjust_lr_fn="match_rms_adamw"` and Nesterov's momentum."""
         for group in self.param_groups:
             matrices, gradients, momenta = [], [], []
