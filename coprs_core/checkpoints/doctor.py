@@ -27,7 +27,7 @@ from coprs_core.checkpoints.quantization import check_quantization, choose_quant
 from coprs_core.checkpoints.sams import SAMS, choose_sam
 from coprs_core.checkpoints.source import Source
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device, free_memory, parse_dtype
+from coprs_core.machine import choose_device, computes_in_bfloat16, free_memory, parse_dtype
 from coprs_core.sizes import expanded, free_disk, in_words
 
 _PACKAGES = (
@@ -92,9 +92,11 @@ def _devices(device: str) -> list[Check]:
         names.append("mps")
     checks = []
     for name in names:
-        card = f" ({torch.cuda.get_device_name(name)})" if name.startswith("cuda") else ""
-        free = in_words(free_memory(torch.device(name)))
-        checks.append(Check(name, f"{free} of memory free{card}"))
+        place = torch.device(name)
+        about = f" ({torch.cuda.get_device_name(name)})" if name.startswith("cuda") else ""
+        if not computes_in_bfloat16(place):
+            about = " (it tells of no instructions for bfloat16: models for photos are slower)"
+        checks.append(Check(name, f"{in_words(free_memory(place))} of memory free{about}"))
     try:
         return [*checks, Check("chosen device", str(choose_device(device)))]
     except CoPRSError as problem:
