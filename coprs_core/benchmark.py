@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def measure(
     photo = _noise(picture, seed=1)
     times, pixels = _one_answer(engine, tokens, photo)
     again, _ = _one_answer(engine, tokens, photo)
-    weights = {p.data_ptr(): p.numel() * p.element_size() for p in engine.model.parameters()}
+    held = chain(engine.model.parameters(), engine.model.buffers())
+    weights = {t.data_ptr(): t.numel() * t.element_size() for t in held}
     return Measured(
         model=shown,
         sam=Path(options.sam).name,

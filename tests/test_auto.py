@@ -58,25 +58,19 @@ def test_what_is_chosen_fits_and_is_free_for_everyone(row):
     assert f"{model} with {sam}" in str(choice) and "GB to download" in str(choice)
 
 
-def test_a_cpu_that_is_slow_in_4_bits_takes_16_where_they_fit():
-    wide, narrow = (choose(Machine("cpu", m * GB, DISK, False)) for m in (12, 5))
-    assert (wide.quantization, narrow.quantization) == ("none", "nf4")
+def test_a_cpu_that_is_slow_in_4_bits_takes_8_where_they_fit():
+    wide, narrow = (choose(Machine("cpu", int(m * GB), DISK, False)) for m in (5, 3.95))
+    assert (wide.quantization, narrow.quantization) == ("int8", "nf4")
     assert wide.model.name == narrow.model.name == "qwen3-vl-2b"
 
 
-def test_named_models_are_quantized_where_it_is_quicker_or_nothing_else_fits(monkeypatch):
-    cpu, free = DeviceName("cpu"), 12 * GB
-    monkeypatch.setattr(quantization, "free_memory", lambda device: free)
-    for is_quick, size, chosen in (
-        (True, 4.4, "nf4"),
-        (False, 4.4, "none"),
-        (False, 11, "nf4"),
-        (True, 0.5, "none"),
-        (False, 0.5, "none"),
-    ):
-        monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda _, q=is_quick: q)
-        assert quantization.choose_quantization("auto", cpu, int(size * GB)) == chosen
-        assert quantization.choose_quantization("int8", cpu, int(size * GB)) == "int8"
+@pytest.mark.parametrize("is_quick, chosen", [(True, "nf4"), (False, "int8")])
+def test_large_models_are_quantized_on_a_cpu_as_it_is_quicker(monkeypatch, is_quick, chosen):
+    cpu = DeviceName("cpu")
+    monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda _: is_quick)
+    assert quantization.choose_quantization("auto", cpu, 4 * GB) == chosen
+    assert quantization.choose_quantization("auto", cpu, GB // 2) == "none"
+    assert quantization.choose_quantization("none", cpu, 4 * GB) == "none"
 
 
 def test_what_is_named_is_kept():

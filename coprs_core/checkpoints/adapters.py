@@ -1,7 +1,7 @@
 """LoRA adapters as a model: a small folder that names the model it was trained on."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
 from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import reading
+from coprs_core.machine import computes_in_bfloat16, reading
 from coprs_core.prompts import PriorKind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -66,6 +66,8 @@ class AdapterSource:
             )
         if not weights.is_file():
             raise CoPRSError(f"The adapters lack {weights}: copy it again from its source.")
+        if options.quantization == "auto" and not computes_in_bfloat16(device):
+            options = replace(options, quantization="none")  # PEFT knows bitsandbytes' layers
         checkpoint = self.base.load(options, device, report)
         segmenter: Any = checkpoint.segmenter
         model = segmenter.model

@@ -65,7 +65,7 @@ def this_machine(device: torch.device) -> Machine:
 
 def choose(machine: Machine, options: LoadOptions | None = None) -> Choice:
     """The best listed model that fits: the largest, first in 16 bits, then in 4; on a CPU the
-    smallest, in 4 bits at once where the CPU is quicker so. A SAM or a quantization that `options`
+    smallest, in 4 bits, or in 8 where the CPU is slow in 4. A SAM or a quantization that `options`
     name is kept.
 
     Raises `CoPRSError` where none fits, with what is missing.
@@ -91,8 +91,8 @@ def _choices(machine: Machine, options: LoadOptions) -> list[Choice]:
     sams = [preferred, *(SMALLER_SAMS if options.sam == "auto" and not is_cpu else ())]
     can_quantize = machine.device in ("cpu", "cuda")
     quantizations = ("none", "nf4") if can_quantize else ("none",)
-    if is_cpu and machine.has_bfloat16:
-        quantizations = ("nf4",)
+    if is_cpu:
+        quantizations = ("nf4",) if machine.has_bfloat16 else ("int8", "nf4")
     if options.quantization != "auto":
         quantizations = (options.quantization,)
     models = [m for name in (ON_A_CPU if is_cpu else BEST_FIRST) if (m := listed(name))]

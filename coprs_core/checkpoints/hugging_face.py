@@ -23,8 +23,9 @@ from coprs_core.checkpoints.limits import check_image_processor, check_numbers, 
 from coprs_core.checkpoints.pages import letting_pages_go
 from coprs_core.checkpoints.tensors import refuse
 from coprs_core.errors import CoPRSError, shortened
-from coprs_core.machine import reading
+from coprs_core.machine import computes_in_bfloat16, reading
 from coprs_core.model.coordinates import CHATML, QUESTION_SLOT
+from coprs_core.model.int8 import pack
 from coprs_core.model.mllm import ARCHITECTURES, Mllm
 from coprs_core.model.output import shorten
 from coprs_core.prompts import IMAGE_SLOT
@@ -73,18 +74,24 @@ def load_mllm(
 ) -> Mllm:
     """A Hugging Face model by its architecture, strictly.
 
-    Where it is quantized, so are the language model's linear layers and nothing else.
+    Where it is quantized, so are the language model's linear layers and nothing else: by
+    bitsandbytes, but for int8 over bfloat16 on a CPU that is slow in both (`model.int8`).
     """
+    is_ours = quantization == "int8" and dtype == torch.bfloat16
+    is_ours = is_ours and not computes_in_bfloat16(device)
     config, options = read_config(folder), {}
     pages: Any = nullcontext()
     empty = empty_mllm(config, folder)
     files = weight_files(folder)
     check_size(empty, files, is_tied(config), folder)
     if quantization != "none":
-        options["quantization_config"] = _quantization_config(empty, dtype, quantization)
         pages = letting_pages_go(files)
+        if not is_ours:
+            options["quantization_config"] = _quantization_config(empty, dtype, quantization)
     with pages, reading(f"The language model in {folder} cannot be loaded"):
         mllm = load_strictly(AutoModelForImageTextToText, folder, device, dtype, **options)
+        if is_ours:
+            pack(mllm.model.language_model)
     if quantization != "none":
         shorten(mllm)
     return mllm

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coprs_core.model.int8 import in_8_bits
+
 LEAST_WEIGHTS = 50_000_000
 """A smaller layer is read as it is."""
 ROUNDING = 2.0**-7
 """Of a logit in bfloat16, up or down, with the sums of the 8-bit product."""
-_ROWS_AT_ONCE = 256
 
 
 class ShortlistedOutput(nn.Module):
@@ -29,24 +30,12 @@ class ShortlistedOutput(nn.Module):
     scale: Tensor
     error: Tensor
 
-    @torch.no_grad()
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.layer = layer
-        weight = layer.weight
-        rows = torch.empty(weight.shape, dtype=torch.int8)
-        scale, error = (torch.empty(len(weight)) for _ in range(2))
-        for start in range(0, len(weight), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            exact = weight[part].float()
-            of_row = exact.abs().amax(1, keepdim=True) / 127
-            of_row = of_row.to(weight.dtype).float().clamp(min=1e-30)  # as the product uses it
-            exact /= of_row
-            rounded = exact.round().clamp_(-127, 127)
-            rows[part], scale[part] = rounded.to(torch.int8), of_row[:, 0]
-            error[part] = torch.linalg.vector_norm(exact - rounded, dim=1) * of_row[:, 0]
+        rows, scale, error = in_8_bits(layer.weight)
         self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("scale", scale.to(weight.dtype), persistent=False)
+        self.register_buffer("scale", scale.to(layer.weight.dtype), persistent=False)
         self.register_buffer("error", error, persistent=False)
 
     @property

@@ -1,0 +1,66 @@
+"""Linear layers in 8 bits on a CPU without bfloat16 instructions.
+
+There a word at a time is bound by reading the weights: half of the bytes take half of the time. A
+row w of the weights is kept as ŵ = round(w / s) with s = max |w| / 127, and its output is s · ŵ·x.
+Many rows of input at once, a photo's tokens, are computed in float32 (see `wide`).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+MANY_ROWS = 64
+"""From so many rows on converting the weights costs less than it saves (2 cores with AVX2)."""
+_ROWS_AT_ONCE = 256
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weights are kept in 8 bits, with a scale a row."""
+
+    rows: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        rows, scale, _ = in_8_bits(layer.weight)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("scale", scale.to(layer.weight.dtype), persistent=False)
+        bias = None if layer.bias is None else layer.bias.detach()
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        flat = input.reshape(-1, self.in_features)
+        if len(flat) < MANY_ROWS:
+            output = torch._weight_int8pack_mm(flat.contiguous(), self.rows, self.scale)
+        else:
+            output = linear(flat.float(), self.rows.float()).mul_(self.scale.float())
+        output = output if self.bias is None else output + self.bias
+        return output.to(input.dtype).view(*input.shape[:-1], self.out_features)
+
+
+@torch.no_grad()
+def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [O, I] as int8 [O, I], the float32 [O] scale of each row, rounded to the weights'
+    dtype, and how far each row is from its own: float32 [O], the Euclidean distance."""
+    rows = torch.empty(weight.shape, dtype=torch.int8)
+    scale, error = (torch.empty(len(weight)) for _ in range(2))
+    for start in range(0, len(weight), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        exact = weight[part].float()
+        of_row = exact.abs().amax(1, keepdim=True) / 127
+        of_row = of_row.to(weight.dtype).float().clamp(min=1e-30)  # as the product uses it
+        exact /= of_row
+        rounded = exact.round().clamp_(-127, 127)
+        rows[part], scale[part] = rounded.to(torch.int8), of_row[:, 0]
+        error[part] = torch.linalg.vector_norm(exact - rounded, dim=1) * of_row[:, 0]
+    return rows, scale, error
+
+
+def pack(model: nn.Module) -> None:
+    """Keep all linear layers of a model so, each in its place, one after the other."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear:
+                setattr(parent, name, Int8Linear(layer))

@@ -1,0 +1,72 @@
+"""Linear layers in 8 bits on a CPU that is slow in bfloat16."""
+
+import pytest
+import torch
+from torch import nn
+
+from coprs_core import load
+from coprs_core.checkpoints import hugging_face
+from coprs_core.model.int8 import MANY_ROWS, Int8Linear, in_8_bits, pack
+from coprs_core.world.scenes import draw_scene
+from tests import tiny
+
+
+def test_rows_are_kept_within_half_a_step():
+    torch.manual_seed(0)
+    weight = torch.randn(300, 64).bfloat16()
+    weight[7] = 0
+    rows, scale, error = in_8_bits(weight)
+    back = rows.float() * scale[:, None]
+    assert rows.dtype == torch.int8 and (back[7] == 0).all()
+    # the scale is rounded to bfloat16: the largest of a row may be cut by as much
+    assert ((back - weight.float()).abs() <= scale[:, None] * 1.01).all()
+    assert torch.allclose((back - weight.float()).norm(dim=1), error, atol=1e-5)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("count", [1, 5, MANY_ROWS, 200])
+def test_few_rows_and_many_give_the_layers_own_output(has_bias, count):
+    torch.manual_seed(0)
+    layer = nn.Linear(128, 96, bias=has_bias).bfloat16()
+    x = torch.randn(2, count, 128).bfloat16()
+    exact = nn.functional.linear(
+        x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float()
+    )
+    output = Int8Linear(layer)(x)
+    assert output.shape == exact.shape and output.dtype == torch.bfloat16
+    assert (output - exact).norm() < 0.015 * exact.norm()
+
+
+def test_packing_replaces_linear_layers_and_nothing_else():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)))
+    pack(model.bfloat16())
+    assert [type(m) for m in model[1]] == [nn.LayerNorm, Int8Linear]
+    assert isinstance(model[0], Int8Linear) and not list(model[0].parameters())
+
+
+@pytest.mark.parametrize("make", [tiny.qwen, tiny.qwen3, tiny.llava])
+def test_the_language_model_alone_is_packed_where_the_cpu_is_slow(tmp_path, monkeypatch, make):
+    monkeypatch.setattr(hugging_face, "computes_in_bfloat16", lambda device: False)
+    mllm = make()
+    (tmp_path / "checkpoint").mkdir()
+    folder = tiny.save_checkpoint_by_hand(tmp_path / "checkpoint", tiny.coprs(mllm))
+    engine = load(str(folder), device="cpu", dtype="bf16", quantization="int8")
+    packed = {n for n, m in engine.model.named_modules() if isinstance(m, Int8Linear)}
+    linear = {f"mllm.{n}" for n, m in mllm.named_modules()
+              if isinstance(m, nn.Linear) and n.startswith("model.language_model.layers.")}  # fmt: skip
+    assert packed == linear and len(linear) >= 14
+    assert engine.segment(draw_scene(1).image, "it", 4).tokens <= 4
+
+
+def test_the_miniature_in_8_bits_answers_as_it_does_in_16(monkeypatch):
+    monkeypatch.setattr(hugging_face, "computes_in_bfloat16", lambda device: False)
+    eight = load("mini", device="cpu", dtype="bf16", quantization="int8")
+    sixteen = load("mini", device="cpu", dtype="bf16")
+    assert any(isinstance(m, Int8Linear) for m in eight.model.modules())
+    alike = 0
+    for number in range(4):
+        scene = draw_scene(number, "validation")
+        instruction = f"the {scene.things[0].colour} {scene.things[0].kind}"
+        a, b = (e.segment(scene.image, instruction).mask > 0 for e in (eight, sixteen))
+        alike += (a & b).sum() > 0.9 * (a | b).sum()
+    assert alike >= 3
