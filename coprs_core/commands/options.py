@@ -65,8 +65,8 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--quantize",
         dest="quantization",
         default="auto",
-        help="auto, none, nf4 or int8: the language model's linear layers (default auto: nf4 on a "
-        "CPU from 1 GB of weights on)",
+        help="auto, none, nf4 or int8: the language model's linear layers (default auto: on a CPU "
+        "from 1 GB of weights on nf4, or int8 where it has no instructions for bfloat16)",
     )
 
 
