@@ -1,6 +1,11 @@
 """The paper's tables in small: what is compared, how the camps differ, what the tables say."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -152,7 +157,28 @@ def test_arms_are_trained_side_by_side(tmp_path, capsys):
     assert main(told) == 0
     said = capsys.readouterr().out
     assert "objective: start, seed 0" in said and "| hidden state | 1 |" in said
+    assert "1/1" in (tmp_path / "hidden-state-0" / "log.txt").read_text()  # its bar
     assert main(told) == 0 and "seed 0\n" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of a group")
+@pytest.mark.parametrize("seconds", [3, 45])  # while the processes load, and while they train
+def test_ctrl_c_ends_all_processes_in_one_sentence(tmp_path, seconds):
+    told = ["ablate", "--out", str(tmp_path), "--camp-steps", "500", "--at-once", "2", "--device"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "coprs_core", *told, "cpu", "--arm", "hidden state"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "ablation.json").is_file():
+        time.sleep(0.1)
+    time.sleep(seconds)
+    os.killpg(run.pid, signal.SIGINT)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in said and "stopped" in said
 
 
 @pytest.mark.slow

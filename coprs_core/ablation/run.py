@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +29,7 @@ from coprs_core.machine import choose_device
 from coprs_core.training.recipe import read_recipe
 from coprs_core.training.run_joint import CHECKPOINT, WARM, train_joint
 
-RUN, ROWS, REPORT = "ablation.json", "measured", "report.json"
+RUN, ROWS, REPORT, LOG = "ablation.json", "measured", "report.json", "log.txt"
 _REPLIES = ("questions=8", "rows_at_once=32")
 """Of a step of the joint stage: 8 questions, each answered 8 times, but where an arm sets it
 otherwise."""
@@ -87,15 +89,41 @@ def ablate(
             said(_title(*one[:2]))
             _train_and_measure(*one)
         return found(folder)
+    for one in _side_by_side(left, at_once):
+        said(_title(*one[:2]))
+    return found(folder)
+
+
+def _side_by_side(left: list[tuple], at_once: int) -> Iterator[tuple]:
+    """Train and measure each in a process of its own, with its `LOG`; each again when it is done,
+    in order."""
     threads = max(1, torch.get_num_threads() // at_once)
-    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes overwrite each other
     with ProcessPoolExecutor(
         at_once, get_context("spawn"), torch.set_num_threads, (threads,)
     ) as pool:
-        for one, done in [(one, pool.submit(_train_and_measure, *one)) for one in left]:
-            done.result()
-            said(_title(*one[:2]))
-    return found(folder)
+        # the processes inherit it: to stop them is the first one's business
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            futures = [pool.submit(_with_own_log, *one) for one in left]
+        finally:
+            signal.signal(signal.SIGINT, before)
+        try:
+            for one, done in zip(left, futures, strict=True):
+                done.result()
+                yield one
+        except KeyboardInterrupt:
+            for process in active_children():
+                process.kill()
+            raise
+
+
+def _with_own_log(*one: Any) -> None:
+    """`_train_and_measure`, in a process whose bars and warnings go to a file of the arm."""
+    log = writable_folder(one[3]) / LOG
+    with log.open("a", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    _train_and_measure(*one)
 
 
 def _title(arm: Arm, seed: int) -> str:
@@ -120,7 +148,8 @@ def found(folder: Path) -> list[Measured]:
 
 def _begin(folder: Path, budget: Budget) -> None:
     path = writable_folder(folder) / RUN
-    if not path.is_file() or not any(folder.glob("*/*")):  # nothing was trained: it may be another
+    begun = any(p.name != LOG for p in folder.glob("*/*"))
+    if not path.is_file() or not begun:  # nothing was trained: it may be another
         path.write_text(json.dumps(asdict(budget), indent=1) + "\n")
         return
     try:
