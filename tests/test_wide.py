@@ -41,7 +41,7 @@ def test_many_rows_are_computed_in_float32(has_bfloat16):
         assert after.dtype == before.dtype and after.shape == before.shape
         assert (type(layer) in (nn.Linear, nn.Conv2d, nn.Conv3d)) == has_bfloat16
         exact = layer.float()(x.float())
-        assert (after - exact).abs().max() <= exact.abs().max() * 2**-8
+        assert (after - exact).abs().max() <= exact.abs().max() * 2**-7
         if has_bfloat16:
             assert torch.equal(before, after)
 
