@@ -18,7 +18,7 @@ CHINESE = {
     "unfamiliar_knows": "它只认识{note}。",
     "unfamiliar_about": "它照样会用自己世界里的词来回答，而且多半会答错。",
     "unfamiliar_choice": "要处理照片，这台机器可以运行：",
-    "unfamiliar_wait_cpu": "没有 GPU 时，一个回答约需半分钟，大照片更久。",
+    "unfamiliar_wait_cpu": "没有 GPU 时，一个回答约需半分钟到一分钟，大照片更久。",
     "unfamiliar_wait_cuda": "有 GPU 时一个回答应只需几秒钟；尚未测量。",
     "unfamiliar_wait_mps": "在苹果 GPU 上一个回答应只需若干秒；尚未测量。",
     "unfamiliar_hosted": "运行此页面的人可以用处理照片的模型启动它：",

@@ -23,7 +23,7 @@ ENGLISH = {
     "unfamiliar_knows": "It knows {note} only.",
     "unfamiliar_about": "It would answer all the same, in the words of its own world, and most likely be wrong.",
     "unfamiliar_choice": "For photos, this machine can run:",
-    "unfamiliar_wait_cpu": "Without a GPU an answer takes about half a minute, of a large photo longer.",
+    "unfamiliar_wait_cpu": "Without a GPU an answer takes half a minute to a minute, of a large photo longer.",
     "unfamiliar_wait_cuda": "On a GPU an answer should take seconds; this has not been measured.",
     "unfamiliar_wait_mps": "On Apple's GPU an answer should take some seconds; this has not been measured.",
     "unfamiliar_hosted": "Whoever runs this page can start it with a model for photos:",
