@@ -15,6 +15,7 @@ pytest.importorskip("trl")
 
 from coprs_core import CoPRSError  # noqa: E402
 from coprs_core.__main__ import main  # noqa: E402
+from coprs_core.ablation import run  # noqa: E402
 from coprs_core.ablation.arms import ARMS, REFERENCE, TABLES, arms_of  # noqa: E402
 from coprs_core.ablation.camps import (  # noqa: E402
     CampCollator,
@@ -161,12 +162,24 @@ def test_arms_are_trained_side_by_side(tmp_path, capsys):
     assert main(told) == 0 and "seed 0\n" not in capsys.readouterr().out
 
 
+def _killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_with_own_log", _killed)  # as the system does where memory is short
+    budget = Budget(scenes=3)
+    with pytest.raises(CoPRSError, match="ended from outside.* smaller --at-once"):
+        run.ablate(budget, (ARM["start"],), tmp_path, device="cpu", at_once=2)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of a group")
 @pytest.mark.parametrize("seconds", [3, 45])  # while the processes load, and while they train
 def test_ctrl_c_ends_all_processes_in_one_sentence(tmp_path, seconds):
     told = ["ablate", "--out", str(tmp_path), "--camp-steps", "500", "--at-once", "2", "--device"]
-    run = subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-m", "coprs_core", *told, "cpu", "--arm", "hidden state"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -176,9 +189,9 @@ def test_ctrl_c_ends_all_processes_in_one_sentence(tmp_path, seconds):
     while not (tmp_path / "ablation.json").is_file():
         time.sleep(0.1)
     time.sleep(seconds)
-    os.killpg(run.pid, signal.SIGINT)
-    said, _ = run.communicate(timeout=60)
-    assert run.returncode == 130 and "Traceback" not in said and "stopped" in said
+    os.killpg(started.pid, signal.SIGINT)
+    said, _ = started.communicate(timeout=60)
+    assert started.returncode == 130 and "Traceback" not in said and "stopped" in said
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 
 from coprs_core import load
 from coprs_core.__main__ import main
+from coprs_core.checkpoints import hugging_face
 from coprs_core.checkpoints import load as loading
 from coprs_core.checkpoints.adapters import save_adapters
 from coprs_core.checkpoints.doctor import examine
@@ -84,6 +85,12 @@ def test_merged_adapters_are_the_merged_model(made):
         ours.checkpoint.name == str(made / "own")
         and ours.checkpoint.language_folder == made / "base/mllm"
     )
+
+
+def test_over_our_eight_bits_one_sentence_says_what_to_choose(made, monkeypatch):
+    monkeypatch.setattr(hugging_face, "computes_in_bfloat16", lambda device: False)
+    with pytest.raises(CoPRSError, match="cannot lie over 8 bits.*choose --quantize none or nf4"):
+        load(str(made / "own"), device="cpu", dtype="bf16", quantization="int8")
 
 
 def test_over_four_bits_they_stay_beside_the_layers(made):

@@ -11,7 +11,7 @@ from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
 
-def test_rows_are_kept_within_half_a_step():
+def test_rows_are_kept_within_a_step():
     torch.manual_seed(0)
     weight = torch.randn(300, 64).bfloat16()
     weight[7] = 0

@@ -6,10 +6,10 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -111,19 +111,24 @@ def _side_by_side(left: list[tuple], at_once: int) -> Iterator[tuple]:
             for one, done in zip(left, futures, strict=True):
                 done.result()
                 yield one
+        except BrokenProcessPool as problem:
+            raise CoPRSError(
+                "A process of the run was ended from outside, most likely for want of memory: run "
+                "the command again to go on, with a smaller --at-once."
+            ) from problem
         except KeyboardInterrupt:
             for process in active_children():
                 process.kill()
             raise
 
 
-def _with_own_log(*one: Any) -> None:
+def _with_own_log(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> None:
     """`_train_and_measure`, in a process whose bars and warnings go to a file of the arm."""
-    log = writable_folder(one[3]) / LOG
+    log = writable_folder(folder) / LOG
     with log.open("a", encoding="utf-8") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    _train_and_measure(*one)
+    _train_and_measure(arm, seed, budget, folder, device)
 
 
 def _title(arm: Arm, seed: int) -> str:

@@ -15,6 +15,7 @@ from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
 from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import computes_in_bfloat16, reading
+from coprs_core.model.int8 import Int8Linear
 from coprs_core.prompts import PriorKind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -67,7 +68,7 @@ class AdapterSource:
         if not weights.is_file():
             raise CoPRSError(f"The adapters lack {weights}: copy it again from its source.")
         if options.quantization == "auto" and not computes_in_bfloat16(device):
-            options = replace(options, quantization="none")  # PEFT knows bitsandbytes' layers
+            options = replace(options, quantization="none")  # PEFT does not know `Int8Linear`
         checkpoint = self.base.load(options, device, report)
         segmenter: Any = checkpoint.segmenter
         model = segmenter.model
@@ -125,6 +126,11 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
         raise CoPRSError(
             f"{folder} holds adapters, which need the library peft: pip install peft."
         ) from problem
+    if any(isinstance(layer, Int8Linear) for layer in mllm.modules()):
+        raise CoPRSError(
+            f"{folder} holds adapters, which cannot lie over 8 bits on a CPU without instructions "
+            "for bfloat16: choose --quantize none or nf4."
+        )
     device = next(mllm.parameters()).device
     with reading(f"{folder} does not fit its base"):
         config: Any = LoraConfig.from_pretrained(str(folder))
