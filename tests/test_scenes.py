@@ -10,11 +10,12 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from coprs_core.world import wording
+from coprs_core.world import requests
 from coprs_core.world.drawings import COLOURS
 from coprs_core.world.kinds import CATEGORIES, KINDS, TABLE
-from coprs_core.world.meanings import Ambiguous
-from coprs_core.world.questions import FAMILIES, MORE_FAMILIES, ask, examples
+from coprs_core.world.meanings import Ambiguous, resolve
+from coprs_core.world.questions import FAMILIES, MORE_FAMILIES, Asking, ask, examples
+from coprs_core.world.replies import conclusions_of, reply_to
 from coprs_core.world.scenes import (
     PLACES,
     SIDE,
@@ -24,7 +25,6 @@ from coprs_core.world.scenes import (
     random_size,
 )
 from coprs_core.world.unknown import MAX_QUOTED, NOUNS, QUALITIES, is_held_back
-from coprs_core.world.wording import conclusions_of
 
 COUNT = 5000
 KNOWN_THINGS = [
@@ -223,12 +223,12 @@ def test_the_world_is_as_wide_as_promised(asked):
             for s, q in asked
             if q.family == family and s.split == "train"
         }
-        assert len(wording._FRAMES) * len(wording._PHRASES[family]) >= 6 and len(train) > 50
+        assert len(requests._FRAMES) * len(requests._PHRASES[family]) >= 6 and len(train) > 50
 
 
 def test_one_in_ten_is_typed_with_a_slip():
     rng, sentence = random.Random(0), "please segment the orange butterfly"
-    typed = [wording.as_typed(sentence, rng).lower().rstrip(".") for _ in range(4000)]
+    typed = [requests.as_typed(sentence, rng).lower().rstrip(".") for _ in range(4000)]
     assert 0.08 < sum(t != sentence for t in typed) / 4000 < 0.12
     assert all(abs(len(t) - len(sentence)) <= 1 for t in typed)
 
@@ -315,3 +315,24 @@ def test_sizes_and_distances_in_a_thought_decide_it(asked):
         assert measured[levels.index(best)] is scene.things[q.target]
         decided += 1
     assert decided > 300
+
+
+def test_varied_wordings_ask_for_the_same_and_hold_none_of_the_test():
+    """Put together from parts they are many, and leave meaning and reply as they are."""
+    asked = []
+    for i in range(300):
+        scene = draw_scene(i, with_image=False)
+        for family in (*FAMILIES[:-1], *MORE_FAMILIES):
+            with suppress(Ambiguous):
+                asked.append((scene, ask(scene, random.Random(i), family, Asking(varied=1.0))))
+    said = [q.instruction.lower() for _, q in asked]
+    shortened = {re.sub(r"\b(" + "|".join([*KINDS, *COLOURS]) + r")\b", "x", i) for i in said}
+    assert len(shortened) > 0.8 * len(asked) > 800
+    theirs = r"\bmark\b|show me where\b|\bi want|find and highlight|the one that (?!is)"
+    theirs += r"|each of the|any [a-z ]+ there is|[{}]"
+    assert not [i for i in said if re.search(theirs, i)]
+    for scene, q in asked:
+        if not q.meaning.unknown:
+            assert q.targets == resolve(q.meaning, scene.things)
+            assert q.reply == reply_to(q.meaning, q.targets, scene.things)
+    assert any(q.instruction.lower().strip(".") in KINDS for _, q in asked)  # the bare word

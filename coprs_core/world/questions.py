@@ -6,14 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from coprs_core.world.meanings import Ambiguous, Meaning, missing, propose, resolve
+from coprs_core.world.replies import reply_to
+from coprs_core.world.requests import CAPITALS_SHARE, TYPO_SHARE, as_typed, instruction_of
 from coprs_core.world.scenes import SQUARE, Scene, draw_scene, random_size
-from coprs_core.world.wording import (
-    CAPITALS_SHARE,
-    TYPO_SHARE,
-    as_typed,
-    instruction_of,
-    reply_to,
-)
 
 FAMILIES = (
     "name",
@@ -49,12 +44,14 @@ class Asking:
         weights: how often which family.
         nothing: share of questions that nothing in the scene fits.
         slips, capitals: shares with a typing error, and all in capitals.
+        varied: share in wordings that are put together from parts, for training alone.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: FAMILY_WEIGHTS)
     nothing: float = NOTHING_SHARE
     slips: float = TYPO_SHARE
     capitals: float = CAPITALS_SHARE
+    varied: float = 0.0
 
 
 USUAL = Asking()
@@ -128,7 +125,8 @@ def _in_words(
     meaning: Meaning, targets: tuple[int, ...], scene: Scene, rng: random.Random, asking: Asking
 ) -> Question:
     unseen = scene.split == "test" and rng.random() < UNSEEN_WORDING_SHARE
-    text = instruction_of(meaning, rng, unseen, len(targets))
+    is_varied = bool(asking.varied) and rng.random() < asking.varied
+    text = instruction_of(meaning, rng, unseen, len(targets), is_varied)
     slips = 0.0 if meaning.unknown else asking.slips  # what is not known is repeated as it is
     text = as_typed(text, rng, slips, asking.capitals)
     family = meaning.family if targets or meaning.unknown else "nothing there"

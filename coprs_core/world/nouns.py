@@ -1,0 +1,41 @@
+"""The words for the things that a `Filter` means: a red cup, all the pieces of furniture."""
+
+from coprs_core.world.meanings import Filter
+
+_CATEGORY_WORDS = {
+    "animal": "animal",
+    "vehicle": "vehicle",
+    "food": "food",
+    "fruit": "fruit",
+    "tool": "tool",
+    "furniture": "piece of furniture",
+    "plant": "plant",
+    "clothing": "piece of clothing",
+    "sky": "thing of the sky",
+}
+_IRREGULAR = {"fish": "fish", "clothing": "clothing", "furniture": "furniture"}
+
+
+def a_(words: str) -> str:
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def noun(f: Filter) -> str:
+    """The bare words of a filter: red cup, animal, thing."""
+    base = f.kind or (_CATEGORY_WORDS[f.category] if f.category else "thing")
+    return f"{f.colour} {base}" if f.colour else base
+
+
+def nouns(f: Filter) -> str:
+    """The words of a filter for several things: red cups, animals, things of the sky."""
+    first, *rest = (f.kind or (_CATEGORY_WORDS[f.category] if f.category else "thing")).split(" ")
+    words = " ".join([_plural(first), *rest])
+    return f"{f.colour} {words}" if f.colour else words
+
+
+def _plural(noun: str) -> str:
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")

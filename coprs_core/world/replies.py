@@ -1,0 +1,129 @@
+"""The replies that meanings deserve, thought through in words."""
+
+import math
+import re
+
+from coprs_core.prompts import FOCUS_TOKEN
+from coprs_core.world.meanings import DISTANCE_MARGIN, SIZE_MARGIN, Filter, Meaning
+from coprs_core.world.nouns import a_, noun, nouns
+from coprs_core.world.scenes import PLACES, SMALLEST, Thing
+from coprs_core.world.unknown import MAX_QUOTED
+
+_CLOSEST = 10.0  # pixels; centres of two things are hardly ever nearer
+
+
+def reply_to(meaning: Meaning, targets: tuple[int, ...], things: tuple[Thing, ...]) -> str:
+    """The target reply: what is seen and where, what is asked, which one it is and why; then a
+    focus token for each, in reading order, or none."""
+    seen = _listed([f"{t.place} {a_(t.colour)} {t.kind}" for t in things])
+    sentences = [f"I see {seen}.", f"You ask for {_asked(meaning)}."]
+    if meaning.unknown:
+        sentences.append("I cannot tell what is meant.")
+        return f"<think>{' '.join(sentences)}</think>I do not know what to look for."
+    if not targets:
+        missing = meaning.anchor or meaning.among
+        sentences.append(f"There is no {noun(missing)} here.")
+        return f"<think>{' '.join(sentences)}</think>Nothing in this picture fits."
+    found = [things[i] for i in targets]
+    named = _listed([f"the {t.kind} {t.place}, the {t.colour} one" for t in found])
+    if len(found) > 1:
+        sentences.append(f"Those are {named}.")
+        each = " ".join(f"{t.place} {FOCUS_TOKEN}" for t in found)
+        return f"<think>{' '.join(sentences)}</think>They are here: {each}"
+    sentences += _steps(meaning, things)
+    sentences.append(f"{_lead(meaning)} {named}.")
+    return f"<think>{' '.join(sentences)}</think>It is here: {FOCUS_TOKEN}"
+
+
+def conclusions_of(reasoning: str) -> list[tuple[str, str]]:
+    """(kind, colour) of every thing that the last sentence of a thought in the form of `reply_to`
+    names, in its order."""
+    places = "|".join(sorted(PLACES, key=len, reverse=True))
+    last = reasoning.strip().removesuffix(".").rpartition(". ")[2]
+    return re.findall(rf"the (\w+) (?:{places}), the (\w+) one", last)
+
+
+def seen_in(reasoning: str) -> list[tuple[str, str, str]]:
+    """(place, colour, kind) of everything that the first sentence of such a thought says to see."""
+    places = "|".join(sorted(PLACES, key=len, reverse=True))
+    return re.findall(rf"({places}) an? (\w+) (\w+)", reasoning.partition(". ")[0])
+
+
+def _listed(words: list[str], last: str = "and") -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def _asked(meaning: Meaning) -> str:
+    group = meaning.among
+    if meaning.unknown:
+        return f"something that I do not know: {meaning.unknown[:MAX_QUOTED].strip()}"
+    if group.use:
+        return f"something by its use: the {group.kind}"
+    words = f"the {meaning.extreme} {noun(group)}" if meaning.extreme else f"the {noun(group)}"
+    if meaning.several:
+        words = f"all the {nouns(group)}"
+    if group.not_colour:
+        words += f" that {'are' if meaning.several else 'is'} not {group.not_colour}"
+    if meaning.anchor is not None:
+        words += f" {meaning.relation} the {noun(meaning.anchor)}"
+    return words
+
+
+def _steps(meaning: Meaning, things: tuple[Thing, ...]) -> list[str]:
+    """The sentences between the request and the conclusion: the anchor, the rivals, and what tells
+    them apart where that is a number."""
+    steps, anchor = [], None
+    if meaning.anchor is not None:
+        anchor = next(t for t in things if meaning.anchor.fits(t))
+        steps.append(f"The {anchor.kind} is {anchor.place}.")
+    group = Filter(meaning.among.kind, None, meaning.among.category)
+    rivals = [t for t in things if group.fits(t)]
+    if group != Filter() and len(rivals) > 1:
+        steps.append(f"It could be {_rivals(rivals, 'or')}.")
+    meant, other = ([t for t in rivals if meaning.among.fits(t) == fits] for fits in (True, False))
+    if meaning.among.not_colour:
+        steps.append(f"Not {_rivals(other)} but {_rivals(meant)}.")
+    elif meaning.family == "colour" and group != Filter() and other:
+        steps.append(f"Rather {_rivals(meant)} than {_rivals(other)}.")
+    measured = [t for t in things if meaning.among.fits(t) and t is not anchor]
+    if meaning.extreme in ("largest", "smallest"):
+        steps.append(f"By size: {_numbered(measured, [_size_level(t) for t in measured])}.")
+    if anchor is not None and meaning.relation == "nearest to" and len(measured) > 1:
+        levels = [_distance_level(t, anchor) for t in measured]
+        steps.append(f"From there: {_numbered(measured, levels)}.")
+    return steps
+
+
+def _rivals(things: list[Thing], last: str = "and") -> str:
+    return _listed([f"{t.place} the {t.colour} {t.kind}" for t in things], last)
+
+
+def _numbered(things: list[Thing], levels: list[int]) -> str:
+    """Things with a number each, by their kind, and by their colour too where two are alike."""
+    kinds = [t.kind for t in things]
+    names = [t.name if kinds.count(t.kind) > 1 else t.kind for t in things]
+    numbered = zip(names, levels, strict=True)
+    return _listed([f"the {name} {level}" for name, level in numbered])
+
+
+def _size_level(thing: Thing) -> int:
+    """The area as a whole number from 0 to 12: one more where it is `SIZE_MARGIN` times as large,
+    so that the right one of a question always differs from the next."""
+    height, width = thing.within
+    return _level(thing.area / (height * width), SMALLEST, SIZE_MARGIN)
+
+
+def _distance_level(thing: Thing, other: Thing) -> int:
+    """The distance of two centres as a whole number from 0 to 14, likewise."""
+    return _level(math.dist(thing.centre, other.centre), _CLOSEST, DISTANCE_MARGIN)
+
+
+def _level(value: float, least: float, ratio: float) -> int:
+    return max(0, math.floor(math.log(value / least) / math.log(ratio)))
+
+
+def _lead(meaning: Meaning) -> str:
+    """How the conclusion begins."""
+    if meaning.extreme:
+        return f"The {meaning.extreme} is"
+    return f"{meaning.relation.capitalize()} it is" if meaning.relation else "That is"
