@@ -1,14 +1,14 @@
 """What people ask for, in words: meanings the way somebody types them.
 
 A wording is a frame ("find {x} for me") around a phrase ("the {noun} that is {extreme}"). Most are
-listed here; varied ones are put together from the parts in varied.toml, for training alone. Some
+listed here; varied ones are put together from the parts in varied.json, for training alone. Some
 are for the test split alone: training never shows them.
 """
 
+import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
-
-import tomllib
 
 from coprs_core.world.meanings import Filter, Meaning
 from coprs_core.world.nouns import a_, noun, nouns
@@ -152,7 +152,7 @@ _SEVERAL_PHRASES = (
 _UNSEEN_SEVERAL_PHRASES = ("each of the {nouns}", "any {noun} there is")
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 
-_VARIED = tomllib.loads((Path(__file__).parent / "varied.toml").read_text(encoding="utf-8"))
+_VARIED = json.loads((Path(__file__).parent / "varied.json").read_text(encoding="utf-8"))
 _VARIED["phrases"] |= {
     "category": _VARIED["phrases"]["name"],
     "two steps": _VARIED["phrases"]["relation"],
@@ -238,7 +238,7 @@ def _frame(rng: random.Random, unseen: bool, is_varied: bool, are: str = "is") -
 
 
 def _said(
-    what: str | None, words: dict[str, tuple[str, ...]], rng: random.Random, is_varied: bool
+    what: str | None, words: Mapping[str, tuple[str, ...]], rng: random.Random, is_varied: bool
 ) -> str:
     """A relation or an extreme in one of its words."""
     if what is None:
