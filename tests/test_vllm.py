@@ -14,6 +14,7 @@ from trl.generation import vllm_generation  # noqa: E402
 from coprs_core import CoPRSError  # noqa: E402
 from coprs_core.checkpoints.load import load_checkpoint  # noqa: E402
 from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
+from coprs_core.training import run_joint  # noqa: E402
 from coprs_core.training.recipe import read_recipe  # noqa: E402
 from coprs_core.training.run_joint import LOG, train_joint  # noqa: E402
 
@@ -107,3 +108,13 @@ def test_a_server_writes_the_replies_with_the_newest_language_model(tmp_path, mo
 def test_without_vllm_one_sentence_says_what_to_do(tmp_path):
     with pytest.raises(CoPRSError, match="vLLM at http://elsewhere:8000 cannot write the replies"):
         train_joint(read_recipe("mini-joint", CHANGES), tmp_path, "cpu")
+
+
+def test_a_lack_of_memory_is_not_told_as_vllms_fault(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run_joint, "JointTrainer", full)
+    with pytest.raises((CoPRSError, torch.OutOfMemoryError)) as raised:
+        train_joint(read_recipe("mini-joint", CHANGES), tmp_path, "cpu")
+    assert "vLLM" not in str(raised.value) and "memory" in str(raised.value)

@@ -32,7 +32,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError, first_line
-from coprs_core.machine import peak_memory, process
+from coprs_core.machine import is_out_of_memory, peak_memory, process
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.sizes import expanded
@@ -358,7 +358,7 @@ def _joint(
             start.model, start.processor, items, objective, args, recipe.rates, **options
         )
     except (ImportError, ConnectionError, RuntimeError) as problem:
-        if not recipe.vllm:
+        if not recipe.vllm or is_out_of_memory(problem):
             raise
         raise CoPRSError(
             f"vLLM at {recipe.vllm} cannot write the replies ({first_line(problem)}): install "
