@@ -35,7 +35,7 @@ ENGLISH = {
     "thinking": "Think",
     "focusing": "Focus",
     "drawing": "Draw",
-    "already_read": "photo already read",
+    "already_read": "read before",
     "tokens_per_second": "{rate:.0f} tokens/s",
     # thought
     "thought_empty": "The thought appears here, word by word.",
