@@ -177,7 +177,7 @@ def train_camp(
         model.prior, model.decoder = head, _Passed()  # ty: ignore[invalid-assignment]
     torch.manual_seed(seed)
     scaffold = CampScaffold(recipe, model, tokenizer, arm).to(device)
-    model.mllm.set_attn_implementation("plain")
+    model.mllm.set_attn_implementation("parts")
     images = processor.image_processor
     collate = CampCollator(recipe, stage, tokenizer, images, seed + 1, arm)
     run_stage(scaffold, collate, folder, workers=0)

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,17 @@ class Packed:
     """K questions about each of B scenes in one row: the image prefix once, then a branch for every
     question.
 
-    A branch sees the prefix and itself. `ids` int [B, L]; `branch` int [B, L], −1 in the prefix, −2
-    in the padding; `offset` int [B, L], where a token would stand if its question stood alone;
-    `labels` [B, L], −100 where nothing is learnt; `weights` [B, L]. `focus` int [M, 2] are (row,
-    column) of focus tokens, `focus_features` float32 [M, 62] the oracle's code of the things they
-    mean; `listed` int [N, 2] are the kind words of the lists, `listed_features` likewise. `grid` is
-    (rows, columns) of visual tokens.
+    A branch sees the prefix and itself. The k-th branches of all rows begin in the same column, the
+    longest of each row first; `parts` are the lengths of the prefix and of these columns, with
+    padding at the end of each. `ids` int [B, L]; `offset` int [B, L], where a token would stand if
+    its question stood alone; `labels` [B, L], −100 where nothing is learnt; `weights` [B, L].
+    `focus` int [M, 2] are (row, column) of focus tokens, `focus_features` float32 [M, 62] the
+    oracle's code of the things they mean; `listed` int [N, 2] are the kind words of the lists,
+    `listed_features` likewise. `grid` is (rows, columns) of visual tokens.
     """
 
     ids: Tensor
-    branch: Tensor
+    parts: list[int]
     offset: Tensor
     labels: Tensor
     weights: Tensor
@@ -46,12 +48,6 @@ class Packed:
     listed: Tensor
     listed_features: Tensor
     grid: tuple[int, int]
-
-    def attention(self) -> Tensor:
-        """Additive mask bfloat16 [B, 1, L, L]."""
-        i, key = torch.arange(self.branch.shape[1]), self.branch[:, None, :]
-        seen = (i[:, None] >= i) & ((key == -1) | (self.branch[:, :, None] == key))
-        return torch.where(seen, 0.0, -1e4).bfloat16()[:, None]
 
 
 @dataclass
@@ -191,36 +187,32 @@ def pack(
         for s, questions in asked
     ]
     prefix = rows[0][0].prefix
-    start = len(prefix)
-    length = start + max(sum(len(b.ids) for b in row) for row in rows)
-    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-    branch, offset = torch.full_like(ids, -2), torch.zeros_like(ids)
+    placed = [sorted(range(len(row)), key=lambda k, row=row: -len(row[k].ids)) for row in rows]
+    parts = [len(prefix)]
+    for column in zip_longest(*placed):
+        branches = (row[k] for row, k in zip(rows, column) if k is not None)
+        parts.append(max(len(b.ids) for b in branches))
+    starts = list(accumulate(parts))
+    ids = torch.full((len(rows), starts[-1]), tokenizer.pad_token_id)
+    offset = torch.zeros_like(ids)
     labels, weights = torch.full_like(ids, -100), torch.zeros(ids.shape)
-    ids[:, :start], branch[:, :start], offset[:, :start] = (
-        torch.tensor(prefix),
-        -1,
-        torch.arange(start),
-    )
+    ids[:, : parts[0]], offset[:, : parts[0]] = torch.tensor(prefix), torch.arange(parts[0])
     focus, focus_things, listed, listed_things = [], [], [], []
     for r, row in enumerate(rows):
-        at = start
         for k, b in enumerate(row):
+            at = starts[placed[r].index(k)]
             span = slice(at, at + len(b.ids))
-            ids[r, span], branch[r, span], offset[r, span] = (
-                torch.tensor(b.ids),
-                k,
-                start + torch.arange(len(b.ids)),
-            )
+            ids[r, span] = torch.tensor(b.ids)
+            offset[r, span] = parts[0] + torch.arange(len(b.ids))
             labels[r, at + b.reply_start : span.stop] = torch.tensor(b.ids[b.reply_start :])
             weights[r, at + b.reply_start : span.stop] = torch.tensor(b.weights)
             listed += [(r, at + i) for i in b.listed]
             listed_things += b.listed_things
             focus += [(r, at + i) for i in b.focus]
             focus_things += b.targets
-            at = span.stop
     return Packed(
         ids,
-        branch,
+        parts,
         offset,
         labels,
         weights,

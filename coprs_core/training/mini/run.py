@@ -115,7 +115,7 @@ def train_miniature(
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     processor = build_processor(recipe, tokenizer)
     scaffold = Scaffold(recipe, build_miniature(recipe, tokenizer), tokenizer).to(place)
-    scaffold.model.mllm.set_attn_implementation("plain")
+    scaffold.model.mllm.set_attn_implementation("parts")
     for before, stage in zip((None, *recipe.stages), recipe.stages):
         if only in (None, stage.name):
             if stage.kind == "joint" and not (folder / f"{stage.name}.pt").exists():

@@ -22,17 +22,41 @@ from coprs_core.world.drawings import COLOURS
 from coprs_core.world.kinds import KINDS
 
 
-def _plain_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
-    """Attention as plain matrix products in bfloat16: on a CPU, 1.7 times as fast in training as
-    the library's ways."""
-    scores = (query * scaling) @ key.transpose(-1, -2)
-    scores = scores if attention_mask is None else scores + attention_mask
+def _attention_in_parts(
+    module, query, key, value, attention_mask, scaling, dropout=0.0, **_
+) -> tuple[Tensor, None]:
+    """Attention of [B, heads, L, d], where `attention_mask` holds the lengths of the parts of a
+    `Packed` row: each sees the first one and what of itself comes before. None: all see all."""
+    if attention_mask is None:
+        mixed = _attend(query, key, value, scaling)
+    else:
+        first, *others = zip(*(t.split(attention_mask, 2) for t in (query, key, value)))
+        seen = [_attend(*first, scaling, is_causal=True)]
+        for q, k, v in others:
+            both = torch.cat([first[1], k], 2), torch.cat([first[2], v], 2)
+            seen.append(_attend(q, *both, scaling, is_causal=True))
+        mixed = torch.cat(seen, 2)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, is_causal: bool = False
+) -> Tensor:
+    """Where it is causal the queries are the last of the keys. A CPU with bfloat16 instructions is
+    1.7 times as fast in training with plain products as the library's way."""
+    mask, (words, length) = None, (query.shape[2], key.shape[2])
+    if is_causal:
+        mask = query.new_ones(words, length, dtype=torch.bool).tril(length - words)
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, mask, scale=scaling)
+    scores = (query * scaling) @ key.mT
+    scores = scores if mask is None else scores.masked_fill(~mask, -1e4)
     with torch.autocast(query.device.type, enabled=False):
         shares = scores.softmax(-1).to(value.dtype)
-    return (shares @ value).transpose(1, 2).contiguous(), None
+    return shares @ value
 
 
-AttentionInterface.register("plain", _plain_attention)
+AttentionInterface.register("parts", _attention_in_parts)
 
 
 class Scaffold(nn.Module):
@@ -171,11 +195,10 @@ class Scaffold(nn.Module):
         read = mllm.get_input_embeddings()(self.miscoloured(ids, labels))
         embeddings = read.to(visual.dtype).clone()
         embeddings[ids == mllm.config.image_token_id] = visual.flatten(0, 1)
-        mask = packed.attention().to(self.device)
         hidden = mllm.model.language_model(
             inputs_embeds=embeddings,
             position_ids=self.positions(packed),
-            attention_mask={"full_attention": mask, "sliding_attention": mask},
+            attention_mask={"full_attention": packed.parts, "sliding_attention": packed.parts},
             use_cache=False,
         ).last_hidden_state
         learnt = labels[:, 1:] != -100
@@ -215,7 +238,7 @@ class Scaffold(nn.Module):
         length = int(packed.offset.max()) + 1
         known = self._positions.get(packed.grid)
         if known is None or known.shape[-1] < length:
-            prefix = packed.ids[0][packed.branch[0] == -1]
+            prefix = packed.ids[0, : packed.parts[0]]
             alone = F.pad(prefix, (0, length + 256 - len(prefix)))[None]
             is_image = (alone == self.model.mllm.config.image_token_id).int()
             grid = torch.tensor([[1, 2 * packed.grid[0], 2 * packed.grid[1]]])
