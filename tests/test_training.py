@@ -156,7 +156,8 @@ def test_batches_of_other_shapes_are_seen_in_their_own_grid(mini_parts):
         assert max(height, width) == 256 and (batch.grid[0] < batch.grid[1]) == (height < width)
         assert batch.tower_cells.shape[1] == batch.grid[0] * batch.grid[1]
         assert batch.pixel_values.shape[0] == 2 * 4 * batch.grid[0] * batch.grid[1]
-        assert batch.masks.shape[1:] == (1, 64, 64)
+        side = recipe.MINI.vision.prior_side
+        assert batch.masks.shape[1:] == (1, side, side)
     assert len(shapes) > 4
     scaffold.model.mllm.set_attn_implementation("parts")
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -222,7 +223,10 @@ def test_ask_of_every_family_is_reproducible():
     [
         ("stages.joint.stepz=3", "has no 'stages.joint.stepz', did you mean stages.joint.steps"),
         ("vision=3", "has no 'vision'"),
-        ("stages.eyes.steps=x", "is 'x' and one like 4500 was expected"),
+        (
+            "stages.eyes.steps=x",
+            f"is 'x' and one like {recipe.MINI.stages[0].steps} was expected",
+        ),
         ("stages.eyes.steps", "sets nothing: write --set key=value"),
     ],
 )
