@@ -1,6 +1,8 @@
 """The page: its frame, what follows what, and how it is launched."""
 
 import json
+import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -303,6 +305,8 @@ def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
             "The password has to be NAME:PASSWORD, such as --password me:secret: give both."
         )
     bound(to.uploads)
+    # else it sums up all events after each, by pandas, for a dashboard that is off
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(sys.maxsize))
     demo.queue(max_size=to.queue, default_concurrency_limit=to.at_once, api_open=False)
     try:
         launched = demo.launch(
