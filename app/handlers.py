@@ -40,6 +40,9 @@ from coprs_core.prompts import sentences as sentences_of
 
 MAX_TRACED_PIXELS = 4_000_000
 """The thought about a larger photo is traced when it is asked for."""
+PAUSE = 0.04
+"""Seconds between two states of a thought: a page shows no more, and each costs as much as a token
+of the miniature. A slower model is shown token by token."""
 ARRIVAL = 0.3
 """So many seconds after it was overtaken, all that something said has arrived at the browser."""
 
@@ -67,9 +70,14 @@ class Handlers:
         About a picture that the model does not know it is asked first whether to answer `anyway`.
         """
         lang, frame, turn = language(request), self.frame, self.turns.take(request)
+        told = -PAUSE
         with in_a_sentence(lang):
             photo = opened_photo(photo_path)
             for update in self.server.stream(photo, instruction):
+                if update.stage == "thinking":
+                    if time.monotonic() - told < PAUSE:
+                        continue
+                    told = time.monotonic()
                 if update.unfamiliar and not anyway:
                     yield self._ways(lang)
                     return

@@ -27,7 +27,7 @@ from gradio_client.exceptions import AppError
 from markupsafe import escape
 from PIL import Image
 
-from app import kept, texts, visitors
+from app import handlers, kept, texts, visitors
 from app.handlers import Frame, Handlers
 from app.questions import Questions
 from app.serving import ModelServer
@@ -267,7 +267,8 @@ def test_examples_are_drawn_by_our_code_and_answered(mini):
     assert "nothing found" in outcomes and outcomes.count("found") >= 7
 
 
-def test_the_handler_streams_thought_then_prior_then_mask(mini, photo, found):
+def test_the_handler_streams_thought_then_prior_then_mask(mini, photo, found, monkeypatch):
+    monkeypatch.setattr(handlers, "PAUSE", 0)
     updates = list(handlers_for(Engine(mini.checkpoint)).answer(photo, found[1].instruction, None))
     thoughts = [u["thought"] for u in updates if "thought" in u]
     assert len(thoughts) > 20 and 'class="sentence last"' in thoughts[-1]
@@ -278,7 +279,28 @@ def test_the_handler_streams_thought_then_prior_then_mask(mini, photo, found):
     assert f'<b class="iou">{found[2].prior_iou:.2f}</b>' in after
 
 
-def test_the_stages_say_how_long_they_take_and_how_fast_the_thought_is(mini, photo, found):
+def test_a_thought_faster_than_a_page_shows_is_told_in_larger_steps(
+    mini, photo, found, monkeypatch
+):
+    engine, pause = Engine(mini.checkpoint), handlers.PAUSE
+    monkeypatch.setattr(handlers, "PAUSE", 0.2)
+    began = time.monotonic()
+    updates = list(handlers_for(engine).answer(photo, found[1].instruction, None))
+    thoughts = [u["thought"] for u in updates if "thought" in u]
+    assert len(thoughts) < (time.monotonic() - began) / 0.2 + 4 < found[2].tokens
+    assert 'class="sentence last"' in thoughts[-1]  # nothing is lost
+    monkeypatch.setattr(handlers, "PAUSE", pause)
+    _, undo = slowed(engine, 1.2 * pause)
+    updates = list(handlers_for(engine).answer(photo, "the largest thing", None))
+    undo()
+    told = [u for u in updates if "thought" in u and not u.get("answered")]
+    assert len(told) >= updates[-1]["answered"].result.tokens  # token by token
+
+
+def test_the_stages_say_how_long_they_take_and_how_fast_the_thought_is(
+    mini, photo, found, monkeypatch
+):
+    monkeypatch.setattr(handlers, "PAUSE", 0)
     engine = Engine(mini.checkpoint)
     for reused in (False, True):
         updates = list(handlers_for(engine).answer(photo, found[1].instruction, None))
