@@ -41,8 +41,8 @@ from coprs_core.prompts import sentences as sentences_of
 MAX_TRACED_PIXELS = 4_000_000
 """The thought about a larger photo is traced when it is asked for."""
 PAUSE = 0.04
-"""Seconds between two states of a thought: a page shows no more, and each costs as much as a token
-of the miniature. A slower model is shown token by token."""
+"""Seconds between two states of a thought on the page, each of which costs a CPU about as much as a
+token of the miniature. A model that is slower than that is shown token by token."""
 ARRIVAL = 0.3
 """So many seconds after it was overtaken, all that something said has arrived at the browser."""
 

@@ -305,7 +305,7 @@ def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
             "The password has to be NAME:PASSWORD, such as --password me:secret: give both."
         )
     bound(to.uploads)
-    # else it sums up all events after each, by pandas, for a dashboard that is off
+    # by default Gradio sums up all past events after each one, for a dashboard that is off here
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(sys.maxsize))
     demo.queue(max_size=to.queue, default_concurrency_limit=to.at_once, api_open=False)
     try:

@@ -16,21 +16,25 @@ _CATEGORY_WORDS = {
 _IRREGULAR = {"fish": "fish", "clothing": "clothing", "furniture": "furniture"}
 
 
-def a_(words: str) -> str:
+def with_article(words: str) -> str:
+    """A red cup, an orange car."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def noun(f: Filter) -> str:
     """The bare words of a filter: red cup, animal, thing."""
-    base = f.kind or (_CATEGORY_WORDS[f.category] if f.category else "thing")
-    return f"{f.colour} {base}" if f.colour else base
+    return f"{f.colour} {_base(f)}" if f.colour else _base(f)
 
 
 def nouns(f: Filter) -> str:
     """The words of a filter for several things: red cups, animals, things of the sky."""
-    first, *rest = (f.kind or (_CATEGORY_WORDS[f.category] if f.category else "thing")).split(" ")
+    first, *rest = _base(f).split(" ")
     words = " ".join([_plural(first), *rest])
     return f"{f.colour} {words}" if f.colour else words
+
+
+def _base(f: Filter) -> str:
+    return f.kind or (_CATEGORY_WORDS[f.category] if f.category else "thing")
 
 
 def _plural(noun: str) -> str:

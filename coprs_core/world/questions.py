@@ -125,7 +125,8 @@ def _in_words(
     meaning: Meaning, targets: tuple[int, ...], scene: Scene, rng: random.Random, asking: Asking
 ) -> Question:
     unseen = scene.split == "test" and rng.random() < UNSEEN_WORDING_SHARE
-    is_varied = bool(asking.varied) and rng.random() < asking.varied
+    # nothing is drawn where nothing is varied: a seed's questions stay
+    is_varied = asking.varied > 0 and rng.random() < asking.varied
     text = instruction_of(meaning, rng, unseen, len(targets), is_varied)
     slips = 0.0 if meaning.unknown else asking.slips  # what is not known is repeated as it is
     text = as_typed(text, rng, slips, asking.capitals)

@@ -5,7 +5,7 @@ import re
 
 from coprs_core.prompts import FOCUS_TOKEN
 from coprs_core.world.meanings import DISTANCE_MARGIN, SIZE_MARGIN, Filter, Meaning
-from coprs_core.world.nouns import a_, noun, nouns
+from coprs_core.world.nouns import noun, nouns, with_article
 from coprs_core.world.scenes import PLACES, SMALLEST, Thing
 from coprs_core.world.unknown import MAX_QUOTED
 
@@ -15,7 +15,7 @@ _CLOSEST = 10.0  # pixels; centres of two things are hardly ever nearer
 def reply_to(meaning: Meaning, targets: tuple[int, ...], things: tuple[Thing, ...]) -> str:
     """The target reply: what is seen and where, what is asked, which one it is and why; then a
     focus token for each, in reading order, or none."""
-    seen = _listed([f"{t.place} {a_(t.colour)} {t.kind}" for t in things])
+    seen = _listed([f"{t.place} {with_article(t.colour)} {t.kind}" for t in things])
     sentences = [f"I see {seen}.", f"You ask for {_asked(meaning)}."]
     if meaning.unknown:
         sentences.append("I cannot tell what is meant.")

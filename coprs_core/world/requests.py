@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from coprs_core.world.meanings import Filter, Meaning
-from coprs_core.world.nouns import a_, noun, nouns
+from coprs_core.world.nouns import noun, nouns, with_article
 
 _EXTREME_WORDS = {
     "largest": ("largest", "biggest"),
@@ -181,8 +181,9 @@ def instruction_of(
     frame = _frame(rng, unseen and not unseen_phrase, is_varied)
     group, anchor = meaning.among, meaning.anchor
     if group.use and group.use.startswith("to "):
-        phrase = "something {use}" if not unseen_phrase else "the thing {use}"
-        phrase = rng.choice(_VARIED["uses"]) if is_varied else phrase
+        phrase = "the thing {use}" if unseen_phrase else "something {use}"
+        if is_varied:
+            phrase = rng.choice(_VARIED["uses"])
     if meaning.family == "relation" and group == Filter() and rng.random() < 0.5:
         phrase = phrase.replace("the {noun}", "the one")
     if "kind}" in phrase and group.kind is None:
@@ -190,9 +191,9 @@ def instruction_of(
     phrase = phrase.format(
         noun=noun(group),
         nouns=nouns(group),
-        a_noun=a_(noun(group)),
+        a_noun=with_article(noun(group)),
         kind=group.kind,
-        a_kind=a_(group.kind or "thing"),
+        a_kind=with_article(group.kind or "thing"),
         colour=group.not_colour or group.colour,
         use=group.use,
         extreme=_said(meaning.extreme, _EXTREME_WORDS, rng, is_varied),

@@ -54,7 +54,7 @@ def picture(tmp_path_factory):
     return str(path)
 
 
-HTTP = httpx.Client(verify=False)  # to make one costs more than most requests
+HTTP = httpx.Client()  # one for all: each would load certificates first
 
 
 def asked(url: str, number: int, data: list, session: str = "s") -> dict:

@@ -188,10 +188,8 @@ def pack(
     ]
     prefix = rows[0][0].prefix
     placed = [sorted(range(len(row)), key=lambda k, row=row: -len(row[k].ids)) for row in rows]
-    parts = [len(prefix)]
-    for column in zip_longest(*placed):
-        branches = (row[k] for row, k in zip(rows, column) if k is not None)
-        parts.append(max(len(b.ids) for b in branches))
+    sizes = [[len(row[k].ids) for k in order] for row, order in zip(rows, placed)]
+    parts = [len(prefix), *map(max, zip_longest(*sizes, fillvalue=0))]
     starts = list(accumulate(parts))
     ids = torch.full((len(rows), starts[-1]), tokenizer.pad_token_id)
     offset = torch.zeros_like(ids)

@@ -25,8 +25,9 @@ from coprs_core.world.kinds import KINDS
 def _attention_in_parts(
     module, query, key, value, attention_mask, scaling, dropout=0.0, **_
 ) -> tuple[Tensor, None]:
-    """Attention of [B, heads, L, d], where `attention_mask` holds the lengths of the parts of a
-    `Packed` row: each sees the first one and what of itself comes before. None: all see all."""
+    """Attention of [B, heads, L, d] → [B, L, heads, d], where `attention_mask` holds the lengths of
+    the parts of a `Packed` row: each sees the first one and what of itself comes before. None: all
+    see all."""
     if attention_mask is None:
         mixed = _attend(query, key, value, scaling)
     else:
@@ -42,8 +43,8 @@ def _attention_in_parts(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, is_causal: bool = False
 ) -> Tensor:
-    """Where it is causal the queries are the last of the keys. A CPU with bfloat16 instructions is
-    1.7 times as fast in training with plain products as the library's way."""
+    """Where it is causal the queries are the last of the keys. In bfloat16 a CPU takes plain
+    products: over whole rows a step took 0.63 s with them and 1.0 s the library's way."""
     mask, (words, length) = None, (query.shape[2], key.shape[2])
     if is_causal:
         mask = query.new_ones(words, length, dtype=torch.bool).tril(length - words)
