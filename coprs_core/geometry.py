@@ -39,7 +39,7 @@ def to_sam_frame(photo: Image.Image, side: int) -> Tensor:
 
 
 def sam_pixels(pixels: Tensor, side: int) -> Tensor:
-    """uint8 RGB [B, 3, h, w] with h, w ≤ side → normalised, zero-padded float32 [B, 3, side,
+    """RGB [B, 3, h, w] in [0, 255] with h, w ≤ side → normalised, zero-padded float32 [B, 3, side,
     side]."""
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (SAM_MEAN, SAM_STD))
     normalised = (pixels.float() - mean) / std

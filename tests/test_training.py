@@ -8,9 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from coprs_core import load
 from coprs_core.__main__ import main
+from coprs_core.geometry import to_photo_frame, to_sam_frame, unpadded_size
+from coprs_core.metrics import iou
 from coprs_core.prompts import FOCUS_TOKEN
 from coprs_core.training.mini import oracle, recipe
 from coprs_core.training.mini.build import build_miniature
@@ -163,6 +166,25 @@ def test_batches_of_other_shapes_are_seen_in_their_own_grid(mini_parts):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, scores = scaffold.loss("joint", batch)
     assert loss.isfinite() and scores["segmentation"] > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [192, 256, 320])
+def test_training_sees_pictures_as_answers_do(mini_parts, side):
+    """In SAM's frame of any side: the same embeddings, and the prior covers the same part of it."""
+    vision = replace(recipe.MINI.vision, side=side)
+    sized = replace(recipe.MINI, vision=vision, other_shapes=1.0)
+    scaffold = Scaffold(sized, build_miniature(sized, mini_parts[0]), mini_parts[0]).eval()
+    stage = replace(sized.stages[1], steps=1, scenes=2)
+    (batch,) = batches(Collator(sized, stage, *mini_parts), 0, 0)
+    photos = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in batch.image]
+    seen = torch.cat([scaffold.model.image_encoder(to_sam_frame(p, side)) for p in photos])
+    assert torch.allclose(scaffold.encode(batch), seen, atol=0.05)
+    assert scaffold.unpadded(batch) == unpadded_size((photos[0].height, photos[0].width), side)
+    truth = to_photo_frame(batch.masks[:1] - 0.5, batch.image.shape[-2:], side)[0, 0] > 0
+    row, thing = batch.targets[0]
+    scene, _ = SceneData(sized, stage)[row]
+    assert iou(truth.numpy(), scene.mask(scene.things.index(thing))) > 0.6
 
 
 def test_every_one_of_several_things_has_its_focus_token(mini_parts):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from coprs_core.geometry import sam_pixels
+from coprs_core.geometry import sam_pixels, unpadded_size
 from coprs_core.model.coprs import CoPRS
 from coprs_core.training.losses import segmentation_loss
 from coprs_core.training.mini import oracle
@@ -161,9 +161,18 @@ class Scaffold(nn.Module):
         return features.view(count, -1, features.shape[-1])
 
     def encode(self, batch: Batch) -> Tensor:
-        return self.model.image_encoder(
-            sam_pixels(batch.image.to(self.device), self.recipe.vision.side)
+        """Image embeddings [B, channels, grid, grid], of the pictures in SAM's frame."""
+        pixels = F.interpolate(
+            batch.image.to(self.device).float(),
+            self.unpadded(batch),
+            mode="bilinear",
+            antialias=True,
         )
+        return self.model.image_encoder(sam_pixels(pixels, self.recipe.vision.side))
+
+    def unpadded(self, batch: Batch) -> tuple[int, int]:
+        """(height, width) of a batch's pictures in SAM's frame."""
+        return unpadded_size(batch.image.shape[-2:], self.recipe.vision.side)
 
     def read_cells(self, embedding: Tensor, batch: Batch) -> Tensor:
         read = self.encoder_reader(embedding).float().permute(0, 2, 3, 1).flatten(0, 2)
@@ -176,7 +185,7 @@ class Scaffold(nn.Module):
         self, focus_embedding: Tensor, embedding: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, float]]:
         rows = torch.tensor([i for i, _ in batch.targets], device=self.device)
-        sizes = torch.tensor([batch.image.shape[-2:]] * len(rows), device=self.device)
+        sizes = torch.tensor([self.unpadded(batch)] * len(rows), device=self.device)
         prior_logits, mask_logits = self.model.focus(focus_embedding, embedding[rows], sizes)
         return self.segmentation(prior_logits, mask_logits, batch)
 
