@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from segment_anything.modeling.image_encoder import Attention
 
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
+from coprs_core.model.global_attention import GlobalAttention
 from coprs_core.model.mllm import embed_prompt
 from coprs_core.model.prior import PADDING_LOGIT, PositionalPrior, mask_padding
 from coprs_core.model.vision import SAM_SIZES, VisionConfig, build_image_encoder
@@ -107,6 +109,34 @@ def test_image_encoders_have_the_published_sizes(name, millions):
     with torch.device("meta"):
         encoder = build_image_encoder(SAM_SIZES[name])
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+@pytest.mark.parametrize("rows, columns", [(6, 6), (5, 8)])
+def test_global_attention_equals_segment_anythings(rows, columns):
+    size = dict(use_rel_pos=True, input_size=(rows, columns))
+    theirs, ours = Attention(24, 3, **size), GlobalAttention(24, 3, **size)
+    for name in ("rel_pos_h", "rel_pos_w"):
+        torch.nn.init.normal_(getattr(theirs, name))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, rows, columns, 24)
+    expected, mixed = theirs(x), ours(x)
+    torch.testing.assert_close(mixed, expected)
+    expected.square().sum().backward()
+    mixed.square().sum().backward()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        half = ours.bfloat16()(x.bfloat16()).float()
+        error, theirs_error = (
+            (h - expected).abs().mean() for h in (half, theirs.bfloat16()(x.bfloat16()).float())
+        )
+    assert error < 2 * theirs_error
+
+
+def test_global_attention_is_where_sam_looks_at_the_whole_grid():
+    vision = VisionConfig(side=64, width=24, depth=3, heads=3, window=2, global_layers=(1,))
+    blocks = build_image_encoder(vision).blocks
+    assert [type(b.attn) for b in blocks] == [Attention, GlobalAttention, Attention]
 
 
 @torch.no_grad()

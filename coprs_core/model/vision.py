@@ -72,8 +72,10 @@ def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
     import torch
     from segment_anything.modeling import ImageEncoderViT
 
+    from coprs_core.model.global_attention import GlobalAttention
+
     layer_norm: Any = partial(torch.nn.LayerNorm, eps=1e-6)
-    return ImageEncoderViT(
+    encoder = ImageEncoderViT(
         img_size=config.side,
         patch_size=config.patch,
         embed_dim=config.width,
@@ -87,3 +89,8 @@ def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
         global_attn_indexes=config.global_layers,
         out_chans=config.channels,
     )
+    for layer in config.global_layers:
+        encoder.blocks[layer].attn = GlobalAttention(
+            config.width, config.heads, use_rel_pos=True, input_size=(config.grid, config.grid)
+        )
+    return encoder
