@@ -53,10 +53,11 @@ def room_for_photos(device: torch.device) -> int:
     return int(KEPT_SHARE * total_memory(device))
 
 
-def global_attention(grid: int, heads: int) -> int:
-    """Bytes that the image encoder of SAM takes while it works: three maps of heads × cells² in two
-    bytes, for a grid of so many cells a side; and the libraries, where it is not tiny."""
-    return 3 * 2 * heads * grid**4 + (LIBRARIES if grid >= 64 else 0)
+def room_for_encoding(grid: int, width: int) -> int:
+    """Bytes that the image encoder of SAM takes while it works, for a grid of so many cells a side:
+    40 maps of cells × width in float32, as measured of ViT-B and ViT-H; and the libraries, where it
+    is not tiny."""
+    return 40 * 4 * width * grid**2 + (LIBRARIES if grid >= 64 else 0)
 
 
 def check_memory(

@@ -15,7 +15,7 @@ from coprs_core.checkpoints.downloads import (
     sam_path,
     snapshot,
 )
-from coprs_core.checkpoints.memory import LIBRARIES, global_attention
+from coprs_core.checkpoints.memory import LIBRARIES, room_for_encoding
 from coprs_core.model.vision import SAM_SIZES
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class PublishedSam:
 
 def _sam1(name: str, parameters: int) -> PublishedSam:
     size = SAM_SIZES[name]
-    return PublishedSam(parameters, SAM_FILES[name][1], global_attention(size.grid, size.heads))
+    return PublishedSam(parameters, SAM_FILES[name][1], room_for_encoding(size.grid, size.width))
 
 
 def _sam2(size: str, parameters: int) -> PublishedSam:
@@ -130,7 +130,7 @@ def open_sam(name: str, report: Report | None = None) -> SamFile:
         state = read_sam(path)
         vision, _ = sam_configs(state, path)
         weights = sum(v.numel() for v in state.values())
-        return SamFile(path, weights, global_attention(vision.grid, vision.heads))
+        return SamFile(path, weights, room_for_encoding(vision.grid, vision.width))
     weights = sum(sum(count_weights(path)) for path in weight_files(folder))
     return SamFile(folder, weights, SAMS["sam2.1-tiny"].room)
 

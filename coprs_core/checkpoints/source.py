@@ -20,7 +20,7 @@ from coprs_core.checkpoints.hugging_face import (
     read_config,
     weight_files,
 )
-from coprs_core.checkpoints.memory import check_memory, global_attention
+from coprs_core.checkpoints.memory import check_memory, room_for_encoding
 from coprs_core.checkpoints.options import DETAILS, LoadOptions
 from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.rehearsal import rehearse
@@ -130,7 +130,7 @@ class CoPRSSource:
         )
         dtype = choose_dtype(options.dtype, device, sum(weights) * 2)
         quantization = choose_quantization(options.quantization, device, sum(weights) * 2)
-        room = global_attention(config.vision.grid, config.vision.heads)
+        room = room_for_encoding(config.vision.grid, config.vision.width)
         check_memory(self.name, weights, device, dtype, quantization, room)
         mllm = load_mllm(self.language_folder, device, dtype, quantization)
         width = mllm.get_input_embeddings().embedding_dim
