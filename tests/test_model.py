@@ -1,5 +1,6 @@
 """The paper's figure: shapes, the authors' recorded numbers, one pass of the language model."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from segment_anything.modeling.image_encoder import Attention
 
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
-from coprs_core.model.global_attention import GlobalAttention
+from coprs_core.model.fused_attention import FusedAttention
 from coprs_core.model.mllm import embed_prompt
 from coprs_core.model.prior import PADDING_LOGIT, PositionalPrior, mask_padding
 from coprs_core.model.vision import SAM_SIZES, VisionConfig, build_image_encoder
@@ -112,9 +113,9 @@ def test_image_encoders_have_the_published_sizes(name, millions):
 
 
 @pytest.mark.parametrize("rows, columns", [(6, 6), (5, 8)])
-def test_global_attention_equals_segment_anythings(rows, columns):
+def test_fused_attention_equals_segment_anythings(rows, columns):
     size = dict(use_rel_pos=True, input_size=(rows, columns))
-    theirs, ours = Attention(24, 3, **size), GlobalAttention(24, 3, **size)
+    theirs, ours = Attention(24, 3, **size), FusedAttention(24, 3, **size)
     for name in ("rel_pos_h", "rel_pos_w"):
         torch.nn.init.normal_(getattr(theirs, name))
     ours.load_state_dict(theirs.state_dict())
@@ -133,10 +134,19 @@ def test_global_attention_equals_segment_anythings(rows, columns):
     assert error < 2 * theirs_error
 
 
-def test_global_attention_is_where_sam_looks_at_the_whole_grid():
-    vision = VisionConfig(side=64, width=24, depth=3, heads=3, window=2, global_layers=(1,))
-    blocks = build_image_encoder(vision).blocks
-    assert [type(b.attn) for b in blocks] == [Attention, GlobalAttention, Attention]
+@torch.no_grad()
+def test_the_image_encoder_equals_segment_anythings():
+    vision = VisionConfig(side=112, width=24, depth=3, heads=3, window=3, global_layers=(1,))
+    ours = build_image_encoder(vision)
+    for name, p in ours.named_parameters():
+        if "pos" in name:
+            torch.nn.init.normal_(p)
+    theirs = copy.deepcopy(ours)
+    for block in theirs.blocks:
+        assert type(block.attn) is FusedAttention
+        block.attn.__class__ = Attention
+    pixels = torch.randn(2, 3, 112, 112)
+    torch.testing.assert_close(ours(pixels), theirs(pixels))
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
     import torch
     from segment_anything.modeling import ImageEncoderViT
 
-    from coprs_core.model.global_attention import GlobalAttention
+    from coprs_core.model.fused_attention import FusedAttention
 
     layer_norm: Any = partial(torch.nn.LayerNorm, eps=1e-6)
     encoder = ImageEncoderViT(
@@ -89,8 +89,10 @@ def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
         global_attn_indexes=config.global_layers,
         out_chans=config.channels,
     )
-    for layer in config.global_layers:
-        encoder.blocks[layer].attn = GlobalAttention(
-            config.width, config.heads, use_rel_pos=True, input_size=(config.grid, config.grid)
-        )
+    if config.window:  # a small one without windows gains nothing
+        for i, block in enumerate(encoder.blocks):
+            reach = config.grid if i in config.global_layers else config.window
+            block.attn = FusedAttention(
+                config.width, config.heads, use_rel_pos=True, input_size=(reach, reach)
+            )
     return encoder
