@@ -8,8 +8,8 @@ from torch import Tensor
 
 class FusedAttention(Attention):
     """segment_anything's `Attention` with relative positions, but for rounding, without its scores
-    in memory: 1 GB a layer and pass where ViT-H's 16 heads see the whole grid, in float32. There
-    a CPU without instructions for bfloat16 is 40 times as fast so in it.
+    in memory: 1 GB a layer and pass where ViT-H's 16 heads see the whole grid, in float32. In
+    bfloat16 a CPU without instructions for it is 40 times as fast so there.
 
     A query's bias towards row i is q·Rh[i], towards column j q·Rw[j]. So the query is lengthened by
     all of them, and a key by the one-hot code of its row and column: their product is the biased
