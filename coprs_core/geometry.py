@@ -35,10 +35,19 @@ def to_sam_frame(photo: Image.Image, side: int) -> Tensor:
         if (width, height) == photo.size
         else photo.resize((width, height), Image.Resampling.BILINEAR)
     )
-    return sam_pixels(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None], side)
+    return _sam_pixels(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None], side)
 
 
-def sam_pixels(pixels: Tensor, side: int) -> Tensor:
+def to_sam_frames(pictures: Tensor, side: int) -> Tensor:
+    """RGB [B, 3, H, W] in [0, 255] → the same as `to_sam_frame`, but for rounding to whole numbers;
+    float32 [B, 3, side, side], on the pictures' device."""
+    height, width = pictures.shape[-2:]
+    size = unpadded_size((height, width), side)
+    resized = F.interpolate(pictures.float(), size, mode="bilinear", antialias=True)
+    return _sam_pixels(resized, side)
+
+
+def _sam_pixels(pixels: Tensor, side: int) -> Tensor:
     """RGB [B, 3, h, w] in [0, 255] with h, w ≤ side → normalised, zero-padded float32 [B, 3, side,
     side]."""
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (SAM_MEAN, SAM_STD))

@@ -55,8 +55,8 @@ def room_for_photos(device: torch.device) -> int:
 
 def room_for_encoding(grid: int, width: int) -> int:
     """Bytes that the image encoder of SAM takes while it works, for a grid of so many cells a side:
-    40 maps of cells × width in float32, as measured of ViT-B and ViT-H; and the libraries, where it
-    is not tiny."""
+    40 maps of cells × width in float32, as measured of ViT-B and ViT-H on a CPU; and the libraries,
+    where it is not tiny."""
     return 40 * 4 * width * grid**2 + (LIBRARIES if grid >= 64 else 0)
 
 

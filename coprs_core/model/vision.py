@@ -90,9 +90,6 @@ def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
         out_chans=config.channels,
     )
     if config.window:  # a small one without windows gains nothing
-        for i, block in enumerate(encoder.blocks):
-            reach = config.grid if i in config.global_layers else config.window
-            block.attn = FusedAttention(
-                config.width, config.heads, use_rel_pos=True, input_size=(reach, reach)
-            )
+        for block in encoder.blocks:
+            block.attn.__class__ = FusedAttention  # the same weights
     return encoder

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from coprs_core.geometry import sam_pixels, unpadded_size
+from coprs_core.geometry import to_sam_frames, unpadded_size
 from coprs_core.model.coprs import CoPRS
 from coprs_core.training.losses import segmentation_loss
 from coprs_core.training.mini import oracle
@@ -162,13 +162,8 @@ class Scaffold(nn.Module):
 
     def encode(self, batch: Batch) -> Tensor:
         """Image embeddings [B, channels, grid, grid], of the pictures in SAM's frame."""
-        pixels = F.interpolate(
-            batch.image.to(self.device).float(),
-            self.unpadded(batch),
-            mode="bilinear",
-            antialias=True,
-        )
-        return self.model.image_encoder(sam_pixels(pixels, self.recipe.vision.side))
+        pixels = to_sam_frames(batch.image.to(self.device), self.recipe.vision.side)
+        return self.model.image_encoder(pixels)
 
     def unpadded(self, batch: Batch) -> tuple[int, int]:
         """(height, width) of a batch's pictures in SAM's frame."""
