@@ -50,7 +50,7 @@ _OPTIONS = {
     ),
     "device": ("auto", "auto, cuda, cuda:1, mps or cpu"),
     "dtype": ("auto", "auto, bf16, fp16 or fp32"),
-    "quantize": ("auto", "auto (nf4 on a CPU from 1 GB of weights on), none, nf4 or int8"),
+    "quantize": ("auto", "auto (on a CPU from 1 GB of weights on), none, nf4 or int8"),
     "sam": ("auto", f"auto, {', '.join(SAM_NAMES)} or a file, for models that write coordinates"),
     "detail": (
         "auto",

@@ -14,13 +14,14 @@ from transformers import AutoProcessor
 
 from coprs_core import load
 from coprs_core.__main__ import main
-from coprs_core.checkpoints import hugging_face
+from coprs_core.checkpoints import adapters, quantization
 from coprs_core.checkpoints import load as loading
 from coprs_core.checkpoints.adapters import save_adapters
 from coprs_core.checkpoints.doctor import examine
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.errors import CoPRSError
+from coprs_core.model.int8 import Int8Linear
 from tests import tiny
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -67,12 +68,6 @@ def change(folder, **values):
     (folder / CONFIG).write_text(json.dumps(written | values))
 
 
-def logits_of(engine):
-    return engine.segment(
-        PHOTO, "the cat", max_new_tokens=8, reply="<think>A cat.</think><REF_POS>"
-    ).prior
-
-
 def test_merged_adapters_are_the_merged_model(made):
     ours, merged = load(str(made / "own"), device="cpu"), load(str(made / "merged"), device="cpu")
     found, expected = ours.model.state_dict(), merged.model.state_dict()
@@ -87,10 +82,25 @@ def test_merged_adapters_are_the_merged_model(made):
     )
 
 
-def test_over_our_eight_bits_one_sentence_says_what_to_choose(made, monkeypatch):
-    monkeypatch.setattr(hugging_face, "computes_in_bfloat16", lambda device: False)
-    with pytest.raises(CoPRSError, match="cannot lie over 8 bits.*choose --quantize none or nf4"):
-        load(str(made / "own"), device="cpu", dtype="bf16", quantization="int8")
+@pytest.mark.parametrize("asked, size", [("int8", 10**9), ("auto", 1), ("auto", 10**9)])
+def test_where_the_cpu_is_slow_in_bfloat16_they_are_merged_and_kept_in_8_bits(
+    made, monkeypatch, asked, size
+):
+    monkeypatch.setattr(adapters, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(quantization, "GB", size)  # from so many bytes on "auto" quantizes
+    ours = load(str(made / "own"), device="cpu", dtype="bf16", quantization=asked)
+    packed = sum(isinstance(layer, Int8Linear) for layer in ours.model.modules())
+    is_meant = asked == "int8" or size == 1
+    assert (packed > 0) == is_meant
+    assert ours.checkpoint.quantization == ("int8" if is_meant else "none")
+    assert not [name for name, _ in ours.model.named_modules() if "lora" in name]
+    merged = load(str(made / "merged"), device="cpu", dtype="bf16", quantization="none")
+    layer = "mllm.model.language_model.layers.0.self_attn.q_proj"
+    seen = torch.randn(3, tiny.WIDTH, generator=torch.Generator().manual_seed(1)).bfloat16()
+    exact = merged.model.get_submodule(layer)(seen)
+    assert (ours.model.get_submodule(layer)(seen) - exact).norm() < 0.02 * exact.norm()
+    assert ours.segment(PHOTO, "the cat", max_new_tokens=8).reply
 
 
 def test_over_four_bits_they_stay_beside_the_layers(made):

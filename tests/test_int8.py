@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from coprs_core import load
-from coprs_core.checkpoints import hugging_face
+from coprs_core.checkpoints import quantization
+from coprs_core.machine import parse_dtype
 from coprs_core.model.int8 import MANY_ROWS, Int8Linear, in_8_bits, pack
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
@@ -25,15 +26,16 @@ def test_rows_are_kept_within_a_step():
 
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("count", [1, 5, MANY_ROWS, 200])
-def test_few_rows_and_many_give_the_layers_own_output(has_bias, count):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_few_rows_and_many_give_the_layers_own_output(has_bias, count, dtype):
     torch.manual_seed(0)
-    layer = nn.Linear(128, 96, bias=has_bias).bfloat16()
-    x = torch.randn(2, count, 128).bfloat16()
+    layer = nn.Linear(128, 96, bias=has_bias).to(dtype)
+    x = torch.randn(2, count, 128).to(dtype)
     exact = nn.functional.linear(
         x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float()
     )
     output = Int8Linear(layer)(x)
-    assert output.shape == exact.shape and output.dtype == torch.bfloat16
+    assert output.shape == exact.shape and output.dtype == dtype
     assert (output - exact).norm() < 0.015 * exact.norm()
 
 
@@ -45,21 +47,25 @@ def test_packing_replaces_linear_layers_and_nothing_else():
 
 
 @pytest.mark.parametrize("make", [tiny.qwen, tiny.qwen3, tiny.llava])
-def test_the_language_model_alone_is_packed_where_the_cpu_is_slow(tmp_path, monkeypatch, make):
-    monkeypatch.setattr(hugging_face, "computes_in_bfloat16", lambda device: False)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_the_language_model_alone_is_packed_where_the_cpu_is_slow(
+    tmp_path, monkeypatch, make, dtype
+):
+    monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda device: False)
     mllm = make()
     (tmp_path / "checkpoint").mkdir()
     folder = tiny.save_checkpoint_by_hand(tmp_path / "checkpoint", tiny.coprs(mllm))
-    engine = load(str(folder), device="cpu", dtype="bf16", quantization="int8")
+    engine = load(str(folder), device="cpu", dtype=dtype, quantization="int8")
     packed = {n for n, m in engine.model.named_modules() if isinstance(m, Int8Linear)}
     linear = {f"mllm.{n}" for n, m in mllm.named_modules()
               if isinstance(m, nn.Linear) and n.startswith("model.language_model.layers.")}  # fmt: skip
     assert packed == linear and len(linear) >= 14
+    assert engine.model.dtype == parse_dtype(dtype)
     assert engine.segment(draw_scene(1).image, "it", 4).tokens <= 4
 
 
 def test_the_miniature_in_8_bits_answers_as_it_does_in_16(monkeypatch):
-    monkeypatch.setattr(hugging_face, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda device: False)
     eight = load("mini", device="cpu", dtype="bf16", quantization="int8")
     sixteen = load("mini", device="cpu", dtype="bf16")
     assert any(isinstance(m, Int8Linear) for m in eight.model.modules())

@@ -11,11 +11,13 @@ from torch import nn
 
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.quantization import choose_quantization, is_packed
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
 from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import computes_in_bfloat16, reading
-from coprs_core.model.int8 import Int8Linear
+from coprs_core.model.int8 import pack
+from coprs_core.model.output import shorten
 from coprs_core.prompts import PriorKind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,7 +37,8 @@ class AdapterSource:
                                  what was trained beside, in the place of the base's; may be missing
 
     Over weights of full precision the adapters are merged in, and cost nothing; over 4 or 8 bits
-    they stay beside the layers, as they were trained.
+    they stay beside the layers, as they were trained. What is kept as `model.int8` does is kept so
+    after they are merged.
     """
 
     name: str
@@ -67,8 +70,11 @@ class AdapterSource:
             )
         if not weights.is_file():
             raise CoPRSError(f"The adapters lack {weights}: copy it again from its source.")
-        if options.quantization == "auto" and not computes_in_bfloat16(device):
-            options = replace(options, quantization="none")  # PEFT does not know `Int8Linear`
+        asked = options.quantization
+        is_packed_later = asked == "auto" and not computes_in_bfloat16(device)
+        is_packed_later = is_packed_later or is_packed(asked, device)
+        if is_packed_later:  # adapters can be merged into whole weights alone
+            options = replace(options, quantization="none")
         checkpoint = self.base.load(options, device, report)
         segmenter: Any = checkpoint.segmenter
         model = segmenter.model
@@ -84,6 +90,12 @@ class AdapterSource:
                 load_part(model.get_submodule(part), file, device, model.dtype)
         model.eval().requires_grad_(False)
         quantization, folder = checkpoint.quantization, checkpoint.language_folder
+        if is_packed_later:
+            size = 2 * sum(p.numel() for p in model.parameters())
+            quantization = choose_quantization(asked, device, size)
+            if quantization == "int8":
+                pack(model.mllm.model.language_model)
+                shorten(model.mllm)
         return Checkpoint(self.name, checkpoint.segmenter, quantization, folder)
 
 
@@ -126,11 +138,6 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
         raise CoPRSError(
             f"{folder} holds adapters, which need the library peft: pip install peft."
         ) from problem
-    if any(isinstance(layer, Int8Linear) for layer in mllm.modules()):
-        raise CoPRSError(
-            f"{folder} holds adapters, which cannot lie over 8 bits on a CPU without instructions "
-            "for bfloat16: choose --quantize none or nf4."
-        )
     device = next(mllm.parameters()).device
     with reading(f"{folder} does not fit its base"):
         config: Any = LoraConfig.from_pretrained(str(folder))

@@ -21,9 +21,10 @@ from transformers.utils import logging as transformers_logging
 from coprs_core.checkpoints.downloads import missing_shards
 from coprs_core.checkpoints.limits import check_image_processor, check_numbers, check_size
 from coprs_core.checkpoints.pages import letting_pages_go
+from coprs_core.checkpoints.quantization import is_packed
 from coprs_core.checkpoints.tensors import refuse
 from coprs_core.errors import CoPRSError, shortened
-from coprs_core.machine import computes_in_bfloat16, reading
+from coprs_core.machine import reading
 from coprs_core.model.coordinates import CHATML, QUESTION_SLOT
 from coprs_core.model.int8 import pack
 from coprs_core.model.mllm import ARCHITECTURES, Mllm
@@ -75,10 +76,9 @@ def load_mllm(
     """A Hugging Face model by its architecture, strictly.
 
     Where it is quantized, so are the language model's linear layers and nothing else: by
-    bitsandbytes, but for int8 over bfloat16 on a CPU that is slow in both (`model.int8`).
+    bitsandbytes, or by `model.int8` (see `is_packed`).
     """
-    is_ours = quantization == "int8" and dtype == torch.bfloat16
-    is_ours = is_ours and not computes_in_bfloat16(device)
+    is_ours = is_packed(quantization, device)
     config, options = read_config(folder), {}
     pages: Any = nullcontext()
     empty = empty_mllm(config, folder)
@@ -89,9 +89,11 @@ def load_mllm(
         if not is_ours:
             options["quantization_config"] = _quantization_config(empty, dtype, quantization)
     with pages, reading(f"The language model in {folder} cannot be loaded"):
-        mllm = load_strictly(AutoModelForImageTextToText, folder, device, dtype, **options)
+        kept = torch.bfloat16 if is_ours else dtype
+        mllm = load_strictly(AutoModelForImageTextToText, folder, device, kept, **options)
         if is_ours:
             pack(mllm.model.language_model)
+            mllm.to(dtype)
     if quantization != "none":
         shorten(mllm)
     return mllm

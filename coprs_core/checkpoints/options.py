@@ -21,7 +21,8 @@ class LoadOptions:
         dtype: "auto" (bfloat16; on a CPU float32 below 1 GB of weights) or float32 / bfloat16 /
             float16 (fp32 / bf16 / fp16).
         quantization: "none", or "nf4" / "int8" for the language model's linear layers; "auto" is
-            nf4 on a CPU from 1 GB of weights on, and none elsewhere.
+            nf4 on a CPU from 1 GB of weights on (int8 on one without bfloat16 instructions), and
+            none elsewhere.
         sam: the SAM that a model which writes coordinates prompts: one of `SAM_NAMES`, or a path;
             "auto" is SAM 2.1 tiny on a CPU and large on a GPU.
         detail: how closely such a model sees a photo: "low" (at most 300 visual tokens), "normal"

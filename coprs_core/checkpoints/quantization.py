@@ -39,6 +39,12 @@ def choose_quantization(
     return "nf4"
 
 
+def is_packed(quantization: str, device: torch.device) -> bool:
+    """Whether layers are quantized by `model.int8`, not by bitsandbytes: its int8 is slow on a CPU
+    without bfloat16 instructions."""
+    return quantization == "int8" and not computes_in_bfloat16(device)
+
+
 def check_quantization(quantization: str, device: torch.device) -> None:
     """Raises `CoPRSError` where a quantization is not known or cannot work on a device."""
     if quantization not in ("auto", *QUANTIZATIONS):

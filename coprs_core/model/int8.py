@@ -2,7 +2,8 @@
 
 There a word at a time is bound by reading the weights: half of the bytes take half of the time. A
 row w of the weights is kept as ŵ = round(w / s) with s = max |w| / 127, and its output is s · ŵ·x.
-Many rows of input at once, a photo's tokens, are computed in float32 (see `wide`).
+Many rows of input at once, a photo's tokens, are computed in float32 (see `wide`), few of them in
+bfloat16, whatever the precision of the layers around.
 """
 
 import torch
@@ -26,14 +27,15 @@ class Int8Linear(nn.Module):
         rows, scale, _ = in_8_bits(layer.weight)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("scale", scale.to(layer.weight.dtype), persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
         bias = None if layer.bias is None else layer.bias.detach()
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         flat = input.reshape(-1, self.in_features)
         if len(flat) < MANY_ROWS:
-            output = torch._weight_int8pack_mm(flat.contiguous(), self.rows, self.scale)
+            few, scale = flat.bfloat16().contiguous(), self.scale.bfloat16()
+            output = torch._weight_int8pack_mm(few, self.rows, scale)
         else:
             output = linear(flat.float(), self.rows.float()).mul_(self.scale.float())
         output = output if self.bias is None else output + self.bias
@@ -42,15 +44,15 @@ class Int8Linear(nn.Module):
 
 @torch.no_grad()
 def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights [O, I] as int8 [O, I], the float32 [O] scale of each row, rounded to the weights'
-    dtype, and how far each row is from its own: float32 [O], the Euclidean distance."""
+    """Weights [O, I] as int8 [O, I], the float32 [O] scale of each row, rounded to
+    bfloat16, and how far each row is from its own: float32 [O], the Euclidean distance."""
     rows = torch.empty(weight.shape, dtype=torch.int8)
     scale, error = (torch.empty(len(weight)) for _ in range(2))
     for start in range(0, len(weight), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         exact = weight[part].float()
         of_row = exact.abs().amax(1, keepdim=True) / 127
-        of_row = of_row.to(weight.dtype).float().clamp(min=1e-30)  # as the product uses it
+        of_row = of_row.bfloat16().float().clamp(min=1e-30)  # as the product uses it
         exact /= of_row
         rounded = exact.round().clamp_(-127, 127)
         rows[part], scale[part] = rounded.to(torch.int8), of_row[:, 0]
@@ -59,8 +61,9 @@ def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pack(model: nn.Module) -> None:
-    """Keep all linear layers of a model so, each in its place, one after the other."""
+    """Keep all linear layers of a model so, each in its place, one after the other; none of them
+    quantized before."""
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) is nn.Linear:
+            if isinstance(layer, nn.Linear):
                 setattr(parent, name, Int8Linear(layer))

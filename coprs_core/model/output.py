@@ -60,7 +60,7 @@ def shorten(mllm: Any) -> None:
     """Let a model on a CPU, in bfloat16, use a `ShortlistedOutput` where its output layer is
     large."""
     layer = mllm.lm_head
-    is_plain = type(layer) is nn.Linear and layer.bias is None
+    is_plain = isinstance(layer, nn.Linear) and layer.bias is None
     is_fit = is_plain and layer.weight.device.type == "cpu"
     if is_fit and layer.weight.dtype == torch.bfloat16 and layer.weight.numel() >= LEAST_WEIGHTS:
         mllm.lm_head = ShortlistedOutput(layer)
