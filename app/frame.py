@@ -36,6 +36,11 @@ class Frame:
     recent: Any
 
     @property
+    def of_reading(self) -> list:
+        """What a photo that is read ahead changes."""
+        return [self.steps, self.ways, self.unfamiliar, self.photo_model]
+
+    @property
     def of_answer(self) -> list:
         """What an answer changes."""
         return [*self.of_beginning, self.unfamiliar, self.photo_model, self.recent, self.strip]

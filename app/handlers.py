@@ -14,6 +14,7 @@ import numpy as np
 
 from app.frame import Frame, Values
 from app.kept import linked, opened, recorded
+from app.models import Models
 from app.serving import ModelServer
 from app.texts import say
 from app.views import canvas, page
@@ -31,7 +32,6 @@ from app.visitors import (
     traced,
 )
 from coprs_core.answer.updates import Update
-from coprs_core.checkpoints.options import AUTO
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo
 from coprs_core.probes import thought, words
@@ -52,10 +52,29 @@ class Handlers:
     `frame`."""
 
     def __init__(self, server: ModelServer, frame: Frame, may_switch: bool = False):
-        self.server, self.frame, self.may_switch = server, frame, may_switch
+        self.server, self.frame = server, frame
+        self.models = Models(server, frame, may_switch)
         self.turns = Turns()
 
     # --- the answer
+
+    def read_ahead(
+        self, photo_path: str | None, request: gr.Request | None = None
+    ) -> Iterator[Values]:
+        """Another photo: it is read while the question is being typed. Where the model does not
+        know such pictures, the ways on come before the question."""
+        lang, turn = language(request), self.turns.at_rest(request)
+        yield {self.frame.steps: gr.skip()}  # Gradio empties what a generator never gave
+        if photo_path is None or turn is None:
+            return
+        with in_a_sentence(lang):
+            for update in self.server.read_ahead(opened_photo(photo_path)):
+                if self.turns.now(request) != turn:
+                    return
+                ways = self.models.no_ways
+                if update.unfamiliar:
+                    ways = self.models.ways(lang, is_asked=False)
+                yield {self.frame.steps: page.steps(lang, update), **ways}
 
     def answer(
         self,
@@ -78,20 +97,23 @@ class Handlers:
                     if time.monotonic() - told < PAUSE:
                         continue
                     told = time.monotonic()
+                if self.turns.now(request) != turn:
+                    return
                 if update.unfamiliar and not anyway:
-                    yield self._ways(lang)
+                    blank = {frame.steps: page.steps(lang), **self._blank(lang)}
+                    yield blank | self.models.ways(lang, is_asked=True)
                     return
                 values: Values = {frame.steps: page.steps(lang, update)}
                 if update.stage == "reading":
                     values |= self._blank(lang)
+                    if anyway or update.stage_seconds:  # before, they may be shown again
+                        values |= self.models.no_ways
                 elif not update.result:
                     values[frame.thought] = page.thought(lang, update)
                 if update.stage == "focus" and update.prior is not None:
                     values[frame.view] = self._prior(lang, photo, update.prior)
                 if update.result:
                     values |= self._shown(lang, Answered(photo, update.result), recent)
-                if self.turns.now(request) != turn:
-                    return
                 yield values
 
     def answer_anyway(
@@ -104,36 +126,19 @@ class Handlers:
         """As `answer`, also about a picture that the model does not know."""
         yield from self.answer(photo_path, instruction, recent, request, anyway=True)
 
-    def _ways(self, lang: str) -> Values:
-        """In place of an answer: what the model knows, and the ways on."""
-        choice = problem = None
-        if self.may_switch:
-            try:
-                choice = self.server.for_photos()
-            except CoPRSError as none_fits:
-                problem = str(none_fits)
-        note = self.server.engine.segmenter.note
-        label = say(lang, "photo_model", name=choice.model.name) if choice else ""
-        return {
-            self.frame.steps: page.steps(lang),
-            **self._blank(lang),
-            self.frame.ways: gr.update(visible=True),
-            self.frame.unfamiliar: page.unfamiliar(lang, note, choice, problem),
-            self.frame.photo_model: gr.update(value=label, visible=choice is not None),
-        }
-
-    def load_photo_model(self, request: gr.Request | None = None) -> Iterator[Values]:
-        """Load the model for photos that fits this machine; raises where it cannot be loaded, and
-        the ways stay."""
-        lang, frame = language(request), self.frame
-        with in_a_sentence(lang):
-            try:
-                for line in self.server.switch_model(AUTO):
-                    yield {frame.unfamiliar: page.loading(lang, line)}
-            except CoPRSError as problem:
-                yield {frame.unfamiliar: page.loading(lang, str(problem), failed=True)}
-                raise
-        yield self._in_use(lang)
+    def go_on(
+        self,
+        photo_path: str | None,
+        instruction: str,
+        recent: tuple | None,
+        request: gr.Request | None = None,
+    ) -> Iterator[Values]:
+        """After another model was loaded: the answer, or the photo read ahead where nothing is
+        asked yet."""
+        if instruction.strip():
+            yield from self.answer(photo_path, instruction, recent, request)
+        else:
+            yield from self.read_ahead(photo_path, request)
 
     def _blank(self, lang: str) -> Values:
         """A new question: the answer before it is no longer the one at hand."""
@@ -144,7 +149,6 @@ class Handlers:
             self.frame.trace: probe_views.empty_strip(lang),
             self.frame.verdict: page.empty_verdict(lang),
             self.frame.answered: None,
-            self.frame.ways: gr.update(visible=False),
         }
 
     def _prior(self, lang: str, photo: Photo, prior: np.ndarray) -> str:
@@ -214,12 +218,12 @@ class Handlers:
     def begin(self, request: gr.Request | None = None) -> Values:
         """Another photo, or none: the answer about the one before goes; it stays among the recent
         ones. What is asked about the new photo meanwhile comes first."""
-        turn = self.turns.take(request)
+        turn = self.turns.take(request, rests=True)
         time.sleep(ARRIVAL)
         if self.turns.now(request) != turn:
             return {self.frame.steps: gr.skip()}
         lang = language(request)
-        return {self.frame.steps: page.steps(lang), **self._blank(lang)}
+        return {self.frame.steps: page.steps(lang), **self._blank(lang), **self.models.no_ways}
 
     def restore(
         self, recent: tuple | None, event: gr.EventData, request: gr.Request | None = None
@@ -251,7 +255,7 @@ class Handlers:
             self.frame.instruction: result.instruction,
             self.frame.steps: page.steps(lang, update),
             **self._at_hand(lang, answered),
-            self.frame.ways: gr.update(visible=False),
+            **self.models.no_ways,
         }
 
     # --- the thought as the control panel
@@ -331,22 +335,7 @@ class Handlers:
         finding: Any = answered.findings["words"]
         return self._thought(lang, answered, probe_views.word_looks(lang, finding))
 
-    # --- models
-
-    def switch_model(
-        self, name: str | None, request: gr.Request | None = None
-    ) -> Iterator[tuple[str, Values]]:
-        """Load another model: its progress as HTML; at the end, the masthead and notice of the
-        model in use."""
-        lang = language(request)
-        try:
-            for line in self.server.switch_model(str(name or "").strip()):
-                yield page.loading(lang, line), {}
-        except CoPRSError as problem:
-            yield page.loading(lang, str(problem), failed=True), self._in_use(lang)
-            return
-        in_use = say(lang, "model_used", name=self.server.engine.name)
-        yield page.loading(lang, in_use), self._in_use(lang)
+    # --- the page
 
     def opened(self, request: gr.Request | None = None) -> Values:
         """When the page opens, at once: a recorded answer, or the one under the link that was
@@ -357,20 +346,6 @@ class Handlers:
                 return self._restored(lang, linked(token))
         # what is asked is left alone: somebody may be typing already
         return {frame.steps: page.steps(lang), **self._at_hand(lang, recorded(), True)}
-
-    def model_in_use(self, request: gr.Request | None = None) -> Iterator[Values]:
-        """The masthead while the model is being loaded, and when it is."""
-        if not self.server.is_ready:
-            header = page.header(language(request), None)
-            yield {self.frame.header: header, self.frame.notice: ""}
-        yield self._in_use(language(request))
-
-    def _in_use(self, lang: str) -> Values:
-        engine = self.server.engine
-        return {
-            self.frame.header: page.header(lang, engine),
-            self.frame.notice: page.notice(lang, engine.segmenter.note, self.may_switch),
-        }
 
 
 def called(lang: str, answered: Answered) -> str:

@@ -232,6 +232,16 @@ class ModelServer:
 
         return self.run(Engine.stream, photo, instruction, self.engine.max_new_tokens)
 
+    def read_ahead(self, photo: Photo) -> Iterator[Update]:
+        """Read a photo before anything is asked about it: the updates with which an answer would
+        begin; none where the model is at work already, or its seconds are counted."""
+        from coprs_core.answer.engine import Engine
+
+        self.wait()
+        if self.is_borrowed or self._pixels:
+            return iter(())
+        return self.run(Engine.read_ahead, photo)
+
     def ask(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Any:
         """The one thing that `work(engine, photo, *args)` returns; otherwise as `run`."""
         # to its end: what is kept of the photo comes after the answer

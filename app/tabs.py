@@ -228,7 +228,7 @@ def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> None:
     tab.select(show, outputs=[table, name], **QUIET)
 
     def use_model(chosen: str | None, request: gr.Request):
-        for html, values in handlers.switch_model(chosen, request):
+        for html, values in handlers.models.switch(chosen, request):
             yield {loading: html, **values}
 
     if may_switch:

@@ -105,7 +105,7 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         begun = _superseding(frame, handlers, tabs, asking)
         for event in (*answered, *begun):
             event.then(**prepare)
-        demo.load(handlers.model_in_use, outputs=[frame.header, frame.notice], **QUIET)
+        demo.load(handlers.models.in_use, outputs=[frame.header, frame.notice], **QUIET)
         demo.load(handlers.opened, outputs=frame.of_restoring, **QUIET).then(**prepare)
     return demo
 
@@ -210,10 +210,10 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     answers = [start(**ask) for start in starts]
     ask_anyway: dict[str, Any] = ask | {"fn": handlers.answer_anyway}
     answers.append(buttons.anyway.click(**ask_anyway))
-    if handlers.may_switch:
+    if handlers.models.may_switch:
         outputs = [frame.unfamiliar, frame.header, frame.notice]
-        loaded = frame.photo_model.click(handlers.load_photo_model, outputs=outputs, **MODEL)
-        answers.append(loaded.success(**ask))
+        loaded = frame.photo_model.click(handlers.models.load_for_photos, outputs=outputs, **MODEL)
+        answers.append(loaded.success(**ask | {"fn": handlers.go_on}))
     shown = examples()
 
     def pick(event: gr.EventData, request: gr.Request) -> Values:
@@ -265,7 +265,10 @@ def _superseding(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: lis
     opens = [frame.strip.select, *(event for tab in tabs for event in tab.opens)]
     gr.on([*changes, *opens], None, cancels=answers, queue=False, **QUIET)
     begin: dict[str, Any] = {"outputs": frame.of_beginning, "queue": False, **QUIET}
-    return [change(handlers.begin, None, **begin) for change in changes]
+    given, cleared = (change(handlers.begin, None, **begin) for change in changes)
+    ahead = {"outputs": frame.of_reading, "concurrency_id": "ahead", **QUIET}
+    given.then(handlers.read_ahead, frame.photo, **ahead)
+    return [given, cleared]
 
 
 def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:

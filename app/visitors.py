@@ -56,21 +56,28 @@ class Turns:
     """
 
     def __init__(self):
-        self._numbers: OrderedDict[str, int] = OrderedDict()
+        self._turns: OrderedDict[str, tuple[int, bool]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(self, request: gr.Request | None) -> int:
-        """Begin something that takes the page; its number."""
+    def take(self, request: gr.Request | None, rests: bool = False) -> int:
+        """Begin something that takes the page; its number. `rests`: nothing more comes of it, and
+        the page waits for its visitor."""
         session = _session(request)
         with self._lock:
-            self._numbers[session] = self._numbers.pop(session, 0) + 1
-            while len(self._numbers) > MAX_SESSIONS:
-                self._numbers.popitem(last=False)
-            return self._numbers[session]
+            number = self._turns.pop(session, (0, False))[0] + 1
+            self._turns[session] = number, rests
+            while len(self._turns) > MAX_SESSIONS:
+                self._turns.popitem(last=False)
+            return number
 
     def now(self, request: gr.Request | None) -> int:
         """The number of what has the page."""
-        return self._numbers.get(_session(request), 0)
+        return self._turns.get(_session(request), (0, False))[0]
+
+    def at_rest(self, request: gr.Request | None) -> int | None:
+        """The number of what has the page, if that rests."""
+        number, rests = self._turns.get(_session(request), (0, False))
+        return number if rests else None
 
 
 def _session(request: gr.Request | None) -> str:

@@ -537,11 +537,11 @@ def test_a_model_can_be_switched_and_a_failure_leaves_the_old_one(mini, tmp_path
     shutil.copytree(MINIATURE, other)
     page_handlers = handlers_for(Engine(mini.checkpoint))
     server = page_handlers.server
-    *progress, (_, values) = page_handlers.switch_model(str(other))
+    *progress, (_, values) = page_handlers.models.switch(str(other))
     assert server.engine.name == str(other) and "Loading" in progress[0][0]
     assert str(other) in values["header"]
     (tmp_path / "empty").mkdir()
-    *_, (html, _) = page_handlers.switch_model(str(tmp_path / "empty"))
+    *_, (html, _) = page_handlers.models.switch(str(tmp_path / "empty"))
     assert "a folder that holds coprs.json" in html and "failed" in html
     assert server.engine.name == str(other)
     assert server.engine.segment(found[0].image, found[1].instruction).outcome == "found"
@@ -552,7 +552,7 @@ def test_a_picture_of_a_coordinates_model_is_called_so(mini, tmp_path):
     folder = tiny.save_mllm(tmp_path / "qwen", model.mllm)
     sam = tiny.save_sam(tmp_path / "sam.pth", model)
     page_handlers = handlers_for(Engine(mini.checkpoint), LoadOptions(device="cpu", sam=str(sam)))
-    *_, (_, values) = page_handlers.switch_model(str(folder))
+    *_, (_, values) = page_handlers.models.switch(str(folder))
     assert "attention" in values["header"] and "focus token" not in values["header"]
     assert not values["notice"]
     begun = page_handlers.begin()
@@ -589,6 +589,61 @@ def test_without_leave_nobody_can_switch_the_model(mini):
         return {getattr(d.fn, "__name__", "") for d in demo.fns.values()}
 
     assert "use_model" not in named() and "use_model" in named(may_switch=True)
+
+
+# --- reading ahead
+
+
+def ahead(page_handlers, photo):
+    """What is shown while a photo is read ahead."""
+    skipped, *shown = page_handlers.read_ahead(photo)
+    assert skipped == {"steps": gr.skip()}
+    return shown
+
+
+def test_a_photo_is_read_while_its_question_is_typed(mini, photo, found):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    page_handlers.begin()
+    before, after = ahead(page_handlers, photo)
+    assert "active" in before["steps"] and "active" not in after["steps"]
+    assert "done" in after["steps"] and not after["ways"]["visible"]
+    *_, last = page_handlers.answer(photo, found[1].instruction, None)
+    result = last["answered"].result
+    assert result.photo_reused and result.reply == found[2].reply
+    assert np.array_equal(result.regions[0].mask, found[2].regions[0].mask)
+    assert np.array_equal(result.prior, found[2].prior)
+    # the answer has the page: what is read ahead says nothing over it
+    assert ahead(page_handlers, photo) == []
+
+
+def test_nothing_is_read_ahead_where_somebody_waits_or_seconds_are_counted(mini, photo):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    page_handlers.begin()
+    assert ahead(page_handlers, None) == []
+    with page_handlers.server.room(open_photo(photo)):
+        assert ahead(page_handlers, photo) == []
+    borrowed = Handlers(ModelServer(Engine(mini.checkpoint), CPU, worker=lambda w: w), NAMES)
+    borrowed.begin()
+    assert ahead(borrowed, photo) == []
+
+
+def test_what_a_visitor_asked_meanwhile_comes_before_what_is_read_ahead(mini, photo):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    page_handlers.begin()
+    read = page_handlers.read_ahead(photo)
+    assert next(read) and "active" in next(read)["steps"]
+    page_handlers.turns.take(None)
+    assert list(read) == []
+
+
+def test_the_ways_on_about_a_photograph_come_before_the_question(mini):
+    page_handlers = Handlers(ModelServer(Engine(mini.checkpoint), CPU), NAMES, may_switch=True)
+    page_handlers.begin()
+    *_, last = page_handlers.go_on(str(CHEETAH), " ", None)  # nothing is asked yet
+    assert last["ways"]["visible"] and "unlike nearly all" in last["unfamiliar"]
+    assert not last["photo_model"]["value"].endswith("answer")
+    *_, last = page_handlers.go_on(str(CHEETAH), "the cat", None)
+    assert last["ways"]["visible"] and last["photo_model"]["value"].endswith("answer")
 
 
 # --- why

@@ -350,6 +350,26 @@ def test_a_mistake_is_one_sentence_and_the_inputs_stay(page, photo, tmp_path):
 # --- a photograph, and a model that knows none
 
 
+def test_a_photo_is_read_before_its_question(page, photo):
+    read = page.locator("#steps li >> nth=0")
+    page.set_input_files("#photo input[type=file]", photo)
+    page.wait_for_selector("#steps li.done >> nth=0")
+    assert "s" in read.inner_text() and page.locator("#steps li.done").count() == 1
+    page.fill("#instruction textarea", "the largest thing")
+    page.click("#find")
+    page.wait_for_selector(FINISHED, timeout=30000)
+    assert "read before" in read.inner_text()
+
+
+def test_a_photograph_is_asked_about_before_anything_else_is(page):
+    page.set_input_files("#photo input[type=file]", CHEETAH)
+    page.wait_for_selector("#ways .unfamiliar")
+    assert page.inner_text("#photo-model") == "Load qwen3-vl-2b"
+    page.fill("#instruction textarea", "the cat")
+    page.click("#find")
+    page.wait_for_selector("#photo-model:has-text('and answer')")
+
+
 def test_a_photograph_is_asked_about_before_it_is_answered(page, shoot):
     upload_and_ask(page, CHEETAH, "the cat")
     page.wait_for_selector("#ways .unfamiliar")

@@ -260,7 +260,7 @@ def test_a_new_kind_of_model_stands_on_the_page(middle, tmp_path):
     Image.fromarray(scene.image).save(tmp_path / "p.png")
     frame = Frame(**{f.name: f.name for f in dataclasses.fields(Frame)})
     handlers = Handlers(ModelServer(middle), frame)
-    *_, values = handlers.model_in_use()
+    *_, values = handlers.models.in_use()
     assert "middle" in values["header"] and not values["notice"]
     *_, last = handlers.answer(str(tmp_path / "p.png"), question.instruction, None)
     assert "<coprs-view" in last["view"] and "It says" in last["thought"]

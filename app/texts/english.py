@@ -27,7 +27,8 @@ ENGLISH = {
     "unfamiliar_wait_cuda": "On a GPU an answer should take seconds; this has not been measured.",
     "unfamiliar_wait_mps": "On Apple's GPU an answer should take some seconds; this has not been measured.",
     "unfamiliar_hosted": "Whoever runs this page can start it with a model for photos:",
-    "photo_model": "Load {name} and answer",
+    "photo_model": "Load {name}",
+    "photo_model_answer": "Load {name} and answer",
     "anyway": "Answer anyway",
     # stages
     "stages": "stages of the answer",

@@ -139,6 +139,12 @@ class Engine:
         with self.within_memory():
             yield from _Answer(self, photo, instruction, limit).updates()
 
+    def read_ahead(self, photo: Photo) -> Iterator[Update]:
+        """Read a photo before anything is asked about it: the two updates with which an answer
+        begins, whose photo then was read before."""
+        with self.within_memory():
+            yield from _Answer(self, photo, "", 0).read()
+
     def answer_about(self, photo: Photo, features: Features, instruction: str) -> Result:
         """The answer about a photo that was read in another way than `read` does."""
         answer = _Answer(self, photo, instruction, self.max_new_tokens, features)
@@ -206,12 +212,17 @@ class _Answer:
         self.distance: float | None = None
         self.tokens: list[int] = []
 
-    def updates(self) -> Iterator[Update]:
+    def read(self):
+        """Yields an `Update` before the photo is read and one after; returns its features."""
         yield Update("reading", seconds=self.clock.total, photo_reused=self.photo_reused)
         features = self.features or self.engine.read(self.photo)
         self.distance = self.segmenter.distance(features)
         self.clock.finish("reading")
         yield self.update("reading")
+        return features
+
+    def updates(self) -> Iterator[Update]:
+        features = yield from self.read()
         transcript = yield from self.think(features)
         self.clock.finish("thinking")
         located = self.segmenter.locate(transcript, features)

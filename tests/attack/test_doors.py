@@ -156,7 +156,7 @@ def test_no_statistics_are_made_that_nobody_reads(engine):
     """Gradio sums up all past events after each one, for a dashboard that is off."""
     demo = build(ModelServer(engine))
     _, url, _ = launch(demo, quiet=True)
-    number = next(e["id"] for e in events(url) if e["api"] == "model_in_use")
+    number = next(e["id"] for e in events(url) if e["api"] == "in_use")
     assert asked(url, number, [], "statistics")["success"]
     time.sleep(0.5)  # they would be made after the answer
     assert demo._queue.event_analytics

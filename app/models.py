@@ -1,0 +1,86 @@
+"""Between the core and the page: the model in use, and the choice of another."""
+
+from collections.abc import Iterator
+
+import gradio as gr
+
+from app.frame import Frame, Values
+from app.serving import ModelServer
+from app.texts import say
+from app.views import page
+from app.visitors import in_a_sentence, language
+from coprs_core.checkpoints.options import AUTO
+from coprs_core.errors import CoPRSError
+
+
+class Models:
+    """What says which model is in use, and what switches it; values are for the components of
+    `frame`. `may_switch`: see `ui.build`."""
+
+    def __init__(self, server: ModelServer, frame: Frame, may_switch: bool = False):
+        self.server, self.frame, self.may_switch = server, frame, may_switch
+
+    def ways(self, lang: str, is_asked: bool) -> Values:
+        """What the model in use knows, and the ways on, in place of an answer about a picture that
+        it does not know; `is_asked`: a question waits."""
+        choice = problem = None
+        if self.may_switch:
+            try:
+                choice = self.server.for_photos()
+            except CoPRSError as none_fits:
+                problem = str(none_fits)
+        note = self.server.engine.segmenter.note
+        key = "photo_model_answer" if is_asked else "photo_model"
+        label = say(lang, key, name=choice.model.name) if choice else ""
+        return {
+            self.frame.ways: gr.update(visible=True),
+            self.frame.unfamiliar: page.unfamiliar(lang, note, choice, problem),
+            self.frame.photo_model: gr.update(value=label, visible=choice is not None),
+        }
+
+    @property
+    def no_ways(self) -> Values:
+        """No such ways."""
+        return {self.frame.ways: gr.update(visible=False)}
+
+    def load_for_photos(self, request: gr.Request | None = None) -> Iterator[Values]:
+        """Load the model for photos that fits this machine; raises where it cannot be loaded, and
+        the ways stay."""
+        lang, frame = language(request), self.frame
+        with in_a_sentence(lang):
+            try:
+                for line in self.server.switch_model(AUTO):
+                    yield {frame.unfamiliar: page.loading(lang, line)}
+            except CoPRSError as problem:
+                yield {frame.unfamiliar: page.loading(lang, str(problem), failed=True)}
+                raise
+        yield self._in_use(lang)
+
+    def switch(
+        self, name: str | None, request: gr.Request | None = None
+    ) -> Iterator[tuple[str, Values]]:
+        """Load another model: its progress as HTML; at the end, the masthead and notice of the
+        model in use."""
+        lang = language(request)
+        try:
+            for line in self.server.switch_model(str(name or "").strip()):
+                yield page.loading(lang, line), {}
+        except CoPRSError as problem:
+            yield page.loading(lang, str(problem), failed=True), self._in_use(lang)
+            return
+        in_use = say(lang, "model_used", name=self.server.engine.name)
+        yield page.loading(lang, in_use), self._in_use(lang)
+
+    def in_use(self, request: gr.Request | None = None) -> Iterator[Values]:
+        """The masthead while the model is being loaded, and when it is."""
+        if not self.server.is_ready:
+            header = page.header(language(request), None)
+            yield {self.frame.header: header, self.frame.notice: ""}
+        yield self._in_use(language(request))
+
+    def _in_use(self, lang: str) -> Values:
+        engine = self.server.engine
+        return {
+            self.frame.header: page.header(lang, engine),
+            self.frame.notice: page.notice(lang, engine.segmenter.note, self.may_switch),
+        }
