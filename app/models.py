@@ -60,7 +60,7 @@ class Models:
         self, name: str | None, request: gr.Request | None = None
     ) -> Iterator[tuple[str, Values]]:
         """Load another model: its progress as HTML; at the end, the masthead and notice of the
-        model in use."""
+        model in use. What the former one did not know is no longer said."""
         lang = language(request)
         try:
             for line in self.server.switch_model(str(name or "").strip()):
@@ -69,7 +69,7 @@ class Models:
             yield page.loading(lang, str(problem), failed=True), self._in_use(lang)
             return
         in_use = say(lang, "model_used", name=self.server.engine.name)
-        yield page.loading(lang, in_use), self._in_use(lang)
+        yield page.loading(lang, in_use), self._in_use(lang) | self.no_ways
 
     def in_use(self, request: gr.Request | None = None) -> Iterator[Values]:
         """The masthead while the model is being loaded, and when it is."""

@@ -232,7 +232,7 @@ def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> None:
             yield {loading: html, **values}
 
     if may_switch:
-        outputs = [loading, frame.header, frame.notice]
+        outputs = [loading, frame.header, frame.notice, frame.ways]
         button.click(use_model, name, outputs, concurrency_id="model", **QUIET)
 
 

@@ -539,10 +539,10 @@ def test_a_model_can_be_switched_and_a_failure_leaves_the_old_one(mini, tmp_path
     server = page_handlers.server
     *progress, (_, values) = page_handlers.models.switch(str(other))
     assert server.engine.name == str(other) and "Loading" in progress[0][0]
-    assert str(other) in values["header"]
+    assert str(other) in values["header"] and not values["ways"]["visible"]
     (tmp_path / "empty").mkdir()
-    *_, (html, _) = page_handlers.models.switch(str(tmp_path / "empty"))
-    assert "a folder that holds coprs.json" in html and "failed" in html
+    *_, (html, kept) = page_handlers.models.switch(str(tmp_path / "empty"))
+    assert "a folder that holds coprs.json" in html and "failed" in html and "ways" not in kept
     assert server.engine.name == str(other)
     assert server.engine.segment(found[0].image, found[1].instruction).outcome == "found"
 
