@@ -49,7 +49,7 @@ class Frame:
     def of_beginning(self) -> list:
         """What another photo, or none, changes."""
         shown = [self.steps, self.thought, self.view, self.trace, self.verdict]
-        return [*shown, self.answered, self.ways]
+        return [*shown, self.answered, self.ways, self.explained]
 
     @property
     def of_restoring(self) -> list:

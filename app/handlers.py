@@ -30,12 +30,13 @@ from app.visitors import (
     picked,
     remembered,
     traced,
+    why_not,
 )
 from coprs_core.answer.updates import Update
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo
 from coprs_core.probes import thought, words
-from coprs_core.prompts import FOCUS_TOKEN_PRIOR, with_sentence
+from coprs_core.prompts import FOCUS_TOKEN_PRIOR, check_instruction, with_sentence
 from coprs_core.prompts import sentences as sentences_of
 
 MAX_TRACED_PIXELS = 4_000_000
@@ -68,13 +69,22 @@ class Handlers:
         if photo_path is None or turn is None:
             return
         with in_a_sentence(lang):
-            for update in self.server.read_ahead(opened_photo(photo_path)):
-                if self.turns.now(request) != turn:
-                    return
-                ways = self.models.no_ways
-                if update.unfamiliar:
-                    ways = self.models.ways(lang, is_asked=False)
-                yield {self.frame.steps: page.steps(lang, update), **ways}
+            self.server.wait()
+            if not self.server.is_idle:
+                return
+            photo = opened_photo(photo_path)
+            try:
+                for update in self.server.read_ahead(photo):
+                    if self.turns.now(request) != turn:
+                        return
+                    ways = self.models.no_ways
+                    if update.unfamiliar:
+                        ways = self.models.ways(lang, is_asked=False)
+                    yield {self.frame.steps: page.steps(lang, update), **ways}
+            except CoPRSError:
+                if self.turns.now(request) == turn:
+                    yield {self.frame.steps: page.steps(lang)}
+                raise
 
     def answer(
         self,
@@ -88,33 +98,44 @@ class Handlers:
 
         About a picture that the model does not know it is asked first whether to answer `anyway`.
         """
-        lang, frame, turn = language(request), self.frame, self.turns.take(request)
-        told = -PAUSE
+        lang, update, told = language(request), Update("reading"), -PAUSE
         with in_a_sentence(lang):
-            photo = opened_photo(photo_path)
-            for update in self.server.stream(photo, instruction):
-                if update.stage == "thinking":
-                    if time.monotonic() - told < PAUSE:
-                        continue
-                    told = time.monotonic()
-                if self.turns.now(request) != turn:
-                    return
-                if update.unfamiliar and not anyway:
-                    blank = {frame.steps: page.steps(lang), **self._blank(lang)}
-                    yield blank | self.models.ways(lang, is_asked=True)
-                    return
-                values: Values = {frame.steps: page.steps(lang, update)}
-                if update.stage == "reading":
-                    values |= self._blank(lang)
-                    if anyway or update.stage_seconds:  # before, they may be shown again
-                        values |= self.models.no_ways
-                elif not update.result:
-                    values[frame.thought] = page.thought(lang, update)
-                if update.stage == "focus" and update.prior is not None:
-                    values[frame.view] = self._prior(lang, photo, update.prior)
-                if update.result:
-                    values |= self._shown(lang, Answered(photo, update.result), recent)
-                yield values
+            photo, instruction = opened_photo(photo_path), check_instruction(instruction)
+            turn = self.turns.take(request)
+            try:
+                for update in self.server.stream(photo, instruction):
+                    if update.stage == "thinking":
+                        if time.monotonic() - told < PAUSE:
+                            continue
+                        told = time.monotonic()
+                    if self.turns.now(request) != turn:
+                        return
+                    if update.unfamiliar and not anyway:
+                        blank = {self.frame.steps: page.steps(lang), **self._blank(lang)}
+                        yield blank | self.models.ways(lang, is_asked=True)
+                        return
+                    yield self._state(lang, photo, update, recent, anyway)
+            except CoPRSError:
+                if self.turns.now(request) == turn:
+                    yield self.stop(page.thought(lang, update), None, request)
+                raise
+
+    def _state(
+        self, lang: str, photo: Photo, update: Update, recent: tuple | None, anyway: bool
+    ) -> Values:
+        """An answer under way, or finished, on the page."""
+        values: Values = {self.frame.steps: page.steps(lang, update)}
+        if update.result:
+            return values | self._shown(lang, Answered(photo, update.result), recent)
+        if update.stage == "reading":
+            values |= self._blank(lang)
+            if anyway or update.stage_seconds:  # before, they may be shown again
+                values |= self.models.no_ways
+            return values
+        values[self.frame.thought] = page.thought(lang, update)
+        if update.stage == "focus" and update.prior is not None:
+            values[self.frame.view] = self._prior(lang, photo, update.prior)
+        return values
 
     def answer_anyway(
         self,
@@ -223,28 +244,29 @@ class Handlers:
         if self.turns.now(request) != turn:
             return {self.frame.steps: gr.skip()}
         lang = language(request)
-        return {self.frame.steps: page.steps(lang), **self._blank(lang), **self.models.no_ways}
+        blank = {self.frame.steps: page.steps(lang), self.frame.explained: ""}
+        return blank | self._blank(lang) | self.models.no_ways
 
     def restore(
         self, recent: tuple | None, event: gr.EventData, request: gr.Request | None = None
     ) -> Values:
         """An earlier answer of this visit, as it was."""
-        self.turns.take(request)
         lang, recent = language(request), recent or ()
         with in_a_sentence(lang):
             chosen = recent[picked(lang, event, len(recent))]
+        self.turns.take(request)
         return self._restored(lang, chosen)
 
     def open_file(
         self, path: str | None, recent: tuple | None, request: gr.Request | None = None
     ) -> Values:
         """A saved answer, without the model; it joins the recent ones."""
-        self.turns.take(request)
         lang = language(request)
         with in_a_sentence(lang):
             if path is None:
                 raise CoPRSError(say(lang, "gone"))
             answered = opened(path)
+        self.turns.take(request)
         return self._restored(lang, answered) | self._remember(lang, answered, recent)
 
     def _restored(self, lang: str, answered: Answered) -> Values:
@@ -267,15 +289,18 @@ class Handlers:
         model in use cannot tell, or where there are no pictures to drive.
         """
         lang, turn = language(request), self.turns.now(request)
-        strip = self._strip(lang, answered)
-        return strip if self.turns.now(request) == turn else gr.skip()
+        return self.turns.still(request, turn, self._strip(lang, answered))
 
     def _strip(self, lang: str, answered: Answered | None) -> str:
         if answered is None:
             return probe_views.empty_strip(lang)
         if reason := self._why_untraced(answered):
             return probe_views.empty_strip(lang, reason)
-        if (trace := traced(self.server, answered)) is None:
+        try:
+            trace = traced(self.server, answered)
+        except CoPRSError as problem:  # a thought without sentences, or memory that ran out
+            return probe_views.untraced(lang, str(problem))
+        if trace is None:
             return probe_views.empty_strip(lang, "strip_none")
         return probe_views.strip_view(lang, answered.photo, trace)
 
@@ -286,8 +311,8 @@ class Handlers:
         if answered.trace or "sentences" in answered.findings:  # it was asked for
             return ""
         height, width = answered.photo.size
-        if not can_probe(self.server, answered.result):
-            return "strip_none"
+        if reason := why_not(self.server, answered.result):
+            return reason if reason == "reason_elsewhere" else "strip_none"
         if self.server.is_borrowed:
             return "strip_borrowed"
         return "strip_large" if height * width > MAX_TRACED_PIXELS else ""
@@ -301,7 +326,7 @@ class Handlers:
     ) -> Values:
         """A sentence of the thought was changed: the model reads the thought so, and focuses
         again. What comes is the answer at hand, drawn over the one before it."""
-        lang, turn = language(request), self.turns.take(request)
+        lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
             before = answered.result
@@ -310,6 +335,7 @@ class Handlers:
             text, was = getattr(event, "value", ""), getattr(event, "said", None)
             if not isinstance(text, str) or was != now[number]:
                 raise CoPRSError(say(lang, "changed_meanwhile"))
+            turn = self.turns.take(request)
             said = with_sentence(before.reasoning, number, text)
             finding = self.server.ask(thought.ask, answered.photo, before, said)
         changed = number if text.strip() else None
@@ -324,16 +350,17 @@ class Handlers:
             self.frame.view: canvas.changed_view(lang, pixels, before, after.result),
         }
 
-    def words(self, answered: Answered | None, request: gr.Request | None = None) -> str:
+    def words(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """The thought with its words below it, each a button of the pictures."""
-        lang = language(request)
+        lang, turn = language(request), self.turns.now(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
             if "words" not in answered.findings:
                 finding = self.server.ask(words.ask, answered.photo, answered.result)
                 answered.findings["words"] = finding
         finding: Any = answered.findings["words"]
-        return self._thought(lang, answered, probe_views.word_looks(lang, finding))
+        words_shown = self._thought(lang, answered, probe_views.word_looks(lang, finding))
+        return self.turns.still(request, turn, words_shown)
 
     # --- the page
 

@@ -54,7 +54,7 @@ class Models:
             except CoPRSError as problem:
                 yield {frame.unfamiliar: page.loading(lang, str(problem), failed=True)}
                 raise
-        yield self._in_use(lang)
+        yield self._in_use(lang) | self.no_ways
 
     def switch(
         self, name: str | None, request: gr.Request | None = None

@@ -3,7 +3,9 @@ taken away."""
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -16,10 +18,12 @@ from app.views import probes as probe_views
 from app.views.standalone import standalone
 from app.visitors import (
     Answered,
+    Turns,
     given,
     in_a_sentence,
     language,
     save_answered,
+    small_finding,
     traced,
     why_not,
 )
@@ -34,10 +38,11 @@ _NEEDS_A_PLACE = ("heads", "zoom")
 
 
 class Questions:
-    """What is asked about the answer at hand, with the model in use."""
+    """What is asked about the answer at hand, with the model in use. What took its time says
+    nothing where something else has the page by then."""
 
-    def __init__(self, server: ModelServer):
-        self.server = server
+    def __init__(self, server: ModelServer, turns: Turns):
+        self.server, self.turns = server, turns
 
     def why_not(self, lang: str, name: str, answered: Answered | None) -> str:
         """Why a probe cannot be asked now, in a sentence; "" where it can."""
@@ -53,17 +58,18 @@ class Questions:
 
     def ask_probe(
         self, name: str, answered: Answered | None, request: gr.Request | None = None
-    ) -> str:
+    ) -> Any:
         """A probe's finding as HTML; it is kept with the answer, for the zip."""
-        lang = language(request)
+        lang, turn = language(request), self.turns.now(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
             try:
                 finding = self.server.ask(probe(name).ask, answered.photo, answered.result)
             except NotApplicable as nothing:  # no mistake of anybody's
-                return page.reason(lang, str(nothing))
-        answered.findings[name] = finding
-        return probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
+                return self.turns.still(request, turn, page.reason(lang, str(nothing)))
+        answered.findings[name] = small_finding(finding)
+        view = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
+        return self.turns.still(request, turn, view)
 
     def compare(
         self,
@@ -103,29 +109,33 @@ class Questions:
 
     # --- to take away
 
-    def export(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[str]:
+    def export(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[Any]:
         """The answer's files as one zip, with what probes found and the trace."""
-        lang = language(request)
+        lang, turn = language(request), self.turns.now(request)
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            yield str(save_answered(Path(folder), self.server, given(lang, answered)))
+            file = save_answered(Path(folder), self.server, given(lang, answered))
+            yield self.turns.still(request, turn, str(file))
 
     def export_page(
         self, answered: Answered | None, request: gr.Request | None = None
-    ) -> Iterator[str]:
+    ) -> Iterator[Any]:
         """The answer as one HTML file that needs no server: canvases, replay and all."""
-        lang = language(request)
+        lang, turn = language(request), self.turns.now(request)
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = given(lang, answered)
             path = Path(folder) / "coprs-answer.html"
-            text = standalone(lang, answered.photo, answered.result, traced(self.server, answered))
+            trace = None
+            with suppress(CoPRSError):  # the page comes without a replay, and says so
+                trace = traced(self.server, answered)
+            text = standalone(lang, answered.photo, answered.result, trace)
             path.write_text(text, encoding="utf-8")
-            yield str(path)
+            yield self.turns.still(request, turn, str(path))
 
     def export_replay(
         self, answered: Answered | None, request: gr.Request | None = None
-    ) -> Iterator[str]:
+    ) -> Iterator[Any]:
         """The replay as an animated picture; raises where the thought cannot be traced."""
-        lang = language(request)
+        lang, turn = language(request), self.turns.now(request)
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = given(lang, answered)
             trace = traced(self.server, answered)
@@ -134,14 +144,15 @@ class Questions:
                     say(lang, "strip_none" if answered.result.regions else "strip_nothing")
                 )
             path = Path(folder) / "coprs-replay.webp"
-            yield str(save_replay(path, answered.photo, answered.result, trace))
+            save_replay(path, answered.photo, answered.result, trace)
+            yield self.turns.still(request, turn, str(path))
 
-    def link(self, answered: Answered | None, request: gr.Request | None = None) -> str:
+    def link(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """A link under which this server opens the answer again."""
-        lang = language(request)
+        lang, turn = language(request), self.turns.now(request)
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             file = save_answered(Path(folder), self.server, given(lang, answered))
-            return page.link(lang, keep(file))
+            return self.turns.still(request, turn, page.link(lang, keep(file)))
 
 
 def named(lang: str, answered: Answered) -> str:

@@ -234,13 +234,15 @@ class ModelServer:
 
     def read_ahead(self, photo: Photo) -> Iterator[Update]:
         """Read a photo before anything is asked about it: the updates with which an answer would
-        begin; none where the model is at work already, or its seconds are counted."""
+        begin."""
         from coprs_core.answer.engine import Engine
 
-        self.wait()
-        if self.is_borrowed or self._pixels:
-            return iter(())
         return self.run(Engine.read_ahead, photo)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no work is under way, and the model's seconds are not counted."""
+        return not self.is_borrowed and not self._pixels
 
     def ask(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Any:
         """The one thing that `work(engine, photo, *args)` returns; otherwise as `run`."""
@@ -286,6 +288,7 @@ class ModelServer:
         time.
 
         The old one makes room first. Where the new one cannot be loaded the old one comes back.
+        What was begun is ended though its page be closed.
 
         Raises:
             CoPRSError: why the new one cannot be loaded. A model on another machine is chosen when
@@ -296,35 +299,35 @@ class ModelServer:
                 "A model on another machine can only be named when the app is started (--model): "
                 "choose one that runs here."
             )
-        with self._lock:
-            old = self._loaded_as
-            if name in (old, self.engine.name):
-                return
-            # so that the app stays able to answer
-            self.engine = self._load("mini", on_cpu=True)
-            give_memory_back()
-            try:
-                self.engine = yield from self._loaded(name)
-                self._loaded_as = name
-            except BaseException:  # closing the page counts too
-                self.engine = self._load(old)
-                raise
-            self._calibrate_behind()
-
-    def _loaded(self, name: str):
-        """Yields lines of progress; returns the engine."""
-        lines: queue.Queue[str | Engine | Exception] = queue.Queue()
-
-        def work() -> None:
-            try:
-                lines.put(self._load(name, lines.put))
-            except Exception as problem:  # carried over to the thread that waits
-                lines.put(problem)
-
+        self._lock.acquire()  # the thread releases it
+        if name in (self._loaded_as, self.engine.name):
+            self._lock.release()
+            return
+        lines: queue.Queue[str | Exception | None] = queue.Queue()
+        threading.Thread(target=self._switch, args=(name, lines), daemon=True).start()
         yield f"Loading {name}"
-        threading.Thread(target=work, daemon=True).start()
         while isinstance(line := lines.get(), str):
             yield line
-        if isinstance(line, Exception):
+        if line is not None:
             raise line
-        return line
+
+    def _switch(self, name: str, lines: queue.Queue[str | Exception | None]) -> None:
+        """The work of `switch_model`, which ends what it began whoever still looks on; tells its
+        progress, at last None or the problem."""
+        old = self._loaded_as
+        try:
+            # so that the app stays able to answer
+            self.engine, self._loaded_as = self._load("mini", on_cpu=True), "mini"
+            give_memory_back()
+            try:
+                self.engine, self._loaded_as = self._load(name, lines.put), name
+            except BaseException:
+                self.engine, self._loaded_as = self._load(old), old
+                raise
+            self._calibrate_behind()
+        except Exception as problem:  # carried over to the thread that waits
+            lines.put(problem)
+        else:
+            lines.put(None)
+        finally:
+            self._lock.release()

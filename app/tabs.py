@@ -17,6 +17,8 @@ from coprs_core.probes import PROBES
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of events that are done at once."""
+LAST: dict[str, Any] = {"trigger_mode": "always_last"}
+"""What was triggered while it was under way comes after it; Gradio would drop it."""
 MODEL: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model"}
 """Of events that the model works for: so many at a time as `Listening.at_once` says."""
 NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
@@ -42,7 +44,7 @@ class Tab:
 
 def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> list[Tab]:
     """Every tab, in order: one a probe, but for the words, which the thought itself shows."""
-    questions, tabs = Questions(handlers.server), []
+    questions, tabs = Questions(handlers.server, handlers.turns), []
     with gr.Tabs(elem_id="probes"):
         for name in PROBES:
             if name != "words":

@@ -17,7 +17,7 @@ from app.guard import Guard
 from app.handlers import Frame, Handlers, Values
 from app.options import Listening
 from app.serving import ModelServer
-from app.tabs import MODEL, NO_AUTOCOMPLETE, QUIET, Recent, Tab, build_tabs
+from app.tabs import LAST, MODEL, NO_AUTOCOMPLETE, QUIET, Recent, Tab, build_tabs
 from app.texts import I18N, say
 from app.theme import theme
 from app.uploads import Page, bound, read_by, use_private_folder
@@ -104,7 +104,7 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         _tracing(frame, handlers, answered)
         begun = _superseding(frame, handlers, tabs, asking)
         for event in (*answered, *begun):
-            event.then(**prepare)
+            event.then(**prepare, **LAST)
         demo.load(handlers.models.in_use, outputs=[frame.header, frame.notice], **QUIET)
         demo.load(handlers.opened, outputs=frame.of_restoring, **QUIET).then(**prepare)
     return demo
@@ -203,7 +203,7 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
         "outputs": frame.of_answer,
         "show_progress": "minimal",
         "show_progress_on": frame.steps,
-        "trigger_mode": "always_last",  # what is asked while it answers comes next
+        "trigger_mode": "multiple",  # what is asked while it answers ends that (`Turns`)
         **MODEL,
     }
     starts = [buttons.find.click, frame.instruction.submit]
@@ -211,7 +211,7 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     ask_anyway: dict[str, Any] = ask | {"fn": handlers.answer_anyway}
     answers.append(buttons.anyway.click(**ask_anyway))
     if handlers.models.may_switch:
-        outputs = [frame.unfamiliar, frame.header, frame.notice]
+        outputs = [frame.unfamiliar, frame.header, frame.notice, frame.ways]
         loaded = frame.photo_model.click(handlers.models.load_for_photos, outputs=outputs, **MODEL)
         answers.append(loaded.success(**ask | {"fn": handlers.go_on}))
     shown = examples()
@@ -252,7 +252,7 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
 def _tracing(frame: Frame, handlers: Handlers, events: list) -> None:
     """After an answer its thought is traced."""
     for event in events:
-        event.then(handlers.trace, frame.answered, frame.trace, **MODEL)
+        event.then(handlers.trace, frame.answered, frame.trace, **LAST, **MODEL)
 
 
 def _superseding(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: list) -> list:
@@ -266,7 +266,7 @@ def _superseding(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: lis
     gr.on([*changes, *opens], None, cancels=answers, queue=False, **QUIET)
     begin: dict[str, Any] = {"outputs": frame.of_beginning, "queue": False, **QUIET}
     given, cleared = (change(handlers.begin, None, **begin) for change in changes)
-    ahead = {"outputs": frame.of_reading, "concurrency_id": "ahead", **QUIET}
+    ahead = {"outputs": frame.of_reading, "concurrency_id": "ahead", **LAST, **QUIET}
     given.then(handlers.read_ahead, frame.photo, **ahead)
     return [given, cleared]
 

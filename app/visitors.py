@@ -20,8 +20,9 @@ from coprs_core.archive import save_zip
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import AUTOMATIC, probe, sentences
-from coprs_core.probes.finding import Finding, NotApplicable
-from coprs_core.probes.trace import Sentences
+from coprs_core.probes.finding import Finding, NotApplicable, OtherResult
+from coprs_core.probes.heads import Heads
+from coprs_core.probes.trace import SAVED_SIDE, Sentences
 
 MAX_PIXELS = 12_000_000
 """A visitor's photo of more pixels is brought down to so many."""
@@ -74,6 +75,10 @@ class Turns:
         """The number of what has the page."""
         return self._turns.get(_session(request), (0, False))[0]
 
+    def still(self, request: gr.Request | None, turn: int, value: Any) -> Any:
+        """A value for the page; nothing where something else took the page after `turn`."""
+        return value if self.now(request) == turn else gr.skip()
+
     def at_rest(self, request: gr.Request | None) -> int | None:
         """The number of what has the page, if that rests."""
         number, rests = self._turns.get(_session(request), (0, False))
@@ -84,13 +89,18 @@ def _session(request: gr.Request | None) -> str:
     return str(getattr(request, "session_hash", None) or "")
 
 
-def small_trace(trace: Sentences) -> Sentences:
-    """A trace as it is kept with an answer: priors and masks of at most `TRACE_SIDE` pixels."""
+def small_trace(trace: Sentences, side: int = TRACE_SIDE) -> Sentences:
+    """A trace as it is kept with an answer: priors and masks of at most `side` pixels a side."""
     views = (
-        replace(v, prior=small_prior(v.prior, TRACE_SIDE), mask=small_mask(v.mask, TRACE_SIDE))
+        replace(v, prior=small_prior(v.prior, side), mask=small_mask(v.mask, side))
         for v in trace.views
     )
     return Sentences(tuple(views))
+
+
+def small_finding(finding: Finding) -> Finding:
+    """What a probe found as it is kept with an answer: a trace no larger than its files."""
+    return small_trace(finding, SAVED_SIDE) if isinstance(finding, Sentences) else finding
 
 
 def opened_photo(path: str | None) -> Photo:
@@ -146,19 +156,29 @@ def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answer
 
 
 def pixels_of(answered: Answered) -> int:
-    """The pixels that are kept of an answer: its photo, each region's prior and mask, its trace."""
+    """The pixels that are kept of an answer: its photo, each region's prior and mask, its trace,
+    and what probes found."""
     height, width = answered.photo.size
-    views = answered.trace.views if answered.trace else ()
-    return height * width * max(1, len(answered.result.regions)) + sum(v.mask.size for v in views)
+    own = height * width * max(1, len(answered.result.regions))
+    found = [answered.trace, *answered.findings.values()]
+    return own + sum(_pixels_found(one) for one in found if one)
+
+
+def _pixels_found(finding: Finding) -> int:
+    if isinstance(finding, Sentences):
+        return sum(view.mask.size for view in finding.views)
+    if isinstance(finding, OtherResult):
+        return sum(region.mask.size for region in finding.result.regions)
+    return finding.maps.size if isinstance(finding, Heads) else 0
 
 
 def traced(server: ModelServer, answered: Answered) -> Sentences | None:
-    """The small trace of an answer, made now where it was not yet; None where it cannot be."""
+    """The small trace of an answer, made now where it was not yet; None where the model in use did
+    not give it, or it found nothing. Raises `CoPRSError` where its thought cannot be traced."""
     if answered.trace is None:
         finding: Any = answered.findings.get("sentences")
         if finding is None and answered.result.regions and can_probe(server, answered.result):
-            with suppress(CoPRSError):  # a thought without sentences; the tab says so when asked
-                finding = server.ask(sentences.ask, answered.photo, answered.result)
+            finding = server.ask(sentences.ask, answered.photo, answered.result)
         answered.trace = small_trace(finding) if finding else None
     return answered.trace
 

@@ -365,7 +365,7 @@ def every_view(bad: str, found, server) -> dict[str, str]:
             return [Picture("probe_word", {"word": bad, "highest": bad}, pixels)]
 
     answered = visitors.Answered(photo, result)
-    compared = Questions(server).compare(answered, 0, (answered,))
+    compared = Questions(server, visitors.Turns()).compare(answered, 0, (answered,))
     looks = Words([bad, bad], np.zeros((2, 4, 4), np.float32), [0.0, 1.0], [False, True])
     offers = page.Offers(edit=True, words=True)
     repair = page.Repair(bad, bad)
@@ -636,6 +636,81 @@ def test_what_a_visitor_asked_meanwhile_comes_before_what_is_read_ahead(mini, ph
     assert list(read) == []
 
 
+def test_a_refused_question_leaves_what_is_under_way(mini, photo, asked):
+    page_handlers, answered = asked
+    page_handlers.begin()
+    read = page_handlers.read_ahead(photo)
+    assert next(read) and next(read)
+    for refused in (
+        lambda: list(page_handlers.answer(photo, " ", None)),
+        lambda: page_handlers.restore((), event(index=3)),
+        lambda: page_handlers.open_file(None, None),
+        lambda: change(page_handlers, answered, (), 0, ["x"]),
+    ):
+        with pytest.raises(gr.Error):
+            refused()
+    assert "done" in next(read)["steps"]
+
+
+def test_what_breaks_off_is_under_way_no_more(mini, photo, monkeypatch):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    whole = list(page_handlers.server.stream(open_photo(photo), "the car"))
+
+    def broken(*_):
+        yield from whole[:8]
+        raise CoPRSError("The server broke off: ask again.")
+
+    monkeypatch.setattr(page_handlers.server, "stream", broken)
+    monkeypatch.setattr(page_handlers.server, "read_ahead", broken)
+
+    def last_of(shown):
+        told = []
+        with pytest.raises(gr.Error, match="broke off"):
+            for values in shown:
+                told.append(values)  # noqa: PERF402
+        return told[-1]
+
+    last = last_of(page_handlers.answer(photo, "the car", None))
+    assert "active" not in last["steps"] and "caret" not in last["thought"]
+    assert whole[7].text[-5:] in last["thought"] and "stopped" in last["thought"]
+    page_handlers.begin()
+    assert "active" not in last_of(page_handlers.read_ahead(photo))["steps"]
+
+
+def test_what_took_its_time_says_nothing_about_another_answer(asked, monkeypatch):
+    page_handlers, answered = asked
+    questions = Questions(page_handlers.server, page_handlers.turns)
+    ask = page_handlers.server.ask
+
+    def meanwhile(*args):
+        page_handlers.turns.take(None)
+        return ask(*args)
+
+    monkeypatch.setattr(page_handlers.server, "ask", meanwhile)
+    assert page_handlers.words(answered) == gr.skip()
+    assert questions.ask_probe("heads", answered) == gr.skip()
+    assert next(questions.export_page(answered)) == gr.skip()
+    assert {"words", "heads"} <= set(answered.findings)  # they are kept with their own answer
+
+
+def test_a_thought_that_cannot_be_traced_says_why(asked):
+    page_handlers, answered = asked
+    silent = dataclasses.replace(answered.result, reasoning="", reply="<REF_POS>")
+    strip = page_handlers.trace(visitors.Answered(answered.photo, silent))
+    assert "another model gave it" not in strip and "sentence" in strip
+
+
+def test_a_model_whose_page_is_closed_is_loaded_to_its_end(mini, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(MINIATURE, other)
+    server = ModelServer(Engine(mini.checkpoint), CPU)
+    loading = server.switch_model(str(other))
+    assert next(loading) == f"Loading {other}"
+    loading.close()
+    assert list(server.switch_model(str(other))) == []  # waits until that is done
+    assert server.engine.name == server.name == str(other)
+
+
 def test_the_ways_on_about_a_photograph_come_before_the_question(mini):
     page_handlers = Handlers(ModelServer(Engine(mini.checkpoint), CPU), NAMES, may_switch=True)
     page_handlers.begin()
@@ -670,7 +745,7 @@ def change(page_handlers, answered, recent, index, value):
 
 def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server)
+    questions = Questions(page_handlers.server, page_handlers.turns)
     before = answered.result.to_json(), answered.result.prior.copy(), answered.result.mask.copy()
     traced = questions.ask_probe("sentences", answered)
     views = answered.findings["sentences"].views
@@ -712,7 +787,6 @@ def test_a_changed_sentence_is_an_answer_drawn_over_the_one_before(mini):
     assert values["recent"] == (after, answered)  # the old one is kept
     looks = json.loads(unescape(values["view"].split('data-view="')[1].split('"')[0]))["looks"]
     assert [x["label"] for x in looks] == ["both", "now", "before"]
-    assert looks[0]["compare"] and "compare" not in looks[1]
     gone = change(page_handlers, after, (), 0, "  ")["answered"]
     assert sentences_of(gone.result.reasoning) == sentences_of(after.result.reasoning)[1:]
 
@@ -733,7 +807,7 @@ def test_the_words_come_all_at_once_and_small(asked):
 
 def test_what_cannot_be_asked_says_why(asked):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server)
+    questions = Questions(page_handlers.server, page_handlers.turns)
     assert questions.why_not("en", "heads", None) == "Ask for something first."
     assert questions.why_not("en", "heads", answered) == ""
     other = visitors.Answered(answered.photo, dataclasses.replace(answered.result, model="another"))
@@ -746,7 +820,7 @@ def test_what_cannot_be_asked_says_why(asked):
 
 def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server)
+    questions = Questions(page_handlers.server, page_handlers.turns)
     taking = questions.export_page(answered)
     text = Path(next(taking)).read_text()
     taking.close()
@@ -869,7 +943,7 @@ def test_sessions_are_not_kept_for_ever(monkeypatch):
 
 def exported(page_handlers, answered, path):
     """The zip that the page gives, copied before its folder goes."""
-    exporting = Questions(page_handlers.server).export(answered)
+    exporting = Questions(page_handlers.server, page_handlers.turns).export(answered)
     shutil.copy(next(exporting), path)
     exporting.close()
     return path
@@ -935,14 +1009,14 @@ def test_what_probes_found_goes_into_the_zip(asked, tmp_path):
     page_handlers, answered = asked
     alone = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "alone.zip")).namelist()
     assert "sentences.json" in alone and "heads.npy" not in alone
-    Questions(page_handlers.server).ask_probe("heads", answered)
+    Questions(page_handlers.server, page_handlers.turns).ask_probe("heads", answered)
     more = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "more.zip")).namelist()
     assert {"heads.json", "heads.npy", "heads.png", "sentences.npy"} <= set(more)
 
 
 def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server)
+    questions = Questions(page_handlers.server, page_handlers.turns)
     one = visitors.Answered(
         answered.photo, dataclasses.replace(answered.result, reasoning="One sentence.")
     )
@@ -1099,7 +1173,7 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
 
 def test_a_thought_that_cannot_be_traced_can_be_taken_away_all_the_same(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server)
+    questions = Questions(page_handlers.server, page_handlers.turns)
     long = change(page_handlers, answered, (), 0, "A b. " * 70)["answered"]
     assert "at most 64 are traced" in questions.ask_probe("sentences", long)  # no error
     names = zipfile.ZipFile(exported(page_handlers, long, tmp_path / "long.zip")).namelist()

@@ -101,6 +101,20 @@ def test_cache_is_bounded_and_drops_the_oldest(fresh):
     assert not fresh.segment(images[0], "x", max_new_tokens=1).photo_reused
 
 
+def test_a_photo_that_is_only_read_ahead_is_the_first_to_go(fresh):
+    images = [np.full((8, 8, 3), v, np.uint8) for v in range(MAX_KEPT_PHOTOS + 1)]
+    for image in images[:-1]:
+        fresh.segment(image, "x", max_new_tokens=1)
+    first, *_, ahead, later = map(open_photo, [*images, np.full((8, 8, 3), 99, np.uint8)])
+    before, after = fresh.read_ahead(ahead)
+    assert not before.stage_seconds and "reading" in after.stage_seconds
+    assert fresh.kept(ahead) is not None and not fresh.kept(first)
+    fresh._features.move_to_end(ahead.key, last=False)  # looking at it was no question
+    assert len(list(fresh.read_ahead(later))) == 2
+    assert fresh.kept(later) and not fresh.kept(ahead)
+    assert all(fresh.kept(open_photo(image)) for image in images[1:-1])
+
+
 def test_closing_stops_the_work_within_one_step(fresh):
     steps = []
     handle = fresh.model.mllm.lm_head.register_forward_hook(lambda *_: steps.append(1))

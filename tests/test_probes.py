@@ -239,3 +239,5 @@ def test_a_given_thought_is_told_from_the_models_own(asked):
     assert "given" in links and "understood" not in links and "named" not in links
     back = Result.from_dict(given.to_dict(with_priors=True))
     assert back.is_thought_given
+    assert given.distance == result.distance is not None and given.seen_size == result.seen_size
+    assert given.versions == result.versions

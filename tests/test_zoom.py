@@ -1,6 +1,8 @@
 """Zooming in on the real miniature: exact frames, an untouched answer, and the gain that justifies
 it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,9 @@ def test_what_cannot_be_zoomed_into_is_said(mini, nothing_found, monkeypatch):
     assert result.outcome == FOUND
     with pytest.raises(CoPRSError, match="not small"):
         zoom.ask(mini, large[0].image, result)
+    region = replace(result.regions[0], prior=np.zeros_like(result.prior))  # as a stranger may say
+    with pytest.raises(CoPRSError, match="nothing to zoom into"):
+        zoom.ask(mini, large[0].image, replace(result, regions=(region,)))
 
 
 def test_zooming_in_gives_the_masks_that_were_recorded(mini):

@@ -92,9 +92,7 @@ class View extends HTMLElement {
     if (this.index !== index || !this.looks[index]) return;
     if (this.control("look")) this.control("look").value = index;
     for (const button of this.querySelectorAll("[data-look]")) {
-      const chosen = Number(button.dataset.look) === index;
-      if (button.tagName === "BUTTON") button.setAttribute("aria-pressed", chosen);
-      else button.classList.toggle("chosen", chosen);
+      button.setAttribute("aria-pressed", Number(button.dataset.look) === index);
     }
     const caption = this.querySelector(".prior-figure figcaption span");
     if (caption) {

@@ -49,14 +49,12 @@ class CanvasView:
         numbers: uint8 [H, W]: 0 or the number of a region; in a comparison 1 both, 2 only the
             first, 3 only the second.
         curve: IoU of prior and mask at each threshold, [101].
-        compares: whether `numbers` are those of a comparison.
     """
 
     label: str
     prior: np.ndarray | None = field(default=None, repr=False)
     numbers: np.ndarray | None = field(default=None, repr=False)
     curve: np.ndarray | None = field(default=None, repr=False)
-    compares: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,8 +167,6 @@ class Canvas:
             values["mask"] = data_url("png", file)
         if view.curve is not None:
             values["curve"] = [round(float(v), 4) for v in view.curve]
-        if view.compares:
-            values["compare"] = True
         return values
 
 
@@ -228,7 +224,7 @@ def changed_view(lang: str, pixels: np.ndarray, before: Result, after: Result) -
     canvas = Canvas(lang, pixels)
     difference = Difference.of(lang, before, after)
     curve = iou_curve(after.prior, after.mask) if after.prior is not None else None
-    both = CanvasView(say(lang, "both"), after.prior, difference.numbers, curve, compares=True)
+    both = CanvasView(say(lang, "both"), after.prior, difference.numbers, curve)
     views = [both]
     for name, result in (("change_after", after), ("change_before", before)):
         if result.regions:

@@ -116,7 +116,12 @@ def _agreement(view: FocusView) -> float | None:
 
 def empty_strip(lang: str, says: str = "strip_empty") -> Markup:
     """The strip's place before a thought is traced, or why it is not."""
-    return render(lang, "strip_empty", words=say(lang, says))
+    return untraced(lang, say(lang, says))
+
+
+def untraced(lang: str, words: str) -> Markup:
+    """In the strip's place, why a thought is not traced."""
+    return render(lang, "strip_empty", words=words)
 
 
 def word_looks(lang: str, finding: Words) -> WordLooks:
@@ -209,7 +214,7 @@ def difference_view(
     """Two masks over one photo, in three colours; `beside` stands next to them."""
     canvas = Canvas(lang, np.asarray(photo.image))
     figure = canvas.mask_figure(difference.legend(lang))
-    views = [CanvasView("", None, difference.numbers, compares=True)]
+    views = [CanvasView("", None, difference.numbers)]
     view = canvas.show(views, figure, "probe compared")
     return render(lang, "pair", summary=summary, sides=view + beside)
 

@@ -141,9 +141,13 @@ class Engine:
 
     def read_ahead(self, photo: Photo) -> Iterator[Update]:
         """Read a photo before anything is asked about it: the two updates with which an answer
-        begins, whose photo then was read before."""
+        begins, whose photo then was read before. Until it is asked about it is the first to go."""
+        reading = _Answer(self, photo, "", 0)
         with self.within_memory():
-            yield from _Answer(self, photo, "", 0).read()
+            yield from reading.read()
+        with self._lock:
+            if not reading.photo_reused and photo.key in self._features:
+                self._features.move_to_end(photo.key, last=False)
 
     def answer_about(self, photo: Photo, features: Features, instruction: str) -> Result:
         """The answer about a photo that was read in another way than `read` does."""

@@ -42,6 +42,7 @@ LINKS = {
     "named_holds": "It named a thing that it saw.",
     "named_broken": "It named what it did not say it saw ({words}): change that sentence.",
     "looked_holds": "It looked at one place.",
+    "looked_several": "It looked at {count} places.",
     "looked_broken": "It looked at {count} places: say which is meant.",
     "looked_nowhere": "It looked nowhere (at most {highest}).",
     "drawn_holds": "It drew what it looked at.",
@@ -160,7 +161,8 @@ def _looked(result: Result) -> Link:
         return Link("looked", BROKEN, "looked_nowhere", {"highest": f"{highest:.2f}"})
     count = _places(prior)
     if count <= len(result.regions):
-        return Link("looked", HOLDS, "looked_holds")
+        says = "looked_holds" if count == 1 else "looked_several"
+        return Link("looked", HOLDS, says, {"count": str(count)})
     return Link("looked", BROKEN, "looked_broken", {"count": str(count)})
 
 

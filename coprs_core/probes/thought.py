@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from coprs_core.answer.compare import against_answer
 from coprs_core.answer.results import Region, Result
 from coprs_core.errors import CoPRSError
+from coprs_core.machine import package_versions
 from coprs_core.photos import PhotoLike, open_photo
 from coprs_core.probes.finding import OtherResult
 from coprs_core.probes.focus import guarded
@@ -95,6 +96,9 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
         photo_reused=True,
         model=engine.name,
         settings=engine.settings,
+        versions=package_versions(),
         reply_ids=tuple(ids),
         is_thought_given=True,
+        distance=focus.distance(features),
+        seen_size=features.seen_size,
     )

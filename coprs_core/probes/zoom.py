@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -106,14 +106,20 @@ def _square(centre: Sequence[float], side: float, photo_size: tuple[int, int]) -
 
 def crop_around_boxes(result: Result) -> Crop:
     """The square around everything that an answer found, twice its size, inside the photo."""
-    y, x = np.nonzero(result.mask)
-    corners = [(x.min(), y.min()), (x.max() + 1, y.max() + 1)] if len(y) else []
-    for region in result.regions:
-        corners += [region.box[:2], region.box[2:]] if region.box else []
-        corners += region.points
+    corners = _corners(result)
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     centre = (low + high)[::-1] / 2
     return _square(centre, BOX_MARGIN * float(max(high - low)), result.photo_size)
+
+
+def _corners(result: Result) -> list[Any]:
+    """Of everything that an answer found: (x, y) of its mask's extent, its boxes and points."""
+    y, x = np.nonzero(result.mask)
+    corners: list[Any] = [(x.min(), y.min()), (x.max() + 1, y.max() + 1)] if len(y) else []
+    for region in result.regions:
+        corners += [region.box[:2], region.box[2:]] if region.box else []
+        corners += region.points
+    return corners
 
 
 @guarded
@@ -128,7 +134,7 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
     photo, prior = open_photo(image), result.prior
     check_photo_size(result.photo_size, photo.size)
     check_model(engine, result)
-    if prior is None or not (prior.any() or result.mask.any()):
+    if prior is None or not (prior.any() if engine.has_focus_token else _corners(result)):
         raise NotApplicable(
             "This answer found nothing, so there is nothing to zoom into: "
             "ask for something it finds.",
