@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -186,8 +187,11 @@ def find_items(given: str, instruction: str | None) -> list[Item]:
         raise CoPRSError(f"Nothing is asked about {given!r}: add an instruction in quotes.")
     photos = find_photos(given)
     if "://" in photos[0]:
-        root = os.path.commonpath([photo.rpartition("/")[0] for photo in photos])
-        return [Item(photo, instruction, photo.removeprefix(root).strip("/")) for photo in photos]
+        scheme = f"{photos[0].partition('://')[0]}://"
+        paths = [photo.removeprefix(scheme) for photo in photos]
+        root = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+        names = [posixpath.relpath(path, root) for path in paths]
+        return [Item(photo, instruction, name) for photo, name in zip(photos, names, strict=True)]
     paths = [Path(photo).absolute() for photo in photos]
     root = os.path.commonpath([path.parent for path in paths])
     return [Item(str(path), instruction, os.path.relpath(path, root)) for path in paths]

@@ -1,5 +1,6 @@
 """Checkpoint folders: saved and loaded strictly, every break in its own sentence."""
 
+import copy
 import json
 import shutil
 
@@ -14,6 +15,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.machine import choose_device
 from coprs_core.model.coprs import CoPRSConfig
+from coprs_core.model.decoder import FLOAT32_BUFFER
 from coprs_core.world.scenes import draw_scene
 
 
@@ -56,6 +58,20 @@ def test_saving_in_half_precision_leaves_the_model_as_it_is(tmp_path):
     assert {v.dtype for v in saved.values()} == {torch.bfloat16}
     again = load(str(tmp_path / "half"), device="cpu").model.state_dict()
     assert all(torch.equal(again[k], before[k].bfloat16().float()) for k in before)
+
+
+def test_sams_positional_matrix_keeps_its_precision(tmp_path, mini):
+    """Places are told apart by it: training and answers have to use the same."""
+    model = copy.deepcopy(mini.model)
+    for matrix in (b for n, b in model.named_buffers() if n.endswith(FLOAT32_BUFFER)):
+        matrix.add_(1e-4)
+    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
+    save_checkpoint(tmp_path, model, processor, torch.bfloat16)
+    again = load_checkpoint(str(tmp_path), LoadOptions("cpu")).segmenter.model
+    mine, theirs = model.state_dict(), again.state_dict()
+    names = [name for name in mine if name.endswith(FLOAT32_BUFFER)]
+    assert names and all(torch.equal(mine[n], theirs[n]) for n in names)
+    assert all(theirs[n].dtype == torch.float32 for n in names)
 
 
 def test_every_loaded_tensor_equals_the_file(mini):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -491,6 +492,14 @@ def test_a_manifest_asks_of_each_photo_its_own(tmp_path, capsys):
     assert main(asked) == 2 and "holds no items" in capsys.readouterr().err
     assert main(["segment", str(tmp_path), "--out", str(out)]) == 2
     assert "Nothing is asked about" in capsys.readouterr().err
+
+
+def test_photos_elsewhere_are_named_from_the_folder_that_they_share():
+    photos = fsspec.filesystem("memory")
+    for name in ("b/a.png", "b/c/a.png"):
+        photos.pipe(f"/box/{name}", b"")
+    assert [item.name for item in find_items("memory://box/**/*.png", "it")] == ["a.png", "c/a.png"]
+    assert [item.name for item in find_items("https://x.org/d/a.png", "it")] == ["a.png"]
 
 
 def test_no_two_lines_of_a_manifest_share_a_folder(tmp_path):

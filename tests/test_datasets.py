@@ -407,3 +407,29 @@ def test_shapes_without_points(tmp_path, points):
     with pytest.raises(CoPRSError, match="a.json is not in LISA's layout") as raised:
         open_dataset("reasonseg", tmp_path).item(0)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["white", "ones", "palette", "transparent"])
+def test_masks_are_read_as_they_are_commonly_written(tmp_path, kind):
+    truth = np.zeros((6, 8), bool)
+    truth[1:3, 2:5] = True
+    picture = Image.fromarray(truth.astype(np.uint8) * (255 if kind == "white" else 1))
+    if kind == "palette":
+        picture.putpalette([0, 0, 0, 128, 0, 0])  # as VOC does it
+    elif kind == "transparent":
+        white = np.full((6, 8, 4), 255, np.uint8)
+        white[..., 3] = truth * 255
+        picture = Image.fromarray(white)
+    picture.save(tmp_path / "a_mask.png")
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("it")
+    (example,) = open_dataset("folder", tmp_path).examples(0, 9)
+    assert np.array_equal(example.truth, truth)
+
+
+def test_a_mask_without_a_pixel_is_refused(tmp_path):
+    Image.new("L", (8, 6)).save(tmp_path / "a_mask.png")
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("it")
+    with pytest.raises(CoPRSError, match="a_mask.png is empty: list no mask where nothing fits"):
+        list(open_dataset("folder", tmp_path).examples(0, 9))

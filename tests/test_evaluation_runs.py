@@ -216,6 +216,8 @@ def test_a_folder_holds_one_run_alone(tmp_path):
         CoPRSError, match="holds a run with protocol 'coprs', and 'lisa' is asked for"
     ):
         list(run(Stub(), dataset_of(3), settings(protocol="lisa"), tmp_path))
+    with pytest.raises(CoPRSError, match="quantization 'auto', and 'nf4' is asked for"):
+        list(run(Stub(), dataset_of(3), settings(quantization="nf4"), tmp_path))
     with pytest.raises(CoPRSError, match="holds no run"):
         read_run(tmp_path / "gone")
     (tmp_path / "rows-1-of-1.jsonl").write_text("nonsense\n")
@@ -322,6 +324,12 @@ def test_mistakes_are_one_sentence(arguments, said, capsys):
 
 
 @pytest.mark.slow
+def test_several_processes_need_a_folder_to_share(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("RANK", "0")
+    assert main(["evaluate", "--limit", "2"]) == 2
+    assert "2 processes share a run by the folder" in capsys.readouterr().err
+
+
 def test_two_processes_share_a_run(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",

@@ -36,6 +36,21 @@ def distance(engine, image) -> float:
     return segmenter.familiar.distance(segmenter.describe(open_photo(image)))
 
 
+def test_the_border_is_of_the_same_kinds_as_the_middle():
+    """Pictures come in the order of their names, by kind."""
+    kinds = torch.randn(2, 400, 4, generator=torch.Generator().manual_seed(0))
+    kinds[1] += 8
+    learnt = learn(kinds.flatten(0, 1))
+    assert learnt.distance(torch.tensor([6.0, -6.0, 0, 0])) > 1
+    assert sorted(map(learnt.distance, kinds.flatten(0, 1)))[790] < 1
+
+
+def test_only_a_checkpoint_folder_learns_what_is_familiar(tmp_path, capsys):
+    for name in ("mini", str(tmp_path)):
+        assert main(["familiar", name, "--data", "scenes"]) == 2
+        assert "is no CoPRS checkpoint folder" in capsys.readouterr().err
+
+
 def test_at_most_one_validation_scene_in_a_hundred_is_unfamiliar(mini):
     scenes = (scene.image for scene, _ in examples("validation", 0, 1000))
     flagged = sum(distance(mini, image) > 1 for image in scenes)

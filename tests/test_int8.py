@@ -39,6 +39,13 @@ def test_few_rows_and_many_give_the_layers_own_output(has_bias, count, dtype):
     assert (output - exact).norm() < 0.015 * exact.norm()
 
 
+def test_whole_weights_are_left_as_they_are():
+    weight = torch.randn(3, 8)
+    before = weight.clone()
+    in_8_bits(weight)
+    assert torch.equal(weight, before)
+
+
 def test_packing_replaces_linear_layers_and_nothing_else():
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)))
     pack(model.bfloat16())

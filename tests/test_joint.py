@@ -3,6 +3,7 @@ formulas."""
 
 import inspect
 import json
+import math
 import os
 import random
 import re
@@ -600,6 +601,8 @@ def test_a_warm_up_teaches_the_form_and_the_joint_stage_begins_there(tmp_path):
     out.mkdir()
     assert run_joint.train_joint(recipe, out, "cpu") == out / "checkpoint"
     logged = [json.loads(line) for line in (out / "warm-steps" / "metrics.jsonl").open()]
+    state = json.loads((out / "warm-steps" / "checkpoint-12" / "trainer_state.json").read_text())
+    assert state["train_batch_size"] == math.gcd(recipe.questions, recipe.rows_at_once)
     assert len(logged) == 12 and logged[-1]["loss"] < 0.8 * logged[0]["loss"]
     (joint,) = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     assert joint["kl"] < 1e-4  # bfloat16 in the file, float32 in both
@@ -650,6 +653,9 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
     assert run_joint.train_joint(recipe, tmp_path, "cpu") is None
     assert (tmp_path / "checkpoint-1").is_dir() and not (tmp_path / "checkpoint").exists()
     monkeypatch.undo()
+    (tmp_path / "checkpoint-9").mkdir()  # the power went while a later step was written
+    with pytest.raises(CoPRSError, match="holds a run with seed 0, and 1 is asked for"):
+        run_joint.train_joint(replace(recipe, seed=1), tmp_path, "cpu")
     assert run_joint.train_joint(recipe, tmp_path, "cpu") == tmp_path / "checkpoint"
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
     assert steps == [1, 2]
@@ -657,6 +663,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
 
 def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
+    (tmp_path / "checkpoint-20" / "trainer_state.json").touch()
     watch = run_joint.Watch(tmp_path, read_recipe("mini-joint"))
     watch.bar = SimpleNamespace(set_postfix=lambda *_, **__: None)
     state = SimpleNamespace(global_step=21, is_world_process_zero=True)

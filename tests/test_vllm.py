@@ -17,7 +17,8 @@ from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
 from coprs_core.training import run_joint  # noqa: E402
 from coprs_core.training.mini.recipe import MINI  # noqa: E402
 from coprs_core.training.recipe import read_recipe  # noqa: E402
-from coprs_core.training.run_joint import LOG, train_joint  # noqa: E402
+from coprs_core.training.run_folder import LOG  # noqa: E402
+from coprs_core.training.run_joint import train_joint  # noqa: E402
 
 CHANGES = ["steps=2", "questions=2", "group=2", "rows_at_once=4", "pictures=0", "rate=1e-3"]
 CHANGES += ["max_new_tokens=70", "least_spread=0.0", "vllm=http://elsewhere:8000"]

@@ -27,7 +27,8 @@ from coprs_core.evaluation.run import Settings, read_rows, read_run
 from coprs_core.evaluation.run import run as measure
 from coprs_core.machine import choose_device
 from coprs_core.training.recipe import read_recipe
-from coprs_core.training.run_joint import CHECKPOINT, WARM, train_joint
+from coprs_core.training.run_folder import CHECKPOINT
+from coprs_core.training.run_joint import WARM, train_joint
 
 RUN, ROWS, REPORT, LOG = "ablation.json", "measured", "report.json", "log.txt"
 _REPLIES = ("questions=8", "rows_at_once=32")

@@ -123,9 +123,9 @@ def read_truth(
     """A true mask, bool [H, W], from a picture file, a file of COCO RLE in JSON, a PIL image, an
     array or an RLE dict.
 
-    In a picture a pixel belongs where its value is over half of the highest; in one with a palette,
-    where its index is not 0. Raises `CoPRSError` where it cannot be read or its size is not
-    `photo_size` (height, width).
+    In a picture a pixel belongs where its value is over half of the highest, what is transparent
+    being black; in one with a palette, where its index is not 0. Raises `CoPRSError` where it
+    cannot be read or its size is not `photo_size` (height, width).
     """
     try:
         if isinstance(source, str | Path):
@@ -167,9 +167,12 @@ def _from_picture(source: "Image.Image | np.ndarray") -> np.ndarray:
     if isinstance(source, Image.Image):
         if source.mode == "P":
             return np.asarray(source) > 0
-        source = np.asarray(
-            source if source.mode in ("1", "I;16", "I", "F") else source.convert("L")
-        )
+        if source.has_transparency_data:  # what is transparent does not belong
+            source = Image.alpha_composite(
+                Image.new("RGBA", source.size, "black"), source.convert("RGBA")
+            )
+        is_plain = source.mode in ("1", "I;16", "I", "F")
+        source = np.asarray(source if is_plain else source.convert("L"))
     if source.ndim != 2:
         raise ValueError(f"an array of {source.ndim} dimensions")
     return source if source.dtype == bool else source > source.max(initial=0) / 2

@@ -121,7 +121,7 @@ def merge(name: str, out: Path, dtype: str = "bf16") -> Path:
         )
     cpu = torch.device("cpu")
     with within_memory(name, cpu, "use a machine with more memory"):
-        loaded = source.load(LoadOptions(device="cpu", quantization="none"), cpu, None)
+        loaded = source.load(LoadOptions("cpu", dtype, quantization="none"), cpu, None)
     segmenter: Any = loaded.segmenter
     model = segmenter.model
     size = sum(p.numel() for p in model.parameters()) * precision.itemsize

@@ -78,6 +78,11 @@ def _opened(name: str, folder: Path, is_downloaded: bool, report: Report | None)
     if (folder / adapters.CONFIG).is_file():
         base = adapters.base_of(name, folder, is_downloaded)
         beside = folder / base
+        if (beside / adapters.CONFIG).is_file():
+            raise CoPRSError(
+                f"{name} are adapters to {beside.resolve()}, which are adapters too: merge those "
+                "first with `python -m coprs_core convert FOLDER --out DIR`."
+            )
         if beside.is_dir():
             found = _opened(base, beside.resolve(), is_downloaded, report)
         else:

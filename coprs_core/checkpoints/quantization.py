@@ -51,7 +51,7 @@ def check_quantization(quantization: str, device: torch.device) -> None:
         raise CoPRSError(
             f"Quantization {quantization!r} is not known: choose auto, {', '.join(QUANTIZATIONS)}."
         )
-    if quantization in ("auto", "none"):
+    if quantization in ("auto", "none") or is_packed(quantization, device):
         return
     if device.type not in ("cuda", "cpu"):
         raise CoPRSError(

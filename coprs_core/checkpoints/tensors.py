@@ -46,8 +46,12 @@ class LazyTensors:
 
 
 def lazy(path: Path, state: dict[str, Tensor], dtype: torch.dtype | None = None) -> LazyTensors:
-    """Tensors that are there already, each in `dtype` or as it is."""
-    shapes = {k: (v.shape, dtype or v.dtype) for k, v in state.items()}
+    """Tensors that are there already, each in `dtype` or as it is; SAM's positional matrix as it
+    is, for places are told apart by it."""
+    shapes = {
+        k: (v.shape, v.dtype if dtype is None or k.endswith(FLOAT32_BUFFER) else dtype)
+        for k, v in state.items()
+    }
     return LazyTensors(path, shapes, lambda k: state[k].detach().to("cpu", shapes[k][1]))
 
 

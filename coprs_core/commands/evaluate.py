@@ -112,6 +112,11 @@ def _run(options: Namespace, folder: Path) -> int:
     if options.max_new_tokens is not None:
         check_max_new_tokens(options.max_new_tokens)
     given, (rank, processes) = parse_shard(options.shard), process()
+    if processes > 1 and not options.out:
+        raise CoPRSError(
+            f"{processes} processes share a run by the folder that they write to: give it, --out "
+            "DIR."
+        )
     dataset = open_dataset(options.data, options.root, options.split)
     limit = options.limit or (SCENES if dataset.size is None else None)
     judge_name, judge = open_judge(options.judge, dataset.has_grades)
@@ -126,6 +131,10 @@ def _run(options: Namespace, folder: Path) -> int:
         limit,
         options.at_once,
         options.max_new_tokens,
+        options.dtype,
+        options.quantization,
+        options.sam,
+        options.detail,
     )
     shard = given.part(rank, processes)
     numbers = numbers_of(dataset, settings, shard)

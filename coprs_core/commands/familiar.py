@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coprs_core.commands.options import DEVICE_HELP, positive_count
 from coprs_core.datasets import DATASETS
@@ -49,15 +49,15 @@ def run(options: Namespace) -> int:
     from coprs_core.checkpoints.options import LoadOptions
     from coprs_core.datasets import open_dataset
     from coprs_core.errors import CoPRSError
-    from coprs_core.model.focus_token import FocusTokenSegmenter
     from coprs_core.photos import open_photo
 
-    segmenter = load_checkpoint(str(options.checkpoint), LoadOptions(options.device)).segmenter
-    if not isinstance(segmenter, FocusTokenSegmenter):
+    if not (options.checkpoint / "coprs.json").is_file():
         raise CoPRSError(
-            f"{options.checkpoint} writes coordinates, and photos of all kinds are familiar to it: "
-            "give a CoPRS checkpoint folder."
+            f"{options.checkpoint} is no CoPRS checkpoint folder, which holds coprs.json: give one "
+            "(adapters are merged by `python -m coprs_core convert`)."
         )
+    checkpoint = load_checkpoint(str(options.checkpoint), LoadOptions(options.device))
+    segmenter: Any = checkpoint.segmenter
     if options.pictures:
         images: Iterator[PhotoLike] = iter(find_photos(str(options.pictures)))
     else:

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from coprs_core.commands.options import add_model_options, count, load_options, positive_count
@@ -255,7 +256,16 @@ def _here(
     """Many photos, in this process."""
     from coprs_core.batch import segment_photos
 
-    other = cache(lambda: _load(options, options.again_model))
+    lock = Lock()
+
+    @cache
+    def load_other() -> "Engine":
+        return _load(options, options.again_model)
+
+    def other() -> "Engine":
+        with lock:  # two writers may ask for it at once
+            return load_other()
+
     return segment_photos(
         items,
         query,

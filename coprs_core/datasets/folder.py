@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from coprs_core.answer.compare import read_truth
 from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import open_photo
@@ -118,11 +119,12 @@ def _line(listing: Path, number: int, text: str) -> Line:
 
 
 def mask_of(path: Path, photo: Image.Image) -> np.ndarray:
-    """A mask file as bool [H, W]; raises `CoPRSError` where it is not of the photo's size."""
-    mask = open_photo(path).image.convert("L")
-    if mask.size != photo.size:
-        raise CoPRSError(
-            f"The mask {path} is {mask.width}×{mask.height} and its photo "
-            f"{photo.width}×{photo.height}: give them one size."
-        )
-    return np.asarray(mask) >= 128
+    """A mask file as bool [H, W], as `read_truth` reads it; raises `CoPRSError` where it is not of
+    the photo's size, or empty."""
+    try:
+        mask = read_truth(path, (photo.height, photo.width))
+    except CoPRSError as problem:
+        raise CoPRSError(f"The mask {path} cannot be used. {problem}") from problem
+    if not mask.any():
+        raise CoPRSError(f"The mask {path} is empty: list no mask where nothing fits.")
+    return mask

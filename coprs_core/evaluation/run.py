@@ -42,6 +42,7 @@ class Settings:
         start, limit: number of the first item, and how many; None: all.
         at_once: replies that are written together: it changes how sums are rounded.
         max_new_tokens: bound of a reply; None: the model's own.
+        dtype, quantization, sam, detail: how the model is loaded (see `LoadOptions`).
     """
 
     model: str
@@ -54,6 +55,10 @@ class Settings:
     limit: int | None
     at_once: int
     max_new_tokens: int | None = None
+    dtype: str = "auto"
+    quantization: str = "auto"
+    sam: str = "auto"
+    detail: str = "auto"
 
     @property
     def counting(self) -> Protocol:
@@ -131,8 +136,8 @@ def begin(folder: Path, settings: Settings, engine: Engine, dataset: Dataset) ->
     path = writable_folder(folder) / RUN
     ours = json.loads(json.dumps(asdict(settings)))
     if path.is_file():
-        before = read_run(folder)["settings"]
-        if changed := [name for name in ours if ours[name] != before.get(name)]:
+        before = asdict(Settings(**read_run(folder)["settings"]))
+        if changed := [name for name in ours if ours[name] != before[name]]:
             name = changed[0]
             raise CoPRSError(
                 f"{folder} holds a run with {name} {before.get(name)!r}, and {ours[name]!r} is "

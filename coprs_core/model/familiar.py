@@ -70,9 +70,9 @@ def pictures_needed(channels: int) -> int:
 def learn(descriptions: Tensor) -> Familiar:
     """What pictures of these descriptions [N, D] have in common; N is at least `pictures_needed`.
 
-    The first half gives mean and covariance, the second the border.
+    Every other one gives mean and covariance, the rest the border.
     """
-    known, held_back = descriptions.double().chunk(2)
+    known, held_back = descriptions.double()[0::2], descriptions.double()[1::2]
     values, directions = torch.linalg.eigh(torch.cov(known.T))
     whitening = (directions / values.clamp(min=values.max() * 1e-9).sqrt()).T
     raw = Familiar(known.mean(0), whitening, torch.ones(1))._raw(held_back)

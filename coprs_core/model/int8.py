@@ -53,7 +53,7 @@ def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         exact = weight[part].float()
         of_row = exact.abs().amax(1, keepdim=True) / 127
         of_row = of_row.bfloat16().float().clamp(min=1e-30)  # as the product uses it
-        exact /= of_row
+        exact = exact / of_row  # not in place: it may be the weights themselves
         rounded = exact.round().clamp_(-127, 127)
         rows[part], scale[part] = rounded.to(torch.int8), of_row[:, 0]
         error[part] = torch.linalg.vector_norm(exact - rounded, dim=1) * of_row[:, 0]

@@ -21,8 +21,8 @@ from coprs_core.training.items import Item, Items, target_of
 from coprs_core.training.rates import HEADS, Rates
 
 TRAINED = "trained.safetensors"
-REMEMBERED = 512
-"""So many items, and embeddings of their photos, are kept."""
+REMEMBERED, REMEMBERED_ITEMS = 512, 64
+"""So many embeddings of photos, and so many items, whose photos may be large, are kept."""
 _NEVER_LEARNT = (".visual.", "iou_prediction_head", "point_embed", "no_mask_embed")
 """The vision tower, and what the decoder does not use where the prior is its prompt."""
 IMAGE_TOKEN = "<|image_pad|>"
@@ -50,7 +50,7 @@ class TrainedFocus:
     def __init__(self, model: CoPRS, processor: Any, items: Items, embeddings: Path | None = None):
         self.model, self.tokenizer = model, processor.tokenizer
         self.image_processor = processor.image_processor
-        self.item = lru_cache(REMEMBERED)(items.__getitem__)
+        self.item = lru_cache(REMEMBERED_ITEMS)(items.__getitem__)
         encode: Callable[[Item], Tensor] = self._encode
         if embeddings is not None:
             encode = KeptEmbeddings(embeddings, model.image_encoder, encode)

@@ -118,7 +118,7 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
             share: ((whole - tower) * _LEARNT_BYTES + tower * 4) // cards,
             "its reference, for the KL": whole * 4,
         }
-    parts["image encoder"] = encoder * kept
+    parts["image encoder"] = encoder * (kept if recipe.lora else 4)
     parts["prior and decoder, AdamW"] = sum(heads) * _LEARNT_BYTES
     saved = 2 * learnt * 12 + (whole + encoder + sum(heads)) * 2
     replies = recipe.steps * recipe.questions * recipe.objective.group

@@ -1,29 +1,22 @@
 """A run of the joint stage: from a recipe to a checkpoint folder, with a log, saved steps, and a
 way to go on."""
 
-import json
 import math
 import os
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
-from tqdm import tqdm
-from transformers import AutoProcessor, PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoProcessor, PrinterCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
-from coprs_core.answer.engine import Engine
-from coprs_core.answer.pictures import chain_figure
 from coprs_core.checkpoints.adapters import AdapterSource, save_adapters
 from coprs_core.checkpoints.convert import merge
 from coprs_core.checkpoints.familiar import copy_familiar
@@ -32,7 +25,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError, first_line
-from coprs_core.machine import is_out_of_memory, peak_memory, process
+from coprs_core.machine import is_out_of_memory, peak_memory, process, within_memory
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.sizes import expanded
@@ -41,92 +34,14 @@ from coprs_core.training.items import Items, items_of
 from coprs_core.training.joint import JointTrainer
 from coprs_core.training.plan import ADAPTED
 from coprs_core.training.recipe import JointRecipe
+from coprs_core.training.run_folder import CHECKPOINT, check_recipe, keep_recipe, last_step
 from coprs_core.training.warmup import WarmUp
+from coprs_core.training.watch import Pictures, Watch
 
-LOG, CHECKPOINT, WARM, ADAPTERS = "metrics.jsonl", "checkpoint", "warm", "adapters"
+WARM, ADAPTERS = "warm", "adapters"
 EMBEDDINGS = "embeddings"
 _SERVER_SECONDS = 60.0
 """That a vLLM server is waited for."""
-_SHOWN = {
-    "loss": "loss",
-    "reward": "reward",
-    "rewards/form/mean": "form",
-    "prior_iou": "prior",
-    "mask_iou": "mask",
-    "kl": "kl",
-    "frac_reward_zero_std": "flat",
-}
-
-
-class Watch(TrainerCallback):
-    """Writes the log, shows the progress, ends a run that diverges or was told to stop."""
-
-    def __init__(self, folder: Path, recipe: JointRecipe, stage: str = "joint"):
-        self.folder, self.recipe, self.stage = folder, recipe, stage
-        self.steps = recipe.steps if stage == "joint" else recipe.warmup_steps
-        self.is_told = False
-        self.bar: Any = None
-        self._began, self.last_step = 0.0, 0.0
-
-    def stop(self, *_: Any) -> None:
-        """A signal's handler: the step under way is finished and saved."""
-        self.is_told = True
-
-    def on_train_begin(self, args, state, control, **_):
-        is_first = state.is_world_process_zero
-        first = state.global_step
-        self.bar = tqdm(total=self.steps, initial=first, desc=self.stage, disable=not is_first)
-
-    def on_step_begin(self, args, state, control, **_):
-        self._began = time.monotonic()
-
-    def on_step_end(self, args, state, control, **_):
-        self.last_step = time.monotonic() - self._began
-        self.bar.update()
-        if self.is_told:
-            control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args, state, control, **_):
-        self.bar.close()
-
-    def on_log(self, args, state, control, logs=None, **_):
-        logs = {k: float(v) for k, v in (logs or {}).items()}
-        if "loss" not in logs:
-            return
-        if state.is_world_process_zero:
-            with (self.folder / LOG).open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-        shown = {short: f"{logs[name]:.3f}" for name, short in _SHOWN.items() if name in logs}
-        self.bar.set_postfix(shown, refresh=False)
-        is_lost = not all(map(math.isfinite, logs.values()))
-        if is_lost or logs.get("kl", 0) > self.recipe.most_kl:
-            last = get_last_checkpoint(str(self.folder))
-            good = f"the last good step is in {last}" if last else "no step was saved"
-            raise CoPRSError(
-                f"The run diverged at step {state.global_step} (KL {logs.get('kl', 0):.2g}, loss "
-                f"{logs.get('loss', 0):.2g}): {good}; go on from it with a lower rate, such as "
-                f"--set rate={self.recipe.rate / 3:.1g}."
-            )
-
-
-class Pictures(TrainerCallback):
-    """With every saved step, thought, prior and mask of the first items as pictures."""
-
-    def __init__(self, folder: Path, checkpoint: Checkpoint, items: Items, recipe: JointRecipe):
-        self.folder, self.checkpoint, self.items, self.recipe = folder, checkpoint, items, recipe
-
-    def on_save(self, args, state, control, **_):
-        if not state.is_world_process_zero:
-            return
-        # a new engine: what it keeps of a photo is of the weights of its day
-        engine = Engine(self.checkpoint)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for i in range(min(self.recipe.pictures, len(self.items))):
-            item = self.items[i]
-            most = self.recipe.max_new_tokens
-            result = engine.segment(item.photo, item.instruction, max_new_tokens=most)
-            figure = chain_figure(np.asarray(item.photo), result)
-            figure.savefig(self.folder / f"step-{state.global_step:05}-{i}.png", dpi=90)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +65,8 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
     """Run a recipe, or go on where it was left; the finished checkpoint's folder, None where it was
     told to stop before the end (SIGTERM).
 
-    Raises `CoPRSError` where the model has no focus token, the data is none, or the run diverges.
+    Raises `CoPRSError` where the folder holds another run, the model has no focus token, the data
+    is none, or the run diverges.
     """
     disable_progress_bar()
     if recipe.sharded and process()[1] == 1:
@@ -158,6 +74,7 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
             "sharded spreads a model over several processes and this is the only one: start it "
             "with torchrun --nproc_per_node N -m coprs_core …, or leave sharded out."
         )
+    check_recipe(recipe, folder)
     items, start, warm = items_of(recipe), recipe.model, folder / WARM
     if recipe.warmup_steps:
         start = str(warm)
@@ -201,11 +118,14 @@ def _stage(
     folder.mkdir(parents=True, exist_ok=True)
     where = folder, out.parent / EMBEDDINGS, device
     start, watch, trainer = _set_up(make, recipe, name, items, *where)
+    keep_recipe(recipe, out.parent)
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
         trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, items, recipe))
     before = signal.signal(signal.SIGTERM, watch.stop)
+    smaller = "set rows_at_once lower, or train a smaller model or adapters (lora, quantize)"
     try:
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+        with within_memory("This training", start.model.device, smaller):
+            trainer.train(resume_from_checkpoint=last_step(folder))
     finally:
         signal.signal(signal.SIGTERM, before)
     if trainer.state.global_step < watch.steps:
@@ -266,6 +186,11 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Pat
             f"{checkpoint.name} writes coordinates and has no focus token to train: make a CoPRS "
             "checkpoint of it with `python -m coprs_core prepare`."
         )
+    if not hasattr(segmenter.language.image_processor, "merge_size"):
+        raise CoPRSError(
+            f"The language model of {checkpoint.name} is none of Qwen's, which alone are trained: "
+            "prepare a checkpoint of Qwen2.5-VL or Qwen3-VL."
+        )
     model, adapters = segmenter.model, None
     if recipe.lora:
         adapters = LoraConfig(
@@ -303,9 +228,12 @@ def _seen_from(folder: Path, name: str) -> str:
 def _warm_up(
     recipe: JointRecipe, folder: Path, start: _Start, items: Items, watch: Watch
 ) -> WarmUp:
+    share = max(1, recipe.questions // process()[1])
+    at_once = math.gcd(share, recipe.rows_at_once)
     args = TrainingArguments(
         max_steps=recipe.warmup_steps,
-        per_device_train_batch_size=recipe.questions,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=share // at_once,
         learning_rate=recipe.warmup_rate,
         **_common(recipe, folder, start.model),
     )

@@ -57,6 +57,7 @@ class WarmUp(Learner, _Engine):
             data_collator=lambda rows: {"index": torch.tensor([row["index"] for row in rows])},
             **options,
         )
+        self.model_accepts_loss_kwargs = False  # else parts of a batch are added up, not averaged
         self.focus.choose_learnt(self.model)
         self.focus.draw_in_forward(
             lambda outputs, _, prior, mask: {"logits": outputs.logits, "prior": prior, "mask": mask}
@@ -71,15 +72,18 @@ class WarmUp(Learner, _Engine):
         read, starts = focus.inputs(items, replies)
         rows = focus.rows(items, read["input_ids"], starts)
         with focus.drawing(rows):
-            outputs = model(**read, use_cache=False)
+            kept = read["input_ids"].shape[1] - min(starts) + 1
+            outputs = model(**read, use_cache=False, logits_to_keep=kept)
         drawn, step = (outputs["prior"], outputs["mask"]), self.state.global_step
         segmentation = segmentation_term(self._objective, *drawn, rows.target, step)
         return _words(outputs["logits"], read, starts) + self._objective.segmentation * segmentation
 
 
 def _words(logits: Tensor, read: dict, starts: list[int]) -> Tensor:
-    """Cross-entropy of the replies' tokens, averaged over all of them."""
+    """Cross-entropy of the replies' tokens, averaged over all of them; `logits` of the last columns
+    alone."""
     labels = read["input_ids"].masked_fill(read["attention_mask"] == 0, -100)
     for row, start in enumerate(starts):
         labels[row, :start] = -100
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+    labels = labels[:, 1 - logits.shape[1] :].flatten()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels)

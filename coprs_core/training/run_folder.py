@@ -1,0 +1,45 @@
+"""The folder of a run of the joint stage: its recipe, its log, its saved steps, its checkpoint."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from coprs_core.errors import CoPRSError
+from coprs_core.training.recipe import JointRecipe
+
+RECIPE, LOG, CHECKPOINT = "recipe.json", "metrics.jsonl", "checkpoint"
+_CHANGEABLE = (
+    *("steps", "rows_at_once", "rate", "prior", "prompt_encoder", "mask_decoder", "final_rate"),
+    *("checkpointing", "vllm", "most_kl", "save_every", "pictures"),
+)
+"""What a run may go on with otherwise than it began."""
+
+
+def check_recipe(recipe: JointRecipe, folder: Path) -> None:
+    """Raises `CoPRSError` where a folder holds another run."""
+    path = folder / RECIPE
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as problem:
+        raise CoPRSError(f"{path} is broken: delete it, or choose another --out.") from problem
+    for name, value in asdict(recipe).items():
+        if before.get(name, value) != value and name not in _CHANGEABLE:
+            raise CoPRSError(
+                f"{folder} holds a run with {name} {before[name]!r}, and {value!r} is asked for: "
+                "choose another --out."
+            )
+
+
+def keep_recipe(recipe: JointRecipe, folder: Path) -> None:
+    """Write what a folder's run rests on."""
+    path = folder / RECIPE
+    part = path.with_suffix(f".{os.getpid()}")  # several processes may begin together
+    part.write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def last_step(folder: Path) -> str | None:
+    """The last step that was saved to its end: the trainer's state is written last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None

@@ -1,0 +1,100 @@
+"""What looks on while a run trains: log and progress, the end where it diverges, pictures."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from coprs_core.answer.engine import Engine
+from coprs_core.answer.pictures import chain_figure
+from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.errors import CoPRSError
+from coprs_core.training.items import Items
+from coprs_core.training.recipe import JointRecipe
+from coprs_core.training.run_folder import LOG, last_step
+
+_SHOWN = {
+    "loss": "loss",
+    "reward": "reward",
+    "rewards/form/mean": "form",
+    "prior_iou": "prior",
+    "mask_iou": "mask",
+    "kl": "kl",
+    "frac_reward_zero_std": "flat",
+}
+
+
+class Watch(TrainerCallback):
+    """Writes the log, shows the progress, ends a run that diverges or was told to stop."""
+
+    def __init__(self, folder: Path, recipe: JointRecipe, stage: str = "joint"):
+        self.folder, self.recipe, self.stage = folder, recipe, stage
+        self.steps = recipe.steps if stage == "joint" else recipe.warmup_steps
+        self.is_told = False
+        self.bar: Any = None
+        self._began, self.last_step = 0.0, 0.0
+
+    def stop(self, *_: Any) -> None:
+        """A signal's handler: the step under way is finished and saved."""
+        self.is_told = True
+
+    def on_train_begin(self, args, state, control, **_):
+        is_first = state.is_world_process_zero
+        first = state.global_step
+        self.bar = tqdm(total=self.steps, initial=first, desc=self.stage, disable=not is_first)
+
+    def on_step_begin(self, args, state, control, **_):
+        self._began = time.monotonic()
+
+    def on_step_end(self, args, state, control, **_):
+        self.last_step = time.monotonic() - self._began
+        self.bar.update()
+        if self.is_told:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()
+
+    def on_log(self, args, state, control, logs=None, **_):
+        logs = {k: float(v) for k, v in (logs or {}).items()}
+        if "loss" not in logs:
+            return
+        if state.is_world_process_zero:
+            with (self.folder / LOG).open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        shown = {short: f"{logs[name]:.3f}" for name, short in _SHOWN.items() if name in logs}
+        self.bar.set_postfix(shown, refresh=False)
+        is_lost = not all(map(math.isfinite, logs.values()))
+        if is_lost or logs.get("kl", 0) > self.recipe.most_kl:
+            last = last_step(self.folder)
+            good = f"the last good step is in {last}" if last else "no step was saved"
+            raise CoPRSError(
+                f"The run diverged at step {state.global_step} (KL {logs.get('kl', 0):.2g}, loss "
+                f"{logs.get('loss', 0):.2g}): {good}; go on from it with a lower rate, such as "
+                f"--set rate={self.recipe.rate / 3:.1g}."
+            )
+
+
+class Pictures(TrainerCallback):
+    """With every saved step, thought, prior and mask of the first items as pictures."""
+
+    def __init__(self, folder: Path, checkpoint: Checkpoint, items: Items, recipe: JointRecipe):
+        self.folder, self.checkpoint, self.items, self.recipe = folder, checkpoint, items, recipe
+
+    def on_save(self, args, state, control, **_):
+        if not state.is_world_process_zero:
+            return
+        # a new engine: what it keeps of a photo is of the weights of its day
+        engine = Engine(self.checkpoint)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for i in range(min(self.recipe.pictures, len(self.items))):
+            item = self.items[i]
+            most = self.recipe.max_new_tokens
+            result = engine.segment(item.photo, item.instruction, max_new_tokens=most)
+            figure = chain_figure(np.asarray(item.photo), result)
+            figure.savefig(self.folder / f"step-{state.global_step:05}-{i}.png", dpi=90)
