@@ -156,7 +156,7 @@ class Handlers:
     ) -> Iterator[Values]:
         """After another model was loaded: the answer, or the photo read ahead where nothing is
         asked yet."""
-        if instruction.strip():
+        if str(instruction or "").strip():
             yield from self.answer(photo_path, instruction, recent, request)
         else:
             yield from self.read_ahead(photo_path, request)
