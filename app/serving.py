@@ -299,6 +299,7 @@ class ModelServer:
                 "A model on another machine can only be named when the app is started (--model): "
                 "choose one that runs here."
             )
+        self.wait()
         self._lock.acquire()  # the thread releases it
         if name in (self._loaded_as, self.engine.name):
             self._lock.release()
