@@ -80,7 +80,7 @@ class Handlers:
                     ways = self.models.no_ways
                     if update.unfamiliar:
                         ways = self.models.ways(lang, is_asked=False)
-                    yield {self.frame.steps: page.steps(lang, update), **ways}
+                    yield {self.frame.steps: page.steps(lang, update, is_ahead=True), **ways}
             except CoPRSError:
                 if self.turns.now(request) == turn:
                     yield {self.frame.steps: page.steps(lang)}

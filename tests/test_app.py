@@ -606,6 +606,7 @@ def test_a_photo_is_read_while_its_question_is_typed(mini, photo, found):
     page_handlers.begin()
     before, after = ahead(page_handlers, photo)
     assert "active" in before["steps"] and "active" not in after["steps"]
+    assert "steps ahead" in before["steps"]  # no button to stop it
     assert "done" in after["steps"] and not after["ways"]["visible"]
     *_, last = page_handlers.answer(photo, found[1].instruction, None)
     result = last["answered"].result

@@ -95,10 +95,11 @@ def explanation(lang: str, words: str, repair: Repair | None = None) -> str:
     return render(lang, "explanation", words=words, repair=repair) if words else ""
 
 
-def steps(lang: str, update: Update | None = None) -> Markup:
-    """The four stages, each over its column: waiting, under way, or done with its time."""
+def steps(lang: str, update: Update | None = None, is_ahead: bool = False) -> Markup:
+    """The four stages, each over its column: waiting, under way, or done with its time; `is_ahead`:
+    of a photo alone, which nobody can stop."""
     shown = [_step(lang, i, stage, update) for i, stage in enumerate(STAGES)]
-    return render(lang, "steps", steps=shown)
+    return render(lang, "steps", steps=shown, is_ahead=is_ahead)
 
 
 def _step(lang: str, index: int, stage: str, update: Update | None) -> Step:
