@@ -511,7 +511,10 @@ def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
             items_in(root)
     Image.new("L", (9, 9)).save(root / "small.png")
     (root / LISTING).write_text(json.dumps(lines[0] | {"masks": ["small.png"]}))
-    with pytest.raises(CoPRSError, match="is 9×9 and its photo 256×256"):
+    with pytest.raises(
+        CoPRSError,
+        match="small.png cannot be used. The true mask has 9×9 pixels and the photo 256×256",
+    ):
         items_in(root)[0]
     with pytest.raises(CoPRSError, match="write one line an item"):
         items_in(tmp_path)
