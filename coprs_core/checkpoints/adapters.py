@@ -11,7 +11,7 @@ from torch import nn
 
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.checkpoints.quantization import choose_quantization, is_packed
+from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
 from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
 from coprs_core.errors import CoPRSError
@@ -71,8 +71,7 @@ class AdapterSource:
         if not weights.is_file():
             raise CoPRSError(f"The adapters lack {weights}: copy it again from its source.")
         asked = options.quantization
-        is_packed_later = asked == "auto" and not computes_in_bfloat16(device)
-        is_packed_later = is_packed_later or is_packed(asked, device)
+        is_packed_later = asked in ("auto", "int8") and not computes_in_bfloat16(device)
         if is_packed_later:  # adapters can be merged into whole weights alone
             options = replace(options, quantization="none")
         checkpoint = self.base.load(options, device, report)

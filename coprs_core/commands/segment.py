@@ -256,11 +256,7 @@ def _here(
     """Many photos, in this process."""
     from coprs_core.batch import segment_photos
 
-    lock = Lock()
-
-    @cache
-    def load_other() -> "Engine":
-        return _load(options, options.again_model)
+    lock, load_other = Lock(), cache(lambda: _load(options, options.again_model))
 
     def other() -> "Engine":
         with lock:  # two writers may ask for it at once
