@@ -6,7 +6,8 @@ here from one call to the next: what a visitor has asked lies in that visitor's 
 
 import time
 from collections.abc import Iterator
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
 from typing import Any
 
 import gradio as gr
@@ -33,7 +34,7 @@ from app.visitors import (
     why_not,
 )
 from coprs_core.answer.updates import Update
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Unwanted
 from coprs_core.photos import Photo
 from coprs_core.probes import thought, words
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, check_instruction, with_sentence
@@ -68,21 +69,22 @@ class Handlers:
         yield {self.frame.steps: gr.skip()}  # Gradio empties what a generator never gave
         if photo_path is None or turn is None:
             return
-        with in_a_sentence(lang):
+        with in_a_sentence(lang), suppress(Unwanted):
             self.server.wait()
             if not self.server.is_idle:
                 return
             photo = opened_photo(photo_path)
+            is_wanted = partial(self.turns.keeps_photo, request, turn)
             try:
-                for update in self.server.read_ahead(photo):
-                    if self.turns.now(request) != turn:
+                for update in self.server.read_ahead(photo, is_wanted):
+                    if not self.turns.has(request, turn):
                         return
                     ways = self.models.no_ways
                     if update.unfamiliar:
                         ways = self.models.ways(lang, is_asked=False)
                     yield {self.frame.steps: page.steps(lang, update, is_ahead=True), **ways}
             except CoPRSError:
-                if self.turns.now(request) == turn:
+                if self.turns.has(request, turn):
                     yield {self.frame.steps: page.steps(lang)}
                 raise
 
@@ -99,16 +101,17 @@ class Handlers:
         About a picture that the model does not know it is asked first whether to answer `anyway`.
         """
         lang, update, told = language(request), Update("reading"), -PAUSE
-        with in_a_sentence(lang):
+        with in_a_sentence(lang), suppress(Unwanted):
             photo, instruction = opened_photo(photo_path), check_instruction(instruction)
             turn = self.turns.take(request)
+            is_wanted = partial(self.turns.has, request, turn)
             try:
-                for update in self.server.stream(photo, instruction):
+                for update in self.server.stream(photo, instruction, is_wanted):
                     if update.stage == "thinking":
                         if time.monotonic() - told < PAUSE:
                             continue
                         told = time.monotonic()
-                    if self.turns.now(request) != turn:
+                    if not is_wanted():
                         return
                     if update.unfamiliar and not anyway:
                         blank = {self.frame.steps: page.steps(lang), **self._blank(lang)}
@@ -116,7 +119,7 @@ class Handlers:
                         return
                     yield self._state(lang, photo, update, recent, anyway)
             except CoPRSError:
-                if self.turns.now(request) == turn:
+                if is_wanted():
                     yield self.stop(page.thought(lang, update), None, request)
                 raise
 
@@ -241,7 +244,7 @@ class Handlers:
         ones. What is asked about the new photo meanwhile comes first."""
         turn = self.turns.take(request, rests=True)
         time.sleep(ARRIVAL)
-        if self.turns.now(request) != turn:
+        if not self.turns.has(request, turn):
             return {self.frame.steps: gr.skip()}
         lang = language(request)
         blank = {self.frame.steps: page.steps(lang), self.frame.explained: ""}
@@ -343,7 +346,7 @@ class Handlers:
         if answered not in (recent or ()):  # the recorded one, or one under a link
             recent = remembered(answered, recent or ())
         pixels = np.asarray(answered.photo.image)
-        if self.turns.now(request) != turn:
+        if not self.turns.has(request, turn):
             return {self.frame.steps: gr.skip()}
         return self._shown(lang, after, recent) | {
             self.frame.steps: page.steps(lang),  # it neither read nor thought

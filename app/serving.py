@@ -16,7 +16,7 @@ import gradio as gr
 
 from app.options import Listening
 from coprs_core.checkpoints.options import LoadOptions, is_remote
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Unwanted
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
 from coprs_core.photos import Photo
 from coprs_core.probes.finding import NotApplicable
@@ -225,19 +225,23 @@ class ModelServer:
             self._trimmed = time.monotonic()
             trim_memory()
 
-    def stream(self, photo: Photo, instruction: str) -> Iterator[Update]:
+    def stream(
+        self, photo: Photo, instruction: str, is_wanted: Callable[[], bool] | None = None
+    ) -> Iterator[Update]:
         """The updates of an answer; the bound of its tokens is passed on, so that a worker knows
         how long it may take."""
         from coprs_core.answer.engine import Engine
 
-        return self.run(Engine.stream, photo, instruction, self.engine.max_new_tokens)
+        # another process cannot ask, and is on a GPU, where reading is short
+        asked = () if self._has_worker else (is_wanted,)
+        return self.run(Engine.stream, photo, instruction, self.engine.max_new_tokens, *asked)
 
-    def read_ahead(self, photo: Photo) -> Iterator[Update]:
+    def read_ahead(self, photo: Photo, is_wanted: Callable[[], bool]) -> Iterator[Update]:
         """Read a photo before anything is asked about it: the updates with which an answer would
         begin."""
         from coprs_core.answer.engine import Engine
 
-        return self.run(Engine.read_ahead, photo)
+        return self.run(Engine.read_ahead, photo, is_wanted)
 
     @property
     def is_idle(self) -> bool:
@@ -261,6 +265,8 @@ class ModelServer:
                 yield from answer
             else:
                 yield answer
+        except Unwanted:
+            raise  # in this process alone is there somebody to ask
         except NotApplicable as problem:
             yield Failure(str(problem), problem.stem)
         except CoPRSError as problem:

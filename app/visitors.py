@@ -57,7 +57,7 @@ class Turns:
     """
 
     def __init__(self):
-        self._turns: OrderedDict[str, tuple[int, bool]] = OrderedDict()
+        self._turns: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def take(self, request: gr.Request | None, rests: bool = False) -> int:
@@ -65,24 +65,32 @@ class Turns:
         the page waits for its visitor."""
         session = _session(request)
         with self._lock:
-            number = self._turns.pop(session, (0, False))[0] + 1
-            self._turns[session] = number, rests
+            number, rested = self._turns.pop(session, (0, 0))
+            self._turns[session] = number + 1, number + 1 if rests else rested
             while len(self._turns) > MAX_SESSIONS:
                 self._turns.popitem(last=False)
-            return number
+            return number + 1
 
     def now(self, request: gr.Request | None) -> int:
         """The number of what has the page."""
-        return self._turns.get(_session(request), (0, False))[0]
+        return self._turns.get(_session(request), (0, 0))[0]
+
+    def has(self, request: gr.Request | None, turn: int) -> bool:
+        """Whether what began as `turn` still has the page."""
+        return self.now(request) == turn
+
+    def keeps_photo(self, request: gr.Request | None, turn: int) -> bool:
+        """Whether the page has not rested since `turn`: its photo is still the same."""
+        return self._turns.get(_session(request), (0, 0))[1] == turn
 
     def still(self, request: gr.Request | None, turn: int, value: Any) -> Any:
         """A value for the page; nothing where something else took the page after `turn`."""
-        return value if self.now(request) == turn else gr.skip()
+        return value if self.has(request, turn) else gr.skip()
 
     def at_rest(self, request: gr.Request | None) -> int | None:
         """The number of what has the page, if that rests."""
-        number, rests = self._turns.get(_session(request), (0, False))
-        return number if rests else None
+        number, rested = self._turns.get(_session(request), (0, 0))
+        return number if number == rested else None
 
 
 def _session(request: gr.Request | None) -> str:

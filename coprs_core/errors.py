@@ -9,6 +9,10 @@ class CoPRSError(Exception):
     what to do."""
 
 
+class Unwanted(CoPRSError):
+    """Nobody waits any more for what was under way."""
+
+
 def of_the_system(problem: OSError) -> str:
     """The sentence for a file, a folder or a disk that cannot be used."""
     where = f" ({problem.filename})" if problem.filename else ""

@@ -637,6 +637,47 @@ def test_what_a_visitor_asked_meanwhile_comes_before_what_is_read_ahead(mini, ph
     assert list(read) == []
 
 
+@pytest.mark.parametrize("ends", ["another photo", "stop"])
+def test_reading_ends_where_nobody_waits_for_it(mini, photo, ends):
+    page_handlers, passes = handlers_for(Engine(mini.checkpoint)), []
+
+    def block(*_):
+        passes.append(1)
+        if ends == "another photo":
+            page_handlers.turns.take(None, rests=True)
+        else:
+            page_handlers.turns.take(None)
+
+    page_handlers.begin()
+    hooked = mini.model.image_encoder.blocks[1].register_forward_hook(block)
+    try:
+        if ends == "another photo":
+            read = page_handlers.read_ahead(photo)
+            assert next(read) and next(read)
+        else:
+            read = page_handlers.answer(photo, "the car", None)
+            assert next(read)
+        assert list(read) == [] and len(passes) == 1  # and no sentence about it
+    finally:
+        hooked.remove()
+    assert not page_handlers.server.engine.kept(open_photo(photo))
+    *_, last = page_handlers.answer(photo, "the car", None)
+    assert last["answered"]
+
+
+def test_what_is_read_ahead_is_taken_over_by_a_question_about_it(mini, photo):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    page_handlers.begin()
+    hooked = mini.model.image_encoder.blocks[1].register_forward_hook(
+        lambda *_: page_handlers.turns.take(None) and None
+    )
+    try:
+        assert len(list(page_handlers.read_ahead(photo))) == 2  # says no more, and reads on
+    finally:
+        hooked.remove()
+    assert page_handlers.server.engine.kept(open_photo(photo))
+
+
 def test_a_refused_question_leaves_what_is_under_way(mini, photo, asked):
     page_handlers, answered = asked
     page_handlers.begin()

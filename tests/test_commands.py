@@ -498,7 +498,10 @@ def test_photos_elsewhere_are_named_from_the_folder_that_they_share():
     photos = fsspec.filesystem("memory")
     for name in ("b/a.png", "b/c/a.png"):
         photos.pipe(f"/shared/{name}", b"")
-    assert [item.name for item in find_items("memory://shared/**/*.png", "it")] == ["a.png", "c/a.png"]
+    assert [item.name for item in find_items("memory://shared/**/*.png", "it")] == [
+        "a.png",
+        "c/a.png",
+    ]
     assert [item.name for item in find_items("https://x.org/d/a.png", "it")] == ["a.png"]
 
 

@@ -3,6 +3,8 @@ focus token."""
 
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS
+from coprs_core.errors import Unwanted
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import iou
 from coprs_core.model.decoding import Batch, Step
@@ -113,6 +116,47 @@ def test_a_photo_that_is_only_read_ahead_is_the_first_to_go(fresh):
     assert len(list(fresh.read_ahead(later))) == 2
     assert fresh.kept(later) and not fresh.kept(ahead)
     assert all(fresh.kept(open_photo(image)) for image in images[1:-1])
+
+
+def test_a_photo_that_nobody_waits_for_is_given_up_between_two_layers(fresh):
+    photo, passes = open_photo(draw_scene(2).image), []
+    for block in fresh.model.image_encoder.blocks:
+        block.register_forward_hook(lambda *_: passes.append(1))
+    stream = fresh.stream(photo, "the car", is_wanted=lambda: len(passes) < 2)
+    with pytest.raises(Unwanted):
+        list(stream)
+    assert len(passes) == 2 and not fresh.kept(photo)
+    assert fresh.segment(photo, "the car").tokens  # and nothing is left of it
+
+
+def test_what_is_read_ahead_gives_way_to_another_photo_and_not_to_its_own(fresh):
+    """A question about the same photo takes over what is being read; one about another photo waits
+    no longer than for a layer."""
+    ahead, other = (open_photo(draw_scene(seed).image) for seed in (2, 3))
+    for asked, is_kept in ((ahead, True), (other, False)):
+        fresh._features.clear()
+        begun, waits = threading.Event(), threading.Event()
+
+        def hold(*_, begun=begun, waits=waits):
+            begun.set()
+            assert waits.wait(20)
+
+        held = fresh.model.image_encoder.blocks[0].register_forward_hook(hold)
+        with ThreadPoolExecutor(2) as pool:
+            read = pool.submit(lambda: list(fresh.read_ahead(ahead)))
+            assert begun.wait(20)
+            held.remove()
+            answer = pool.submit(fresh.segment, asked, "the car", 1)
+            while fresh._awaited.total() < 2:
+                time.sleep(0.01)
+            waits.set()
+            assert answer.result(60).photo_size == asked.size
+            if is_kept:
+                assert len(read.result(60)) == 2
+            else:
+                with pytest.raises(Unwanted):
+                    read.result(60)
+        assert (fresh.kept(ahead) is not None) is is_kept and not fresh._awaited
 
 
 def test_closing_stops_the_work_within_one_step(fresh):

@@ -3,9 +3,9 @@ consume it."""
 
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from coprs_core.model.coordinates import CoordinateSegmenter
 from coprs_core.model.decoding import Turn
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Features, Located, Segmenter, Transcript
+from coprs_core.model.wanted import watch, while_wanted
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.prompts import PriorKind, check_instruction, parse_reply
 
@@ -42,6 +43,9 @@ class Engine:
         self._features: OrderedDict[str, Features] = OrderedDict()
         self._room = room_for_photos(self.segmenter.device)
         self._lock, self._reading = threading.Lock(), Turn()
+        self._awaited: Counter[str] = Counter()
+        if self.model is not None:
+            watch(self.model)
 
     # --- what it is
 
@@ -114,7 +118,11 @@ class Engine:
         return last_result(self.stream(image, instruction, max_new_tokens))
 
     def stream(
-        self, image: PhotoLike, instruction: str, max_new_tokens: int | None = None
+        self,
+        image: PhotoLike,
+        instruction: str,
+        max_new_tokens: int | None = None,
+        is_wanted: Callable[[], bool] | None = None,
     ) -> Iterator[Update]:
         """Answer step by step.
 
@@ -122,6 +130,7 @@ class Engine:
             image: a path, the bytes of a picture file, a PIL image, an array or a `Photo`.
             instruction: any text of 1 to 2,000 characters.
             max_new_tokens: bound of the reply; the model's own by default.
+            is_wanted: asked while the photo is read, which ends where it says no.
 
         Yields:
             `Update`s in the order reading (two), thinking (one for each token that shows), focus
@@ -130,6 +139,7 @@ class Engine:
 
         Raises:
             CoPRSError: the photo, the instruction or the bound cannot be used; before any work.
+            Unwanted: the photo is no longer to be read.
         """
         photo, instruction = open_photo(image), check_instruction(instruction)
         if max_new_tokens is None:
@@ -137,12 +147,21 @@ class Engine:
         else:
             limit = check_max_new_tokens(max_new_tokens)
         with self.within_memory():
-            yield from _Answer(self, photo, instruction, limit).updates()
+            yield from _Answer(self, photo, instruction, limit, is_wanted=is_wanted).updates()
 
-    def read_ahead(self, photo: Photo) -> Iterator[Update]:
+    def read_ahead(
+        self, photo: Photo, is_wanted: Callable[[], bool] | None = None
+    ) -> Iterator[Update]:
         """Read a photo before anything is asked about it: the two updates with which an answer
-        begins, whose photo then was read before. Until it is asked about it is the first to go."""
-        reading = _Answer(self, photo, "", 0)
+        begins, whose photo then was read before. Until it is asked about it is the first to go.
+
+        Raises `Unwanted` where `is_wanted` says no, or another photo waits to be read.
+        """
+
+        def comes_first() -> bool:
+            return (is_wanted is None or is_wanted()) and self._awaited.total() == 1
+
+        reading = _Answer(self, photo, "", 0, is_wanted=comes_first)
         with self.within_memory():
             yield from reading.read()
         with self._lock:
@@ -165,16 +184,32 @@ class Engine:
 
     # --- what is kept of photos
 
-    def read(self, photo: Photo) -> Any:
+    def read(self, photo: Photo, is_wanted: Callable[[], bool] | None = None) -> Any:
         """The features of a photo, of the segmenter's own kind: read, or kept from before.
 
-        One photo is read at a time: two would each take twice as long.
+        One photo is read at a time: two would each take twice as long. Raises `Unwanted` where
+        `is_wanted` says no, unless others wait for the same photo.
         """
         if features := self.kept(photo):
             return features
-        with self._reading.taken():
+
+        def goes_on() -> bool:
+            return is_wanted is None or self._awaited[photo.key] > 1 or is_wanted()
+
+        with self._awaiting(photo), self._reading.taken(), while_wanted(goes_on):
             # perhaps somebody else asked about it meanwhile
             return self.kept(photo) or self.keep(photo, self.segmenter.read(photo))
+
+    @contextmanager
+    def _awaiting(self, photo: Photo) -> Generator[None, None, None]:
+        with self._lock:
+            self._awaited[photo.key] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._awaited[photo.key] -= 1
+                self._awaited += Counter()  # those that nobody waits for go
 
     def kept(self, photo: Photo) -> Features | None:
         """What is kept of a photo that was read before."""
@@ -207,8 +242,10 @@ class _Answer:
         instruction: str,
         limit: int,
         features: Features | None = None,
+        is_wanted: Callable[[], bool] | None = None,
     ):
         self.engine, self.segmenter, self.features = engine, engine.segmenter, features
+        self.is_wanted = is_wanted
         self.photo, self.instruction, self.limit = photo, instruction, limit
         self.photo_reused = engine.kept(photo) is not None
         self.clock = _Clock()
@@ -219,7 +256,7 @@ class _Answer:
     def read(self):
         """Yields an `Update` before the photo is read and one after; returns its features."""
         yield Update("reading", seconds=self.clock.total, photo_reused=self.photo_reused)
-        features = self.features or self.engine.read(self.photo)
+        features = self.features or self.engine.read(self.photo, self.is_wanted)
         self.distance = self.segmenter.distance(features)
         self.clock.finish("reading")
         yield self.update("reading")

@@ -1,0 +1,37 @@
+"""A long pass through a network ends between two of its layers, once nobody waits for it any more:
+on a CPU a photo is read for half a minute."""
+
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from torch import nn
+
+from coprs_core.errors import Unwanted
+
+_here = threading.local()
+
+
+def watch(model: nn.Module) -> None:
+    """Before each layer of the model it is asked whether the pass is still wanted."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                layer.register_forward_pre_hook(_ask)
+
+
+@contextmanager
+def while_wanted(is_wanted: Callable[[], bool]) -> Generator[None, None, None]:
+    """Inside, in this thread, a pass through a watched model goes on while `is_wanted()`; then it
+    raises `Unwanted`."""
+    _here.is_wanted = is_wanted
+    try:
+        yield
+    finally:
+        del _here.is_wanted
+
+
+def _ask(module: nn.Module, inputs: tuple) -> None:
+    is_wanted = getattr(_here, "is_wanted", None)
+    if is_wanted is not None and not is_wanted():
+        raise Unwanted("This was given up, for nobody waits for it any more: ask again.")
