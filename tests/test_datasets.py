@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
 from coprs_core.datasets import open_dataset
+from coprs_core.datasets.folder import LISTING
 from coprs_core.datasets.stored import mask_of, plain_pickle
 from coprs_core.errors import CoPRSError
 
@@ -366,9 +367,22 @@ def test_texts_beside_photos(tmp_path):
     assert np.array_equal(dataset.item(0).truth, MASK) and dataset.item(2).tags == {
         "things": "none"
     }
+    for i in range(1, 12):  # the k-th focus token is of the k-th mask
+        Image.fromarray(np.arange(MASK.size).reshape(MASK.shape) < i).save(
+            tmp_path / f"c_mask_{i}.png"
+        )
+    assert [int(m.sum()) for m in open_dataset("folder", tmp_path).item(2).masks] == [*range(1, 12)]
     (tmp_path / "d.txt").write_text("x")
     with pytest.raises(CoPRSError, match="d.txt has no photo beside it"):
         open_dataset("folder", tmp_path)
+
+
+def test_a_line_ends_where_it_ends(tmp_path):
+    """Not at a line separator in its text."""
+    photo().save(tmp_path / "a.png")
+    row = {"photo": "a.png", "instruction": "the\u2028cat", "masks": []}
+    (tmp_path / LISTING).write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert open_dataset("folder", tmp_path).size == 1
 
 
 # --- what nobody would write

@@ -7,10 +7,11 @@ import pytest
 
 from coprs_core.answer.results import Region, Result
 from coprs_core.datasets import open_dataset, scenes
+from coprs_core.evaluation.protocols import PROTOCOLS
 from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import evaluate, measure
 from coprs_core.masks import decode_rle, encode_rle
-from coprs_core.metrics import ciou, correlation, giou, iou
+from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, ciou, correlation, giou, iou
 from coprs_core.prompts import is_well_formed
 from coprs_core.world.questions import examples
 
@@ -80,6 +81,32 @@ def test_the_wrong_thing_is_no_hit_and_silence_is_none_either(drawn):
         "mask_giou_if_named": 0,
     }
     assert measure_scene(0, scene, q, silent).scores == {"named": False, "hit": False}
+
+
+def test_an_answer_that_broke_off_is_no_point_of_prior_against_mask(drawn):
+    """Two zeros of many would make the line by themselves."""
+    scene, q = next(d for d in drawn if d[1].target is not None)
+    cut = result(scene.mask(None), "<think>a", "unfinished")
+    assert not measure_scene(0, scene, q, cut).is_masked
+    assert measure_scene(0, scene, q, result(scene.mask(q.target), q.reply, "found")).is_masked
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_curve_of_a_prior_goes_by_the_protocol_too(name):
+    protocol, half = PROTOCOLS[name], THRESHOLDS.tolist().index(PRIOR_THRESHOLD)
+    truth, ignore, prior = np.zeros((3, 4, 4), np.float32)
+    prior[:3], truth[1:], ignore[0] = 1, 1, 1
+    empty = np.zeros((4, 4), np.float32)
+    for seen, true, ignored in (
+        (prior, truth > 0, ignore > 0),
+        (prior, truth > 0, None),
+        (prior, empty > 0, ignore > 0),
+        (empty, empty > 0, None),
+    ):
+        for is_failed in (False, True):
+            areas = protocol.areas(seen >= PRIOR_THRESHOLD, true, ignored)
+            curve = protocol.curve(seen, true, ignored, is_failed)
+            assert curve[half] == pytest.approx(protocol.iou(areas, is_failed)), (name, is_failed)
 
 
 def test_the_prior_of_all_regions_is_held_against_the_truth(drawn):

@@ -24,19 +24,23 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 pytest.importorskip("trl")
 
 from peft import LoraConfig  # noqa: E402
+from safetensors import SafetensorError  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoProcessor  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from coprs_core import CoPRSError, load  # noqa: E402
 from coprs_core.__main__ import main  # noqa: E402
+from coprs_core.answer.engine import Engine  # noqa: E402
 from coprs_core.checkpoints.load import MINIATURE, load_checkpoint  # noqa: E402
 from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
 from coprs_core.checkpoints.save import save_checkpoint  # noqa: E402
+from coprs_core.checkpoints.tensors import written_whole  # noqa: E402
+from coprs_core.commands import train  # noqa: E402
 from coprs_core.datasets import open_dataset  # noqa: E402
 from coprs_core.datasets.folder import LISTING  # noqa: E402
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt, is_well_formed  # noqa: E402
-from coprs_core.training import run_joint  # noqa: E402
+from coprs_core.training import embeddings, run_joint  # noqa: E402
 from coprs_core.training.embeddings import KeptEmbeddings  # noqa: E402
 from coprs_core.training.items import (  # noqa: E402
     DatasetItems,
@@ -351,6 +355,37 @@ def test_a_run_goes_on_bit_for_bit_and_its_checkpoint_gives_the_same_mask(tmp_pa
     assert all(torch.equal(v, state[k]) for k, v in engine.model.state_dict().items())
 
 
+def test_a_run_goes_on_at_the_rates_that_are_asked_for_now(made, tmp_path):
+    """Those of the saved step would undo what is advised where a run diverges."""
+    one, _ = made
+    first = trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    first.train()
+    slower = trainer(tmp_path, max_steps=4, learning_rate=1e-5)
+    slower.create_optimizer_and_scheduler(4)
+    slower._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-1"))
+    assert slower.optimizer.state  # the moments are the saved ones
+    for group, like in zip(slower.optimizer.param_groups, one.optimizer.param_groups, strict=True):
+        assert group["initial_lr"] == pytest.approx(like["initial_lr"] / 10)
+        assert 0 < group["lr"] < group["initial_lr"]
+
+
+def test_each_epoch_has_its_own_order_also_where_a_run_goes_on_in_it(made, monkeypatch):
+    one, _ = made
+    orders = {}
+    for epoch in (0.0, 1.0, 1.25, 2.0):
+        monkeypatch.setattr(one.state, "epoch", epoch)
+        orders[epoch] = list(one._get_train_sampler())
+    assert orders[1.0] == orders[1.25] and len({tuple(o) for o in orders.values()}) == 3
+    assert all(sorted(order) == sorted(orders[0.0]) for order in orders.values())
+
+
+def test_a_base_of_16_bits_with_heads_of_32_draws_pictures():
+    loaded = load_checkpoint("mini", LoadOptions(device="cpu", dtype="bf16"))
+    loaded.segmenter.model.prior.float(), loaded.segmenter.model.decoder.float()
+    scene, question = next(examples("validation", 3, 1))
+    assert Engine(loaded).segment(scene.image, question.instruction, 60).photo_size == (256, 256)
+
+
 TWO = """
 import sys
 import torch
@@ -415,6 +450,10 @@ def test_two_processes_learn_what_one_does(made, tmp_path):
         (["lora=8", "sharded=true"], "Adapters are not sharded"),
         (["checkpointing=1"], "true or false was expected"),
         (["steps=0"], "at least 1"),
+        (["temperature=0"], "temperature is over 0"),
+        (["max_new_tokens=0"], "at least 1"),
+        (["iterations=0"], "at least 1"),
+        (["mask_share=70"], "from 0 to 1"),
     ],
 )
 def test_a_wrong_line_of_a_recipe_is_one_sentence(changes, said):
@@ -458,6 +497,10 @@ def test_a_plan_tells_memory_by_part_and_refuses_what_cannot_fit(tmp_path, monke
     tower = sum(p.numel() for n, p in model.mllm.named_parameters() if ".visual." in n)
     assert full.parts["language model, gradients, AdamW"] == 16 * learnt + 4 * tower
     monkeypatch.setenv("WORLD_SIZE", "2")
+    warm = plan(read_recipe("mini-joint", ["warmup_steps=2"]), tmp_path, "cpu")
+    assert full.saved * 1.5 < warm.saved < full.saved * 2  # what it leaves lies there, too
+    twice = plan(read_recipe("mini-joint", ["iterations=2"]), tmp_path, "cpu")
+    assert 2 * twice.replies == full.replies
     sharded = plan(read_recipe("mini-joint", ["sharded=true"]), tmp_path, "cpu").parts
     assert sharded["language model, gradients, AdamW, over 2 cards"] == 8 * learnt + 2 * tower
     monkeypatch.delenv("WORLD_SIZE")
@@ -662,6 +705,13 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
     assert run_joint.train_joint(recipe, tmp_path, "cpu") == tmp_path / "checkpoint"
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
     assert steps == [1, 2]
+    monkeypatch.setattr(run_joint.JointTrainer, "train", None)  # a finished run trains no more,
+    assert run_joint.train_joint(recipe, tmp_path, "cpu") == tmp_path / "checkpoint"
+    weights = tmp_path / "checkpoint" / "prior.safetensors"
+    before = weights.read_bytes()
+    shutil.rmtree(tmp_path / "checkpoint")  # also where it was killed before it wrote the end
+    assert run_joint.train_joint(recipe, tmp_path, "cpu") == tmp_path / "checkpoint"
+    assert weights.read_bytes() == before
 
 
 def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
@@ -681,6 +731,53 @@ def test_a_folder_of_fewer_items_than_a_step_asks_is_one_sentence(tmp_path):
     recipe = read_recipe("mini-joint", [f"data={tmp_path / 'data'}"])
     with pytest.raises(CoPRSError, match="asks 16 questions and the data holds 3 items"):
         run_joint.train_joint(recipe, tmp_path / "out", "cpu")
+
+
+def test_a_run_does_not_replace_the_model_it_begins_with(tmp_path, capsys):
+    told = ["train", "mini-joint", "--out", str(tmp_path), "--model", str(tmp_path / "checkpoint")]
+    assert main(told) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "seen, device, sees, named",
+    [
+        (None, "auto", "0", "auto"),
+        (None, "cuda:1", "1", "cuda"),
+        ("2,3", "cuda:1", "3", "cuda"),
+        ("2,3", "cuda:5", "2,3", "cuda:5"),  # refused later, by name
+        ("", "auto", "", "auto"),
+        ("2,3", "cpu", "2,3", "cpu"),
+    ],
+)
+def test_a_process_by_itself_sees_one_card(monkeypatch, seen, device, sees, named):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen or "")
+    if seen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert train._one_card(device) == named
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == sees
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert train._one_card("auto") == "auto" and os.environ["CUDA_VISIBLE_DEVICES"] == sees
+
+
+def test_a_disk_that_is_full_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(embeddings, "save_file", full)
+    item = Item(Image.new("RGB", (8, 8)), "x", (), key="ab12")
+    kept = KeptEmbeddings(tmp_path, torch.nn.Linear(2, 2), lambda _: torch.zeros(1, 1, 1))
+    with pytest.raises(CoPRSError, match="No space left.*make room and start the same command"):
+        kept(item)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    with (
+        pytest.raises(CoPRSError, match="make room"),
+        written_whole(tmp_path),
+    ):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    with pytest.raises(RuntimeError, match="other"), written_whole(tmp_path):
+        raise RuntimeError("other")
 
 
 def test_a_model_without_a_focus_token_is_not_trained(tmp_path):

@@ -4,12 +4,13 @@ ever run."""
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from coprs_core.errors import CoPRSError, first_line, shortened
 from coprs_core.machine import reading
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
+from coprs_core.sizes import free_disk, in_words
 
 ENCODER_PREFIX = "image_encoder."
 DECODER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
@@ -75,9 +77,26 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
 
 
 def save_tensors(state: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file."""
-    save_file(state, path, metadata={"format": "pt"})
+    """Write a safetensors file; raises `CoPRSError` where there is no room for it."""
+    with written_whole(path):
+        save_file(state, path, metadata={"format": "pt"})
     let_read(path)
+
+
+@contextmanager
+def written_whole(path: Path) -> Generator[None, None, None]:
+    """Where weights cannot be written inside, a `CoPRSError` says so: the libraries' own errors are
+    none of the system's."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as problem:
+        is_of_torch = "PytorchStreamWriter" in str(problem) or "inline_container" in str(problem)
+        if isinstance(problem, RuntimeError) and not is_of_torch:
+            raise
+        raise CoPRSError(
+            f"{path} could not be written ({first_line(problem)}), for {in_words(free_disk(path))} "
+            "are free on that disk: make room and start the same command again."
+        ) from problem
 
 
 def let_read(path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from argparse import ArgumentParser, Namespace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,10 +150,15 @@ def _run(options: Namespace, folder: Path) -> int:
         for _ in rows:
             bar.update()
     if processes > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
+        _wait_for_all()
     return _report(options, folder, settings) if rank == 0 else 0
+
+
+def _wait_for_all() -> None:
+    """Until every process has answered its part, which may take one of them days longer."""
+    from accelerate import PartialState
+
+    PartialState(timeout=timedelta(days=30)).wait_for_everyone()
 
 
 def _report(options: Namespace, folder: Path, settings: "Settings") -> int:

@@ -1,5 +1,6 @@
 """`train`: train the miniature from scratch, or any CoPRS checkpoint jointly; or resume a run."""
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -54,9 +55,8 @@ def add_options(parser: ArgumentParser) -> None:
     add(
         "--out",
         type=Path,
-        default=Path("runs/mini"),
         metavar="DIR",
-        help="checkpoints and logs (default runs/mini)",
+        help="checkpoints and logs (default runs/RECIPE)",
     )
     add("--model", metavar="NAME", help="joint: the checkpoint to begin with")
     add(
@@ -90,6 +90,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
+    options.out = options.out or Path("runs") / Path(options.recipe).stem
     return _from_scratch(options) if options.recipe == MINI else _jointly(options)
 
 
@@ -134,15 +135,39 @@ def _estimate(recipe: "JointRecipe", device: str) -> str:
     )
 
 
+def _one_card(device: str) -> str:
+    """A single process trains on one card: let the trainers' libraries, which would spread over
+    all that they see, see that one; its name then."""
+    kind, _, number = device.partition(":")
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = None if seen is None else seen.split(",")
+    if "LOCAL_RANK" in os.environ or kind not in ("auto", "cuda") or not (number or "0").isdigit():
+        return device
+    index = int(number or 0)
+    if cards is not None and (index >= len(cards) or not cards[index]):
+        return device
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(index) if cards is None else cards[index]
+    return kind
+
+
 def _jointly(options: Namespace) -> int:
     tell_no_makers()
 
     from coprs_core.archive import writable_folder
+    from coprs_core.errors import CoPRSError
+    from coprs_core.sizes import expanded
     from coprs_core.training.recipe import read_recipe
 
     given = {"model": options.model, "data": options.data, "root": options.root}
     changes = [f"{key}={value}" for key, value in given.items() if value is not None]
     recipe = read_recipe(options.recipe, [*options.set, *changes])
+    if expanded(recipe.model).resolve() == (options.out / "checkpoint").resolve():
+        raise CoPRSError(
+            f"The model {recipe.model} is what a run in {options.out} leaves, which would replace "
+            "it: choose another --out."
+        )
+    if not recipe.sharded:
+        options.device = _one_card(options.device)
     if options.dry_run:
         from coprs_core.training.plan import plan
 

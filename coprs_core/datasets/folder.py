@@ -11,6 +11,7 @@ Without a listing, every `NAME.txt` is an instruction about `NAME.jpg` (or anoth
 
 import glob
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def lines(root: Path) -> list[Line]:
             return beside
         raise CoPRSError(f"There is no {listing}: write one line an item, such as {_FORM}.")
     try:
-        written = listing.read_text(encoding="utf-8").splitlines()
+        written = listing.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as problem:
         raise CoPRSError(f"{listing} is no UTF-8 text: write it so.") from problem
     found = [_line(listing, n, text) for n, text in enumerate(written, 1) if text.strip()]
@@ -95,9 +96,14 @@ def _beside(root: Path) -> list[Line]:
             instruction = check_instruction(text.read_text(encoding="utf-8"))
         except UnicodeDecodeError as problem:
             raise CoPRSError(f"{text} is no UTF-8 text: write it so.") from problem
-        masks = sorted(root.glob(f"{glob.escape(text.stem)}_mask*.png"))
+        masks = sorted(root.glob(f"{glob.escape(text.stem)}_mask*.png"), key=_in_order)
         found.append(Line(photo, instruction, tuple(masks), None))
     return found
+
+
+def _in_order(path: Path) -> list[tuple[int, str]]:
+    """What sorts names by the numbers in them: 2 comes before 10."""
+    return [(int(n or -1), word) for word, n in re.findall(r"(\D+)(\d*)", path.name)]
 
 
 def _line(listing: Path, number: int, text: str) -> Line:

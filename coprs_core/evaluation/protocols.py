@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coprs_core.metrics import iou_curve
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -47,6 +49,19 @@ class Protocol:
         if ignore is not None and not self.ignore_is_target:
             inside, either = inside & ~ignore, either & ~ignore
         return int(inside.sum()), int(either.sum())
+
+    def curve(
+        self, prior: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None, is_failed: bool
+    ) -> np.ndarray:
+        """IoU of a prior float32 [H, W] with the truth at each of `THRESHOLDS`: float64 [101]."""
+        if ignore is not None and self.ignore_is_target:
+            truth = truth | ignore
+        elif ignore is not None:
+            prior, truth = prior[~ignore], truth[~ignore]
+        found = iou_curve(prior, truth)
+        if is_failed and self.failed_is_zero:
+            return np.zeros_like(found)
+        return found if truth.any() else np.where(found > 0, self.both_empty, 0.0)
 
     def iou(self, areas: tuple[int, int], is_failed: bool) -> float:
         """IoU in [0, 1] of an item."""

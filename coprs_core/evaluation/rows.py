@@ -14,8 +14,8 @@ from coprs_core.answer.together import AT_ONCE, Question, answer_together
 from coprs_core.datasets.example import Example, Tag
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.protocols import USUAL, Protocol
-from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou_curve
-from coprs_core.prompts import NOTHING_FOUND, UNFINISHED, is_well_formed
+from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS
+from coprs_core.prompts import FOUND, NOTHING_FOUND, UNFINISHED, is_well_formed
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
@@ -76,7 +76,7 @@ class Row:
     @property
     def is_masked(self) -> bool:
         """Whether something is there and something was found."""
-        return self.size is not None and not self.is_nothing_found and not self.problem
+        return self.size is not None and self.outcome == FOUND
 
     @property
     def is_failed(self) -> bool:
@@ -122,7 +122,7 @@ def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Row
         prior=looked_at,
         mask_iou=protocol.iou(mask, is_failed),
         prior_iou=protocol.iou(looked_at, is_failed),
-        curve=tuple(np.round(iou_curve(prior, truth)[CURVE], 3).tolist()),
+        curve=tuple(np.round(protocol.curve(prior, truth, ignore, is_failed)[CURVE], 3).tolist()),
         thought_words=len(result.reasoning.split()),
         tokens=result.tokens,
     )

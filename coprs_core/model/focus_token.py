@@ -93,7 +93,8 @@ class FocusTokenSegmenter:
     def embed(self, photo: Photo) -> Tensor:
         """The image encoder's view of a photo, [1, C, h, w]."""
         pixels = to_sam_frame(photo.image, self.model.config.vision.side)
-        return self.model.image_encoder(pixels.to(self.device, self.dtype))
+        place = next(self.model.image_encoder.parameters())  # in training not of the heads' dtype
+        return self.model.image_encoder(pixels.to(place.device, place.dtype)).to(self.dtype)
 
     @torch.no_grad()
     def describe(self, photo: Photo) -> Tensor:

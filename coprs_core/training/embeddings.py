@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from coprs_core.checkpoints.tensors import written_whole
 from coprs_core.model.vision import VisionConfig
 from coprs_core.training.items import Item
 
@@ -39,8 +40,12 @@ class KeptEmbeddings:
         embedding = self._encode(item).half().cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
-        save_file({"embedding": embedding.contiguous()}, part)
-        part.replace(path)
+        try:
+            with written_whole(path):
+                save_file({"embedding": embedding.contiguous()}, part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         return embedding
 
 

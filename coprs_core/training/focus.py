@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from coprs_core.checkpoints.tensors import written_whole
 from coprs_core.geometry import to_mllm_frame, to_sam_frame, unpadded_size
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import encode_prompt
@@ -204,6 +205,7 @@ class Learner:
     focus: TrainedFocus
     rates: Rates
     optimizer: Any
+    lr_scheduler: Any
     model: Any
     args: Any
 
@@ -220,7 +222,20 @@ class Learner:
         own = dict(self.model.named_parameters())
         learnt, values = [name for name, p in own.items() if p.requires_grad], state_dict or own
         whole = {name: values[name].detach().cpu().clone() for name in learnt}
-        save_file(whole, folder / TRAINED)
+        with written_whole(folder):
+            save_file(whole, folder / TRAINED)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The moments as they were saved; the rates as they are asked for now."""
+        base: Any = super()
+        asked = [group["initial_lr"] for group in self.optimizer.param_groups]
+        base._load_optimizer_and_scheduler(checkpoint)
+        self.lr_scheduler.base_lrs = asked
+        for group, rate, share in zip(
+            self.optimizer.param_groups, asked, self.lr_scheduler.lr_lambdas, strict=True
+        ):
+            group["initial_lr"] = rate
+            group["lr"] = rate * share(self.lr_scheduler.last_epoch)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_learnt(self.model, Path(resume_from_checkpoint) / TRAINED)

@@ -5,6 +5,7 @@ The engine is TRL's `GRPOTrainer`: sampling, groups, clipping, KL, accumulation,
 What it does not know stands here: what a mask earns, and the segmentation loss.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from accelerate.utils import gather
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers.utils import ModelOutput
 from trl import GRPOConfig, GRPOTrainer
 
@@ -52,6 +54,20 @@ def mask(**_: Any) -> list[float]:
 def form(**_: Any) -> list[float]:
     """As `mask`, for the form of the reply."""
     raise NotImplementedError
+
+
+class _ByEpoch(Sampler):
+    """A sampler of TRL's, begun anew in each epoch from seed and epoch."""
+
+    def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]):
+        self._sampler, self._seed, self._epoch = sampler, seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self._sampler.generator.manual_seed(self._seed + self._epoch())
+        return iter(self._sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
 
 
 _Engine: Any = GRPOTrainer
@@ -105,6 +121,11 @@ class JointTrainer(Learner, _Engine):
         generation._iter_named_params = lambda: (p for p in everything() if HEADS not in p[0])
 
     # --- data
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+        """TRL's, whose order in each epoch is its own, also where a run goes on in it."""
+        sampler: Any = super()._get_train_sampler(dataset)
+        return _ByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def _shown(self, batch: dict[str, list]) -> dict[str, list]:
         """Items by number, as TRL takes them: a conversation and its picture."""

@@ -32,10 +32,12 @@ class Plan:
         parts: name → bytes of memory; an estimate from the sizes of the tensors. Activations are
             not among them: they depend on photos and replies.
         free: bytes of memory that are free on the device now.
-        saved: bytes on disk: two saved steps, and the checkpoint.
+        saved: bytes on disk at most: three saved steps (the oldest goes when a new one is written),
+            what was learnt, and the checkpoint; of a warm-up what it leaves.
         disk: bytes that are free there.
         steps, replies: of the whole run.
-        embeddings: bytes on disk for SAM's embeddings of its photos, where those come again.
+        embeddings: bytes on disk at most for SAM's embeddings of its photos, where those come
+            again: several items may be about one photo.
     """
 
     parts: dict[str, int]
@@ -120,11 +122,16 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
         }
     parts["image encoder"] = encoder * (kept if recipe.lora else 4)
     parts["prior and decoder, AdamW"] = sum(heads) * _LEARNT_BYTES
-    saved = 2 * learnt * 12 + (whole + encoder + sum(heads)) * 2
-    replies = recipe.steps * recipe.questions * recipe.objective.group
+    step = learnt * 12 + (whole * 4 if recipe.sharded else 0)  # all weights once more, by FSDP
+    checkpoint = (whole + encoder + sum(heads)) * 2
+    saved = 3 * step + learnt * 4 + checkpoint
+    if recipe.warmup_steps:
+        saved += 2 * step + learnt * 4 + checkpoint
+    replies = recipe.steps // recipe.iterations * recipe.questions * recipe.objective.group
     embeddings = 0
     if recipe.data != "scenes":
         vision = CoPRSConfig.read(source.folder / "coprs.json").vision
-        embeddings = len(items_of(recipe)) * bytes_of(vision)
+        asked = (recipe.steps + recipe.warmup_steps) * recipe.questions
+        embeddings = min(len(items_of(recipe)), asked) * bytes_of(vision)
     disk = free_disk(out)
     return Plan(parts, free_memory(place), saved, disk, recipe.steps, replies, embeddings)

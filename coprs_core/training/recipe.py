@@ -169,6 +169,13 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
         raise CoPRSError(
             "steps (or warmup_steps), questions, rows_at_once and save_every are at least 1."
         )
+    if min(recipe.max_new_tokens, recipe.iterations) < 1 or not recipe.temperature:
+        raise CoPRSError("max_new_tokens and iterations are at least 1, temperature is over 0.")
+    if recipe.objective.mask_share > 1:
+        raise CoPRSError(
+            f"mask_share is {recipe.objective.mask_share} and a share of the reward, from 0 to 1, "
+            "was expected: correct it."
+        )
     if recipe.objective.group < 2:
         raise CoPRSError("group is at least 2: replies are judged against each other.")
     if recipe.quantize not in ("none", "nf4"):

@@ -2,11 +2,10 @@
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from coprs_core.errors import CoPRSError
-from coprs_core.training.recipe import JointRecipe
 
 RECIPE, LOG, CHECKPOINT = "recipe.json", "metrics.jsonl", "checkpoint"
 _CHANGEABLE = (
@@ -16,14 +15,14 @@ _CHANGEABLE = (
 """What a run may go on with otherwise than it began."""
 
 
-def check_recipe(recipe: JointRecipe, folder: Path) -> None:
-    """Raises `CoPRSError` where a folder holds another run."""
+def check_recipe(recipe: dict[str, Any], folder: Path) -> None:
+    """Raises `CoPRSError` where a folder holds another run, by the values of a recipe."""
     path = folder / RECIPE
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError) as problem:
         raise CoPRSError(f"{path} is broken: delete it, or choose another --out.") from problem
-    for name, value in asdict(recipe).items():
+    for name, value in json.loads(json.dumps(recipe)).items():
         if before.get(name, value) != value and name not in _CHANGEABLE:
             raise CoPRSError(
                 f"{folder} holds a run with {name} {before[name]!r}, and {value!r} is asked for: "
@@ -31,15 +30,20 @@ def check_recipe(recipe: JointRecipe, folder: Path) -> None:
             )
 
 
-def keep_recipe(recipe: JointRecipe, folder: Path) -> None:
+def keep_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Write what a folder's run rests on."""
     path = folder / RECIPE
     part = path.with_suffix(f".{os.getpid()}")  # several processes may begin together
-    part.write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
 
 
 def last_step(folder: Path) -> str | None:
     """The last step that was saved to its end: the trainer's state is written last."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    return str(max(whole, key=step_of)) if whole else None
+
+
+def step_of(saved: Path | str) -> int:
+    """The number of a saved step."""
+    return int(Path(saved).name.split("-")[1])

@@ -5,7 +5,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -14,6 +14,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
 from transformers import AutoProcessor, PrinterCallback, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
@@ -24,6 +25,7 @@ from coprs_core.checkpoints.load import find, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.checkpoints.tensors import written_whole
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.machine import is_out_of_memory, peak_memory, process, within_memory
 from coprs_core.model.coprs import CoPRS
@@ -34,12 +36,13 @@ from coprs_core.training.items import Items, items_of
 from coprs_core.training.joint import JointTrainer
 from coprs_core.training.plan import ADAPTED
 from coprs_core.training.recipe import JointRecipe
-from coprs_core.training.run_folder import CHECKPOINT, check_recipe, keep_recipe, last_step
+from coprs_core.training.run_folder import CHECKPOINT, check_recipe, keep_recipe, last_step, step_of
 from coprs_core.training.warmup import WarmUp
 from coprs_core.training.watch import Pictures, Watch
 
 WARM, ADAPTERS = "warm", "adapters"
 EMBEDDINGS = "embeddings"
+_SMALLER = "set rows_at_once lower, or train a smaller model or adapters (lora, quantize)"
 _SERVER_SECONDS = 60.0
 """That a vLLM server is waited for."""
 
@@ -74,7 +77,7 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
             "sharded spreads a model over several processes and this is the only one: start it "
             "with torchrun --nproc_per_node N -m coprs_core …, or leave sharded out."
         )
-    check_recipe(recipe, folder)
+    check_recipe(asdict(recipe), folder)
     items, start, warm = items_of(recipe), recipe.model, folder / WARM
     if recipe.warmup_steps:
         start = str(warm)
@@ -90,18 +93,21 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
 
 def measured_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int]:
     """Seconds that a step of the joint stage takes here, and the most bytes of memory held till its
-    end: the second of two, which are forgotten.
+    end: the mean over those on the same replies (`iterations`), after a first; all are forgotten.
 
     Raises `CoPRSError` as `train_joint` does.
     """
     disable_progress_bar()
-    short = replace(recipe, steps=2, warmup_steps=0, save_every=1_000_000, pictures=0)
+    steps = 1 + recipe.iterations
+    short = replace(recipe, steps=steps, warmup_steps=0, pictures=0)
     with TemporaryDirectory(prefix="coprs-") as name:
         folder = Path(name)
         where = folder, folder / EMBEDDINGS, device
         start, watch, trainer = _set_up(_joint, short, recipe.model, items_of(short), *where)
-        trainer.train()
-    return watch.last_step, peak_memory(start.model.device)
+        trainer.args.save_strategy = SaveStrategy.NO
+        with within_memory("This training", start.model.device, _SMALLER):
+            trainer.train()
+    return sum(watch.seconds[1:]) / recipe.iterations, peak_memory(start.model.device)
 
 
 def _stage(
@@ -116,16 +122,23 @@ def _stage(
     """Run one stage, its steps in `folder`, and write the checkpoint `out`; False where it was told
     to stop."""
     folder.mkdir(parents=True, exist_ok=True)
+    saved, steps = last_step(folder), recipe.steps if make is _joint else recipe.warmup_steps
+    is_whole = saved is not None and step_of(saved) >= steps
+    if is_whole and _is_newer(out, Path(saved)):
+        return True
     where = folder, out.parent / EMBEDDINGS, device
     start, watch, trainer = _set_up(make, recipe, name, items, *where)
-    keep_recipe(recipe, out.parent)
+    keep_recipe(asdict(recipe), out.parent)
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
         trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, items, recipe))
     before = signal.signal(signal.SIGTERM, watch.stop)
-    smaller = "set rows_at_once lower, or train a smaller model or adapters (lora, quantize)"
     try:
-        with within_memory("This training", start.model.device, smaller):
-            trainer.train(resume_from_checkpoint=last_step(folder))
+        with within_memory("This training", start.model.device, _SMALLER), written_whole(folder):
+            if is_whole and not recipe.sharded:  # it was killed while the checkpoint was written
+                trainer._load_from_checkpoint(saved)
+                trainer.state.global_step = step_of(saved)
+            else:
+                trainer.train(resume_from_checkpoint=saved)
     finally:
         signal.signal(signal.SIGTERM, before)
     if trainer.state.global_step < watch.steps:
@@ -135,6 +148,13 @@ def _stage(
         _write(trainer, start, folder, out)
     trainer.accelerator.wait_for_everyone()
     return True
+
+
+def _is_newer(out: Path, saved: Path) -> bool:
+    """Whether a checkpoint was written after a step was saved."""
+    written = [out / "coprs.json", out / "adapter_config.json"]
+    times = [path.stat().st_mtime for path in written if path.is_file()]
+    return bool(times) and min(times) >= (saved / "trainer_state.json").stat().st_mtime
 
 
 def _set_up(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import FOCUS_TOKEN
@@ -49,6 +49,7 @@ class WarmUp(Learner, _Engine):
     ):
         self.focus = TrainedFocus(model, processor, items, embeddings)
         self.rates, self._objective = rates, objective
+        set_seed(args.seed)  # the adapters are drawn before the trainer does so
         numbers: Any = [{"index": i} for i in range(len(items))]
         super().__init__(
             model=get_peft_model(model.mllm, adapters) if adapters else model.mllm,

@@ -37,7 +37,7 @@ class Watch(TrainerCallback):
         self.steps = recipe.steps if stage == "joint" else recipe.warmup_steps
         self.is_told = False
         self.bar: Any = None
-        self._began, self.last_step = 0.0, 0.0
+        self._began, self.seconds = 0.0, list[float]()
 
     def stop(self, *_: Any) -> None:
         """A signal's handler: the step under way is finished and saved."""
@@ -52,7 +52,7 @@ class Watch(TrainerCallback):
         self._began = time.monotonic()
 
     def on_step_end(self, args, state, control, **_):
-        self.last_step = time.monotonic() - self._began
+        self.seconds.append(time.monotonic() - self._began)
         self.bar.update()
         if self.is_told:
             control.should_save = control.should_training_stop = True

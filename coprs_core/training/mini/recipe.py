@@ -1,7 +1,8 @@
 """The miniature's recipe, recipes/mini.toml: sizes and stages. `python -m coprs_core train mini`
 runs it from nothing."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from coprs_core.errors import CoPRSError, meant
 from coprs_core.model.decoder import DecoderConfig
@@ -79,6 +80,12 @@ class Recipe:
     request_weight: float
     decision_weight: float
     prompt_template: str = PROMPT_TEMPLATE
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What a run cannot go on with otherwise than it began."""
+        fixed = "vision", "decoder", "llm", "tower", "prior_heads", "prior_width", "vocabulary"
+        return {name: value for name, value in asdict(self).items() if name in fixed}
 
 
 def read_mini(changes: list[str] | None = None) -> Recipe:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from coprs_core.checkpoints.save import save_checkpoint
+from coprs_core.checkpoints.tensors import written_whole
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, computes_in_bfloat16
 from coprs_core.training.mini import oracle
@@ -23,6 +24,7 @@ from coprs_core.training.mini.data import Collator, batches
 from coprs_core.training.mini.muon import Muon
 from coprs_core.training.mini.recipe import Recipe, Stage
 from coprs_core.training.mini.stages import Scaffold
+from coprs_core.training.run_folder import check_recipe, keep_recipe
 
 _ADAM_ONLY = (
     "embed_tokens",
@@ -95,6 +97,7 @@ def train_miniature(
     process with `only`. Under `torchrun` every process takes its share of the scenes and the
     gradients are averaged.
     """
+    check_recipe(recipe.sizes, folder)
     names = [stage.name for stage in recipe.stages]
     if only not in (None, *names):
         raise CoPRSError(f"There is no stage {only!r}: choose from {', '.join(names)}.")
@@ -102,7 +105,7 @@ def train_miniature(
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
         if place.type == "cuda":
-            place = torch.device("cuda", dist.get_rank())
+            place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank())))
     rank, _ = _processes()
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
@@ -110,6 +113,7 @@ def train_miniature(
         torch.set_num_threads(threads)
     if rank == 0 and not (folder / "tokenizer").is_dir():
         build_tokenizer(recipe).save_pretrained(folder / "tokenizer")
+        keep_recipe(recipe.sizes, folder)
     if dist.is_initialized():
         dist.barrier()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
@@ -254,5 +258,6 @@ def _save(path: Path, parts: dict[str, nn.Module], chosen: list, step: int, seco
         "step": step,
         "seconds": seconds,
     }
-    torch.save(state, path.with_suffix(".tmp"))
+    with written_whole(path):
+        torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
