@@ -7,6 +7,7 @@ here from one call to the next: what a visitor has asked lies in that visitor's 
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from app.views import probes as probe_views
 from app.visitors import (
     Answered,
     Turns,
+    called,
     can_probe,
     given,
     in_a_sentence,
@@ -285,6 +287,10 @@ class Handlers:
 
     # --- the thought as the control panel
 
+    def look_again(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
+        """After another model was loaded: the thought with what that one can do with it."""
+        return gr.skip() if answered is None else self._thought(language(request), answered)
+
     def trace(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """Sentence by sentence, by itself after an answer: where the model looked after each.
 
@@ -374,14 +380,9 @@ class Handlers:
         if token := request.query_params.get("answer", "") if request else "":
             with in_a_sentence(lang):
                 return self._restored(lang, linked(token))
+        answered = replace(recorded(), findings={})  # what a visitor finds in it stays there
         # what is asked is left alone: somebody may be typing already
-        return {frame.steps: page.steps(lang), **self._at_hand(lang, recorded(), True)}
-
-
-def called(lang: str, answered: Answered) -> str:
-    """What an answer is called among those of this visit."""
-    mark = f"✎ {say(lang, 'thought_changed')}: " if answered.result.is_thought_given else ""
-    return f"{mark}{answered.result.instruction}"
+        return {frame.steps: page.steps(lang), **self._at_hand(lang, answered, True)}
 
 
 def _pictures(lang: str, answered: Answered) -> tuple[str, str]:

@@ -3,7 +3,6 @@ taken away."""
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +49,24 @@ class Questions:
             return say(lang, "reason_no_answer")
         if name in answered.findings:
             return ""
+        if not self.server.is_ready:
+            return say(lang, "loading")
         if reason := why_not(self.server, answered.result):
             return say(lang, reason, model=answered.result.model)
         if name in _NEEDS_A_PLACE and not answered.result.regions:
             return say(lang, "reason_nothing")
         return ""
+
+    def why_no_replay(self, lang: str, answered: Answered) -> str:
+        """Why there is no moving picture of an answer; "" where there is, or may be."""
+        if not answered.result.regions:
+            return say(lang, "strip_nothing")
+        if answered.trace or "sentences" in answered.findings:
+            return ""
+        if not self.server.is_ready:
+            return say(lang, "loading")
+        reason = why_not(self.server, answered.result)
+        return say(lang, reason, model=answered.result.model) if reason else ""
 
     def ask_probe(
         self, name: str, answered: Answered | None, request: gr.Request | None = None
@@ -64,7 +76,9 @@ class Questions:
         with in_a_sentence(lang):
             answered = given(lang, answered)
             try:
-                finding = self.server.ask(probe(name).ask, answered.photo, answered.result)
+                finding = answered.findings.get(name) or self.server.ask(
+                    probe(name).ask, answered.photo, answered.result
+                )
             except NotApplicable as nothing:  # no mistake of anybody's
                 return self.turns.still(request, turn, page.reason(lang, str(nothing)))
         answered.findings[name] = small_finding(finding)
@@ -124,10 +138,12 @@ class Questions:
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = given(lang, answered)
             path = Path(folder) / "coprs-answer.html"
-            trace = None
-            with suppress(CoPRSError):  # the page comes without a replay, and says so
+            trace, reason = None, self.why_no_replay(lang, answered)
+            try:
                 trace = traced(self.server, answered)
-            text = standalone(lang, answered.photo, answered.result, trace)
+            except CoPRSError as problem:  # the page comes without a replay, and says so
+                reason = str(problem)
+            text = standalone(lang, answered.photo, answered.result, trace, reason)
             path.write_text(text, encoding="utf-8")
             yield self.turns.still(request, turn, str(path))
 
@@ -140,9 +156,7 @@ class Questions:
             answered = given(lang, answered)
             trace = traced(self.server, answered)
             if trace is None:
-                raise CoPRSError(
-                    say(lang, "strip_none" if answered.result.regions else "strip_nothing")
-                )
+                raise CoPRSError(self.why_no_replay(lang, answered))
             path = Path(folder) / "coprs-replay.webp"
             save_replay(path, answered.photo, answered.result, trace)
             yield self.turns.still(request, turn, str(path))

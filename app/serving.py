@@ -305,6 +305,9 @@ class ModelServer:
                 "A model on another machine can only be named when the app is started (--model): "
                 "choose one that runs here."
             )
+        from coprs_core.checkpoints.load import check_name
+
+        check_name(name)  # before the one in use makes room
         self.wait()
         self._lock.acquire()  # the thread releases it
         if name in (self._loaded_as, self.engine.name):

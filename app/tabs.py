@@ -25,27 +25,39 @@ NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
 Recent = tuple[Answered, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class AtHand:
+    """What the tabs are about: the answer at hand, in the visitor's language, and the recent ones;
+    `is_same_photo`: as what they were about before."""
+
+    lang: str
+    answered: Answered | None
+    recent: Recent
+    is_same_photo: bool
+
+
 @dataclass(frozen=True)
 class Tab:
     """A tab that stands.
 
     Attributes:
         components: what `refresh` fills.
-        refresh: (language, answer, recent answers) → values for another answer.
+        refresh: values for another answer.
         brings_answer: events of this tab after which there is another answer.
         opens: the listeners with which those begin.
     """
 
     components: list
-    refresh: Callable[[str, Answered | None, Recent], Values] = field(repr=False)
+    refresh: Callable[[AtHand], Values] = field(repr=False)
     brings_answer: list = field(default_factory=list)
     opens: list = field(default_factory=list)
 
 
-def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> list[Tab]:
-    """Every tab, in order: one a probe, but for the words, which the thought itself shows."""
+def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> tuple[list[Tab], list]:
+    """Every tab, in order: one a probe, but for the words, which the thought itself shows; and the
+    events after which another model may be in use."""
     questions, tabs = Questions(handlers.server, handlers.turns), []
-    with gr.Tabs(elem_id="probes"):
+    with gr.Tabs(elem_id="probes", overflow_behavior="wrap"):
         for name in PROBES:
             if name != "words":
                 tabs.append(probe_tab(name, frame, handlers, questions))
@@ -53,9 +65,9 @@ def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> list[Tab]:
         tabs.append(truth_tab(frame, questions))
         tabs.append(export_tab(frame, handlers, questions))
         tabs.append(history_tab(frame))
-        models_tab(frame, handlers, may_switch)
+        switched = models_tab(frame, handlers, may_switch)
         tabs.append(help_tab())
-    return tabs
+    return tabs, switched
 
 
 def probe_tab(name: str, frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
@@ -75,9 +87,10 @@ def probe_tab(name: str, frame: Frame, handlers: Handlers, questions: Questions)
     if name == "sentences":  # the strip shows them too
         asked.success(handlers.trace, frame.answered, frame.trace, **QUIET)
 
-    def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
-        why_not = questions.why_not(lang, name, answered)
-        return {button: gr.update(interactive=not why_not), view: "", **said(lang, reason, why_not)}
+    def refresh(now: AtHand) -> Values:
+        why_not = questions.why_not(now.lang, name, now.answered)
+        enabled = gr.update(interactive=not why_not)
+        return {button: enabled, view: "", **said(now.lang, reason, why_not)}
 
     return Tab([button, reason, view], refresh)
 
@@ -97,10 +110,11 @@ def compare_tab(frame: Frame, questions: Questions) -> Tab:
     inputs = [frame.answered, earlier, frame.recent]
     earlier.input(questions.compare, inputs, view, **QUIET)
 
-    def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
+    def refresh(now: AtHand) -> Values:
+        lang, answered = now.lang, now.answered
         others = [
             (named(lang, one), i)
-            for i, one in enumerate(recent)
+            for i, one in enumerate(now.recent)
             if answered
             and one.photo.key == answered.photo.key
             and one.result is not answered.result
@@ -148,15 +162,18 @@ def truth_tab(frame: Frame, questions: Questions) -> Tab:
         view = gr.HTML(elem_id="truth-view")
     button.click(questions.truth, [frame.answered, paint, file], [view, frame.verdict], **QUIET)
 
-    def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
-        canvas = None
-        if answered:
-            canvas = {"background": answered.photo.image, "layers": [], "composite": None}
-        why_not = "" if answered else say(lang, "reason_no_answer")
+    def refresh(now: AtHand) -> Values:
+        why_not = "" if now.answered else say(now.lang, "reason_no_answer")
         enabled = gr.update(interactive=not why_not)
-        return {paint: canvas, button: enabled, view: "", **said(lang, reason, why_not)}
+        values = {button: enabled, view: "", **said(now.lang, reason, why_not)}
+        if now.is_same_photo:  # its truth is the same
+            return values
+        canvas = None
+        if now.answered:
+            canvas = {"background": now.answered.photo.image, "layers": [], "composite": None}
+        return values | {paint: canvas, file: None}
 
-    return Tab([paint, button, reason, view], refresh)
+    return Tab([paint, file, button, reason, view], refresh)
 
 
 def export_tab(frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
@@ -191,10 +208,12 @@ def export_tab(frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
     opening = saved.upload(handlers.open_file, [saved, frame.recent], frame.of_restoring, **QUIET)
     opening.success(lambda: ("", None), outputs=[frame.explained, saved], **QUIET)
 
-    def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
-        why_not = "" if answered else say(lang, "reason_no_answer")
+    def refresh(now: AtHand) -> Values:
+        why_not = "" if now.answered else say(now.lang, "reason_no_answer")
         enabled = {button: gr.update(interactive=not why_not) for button in buttons}
-        return {file: None, link: "", **enabled, **said(lang, reason, why_not)}
+        if now.answered and (still := questions.why_no_replay(now.lang, now.answered)):
+            enabled[buttons[2]], why_not = gr.update(interactive=False), still
+        return {file: None, link: "", **enabled, **said(now.lang, reason, why_not)}
 
     return Tab([file, link, *buttons, reason], refresh, [opening], [saved.upload])
 
@@ -206,14 +225,14 @@ def history_tab(frame: Frame) -> Tab:
         frame.strip.render()
         none = gr.HTML()
 
-    def refresh(lang: str, answered: Answered | None, recent: Recent) -> Values:
-        return said(lang, none, "" if recent else say(lang, "recent_none"))
+    def refresh(now: AtHand) -> Values:
+        return said(now.lang, none, "" if now.recent else say(now.lang, "recent_none"))
 
     return Tab([none], refresh)
 
 
-def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> None:
-    """Models: the table, and on one's own machine the choice."""
+def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> list:
+    """Models: the table, and on one's own machine the choice; the events that make it."""
     with gr.Tab(I18N("models"), elem_id="models") as tab:
         with gr.Row(visible=may_switch):
             name = gr.Dropdown(
@@ -233,16 +252,17 @@ def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> None:
         for html, values in handlers.models.switch(chosen, request):
             yield {loading: html, **values}
 
-    if may_switch:
-        outputs = [loading, frame.header, frame.notice, frame.ways]
-        button.click(use_model, name, outputs, concurrency_id="model", **QUIET)
+    if not may_switch:
+        return []
+    outputs = [loading, frame.header, frame.notice, frame.ways]
+    return [button.click(use_model, name, outputs, concurrency_id="model", **QUIET)]
 
 
 def help_tab() -> Tab:
     """What the words of the page mean, and what is asked most."""
     with gr.Tab(I18N("help"), elem_id="help"):
         shown = gr.HTML(page.helping("en"))
-    return Tab([shown], lambda lang, answered, recent: {shown: page.helping(lang)})
+    return Tab([shown], lambda now: {shown: page.helping(now.lang)})
 
 
 def _paths_of_layers(payload: Any) -> list[str]:

@@ -33,6 +33,8 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_hover="#74248a",
         button_primary_background_fill_dark="#8a3aa3",
         button_primary_background_fill_hover_dark="#a04fba",
+        input_placeholder_color="#645a6b",
+        input_placeholder_color_dark="#b9aec0",
         button_primary_text_color="#ffffff",
         button_primary_text_color_dark="#ffffff",
     )

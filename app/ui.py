@@ -1,9 +1,8 @@
 """The page: its frame, what follows what, and how it is launched."""
 
-import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from app import api
+from app.examples import examples
 from app.guard import Guard
 from app.handlers import Frame, Handlers, Values
 from app.options import Listening
 from app.serving import ModelServer
-from app.tabs import LAST, MODEL, NO_AUTOCOMPLETE, QUIET, Recent, Tab, build_tabs
+from app.tabs import LAST, MODEL, NO_AUTOCOMPLETE, QUIET, AtHand, Recent, Tab, build_tabs
 from app.texts import I18N, say
 from app.theme import theme
 from app.uploads import Page, bound, read_by, use_private_folder
@@ -28,47 +28,16 @@ from coprs_core.errors import CoPRSError
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
 
 ROOT = Path(__file__).resolve().parent
-EXAMPLES = ROOT.parent / "assets" / "examples"
 _THOUGHT_USED = """
 element.addEventListener("coprs-edit", (event) => trigger("submit", event.detail));
 element.addEventListener("coprs-words", () => trigger("select"));
 """
 _TO_THE_THOUGHT = """() => {
-  if (innerWidth < 900) document.querySelector("#thought").scrollIntoView({ behavior: "smooth" });
+  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const behavior = isStill ? "auto" : "smooth";
+  const asked = document.querySelector("#instruction textarea").value.trim();
+  if (innerWidth < 900 && asked) document.querySelector("#thought").scrollIntoView({ behavior });
 }"""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A bundled picture with an instruction.
-
-    Where the answer is no plain success, `note` says so in a word or two and `explanation`, in each
-    language of the page, why; `repair` is the sentence of the thought that would mend it.
-    """
-
-    file: str
-    instruction: str
-    note: str = ""
-    explanation: dict[str, str] = field(default_factory=dict)
-    repair: page.Repair | None = None
-
-    @property
-    def caption(self) -> str:
-        return f"{self.note}: {self.instruction}" if self.note else self.instruction
-
-
-def examples() -> list[Example]:
-    """The bundled examples, in order."""
-    return [
-        Example(
-            file=str(EXAMPLES / entry["file"]),
-            instruction=entry["instruction"],
-            note=entry.get("note", ""),
-            explanation=entry.get("explanation", {}),
-            repair=page.Repair(**entry["repair"]) if "repair" in entry else None,
-        )
-        for entry in json.loads((EXAMPLES / "examples.json").read_text())
-    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,16 +66,21 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         api.offer(server, may_switch)  # first, so that the names are theirs
         frame, buttons = _frame()
         handlers = Handlers(server, frame, may_switch)
-        tabs = build_tabs(frame, handlers, may_switch)
-        prepare = _preparation(frame, tabs)
+        tabs, switched = build_tabs(frame, handlers, may_switch)
+        prepare, prepare_again = _preparation(frame, tabs)
         asking = _answering(frame, buttons, handlers)
         answered = [*asking, *_recalling(frame, handlers, tabs)]
         _tracing(frame, handlers, answered)
         begun = _superseding(frame, handlers, tabs, asking)
         for event in (*answered, *begun):
             event.then(**prepare, **LAST)
-        demo.load(handlers.models.in_use, outputs=[frame.header, frame.notice], **QUIET)
-        demo.load(handlers.opened, outputs=frame.of_restoring, **QUIET).then(**prepare)
+            event.failure(**prepare_again, **LAST)
+        for event in switched:
+            event.then(handlers.look_again, frame.answered, frame.thought, **QUIET).then(**prepare)
+        loaded = demo.load(handlers.models.in_use, outputs=[frame.header, frame.notice], **QUIET)
+        opened = demo.load(handlers.opened, outputs=frame.of_restoring, **QUIET)
+        for event in (loaded, opened):
+            event.then(**prepare, **LAST)
     return demo
 
 
@@ -220,7 +194,8 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
         lang = language(request)
         with in_a_sentence(lang):
             example = shown[picked(lang, event, len(shown))]
-        words = example.explanation.get(lang, "")
+        # they tell what the miniature answers
+        words = example.explanation.get(lang, "") if handlers.server.name == "mini" else ""
         return {
             frame.photo: example.file,
             frame.instruction: example.instruction,
@@ -236,9 +211,10 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     answers.append(frame.thought.submit(handlers.edit, **each, **edit))
     answers[-1].success(lambda: "", outputs=frame.explained, js="() => COPRS.edited()", **QUIET)
     answers[-1].failure(fn=None, js="() => COPRS.refused()", **QUIET)
-    frame.thought.select(
+    asked_words = frame.thought.select(
         handlers.words, frame.answered, frame.thought, show_progress="hidden", **MODEL
     )
+    asked_words.failure(fn=None, js="() => COPRS.rested()", **QUIET)
     gr.on(starts, lambda: "", outputs=frame.explained, **QUIET)
     stopped = buttons.stop.click(handlers.halt, cancels=answers, queue=False, **QUIET)
     at_hand, outputs = [frame.thought, frame.answered], [frame.steps, frame.thought]
@@ -278,17 +254,40 @@ def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
     return [restored, *(event for tab in tabs for event in tab.brings_answer)]
 
 
-def _preparation(frame: Frame, tabs: list[Tab]) -> dict[str, Any]:
-    """After an answer: every tab is filled from it, and what it showed of the one before goes."""
+def _preparation(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """After an answer: every tab is filled from it, and what it showed of the one before goes. The
+    second one is for after a failure, where the answer before may still be at hand."""
+    filled_for = gr.State(time_to_live=3600)
 
-    def prepare(answered: Answered | None, recent: Recent | None, request: gr.Request) -> Values:
-        lang, values = language(request), {}
+    def prepare(
+        answered: Answered | None,
+        recent: Recent | None,
+        before: Answered | None,
+        request: gr.Request,
+    ) -> Values:
+        is_same_photo = bool(answered and before and answered.photo.key == before.photo.key)
+        now = AtHand(language(request), answered, recent or (), is_same_photo)
+        values: Values = {filled_for: answered}
         for tab in tabs:
-            values |= tab.refresh(lang, answered, recent or ())
+            values |= tab.refresh(now)
         return values
 
-    outputs = [component for tab in tabs for component in tab.components]
-    return {"fn": prepare, "inputs": [frame.answered, frame.recent], "outputs": outputs, **QUIET}
+    def prepare_again(
+        answered: Answered | None,
+        recent: Recent | None,
+        before: Answered | None,
+        request: gr.Request,
+    ) -> Values:
+        if answered is before:
+            return {filled_for: gr.skip()}
+        return prepare(answered, recent, before, request)
+
+    both: dict[str, Any] = {
+        "inputs": [frame.answered, frame.recent, filled_for],
+        "outputs": [filled_for, *(component for tab in tabs for component in tab.components)],
+        **QUIET,
+    }
+    return {"fn": prepare, **both}, {"fn": prepare_again, **both}
 
 
 def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):

@@ -133,10 +133,17 @@ def language(request: gr.Request | None) -> str:
     return language_of(request.headers.get("accept-language") if request else None)
 
 
+def called(lang: str, answered: Answered) -> str:
+    """What an answer is called among those of this visit."""
+    mark = f"✎ {say(lang, 'thought_changed')}: " if answered.result.is_thought_given else ""
+    return f"{mark}{answered.result.instruction}"
+
+
 def given(lang: str, answered: Answered | None) -> Answered:
-    """The answer at hand; raises `CoPRSError` where there is none yet."""
+    """The answer at hand; raises `CoPRSError` where it is no longer kept: before there is one,
+    nothing can be pressed."""
     if answered is None:
-        raise CoPRSError(say(lang, "no_answer"))
+        raise CoPRSError(say(lang, "gone"))
     return answered
 
 

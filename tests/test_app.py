@@ -28,10 +28,11 @@ from markupsafe import escape
 from PIL import Image
 
 from app import handlers, kept, texts, visitors
+from app.examples import EXAMPLES, examples
 from app.handlers import Frame, Handlers
 from app.questions import Questions
 from app.serving import ModelServer
-from app.ui import EXAMPLES, build, examples, launch
+from app.ui import build, launch
 from app.views import canvas, page
 from app.views import probes as probe_views
 from app.views.render import TEMPLATES
@@ -49,6 +50,7 @@ from coprs_core.probes import sentences
 from coprs_core.probes.finding import Finding, Picture
 from coprs_core.probes.trace import FocusView, Sentences
 from coprs_core.probes.words import Words
+from coprs_core.prompts import FOCUS_TOKEN_PRIOR, PRIOR_KINDS
 from coprs_core.prompts import sentences as sentences_of
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
@@ -465,7 +467,7 @@ def test_an_empty_mask_is_never_called_agreement(found):
     empty = dataclasses.replace(result, regions=(Region(nothing.astype(np.float32), nothing),))
     html = canvas.answer_view("en", scene.image, empty) + page.verdict("en", empty)
     assert texts.ENGLISH["flag_empty"] in html and '<b class="iou">–</b>' in html
-    assert 'data-link="drawn" data-state="broken"' in html
+    assert 'data-link="looked" data-state="broken"' in html and 'data-link="drawn"' not in html
 
 
 def test_both_languages_say_the_same_things():
@@ -968,10 +970,75 @@ def test_answers_of_the_same_name_are_numbered_where_one_is_chosen(asked, mini):
     same = [visitors.Answered(answered.photo, dataclasses.replace(answered.result)) for _ in "ab"]
     demo = build(ModelServer(Engine(mini.checkpoint)), may_switch=True)
     (prepare,) = {f.fn for f in demo.fns.values() if getattr(f.fn, "__name__", "") == "prepare"}
-    values = prepare(answered, (answered, *same), SimpleNamespace(headers={}))
+    values = prepare(answered, (answered, *same), None, SimpleNamespace(headers={}))
     (choices,) = [v["choices"] for v in values.values() if isinstance(v, dict) and v.get("choices")]
     named = [name for name, _ in choices]
     assert [name[-4:] for name in named] == [" · 2", " · 1"] and len(set(named)) == 2
+
+
+def test_the_truth_of_a_photo_stays_until_another_photo(asked, mini):
+    """Painted or brought, also while a sentence is changed; never that of the photo before."""
+    _, answered = asked
+    demo = build(ModelServer(Engine(mini.checkpoint)))
+    fns = {getattr(f.fn, "__name__", ""): f.fn for f in demo.fns.values()}
+    other = visitors.Answered(open_photo(np.zeros((9, 9, 3), np.uint8)), answered.result)
+    again = visitors.Answered(answered.photo, answered.result)
+    visitor = SimpleNamespace(headers={})
+
+    def truth(now, before):
+        values = fns["prepare"](now, (), before, visitor)
+        return {c.elem_id: v for c, v in values.items() if c.elem_id in ("paint", "truth-file")}
+
+    assert truth(again, answered) == {}
+    for now, before in ((other, answered), (answered, None), (None, answered)):
+        assert set(truth(now, before)) == {"paint", "truth-file"}
+        assert truth(now, before)["truth-file"] is None
+    assert len(fns["prepare_again"](answered, (), answered, visitor)) == 1  # what was refused
+    assert len(fns["prepare_again"](None, (), answered, visitor)) > 9  # what broke off
+
+
+def test_what_was_found_is_shown_again_without_the_model(asked):
+    page_handlers, answered = asked
+    questions = Questions(page_handlers.server, page_handlers.turns)
+    first = questions.ask_probe("heads", answered)
+    stranger = dataclasses.replace(answered, result=dataclasses.replace(answered.result, model="x"))
+    assert questions.why_not("en", "heads", stranger) == ""
+    assert questions.ask_probe("heads", stranger) == first
+
+
+def test_a_moving_picture_is_offered_where_there_is_one(asked):
+    page_handlers, answered = asked
+    questions = Questions(page_handlers.server, page_handlers.turns)
+    fresh = visitors.Answered(answered.photo, answered.result)
+    assert questions.why_no_replay("en", fresh) == ""
+    elsewhere = dataclasses.replace(answered.result, model="x")
+    stranger = visitors.Answered(answered.photo, elsewhere)
+    assert "gave this answer" in questions.why_no_replay("en", stranger)
+    nothing = visitors.Answered(answered.photo, dataclasses.replace(answered.result, regions=()))
+    assert "Nothing was found" in questions.why_no_replay("en", nothing)
+
+
+def test_a_name_that_means_nothing_leaves_the_model_in_use(mini, monkeypatch):
+    server = ModelServer(Engine(mini.checkpoint))
+    monkeypatch.setattr(server, "_load", None)
+    for name in ("", "qwen9", "../somewhere"):
+        with pytest.raises(CoPRSError):
+            list(server.switch_model(name))
+    assert server.name == "mini"
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_the_prior_is_explained_by_its_kind(kind):
+    html = str(canvas.Canvas("en", np.zeros((4, 4, 3), np.uint8)).prior_figure(kind))
+    assert ("the mask is drawn from it" in html) is (kind == FOCUS_TOKEN_PRIOR)
+    assert ("drawn from the box" in html) is (kind != FOCUS_TOKEN_PRIOR)
+
+
+def test_what_a_visitor_finds_in_the_recorded_answer_stays_there(mini):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    first, second = (page_handlers.opened()["answered"] for _ in range(2))
+    first.findings["heads"] = 1
+    assert not second.findings and not page_handlers.opened()["answered"].findings
 
 
 def test_sessions_are_not_kept_for_ever(monkeypatch):
@@ -1064,9 +1131,9 @@ def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     )
     (tmp_path / "a.zip").write_text("x")
     for work, sentence in (
-        (lambda: questions.ask_probe("sentences", None), "no answer to look into yet"),
-        (lambda: page_handlers.words(None), "no answer"),
-        (lambda: change(page_handlers, None, (), 0, "x"), "no answer"),
+        (lambda: questions.ask_probe("sentences", None), "no longer kept"),
+        (lambda: page_handlers.words(None), "no longer kept"),
+        (lambda: change(page_handlers, None, (), 0, "x"), "no longer kept"),
         (lambda: page_handlers.edit(answered, (), event(index=99, value="x")), "no longer kept"),
         (lambda: change(page_handlers, answered, (), 0, ["x"]), "changed meanwhile"),
         (
@@ -1077,8 +1144,8 @@ def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
         (lambda: change(page_handlers, answered, (), 0, "x" * 9000), "shorten it"),
         (lambda: questions.compare(answered, None, ()), "no longer kept"),
         (lambda: questions.truth(answered, [], None), "Nothing is painted"),
-        (lambda: list(questions.export(None)), "no answer"),
-        (lambda: questions.link(None), "no answer"),
+        (lambda: list(questions.export(None)), "no longer kept"),
+        (lambda: questions.link(None), "no longer kept"),
         (lambda: page_handlers.open_file(str(tmp_path / "a.zip"), ()), "saved answer"),
         (lambda: page_handlers.restore(None, SimpleNamespace(index=0)), "no longer kept"),
     ):

@@ -1197,8 +1197,7 @@ def test_a_phone_holds_every_tab_and_goes_to_the_thought(browser, server, shoot)
     changed(page, "#view canvas.prior", answer)
     shoot(page, "phone")
     for name in ("Ground truth", "Take away", "Help", "Models"):
-        page.locator("#probes .overflow-menu button").first.click()
-        page.locator("#probes .overflow-dropdown").get_by_text(name, exact=True).click()
+        page.get_by_role("tab", name=name, exact=True).tap()
         page.wait_for_timeout(900)
         assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [390, 390], (
             name

@@ -35,7 +35,7 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("app.options", "app.serving", "app.texts", "app.theme", "app.uploads"),
     ("app.space", "app.guard", "app.views"),
     ("app.visitors", "app.frame"),
-    ("app.kept", "app.models"),
+    ("app.examples", "app.kept", "app.models"),
     ("app.api", "app.handlers", "app.questions"),
     ("app.tabs",),
     ("app.ui",),

@@ -134,11 +134,12 @@ class View extends HTMLElement {
     const mask = this.looks[shown]?.mask;
     const threshold = this.number("threshold", 50);
     const [priorCanvas, maskCanvas] = ["prior", "mask"].map((name) => this.querySelector(`canvas.${name}`));
+    if (priorCanvas && !prior) priorCanvas.getContext("2d").clearRect(0, 0, priorCanvas.width, priorCanvas.height);
     if (priorCanvas && prior) this.paint(priorCanvas, this.heat(prior, this.number("opacity", 100 * SHARED.opacity) / 100, threshold));
     if (maskCanvas && mask) this.paint(maskCanvas, this.tint(mask));
     const { curve } = this.data.looks[this.own];
     const iou = this.querySelector(".iou");
-    if (iou && curve) iou.textContent = curve[threshold].toFixed(2);
+    if (iou) iou.textContent = curve ? curve[threshold].toFixed(2) : "–";
     for (const output of this.querySelectorAll("output[data-of]")) {
       output.textContent = (this.number(output.dataset.of) / 100).toFixed(2);
     }
@@ -270,6 +271,8 @@ function annotate() {
 function inSight(line) {
   const body = line.closest(".body"), below = line.getBoundingClientRect().bottom - body.getBoundingClientRect().bottom;
   if (below > 0) body.scrollTop += below + 2;
+  const asked = body.querySelector(".asked"), covered = asked.getBoundingClientRect().bottom - line.getBoundingClientRect().top;
+  if (below <= 0 && covered > 0) body.scrollTop -= covered + 2;
 }
 // Where other words stand in the question by now, the thought says what it was asked.
 function stale() {
@@ -288,7 +291,7 @@ async function replay() {
   rest.forEach((one) => one.classList.add("later"));
   for (const [i, line] of lines.entries()) {
     line.classList.remove("later");
-    line.scrollIntoView({ block: "nearest" });
+    inSight(line);
     const span = line.querySelector("span"), text = span.textContent, words = text.split(" ");
     run.whole = () => text.startsWith(span.textContent) && (span.textContent = text); // unless another thought came meanwhile
     for (let n = 1; n < words.length && run === replaying; n++) {
@@ -319,16 +322,17 @@ function autoplay() {
 }
 
 // A sentence is changed where it stands: Enter focuses again, Esc leaves it as it was.
-function edit(line, text) {
-  const sentence = line.querySelector(".sentence"), area = document.createElement("textarea");
+function edit(line, text, keepsFocus = false) {
+  const sentence = line.querySelector(".sentence"), pen = line.querySelector("[data-edit]"), area = document.createElement("textarea");
+  if (line.classList.contains("editing") && text === undefined) return line.querySelector("textarea").focus();
   stopEditing();
   line.classList.add("editing");
   area.value = text ?? sentence.querySelector("span").textContent;
   area.maxLength = 8000;
-  area.ariaLabel = line.querySelector(".edit").title;
+  area.ariaLabel = pen.title;
   area.addEventListener("keydown", (event) => {
     event.stopPropagation();
-    if (event.key === "Escape") { stopEditing(); line.querySelector(".edit").focus(); }
+    if (event.key === "Escape") stopEditing();
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     if (area.readOnly) return;
@@ -336,17 +340,30 @@ function edit(line, text) {
   });
   const grow = () => { area.style.height = 0; area.style.height = `${area.scrollHeight + 5}px`; };
   area.addEventListener("input", grow);
-  line.prepend(area);
+  area.enterKeyHint = "send";
+  const button = (className, textContent, label, onclick) => Object.assign(document.createElement("button"), { type: "button", className, textContent, ariaLabel: label, title: label, onclick });
+  line.prepend(
+    area,
+    button("edit done", "↵", pen.dataset.send, () => area.readOnly || send(Number(sentence.dataset.sentence), area.value)),
+    button("edit leave", "✕", pen.dataset.leave, stopEditing),
+  );
   grow();
-  area.focus();
+  if (!keepsFocus) area.focus();
   area.scrollIntoView({ block: "nearest" });
 }
 function stopEditing() {
-  for (const area of document.querySelectorAll("#thought textarea")) area.remove();
-  for (const line of document.querySelectorAll("#thought .editing")) line.classList.remove("editing");
+  const line = $("#thought .editing");
+  if (!line) return;
+  const hadFocus = line.contains(document.activeElement);
+  for (const part of line.querySelectorAll("textarea, .edit.done, .edit.leave")) part.remove();
+  line.classList.remove("editing");
+  if (hadFocus) line.querySelector(".edit")?.focus();
 }
 window.COPRS = {
   edited: stopEditing,
+  rested() {
+    for (const button of document.querySelectorAll("[data-ask-words]")) button.ariaBusy = null;
+  },
   refused() {
     const area = $("#thought textarea");
     if (area) { area.readOnly = false; area.focus(); }
@@ -365,8 +382,9 @@ function drawer(tab) {
   const isSame = probes.classList.contains("open") && probes.dataset.tab === tab?.id;
   probes.classList.toggle("open", Boolean(tab) && !isSame);
   if (tab) probes.dataset.tab = tab.id;
+  else if (probes.contains(document.activeElement)) probes.querySelector("[role=tab].selected")?.focus();
   if (!probes.querySelector(":scope > .close")) {
-    probes.append(Object.assign(document.createElement("button"), { className: "close", textContent: "✕", ariaLabel: "Esc" }));
+    probes.append(Object.assign(document.createElement("button"), { className: "close", textContent: "✕", ariaLabel: $(".masthead").dataset.close }));
   }
 }
 function openTab(id) {
@@ -383,6 +401,7 @@ document.addEventListener("click", (event) => {
   if (on("[data-repair]")) return repair(on("[data-repair]"), on("[data-repair]").dataset.repair);
   if (on("[data-ask-words]")) {
     const thought = on(".thought");
+    if (!thought.querySelector(".words")) on("[data-ask-words]").ariaBusy = "true";
     if (!thought.querySelector(".words")) return thought.parentElement.dispatchEvent(new CustomEvent("coprs-words", { bubbles: true }));
     return on("[data-ask-words]").setAttribute("aria-pressed", thought.classList.toggle("wordwise"));
   }
@@ -403,7 +422,8 @@ async function copy(button) {
 function repair(button, text) {
   const line = [...document.querySelectorAll("#thought .said li")].find((one) => one.querySelector("span").textContent === button.dataset.said);
   if (!line?.querySelector(".edit")) return false;
-  edit(line, text);
+  const at = document.activeElement; // somebody may be typing elsewhere when it opens by itself
+  edit(line, text, at !== document.body && !at.closest("#examples, #explained"));
   return true;
 }
 document.addEventListener("keydown", (event) => {
@@ -431,6 +451,9 @@ new MutationObserver(() => {
     const words = button.querySelector(".caption-label")?.textContent.trim();
     if (words && button.ariaLabel !== words) button.ariaLabel = words;
   }
+  if (!document.fullscreenEnabled) for (const button of document.querySelectorAll("[data-enlarge]")) button.hidden = true; // a telephone of Apple's
+  const mends = $("#explained [data-repair]");
+  if (mends) mends.hidden = ![...document.querySelectorAll("#thought .said li:has(.edit) .sentence span")].some((one) => one.textContent === mends.dataset.said);
   for (const link of document.querySelectorAll(".link a")) if (link.textContent !== link.href) link.textContent = link.href;
   const repairs = $("#explained [data-repair]");
   if (repairs && !repairs.isOpened && !matchMedia("(pointer: coarse)").matches) repairs.isOpened = repair(repairs);
@@ -439,5 +462,6 @@ new MutationObserver(() => {
   autoplay();
 }).observe(document, { childList: true, subtree: true, attributeFilter: ["data-looks", "data-ready"] });
 annotate();
+for (const link of document.querySelectorAll(".standalone [data-opens]")) link.inert = true; // there are no tabs
 
 customElements.get("coprs-view") ?? customElements.define("coprs-view", View);

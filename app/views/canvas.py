@@ -100,6 +100,9 @@ class Canvas:
             self.lang,
             "prior_figure",
             caption=say(self.lang, f"prior_{prior_kind}") if caption is None else caption,
+            meaning="means_prior"
+            if prior_kind == FOCUS_TOKEN_PRIOR
+            else f"means_prior_{prior_kind}",
             colours=_scale(),
             controls=controls,
             boxes=boxes,

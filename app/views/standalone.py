@@ -46,9 +46,12 @@ def script() -> Markup:
     )
 
 
-def standalone(lang: str, photo: Photo, result: Result, trace: Sentences | None) -> Markup:
-    """An answer with its canvases, its verdict and, where its thought was traced, its replay."""
-    strip = probes.empty_strip(lang, "strip_none" if result.regions else "strip_nothing")
+def standalone(
+    lang: str, photo: Photo, result: Result, trace: Sentences | None, why_not: str = ""
+) -> Markup:
+    """An answer with its canvases, its verdict and, where its thought was traced, its replay; else
+    `why_not`."""
+    strip = probes.untraced(lang, why_not)
     if trace is not None and result.regions:
         strip = probes.strip_view(lang, photo, trace)
     return render(

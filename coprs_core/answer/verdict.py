@@ -1,8 +1,8 @@
 """The links of an answer's chain, each able to fail by itself.
 
-Was the question understood, does the thought name a thing that it saw, does the model look at one
-place, is that what was drawn? None of them says that an answer is right: that is known only where
-the truth is.
+Was the question understood, does the thought name a thing that it said it saw, does the model look
+at one place, is that what was drawn? None of them says that an answer is right: that is known only
+where the truth is.
 """
 
 import re
@@ -39,7 +39,7 @@ LINKS = {
     "understood_broken": "It says that it does not know what is meant: “{quote}” Use other words.",
     "given_open": "The thought is yours: the model read it instead of its own.",
     "finished_broken": "It broke off before it answered: ask again, or shorter.",
-    "named_holds": "It named a thing that it saw.",
+    "named_holds": "It named a thing it said it saw.",
     "named_broken": "It named what it did not say it saw ({words}): change that sentence.",
     "looked_holds": "It looked at one place.",
     "looked_several": "It looked at {count} places.",
@@ -105,7 +105,9 @@ def chain(result: Result, true_iou: float | None = None) -> tuple[Link, ...]:
     if result.outcome == FOUND:
         if not result.is_thought_given:
             links.append(_named(result))
-        links += [_looked(result), _drawn(result)]
+        links.append(looked := _looked(result))
+        if looked.says != "looked_nowhere":
+            links.append(_drawn(result))
         links.append(_true(true_iou))
     return tuple(link for link in links if link)
 

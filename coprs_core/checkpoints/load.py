@@ -53,24 +53,34 @@ def find(name: str, report: Report | None = None) -> Source:
     What is not in the cache is downloaded, the base of adapters too. Raises `CoPRSError` where
     there is no such thing, or it is no model that can be used here.
     """
+    check_name(name)
     if name == "mini":
         return CoPRSSource(name, MINIATURE)
-    choices = f"a folder, a Hugging Face id or one of auto, {', '.join(NAMES)}"
-    if not isinstance(name, str) or not 0 < len(name) < 200:
-        raise CoPRSError(f"{str(name)[:40]!r} is not a model: give {choices}.")
-    if known := listed(name):
-        if known.repo is None:
-            raise CoPRSError(
-                f"{name!r} stands for {known.about}, such as --model path/to/folder "
-                "or --model you/your-model."
-            )
+    if (known := listed(name)) and known.repo:
         return known.source(snapshot(known.repo, report))
     folder, is_downloaded = expanded(name), False
     if not folder.is_dir():
-        if name.count("/") != 1 or name.startswith((".", "~", "/")):
-            raise CoPRSError(_none_there(name))
         folder, is_downloaded = snapshot(name, report), True
     return _opened(name, folder, is_downloaded, report)
+
+
+def check_name(name: str) -> None:
+    """Raises `CoPRSError` where it is clear without a download that a name means no model."""
+    choices = f"a folder, a Hugging Face id or one of auto, {', '.join(NAMES)}"
+    if not isinstance(name, str) or not 0 < len(name) < 200:
+        raise CoPRSError(f"{str(name)[:40]!r} is not a model: give {choices}.")
+    if name in ("mini", AUTO):
+        return
+    known = listed(name)
+    if known and known.repo is None:
+        raise CoPRSError(
+            f"{name!r} stands for {known.about}, such as --model path/to/folder "
+            "or --model you/your-model."
+        )
+    if known or expanded(name).is_dir():
+        return
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        raise CoPRSError(_none_there(name))
 
 
 def _opened(name: str, folder: Path, is_downloaded: bool, report: Report | None) -> Source:
