@@ -1,6 +1,7 @@
 """On a Hugging Face Space with a borrowed GPU (ZeroGPU) the work runs in another process that has
 the GPU for a while."""
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,9 +13,10 @@ MAX_SECONDS = 120
 
 
 def borrowed_gpu() -> Worker | None:
-    """What wraps the work where the package `spaces` is installed, for `ModelServer`; None
-    elsewhere."""
-    if find_spec("spaces") is None:
+    """What wraps the work on ZeroGPU, for `ModelServer`; None elsewhere: the package `spaces` is
+    installed on Spaces with hardware of their own, too."""
+    is_borrowed = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+    if not is_borrowed or find_spec("spaces") is None:
         return None
     spaces = import_module("spaces")
 

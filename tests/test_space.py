@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from app.options import Listening
-from app.space import MAX_SECONDS, PROBE_SECONDS, seconds_needed
+from app.space import MAX_SECONDS, PROBE_SECONDS, borrowed_gpu, seconds_needed
 from coprs_core.answer.engine import Engine
 from coprs_core.probes import heads
 
@@ -79,8 +79,21 @@ print("fine", calls)
 """
 
 
+def test_hardware_of_ones_own_is_not_borrowed(monkeypatch):
+    """The package `spaces` is installed on every Space."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "stand_in"))
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert borrowed_gpu() is None
+    monkeypatch.setenv("SPACES_ZERO_GPU", "false")
+    assert borrowed_gpu() is None
+
+
 def test_the_entry_keeps_the_rules_of_a_borrowed_gpu():
-    environment = os.environ | {"COPRS_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "COPRS_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "SPACES_ZERO_GPU": "true",
+    }
     run = subprocess.run(
         [sys.executable, "-c", VISIT],
         cwd=ROOT,

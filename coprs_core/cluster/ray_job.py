@@ -26,7 +26,8 @@ class Cluster:
     Attributes:
         address: "local", for this machine; "auto", for the cluster that it belongs to; or
             "ray://host:port" or "host:port".
-        actors: how many engines; 0: one for each GPU, or where there is none for every two CPUs.
+        actors: how many engines; 0: one for each GPU where `gpus` asks for any, else for every two
+            CPUs.
         gpus, cpus: of each.
     """
 

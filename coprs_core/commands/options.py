@@ -46,7 +46,7 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         default="auto",
-        help="auto, bf16, fp16 or fp32 (default auto: bf16 on a GPU, fp32 on a CPU)",
+        help="auto, bf16, fp16 or fp32 (auto: fp32 for under 1 GB of weights on a CPU, else bf16)",
     )
     parser.add_argument(
         "--sam",
