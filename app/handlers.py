@@ -185,25 +185,20 @@ class Handlers:
         """A finished answer on the page; it joins the recent ones."""
         return self._at_hand(lang, answered) | self._remember(lang, answered, recent)
 
-    def _at_hand(self, lang: str, answered: Answered, is_recorded: bool = False) -> Values:
+    def _at_hand(self, lang: str, answered: Answered) -> Values:
         """The answer at hand: its thought, pictures, trace and verdict."""
         frame = self.frame
+        is_recorded = answered.result is recorded().result
         view, strip = _recorded_pictures(lang) if is_recorded else _pictures(lang, answered)
         return {
-            frame.thought: self._thought(lang, answered, is_recorded=is_recorded),
+            frame.thought: self._thought(lang, answered),
             frame.view: view,
             frame.trace: strip,
             frame.verdict: page.verdict(lang, answered.result, is_recorded),
             frame.answered: answered,
         }
 
-    def _thought(
-        self,
-        lang: str,
-        answered: Answered,
-        shown: page.WordLooks | None = None,
-        is_recorded: bool = False,
-    ) -> str:
+    def _thought(self, lang: str, answered: Answered, shown: page.WordLooks | None = None) -> str:
         result = answered.result
         offers = page.Offers()
         if not self.server.is_ready:  # the first screen does not wait
@@ -211,6 +206,7 @@ class Handlers:
             offers = page.Offers(is_its_own, is_its_own)
         elif can_probe(self.server, result):
             offers = page.Offers(self.server.engine.has_focus_token, True)
+        is_recorded = result is recorded().result
         return page.finished_thought(lang, result, offers, shown, answered.changed, is_recorded)
 
     def _remember(self, lang: str, answered: Answered, recent: tuple | None) -> Values:
@@ -380,16 +376,16 @@ class Handlers:
         if token := request.query_params.get("answer", "") if request else "":
             with in_a_sentence(lang):
                 return self._restored(lang, linked(token))
-        answered = replace(recorded(), findings={})  # what a visitor finds in it stays there
-        # what is asked is left alone: somebody may be typing already
-        return {frame.steps: page.steps(lang), **self._at_hand(lang, answered, True)}
+        # what is found in it stays with this visitor, who may be typing a question already
+        answered = replace(recorded(), findings={})
+        return {frame.steps: page.steps(lang), **self._at_hand(lang, answered)}
 
 
 def _pictures(lang: str, answered: Answered) -> tuple[str, str]:
     """The canvases of an answer, and the strip of its trace."""
-    photo, result, trace = answered.photo, answered.result, answered.trace
-    view = canvas.answer_view(lang, np.asarray(photo.image), result)
-    if trace and result.regions:
+    photo, trace = answered.photo, answered.trace
+    view = canvas.answer_view(lang, np.asarray(photo.image), answered.result)
+    if trace and answered.result.regions:
         return view, probe_views.strip_view(lang, photo, trace)
     return view, probe_views.empty_strip(lang)
 

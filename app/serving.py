@@ -92,6 +92,7 @@ class ModelServer:
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(at_once)
         self._pixels, self._pixels_changed = 0, threading.Condition()
+        self._waiting: list[str] = []
         self._trimmed = time.monotonic()
         self._has_worker, self._is_started = worker is not None, False
         self._work = worker(self._inside) if worker else self._inside
@@ -207,12 +208,14 @@ class ModelServer:
         """Waits until there is room for work on a photo: so many pieces at once, and so many pixels
         together; one large photo is worked on alone."""
         pixels = photo.size[0] * photo.size[1]
+        self._waiting.append(photo.key)
         with self._room:
             with self._pixels_changed:
                 self._pixels_changed.wait_for(
                     lambda: not self._pixels or self._pixels + pixels <= PIXELS_AT_ONCE
                 )
                 self._pixels += pixels
+                self._waiting.remove(photo.key)
             try:
                 yield
             finally:
@@ -241,7 +244,11 @@ class ModelServer:
         begin."""
         from coprs_core.answer.engine import Engine
 
-        return self.run(Engine.read_ahead, photo, is_wanted)
+        def comes_first() -> bool:
+            waiting = list(self._waiting)
+            return is_wanted() and (not waiting or photo.key in waiting)
+
+        return self.run(Engine.read_ahead, photo, comes_first)
 
     @property
     def is_idle(self) -> bool:

@@ -214,7 +214,8 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     asked_words = frame.thought.select(
         handlers.words, frame.answered, frame.thought, show_progress="hidden", **MODEL
     )
-    asked_words.failure(fn=None, js="() => COPRS.rested()", **QUIET)
+    for ends in (asked_words.then, asked_words.failure):
+        ends(fn=None, js="() => COPRS.rested()", **QUIET)
     gr.on(starts, lambda: "", outputs=frame.explained, **QUIET)
     stopped = buttons.stop.click(handlers.halt, cancels=answers, queue=False, **QUIET)
     at_hand, outputs = [frame.thought, frame.answered], [frame.steps, frame.thought]

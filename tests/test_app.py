@@ -44,6 +44,7 @@ from coprs_core.answer.engine import Engine, Update
 from coprs_core.checkpoints import catalogue
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.errors import Unwanted
 from coprs_core.masks import decode_prior, decode_rle
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import sentences
@@ -678,6 +679,27 @@ def test_what_is_read_ahead_is_taken_over_by_a_question_about_it(mini, photo):
     finally:
         hooked.remove()
     assert page_handlers.server.engine.kept(open_photo(photo))
+
+
+def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
+    """Two large photos are not worked on at once: who asks about the other waits outside."""
+    server, passes = ModelServer(Engine(mini.checkpoint)), []
+    own, other = (open_photo(np.full((3, n, 3), 9, np.uint8)) for n in (3, 4))
+
+    def block(*_):
+        passes.append(1)
+        server._waiting.append(other.key)
+
+    hooked = mini.model.image_encoder.blocks[1].register_forward_hook(block)
+    try:
+        with pytest.raises(Unwanted):
+            list(server.read_ahead(own, lambda: True))
+    finally:
+        hooked.remove()
+    assert len(passes) == 1
+    server._waiting.append(own.key)
+    assert len(list(server.read_ahead(own, lambda: True))) == 2
+    assert sorted(server._waiting) == sorted([own.key, other.key])
 
 
 def test_a_refused_question_leaves_what_is_under_way(mini, photo, asked):

@@ -159,6 +159,11 @@ def test_what_is_read_ahead_gives_way_to_another_photo_and_not_to_its_own(fresh)
         assert (fresh.kept(ahead) is not None) is is_kept and not fresh._awaited
 
 
+def test_a_model_of_several_engines_is_asked_once_a_layer(fresh):
+    Engine(fresh.checkpoint)
+    assert all(len(b._forward_pre_hooks) == 1 for b in fresh.model.image_encoder.blocks)
+
+
 def test_closing_stops_the_work_within_one_step(fresh):
     steps = []
     handle = fresh.model.mllm.lm_head.register_forward_hook(lambda *_: steps.append(1))

@@ -484,10 +484,7 @@ def test_a_plan_tells_memory_by_part_and_refuses_what_cannot_fit(tmp_path, monke
     )
     said = capsys.readouterr().out
     assert "language model, gradients, AdamW" in said and "120 steps, 15,360 replies" in said
-    assert (
-        "A step takes 30.0 s and 1.1 GB of memory at its peak here (one was measured), all 120"
-        in said
-    )
+    assert "A step takes 30.0 s and 1.1 GB of memory at its peak here (1 measured), all 120" in said
     assert "about 1.0 h" in said
     full = plan(read_recipe("mini-joint"), tmp_path, "cpu")
     adapted = plan(read_recipe("mini-joint", ["lora=4", "quantize=nf4"]), tmp_path, "cpu")

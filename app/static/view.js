@@ -139,7 +139,7 @@ class View extends HTMLElement {
     if (maskCanvas && mask) this.paint(maskCanvas, this.tint(mask));
     const { curve } = this.data.looks[this.own];
     const iou = this.querySelector(".iou");
-    if (iou) iou.textContent = curve ? curve[threshold].toFixed(2) : "–";
+    if (iou && this.data.looks.some((look) => look.curve)) iou.textContent = curve ? curve[threshold].toFixed(2) : "–";
     for (const output of this.querySelectorAll("output[data-of]")) {
       output.textContent = (this.number(output.dataset.of) / 100).toFixed(2);
     }
@@ -271,7 +271,8 @@ function annotate() {
 function inSight(line) {
   const body = line.closest(".body"), below = line.getBoundingClientRect().bottom - body.getBoundingClientRect().bottom;
   if (below > 0) body.scrollTop += below + 2;
-  const asked = body.querySelector(".asked"), covered = asked.getBoundingClientRect().bottom - line.getBoundingClientRect().top;
+  const top = Math.max(body.getBoundingClientRect().top, body.querySelector(".asked").getBoundingClientRect().bottom);
+  const covered = top - line.getBoundingClientRect().top;
   if (below <= 0 && covered > 0) body.scrollTop -= covered + 2;
 }
 // Where other words stand in the question by now, the thought says what it was asked.
@@ -335,18 +336,13 @@ function edit(line, text, keepsFocus = false) {
     if (event.key === "Escape") stopEditing();
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
-    if (area.readOnly) return;
     send(Number(sentence.dataset.sentence), area.value);
   });
   const grow = () => { area.style.height = 0; area.style.height = `${area.scrollHeight + 5}px`; };
   area.addEventListener("input", grow);
   area.enterKeyHint = "send";
-  const button = (className, textContent, label, onclick) => Object.assign(document.createElement("button"), { type: "button", className, textContent, ariaLabel: label, title: label, onclick });
-  line.prepend(
-    area,
-    button("edit done", "↵", pen.dataset.send, () => area.readOnly || send(Number(sentence.dataset.sentence), area.value)),
-    button("edit leave", "✕", pen.dataset.leave, stopEditing),
-  );
+  const button = (name, textContent, label) => Object.assign(document.createElement("button"), { type: "button", className: `edit ${name}`, textContent, ariaLabel: label, title: label });
+  line.prepend(area, button("done", "↵", pen.dataset.send), button("leave", "✕", pen.dataset.leave));
   grow();
   if (!keepsFocus) area.focus();
   area.scrollIntoView({ block: "nearest" });
@@ -372,7 +368,9 @@ window.COPRS = {
 function send(index, value) {
   const line = $(`#thought .said li:nth-child(${index + 1})`), said = line?.querySelector("span"), was = said?.textContent;
   if (!said || was === value.trim()) return stopEditing();
-  line.querySelector("textarea").readOnly = true; // what was typed stays until there is an answer, or why not
+  const area = line.querySelector("textarea");
+  if (!area || area.readOnly) return;
+  area.readOnly = true; // what was typed stays until there is an answer, or why not
   said.closest("#thought").querySelector(".thought").parentElement.dispatchEvent(new CustomEvent("coprs-edit", { bubbles: true, detail: { index, value, said: was } }));
 }
 
@@ -397,6 +395,8 @@ document.addEventListener("click", (event) => {
   const was = replaying;
   if (was) endReplay();
   if (on("[data-replay]")) return was || replay();
+  if (on(".edit.done")) return send(Number(on("li").querySelector(".sentence").dataset.sentence), on("li").querySelector("textarea")?.value ?? "");
+  if (on(".edit.leave")) return stopEditing();
   if (on("[data-edit]")) return edit(on("li"));
   if (on("[data-repair]")) return repair(on("[data-repair]"), on("[data-repair]").dataset.repair);
   if (on("[data-ask-words]")) {

@@ -153,11 +153,11 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
 
 def save_adapters(folder: Path, adapted: Any, base: str, parts: dict[str, nn.Module]) -> None:
     """Write a PEFT model's adapters, and the parts that were trained beside, as `AdapterSource`
-    reads them; `base` as it shall stand in the config."""
+    reads them; `base` as it shall stand in the config. The config is written last."""
     folder.mkdir(parents=True, exist_ok=True)
-    adapted.peft_config["default"].base_model_name_or_path = base
-    adapted.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
-    let_read(folder / WEIGHTS)
     for part, module in parts.items():
         state = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
         save_tensors(state, folder / f"{part}.safetensors")
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    let_read(folder / WEIGHTS)

@@ -56,6 +56,8 @@ def find(name: str, report: Report | None = None) -> Source:
     check_name(name)
     if name == "mini":
         return CoPRSSource(name, MINIATURE)
+    if name == AUTO:  # it stands for none before the machine is looked at
+        raise CoPRSError(_none_there(name))
     if (known := listed(name)) and known.repo:
         return known.source(snapshot(known.repo, report))
     folder, is_downloaded = expanded(name), False

@@ -90,8 +90,8 @@ def written_whole(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except (SafetensorError, RuntimeError) as problem:
-        is_of_torch = "PytorchStreamWriter" in str(problem) or "inline_container" in str(problem)
-        if isinstance(problem, RuntimeError) and not is_of_torch:
+        signs = ("error while serializing", "pytorchstreamwriter", "inline_container")
+        if not any(sign in str(problem).lower() for sign in signs):
             raise
         raise CoPRSError(
             f"{path} could not be written ({first_line(problem)}), for {in_words(free_disk(path))} "

@@ -90,7 +90,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    options.out = options.out or Path("runs") / Path(options.recipe).stem
+    options.out = options.out or Path("runs") / Path(options.recipe).name.removesuffix(".toml")
     return _from_scratch(options) if options.recipe == MINI else _jointly(options)
 
 
@@ -125,13 +125,13 @@ def _estimate(recipe: "JointRecipe", device: str) -> str:
         from coprs_core.training.run_joint import measured_step
     except ModuleNotFoundError as problem:
         return f"How long it takes is not measured: {problem.name} is not installed."
-    print("measuring two steps …", file=sys.stderr)
+    print(f"measuring {1 + recipe.iterations} steps …", file=sys.stderr)
     seconds, peak = measured_step(recipe, device)
     whole = seconds * recipe.steps / 3600
     return (
-        f"A step takes {seconds:.1f} s and {in_words(peak)} of memory at its peak here (one was "
-        f"measured), all {recipe.steps} about {whole:.1f} h; warm-up, saved steps and pictures "
-        "come on top."
+        f"A step takes {seconds:.1f} s and {in_words(peak)} of memory at its peak here "
+        f"({recipe.iterations} measured), all {recipe.steps} about {whole:.1f} h; warm-up, saved "
+        "steps and pictures come on top."
     )
 
 

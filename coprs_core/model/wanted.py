@@ -17,7 +17,8 @@ def watch(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             for layer in module:
-                layer.register_forward_pre_hook(_ask)
+                if _ask not in layer._forward_pre_hooks.values():
+                    layer.register_forward_pre_hook(_ask)
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
     saved = 3 * step + learnt * 4 + checkpoint
     if recipe.warmup_steps:
         saved += 2 * step + learnt * 4 + checkpoint
-    replies = recipe.steps // recipe.iterations * recipe.questions * recipe.objective.group
+    replies = -(-recipe.steps // recipe.iterations) * recipe.questions * recipe.objective.group
     embeddings = 0
     if recipe.data != "scenes":
         vision = CoPRSConfig.read(source.folder / "coprs.json").vision
