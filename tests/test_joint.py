@@ -674,7 +674,10 @@ def test_the_commands_of_the_readme_lead_from_a_folder_to_an_answer(tmp_path, mo
         words = [ours.get(word, word) for word in words]
         words += {"train": [*small, *on_cpu], "segment": [*on_cpu, *short]}.get(words[0], [])
         assert main(words) == {"segment": 4}.get(words[0], 0), words  # 4: it ran out of tokens
-    assert json.loads((tmp_path / "runs" / "answer" / "result.json").read_text())["instruction"] == "cat"
+    assert (
+        json.loads((tmp_path / "runs" / "answer" / "result.json").read_text())["instruction"]
+        == "cat"
+    )
 
 
 def test_a_reply_without_a_thought_of_its_own_has_the_form():

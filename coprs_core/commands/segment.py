@@ -123,13 +123,8 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add("--figures", action="store_true", help="many photos: draw the chain of each, too")
     add("--ray", metavar="ADDRESS", help="many photos: on a Ray cluster; local: on this machine")
-    add(
-        "--ray-actors",
-        type=count,
-        default=0,
-        metavar="N",
-        help="engines (default: one a GPU with --ray-gpus, else one for every two CPUs)",
-    )
+    engines = "engines (default: one a GPU with --ray-gpus, else one for two CPUs)"
+    add("--ray-actors", type=count, default=0, metavar="N", help=engines)
     add("--ray-gpus", type=float, default=0.0, metavar="N", help="GPUs of each (default 0)")
     add("--ray-cpus", type=float, default=1.0, metavar="N", help="CPUs of each (default 1)")
     add(
