@@ -49,13 +49,18 @@ class Questions:
             return say(lang, "reason_no_answer")
         if name in answered.findings:
             return ""
-        if not self.server.is_ready:
-            return say(lang, "loading")
-        if reason := why_not(self.server, answered.result):
-            return say(lang, reason, model=answered.result.model)
+        if reason := self._why_silent(lang, answered):
+            return reason
         if name in _NEEDS_A_PLACE and not answered.result.regions:
             return say(lang, "reason_nothing")
         return ""
+
+    def _why_silent(self, lang: str, answered: Answered) -> str:
+        """Why the model in use cannot be asked about an answer; "" where it can."""
+        if not self.server.is_ready:
+            return say(lang, "loading")
+        reason = why_not(self.server, answered.result)
+        return say(lang, reason, model=answered.result.model) if reason else ""
 
     def why_no_replay(self, lang: str, answered: Answered) -> str:
         """Why there is no moving picture of an answer; "" where there is, or may be."""
@@ -63,10 +68,7 @@ class Questions:
             return say(lang, "strip_nothing")
         if answered.trace or "sentences" in answered.findings:
             return ""
-        if not self.server.is_ready:
-            return say(lang, "loading")
-        reason = why_not(self.server, answered.result)
-        return say(lang, reason, model=answered.result.model) if reason else ""
+        return self._why_silent(lang, answered)
 
     def ask_probe(
         self, name: str, answered: Answered | None, request: gr.Request | None = None
