@@ -32,12 +32,6 @@ _THOUGHT_USED = """
 element.addEventListener("coprs-edit", (event) => trigger("submit", event.detail));
 element.addEventListener("coprs-words", () => trigger("select"));
 """
-_TO_THE_THOUGHT = """() => {
-  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const behavior = isStill ? "auto" : "smooth";
-  const asked = document.querySelector("#instruction textarea").value.trim();
-  if (innerWidth < 900 && asked) document.querySelector("#thought").scrollIntoView({ behavior });
-}"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,9 +214,9 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     stopped = buttons.stop.click(handlers.halt, cancels=answers, queue=False, **QUIET)
     at_hand, outputs = [frame.thought, frame.answered], [frame.steps, frame.thought]
     stopped.then(handlers.stop, at_hand, outputs, queue=False, **QUIET)
-    gr.on(
-        [*starts, buttons.examples.select, frame.strip.select], fn=None, js=_TO_THE_THOUGHT, **QUIET
-    )
+    gr.on(starts, fn=None, js="() => COPRS.toTheThought('asked')", **QUIET)
+    shows = [buttons.examples.select, frame.strip.select]
+    gr.on(shows, fn=None, js="() => COPRS.toTheThought()", **QUIET)
     return answers
 
 

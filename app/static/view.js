@@ -357,6 +357,11 @@ function stopEditing() {
 }
 window.COPRS = {
   edited: stopEditing,
+  toTheThought(asked) { // on a phone; an empty question is refused where it stands
+    if (innerWidth >= 900 || (asked && !$("#instruction textarea").value.trim())) return;
+    const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    $("#thought").scrollIntoView({ behavior: isStill ? "auto" : "smooth" });
+  },
   rested() {
     for (const button of document.querySelectorAll("[data-ask-words]")) button.ariaBusy = null;
   },
