@@ -93,11 +93,12 @@ def test_a_hidden_state_prompts_the_decoder_and_nothing_is_drawn_in_the_padding(
     torch.manual_seed(0)
     head = HiddenStatePrompt(16, PriorDecoder(MINI.decoder, MINI.vision))
     grid, channels = MINI.vision.grid, MINI.vision.channels
-    image, size = torch.randn(2, channels, grid, grid), torch.tensor([[64, 32], [64, 64]])
+    side, half = 4 * grid, 2 * grid
+    image, size = torch.randn(2, channels, grid, grid), torch.tensor([[side, half], [side, side]])
     logits = head(torch.randn(2, 16), image, size)
-    assert logits.shape == (2, 1, 4 * grid, 4 * grid)
-    assert (logits[0, :, :, 32:] == -50).all() and (logits[1] > -50).all()
-    logits[:, :, :, :32].sum().backward()
+    assert logits.shape == (2, 1, side, side)
+    assert (logits[0, :, :, half:] == -50).all() and (logits[1] > -50).all()
+    logits[:, :, :, :half].sum().backward()
     assert all(p.grad is not None for p in head.mlp.parameters())
 
 

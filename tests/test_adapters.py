@@ -100,7 +100,7 @@ def test_where_the_cpu_is_slow_in_bfloat16_they_are_merged_and_kept_in_8_bits(
     seen = torch.randn(3, tiny.WIDTH, generator=torch.Generator().manual_seed(1)).bfloat16()
     exact = merged.model.get_submodule(layer)(seen)
     assert (ours.model.get_submodule(layer)(seen) - exact).norm() < 0.02 * exact.norm()
-    assert ours.segment(PHOTO, "the cat", max_new_tokens=8).reply
+    assert ours.segment(PHOTO, "the cat", max_new_tokens=8).tokens == 8
 
 
 def test_over_four_bits_they_stay_beside_the_layers(made):
@@ -119,7 +119,7 @@ def test_over_four_bits_they_stay_beside_the_layers(made):
     expected = alone(seen) + 2 * (seen.float() @ a.T @ b.T).to(seen.dtype)
     torch.testing.assert_close(beside(seen), expected, rtol=2e-2, atol=2e-2)
     assert not any(p.requires_grad for p in ours.model.parameters())
-    assert ours.segment(PHOTO, "the cat", max_new_tokens=8).reply
+    assert ours.segment(PHOTO, "the cat", max_new_tokens=8).tokens == 8
 
 
 def test_the_command_line_and_doctor_take_them(made, tmp_path, capsys):

@@ -699,7 +699,9 @@ def test_the_sentences_of_the_thought_drive_the_pictures(page, shoot, server):
     ready(page)
     buttons = page.locator("#trace [data-sentence]")
     assert buttons.count() == 3
-    assert "The focus came to rest after sentence 2 of 3" in page.inner_text("#trace p")
+    assert "The focus came to rest only after the last of 3 sentences" in page.inner_text(
+        "#trace p"
+    )
     said = page.locator("#thought [data-sentence]")
     assert said.count() == 3 and "I see at the top left" in said.nth(0).inner_text()
     asked = []

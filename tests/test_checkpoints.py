@@ -57,7 +57,9 @@ def test_saving_in_half_precision_leaves_the_model_as_it_is(tmp_path):
     saved = load_file(tmp_path / "half" / "mllm" / "model.safetensors")
     assert {v.dtype for v in saved.values()} == {torch.bfloat16}
     again = load(str(tmp_path / "half"), device="cpu").model.state_dict()
-    assert all(torch.equal(again[k], before[k].bfloat16().float()) for k in before)
+    kept = "positional_encoding_gaussian_matrix"  # in float32: see the next test
+    halved = {k: v if kept in k else v.bfloat16().float() for k, v in before.items()}
+    assert all(torch.equal(again[k], halved[k]) for k in before)
 
 
 def test_sams_positional_matrix_keeps_its_precision(tmp_path, mini):

@@ -127,7 +127,8 @@ def plain(one, batch, log_probs=None):
             embeddings.append(hidden[row, start + k])
             features.append(one.focus.embedding(item))
             targets.append(target_of(mask, one.focus.model.config.vision))
-    sizes = torch.tensor([[256, 256]] * len(targets))
+    side = one.focus.model.config.vision.side
+    sizes = torch.tensor([[side, side]] * len(targets))
     drawn = one.focus.model.focus(torch.stack(embeddings), torch.stack(features), sizes)
     return own, drawn, torch.stack(targets)
 
@@ -833,7 +834,7 @@ def test_a_run_on_photos_keeps_their_embeddings_and_says_their_size_before(tmp_p
     assert main([*told, *small]) == 0
     files = list((out / "embeddings").rglob("*.safetensors"))
     assert len(files) == 2 and load_file(files[0])["embedding"].dtype == torch.float16
-    assert load_file(files[0])["embedding"].shape == (96, 16, 16)
+    assert load_file(files[0])["embedding"].shape == (96, 20, 20)
 
 
 SHARDED = """

@@ -191,11 +191,12 @@ def test_the_stage_in_the_middle_gives_the_same_prior_and_mask(mini, found):
     reading = mini.focus.reading(question.instruction, features)
     written = mini.focus.language.batch.write(reading, focus_id, set(), 200)
     last = next(step for step in written if step.token == focus_id)
+    side = mini.model.config.vision.side
     prior_logits, mask_logits = mini.model.focus(
-        last.focus_embedding, features.image_embedding, torch.tensor([[256, 256]])
+        last.focus_embedding, features.image_embedding, torch.tensor([[side, side]])
     )
-    assert prior_logits.shape == mask_logits.shape == (1, 1, 64, 64)
-    up = torch.nn.functional.interpolate(
-        prior_logits, size=(256, 256), mode="bilinear", align_corners=False
-    )
+    assert prior_logits.shape == mask_logits.shape == (1, 1, side // 4, side // 4)
+    up = prior_logits
+    for size in (side, 256):
+        up = torch.nn.functional.interpolate(up, (size, size), mode="bilinear")
     np.testing.assert_allclose(up[0, 0].sigmoid().numpy(), result.regions[0].prior, atol=1e-6)

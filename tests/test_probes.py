@@ -12,6 +12,7 @@ from coprs_core.metrics import iou
 from coprs_core.photos import open_photo
 from coprs_core.probes import heads, sentences, thought, trace, words
 from coprs_core.probes.trace import FocusView, spread
+from coprs_core.prompts import last_sentence
 from coprs_core.world.questions import examples
 from tests import tiny
 
@@ -136,8 +137,8 @@ def test_the_heads_are_those_that_were_fused(asked, nothing_found):
 
 
 def test_another_thought_moves_the_focus(mini):
-    """Told that another thing of the scene is meant, the focus goes there and leaves its old
-    place."""
+    """Where the last sentence says that another thing of the scene is meant, the focus goes there
+    and leaves its old place."""
     moved = []
     for scene, question in examples("test", 0, 12):
         result = mini.segment(scene.image, question.instruction)
@@ -145,7 +146,8 @@ def test_another_thought_moves_the_focus(mini):
             continue
         other = next(i for i in range(len(scene.things)) if i != question.target)
         thing = scene.things[other]
-        text = f"That is the {thing.kind} {thing.place}, the {thing.colour} one."
+        kept = result.reasoning.removesuffix(last_sentence(result.reasoning))
+        text = f"{kept}That is the {thing.kind} {thing.place}, the {thing.colour} one."
         again = thought.focus_again(mini, scene.image, question.instruction, text)
         prior = again.regions[0].prior
         moved.append(prior[scene.mask(other)].mean() > prior[result.mask].mean())

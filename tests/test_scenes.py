@@ -317,14 +317,15 @@ def test_sizes_and_distances_in_a_thought_decide_it(asked):
     assert decided > 300
 
 
-def test_varied_wordings_ask_for_the_same_and_hold_none_of_the_test():
+@pytest.mark.parametrize("other_verbs", [0.0, 1.0])
+def test_varied_wordings_ask_for_the_same_and_hold_none_of_the_test(other_verbs):
     """Put together from parts they are many, and leave meaning and reply as they are."""
-    asked = []
+    asked, asking = [], Asking(varied=1.0, other_verbs=other_verbs)
     for i in range(300):
         scene = draw_scene(i, with_image=False)
         for family in (*FAMILIES[:-1], *MORE_FAMILIES):
             with suppress(Ambiguous):
-                asked.append((scene, ask(scene, random.Random(i), family, Asking(varied=1.0))))
+                asked.append((scene, ask(scene, random.Random(i), family, asking)))
     said = [q.instruction.lower() for _, q in asked]
     shortened = {re.sub(r"\b(" + "|".join([*KINDS, *COLOURS]) + r")\b", "x", i) for i in said}
     assert len(shortened) > 0.8 * len(asked) > 800
@@ -336,3 +337,4 @@ def test_varied_wordings_ask_for_the_same_and_hold_none_of_the_test():
             assert q.targets == resolve(q.meaning, scene.things)
             assert q.reply == reply_to(q.meaning, q.targets, scene.things)
     assert any(q.instruction.lower().strip(".") in KINDS for _, q in asked)  # the bare word
+    assert any(re.search(r"\bblur\b", i) for i in said) == bool(other_verbs)

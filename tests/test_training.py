@@ -65,18 +65,15 @@ def test_joint_needs_the_stages_before_it(tmp_path):
 
 
 def test_the_last_stage_goes_on_from_the_one_before(tmp_path, folder):
-    told = ["train", "mini", "--out", str(tmp_path), "--stage", "colours", "--device", "cpu"]
+    told = ["train", "mini", "--out", str(tmp_path), "--stage", "last", "--device", "cpu"]
     assert main(told) == 2  # nothing to go on from
     shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer", dirs_exist_ok=True)
-    shutil.copy(folder / "last.pt", tmp_path)
-    stood = [f"--set=stages.colours.{rate}=0.0" for rate in ("rate", "adam_rate")]
-    assert (
-        main([*told, "--set", "stages.colours.steps=1", "--set=stages.colours.scenes=1", *stood])
-        == 0
-    )
+    shutil.copy(folder / "joint.pt", tmp_path)
+    stood = [f"--set=stages.last.{rate}=0.0" for rate in ("rate", "adam_rate")]
+    assert main([*told, "--set", "stages.last.steps=1", "--set=stages.last.scenes=1", *stood]) == 0
     before, after = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True)["parts"]
-        for name in ("last", "colours")
+        for name in ("joint", "last")
     )
     for part, state in before.items():
         assert all(torch.equal(state[name], value) for name, value in after[part].items()), part
@@ -85,7 +82,7 @@ def test_the_last_stage_goes_on_from_the_one_before(tmp_path, folder):
 
 def test_a_stage_asks_by_its_own_families(mini_parts):
     last = recipe.MINI.stages[-1]
-    assert last.kind == "joint" and last.misread == 0 and last.families["exclusion"] > 1
+    assert last.kind == "joint" and last.misread == 0 and last.families["relation"] > 1
     only = replace(last, families=dict.fromkeys(recipe.MINI.asking.weights, 1e-9) | {"name": 1.0})
     scenes = SceneData(replace(recipe.MINI, asking=replace(recipe.MINI.asking, nothing=0)), only)
     asked = [q.family for i in range(8) for q in scenes[i][1]]

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 
 from coprs_core.world.meanings import Ambiguous, Meaning, missing, propose, resolve
 from coprs_core.world.replies import reply_to
-from coprs_core.world.requests import CAPITALS_SHARE, TYPO_SHARE, as_typed, instruction_of
+from coprs_core.world.requests import (
+    CAPITALS_SHARE,
+    OTHER_VERBS,
+    TYPO_SHARE,
+    VARIED,
+    as_typed,
+    instruction_of,
+)
 from coprs_core.world.scenes import SQUARE, Scene, draw_scene, random_size
 
 FAMILIES = (
@@ -44,7 +51,8 @@ class Asking:
         weights: how often which family.
         nothing: share of questions that nothing in the scene fits.
         slips, capitals: shares with a typing error, and all in capitals.
-        varied: share in wordings that are put together from parts, for training alone.
+        varied: share in wordings that are put together from parts, for training alone; of these,
+            `other_verbs` is the share with verbs that do not ask to find anything.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: FAMILY_WEIGHTS)
@@ -52,6 +60,7 @@ class Asking:
     slips: float = TYPO_SHARE
     capitals: float = CAPITALS_SHARE
     varied: float = 0.0
+    other_verbs: float = 0.0
 
 
 USUAL = Asking()
@@ -126,8 +135,10 @@ def _in_words(
 ) -> Question:
     unseen = scene.split == "test" and rng.random() < UNSEEN_WORDING_SHARE
     # nothing is drawn where nothing is varied: a seed's questions stay
-    is_varied = asking.varied > 0 and rng.random() < asking.varied
-    text = instruction_of(meaning, rng, unseen, len(targets), is_varied)
+    varied = VARIED if asking.varied > 0 and rng.random() < asking.varied else None
+    if varied and asking.other_verbs > 0 and rng.random() < asking.other_verbs:
+        varied = OTHER_VERBS
+    text = instruction_of(meaning, rng, unseen, len(targets), varied)
     slips = 0.0 if meaning.unknown else asking.slips  # what is not known is repeated as it is
     text = as_typed(text, rng, slips, asking.capitals)
     family = meaning.family if targets or meaning.unknown else "nothing there"

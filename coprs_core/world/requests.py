@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from coprs_core.world.meanings import Filter, Meaning
 from coprs_core.world.nouns import noun, nouns, with_article
@@ -152,11 +153,15 @@ _SEVERAL_PHRASES = (
 _UNSEEN_SEVERAL_PHRASES = ("each of the {nouns}", "any {noun} there is")
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 
-_VARIED = json.loads((Path(__file__).parent / "varied.json").read_text(encoding="utf-8"))
-_VARIED["phrases"] |= {
-    "category": _VARIED["phrases"]["name"],
-    "two steps": _VARIED["phrases"]["relation"],
+Parts = dict[str, Any]
+VARIED: Parts = json.loads((Path(__file__).parent / "varied.json").read_text(encoding="utf-8"))
+"""The parts that varied wordings are put together from."""
+VARIED["phrases"] |= {
+    "category": VARIED["phrases"]["name"],
+    "two steps": VARIED["phrases"]["relation"],
 }
+OTHER_VERBS = VARIED | {"verbs": VARIED["other verbs"]}
+"""The same with verbs that do not ask to find anything, such as those of picture editors."""
 TYPO_SHARE, CAPITALS_SHARE = 0.1, 0.03
 """How often a typing error slips in, and how often all is in capitals."""
 
@@ -166,24 +171,24 @@ def instruction_of(
     rng: random.Random,
     unseen: bool,
     targets: int | None = None,
-    is_varied: bool = False,
+    varied: Parts | None = None,
 ) -> str:
     """A meaning as somebody says it, in a wording of the test split where it is `unseen`, in one
-    put together from parts where it is varied; of several things with their number now and then,
-    which is that of the `targets`."""
+    put together from the `varied` parts where they are given; of several things with their number
+    now and then, which is that of the `targets`."""
     if meaning.unknown:
-        return _frame(rng, unseen, is_varied).format(x=meaning.said)
+        return _frame(rng, unseen, varied).format(x=meaning.said)
     if meaning.several:
-        return _several(meaning.among, rng, unseen, targets, is_varied)
+        return _several(meaning.among, rng, unseen, targets, varied)
     unseen_phrase = unseen and rng.random() < 0.5
-    phrases = _UNSEEN_PHRASES if unseen_phrase else _VARIED["phrases"] if is_varied else _PHRASES
+    phrases = _UNSEEN_PHRASES if unseen_phrase else varied["phrases"] if varied else _PHRASES
     phrase = rng.choice(phrases[meaning.family])
-    frame = _frame(rng, unseen and not unseen_phrase, is_varied)
+    frame = _frame(rng, unseen and not unseen_phrase, varied)
     group, anchor = meaning.among, meaning.anchor
     if group.use and group.use.startswith("to "):
         phrase = "the thing {use}" if unseen_phrase else "something {use}"
-        if is_varied:
-            phrase = rng.choice(_VARIED["uses"])
+        if varied:
+            phrase = rng.choice(varied["uses"])
     if meaning.family == "relation" and group == Filter() and rng.random() < 0.5:
         phrase = phrase.replace("the {noun}", "the one")
     if "kind}" in phrase and group.kind is None:
@@ -196,26 +201,26 @@ def instruction_of(
         a_kind=with_article(group.kind or "thing"),
         colour=group.not_colour or group.colour,
         use=group.use,
-        extreme=_said(meaning.extreme, _EXTREME_WORDS, rng, is_varied),
-        relation=_said(meaning.relation, _RELATION_WORDS, rng, is_varied),
+        extreme=_said(meaning.extreme, _EXTREME_WORDS, rng, varied),
+        relation=_said(meaning.relation, _RELATION_WORDS, rng, varied),
         anchor=_anchor_phrase(anchor, rng) if anchor else "",
     )
     return frame.format(x=phrase)
 
 
 def _several(
-    group: Filter, rng: random.Random, unseen: bool, targets: int | None, is_varied: bool
+    group: Filter, rng: random.Random, unseen: bool, targets: int | None, varied: Parts | None
 ) -> str:
     """An instruction for all the things of a group."""
     unseen_phrase = unseen and rng.random() < 0.5
-    usual = _VARIED["several"] if is_varied else _SEVERAL_PHRASES
+    usual = varied["several"] if varied else _SEVERAL_PHRASES
     phrase = rng.choice(_UNSEEN_SEVERAL_PHRASES if unseen_phrase else usual)
     if targets in _NUMBERS and not unseen_phrase and rng.random() < 0.25:
         phrase = f"the {_NUMBERS[targets]} {{nouns}}"
         if targets == 2 and rng.random() < 0.3:
             phrase = "both {nouns}"
     are = "are" if "{nouns}" in phrase else "is"
-    frame = _frame(rng, unseen and not unseen_phrase, is_varied, are)
+    frame = _frame(rng, unseen and not unseen_phrase, varied, are)
     if "{nouns}" in phrase:
         frame = frame.replace(" is ", " are ").replace("which one", "which ones")
     asked = phrase.format(noun=noun(group), nouns=nouns(group))
@@ -224,27 +229,27 @@ def _several(
     return frame.format(x=asked)
 
 
-def _frame(rng: random.Random, unseen: bool, is_varied: bool, are: str = "is") -> str:
+def _frame(rng: random.Random, unseen: bool, varied: Parts | None, are: str = "is") -> str:
     """The words around what is asked for, which takes the place of `{x}`."""
-    if unseen or not is_varied:
+    if unseen or varied is None:
         return rng.choice(_UNSEEN_FRAMES if unseen else _FRAMES)
     way = rng.random()
     if way < 0.15:
         return "{x}"
     if way < 0.4:
-        return rng.choice(_VARIED["questions"]).format(**{"is": are}, x="{x}")
-    opening, verb, ending = (rng.choice(_VARIED[k]) for k in ("openings", "verbs", "endings"))
+        return rng.choice(varied["questions"]).format(**{"is": are}, x="{x}")
+    opening, verb, ending = (rng.choice(varied[k]) for k in ("openings", "verbs", "endings"))
     is_question = opening.split(" ")[0] in ("can", "could", "would", "will", "may")
     return f"{opening}{verb} {{x}}{ending}{'?' if is_question and rng.random() < 0.7 else ''}"
 
 
 def _said(
-    what: str | None, words: Mapping[str, tuple[str, ...]], rng: random.Random, is_varied: bool
+    what: str | None, words: Mapping[str, tuple[str, ...]], rng: random.Random, varied: Parts | None
 ) -> str:
     """A relation or an extreme in one of its words."""
     if what is None:
         return ""
-    return rng.choice([*words[what], *(_VARIED["words"][what] if is_varied else ())])
+    return rng.choice([*words[what], *(varied["words"][what] if varied else ())])
 
 
 def _anchor_phrase(anchor: Filter, rng: random.Random) -> str:

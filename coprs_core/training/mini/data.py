@@ -84,7 +84,7 @@ class SceneData(torch.utils.data.Dataset):
         self.recipe, self.stage = recipe, stage
         self.name = f"{stage.name}/{seed}" if seed else stage.name
         weights = recipe.asking.weights | stage.families
-        self.asking = replace(recipe.asking, weights=weights)
+        self.asking = replace(recipe.asking, weights=weights, other_verbs=stage.other_verbs)
 
     def __getitem__(self, index: int) -> tuple[Scene, list[Question]]:
         seed = f"{self.name} {index}"

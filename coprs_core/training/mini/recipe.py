@@ -24,7 +24,8 @@ class Stage:
     rise over the first 2 % of the steps, hold until `hold` of them and fall to nothing along a
     cosine. `learns` says what, as an earlier stage's name, where it is not the stage's own (see
     `stages`). `families` are asked about otherwise than the recipe says; `misread` is the share of
-    colours in the replies that are read as another.
+    colours in the replies that are read as another, `other_verbs` that of the varied wordings whose
+    verbs do not ask to find anything, such as "blur the hat".
     """
 
     name: str
@@ -37,6 +38,7 @@ class Stage:
     learns: str = ""
     families: dict[str, float] = field(default_factory=dict)
     misread: float = 1 / 12
+    other_verbs: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -51,12 +53,12 @@ class Recipe:
     Attributes:
         vision, decoder: sizes of SAM's parts; `prior_heads`, `prior_width`: of the query head.
         llm, tower: sizes of the language model and of its vision tower, as in its config.
-        mllm_side: photos reach the tower with an area of so many pixels squared; 280 makes a grid
-            of 10×10 visual tokens for a square.
+        mllm_side: photos reach the tower with an area of so many pixels squared; 336 makes a grid
+            of 12×12 visual tokens for a square.
         vocabulary: tokens; `max_new_tokens`: bound of a reply.
         asking: how training asks; spatial choices more often than the test does, for they are
             learnt last; in vain half as often, for the miniature says "nothing" too readily; in
-            capitals and with typing errors more often.
+            capitals and with typing errors more often; half the time in varied wordings.
         other_shapes: share of the batches whose pictures are no squares.
         list_weight, request_weight, decision_weight: of a reply's tokens in the language loss: what
             is seen, what is asked, which one it is.
