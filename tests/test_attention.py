@@ -220,7 +220,7 @@ def test_calibrated_it_tells_the_place_no_worse(calibrated):
     without, word_without = localized(mini, 20)
     assert np.mean(at_token) >= np.mean(without)
     if np.mean(at_word) <= np.mean(word_without):
-        pytest.xfail("weaker at words in the miniature's third edition: see its card")
+        pytest.xfail("no better at words in the miniature's third edition: see its card")
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_calibrated_it_tells_the_place_no_worse_on_500_scenes(calibrated):
     print(f"words {np.mean(at_word):.3f}, without {np.mean(word_without):.3f}")
     assert np.mean(at_token) >= np.mean(without) - 0.005  # two scenes
     if np.mean(at_word) <= np.mean(word_without) + 0.05:
-        pytest.xfail("weaker at words in the miniature's third edition: see its card")
+        pytest.xfail("no better at words in the miniature's third edition: see its card")
 
 
 def test_it_is_kept_for_the_next_time_and_goes_on_where_it_stopped(mini, tmp_path, monkeypatch):

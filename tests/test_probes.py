@@ -1,6 +1,8 @@
 """Probes on the real miniature: truthful, cheap, and without any change of the answer that they
 look at."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from coprs_core.answer.pictures import small_prior
 from coprs_core.answer.verdict import chain
 from coprs_core.metrics import iou
 from coprs_core.photos import open_photo
-from coprs_core.probes import heads, sentences, thought, trace, words
+from coprs_core.probes import attention, heads, sentences, thought, trace, words
 from coprs_core.probes.trace import FocusView, spread
 from coprs_core.prompts import last_sentence
 from coprs_core.world.questions import examples
@@ -134,6 +136,19 @@ def test_the_heads_are_those_that_were_fused(asked, nothing_found):
     assert all(m.std() > 0 for m in maps)
     with pytest.raises(CoPRSError, match="no heads to show"):
         heads.ask(engine, nothing_found[0].image, nothing_found[2])
+
+
+def test_what_an_earlier_version_of_the_model_wrote_is_not_read_as_something_else(asked):
+    """Its tokens have another meaning now: no look of words that nobody wrote."""
+    engine, image, result = asked
+    earlier = dataclasses.replace(result, reply="<think>I see a boat.</think>It is here: <REF_POS>")
+    for ask in (sentences.ask, words.ask, heads.ask, attention.ask):
+        with pytest.raises(CoPRSError, match="another version of 'mini'.*ask the question again"):
+            ask(engine, image, earlier)
+    with pytest.raises(CoPRSError, match="another version of 'mini'"):
+        words.pieces(engine, earlier)
+    changed = thought.focus_again(engine, image, result.instruction, "蓝 It is “the” fish… 🐟")
+    assert sentences.ask(engine, image, changed).views  # what is its own is read, however odd
 
 
 def test_another_thought_moves_the_focus(mini):

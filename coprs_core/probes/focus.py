@@ -46,6 +46,7 @@ def reread(
     focus, photo = engine.focus, open_photo(image)
     check_photo_size(result.photo_size, photo.size)
     check_reply_ids(engine, result)
+    check_reply(engine, result)
     features = engine.read(photo)
     return photo, features, focus.reading(result.instruction, features)
 
@@ -67,6 +68,18 @@ def check_reply_ids(engine: Engine, result: Result) -> None:
         raise CoPRSError(
             f"This answer holds token ids that {engine.name!r} does not have: "
             "load the model that gave it."
+        )
+
+
+def check_reply(engine: Engine, result: Result) -> None:
+    """Raises `CoPRSError` where the tokens of a reply are not its text to this model: an earlier
+    version of the model wrote it, with another vocabulary."""
+    language, ids = engine.local.language, list(result.reply_ids)
+    whole, piece_by_piece = language.text_of(ids), "".join(language.pieces_of(ids))
+    if not (whole.startswith(result.reply) or piece_by_piece.startswith(result.reply)):
+        raise CoPRSError(
+            f"This answer was written by another version of {engine.name!r}, whose tokens mean "
+            "something else: ask the question again."
         )
 
 

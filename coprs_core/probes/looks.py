@@ -15,7 +15,7 @@ from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.model.boxes import words_of_numbers
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable
-from coprs_core.probes.focus import check_reply_ids
+from coprs_core.probes.focus import check_reply, check_reply_ids
 from coprs_core.probes.trace import FocusView, spread
 from coprs_core.prompts import ATTENTION_PRIOR
 
@@ -76,6 +76,7 @@ def observed(engine: Engine, image: PhotoLike, result: Result, stem: str) -> Obs
             "for a shorter one.",
             stem,
         )
+    check_reply(engine, result)
     features = engine.read(photo)
     reading = segmenter.reading(result.instruction, features)
     looks = segmenter.language.looks(features.visual)

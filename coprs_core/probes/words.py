@@ -20,7 +20,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.masks import encode_prior
 from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable
-from coprs_core.probes.focus import check_reply_ids, guarded, reread, view_at
+from coprs_core.probes.focus import check_reply, check_reply_ids, guarded, reread, view_at
 from coprs_core.probes.looks import observed
 from coprs_core.probes.trace import FocusView, trace_figure
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
@@ -131,6 +131,7 @@ def _attended(engine: Engine, image: PhotoLike, result: Result, words: list[str]
 def pieces(engine: Engine, result: Result) -> list[str]:
     """The reply's tokens as text; raises `CoPRSError` where this model did not write it."""
     check_reply_ids(engine, result)
+    check_reply(engine, result)
     return engine.local.language.pieces_of(result.reply_ids)
 
 

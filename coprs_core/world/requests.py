@@ -231,7 +231,7 @@ def _several(
 
 def _frame(rng: random.Random, unseen: bool, varied: Parts | None, are: str = "is") -> str:
     """The words around what is asked for, which takes the place of `{x}`."""
-    if unseen or varied is None:
+    if unseen or not varied:
         return rng.choice(_UNSEEN_FRAMES if unseen else _FRAMES)
     way = rng.random()
     if way < 0.15:
