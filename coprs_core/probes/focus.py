@@ -76,7 +76,7 @@ def check_reply(engine: Engine, result: Result) -> None:
     version of the model wrote it, with another vocabulary."""
     language, ids = engine.local.language, list(result.reply_ids)
     whole, piece_by_piece = language.text_of(ids), "".join(language.pieces_of(ids))
-    if not (whole.startswith(result.reply) or piece_by_piece.startswith(result.reply)):
+    if result.reply not in whole and result.reply not in piece_by_piece:
         raise CoPRSError(
             f"This answer was written by another version of {engine.name!r}, whose tokens mean "
             "something else: ask the question again."

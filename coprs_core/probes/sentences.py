@@ -33,10 +33,12 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
     other; in a model that writes coordinates, where each sentence looked."""
     if not engine.has_focus_token:
         return _attended(engine, image, result)
-    _, features, reading = reread(engine, image, result)
+    check_reply_ids(engine, result)
     ids, views, read = list(result.reply_ids), [], 0
+    thought = _thought_of(engine, ids)
+    _, features, reading = reread(engine, image, result)
     closing = _closing(engine.focus, ids)
-    for end, sentence in _thought_of(engine, ids):
+    for end, sentence in thought:
         if end > read:
             reading.feed(ids[read:end])
             read = end
