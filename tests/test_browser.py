@@ -421,8 +421,8 @@ def test_one_click_brings_a_model_for_photos_and_the_answer(
     large = tmp_path / "large.jpg"  # too large to be shown whole on a CPU
     Image.open(CHEETAH).resize((1200, 900)).save(large)
     upload_and_ask(page, large, "the cat")
-    page.wait_for_selector("#photo-model")
-    assert page.inner_text("#photo-model") == "Load qwen3-vl-2b and answer"
+    # (it says "Load qwen3-vl-2b" from when the photo is read to when the question comes)
+    page.wait_for_selector("#photo-model:text-is('Load qwen3-vl-2b and answer')")
     monkeypatch.setattr(Batch, "write", lambda *a, **k: iter(steps))
     page.click("#photo-model")
     page.wait_for_selector(FINISHED, timeout=60000)
