@@ -890,6 +890,27 @@ def test_sharded_weights_learn_what_whole_ones_do_and_go_on_to_the_bit(tmp_path)
     assert all(torch.equal(again[name], value) for name, value in sharded.items())
 
 
+ONE_IS_TOLD = """
+import os, signal, sys
+from coprs_core.__main__ import main
+from coprs_core.training.watch import Watch
+
+if os.environ["RANK"] == "1":
+    Watch.on_step_begin = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_all_processes_stop_after_the_same_step(tmp_path):
+    """Also where only one of them is told to before its step ends."""
+    (tmp_path / "run.py").write_text(ONE_IS_TOLD)
+    small = ["steps=3", "questions=2", "group=2", "rows_at_once=2", "max_new_tokens=8"]
+    sets = [word for line in (*small, "save_every=9", "pictures=0") for word in ("--set", line)]
+    told = ["train", "mini-joint", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    two_processes(str(tmp_path / "run.py"), *told, *sets)
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint*")] == ["checkpoint-1"]
+
+
 def test_sharded_weights_need_several_processes(tmp_path):
     with pytest.raises(CoPRSError, match="this is the only one: start it with torchrun"):
         run_joint.train_joint(read_recipe("mini-joint", ["sharded=true"]), tmp_path, "cpu")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate.utils import reduce
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -54,7 +56,8 @@ class Watch(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         self.seconds.append(time.monotonic() - self._began)
         self.bar.update()
-        if self.is_told:
+        told = torch.tensor(float(self.is_told), device=args.device)
+        if reduce(told, reduction="sum") > 0:  # by all processes, after the same step
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **_):
