@@ -602,6 +602,7 @@ def test_adapters_are_trained_and_their_folder_is_a_checkpoint(tmp_path, quantiz
     assert logged[0]["kl"] == pytest.approx(0, abs=1e-6) and len(logged) == 2
     written = load_file(tmp_path / "trained.safetensors")
     assert any("lora_A" in name for name in written)
+    assert {value.dtype for value in written.values()} == {torch.float32}
     assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in written if "lora_" in name} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
     }  # fmt: skip
@@ -650,6 +651,32 @@ def test_a_warm_up_teaches_the_form_and_the_joint_stage_begins_there(tmp_path):
     assert len(logged) == 12 and logged[-1]["loss"] < 0.8 * logged[0]["loss"]
     (joint,) = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     assert joint["kl"] < 1e-4  # bfloat16 in the file, float32 in both
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_teach_a_prepared_model_to_write_its_focus_token(tmp_path, tied):
+    """`prepare` makes its row the mean of all: while it stays so, no hidden state makes it the
+    likeliest."""
+    folder_of_items(tmp_path / "data")
+    mllm, sam = tiny.qwen(tied), tmp_path / "sam.pth"
+    base = tiny.save_mllm(tmp_path / "base", mllm)
+    tiny.save_sam(sam, tiny.coprs(mllm))
+    (base / "chat_template.jinja").write_text(tiny.CHAT)
+    start, out = tmp_path / "start", tmp_path / "out"
+    assert main(["prepare", str(base), "--sam", str(sam), "--out", str(start)]) == 0
+    lines = ["warmup_steps=150", "warmup_rate=1e-2", "lora=8", "steps=1", *SMALL[1:], "pictures=0"]
+    recipe = read_recipe("mini-joint", [f"model={start}", f"data={tmp_path / 'data'}", *lines])
+    assert run_joint.train_joint(recipe, out, "cpu")
+    rows = load_file(out / "warm-steps" / "adapters" / "adapter_model.safetensors")
+    assert sum("trainable_tokens" in name for name in rows) == (1 if tied else 2)
+    item = DatasetItems(open_dataset("folder", tmp_path / "data"))[0]
+    for folder, quantization in (
+        (out / "warm", "none"),
+        (out / "checkpoint", "none"),
+        (out / "checkpoint", "nf4"),
+    ):
+        engine = load(str(folder), device="cpu", quantization=quantization)
+        assert FOCUS_TOKEN in engine.segment(item.photo, item.instruction).reply
 
 
 def test_the_commands_of_the_readme_lead_from_a_folder_to_an_answer(tmp_path, monkeypatch):

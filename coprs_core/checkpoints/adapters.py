@@ -145,7 +145,9 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
         adapted: Any = get_peft_model(mllm, config, autocast_adapter_dtype=False)
         state = load_file(folder / WEIGHTS, device=str(device))
         told = set_peft_model_state_dict(adapted, state)
-    missing = sorted(name for name in told.missing_keys if "lora_" in name)
+    own = {name for name, _ in adapted.named_parameters()}  # what is tied counts once
+    learnt = {name for name in own if "lora_" in name or "trainable_tokens" in name}
+    missing = sorted(learnt.intersection(told.missing_keys))
     refuse(folder / WEIGHTS, missing, sorted(told.unexpected_keys), [])
     if is_merged:
         adapted.merge_and_unload()

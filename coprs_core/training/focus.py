@@ -65,11 +65,13 @@ class TrainedFocus:
     def choose_learnt(self, trained: nn.Module) -> None:
         """Switch gradients on: for prior and decoder as far as they are used, and the whole
         language model but its vision tower; where it has adapters, which choose for themselves, for
-        those alone."""
+        those alone. All of it becomes float32: at these rates most steps are lost in bfloat16."""
         is_adapted = any("lora_" in name for name, _ in trained.named_parameters())
         for name, parameter in trained.named_parameters():
             if f"{HEADS}." in name or not is_adapted:
                 parameter.requires_grad_(not any(part in name for part in _NEVER_LEARNT))
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
     def draw_in_forward(self, give: Callable[..., Any], needs: str | None = None) -> None:
         """Let the language model draw prior and mask of the rows that `drawing` names, in its own

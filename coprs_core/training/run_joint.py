@@ -21,6 +21,7 @@ from trl import GRPOConfig
 from coprs_core.checkpoints.adapters import AdapterSource, save_adapters
 from coprs_core.checkpoints.convert import merge
 from coprs_core.checkpoints.familiar import copy_familiar
+from coprs_core.checkpoints.hugging_face import is_tied
 from coprs_core.checkpoints.load import find, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
@@ -211,7 +212,7 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Pat
             f"The language model of {checkpoint.name} is none of Qwen's, which alone are trained: "
             "prepare a checkpoint of Qwen2.5-VL or Qwen3-VL."
         )
-    model, adapters = segmenter.model, None
+    model, adapters, processor = segmenter.model, None, _processor(language)
     if recipe.lora:
         adapters = LoraConfig(
             r=recipe.lora, lora_alpha=2 * recipe.lora, target_modules=ADAPTED, lora_dropout=0.0
@@ -222,7 +223,15 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Pat
         model.float()
     model.mllm.config._name_or_path = str(language)  # TRL loads its reference from here
     kept = None if recipe.data == "scenes" else embeddings
-    return _Start(name, model, language, _processor(language), adapters, checkpoint, kept)
+    return _Start(name, model, language, processor, adapters, checkpoint, kept)
+
+
+def _focus_rows(start: _Start) -> dict[str, list[int]]:
+    """The focus token's rows, for adapters to learn. `prepare` makes them the mean of all rows,
+    which no hidden state finds the likeliest: the layers alone would never write the token."""
+    focus_id = start.processor.tokenizer.convert_tokens_to_ids(start.model.config.focus_token)
+    layers = ("embed_tokens",) if is_tied(start.model.mllm.config) else ("embed_tokens", "lm_head")
+    return {layer: [focus_id] for layer in layers}
 
 
 def _unpack(mllm: torch.nn.Module) -> None:
@@ -248,6 +257,8 @@ def _seen_from(folder: Path, name: str) -> str:
 def _warm_up(
     recipe: JointRecipe, folder: Path, start: _Start, items: Items, watch: Watch
 ) -> WarmUp:
+    if start.adapters is not None:
+        start.adapters.trainable_token_indices = _focus_rows(start)
     share = max(1, recipe.questions // process()[1])
     at_once = math.gcd(share, recipe.rows_at_once)
     args = TrainingArguments(
