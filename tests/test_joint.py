@@ -754,6 +754,24 @@ def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
             watch.on_log(None, state, None, logs={"loss": 0.5} | lost)
 
 
+@pytest.mark.parametrize("stage, key", [("joint", "rate=0.0003"), ("warm-up", "warmup_rate=0.0007")])
+def test_a_run_whose_weights_are_no_numbers_ends_in_a_sentence(tmp_path, monkeypatch, stage, key):
+    """The second step of either stage reads, and writes replies, with weights that are NaN."""
+
+    def break_weights(_self, args, state, control, model=None, **_):
+        if state.global_step == 1:
+            with torch.no_grad():
+                next(p for n, p in model.named_parameters() if "layers.0.mlp.up" in n).fill_(math.nan)
+
+    monkeypatch.setattr(run_joint.Watch, "on_step_begin", break_weights)
+    more = ["warmup_steps=2", "warmup_rate=2e-3"] if stage == "warm-up" else []
+    recipe = read_recipe("mini-joint", [*SMALL, *more, "rate=1e-3"])
+    with pytest.raises(CoPRSError, match=f"diverged at step 2 .*nan.*checkpoint-1;.*--set {key}"):
+        run_joint.train_joint(recipe, tmp_path, "cpu")
+    logged = (tmp_path / ("warm-steps" if more else "") / "metrics.jsonl").read_text()
+    assert len(logged.splitlines()) == 2
+
+
 def test_a_folder_of_fewer_items_than_a_step_asks_is_one_sentence(tmp_path):
     folder_of_items(tmp_path / "data")
     recipe = read_recipe("mini-joint", [f"data={tmp_path / 'data'}"])

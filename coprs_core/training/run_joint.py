@@ -296,6 +296,8 @@ def _joint(
         num_generations=objective.group,
         num_iterations=recipe.iterations,
         max_completion_length=recipe.max_new_tokens,
+        # a diverged model writes something, and its loss, which is no number, is told
+        generation_kwargs=None if recipe.vllm else {"remove_invalid_values": True},
         temperature=recipe.temperature,
         beta=objective.kl,
         epsilon=objective.clip,
@@ -340,6 +342,7 @@ def _common(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
         "save_steps": recipe.save_every,
         "save_total_limit": 2,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # `Watch` is to see them
         "report_to": ["tensorboard"],
         "remove_unused_columns": False,
         "gradient_checkpointing": recipe.checkpointing,

@@ -29,6 +29,7 @@ _SHOWN = {
     "kl": "kl",
     "frac_reward_zero_std": "flat",
 }
+_TOLD = {"kl": "KL", "loss": "loss", "grad_norm": "gradient"}
 
 
 class Watch(TrainerCallback):
@@ -64,7 +65,8 @@ class Watch(TrainerCallback):
         self.bar.close()
 
     def on_log(self, args, state, control, logs=None, **_):
-        logs = {k: float(v) for k, v in (logs or {}).items()}
+        nan = math.nan  # TRL tells None in its place
+        logs = {k: nan if v is None else float(v) for k, v in (logs or {}).items()}
         if "loss" not in logs:
             return
         if state.is_world_process_zero:
@@ -76,10 +78,11 @@ class Watch(TrainerCallback):
         if is_lost or logs.get("kl", 0) > self.recipe.most_kl:
             last = last_step(self.folder)
             good = f"the last good step is in {last}" if last else "no step was saved"
+            key = "rate" if self.stage == "joint" else "warmup_rate"
+            told = ", ".join(f"{n} {logs[k]:.2g}" for k, n in _TOLD.items() if k in logs)
             raise CoPRSError(
-                f"The run diverged at step {state.global_step} (KL {logs.get('kl', 0):.2g}, loss "
-                f"{logs.get('loss', 0):.2g}): {good}; go on from it with a lower rate, such as "
-                f"--set rate={self.recipe.rate / 3:.1g}."
+                f"The run diverged at step {state.global_step} ({told}): {good}; go on from it "
+                f"with a lower rate, such as --set {key}={getattr(self.recipe, key) / 3:.1g}."
             )
 
 
