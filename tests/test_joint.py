@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,7 @@ from coprs_core.training.joint import (  # noqa: E402
     chat_template,
     with_flat_groups,
 )
+from coprs_core.training.mini.recipe import MINI  # noqa: E402
 from coprs_core.training.objective import (  # noqa: E402
     PRESETS,
     Rollouts,
@@ -63,6 +65,7 @@ from coprs_core.training.plan import plan  # noqa: E402
 from coprs_core.training.policy import group_advantages  # noqa: E402
 from coprs_core.training.rates import HEADS, Rates  # noqa: E402
 from coprs_core.training.recipe import NAMES, read_recipe  # noqa: E402
+from coprs_core.training.run_folder import keep_recipe  # noqa: E402
 from coprs_core.training.warmup import reply_for  # noqa: E402
 from coprs_core.world.questions import Asking, examples  # noqa: E402
 from tests import tiny  # noqa: E402
@@ -454,6 +457,7 @@ def test_two_processes_learn_what_one_does(made, tmp_path):
         (["temperature=0"], "temperature is over 0"),
         (["max_new_tokens=0"], "at least 1"),
         (["iterations=0"], "at least 1"),
+        (["iterations=3"], "set save_every to a multiple of iterations"),
         (["mask_share=70"], "from 0 to 1"),
     ],
 )
@@ -546,6 +550,8 @@ def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
         ({"photo": "a.png"}, "Line 1 of .* is no item"),
         (lines[0] | {"photo": "gone.png"}, "Line 1 of .* names gone.png, which is not there"),
         (lines[0] | {"instruction": " "}, "instruction is empty"),
+        (lines[2] | {"reply": "It is red."}, "The reply in line 1 .* that nothing fits, in words"),
+        (lines[1] | {"reply": "<think>Two.</think><REF_POS>"}, "2 <REF_POS>, one a mask"),
     ):
         (root / LISTING).write_text(json.dumps(wrong))
         with pytest.raises(CoPRSError, match=said):
@@ -556,6 +562,10 @@ def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
         CoPRSError,
         match="small.png cannot be used. The true mask has 9×9 pixels and the photo 256×256",
     ):
+        items_in(root)[0]
+    (root / "small.png").write_bytes((root / "a.png").read_bytes()[:400])
+    (root / LISTING).write_text(json.dumps(lines[0] | {"photo": "small.png"}))
+    with pytest.raises(CoPRSError, match="The photo .*small.png cannot be used. This file cannot"):
         items_in(root)[0]
     with pytest.raises(CoPRSError, match="write one line an item"):
         items_in(tmp_path)
@@ -742,6 +752,51 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
     assert weights.read_bytes() == before
 
 
+def test_a_run_that_is_told_in_the_last_step_of_its_warm_up_stops_before_the_joint_stage(
+    tmp_path, monkeypatch
+):
+    recipe = read_recipe("mini-joint", [*SMALL, "warmup_steps=1"])
+    monkeypatch.setattr(
+        run_joint.Watch, "on_step_begin", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert run_joint.train_joint(recipe, tmp_path, "cpu") is None
+    assert (tmp_path / "warm" / "coprs.json").exists()
+    assert not list(tmp_path.glob("checkpoint*")) and not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_replies_that_are_learnt_from_twice_go_on_to_the_bit(tmp_path, monkeypatch):
+    """A stop waits for the last step on them, since nobody keeps them."""
+    changes = [*SMALL, "steps=4", "iterations=2", "save_every=2", "pictures=0", "rate=1e-3"]
+    recipe = read_recipe("mini-joint", changes)
+    assert run_joint.train_joint(recipe, tmp_path / "whole", "cpu")
+    with monkeypatch.context() as patch:
+        told = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        patch.setattr(run_joint.Watch, "on_step_begin", told)
+        assert run_joint.train_joint(recipe, tmp_path / "parts", "cpu") is None
+    assert [p.name for p in (tmp_path / "parts").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert run_joint.train_joint(recipe, tmp_path / "parts", "cpu")
+    whole, parts = (load_file(tmp_path / n / "trained.safetensors") for n in ("whole", "parts"))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_a_folder_holds_one_kind_of_run(tmp_path):
+    keep_recipe({"kind": "mini", **MINI.sizes}, tmp_path)
+    with pytest.raises(CoPRSError, match="holds a run with kind 'mini', and 'joint' is asked for"):
+        run_joint.train_joint(read_recipe("mini-joint", [*SMALL]), tmp_path, "cpu")
+
+
+def test_what_is_remembered_of_photos_holds_no_photo(made):
+    one, _ = made
+    photo = Image.new("RGB", (64, 64))
+    item = Item(photo, "the cat", (), key="once")
+    first = one.focus.embedding(item)
+    kept = weakref.ref(item)
+    del item
+    assert kept() is None and torch.equal(
+        first, one.focus.embedding(Item(photo, "x", (), key="once"))
+    )
+
+
 def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
     (tmp_path / "checkpoint-20" / "trainer_state.json").touch()
@@ -754,14 +809,18 @@ def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
             watch.on_log(None, state, None, logs={"loss": 0.5} | lost)
 
 
-@pytest.mark.parametrize("stage, key", [("joint", "rate=0.0003"), ("warm-up", "warmup_rate=0.0007")])
+@pytest.mark.parametrize(
+    "stage, key", [("joint", "rate=0.0003"), ("warm-up", "warmup_rate=0.0007")]
+)
 def test_a_run_whose_weights_are_no_numbers_ends_in_a_sentence(tmp_path, monkeypatch, stage, key):
     """The second step of either stage reads, and writes replies, with weights that are NaN."""
 
     def break_weights(_self, args, state, control, model=None, **_):
         if state.global_step == 1:
             with torch.no_grad():
-                next(p for n, p in model.named_parameters() if "layers.0.mlp.up" in n).fill_(math.nan)
+                next(p for n, p in model.named_parameters() if "layers.0.mlp.up" in n).fill_(
+                    math.nan
+                )
 
     monkeypatch.setattr(run_joint.Watch, "on_step_begin", break_weights)
     more = ["warmup_steps=2", "warmup_rate=2e-3"] if stage == "warm-up" else []
@@ -775,8 +834,10 @@ def test_a_run_whose_weights_are_no_numbers_ends_in_a_sentence(tmp_path, monkeyp
 def test_a_folder_of_fewer_items_than_a_step_asks_is_one_sentence(tmp_path):
     folder_of_items(tmp_path / "data")
     recipe = read_recipe("mini-joint", [f"data={tmp_path / 'data'}"])
+    recipe = replace(recipe, warmup_steps=1)
     with pytest.raises(CoPRSError, match="asks 16 questions and the data holds 3 items"):
         run_joint.train_joint(recipe, tmp_path / "out", "cpu")
+    assert not (tmp_path / "out").exists()  # said before the warm-up
 
 
 def test_a_run_does_not_replace_the_model_it_begins_with(tmp_path, capsys):

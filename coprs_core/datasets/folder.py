@@ -3,7 +3,8 @@
 `items.jsonl` holds a line an item, paths from the folder:
 `{"photo": "a.jpg", "instruction": "the cat", "masks": ["a_cat.png"]}`. A mask is a picture of the
 photo's size, white where the thing is; several things are several masks, in reading order; `[]`
-where nothing fits. `"reply"` may hold a reply to imitate in training.
+where nothing fits. `"reply"` may hold a whole reply to imitate in training: a thought, and a focus
+token a mask.
 
 Without a listing, every `NAME.txt` is an instruction about `NAME.jpg` (or another picture), and
 `NAME_mask.png`, or `NAME_mask_1.png` and so on, are its masks.
@@ -21,8 +22,8 @@ from PIL import Image
 from coprs_core.answer.compare import read_truth
 from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import open_photo
-from coprs_core.prompts import check_instruction
+from coprs_core.photos import Photo, open_photo
+from coprs_core.prompts import FOCUS_TOKEN, check_instruction, is_well_formed
 
 GROUPS: dict[str, tuple[str, Tag]] = {
     "one thing": ("things", "one"),
@@ -55,7 +56,7 @@ def read(place: Place) -> Dataset:
 
     def item(number: int) -> Example:
         line = listed[number]
-        photo = open_photo(line.photo)
+        photo = photo_of(line.photo)
         masks = tuple(mask_of(path, photo.image) for path in line.masks)
         things = "one" if len(masks) == 1 else "several" if masks else "none"
         tags: dict[str, Tag] = {"things": things}
@@ -121,7 +122,28 @@ def _line(listing: Path, number: int, text: str) -> Line:
     for path in (photo, *masks):
         if not path.is_file():
             raise CoPRSError(f"Line {number} of {listing} names {path.name}, which is not there.")
-    return Line(photo, check_instruction(row["instruction"]), tuple(masks), row.get("reply"))
+    reply = row.get("reply")
+    if reply is not None and not is_well_formed(reply, len(masks)):
+        raise CoPRSError(
+            f"The reply in line {number} of {listing} has not the form to imitate: write "
+            f"<think>…</think> and then {_tokens(len(masks))}, or leave it out."
+        )
+    return Line(photo, check_instruction(row["instruction"]), tuple(masks), reply)
+
+
+def _tokens(count: int) -> str:
+    """What follows a thought about so many things, in words."""
+    if not count:
+        return "that nothing fits, in words"
+    return f"one {FOCUS_TOKEN}" if count == 1 else f"{count} {FOCUS_TOKEN}, one a mask"
+
+
+def photo_of(path: Path) -> Photo:
+    """A photo of a data set; raises `CoPRSError`, which names it, where it is none."""
+    try:
+        return open_photo(path)
+    except CoPRSError as problem:
+        raise CoPRSError(f"The photo {path} cannot be used. {problem}") from problem
 
 
 def mask_of(path: Path, photo: Image.Image) -> np.ndarray:

@@ -55,7 +55,7 @@ class TrainedFocus:
         encode: Callable[[Item], Tensor] = self._encode
         if embeddings is not None:
             encode = KeptEmbeddings(embeddings, model.image_encoder, encode)
-        self.embedding = lru_cache(REMEMBERED)(encode)
+        self._encoded, self._embeddings = encode, dict[str, Tensor]()
         self._hidden: Any = None
         self._rows: FocusRows | None = None
         self.drawn: tuple[Tensor, Tensor] = torch.empty(0), torch.empty(0)
@@ -110,6 +110,17 @@ class TrainedFocus:
         _take_off(self.model)
         self.model.mllm.__dict__.pop("forward", None)  # a trainer's stood before the class's own
         return self.model
+
+    def embedding(self, item: Item) -> Tensor:
+        """SAM's image embedding [C, h, w], remembered by the photo's key: an item, as a key, would
+        keep its photo."""
+        if not item.key:
+            return self._encoded(item)
+        if item.key not in self._embeddings:
+            if len(self._embeddings) >= REMEMBERED:
+                del self._embeddings[next(iter(self._embeddings))]  # the oldest
+            self._embeddings[item.key] = self._encoded(item)
+        return self._embeddings[item.key]
 
     def picture(self, item: Item) -> Any:
         """The photo as the language model is shown it."""

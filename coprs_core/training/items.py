@@ -13,6 +13,7 @@ from torch import Tensor
 
 from coprs_core.datasets import DATASETS, open_dataset
 from coprs_core.datasets.example import Dataset
+from coprs_core.datasets.folder import photo_of
 from coprs_core.errors import CoPRSError
 from coprs_core.geometry import unpadded_size
 from coprs_core.model.vision import VisionConfig
@@ -36,7 +37,7 @@ class Item:
         masks: bool [H, W] each, of the things that are meant, in reading order; none where nothing
             fits.
         reply: a reply to imitate, where one is known.
-        key: names the content of the photo, where it comes again; empty where it does not.
+        key: names the content of the photo; empty where it is not known to come again.
     """
 
     photo: Image.Image = field(repr=False)
@@ -66,12 +67,15 @@ class SceneItems:
         return self.count
 
     def __getitem__(self, index: int) -> Item:
-        rng = random.Random(f"{self.name} {index}")
+        drawn = f"{self.name} {index}"
+        rng = random.Random(drawn)
         size = random_size(rng) if rng.random() < self.other_shapes else SQUARE
-        scene = draw_scene(f"{self.name} {index}", size=size)
+        scene = draw_scene(drawn, size=size)
         question = ask(scene, rng, None, self.asking)
         masks = tuple(scene.mask(i) for i in question.targets)
-        return Item(Image.fromarray(scene.image), question.instruction, masks, question.reply)
+        return Item(
+            Image.fromarray(scene.image), question.instruction, masks, question.reply, drawn
+        )
 
 
 class DatasetItems:
@@ -89,7 +93,8 @@ class DatasetItems:
         example = self.dataset.item(index)
         if example is None:
             raise IndexError(index)
-        photo = open_photo(example.photo)
+        photo = example.photo
+        photo = photo_of(photo) if isinstance(photo, Path) else open_photo(photo)
         return Item(photo.image, example.instruction, example.masks, example.reply, photo.key)
 
 

@@ -171,6 +171,11 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
         )
     if min(recipe.max_new_tokens, recipe.iterations) < 1 or not recipe.temperature:
         raise CoPRSError("max_new_tokens and iterations are at least 1, temperature is over 0.")
+    if recipe.save_every % recipe.iterations:
+        raise CoPRSError(
+            f"Replies are learnt from {recipe.iterations} times and a step between is not saved: "
+            "set save_every to a multiple of iterations."
+        )
     if recipe.objective.mask_share > 1:
         raise CoPRSError(
             f"mask_share is {recipe.objective.mask_share} and a share of the reward, from 0 to 1, "

@@ -9,7 +9,16 @@ from coprs_core.errors import CoPRSError
 
 RECIPE, LOG, CHECKPOINT = "recipe.json", "metrics.jsonl", "checkpoint"
 _CHANGEABLE = (
-    *("steps", "rows_at_once", "rate", "warmup_rate", "prior", "prompt_encoder", "mask_decoder", "final_rate"),
+    *(
+        "steps",
+        "rows_at_once",
+        "rate",
+        "warmup_rate",
+        "prior",
+        "prompt_encoder",
+        "mask_decoder",
+        "final_rate",
+    ),
     *("checkpointing", "vllm", "most_kl", "save_every", "pictures"),
 )
 """What a run may go on with otherwise than it began."""

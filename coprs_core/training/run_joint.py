@@ -78,8 +78,9 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
             "sharded spreads a model over several processes and this is the only one: start it "
             "with torchrun --nproc_per_node N -m coprs_core …, or leave sharded out."
         )
-    check_recipe(asdict(recipe), folder)
+    check_recipe(_kept(recipe), folder)
     items, start, warm = items_of(recipe), recipe.model, folder / WARM
+    _check_shares(recipe, items)
     if recipe.warmup_steps:
         start = str(warm)
         if not (warm / "coprs.json").exists() and not _stage(
@@ -103,8 +104,9 @@ def measured_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int
     short = replace(recipe, steps=steps, warmup_steps=0, pictures=0)
     with TemporaryDirectory(prefix="coprs-") as name:
         folder = Path(name)
-        where = folder, folder / EMBEDDINGS, device
-        start, watch, trainer = _set_up(_joint, short, recipe.model, items_of(short), *where)
+        where, items = (folder, folder / EMBEDDINGS, device), items_of(short)
+        _check_shares(short, items)
+        start, watch, trainer = _set_up(_joint, short, recipe.model, items, *where)
         trainer.args.save_strategy = SaveStrategy.NO
         with within_memory("This training", start.model.device, _SMALLER):
             trainer.train()
@@ -129,7 +131,7 @@ def _stage(
         return True
     where = folder, out.parent / EMBEDDINGS, device
     start, watch, trainer = _set_up(make, recipe, name, items, *where)
-    keep_recipe(asdict(recipe), out.parent)
+    keep_recipe(_kept(recipe), out.parent)
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
         trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, items, recipe))
     before = signal.signal(signal.SIGTERM, watch.stop)
@@ -148,7 +150,30 @@ def _stage(
     if trainer.is_world_process_zero():
         _write(trainer, start, folder, out)
     trainer.accelerator.wait_for_everyone()
-    return True
+    return make is _joint or not watch.is_told  # in its last step: the joint stage is to come
+
+
+def _kept(recipe: JointRecipe) -> dict[str, Any]:
+    """What a folder is told of its run."""
+    return {"kind": "joint", **asdict(recipe)}
+
+
+def _check_shares(recipe: JointRecipe, items: Items) -> None:
+    """Raises `CoPRSError` where the joint stage cannot share its questions out."""
+    if not recipe.steps:
+        return
+    if len(items) < recipe.questions:
+        raise CoPRSError(
+            f"A step asks {recipe.questions} questions and the data holds {len(items)} items: set "
+            f"questions to {len(items)} at most, with a fitting rows_at_once, or add items."
+        )
+    rows = recipe.questions * recipe.objective.group
+    at_once = recipe.rows_at_once * process()[1]
+    if rows % at_once:
+        raise CoPRSError(
+            f"A step has {rows} replies (questions × group) and all processes hold {at_once} at "
+            "once: choose a divisor by rows_at_once or questions."
+        )
 
 
 def _is_newer(out: Path, saved: Path) -> bool:
@@ -277,18 +302,8 @@ def _joint(
     recipe: JointRecipe, folder: Path, start: _Start, items: Items, watch: Watch
 ) -> JointTrainer:
     objective = recipe.objective
-    if len(items) < recipe.questions:
-        raise CoPRSError(
-            f"A step asks {recipe.questions} questions and the data holds {len(items)} items: set "
-            f"questions to {len(items)} at most, with a fitting rows_at_once, or add items."
-        )
     rows = recipe.questions * objective.group
     at_once = recipe.rows_at_once * process()[1]
-    if rows % at_once:
-        raise CoPRSError(
-            f"A step has {rows} replies (questions × group) and all processes hold {at_once} at "
-            "once: choose a divisor by rows_at_once or questions."
-        )
     args = GRPOConfig(
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.rows_at_once,

@@ -58,7 +58,11 @@ class Watch(TrainerCallback):
         self.seconds.append(time.monotonic() - self._began)
         self.bar.update()
         told = torch.tensor(float(self.is_told), device=args.device)
-        if reduce(told, reduction="sum") > 0:  # by all processes, after the same step
+        self.is_told = bool(reduce(told, reduction="sum") > 0)  # all stop after the same step
+        is_between = self.stage != "joint" or state.global_step % self.recipe.iterations == 0
+        if (
+            self.is_told and is_between
+        ):  # else its replies, which are kept by nobody, are used again
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **_):

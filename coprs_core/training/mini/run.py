@@ -97,7 +97,8 @@ def train_miniature(
     process with `only`. Under `torchrun` every process takes its share of the scenes and the
     gradients are averaged.
     """
-    check_recipe(recipe.sizes, folder)
+    kept = {"kind": "mini", **recipe.sizes}
+    check_recipe(kept, folder)
     names = [stage.name for stage in recipe.stages]
     if only not in (None, *names):
         raise CoPRSError(f"There is no stage {only!r}: choose from {', '.join(names)}.")
@@ -113,7 +114,7 @@ def train_miniature(
         torch.set_num_threads(threads)
     if rank == 0 and not (folder / "tokenizer").is_dir():
         build_tokenizer(recipe).save_pretrained(folder / "tokenizer")
-        keep_recipe(recipe.sizes, folder)
+        keep_recipe(kept, folder)
     if dist.is_initialized():
         dist.barrier()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
