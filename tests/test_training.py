@@ -2,26 +2,33 @@
 checkpoint."""
 
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from coprs_core import load
+from coprs_core import CoPRSError, load
 from coprs_core.__main__ import main
 from coprs_core.geometry import to_photo_frame, to_sam_frame, unpadded_size
 from coprs_core.metrics import iou
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.training.mini import oracle, recipe
+from coprs_core.training.mini import oracle, recipe, run
 from coprs_core.training.mini.build import build_miniature
 from coprs_core.training.mini.data import Collator, SceneData, batches, pack, reply_sections
 from coprs_core.training.mini.run import rate_factor, train_miniature
 from coprs_core.training.mini.stages import Scaffold
 from coprs_core.world.questions import ask, examples
 from coprs_core.world.scenes import draw_scene
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,57 @@ def test_a_run_goes_on_where_it_stopped(folder):
         json.loads(line)["step"] for line in (folder / "focus.jsonl").read_text().splitlines()
     ]
     assert logged == [50]
+
+
+@pytest.mark.parametrize("name", ["eyes", "language"])
+def test_a_stage_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, monkeypatch, name):
+    stages = tuple(replace(s, steps=4, scenes=1) for s in recipe.MINI.stages)
+    short, step = replace(recipe.MINI, stages=stages), run._step
+
+    def told(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*given)
+
+    def learnt(folder) -> dict:
+        return torch.load(tmp_path / folder / f"{name}.pt", weights_only=True)
+
+    assert train_miniature(short, tmp_path / "whole", "cpu", only=name)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_step", told)
+        assert not train_miniature(short, tmp_path / "parts", "cpu", only=name)
+    assert learnt("parts")["step"] == 1
+    assert train_miniature(short, tmp_path / "parts", "cpu", only=name)
+    whole, parts = learnt("whole")["parts"], learnt("parts")["parts"]
+    for part, state in whole.items():
+        assert all(torch.equal(parts[part][n], value) for n, value in state.items())
+    kept = json.loads((tmp_path / "whole" / "recipe.json").read_text())
+    assert (kept["kind"], kept["stages"][0]["steps"]) == ("mini", 4)
+
+
+def test_two_processes_wait_for_each_other_between_stages(tmp_path):
+    names = [stage.name for stage in recipe.MINI.stages]
+    short = [f"--set=stages.{name}.{key}=1" for name in names for key in ("steps", "scenes")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    told = ["-m", "coprs_core", "train", "mini", "--out", str(tmp_path), "--device", "cpu", *short]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *told], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("finished") == 1 and (tmp_path / "checkpoint" / "coprs.json").is_file()
+
+
+def test_a_stage_that_diverges_keeps_what_was_learnt_before(tmp_path):
+    stages = tuple(replace(s, steps=2, scenes=1) for s in recipe.MINI.stages)
+    assert train_miniature(replace(recipe.MINI, stages=stages), tmp_path, "cpu", only="focus")
+    saved = torch.load(tmp_path / "focus.pt", weights_only=True)
+    next(iter(saved["parts"]["prior"].values())).fill_(torch.nan)
+    torch.save(saved, tmp_path / "focus.pt")
+    before = (tmp_path / "focus.pt").read_bytes()
+    longer = tuple(replace(s, steps=3) for s in stages)
+    with pytest.raises(CoPRSError, match="focus diverged at step 3: .*--set stages.focus.rate="):
+        train_miniature(replace(recipe.MINI, stages=longer), tmp_path, "cpu", only="focus")
+    assert (tmp_path / "focus.pt").read_bytes() == before
 
 
 def test_joint_needs_the_stages_before_it(tmp_path):

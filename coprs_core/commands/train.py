@@ -97,6 +97,7 @@ def run(options: Namespace) -> int:
 def _from_scratch(options: Namespace) -> int:
     from coprs_core.archive import writable_folder
     from coprs_core.errors import CoPRSError
+    from coprs_core.machine import process
     from coprs_core.training.mini import recipe
     from coprs_core.training.mini.run import train_miniature
 
@@ -104,7 +105,7 @@ def _from_scratch(options: Namespace) -> int:
         raise CoPRSError(
             "--data, --root, --model and --dry-run belong to joint training: leave them out."
         )
-    train_miniature(
+    is_done = train_miniature(
         recipe.read_mini(options.set),
         writable_folder(options.out),
         options.device,
@@ -112,6 +113,8 @@ def _from_scratch(options: Namespace) -> int:
         options.stage,
         options.threads,
     )
+    if not is_done and process()[0] == 0:
+        print(f"stopped: {options.out} goes on where it is")
     return 0
 
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,17 @@ def keep_recipe(recipe: dict[str, Any], folder: Path) -> None:
     part = path.with_suffix(f".{os.getpid()}")  # several processes may begin together
     part.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+@contextmanager
+def told_to_stop() -> Generator[Callable[[], bool], None, None]:
+    """Inside, SIGTERM ends nothing by itself: what is given says whether it came."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        yield lambda: bool(told)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def last_step(folder: Path) -> str | None:

@@ -3,7 +3,6 @@ way to go on."""
 
 import math
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,7 +36,14 @@ from coprs_core.training.items import Items, items_of
 from coprs_core.training.joint import JointTrainer
 from coprs_core.training.plan import ADAPTED
 from coprs_core.training.recipe import JointRecipe
-from coprs_core.training.run_folder import CHECKPOINT, check_recipe, keep_recipe, last_step, step_of
+from coprs_core.training.run_folder import (
+    CHECKPOINT,
+    check_recipe,
+    keep_recipe,
+    last_step,
+    step_of,
+    told_to_stop,
+)
 from coprs_core.training.warmup import WarmUp
 from coprs_core.training.watch import Pictures, Watch
 
@@ -134,23 +140,20 @@ def _stage(
     keep_recipe(_kept(recipe), out.parent)
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
         trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, items, recipe))
-    before = signal.signal(signal.SIGTERM, watch.stop)
-    try:
-        with within_memory("This training", start.model.device, _SMALLER), written_whole(folder):
-            if is_whole and not recipe.sharded:  # it was killed while the checkpoint was written
-                trainer._load_from_checkpoint(saved)
-                trainer.state.global_step = step_of(saved)
-            else:
-                trainer.train(resume_from_checkpoint=saved)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    memory = within_memory("This training", start.model.device, _SMALLER)
+    with memory, written_whole(folder), told_to_stop() as watch.is_told:
+        if is_whole and not recipe.sharded:  # it was killed while the checkpoint was written
+            trainer._load_from_checkpoint(saved)
+            trainer.state.global_step = step_of(saved)
+        else:
+            trainer.train(resume_from_checkpoint=saved)
     if trainer.state.global_step < watch.steps:
         return False
     trainer.save_model(str(folder))  # by all processes, before the heads are taken off
     if trainer.is_world_process_zero():
         _write(trainer, start, folder, out)
     trainer.accelerator.wait_for_everyone()
-    return make is _joint or not watch.is_told  # in its last step: the joint stage is to come
+    return make is _joint or not watch.has_stopped  # in its last step: the joint stage is to come
 
 
 def _kept(recipe: JointRecipe) -> dict[str, Any]:

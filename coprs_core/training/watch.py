@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,15 @@ _TOLD = {"kl": "KL", "loss": "loss", "grad_norm": "gradient"}
 
 
 class Watch(TrainerCallback):
-    """Writes the log, shows the progress, ends a run that diverges or was told to stop."""
+    """Writes the log, shows the progress, ends a run that diverges or `is_told` to stop."""
 
     def __init__(self, folder: Path, recipe: JointRecipe, stage: str = "joint"):
         self.folder, self.recipe, self.stage = folder, recipe, stage
         self.steps = recipe.steps if stage == "joint" else recipe.warmup_steps
-        self.is_told = False
+        self.is_told: Callable[[], bool] = lambda: False
+        self.has_stopped = False
         self.bar: Any = None
         self._began, self.seconds = 0.0, list[float]()
-
-    def stop(self, *_: Any) -> None:
-        """A signal's handler: the step under way is finished and saved."""
-        self.is_told = True
 
     def on_train_begin(self, args, state, control, **_):
         is_first = state.is_world_process_zero
@@ -57,13 +55,10 @@ class Watch(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         self.seconds.append(time.monotonic() - self._began)
         self.bar.update()
-        told = torch.tensor(float(self.is_told), device=args.device)
-        self.is_told = bool(reduce(told, reduction="sum") > 0)  # all stop after the same step
+        told = reduce(torch.tensor(float(self.is_told()), device=args.device), reduction="sum")
         is_between = self.stage != "joint" or state.global_step % self.recipe.iterations == 0
-        if (
-            self.is_told and is_between
-        ):  # else its replies, which are kept by nobody, are used again
-            control.should_save = control.should_training_stop = True
+        if told > 0 and is_between:  # else its replies, which nobody keeps, are learnt from again
+            self.has_stopped = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **_):
         self.bar.close()

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from coprs_core.training.mini.data import Collator, batches
 from coprs_core.training.mini.muon import Muon
 from coprs_core.training.mini.recipe import Recipe, Stage
 from coprs_core.training.mini.stages import Scaffold
-from coprs_core.training.run_folder import check_recipe, keep_recipe
+from coprs_core.training.run_folder import check_recipe, keep_recipe, told_to_stop
 
 _ADAM_ONLY = (
     "embed_tokens",
@@ -89,16 +91,16 @@ def train_miniature(
     workers: int = 0,
     only: str | None = None,
     threads: int | None = None,
-) -> None:
+) -> bool:
     """Run every stage of a recipe that is left, or `only` one, and write the finished model to
-    `folder/checkpoint`.
+    `folder/checkpoint`; False where it was told to stop before the end (SIGTERM).
 
     The stages before "joint" do not need each other: they may run side by side, each as its own
     process with `only`. Under `torchrun` every process takes its share of the scenes and the
     gradients are averaged.
     """
-    kept = {"kind": "mini", **recipe.sizes}
-    check_recipe(kept, folder)
+    fixed = {"kind": "mini", **recipe.sizes}
+    check_recipe(fixed, folder)
     names = [stage.name for stage in recipe.stages]
     if only not in (None, *names):
         raise CoPRSError(f"There is no stage {only!r}: choose from {', '.join(names)}.")
@@ -112,11 +114,11 @@ def train_miniature(
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
-    if rank == 0 and not (folder / "tokenizer").is_dir():
-        build_tokenizer(recipe).save_pretrained(folder / "tokenizer")
-        keep_recipe(kept, folder)
-    if dist.is_initialized():
-        dist.barrier()
+    if rank == 0:
+        if not (folder / "tokenizer").is_dir():
+            build_tokenizer(recipe).save_pretrained(folder / "tokenizer")
+        keep_recipe({**fixed, **asdict(recipe)}, folder)
+    _wait_for_all()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     processor = build_processor(recipe, tokenizer)
     scaffold = Scaffold(recipe, build_miniature(recipe, tokenizer), tokenizer).to(place)
@@ -129,11 +131,15 @@ def train_miniature(
                 else:
                     assemble(scaffold, folder)
             collate = Collator(recipe, stage, tokenizer, processor.image_processor)
-            run_stage(scaffold, collate, folder, workers)
+            with told_to_stop() as is_told:
+                if not run_stage(scaffold, collate, folder, workers, is_told):
+                    return False
+            _wait_for_all()  # the first one writes what the next stage reads
     if rank == 0 and only in (None, names[-1]):
         scaffold.model.mllm.set_attn_implementation("sdpa")
         save_checkpoint(folder / "checkpoint", scaffold.model.cpu(), processor, torch.bfloat16)
         print(f"finished: {folder / 'checkpoint'}")
+    return True
 
 
 def assemble(scaffold: Scaffold, folder: Path) -> None:
@@ -157,10 +163,18 @@ def load_parts(scaffold: Scaffold, folder: Path, stage: str, kind: str) -> None:
 
 
 def run_stage(
-    scaffold: Scaffold, collate: Collator, folder: Path, workers: int, every: float = 180
-) -> None:
-    """Train the stage of a `collate`, going on from `folder/<stage>.pt` where it exists; write it
-    every `every` seconds and at the end."""
+    scaffold: Scaffold,
+    collate: Collator,
+    folder: Path,
+    workers: int,
+    is_told: Callable[[], bool] = lambda: False,
+    every: float = 180,
+) -> bool:
+    """Train the stage of a `collate`, going on exactly from `folder/<stage>.pt` where it exists;
+    write it every `every` seconds and at the end. False where it `is_told` to stop before.
+
+    Raises `CoPRSError` where it diverges.
+    """
     # cuDNN plans its attention anew for every shape, and hardly two batches have the same: 0.59 s
     # for a language step that takes 0.05 s where shapes repeat (one H100, torch 2.11)
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -170,7 +184,7 @@ def run_stage(
     chosen = optimizers(parts, stage)
     step, seconds = _resume(path, parts, chosen, scaffold.device)
     if step >= stage.steps:
-        return
+        return True
     parameters = [p for o in chosen for g in o.param_groups for p in g["params"]]
     began = saved_at = time.monotonic()
     means: dict[str, float] = {}
@@ -184,7 +198,14 @@ def run_stage(
         for optimizer, peak in zip(chosen, (stage.rate, stage.adam_rate)):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate_factor(step, stage)
+        torch.manual_seed(step * world + rank)  # of noise and misread colours, wherever it began
         losses = _step(scaffold, stage, batch, parameters, chosen)
+        if losses is None:
+            raise CoPRSError(
+                f"Stage {stage.name} diverged at step {step + 1}: {path} holds an earlier step, if "
+                f"any; go on from it with a lower rate, such as --set "
+                f"stages.{stage.name}.rate={stage.rate / 3:.1g}."
+            )
         step += 1
         means = {k: 0.98 * means.get(k, v) + 0.02 * v for k, v in (means | losses).items()}
         spent = seconds + time.monotonic() - began
@@ -198,15 +219,20 @@ def run_stage(
                     )
                     + "\n"
                 )
-        if rank == 0 and (step == stage.steps or time.monotonic() - saved_at > every):
+        is_over = step == stage.steps or _any(is_told(), scaffold.device)
+        if rank == 0 and (is_over or time.monotonic() - saved_at > every):
             _save(path, parts, chosen, step, spent)
             saved_at = time.monotonic()
+        if is_over:
+            break
+    return step == stage.steps
 
 
 def _step(
     scaffold: Scaffold, stage: Stage, batch, parameters: list[nn.Parameter], chosen: list
-) -> dict[str, float]:
-    """One step of learning; the scores of its batch."""
+) -> dict[str, float] | None:
+    """One step of learning; the scores of its batch, None where the gradient is no number and
+    nothing was learnt."""
     device = scaffold.device
     is_half = computes_in_bfloat16(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
@@ -216,7 +242,9 @@ def _step(
     loss.backward()
     if dist.is_initialized():
         _average_gradients(parameters)
-    nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
+    norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
+    if not norm.isfinite():
+        return None
     for optimizer in chosen:
         optimizer.step()
     return scores
@@ -231,6 +259,20 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
         parameters, (flat / dist.get_world_size()).split([p.numel() for p in parameters])
     ):
         p.grad = piece.view_as(p).clone()
+
+
+def _any(is_so: bool, device: torch.device) -> bool:
+    """Whether it is so in any process."""
+    if not dist.is_initialized():
+        return is_so
+    told = torch.tensor(float(is_so), device=device)
+    dist.all_reduce(told)
+    return bool(told > 0)
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def _processes() -> tuple[int, int]:
