@@ -505,18 +505,36 @@ def test_a_plan_tells_memory_by_part_and_refuses_what_cannot_fit(tmp_path, monke
     assert 2 * twice.replies == full.replies
     sharded = plan(read_recipe("mini-joint", ["sharded=true"]), tmp_path, "cpu").parts
     assert sharded["language model, gradients, AdamW, over 2 cards"] == 8 * learnt + 2 * tower
+    assert sharded["its reference, for the KL, over 2 cards"] == 2 * (learnt + tower)
+    alone = plan(read_recipe("mini-joint", ["kl=0.0"]), tmp_path, "cpu").parts
+    assert not any("reference" in part for part in alone)  # nothing is loaded for no KL
     monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.setattr("coprs_core.training.plan.free_memory", lambda device: 1_000_000)
-    assert (
-        main(["train", "mini-joint", "--dry-run", "--out", str(tmp_path), "--device", "cpu"]) == 2
-    )
-    assert "before any activation and 1 MB are free: set lora=16" in capsys.readouterr().err
+    dry = ["train", "mini-joint", "--dry-run", "--out", str(tmp_path), "--device", "cpu"]
+    for free, sets, said in (
+        (
+            60,
+            [],
+            r"before any activation and 60 MB are free: set lora=16 and quantize=nf4 \(\d+ MB\) or",
+        ),
+        (1, [], "and 1 MB are free: take a smaller model"),
+        (1, ["--set=lora=4", "--set=quantize=nf4"], "and 1 MB are free: take a smaller model"),
+    ):
+        monkeypatch.setattr(
+            "coprs_core.training.plan.free_memory", lambda device, free=free: free * 1_000_000
+        )
+        assert main([*dry, *sets]) == 2
+        assert re.search(said, capsys.readouterr().err), said
 
 
-def test_every_recipe_of_ours_is_one():
+def test_every_recipe_of_ours_can_be_shared_out(monkeypatch):
     for name in NAMES:
         recipe = read_recipe(name)
-        assert recipe.steps > 0 and recipe.lora or recipe.quantize == "none", name
+        monkeypatch.setenv("WORLD_SIZE", "8" if name.endswith("-8gpu") else "1")
+        run_joint._check_shares(recipe, SceneItems(recipe.questions))
+        assert recipe.sharded == name.endswith("-8gpu"), name
+    with pytest.raises(CoPRSError, match="512 replies .* and all processes hold 24"):
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        run_joint._check_shares(read_recipe("qwen2.5-vl-3b-8gpu"), SceneItems(64))
 
 
 def folder_of_items(folder) -> list[dict]:

@@ -1,7 +1,7 @@
 """What a run will take, before anything is loaded: memory by part, steps, disk."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -38,6 +38,7 @@ class Plan:
         steps, replies: of the whole run.
         embeddings: bytes on disk at most for SAM's embeddings of its photos, where those come
             again: several items may be about one photo.
+        smaller: what takes less memory → bytes of it before any activation.
     """
 
     parts: dict[str, int]
@@ -47,6 +48,7 @@ class Plan:
     steps: int
     replies: int
     embeddings: int = 0
+    smaller: dict[str, int] = field(default_factory=dict)
 
     def table(self) -> str:
         """As text for a terminal."""
@@ -69,10 +71,13 @@ class Plan:
         """Raises `CoPRSError` where the run cannot fit."""
         total = sum(self.parts.values())
         if total > self.free:
+            fitting = [
+                f"set {way} ({in_words(n)})" for way, n in self.smaller.items() if n < self.free
+            ]
             raise CoPRSError(
                 f"This run needs {in_words(total)} before any activation and "
-                f"{in_words(self.free)} are free: set lora=16, quantize=nf4, or take a smaller "
-                "model."
+                f"{in_words(self.free)} are free: "
+                f"{' or '.join([*fitting, 'take a smaller model'])}."
             )
         written = self.saved + self.embeddings
         if written > self.disk:
@@ -80,6 +85,70 @@ class Plan:
                 f"This run writes {in_words(written)} and {in_words(self.disk)} are free on "
                 "that disk: choose another --out."
             )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """How many weights a checkpoint has, by part: `linear` are those of the layers that get
+    adapters, `per_rank` those of adapters of rank 1. `kept`: bytes of one that is not learnt;
+    `cards`: over how many the language model is spread."""
+
+    whole: int
+    tower: int
+    linear: int
+    per_rank: int
+    encoder: int
+    heads: int
+    kept: int
+    cards: int
+
+    def parts(self, recipe: JointRecipe) -> dict[str, int]:
+        """Name → bytes of memory."""
+        if recipe.lora:
+            held = _NF4_BYTES if recipe.quantize == "nf4" else self.kept
+            rest = (self.whole - self.linear) * self.kept
+            parts = {
+                "language model": int(self.linear * held + rest),
+                "adapters, gradients, AdamW": recipe.lora * self.per_rank * _LEARNT_BYTES,
+            }
+        else:
+            over = f", over {self.cards} cards" if self.cards > 1 else ""
+            learning = (self.whole - self.tower) * _LEARNT_BYTES + self.tower * 4
+            parts = {f"language model, gradients, AdamW{over}": learning // self.cards}
+            if recipe.steps and recipe.objective.kl:
+                parts[f"its reference, for the KL{over}"] = self.whole * 4 // self.cards
+        parts["image encoder"] = self.encoder * (self.kept if recipe.lora else 4)
+        return parts | {"prior and decoder, AdamW": self.heads * _LEARNT_BYTES}
+
+    def smaller(self, recipe: JointRecipe) -> dict[str, int]:
+        """What is to be set → bytes of memory, where that may be fewer."""
+        if recipe.vllm or recipe.quantize == "nf4":
+            return {}
+        ways = ["quantize=nf4"] if recipe.lora else ["lora=16", "quantize=nf4"]
+        ways += ["sharded=false"] if recipe.sharded else []
+        other = replace(recipe, lora=recipe.lora or 16, quantize="nf4", sharded=False)
+        return {" and ".join(ways): sum(self.parts(other).values())}
+
+
+def _sizes(recipe: JointRecipe, source: CoPRSSource, place: torch.device) -> _Sizes:
+    """Read off the names and shapes of the tensors."""
+    shapes = open_safetensors(weight_files(source.language_folder)).shapes
+    counts = {name: torch.Size(shape).numel() for name, (shape, _) in shapes.items()}
+    layers = {n: s for n, (s, _) in shapes.items() if re.fullmatch(ADAPTED + r"\.weight", n)}
+    encoder, *heads = (sum(count_weights(source.folder / f"{part}.safetensors")) for part in PARTS)
+    cards = process()[1] if recipe.sharded else 1
+    if recipe.sharded and cards == 1 and place.type == "cuda":
+        cards = torch.cuda.device_count()  # a dry run stands for one process a card
+    return _Sizes(
+        whole=sum(counts.values()),
+        tower=sum(n for name, n in counts.items() if ".visual." in name or "visual." in name[:7]),
+        linear=sum(counts[name] for name in layers),
+        per_rank=sum(sum(shape) for shape in layers.values()),
+        encoder=encoder,
+        heads=sum(heads),
+        kept=2 if place.type != "cpu" else 4,
+        cards=cards,
+    )
 
 
 def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
@@ -93,37 +162,12 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
             f"{source.name} has no focus token to train: make a CoPRS checkpoint of it with "
             "`python -m coprs_core prepare`."
         )
-    shapes = open_safetensors(weight_files(source.language_folder)).shapes
-    counts = {name: torch.Size(shape).numel() for name, (shape, _) in shapes.items()}
-    tower = sum(n for name, n in counts.items() if ".visual." in name or "visual." in name[:7])
-    whole = sum(counts.values())
-    layers = {n: s for n, (s, _) in shapes.items() if re.fullmatch(ADAPTED + r"\.weight", n)}
-    linear = sum(counts[name] for name in layers)
-    encoder, *heads = (sum(count_weights(source.folder / f"{part}.safetensors")) for part in PARTS)
-    kept = 2 if place.type != "cpu" else 4
-    learnt = sum(heads)
-    if recipe.lora:
-        adapters = sum(recipe.lora * sum(shape) for shape in layers.values())
-        held = _NF4_BYTES if recipe.quantize == "nf4" else kept
-        learnt += adapters
-        parts = {
-            "language model": int(linear * held + (whole - linear) * kept),
-            "adapters, gradients, AdamW": adapters * _LEARNT_BYTES,
-        }
-    else:
-        learnt += whole - tower
-        cards = process()[1] if recipe.sharded else 1
-        if recipe.sharded and cards == 1 and place.type == "cuda":
-            cards = torch.cuda.device_count()  # a dry run stands for one process a card
-        share = "language model, gradients, AdamW" + (f", over {cards} cards" if cards > 1 else "")
-        parts = {
-            share: ((whole - tower) * _LEARNT_BYTES + tower * 4) // cards,
-            "its reference, for the KL": whole * 4,
-        }
-    parts["image encoder"] = encoder * (kept if recipe.lora else 4)
-    parts["prior and decoder, AdamW"] = sum(heads) * _LEARNT_BYTES
-    step = learnt * 12 + (whole * 4 if recipe.sharded else 0)  # all weights once more, by FSDP
-    checkpoint = (whole + encoder + sum(heads)) * 2
+    sizes = _sizes(recipe, source, place)
+    language = recipe.lora * sizes.per_rank if recipe.lora else sizes.whole - sizes.tower
+    learnt = sizes.heads + language
+    gathered = sizes.whole * 4 if recipe.sharded else 0  # all weights once more, by FSDP
+    step = learnt * 12 + gathered
+    checkpoint = (sizes.whole + sizes.encoder + sizes.heads) * 2
     saved = 3 * step + learnt * 4 + checkpoint
     if recipe.warmup_steps:
         saved += 2 * step + learnt * 4 + checkpoint
@@ -133,5 +177,13 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
         vision = CoPRSConfig.read(source.folder / "coprs.json").vision
         asked = (recipe.steps + recipe.warmup_steps) * recipe.questions
         embeddings = min(len(items_of(recipe)), asked) * bytes_of(vision)
-    disk = free_disk(out)
-    return Plan(parts, free_memory(place), saved, disk, recipe.steps, replies, embeddings)
+    return Plan(
+        parts=sizes.parts(recipe),
+        free=free_memory(place),
+        saved=saved,
+        disk=free_disk(out),
+        steps=recipe.steps,
+        replies=replies,
+        embeddings=embeddings,
+        smaller=sizes.smaller(recipe),
+    )

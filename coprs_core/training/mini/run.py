@@ -211,14 +211,10 @@ def run_stage(
         spent = seconds + time.monotonic() - began
         if rank == 0 and step % 50 == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
+            told = {"step": step, "seconds": round(spent)}
+            told |= {k: round(v, 4) for k, v in means.items()}
             with (folder / f"{stage.name}.jsonl").open("a") as log:
-                log.write(
-                    json.dumps(
-                        {"step": step, "seconds": round(spent)}
-                        | {k: round(v, 4) for k, v in means.items()}
-                    )
-                    + "\n"
-                )
+                log.write(json.dumps(told) + "\n")
         is_over = step == stage.steps or _any(is_told(), scaffold.device)
         if rank == 0 and (is_over or time.monotonic() - saved_at > every):
             _save(path, parts, chosen, step, spent)
