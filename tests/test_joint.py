@@ -459,6 +459,9 @@ def test_two_processes_learn_what_one_does(made, tmp_path):
         (["iterations=0"], "at least 1"),
         (["iterations=3"], "set save_every to a multiple of iterations"),
         (["mask_share=70"], "from 0 to 1"),
+        (["other_shapes=5"], "other_shapes is 5 and is a share"),
+        (["final_rate=4"], "is a share, from 0 to 1"),
+        (["clip=0"], "clip is over 0"),
     ],
 )
 def test_a_wrong_line_of_a_recipe_is_one_sentence(changes, said):
@@ -532,8 +535,12 @@ def test_every_recipe_of_ours_can_be_shared_out(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "8" if name.endswith("-8gpu") else "1")
         run_joint._check_shares(recipe, SceneItems(recipe.questions))
         assert recipe.sharded == name.endswith("-8gpu"), name
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(CoPRSError, match="512 replies .* and all processes hold 24"):
-        monkeypatch.setenv("WORLD_SIZE", "3")
+        run_joint._check_shares(
+            read_recipe("qwen2.5-vl-3b-8gpu", ["warmup_steps=0"]), SceneItems(64)
+        )
+    with pytest.raises(CoPRSError, match=r"64 replies \(questions\) and 3 processes share them"):
         run_joint._check_shares(read_recipe("qwen2.5-vl-3b-8gpu"), SceneItems(64))
 
 
@@ -756,6 +763,8 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
     assert (tmp_path / "checkpoint-1").is_dir() and not (tmp_path / "checkpoint").exists()
     monkeypatch.undo()
     (tmp_path / "checkpoint-9").mkdir()  # the power went while a later step was written
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 2}\n{"step"')
     with pytest.raises(CoPRSError, match="holds a run with seed 0, and 1 is asked for"):
         run_joint.train_joint(replace(recipe, seed=1), tmp_path, "cpu")
     assert run_joint.train_joint(recipe, tmp_path, "cpu") == tmp_path / "checkpoint"
@@ -856,6 +865,12 @@ def test_a_folder_of_fewer_items_than_a_step_asks_is_one_sentence(tmp_path):
     with pytest.raises(CoPRSError, match="asks 16 questions and the data holds 3 items"):
         run_joint.train_joint(recipe, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()  # said before the warm-up
+
+
+def test_options_of_the_other_kind_of_run_are_refused(tmp_path, capsys):
+    told = ["train", "mini-joint", "--out", str(tmp_path), "--stage", "eyes"]
+    assert main(told) == 2
+    assert "--stage and --workers belong to the recipe mini" in capsys.readouterr().err
 
 
 def test_a_run_does_not_replace_the_model_it_begins_with(tmp_path, capsys):

@@ -298,6 +298,9 @@ def test_ask_of_every_family_is_reproducible():
 @pytest.mark.parametrize(
     "change, said",
     [
+        ("stages.eyes.scenes=0", "stages.eyes.scenes is 0 and is at least 1"),
+        ("stages.joint.rate=-1.0", "is at least 0"),
+        ("vocabulary=10", "vocabulary is 10 and is at least 300"),
         ("stages.joint.stepz=3", "has no 'stages.joint.stepz', did you mean stages.joint.steps"),
         ("vision=3", "has no 'vision'"),
         (

@@ -161,6 +161,8 @@ def _jointly(options: Namespace) -> int:
     from coprs_core.sizes import expanded
     from coprs_core.training.recipe import read_recipe
 
+    if options.stage or options.workers:
+        raise CoPRSError("--stage and --workers belong to the recipe mini: leave them out.")
     given = {"model": options.model, "data": options.data, "root": options.root}
     changes = [f"{key}={value}" for key, value in given.items() if value is not None]
     recipe = read_recipe(options.recipe, [*options.set, *changes])

@@ -26,8 +26,9 @@ class JointRecipe:
         preset: the objective's settings (see `objective.PRESETS`); those given here take their
             place: policy, segmentation, dice, focal, kl, clip, group, mask_share, least_spread.
         steps: updates; 0: the warm-up is all. `questions`: a step, each answered `group` times.
-            `rows_at_once`: replies that are learnt from together, in memory. `iterations`: updates
-            from the same replies.
+            `rows_at_once`: replies that are learnt from together, in memory: their tokens' loss is
+            averaged over them, and so is L_SEG over their focus tokens. `iterations`: updates from
+            the same replies.
         rate: learning rate of the language model; `prior`, `prompt_encoder`, `mask_decoder`:
             multiples of it. It falls along a cosine to `final_rate` of itself.
         temperature, max_new_tokens: of the sampled replies; `vllm`: address of a server that
@@ -176,11 +177,11 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
             f"Replies are learnt from {recipe.iterations} times and a step between is not saved: "
             "set save_every to a multiple of iterations."
         )
-    if recipe.objective.mask_share > 1:
-        raise CoPRSError(
-            f"mask_share is {recipe.objective.mask_share} and a share of the reward, from 0 to 1, "
-            "was expected: correct it."
-        )
+    for name in ("mask_share", "other_shapes", "final_rate"):
+        if values.get(name, 0) > 1:
+            raise CoPRSError(f"{name} is {values[name]} and is a share, from 0 to 1: correct it.")
+    if not recipe.objective.clip:
+        raise CoPRSError("clip is over 0: nothing is learnt from replies within no distance.")
     if recipe.objective.group < 2:
         raise CoPRSError("group is at least 2: replies are judged against each other.")
     if recipe.quantize not in ("none", "nf4"):

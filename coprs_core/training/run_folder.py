@@ -50,6 +50,16 @@ def keep_recipe(recipe: dict[str, Any], folder: Path) -> None:
     part.replace(path)
 
 
+def forget_after(step: int, folder: Path) -> None:
+    """Take the log's steps after one that is gone on from, and a line cut short, out of it."""
+    path = folder / LOG
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = (line for line in lines if line.endswith("\n"))
+    path.write_text("".join(x for x in whole if json.loads(x)["step"] <= step), encoding="utf-8")
+
+
 @contextmanager
 def told_to_stop() -> Generator[Callable[[], bool], None, None]:
     """Inside, SIGTERM ends nothing by itself: what is given says whether it came."""

@@ -162,7 +162,12 @@ def _kept(recipe: JointRecipe) -> dict[str, Any]:
 
 
 def _check_shares(recipe: JointRecipe, items: Items) -> None:
-    """Raises `CoPRSError` where the joint stage cannot share its questions out."""
+    """Raises `CoPRSError` where a stage cannot share its questions out."""
+    if recipe.warmup_steps and recipe.questions % process()[1]:
+        raise CoPRSError(
+            f"A warm-up step has {recipe.questions} replies (questions) and {process()[1]} "
+            "processes share them: set questions to a multiple."
+        )
     if not recipe.steps:
         return
     if len(items) < recipe.questions:
@@ -287,7 +292,7 @@ def _warm_up(
 ) -> WarmUp:
     if start.adapters is not None:
         start.adapters.trainable_token_indices = _focus_rows(start)
-    share = max(1, recipe.questions // process()[1])
+    share = recipe.questions // process()[1]
     at_once = math.gcd(share, recipe.rows_at_once)
     args = TrainingArguments(
         max_steps=recipe.warmup_steps,

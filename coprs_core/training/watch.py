@@ -19,7 +19,7 @@ from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.training.items import Items
 from coprs_core.training.recipe import JointRecipe
-from coprs_core.training.run_folder import LOG, last_step
+from coprs_core.training.run_folder import LOG, forget_after, last_step
 
 _SHOWN = {
     "loss": "loss",
@@ -47,6 +47,8 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         is_first = state.is_world_process_zero
         first = state.global_step
+        if is_first:
+            forget_after(first, self.folder)
         self.bar = tqdm(total=self.steps, initial=first, desc=self.stage, disable=not is_first)
 
     def on_step_begin(self, args, state, control, **_):

@@ -14,6 +14,7 @@ PROMPT_TEMPLATE = (
     "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{instruction}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
+_LEAST = {"vocabulary": 300}  # of which 256 are bytes
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,9 @@ def read_mini(changes: list[str] | None = None) -> Recipe:
         is_number = isinstance(like, float) and type(value) in (int, float)
         if type(value) is not type(like) and not is_number:
             raise CoPRSError(f"{key} is {value!r} and one like {like!r} was expected: correct it.")
+        least = _LEAST.get(key, int(type(like) is int and like > 0))
+        if type(value) in (int, float) and value < least:
+            raise CoPRSError(f"{key} is {value} and is at least {least}: correct it.")
         place[last] = value
     asking, vision = values.pop("asking"), values.pop("vision")
     families = FAMILY_WEIGHTS | asking.pop("families")
