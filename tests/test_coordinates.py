@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, Sam2ImageProcessor, Sam2Model, Sam2Processor
 
 from coprs_core import CoPRSError, load
+from coprs_core.answer.flags import flags
 from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.geometry import to_square
@@ -56,6 +57,13 @@ READABLE = [
     ("a bare box", "<answer>[10, 20, 50, 60]</answer>", [((40, 40, 200, 120), ())]),
     ("bare boxes", "[[10, 20, 50, 60], [0, 0, 10, 10]]", [((40, 40, 200, 120), ()), ((0, 0, 40, 20), ())]),
     ("wrapped", f'{{"objects": [{BOX}]}}', ONE),
+    ("a list that breaks off", f'```json\n[{BOX}, {{"bbox_2d": [0, 0, 10, 10], "label": "a"}}, {{"bbox_2d": [1, 2, 3', [*ONE, ((0, 0, 40, 20), ())]),
+    ("bare boxes that break off", "[[10, 20, 50, 60], [0, 0, 10, 10], [3, 4", [((40, 40, 200, 120), ()), ((0, 0, 40, 20), ())]),
+    ("a line each", f'{BOX}\n{{"bbox_2d": [0, 0, 10, 10]}}', [*ONE, ((0, 0, 40, 20), ())]),
+    ("a block each", f'```json\n{BOX}\n```\nand\n```json\n{{"bbox_2d": [0, 0, 10, 10]}}\n```', [*ONE, ((0, 0, 40, 20), ())]),
+    ("one written twice", f"{BOX}, that is {BOX}", ONE),
+    ("a second list is not another answer", f"[{BOX}] or [[0, 0, 10, 10]]", ONE),
+    ("thin", '[{"bbox_2d": [10, 20, 10, 60]}]', [((38, 40, 42, 120), ())]),
     ("single quotes", "{'bbox_2d': [10, 20, 50, 60], 'point_2d': [30, 40]}", ONE),
 ]  # fmt: skip
 
@@ -101,6 +109,18 @@ def test_the_label_comes_along_and_too_many_things_are_said():
     )
     many = read_answer(json.dumps([{"bbox_2d": [1, 1, 9, 9]}] * 40), SEEN, PHOTO)
     assert len(many.objects) == MAX_OBJECTS and "40 things" in many.problem
+
+
+def test_a_list_that_breaks_off_is_told(pointing, monkeypatch):
+    boxes = ", ".join(f'{{"bbox_2d": [{i}, 0, {i + 9}, 10]}}' for i in range(3))
+    writes(monkeypatch, pointing, f"<answer>[{boxes}, {{", finished=False)
+    result = pointing.segment(draw_scene(1).image, "it")
+    assert len(result.regions) == 3 and "there may be more" in result.reason
+    assert "cut off" in flags(result)
+    writes(monkeypatch, pointing, f"<answer>[{boxes}]</answer>")
+    result = pointing.segment(draw_scene(1).image, "it")
+    assert len(result.regions) == 3 and "more" not in result.reason
+    assert "cut off" not in flags(result)
 
 
 @pytest.mark.parametrize("prompt", [STOCK, SEG_ZERO], ids=["stock", "840"])

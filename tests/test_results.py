@@ -207,6 +207,8 @@ def test_flags_hold_where_they_should():
             "border",
             "tiny",
             "scattered",
+            "cut off",
+            "many",
         ),
         "contradiction",
     }

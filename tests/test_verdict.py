@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Region
 from coprs_core.answer.verdict import LINKS, chain, first_broken
 from coprs_core.world.questions import examples
@@ -131,12 +132,29 @@ def test_an_empty_prior_and_several_places_are_told(answer):
 
 
 def test_a_mask_elsewhere_is_told_whatever_the_prior_is_made_of(answer):
-    for kind in ("focus token", "attention", "coordinates"):
+    for kind in ("focus token", "attention"):
         moved = answer(mask=blob((80, 80)) > 0.5, prior_kind=kind)
         assert said(moved)["drawn"] == "broken", kind
         empty = answer(mask=np.zeros((100, 100), bool), prior_kind=kind)
         assert said(empty)["drawn"] == "broken", kind
     assert said(answer(prior_kind="attention"))["drawn"] == "holds"
+
+
+def test_what_a_model_wrote_is_not_told_as_where_it_looked(answer):
+    """A prior of coordinates is drawn from them: a thin thing within its box is no other thing."""
+    moved = answer(mask=blob((80, 80)) > 0.5, prior_kind="coordinates")
+    assert not {"looked", "drawn"} & said(moved).keys()
+    assert "disagree" not in flags(moved)
+
+
+def test_a_last_sentence_that_names_nothing_is_no_link(answer):
+    assert "named" not in said(answer(reasoning="I see a red cup. That is the one."))
+
+
+def test_advice_is_what_the_model_can_do(answer):
+    thought = "I see a red cup. That is the green boat."
+    for kind, advice in (("focus token", "change that sentence"), ("attention", "use other words")):
+        assert advice in words(answer(reasoning=thought, prior_kind=kind), "named")
 
 
 def test_the_first_broken_link_comes_before_what_stands_on_it(answer):

@@ -1,5 +1,7 @@
 """The page's texts in Chinese."""
 
+from coprs_core.model.boxes import MAX_OBJECTS
+
 CHINESE = {
     "title": "CoPRS · 提问，看它思考，看它看向哪里",
     "tagline": "用一句话描述要找的东西：看模型思考，看它聚焦在哪里，得到掩码。",
@@ -69,6 +71,7 @@ CHINESE = {
     "link_named_holds": "它说出的东西是它说过看到的。",
     "link_given_open": "这段思考是你写的：模型读的是它。",
     "link_named_broken": "它说出了没有说看到过的东西（{words}）：请修改那句话。",
+    "link_named_other": "它说出了没有说看到过的东西（{words}）：请换个说法。",
     "link_looked_holds": "它看向一个地方。",
     "link_looked_several": "它看向 {count} 个地方。",
     "link_looked_broken": "它看向 {count} 个地方：请说明指哪一个。",
@@ -92,6 +95,8 @@ CHINESE = {
     "flag_border": "掩码碰到图片边缘：物体可能延伸到图外。",
     "flag_tiny": "掩码不到图片的 0.1 %：请确认它不是噪点。“近看”可能有帮助。",
     "flag_scattered": "掩码分成几块：一个物体被部分遮挡，或一个回答里有多个物体。",
+    "flag_cut off": "坐标列表没有写完：可能还有更多的东西。",
+    "flag_many": f"只显示前 {MAX_OBJECTS} 个东西：可能还有更多。",
     "flag_contradiction": "思考最后说没有符合的东西，却给出了掩码：请不要相信它。",
     "gone": "这个回答已不再保存（一小时后清除）：请重新提问。",
     "sentences": "数值",

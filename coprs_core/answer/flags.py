@@ -5,7 +5,8 @@ import re
 import numpy as np
 
 from coprs_core.answer.results import Result
-from coprs_core.prompts import ATTENTION_PRIOR, FOUND, last_sentence
+from coprs_core.model.boxes import MAX_OBJECTS, breaks_off
+from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, FOUND, last_sentence
 
 FLAGS = {
     "unfamiliar": (
@@ -32,6 +33,8 @@ FLAGS = {
         "The mask lies in several separate pieces: one thing partly hidden, or several things in "
         "one answer."
     ),
+    "cut off": "The list of coordinates breaks off: there may be more things than these.",
+    "many": f"Only the first {MAX_OBJECTS} things are shown: there may be more.",
     "contradiction": (
         "The thought ends by saying that nothing fits, and yet there is a mask: do not trust it."
     ),
@@ -62,10 +65,13 @@ def flags(result: Result) -> tuple[str, ...]:
         return (*about_all, "empty")
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     holds = {
-        "elsewhere" if result.prior_kind == ATTENTION_PRIOR else "disagree": not is_drawn(result),
+        "elsewhere": result.prior_kind == ATTENTION_PRIOR and not is_drawn(result),
+        "disagree": result.prior_kind == FOCUS_TOKEN_PRIOR and not is_drawn(result),
         "border": any(edge.any() for edge in edges),
         "tiny": mask.mean() < TINY,
         "scattered": any(pieces(r.mask) > 1 for r in result.regions),
+        "cut off": result.prior_kind != FOCUS_TOKEN_PRIOR and breaks_off(result.reply),
+        "many": len(result.regions) == MAX_OBJECTS,
         "contradiction": says_nothing(result.reasoning),
     }
     return (*about_all, *(name for name, holding in holds.items() if holding))

@@ -16,6 +16,8 @@ from coprs_core.answer.flags import areas_of_pieces, is_drawn
 from coprs_core.answer.results import Result
 from coprs_core.metrics import PRIOR_THRESHOLD
 from coprs_core.prompts import (
+    COORDINATES_PRIOR,
+    FOCUS_TOKEN_PRIOR,
     FOUND,
     NOTHING_FOUND,
     UNFINISHED,
@@ -41,6 +43,7 @@ LINKS = {
     "finished_broken": "It broke off before it answered: ask again, or shorter.",
     "named_holds": "It named a thing it said it saw.",
     "named_broken": "It named what it did not say it saw ({words}): change that sentence.",
+    "named_other": "It named what it did not say it saw ({words}): use other words.",
     "looked_holds": "It looked at one place.",
     "looked_several": "It looked at {count} places.",
     "looked_broken": "It looked at {count} places: say which is meant.",
@@ -105,9 +108,10 @@ def chain(result: Result, true_iou: float | None = None) -> tuple[Link, ...]:
     if result.outcome == FOUND:
         if not result.is_thought_given:
             links.append(_named(result))
-        links.append(looked := _looked(result))
-        if looked.says != "looked_nowhere":
-            links.append(_drawn(result))
+        if result.prior_kind != COORDINATES_PRIOR:  # those tell what it wrote, not where it looked
+            links.append(looked := _looked(result))
+            if looked.says != "looked_nowhere":
+                links.append(_drawn(result))
         links.append(_true(true_iou))
     return tuple(link for link in links if link)
 
@@ -151,9 +155,12 @@ def _named(result: Result) -> Link | None:
         return None
     seen = {part for word in _words(before) for part in _parts(word)}
     strange = [w for w in _content(last) if not any(_is_among(p, seen) for p in _parts(w))]
+    if not _content(last):
+        return None
     if not strange:
         return Link("named", HOLDS, "named_holds")
-    return Link("named", BROKEN, "named_broken", {"words": _listed(strange)})
+    says = "named_broken" if result.prior_kind == FOCUS_TOKEN_PRIOR else "named_other"
+    return Link("named", BROKEN, says, {"words": _listed(strange)})
 
 
 def _looked(result: Result) -> Link:

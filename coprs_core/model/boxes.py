@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,8 @@ def read_answer(reply: str, seen_size: tuple[int, int], photo_size: tuple[int, i
     if not kept:
         return Answer(
             readable=False,
-            problem="The coordinates in the reply lie outside the picture or are not numbers.",
+            problem="The coordinates in the reply lie outside the picture, have no area or are no "
+            "numbers.",
         )
     return Answer(
         kept[:MAX_OBJECTS],
@@ -117,30 +119,51 @@ _NUMBER = r"\s*-?\d+(?:\.\d+)?\s*"
 _LISTS = {n: re.compile(r"\[" + ",".join([_NUMBER] * n) + r"\]") for n in (4, 2)}
 
 
+def breaks_off(reply: str) -> bool:
+    """Whether the list of coordinates in a reply was not written to its end."""
+    text = _answer_text(reply)
+    return text.count("[") > text.count("]") or text.count("{") > text.count("}")
+
+
 def _answer_text(reply: str) -> str:
     text = reply.rpartition("</think>")[2]
     if "<answer>" in text:
         text = text.partition("<answer>")[2].partition("</answer>")[0]
-    fenced = re.search(r"```(?:json)?\s*(.*?)(?:```|$)", text, re.DOTALL)
-    return fenced.group(1) if fenced else text
+    fenced = re.findall(r"```(?:json)?\s*(.*?)(?:```|$)", text, re.DOTALL)
+    return "\n".join(fenced) if fenced else text
 
 
 def _find_json(text: str) -> list | None:
-    """The first JSON value in a text that is a list of objects; [] where the model says that there
-    are none."""
-    decoder, as_json = (
-        json.JSONDecoder(),
-        text.replace("'", '"'),
-    )  # some models quote keys as Python does
+    """The objects of the first JSON list in a text; [] where the model says that there are none.
+    Of a list that breaks off, or of objects without one, all that are whole, each once."""
+    found, end = [], 0
     for start in re.finditer(r"[\[{]", text):
-        for candidate in (text, as_json):
-            try:
-                value, _ = decoder.raw_decode(candidate, start.start())
-            except (ValueError, RecursionError):
-                continue
-            if (objects := _as_objects(value)) is not None:
-                return objects
-    return None
+        if start.start() < end:  # inside of what was read
+            continue
+        value, after = _json_at(text, start.start())
+        objects = None if value is None else _as_objects(value)
+        if objects is None:
+            continue
+        if not found and not _is_one(value):
+            return objects
+        end = after
+        found += [o for o in objects if o not in found]
+    return found or None
+
+
+def _json_at(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins there, and where it ends; None where there is none."""
+    for candidate in (text, text.replace("'", '"')):  # some models quote keys as Python does
+        try:
+            return json.JSONDecoder().raw_decode(candidate, start)
+        except (ValueError, RecursionError):
+            continue
+    return None, start
+
+
+def _is_one(value: Any) -> bool:
+    """Whether a value is one thing by itself, no list of them."""
+    return _numbers(value, 4) or (isinstance(value, dict) and _as_objects(value) == [value])
 
 
 def _as_objects(value) -> list | None:
@@ -173,6 +196,16 @@ def _numbers(value, count: int) -> bool:
     )
 
 
+def _not_flat(xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
+    """Corners of a box without a point's width or height between them, where it has the other."""
+    flat = [corners[1] - corners[0] < 1 for corners in (xs, ys)]
+    if flat == [True, False]:
+        xs = [xs[0] - 0.5, xs[1] + 0.5]
+    elif flat == [False, True]:
+        ys = [ys[0] - 0.5, ys[1] + 0.5]
+    return xs, ys
+
+
 def _written_object(
     found: dict, seen_size: tuple[int, int], scale: tuple[float, float]
 ) -> WrittenObject | None:
@@ -180,8 +213,9 @@ def _written_object(
     box, points = None, []
     for key, value in found.items():
         if "bbox" in key.lower() and _numbers(value, 4):
-            x1, x2 = sorted(min(max(v, 0), width) for v in value[0::2])
-            y1, y2 = sorted(min(max(v, 0), height) for v in value[1::2])
+            (x1, x2), (y1, y2) = _not_flat(sorted(value[0::2]), sorted(value[1::2]))
+            x1, x2 = (min(max(v, 0), width) for v in (x1, x2))
+            y1, y2 = (min(max(v, 0), height) for v in (y1, y2))
             if x2 - x1 >= 1 and y2 - y1 >= 1:
                 box = (x1 * scale[0], y1 * scale[1], x2 * scale[0], y2 * scale[1])
         elif "point" in key.lower():

@@ -222,6 +222,9 @@ def located(answer: Answer, transcript: Transcript, priors: list[np.ndarray]) ->
         count = len(answer.objects)
         thing = "thing" if count == 1 else "things"
         reason = f"The model wrote the coordinates of {count} {thing}. {answer.problem}"
+        if not transcript.is_finished:
+            limit = f"its {transcript.max_new_tokens:,} tokens"
+            reason = f"{reason.strip()} It used up {limit} before the end: there may be more."
         places = tuple(
             Place(prior, None, o.box, o.points, o.label)
             for o, prior in zip(answer.objects, priors, strict=True)
