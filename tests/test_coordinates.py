@@ -16,6 +16,7 @@ from coprs_core import CoPRSError, load
 from coprs_core.answer.flags import flags
 from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.sams import _load_sam2
 from coprs_core.geometry import to_square
 from coprs_core.model.boxes import MAX_OBJECTS, read_answer, words_of_numbers
 from coprs_core.model.coordinates import SEG_ZERO, STOCK, VISUAL_TOKENS
@@ -352,6 +353,22 @@ def test_the_mask_is_what_transformers_own_sam2_processor_draws(
         drawn = model(**inputs, multimask_output=False).pred_masks
     [mask] = processor.post_process_masks(drawn, inputs["original_sizes"])
     assert np.array_equal(mask[0, 0].numpy(), region.mask) and 0 < region.mask.mean() < 1
+
+
+def test_coordinates_reach_sam2_unrounded_in_any_precision(qwen3_folders):
+    """On a side of 1,024 pixels, where bfloat16 has steps of four."""
+    box = torch.tensor([[[900.3, 914.6, 950.2, 1001.7]]])
+    encoded = []
+    for dtype in (torch.float32, torch.bfloat16):
+        loaded = _load_sam2(qwen3_folders[1], torch.device("cpu"), dtype)
+        assert loaded.dtype == dtype
+        encoder = loaded.model.prompt_encoder
+        encoder.input_image_size = 1024
+        encoded.append(encoder(None, None, box, None)[0])
+        photo, size = Image.fromarray(draw_scene(1).image), (256, 256)
+        assert loaded.mask(loaded.embed(photo), (10, 20, 90, 80), ((30, 40),), size).shape == size
+    assert encoded[1].dtype == torch.bfloat16
+    torch.testing.assert_close(encoded[1].float(), encoded[0], rtol=0.01, atol=0.02)
 
 
 def test_the_attention_probe_works_for_it_too(qwen3, monkeypatch):

@@ -85,16 +85,23 @@ class Sam1(nn.Module):
         return to_photo_frame(mask_logits, photo_size, side)[0, 0].cpu().numpy() > 0
 
 
+COORDINATE_ENCODERS = ["shared_image_embedding", "shared_embedding"]
+"""Where `Sam2Model` encodes coordinates: in float32, for bfloat16 rounds pixel 900 to four."""
+
+
 class Sam2(nn.Module):
     """transformers' `Sam2Model` with the image processor of its folder.
 
-    It squeezes a photo into its square; prompts are squeezed alike (`Sam2Processor`).
+    It squeezes a photo into its square; prompts are squeezed alike (`Sam2Processor`). Coordinates
+    are encoded in float32 whatever the model computes in.
     """
 
     def __init__(self, model: Any, image_processor: Any):
         super().__init__()
         self.model, self._image_processor = model, image_processor
         self._side = image_processor.size["height"], image_processor.size["width"]
+        for encoder in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
+            encoder.register_forward_hook(lambda _encoder, _args, encoded: encoded.to(self.dtype))
 
     @property
     def device(self) -> torch.device:
@@ -123,10 +130,10 @@ class Sam2(nn.Module):
         prompts = {}
         if box is not None:
             corners = torch.tensor(box, device=self.device).reshape(2, 2) * squeeze
-            prompts["input_boxes"] = corners.reshape(1, 1, 4).to(self.dtype)
+            prompts["input_boxes"] = corners.reshape(1, 1, 4)
         if points:
             spots = torch.tensor(points, device=self.device) * squeeze
-            prompts["input_points"] = spots[None, None].to(self.dtype)
+            prompts["input_points"] = spots[None, None]
         seen = self.model(image_embeddings=list(embedding), multimask_output=False, **prompts)
         mask_logits = seen.pred_masks[:, 0].float()
         at_photo_size = F.interpolate(mask_logits, photo_size, mode="bilinear", align_corners=False)
