@@ -43,8 +43,6 @@ from coprs_core.probes.finding import Finding
 from coprs_core.probes.trace import MASKS, MAX_SAVED_PIXELS, Sentences, opened
 
 _MAX_JSON_BYTES, _MAX_DIRECTORY_BYTES, _NPY_HEADER = 16_000_000, 100_000, 4096
-MAX_PAGE_REGIONS = 4
-"""An answer for the page has regions of so many times the pixels that its photo may have."""
 _OURS = re.compile(
     r"(result|asked)\.json|result\.json\.part"
     r"|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
@@ -194,11 +192,6 @@ def _opened(path: Path, most_pixels: int | None) -> Saved:
                 "at it with `python -m coprs_core open`."
             )
         count = len(values["regions"]) if isinstance(values, dict) else 0
-        if most_pixels and count * photo.size[0] * photo.size[1] > MAX_PAGE_REGIONS * most_pixels:
-            raise CoPRSError(
-                f"This answer has {count} regions, too many for the page on a photo of this size: "
-                "look at it with `python -m coprs_core open`."
-            )
         tags = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
         most = 4 * photo.size[0] * photo.size[1] + _NPY_HEADER
         files = (io.BytesIO(read(f"prior{tag}.npy", most)) for tag in tags)

@@ -46,6 +46,7 @@ from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import Unwanted
 from coprs_core.masks import decode_prior, decode_rle
+from coprs_core.model import boxes
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import sentences
 from coprs_core.probes.finding import Finding, Picture
@@ -1103,15 +1104,15 @@ def test_another_models_answer_keeps_its_trace_when_it_is_taken_away(asked, tmp_
     assert all((a.mask == b.mask).all() for a, b in zip(back.trace.views, view.views, strict=True))
 
 
-def test_an_answer_of_many_large_regions_is_not_opened_on_the_page(asked, tmp_path, monkeypatch):
+def test_an_answer_of_more_regions_than_are_made_is_not_opened(asked, tmp_path, monkeypatch):
     page_handlers, answered = asked
     result = dataclasses.replace(answered.result, regions=answered.result.regions * 5)
     many = visitors.Answered(answered.photo, result)
     path = exported(page_handlers, many, tmp_path / "many.zip")
     assert len(kept.opened(path).result.regions) == 5
     height, width = answered.photo.size
-    monkeypatch.setattr(kept, "MAX_PIXELS", height * width)
-    with pytest.raises(CoPRSError, match="5 regions, too many for the page"):
+    monkeypatch.setattr(boxes, "MAX_OBJECT_PIXELS", 4 * height * width)
+    with pytest.raises(CoPRSError, match="5 regions of 256×256 pixels and at most 4 are opened"):
         kept.opened(path)
 
 

@@ -110,6 +110,8 @@ def test_the_label_comes_along_and_too_many_things_are_said():
     )
     many = read_answer(json.dumps([{"bbox_2d": [1, 1, 9, 9]}] * 40), SEEN, PHOTO)
     assert len(many.objects) == MAX_OBJECTS and "40 things" in many.problem
+    large = read_answer(json.dumps([{"bbox_2d": [1, 1, 9, 9]}] * 40), SEEN, (3000, 4000))
+    assert len(large.objects) == 8 and "40 things, the first 8 are shown" in large.problem
 
 
 def test_a_list_that_breaks_off_is_told(pointing, monkeypatch):

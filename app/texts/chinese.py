@@ -1,7 +1,5 @@
 """The page's texts in Chinese."""
 
-from coprs_core.model.boxes import MAX_OBJECTS
-
 CHINESE = {
     "title": "CoPRS · 提问，看它思考，看它看向哪里",
     "tagline": "用一句话描述要找的东西：看模型思考，看它聚焦在哪里，得到掩码。",
@@ -96,7 +94,7 @@ CHINESE = {
     "flag_tiny": "掩码不到图片的 0.1 %：请确认它不是噪点。“近看”可能有帮助。",
     "flag_scattered": "掩码分成几块：一个物体被部分遮挡，或一个回答里有多个物体。",
     "flag_cut off": "坐标列表没有写完：可能还有更多的东西。",
-    "flag_many": f"只显示前 {MAX_OBJECTS} 个东西：可能还有更多。",
+    "flag_many": "这么大的照片不会显示更多的东西：如果缺少，请用较小的副本再问。",
     "flag_contradiction": "思考最后说没有符合的东西，却给出了掩码：请不要相信它。",
     "gone": "这个回答已不再保存（一小时后清除）：请重新提问。",
     "sentences": "数值",

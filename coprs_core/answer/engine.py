@@ -8,11 +8,10 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from coprs_core.answer.results import Region, Result
+from coprs_core.answer.results import Region, Result, highest_of
 from coprs_core.answer.updates import Update, check_max_new_tokens, last_result
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.load import load_checkpoint
@@ -269,7 +268,7 @@ class _Answer:
         located = self.segmenter.locate(transcript, features)
         prior, regions = None, ()
         if located.places:
-            prior = np.maximum.reduce([p.prior for p in located.places])
+            prior = highest_of(p.prior for p in located.places)
             self.clock.finish("focusing")
             yield self.update("focus", prior=prior)
             regions = self.draw(located, features)

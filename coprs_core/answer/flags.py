@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from coprs_core.answer.results import Result
-from coprs_core.model.boxes import MAX_OBJECTS, breaks_off
+from coprs_core.model.boxes import breaks_off, most_objects
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, FOUND, last_sentence
 
 FLAGS = {
@@ -34,7 +34,10 @@ FLAGS = {
         "one answer."
     ),
     "cut off": "The list of coordinates breaks off: there may be more things than these.",
-    "many": f"Only the first {MAX_OBJECTS} things are shown: there may be more.",
+    "many": (
+        "No more things are shown on a photo of this size: if some are missing, ask about a "
+        "smaller copy."
+    ),
     "contradiction": (
         "The thought ends by saying that nothing fits, and yet there is a mask: do not trust it."
     ),
@@ -71,7 +74,7 @@ def flags(result: Result) -> tuple[str, ...]:
         "tiny": mask.mean() < TINY,
         "scattered": any(pieces(r.mask) > 1 for r in result.regions),
         "cut off": result.prior_kind != FOCUS_TOKEN_PRIOR and breaks_off(result.reply),
-        "many": len(result.regions) == MAX_OBJECTS,
+        "many": 1 < len(result.regions) == most_objects(result.photo_size),
         "contradiction": says_nothing(result.reasoning),
     }
     return (*about_all, *(name for name, holding in holds.items() if holding))

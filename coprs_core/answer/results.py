@@ -43,6 +43,7 @@ import numpy as np
 from coprs_core.errors import CoPRSError, plain
 from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
+from coprs_core.model.boxes import most_objects
 from coprs_core.photos import MAX_SIDE
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
@@ -59,9 +60,8 @@ from coprs_core.prompts import (
 SCHEMA_VERSION = 1
 SEEN_WHOLE = 0.9
 """A model that was given this share of a photo's pixels has seen it whole."""
-MAX_REGIONS, MAX_REGION_PIXELS, MAX_UNSEEN_PIXELS = 100, 100_000_000, 50_000_000
-"""Of an answer read from a file: how many regions, of how many pixels together where there are
-several, and of how many where the photo is not at hand."""
+MAX_UNSEEN_PIXELS = 50_000_000
+"""Of an answer read from a file without its photo: the pixels of all regions together."""
 MAX_REPLY_IDS, MAX_TEXT, MAX_ENTRIES = 2 * MAX_NEW_TOKENS, 100_000, 100
 """Of an answer read from a file: tokens, characters of a text, entries of a table."""
 
@@ -168,14 +168,17 @@ class Result:
         found."""
         if len(self.regions) < 2:
             return self.regions[0].prior if self.regions else None
-        return np.maximum.reduce([r.prior for r in self.regions])
+        return highest_of(r.prior for r in self.regions)
 
     @property
     def mask(self) -> np.ndarray:
         """bool [H, W]: the union of all regions; empty where nothing was found."""
         if len(self.regions) < 2:
             return self.regions[0].mask if self.regions else np.zeros(self.photo_size, bool)
-        return np.logical_or.reduce([r.mask for r in self.regions])
+        union = self.regions[0].mask.copy()
+        for region in self.regions[1:]:
+            union |= region.mask
+        return union
 
     def to_dict(self, with_priors: bool = False) -> dict:
         """The answer in plain values, as this module's docstring says; `with_priors` adds each
@@ -245,6 +248,15 @@ class Result:
             # what other exceptions say is about the reader, not about the answer
             why = f" ({plain(problem)})" if isinstance(problem, ValueError | KeyError) else ""
             raise CoPRSError(f"This answer of CoPRS is broken{why}: save it again.") from problem
+
+
+def highest_of(priors: Iterable[np.ndarray]) -> np.ndarray:
+    """The highest of priors [H, W] of one size; no more than one further is in memory."""
+    first, *others = priors
+    highest = first.copy()
+    for other in others:
+        np.maximum(highest, other, out=highest)
+    return highest
 
 
 def is_unfamiliar(distance: float | None) -> bool | None:
@@ -324,14 +336,15 @@ def _checked_size(values: dict, photo_size: tuple[int, int] | None) -> tuple[int
         raise ValueError(f"a photo of {height}×{width} pixels")
     if photo_size is not None:
         check_photo_size((height, width), photo_size)
-    count = len(values["regions"])
-    pixels, most = count * height * width, MAX_REGION_PIXELS
+    count, pixels = len(values["regions"]), height * width
+    most = most_objects((height, width))
     if photo_size is None:
-        most = MAX_UNSEEN_PIXELS
-    elif count == 1:
-        most = pixels
-    if count > MAX_REGIONS or pixels > most:
-        raise ValueError(f"{count} regions of {height}×{width} pixels")
+        most = min(most, MAX_UNSEEN_PIXELS // pixels)
+    if count > most:
+        raise CoPRSError(
+            f"This answer has {count} regions of {width}×{height} pixels and at most {most} are "
+            "opened: ask again about a smaller copy of the photo."
+        )
     return height, width
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-MAX_OBJECTS = 32
-"""More things than this in one answer are left out, and the answer says so."""
+MAX_OBJECTS, MAX_OBJECT_PIXELS = 32, 100_000_000
+"""More things than this in one answer, or of more pixels together, are left out, and the answer
+says so: each has a prior and a mask of the photo's size."""
 THOUSANDTHS = (1000, 1000)
 
 
@@ -39,6 +40,11 @@ class Answer:
     problem: str = ""
 
 
+def most_objects(photo_size: tuple[int, int]) -> int:
+    """How many things are shown at most on a photo of (height, width) pixels."""
+    return min(MAX_OBJECTS, max(1, MAX_OBJECT_PIXELS // (photo_size[0] * photo_size[1])))
+
+
 def read_answer(reply: str, seen_size: tuple[int, int], photo_size: tuple[int, int]) -> Answer:
     """The boxes and points of a reply, brought from the picture that the model saw to the photo;
     sizes are (height, width).
@@ -61,12 +67,10 @@ def read_answer(reply: str, seen_size: tuple[int, int], photo_size: tuple[int, i
             problem="The coordinates in the reply lie outside the picture, have no area or are no "
             "numbers.",
         )
-    return Answer(
-        kept[:MAX_OBJECTS],
-        problem=f"{len(kept)} things, the first {MAX_OBJECTS} are shown."
-        if len(kept) > MAX_OBJECTS
-        else "",
-    )
+    most = most_objects(photo_size)
+    shown = f"the first {most} are" if most > 1 else "the first is"
+    problem = f"{len(kept)} things, {shown} shown." if len(kept) > most else ""
+    return Answer(kept[:most], problem=problem)
 
 
 def drawn_prior(written: WrittenObject, photo_size: tuple[int, int]) -> np.ndarray:

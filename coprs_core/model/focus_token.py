@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from coprs_core.geometry import to_mllm_frame, to_photo_frame, to_sam_frame, unpadded_size
+from coprs_core.model.boxes import most_objects
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.familiar import Familiar, describe
 from coprs_core.model.language import LanguageModel
@@ -79,10 +80,11 @@ class FocusTokenSegmenter:
         if transcript.focus_embedding is None:
             return _without_focus_token(transcript)
         places = []
-        for embedding in transcript.focus_embedding.split(1):
+        written = transcript.focus_embedding.split(1)
+        for embedding in written[: most_objects(features.photo_size)]:
             prior_logits = self.prior_logits(embedding, features)
             places.append(Place(self.prior(prior_logits, features.photo_size), prior_logits))
-        number = "its focus token" if len(places) == 1 else f"{len(places)} focus tokens"
+        number = "its focus token" if len(written) == 1 else f"{len(written)} focus tokens"
         return Located(FOUND, f"The model wrote {number}.", tuple(places))
 
     def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
