@@ -2,6 +2,7 @@
 look at."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +55,18 @@ def test_the_last_look_of_the_trace_is_the_answers_own(asked):
         x.prior.shape == result.photo_size and 0 <= x.iou <= 1 and 0 <= x.spread <= 1 for x in looks
     )
     assert looks[-1].iou == pytest.approx(result.prior_iou, abs=1e-3)
+
+
+def test_a_thought_ends_in_the_token_that_holds_its_full_stop_and_the_tag():
+    """As models write it whose closing tag is no token of its own, such as Qwen2.5-VL."""
+    pieces = ["I see", " two.", " It is", " the left", ".</", "think", ">", "<REF_POS>"]
+    language = SimpleNamespace(pieces_of=lambda ids: pieces, ids_of=lambda text: [90, 91, 92])
+    ids = list(range(8))
+    found = sentences.sentences_of(language, ids, {7})
+    assert found == [(2, "I see two."), (4, "It is the left.")]
+    focus = SimpleNamespace(language=language, focus_id=7, ends={7})
+    cut, own = sentences._closings(focus, ids)
+    assert (cut, own) == ([90, 91, 92, 7], [4, 5, 6, 7])  # the last look is the reply's own
 
 
 def test_the_trace_is_truthful_each_look_equals_a_fresh_reading(asked):

@@ -37,13 +37,14 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
     ids, views, read = list(result.reply_ids), [], 0
     thought = _thought_of(engine, ids)
     _, features, reading = reread(engine, image, result)
-    closing = _closing(engine.focus, ids)
+    closing, own = _closings(engine.focus, ids)
     for end, sentence in thought:
         if end > read:
             reading.feed(ids[read:end])
             read = end
-        embedding = reading.feed(closing)[-1:]
-        reading.forget(len(closing))
+        ending = own if end == thought[-1][0] else closing
+        embedding = reading.feed(ending)[-1:]
+        reading.forget(len(ending))
         views.append(view_at(engine, embedding, features, result, sentence))
     return Sentences(tuple(views))
 
@@ -84,28 +85,46 @@ def _attended(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
 def sentences_of(language: LanguageModel, ids: list[int], ends: set[int]) -> list[tuple[int, str]]:
     """(number of reply tokens, text) at the end of each sentence of a thought, which a closing tag
     or one of the tokens `ends` ends."""
-    pieces = language.pieces_of(ids)[: _thought_end(language, ids, ends)]
-    lengths, text = list(accumulate(map(len, pieces))), "".join(pieces)
+    pieces = language.pieces_of(ids)
+    last, characters = _thought_end(pieces, ids, ends)
+    lengths, text = list(accumulate(map(len, pieces))), "".join(pieces)[:characters]
     start = text.find("<think>") + len("<think>") if "<think>" in text else 0
     found = []
     for end in [*(m.end() for m in SENTENCE_END.finditer(text, start)), len(text)]:
         if sentence := text[start:end].strip():
             tokens = 1 + next(n for n, length in enumerate(lengths) if length >= end)
-            found.append((tokens, sentence))
+            found.append((min(tokens, last), sentence))
             start = end
     return found
 
 
-def _thought_end(language: LanguageModel, ids: list[int], ends: set[int]) -> int:
-    """Index of a thought's closing tag, else of the token that ends it, else its length."""
-    tag = language.ids_of("</think>")
-    is_end = (ids[i] in ends or ids[i : i + len(tag)] == tag for i in range(len(ids)))
-    return next((i for i, ends_here in enumerate(is_end) if ends_here), len(ids))
+def _thought_end(pieces: list[str], ids: list[int], ends: set[int]) -> tuple[int, int]:
+    """Index of the token in which a thought's closing tag begins, else of the one that ends it,
+    else how many there are; and how many characters come before.
+
+    Where the tag is no token of its own, it may begin in the one that holds the full stop.
+    """
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    text = "".join(pieces[:stop])
+    characters = text.find("</think>")
+    if characters < 0:
+        return stop, len(text)
+    lengths = accumulate(map(len, pieces))
+    return next(i for i, length in enumerate(lengths) if length > characters), characters
 
 
-def _closing(focus: FocusTokenSegmenter, ids: list[int]) -> list[int]:
-    """What ends a thought and focuses: as the reply itself did, else closing tag and focus
-    token."""
-    if ids[-1:] == [focus.focus_id]:
-        return ids[_thought_end(focus.language, ids, focus.ends) :]
-    return [*focus.language.ids_of("</think>"), focus.focus_id]
+def _closings(focus: FocusTokenSegmenter, ids: list[int]) -> tuple[list[int], list[int]]:
+    """What ends a thought that is cut short and focuses; and what does so after its last sentence:
+    as the reply itself did, else closing tag and focus token."""
+    tag = focus.language.ids_of("</think>")
+    if ids[-1:] != [focus.focus_id]:
+        return ([*tag, focus.focus_id],) * 2
+    pieces = focus.language.pieces_of(ids)
+    last, characters = _thought_end(pieces, ids, focus.ends)
+    own = ids[last:]
+    if len("".join(pieces[:last])) == characters:
+        return own, own
+    behind = characters + len("</think>")
+    lengths = list(accumulate(map(len, pieces)))
+    rest = next(i for i, length in enumerate(lengths) if length >= behind) + 1
+    return [*tag, *ids[rest:]], own
