@@ -42,6 +42,8 @@ wrote coordinates; or those coordinates, drawn, where the attention cannot be se
 Detail = Literal["low", "normal", "high"]
 """How closely a photo is shown to a model that writes coordinates."""
 
+_JSON = re.compile(r"```|[\[{]\s*[\[{\"']|\[\s*-?\d+(?:\.\d+)?\s*,")
+"""Where coordinates begin that no tag stands before."""
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 MAX_THOUGHT_CHARACTERS, MAX_ANSWER_WORDS = 2048, 10
 """A tidy reply has at most so many characters of thought, and words between thought and focus
@@ -149,11 +151,24 @@ def _pieces(template: str, special: set[str]) -> list[str]:
 
 
 def parse_reply(text: str) -> Reply:
-    """Split a reply, finished or not, into thought and answer. A reply without `<think>` is read as
-    thought."""
-    before, opened, rest = text.partition("<think>")
-    thought, closed, answer = (rest if opened else before).partition("</think>")
-    return Reply(thought.strip(), answer.replace(FOCUS_TOKEN, "").strip(), bool(closed))
+    """Split a reply, finished or not, into thought and answer. A reply without tags is read as
+    thought, up to coordinates in JSON."""
+    end = thought_end(text)
+    thought, answer = text[:end], text[end:].removeprefix("</think>")
+    _, opened, rest = thought.partition("<think>")
+    thought = rest if opened else thought
+    return Reply(thought.strip(), answer.replace(FOCUS_TOKEN, "").strip(), end < len(text))
+
+
+def thought_end(text: str) -> int:
+    """How many characters of a reply come before its thought's closing tag; without tags, before
+    coordinates in JSON; else all."""
+    begins = text.find("<think>")
+    closing = text.find("</think>", max(begins, 0))
+    if closing >= 0:
+        return closing
+    written = None if begins >= 0 else _JSON.search(text)
+    return written.start() if written else len(text)
 
 
 def format_score(reply: str, tokens: int = 1) -> float:

@@ -62,6 +62,14 @@ def test_over_long_instruction_is_refused_with_the_limit_named():
         ("", "", "", False),
         ("a b</think>c", "a b", "c", True),
         ("<think> </think>Nothing fits.", "", "Nothing fits.", True),
+        (
+            'It is [1]. ```json\n[{"bbox_2d": [1, 2',
+            "It is [1].",
+            '```json\n[{"bbox_2d": [1, 2',
+            True,
+        ),
+        ('[{"bbox_2d": [1, 2, 3, 4]}]', "", '[{"bbox_2d": [1, 2, 3, 4]}]', True),
+        ('<think>a [{"bbox_2d": [1', 'a [{"bbox_2d": [1', "", False),
     ],
 )
 def test_parse_reply(text, reasoning, answer, closed):

@@ -19,7 +19,7 @@ from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.focus import check_reply_ids, guarded, reread, view_at
 from coprs_core.probes.looks import observed, shown
 from coprs_core.probes.trace import MAX_SENTENCES, Sentences, spread
-from coprs_core.prompts import SENTENCE_END
+from coprs_core.prompts import SENTENCE_END, thought_end
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
@@ -99,16 +99,16 @@ def sentences_of(language: LanguageModel, ids: list[int], ends: set[int]) -> lis
 
 
 def _thought_end(pieces: list[str], ids: list[int], ends: set[int]) -> tuple[int, int]:
-    """Index of the token in which a thought's closing tag begins, else of the one that ends it,
-    else how many there are; and how many characters come before.
+    """Index of the token in which what ends a thought begins (see `thought_end`), else of the one
+    in `ends`, else how many there are; and how many characters come before.
 
     Where the tag is no token of its own, it may begin in the one that holds the full stop.
     """
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     text = "".join(pieces[:stop])
-    characters = text.find("</think>")
-    if characters < 0:
-        return stop, len(text)
+    characters = thought_end(text)
+    if characters == len(text):
+        return stop, characters
     lengths = accumulate(map(len, pieces))
     return next(i for i, length in enumerate(lengths) if length > characters), characters
 
