@@ -275,6 +275,11 @@ def _preparation(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[st
     ) -> Values:
         if answered is before:
             return {filled_for: gr.skip()}
+        if answered is None:  # the question failed: what was painted over its photo stays
+            values: Values = {filled_for: gr.skip()}
+            for tab in tabs:
+                values |= tab.refresh(AtHand(language(request), None, recent or (), True))
+            return values
         return prepare(answered, recent, before, request)
 
     both: dict[str, Any] = {

@@ -20,7 +20,7 @@ from coprs_core.archive import save_zip
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import AUTOMATIC, probe, sentences
-from coprs_core.probes.finding import Finding, NotApplicable, OtherResult
+from coprs_core.probes.finding import Finding, OtherResult
 from coprs_core.probes.heads import Heads
 from coprs_core.probes.trace import SAVED_SIDE, Sentences
 
@@ -65,8 +65,9 @@ class Turns:
         the page waits for its visitor."""
         session = _session(request)
         with self._lock:
-            number, rested = self._turns.pop(session, (0, 0))
+            number, rested = self._turns.get(session, (0, 0))
             self._turns[session] = number + 1, number + 1 if rests else rested
+            self._turns.move_to_end(session)
             while len(self._turns) > MAX_SESSIONS:
                 self._turns.popitem(last=False)
             return number + 1
@@ -226,9 +227,9 @@ def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path
     if can_probe(server, answered.result):
         for name in AUTOMATIC:
             if name not in findings:
-                with suppress(NotApplicable):
+                with suppress(CoPRSError):  # the answer is saved without it
                     findings[name] = server.ask(probe(name).ask, answered.photo, answered.result)
-    elif answered.trace:  # it came with the answer
+    if answered.trace and "sentences" not in findings:  # it came with the answer
         findings.setdefault(answered.trace.stem(), answered.trace)
     path = folder / "coprs-answer.zip"
     with server.room(answered.photo):  # pictures of many sizes are made

@@ -1094,10 +1094,12 @@ def test_a_saved_answer_comes_back_to_the_page(asked, tmp_path):
     assert "data-sentence" in values["trace"]  # without a model
 
 
-def test_another_models_answer_keeps_its_trace_when_it_is_taken_away(asked, tmp_path):
+@pytest.mark.parametrize("change", [{"model": "another"}, {"reply": "of another vocabulary"}])
+def test_another_models_answer_keeps_its_trace_when_it_is_taken_away(asked, tmp_path, change):
+    """Also one of an earlier version of the model in use, whose tokens meant something else."""
     page_handlers, answered = asked
     view = visitors.traced(page_handlers.server, answered)
-    result = dataclasses.replace(answered.result, model="another")
+    result = dataclasses.replace(answered.result, **change)
     other = visitors.Answered(answered.photo, result, trace=view)
     back = kept.opened(exported(page_handlers, other, tmp_path / "other.zip"))
     assert [v.text for v in back.trace.views] == [v.text for v in view.views]

@@ -29,6 +29,7 @@ from coprs_core.archive import open_answer, save_zip
 from coprs_core.checkpoints.catalogue import NAMES
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.errors import CoPRSError
 from coprs_core.masks import decode_prior, encode_prior
 from coprs_core.metrics import iou_curve
 from coprs_core.model.decoding import Batch, Step
@@ -1037,6 +1038,31 @@ def test_the_truth_can_be_painted_or_brought(page, mini, tmp_path, shoot):
     page.click("#measure")
     page.wait_for_selector(".toast-body")
     assert "30×20 pixels and the photo 256×256" in page.inner_text(".toast-body")
+
+
+def test_what_was_brought_as_truth_stays_when_a_question_fails(page, tmp_path, monkeypatch):
+    ask_example(page)
+    open_tab(page, "Ground truth")
+    Image.new("L", (256, 256), 255).save(tmp_path / "truth.png")
+    page.set_input_files("#truth-file input[type=file]", str(tmp_path / "truth.png"))
+    page.wait_for_selector("#truth-file :text('truth')")
+    page.wait_for_timeout(800)
+
+    def fails(*_, **__):
+        raise CoPRSError("made up")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "write", fails)
+        page.click("#find")
+        page.wait_for_selector(".toast-body:has-text('made up')")
+        page.wait_for_selector("#measure:disabled")  # there is no answer to measure
+    page.wait_for_timeout(800)
+    assert page.locator("#truth-file :text('truth')").count()
+    page.click("#find")
+    page.wait_for_selector(FINISHED, timeout=30000)
+    page.wait_for_selector("#measure:enabled")
+    page.click("#measure")
+    page.wait_for_selector("#truth-view :text('Mask: IoU')")
 
 
 def test_a_small_thing_can_be_zoomed_into(page, tmp_path, shoot):
