@@ -194,7 +194,9 @@ class Handlers:
             frame.thought: self._thought(lang, answered),
             frame.view: view,
             frame.trace: strip,
-            frame.verdict: page.verdict(lang, answered.result, is_recorded),
+            frame.verdict: page.verdict(
+                lang, answered.result, is_recorded, full_size=answered.photo.full_size
+            ),
             frame.answered: answered,
         }
 

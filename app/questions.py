@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
+from PIL import Image
 
 from app.kept import keep
 from app.serving import ModelServer
@@ -28,6 +30,7 @@ from app.visitors import (
 )
 from coprs_core.answer.compare import against_truth, read_truth
 from coprs_core.errors import CoPRSError
+from coprs_core.photos import Photo
 from coprs_core.probes import probe
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.replay import save_replay
@@ -117,11 +120,15 @@ class Questions:
         lang = language(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
-            size = answered.photo.size
-            truth = read_truth(file if file else painted_mask(painted, size), size)
-            scores = against_truth(answered.result, truth)
-        view = probe_views.truth_view(lang, answered.photo, answered.result, truth, scores)
-        return view, page.verdict(lang, answered.result, true_iou=scores.mask_iou)
+            photo, result = answered.photo, answered.result
+            if file:
+                truth = truth_of(file, photo)
+            else:
+                truth = read_truth(painted_mask(painted, photo.size), photo.size)
+            scores = against_truth(result, truth)
+        view = probe_views.truth_view(lang, photo, result, truth, scores)
+        told = {"true_iou": scores.mask_iou, "full_size": photo.full_size}
+        return view, page.verdict(lang, result, **told)
 
     # --- to take away
 
@@ -169,6 +176,18 @@ class Questions:
         with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             file = save_answered(Path(folder), self.server, given(lang, answered))
             return self.turns.still(request, turn, page.link(lang, keep(file)))
+
+
+def truth_of(file: str, photo: Photo) -> np.ndarray:
+    """A true mask from a file (see `read_truth`), bool [H, W] of the photo's size; of a photo that
+    was brought down, one of its full size does as well."""
+    try:
+        return read_truth(file, photo.size)
+    except CoPRSError:
+        if photo.full_size is None:
+            raise
+    mask = Image.fromarray(read_truth(file, photo.full_size))
+    return np.asarray(mask.resize(photo.image.size, Image.Resampling.NEAREST))
 
 
 def named(lang: str, answered: Answered) -> str:

@@ -18,10 +18,12 @@ _WHAT_TO_DO = "use a JPEG, PNG, WebP or another common picture file"
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """An upright RGB picture; `key` names its content, so that equal pictures have equal keys."""
+    """An upright RGB picture; `key` names its content, so that equal pictures have equal keys;
+    `full_size` is the (height, width) that it had before it was brought down, where it was."""
 
     image: Image.Image = field(repr=False)
     key: str
+    full_size: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,11 +58,10 @@ def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
             if image is source:  # what follows changes it
                 image = image.copy()
             ImageOps.exif_transpose(image, in_place=True)
-            if most_pixels and image.mode in ("RGB", "RGBA", "L"):  # before there are copies of it
+            size = image.height, image.width
+            if most_pixels:  # before there are copies of it
                 image = _brought_down(image, most_pixels)
             rgb = _to_rgb(image)
-            if most_pixels:
-                rgb = _brought_down(rgb, most_pixels)
     except CoPRSError:
         raise
     except Image.DecompressionBombError as problem:
@@ -80,7 +81,8 @@ def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
             "This file cannot be read as a picture (it may be broken or of another kind): "
             f"{_WHAT_TO_DO}."
         ) from problem
-    return Photo(rgb, hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest())
+    key = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
+    return Photo(rgb, key, size if size != (rgb.height, rgb.width) else None)
 
 
 def _opened(source) -> Image.Image:
@@ -130,7 +132,9 @@ def _brought_down(image: Image.Image, most_pixels: int) -> Image.Image:
         return image
     factor = (most_pixels / pixels) ** 0.5
     size = max(1, int(image.width * factor)), max(1, int(image.height * factor))
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    is_smooth = image.mode in ("L", "RGB", "RGBA", "CMYK", "YCbCr")  # others are no mere colours
+    how = Image.Resampling.LANCZOS if is_smooth else Image.Resampling.NEAREST
+    return image.resize(size, how, reducing_gap=3.0)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

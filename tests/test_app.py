@@ -1106,6 +1106,28 @@ def test_another_models_answer_keeps_its_trace_when_it_is_taken_away(asked, tmp_
     assert all((a.mask == b.mask).all() for a, b in zip(back.trace.views, view.views, strict=True))
 
 
+def test_a_photo_that_was_brought_down_is_told_and_measured_by_a_truth_of_its_full_size(
+    asked, tmp_path
+):
+    page_handlers, answered = asked
+    assert "brought down" not in page.verdict("en", answered.result)
+    large = dataclasses.replace(answered.photo, full_size=(512, 512))
+    told = page.verdict("en", answered.result, full_size=large.full_size)
+    assert "The photo (512×512) was brought down to 256×256" in told
+    shown = dataclasses.replace(answered.result, seen_size=(128, 128))
+    assert "shown 25 % of" in page.verdict("en", shown)
+    assert "shown 6 % of" in page.verdict("en", shown, full_size=(512, 512))
+    mask = Image.fromarray(answered.result.mask)
+    mask.resize((512, 512), Image.Resampling.NEAREST).save(tmp_path / "truth.png")
+    questions = Questions(page_handlers.server, page_handlers.turns)
+    view, _ = questions.truth(
+        visitors.Answered(large, answered.result), [], str(tmp_path / "truth.png")
+    )
+    assert "Mask: IoU 1.00" in view
+    with pytest.raises(gr.Error, match="512×512 pixels and the photo 256×256"):
+        questions.truth(answered, [], str(tmp_path / "truth.png"))
+
+
 def test_an_answer_of_more_regions_than_are_made_is_not_opened(asked, tmp_path, monkeypatch):
     page_handlers, answered = asked
     result = dataclasses.replace(answered.result, regions=answered.result.regions * 5)

@@ -2,6 +2,7 @@
 no pictures."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -24,32 +25,57 @@ def gradient(size=(40, 30)):
     )
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "1",
-        "L",
-        "LA",
-        "P",
-        "PA",
-        "RGB",
-        "RGBA",
-        "RGBX",
-        "CMYK",
-        "YCbCr",
-        "LAB",
-        "HSV",
-        "I",
-        "F",
-        "I;16",
-    ],
+MODES = (
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "I;16",
 )
+
+
+def in_mode(mode, size=(40, 30)):
+    if mode == "I;16":
+        values = np.arange(size[0] * size[1], dtype=np.uint16).reshape(size[1], size[0])
+        return Image.fromarray(values * 50)
+    return gradient(size).convert("RGBA" if mode == "PA" else "RGB").convert(mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_becomes_rgb(mode):
-    image = Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50) if mode == "I;16" else gradient().convert(
-        "RGBA" if mode == "PA" else "RGB").convert(mode)  # fmt: skip
+    image = in_mode(mode)
     photo = open_photo(image)
     assert photo.image.mode == "RGB" and photo.size == (30, 40)
     assert np.asarray(photo.image).std() > 5  # something is still to be seen
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_is_brought_down_and_the_full_size_is_known(mode):
+    photo = open_photo(in_mode(mode), most_pixels=300)
+    assert photo.image.mode == "RGB" and photo.size == (15, 20) and photo.full_size == (30, 40)
+    whole = np.asarray(open_photo(in_mode(mode)).image, float)
+    assert open_photo(in_mode(mode), most_pixels=1200).full_size is None
+    if mode not in ("1", "P", "I;16"):  # no gradients
+        assert np.abs(np.asarray(photo.image, float) - whole[::2, ::2]).max() < 12
+
+
+def test_a_small_file_of_many_grey_levels_takes_little_memory_where_few_pixels_are_kept():
+    data = saved(Image.fromarray(np.zeros((3000, 3000), np.uint16)))
+    tracemalloc.start()
+    open_photo(data, most_pixels=100_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000_000  # of numpy; as floats of 64 bits they would be 72 MB, several times
 
 
 def test_sixteen_bits_keep_their_range():

@@ -81,6 +81,12 @@ def test_half_of_the_words_is_not_understood(answer):
     assert "took up blue, not submarine" in words(result, "understood")
 
 
+def test_words_in_another_writing_than_the_thoughts_are_not_compared(answer):
+    thought = "You ask for what one uses in the rain. It is the umbrella."
+    assert "understood" not in said(answer(instruction="会下雨时用的东西", reasoning=thought))
+    assert "understood" in said(answer(instruction="it rains: 用伞", reasoning=thought))
+
+
 def test_what_is_seen_is_not_what_was_understood(answer):
     """The umbrella stands among the things seen; the question was taken to be about the fish."""
     result = answer(

@@ -73,6 +73,7 @@ ENGLISH = {
     **{f"flag_{name}": words for name, words in FLAGS.items()},
     **{f"link_{name}": words for name, words in LINKS.items()},
     "covers": "The mask covers {share} % of the picture.",
+    "brought_down": "The photo ({full_width}×{full_height}) was brought down to {width}×{height}: prior and mask are of that size.",
     "seen": "The model was shown {share} % of the pixels ({width}×{height}). Small things: Closer look.",
     "says": "The model says: “{answer}”",
     "no_region": "No focus token came: no prior, no mask.",

@@ -200,10 +200,14 @@ def stopped(lang: str, thought_html: str) -> str:
 
 
 def verdict(
-    lang: str, result: Result, recorded: bool = False, true_iou: float | None = None
+    lang: str,
+    result: Result,
+    recorded: bool = False,
+    true_iou: float | None = None,
+    full_size: tuple[int, int] | None = None,
 ) -> Markup:
     """The outcome in words, the links of the chain, and warnings; `true_iou` once the truth was
-    given."""
+    given, `full_size` (see `Photo`) where the photo was brought down."""
     links = chain(result, true_iou)
     shown = [link for link in links if link.says != "finished_broken"]  # the reason says it
     if result.outcome != FOUND:
@@ -217,7 +221,7 @@ def verdict(
             words=words,
             links=shown,
             broken=first_broken(links),
-            seen=_seen(lang, result),
+            seen=_seen(lang, result, full_size),
             recorded=recorded,
         )
     share = result.mask.mean() * 100
@@ -230,16 +234,24 @@ def verdict(
         flags=[name for name in flags(result) if name not in _SAID_BY_LINKS],
         is_guess=bool(result.unfamiliar),
         recorded=recorded,
-        seen=_seen(lang, result),
+        seen=_seen(lang, result, full_size),
     )
 
 
-def _seen(lang: str, result: Result) -> str:
-    """How much of the photo the language model was given, where that is not all."""
-    if not result.is_seen_smaller or result.seen_size is None or result.seen_share is None:
-        return ""
-    height, width = result.seen_size
-    return say(lang, "seen", width=width, height=height, share=f"{100 * result.seen_share:.0f}")
+def _seen(lang: str, result: Result, full_size: tuple[int, int] | None) -> str:
+    """How much of the photo was kept, and how much of it the language model was given, where that
+    is not all."""
+    height, width = result.photo_size
+    told, kept = [], 1.0
+    if full_size:
+        kept = height * width / (full_size[0] * full_size[1])
+        full = {"full_width": full_size[1], "full_height": full_size[0]}
+        told.append(say(lang, "brought_down", width=width, height=height, **full))
+    if result.is_seen_smaller and result.seen_size and result.seen_share:
+        height, width = result.seen_size
+        share = f"{100 * result.seen_share * kept:.0f}"
+        told.append(say(lang, "seen", width=width, height=height, share=share))
+    return " ".join(told)
 
 
 def empty_verdict(lang: str) -> Markup:

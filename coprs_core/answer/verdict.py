@@ -6,6 +6,7 @@ where the truth is.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -135,6 +136,8 @@ def _understood(result: Result) -> Link | None:
     if result.outcome == NOTHING_FOUND and _UNKNOWN.search(parse_reply(result.reply).answer):
         values = {"quote": _understanding(result.reasoning)}
         return Link("understood", BROKEN, "understood_broken", values)
+    if not _scripts(" ".join(asked)) & _scripts(result.reasoning):
+        return None  # its words in another writing cannot be compared
     # what it lists as seen says nothing of what it was asked
     said = result.reasoning[result.reasoning.find(_understanding(result.reasoning)) :]
     thought = {part for word in _words(said) for part in _parts(word)}
@@ -200,6 +203,11 @@ def _content(text: str) -> list[str]:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", text.lower())
+
+
+def _scripts(text: str) -> set[str]:
+    """The writings of a text's letters, such as LATIN and CJK."""
+    return {unicodedata.name(c, "").partition(" ")[0] for c in set(text) if c.isalpha()}
 
 
 def _parts(word: str) -> list[str]:
