@@ -127,8 +127,8 @@ class Questions:
                 truth = read_truth(painted_mask(painted, photo.size), photo.size)
             scores = against_truth(result, truth)
         view = probe_views.truth_view(lang, photo, result, truth, scores)
-        told = {"true_iou": scores.mask_iou, "full_size": photo.full_size}
-        return view, page.verdict(lang, result, **told)
+        full = photo.full_size
+        return view, page.verdict(lang, result, true_iou=scores.mask_iou, full_size=full)
 
     # --- to take away
 

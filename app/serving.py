@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from app.options import Listening
+from app.room import Room
 from coprs_core.checkpoints.options import LoadOptions, is_remote
 from coprs_core.errors import CoPRSError, Unwanted
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from coprs_core.model.segmenter import Features
 
 Work = Callable[..., Generator[Any, None, None]]
-PIXELS_AT_ONCE = 12_000_000
-"""Of the photos that are worked on at the same time."""
 TRIM_SECONDS = 10.0
 """Memory is given back at most so often: it takes some 30 ms."""
 Worker = Callable[[Work], Work]
@@ -90,9 +89,7 @@ class ModelServer:
     ):
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
-        self._room = threading.BoundedSemaphore(at_once)
-        self._pixels, self._pixels_changed = 0, threading.Condition()
-        self._waiting: list[str] = []
+        self.room = Room(at_once)
         self._trimmed = time.monotonic()
         self._has_worker, self._is_started = worker is not None, False
         self._work = worker(self._inside) if worker else self._inside
@@ -146,7 +143,7 @@ class ModelServer:
             steps = calibrate(engine)
             with suppress(CoPRSError, OSError):  # a cache that cannot be written
                 while self.engine is engine:
-                    with self._room:
+                    with self.room.taken():
                         if next(steps, None) is None:
                             break
 
@@ -183,15 +180,22 @@ class ModelServer:
 
     # --- work
 
-    def run(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Generator[Any, None, None]:
+    def run(
+        self,
+        work: Callable[..., Any],
+        photo: Photo,
+        *args: Any,
+        is_wanted: Callable[[], bool] | None = None,
+    ) -> Generator[Any, None, None]:
         """Everything that `work(engine, photo, *args)` yields, or the one thing it returns.
 
-        Closing the generator ends the work. Raises `CoPRSError` as `work` does.
+        Closing the generator ends the work. Raises `CoPRSError` as `work` does, and `Unwanted`
+        where it is no longer wanted before there is room for it.
         """
         features = self.engine.kept(photo) if self._has_worker else None
         carried = features and features.to("cpu")
         inside = closing(self._work(work, photo, carried, args))
-        with self.room(photo), _gpu_taken_away(), inside as working:
+        with self.room.taken(photo, is_wanted), _gpu_taken_away(), inside as working:
             for message in working:
                 if isinstance(message, Kept):
                     self.engine.keep(photo, message.features)
@@ -202,26 +206,6 @@ class ModelServer:
                 else:
                     yield message
         self._trim()
-
-    @contextmanager
-    def room(self, photo: Photo) -> Generator[None, None, None]:
-        """Waits until there is room for work on a photo: so many pieces at once, and so many pixels
-        together; one large photo is worked on alone."""
-        pixels = photo.size[0] * photo.size[1]
-        self._waiting.append(photo.key)
-        with self._room:
-            with self._pixels_changed:
-                self._pixels_changed.wait_for(
-                    lambda: not self._pixels or self._pixels + pixels <= PIXELS_AT_ONCE
-                )
-                self._pixels += pixels
-                self._waiting.remove(photo.key)
-            try:
-                yield
-            finally:
-                with self._pixels_changed:
-                    self._pixels -= pixels
-                    self._pixels_changed.notify_all()
 
     def _trim(self) -> None:
         if time.monotonic() - self._trimmed > TRIM_SECONDS:
@@ -234,10 +218,14 @@ class ModelServer:
         """The updates of an answer; the bound of its tokens is passed on, so that a worker knows
         how long it may take."""
         from coprs_core.answer.engine import Engine
+        from coprs_core.answer.updates import Update
 
         # another process cannot ask, and is on a GPU, where reading is short
         asked = () if self._has_worker else (is_wanted,)
-        return self.run(Engine.stream, photo, instruction, self.engine.max_new_tokens, *asked)
+        args = instruction, self.engine.max_new_tokens, *asked
+        if not self.room.is_free_for(photo):
+            yield Update("reading")  # it waits, and may be stopped
+        yield from self.run(Engine.stream, photo, *args, is_wanted=is_wanted)
 
     def read_ahead(self, photo: Photo, is_wanted: Callable[[], bool]) -> Iterator[Update]:
         """Read a photo before anything is asked about it: the updates with which an answer would
@@ -245,7 +233,7 @@ class ModelServer:
         from coprs_core.answer.engine import Engine
 
         def comes_first() -> bool:
-            waiting = list(self._waiting)
+            waiting = list(self.room.waiting)
             return is_wanted() and (not waiting or photo.key in waiting)
 
         return self.run(Engine.read_ahead, photo, comes_first)
@@ -253,7 +241,7 @@ class ModelServer:
     @property
     def is_idle(self) -> bool:
         """Whether no work is under way, and the model's seconds are not counted."""
-        return not self.is_borrowed and not self._pixels
+        return not self.is_borrowed and self.room.is_empty
 
     def ask(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Any:
         """The one thing that `work(engine, photo, *args)` returns; otherwise as `run`."""

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from app import handlers, kept, texts, visitors
 from app.examples import EXAMPLES, examples
 from app.handlers import Frame, Handlers
 from app.questions import Questions
+from app.room import Room
 from app.serving import ModelServer
 from app.ui import build, launch
 from app.views import canvas, page
@@ -621,11 +623,46 @@ def test_a_photo_is_read_while_its_question_is_typed(mini, photo, found):
     assert ahead(page_handlers, photo) == []
 
 
+def test_who_waits_for_room_is_told_and_may_give_up(mini, photo):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    page_handlers.begin()
+    room, said = page_handlers.server.room, []
+    with ThreadPoolExecutor() as pool, room.taken(Photo(Image.new("RGB", (4000, 3000)), "large")):
+        answer = page_handlers.answer(photo, "the cat", None)
+        first = next(answer)  # what an answer begins with, though nothing is done
+        assert "active" in first["steps"] and room.waiting == []
+        waits = pool.submit(lambda: said.extend(answer))
+        while not room.waiting:
+            time.sleep(0.01)
+        page_handlers.turns.take(None)  # as Stop does
+        waits.result(timeout=5)
+    assert said == [] and room.waiting == [] and room.is_empty
+
+
+def test_work_comes_in_the_order_in_which_it_was_asked_for():
+    """A large photo is not kept out by the small ones that come after it."""
+    room, done = Room(at_once=2), []
+    sizes = {"large": (4000, 3000), "small": (10, 10)}
+    photos = [Photo(Image.new("RGB", sizes[kind]), kind) for kind in ("small", "large", "small")]
+
+    def work(photo):
+        with room.taken(photo):
+            done.append(photo.key)
+
+    with ThreadPoolExecutor() as pool, room.taken(photos[0]):
+        for photo in photos[1:]:
+            pool.submit(work, photo)
+            while photo.key not in room.waiting:
+                time.sleep(0.01)
+        assert not room.is_free_for(photos[2])
+    assert done == ["large", "small"] and room.is_free_for(photos[1])
+
+
 def test_nothing_is_read_ahead_where_somebody_waits_or_seconds_are_counted(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     page_handlers.begin()
     assert ahead(page_handlers, None) == []
-    with page_handlers.server.room(open_photo(photo)):
+    with page_handlers.server.room.taken(open_photo(photo)):
         assert ahead(page_handlers, photo) == []
     borrowed = Handlers(ModelServer(Engine(mini.checkpoint), CPU, worker=lambda w: w), NAMES)
     borrowed.begin()
@@ -689,7 +726,7 @@ def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
 
     def block(*_):
         passes.append(1)
-        server._waiting.append(other.key)
+        server.room.waiting.append(other.key)
 
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(block)
     try:
@@ -698,9 +735,9 @@ def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
     finally:
         hooked.remove()
     assert len(passes) == 1
-    server._waiting.append(own.key)
+    server.room.waiting.append(own.key)
     assert len(list(server.read_ahead(own, lambda: True))) == 2
-    assert sorted(server._waiting) == sorted([own.key, other.key])
+    assert sorted(server.room.waiting) == sorted([own.key, other.key])
 
 
 def test_a_refused_question_leaves_what_is_under_way(mini, photo, asked):

@@ -118,7 +118,8 @@ def _closings(focus: FocusTokenSegmenter, ids: list[int]) -> tuple[list[int], li
     as the reply itself did, else closing tag and focus token."""
     tag = focus.language.ids_of("</think>")
     if ids[-1:] != [focus.focus_id]:
-        return ([*tag, focus.focus_id],) * 2
+        made_up = [*tag, focus.focus_id]
+        return made_up, made_up
     pieces = focus.language.pieces_of(ids)
     last, characters = _thought_end(pieces, ids, focus.ends)
     own = ids[last:]

@@ -211,8 +211,8 @@ def run_stage(
         spent = seconds + time.monotonic() - began
         if rank == 0 and step % 50 == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
-            told = {"step": step, "seconds": round(spent)}
-            told |= {k: round(v, 4) for k, v in means.items()}
+            rounded = {k: round(v, 4) for k, v in means.items()}
+            told = {"step": step, "seconds": round(spent), **rounded}
             with (folder / f"{stage.name}.jsonl").open("a") as log:
                 log.write(json.dumps(told) + "\n")
         is_over = step == stage.steps or _any(is_told(), scaffold.device)
