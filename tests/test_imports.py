@@ -32,6 +32,7 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("coprs_core.ablation",),
     ("coprs_core.commands",),
     ("coprs_core.__main__",),
+    ("app.room",),
     ("app.options", "app.serving", "app.texts", "app.theme", "app.uploads"),
     ("app.space", "app.guard", "app.views"),
     ("app.visitors", "app.frame"),
