@@ -7,6 +7,7 @@ What it does not know stands here: what a mask earns, and the segmentation loss.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import FOCUS_TOKEN, IMAGE_SLOT, INSTRUCTION_SLOT
 from coprs_core.training.focus import (
     IMAGE_TOKEN,
+    REMEMBERED_ITEMS,
     FocusRows,
     Learner,
     TrainedFocus,
@@ -91,6 +93,10 @@ class JointTrainer(Learner, _Engine):
         **options: Any,
     ):
         self.focus = TrainedFocus(model, processor, items, embeddings)
+        # one picture for all replies to a question: each part of a step asks for all of the step's
+        self._picture = lru_cache(REMEMBERED_ITEMS)(
+            lambda number: self.focus.picture(self.focus.item(number))
+        )
         self.rates, self._objective = rates, objective
         self._segmentation: Any = None
         mllm = model.mllm
@@ -133,7 +139,7 @@ class JointTrainer(Learner, _Engine):
         return {
             "index": batch["index"],
             "prompt": [[{"role": "user", "content": item.instruction}] for item in items],
-            "image": [self.focus.picture(item) for item in items],
+            "image": [self._picture(number) for number in batch["index"]],
         }
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
