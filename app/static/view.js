@@ -71,9 +71,9 @@ class View extends HTMLElement {
     if (this.further !== looks) {
       this.further = looks;
       this.looks.length = own;
-      if (this.chosen >= own) this.chosen = this.data.start ?? 0;
+      if (this.chosen >= own) this.chosen = 0;
     } else if (!keep && shown === this.index) return;
-    if (keep) this.chosen = shown === this.chosen ? (this.data.start ?? 0) : shown;
+    if (keep) this.chosen = shown === this.chosen ? 0 : shown;
     return this.show(keep ? this.chosen : shown);
   }
 
@@ -90,7 +90,6 @@ class View extends HTMLElement {
       mask: look.mask ? red(await pixels(look.mask, width, height)) : null,
     };
     if (this.index !== index || !this.looks[index]) return;
-    if (this.control("look")) this.control("look").value = index;
     for (const button of this.querySelectorAll("[data-look]")) {
       button.setAttribute("aria-pressed", Number(button.dataset.look) === index);
     }
@@ -111,8 +110,6 @@ class View extends HTMLElement {
   }
 
   schedule() {
-    const look = this.number("look", this.index);
-    if (look !== this.index) return this.show(look);
     this.pending ??= requestAnimationFrame(() => {
       this.pending = null;
       this.draw();
@@ -460,8 +457,7 @@ new MutationObserver(() => {
   const mends = $("#explained [data-repair]");
   if (mends) mends.hidden = ![...document.querySelectorAll("#thought .said li:has(.edit) .sentence span")].some((one) => one.textContent === mends.dataset.said);
   for (const link of document.querySelectorAll(".link a")) if (link.textContent !== link.href) link.textContent = link.href;
-  const repairs = $("#explained [data-repair]");
-  if (repairs && !repairs.isOpened && !matchMedia("(pointer: coarse)").matches) repairs.isOpened = repair(repairs);
+  if (mends && !mends.isOpened && !matchMedia("(pointer: coarse)").matches) mends.isOpened = repair(mends);
   annotate();
   stale();
   autoplay();

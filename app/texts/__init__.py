@@ -12,12 +12,10 @@ I18N = gr.I18n(**LANGUAGES)
 
 
 def language_of(accepted: str | None) -> str:
-    """The page's language for a browser's Accept-Language header, in its order of wish; English
-    where none is spoken."""
-    for wish in (accepted or "").split(","):
-        if (code := wish.strip().lower()[:2]) in LANGUAGES:
-            return code
-    return "en"
+    """The page's language for a browser's Accept-Language header: the first wish, else English, as
+    the browser chooses for what Gradio translates there."""
+    code = (accepted or "").strip().lower()[:2]
+    return code if code in LANGUAGES else "en"
 
 
 def say(language: str, key: str, **values) -> str:
