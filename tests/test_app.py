@@ -1151,7 +1151,7 @@ def test_a_photo_that_was_brought_down_is_told_and_measured_by_a_truth_of_its_fu
     assert "brought down" not in page.verdict("en", answered.result)
     large = dataclasses.replace(answered.photo, full_size=(512, 512))
     told = page.verdict("en", answered.result, full_size=large.full_size)
-    assert "The photo (512×512) was brought down to 256×256" in told
+    assert "Photo brought down from 512×512 to 256×256." in told
     shown = dataclasses.replace(answered.result, seen_size=(128, 128))
     assert "shown 25 % of" in page.verdict("en", shown)
     assert "shown 6 % of" in page.verdict("en", shown, full_size=(512, 512))

@@ -82,7 +82,7 @@ CHINESE = {
     "nothing found": "没有找到",
     "unfinished": "模型没有完成",
     "covers": "掩码占图片的 {share} %。",
-    "brought_down": "照片（{full_width}×{full_height}）已缩小到 {width}×{height}：先验和掩码都是这个尺寸。",
+    "brought_down": "照片已从 {full_width}×{full_height} 缩小到 {width}×{height}。",
     "seen": "模型看到了 {share} % 的像素（{width}×{height}）。很小的东西请用“近看”。",
     "says": "模型说：“{answer}”",
     "no_region": "没有出现聚焦词元：没有先验和掩码。",

@@ -73,7 +73,7 @@ ENGLISH = {
     **{f"flag_{name}": words for name, words in FLAGS.items()},
     **{f"link_{name}": words for name, words in LINKS.items()},
     "covers": "The mask covers {share} % of the picture.",
-    "brought_down": "The photo ({full_width}×{full_height}) was brought down to {width}×{height}: prior and mask are of that size.",
+    "brought_down": "Photo brought down from {full_width}×{full_height} to {width}×{height}.",
     "seen": "The model was shown {share} % of the pixels ({width}×{height}). Small things: Closer look.",
     "says": "The model says: “{answer}”",
     "no_region": "No focus token came: no prior, no mask.",

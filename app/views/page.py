@@ -249,8 +249,9 @@ def _seen(lang: str, result: Result, full_size: tuple[int, int] | None) -> str:
         told.append(say(lang, "brought_down", width=width, height=height, **full))
     if result.is_seen_smaller and result.seen_size and result.seen_share:
         height, width = result.seen_size
-        share = f"{100 * result.seen_share * kept:.0f}"
-        told.append(say(lang, "seen", width=width, height=height, share=share))
+        share = 100 * result.seen_share * kept
+        share_told = f"{share:.0f}" if share >= 1 else f"{share:.1f}"
+        told.append(say(lang, "seen", width=width, height=height, share=share_told))
     return " ".join(told)
 
 
