@@ -208,6 +208,29 @@ def test_an_item_that_cannot_be_answered_counts_with_its_reason(tmp_path):
     assert failed.index == 2 and failed.mask_iou == 0 and "more memory" in failed.reason
     told = report(read_rows(tmp_path))
     assert told["all"]["count"] == 5 and told["failed"]["not answered"] == 1
+    (again,) = run(Stub(), dataset_of(5), settings(), tmp_path)  # what was in its way may have gone
+    assert again.index == 2 and not again.problem
+    told = report(read_rows(tmp_path))
+    assert told["all"]["count"] == 5 and told["failed"]["not answered"] == 0
+
+
+def test_a_run_does_not_go_on_with_what_auto_means_elsewhere(tmp_path):
+    ours, other = Stub(), Stub()
+    ours.settings = {"device": "cpu", "dtype": "bfloat16"}
+    other.settings = {"device": "cuda:1", "dtype": "bfloat16"}
+    list(run(ours, dataset_of(3), settings(), tmp_path))
+    with pytest.raises(CoPRSError, match="has device cpu, and here it has cuda: say the same"):
+        list(run(other, dataset_of(3), settings(), tmp_path))
+
+
+def test_a_part_of_a_run_is_told_as_one(tmp_path, capsys):
+    asked = ["evaluate", "--limit", "4", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*asked, "--shard", "1/2"]) == 0
+    assert "2 of 4 items so far" in capsys.readouterr().err
+    assert "2 more are still to come" in (tmp_path / "report.html").read_text()
+    assert main(asked) == 0
+    assert "so far" not in capsys.readouterr().err
+    assert "Nothing is skipped" in (tmp_path / "report.html").read_text()
 
 
 def test_a_folder_holds_one_run_alone(tmp_path):
@@ -415,6 +438,11 @@ def test_thoughts_about_scenes_are_counted():
         ("<think>Score: 2</think>Score: 9", 9.0),
         ("**Score**: 10", 10.0),
         ("Score: 11", None),
+        ("Score: 4 + 2 + 4 = 10", 10),
+        ("Score (0-10): 8", 8),
+        ("Score: 100", None),
+        ("The score is 7 out of 10.", 7),
+        ("**Score: 6.5/10**", 6.5),
         ("good", None),
         ("", None),
     ],

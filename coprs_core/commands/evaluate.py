@@ -101,7 +101,13 @@ def _run(options: Namespace, folder: Path) -> int:
     from coprs_core.datasets import open_dataset
     from coprs_core.evaluation.judges import open_judge
     from coprs_core.evaluation.protocols import PROTOCOLS
-    from coprs_core.evaluation.run import Settings, answered_before, numbers_of, parse_shard
+    from coprs_core.evaluation.run import (
+        Settings,
+        answered_before,
+        left_to_others,
+        numbers_of,
+        parse_shard,
+    )
     from coprs_core.evaluation.run import run as measure_all
     from coprs_core.machine import process
 
@@ -151,7 +157,10 @@ def _run(options: Namespace, folder: Path) -> int:
             bar.update()
     if processes > 1:
         _wait_for_all()
-    return _report(options, folder, settings) if rank == 0 else 0
+    if rank > 0:
+        return 0
+    own = numbers_of(dataset, settings, given)
+    return _report(options, folder, settings, left_to_others(folder, dataset, settings, own))
 
 
 def _wait_for_all() -> None:
@@ -161,14 +170,14 @@ def _wait_for_all() -> None:
     PartialState(timeout=timedelta(days=30)).wait_for_everyone()
 
 
-def _report(options: Namespace, folder: Path, settings: "Settings") -> int:
-    """Write and print what all rows of the folder add up to."""
+def _report(options: Namespace, folder: Path, settings: "Settings", left: int) -> int:
+    """Write and print what all rows of the folder add up to, where `left` are still to come."""
     from coprs_core.evaluation.page import write_page
     from coprs_core.evaluation.report import report, table
     from coprs_core.evaluation.run import read_rows, read_run
 
     rows, told = read_rows(folder), read_run(folder)
-    scores = report(rows, told["groups"], settings.counting)
+    scores = report(rows, told["groups"], settings.counting) | {"left": left}
     if options.out:
         (folder / "report.json").write_text(json.dumps(scores, indent=1) + "\n")
         page = write_page(folder, rows, told, scores)
@@ -176,4 +185,16 @@ def _report(options: Namespace, folder: Path, settings: "Settings") -> int:
     print(json.dumps(scores, indent=1) if options.json else table(scores))
     if options.out and not options.json:
         print(f"written: {page}")
+    if left:
+        print(
+            f"{len(rows):,} of {len(rows) + left:,} items so far: other parts hold the rest.",
+            file=sys.stderr,
+        )
+    if not_answered := scores["failed"]["not answered"]:
+        why = next(row.problem for row in rows if row.problem)
+        print(
+            f"{not_answered:,} items were not answered, which counts as 0 ({why}) The same command "
+            "with --out asks them anew.",
+            file=sys.stderr,
+        )
     return 0

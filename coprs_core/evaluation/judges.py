@@ -31,7 +31,10 @@ Rate the thought from 0 to 10:
 4 points: it ends at the right thing, or rightly at none, for the reason that it gives.
 Rate the thought alone, not its style. Answer with one line: Score: <number>"""
 SIDE, TOKENS = 768, 400
-_SCORE = re.compile(r"score\W{0,4}(\d{1,2}(?:\.\d+)?)", re.IGNORECASE)
+_SCORE = re.compile(
+    r"score\b.*?(?<![\d.])(\d{1,2}(?:\.\d+)?)\s*(?:(?:/|out of)\s*10)?\W*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 class Judge(Protocol):
@@ -63,7 +66,10 @@ class ModelJudge:
         image.save(told, "JPEG", quality=90)
         picture = f"data:image/jpeg;base64,{base64.b64encode(told.getvalue()).decode()}"
         question = RUBRIC.format(instruction=example.instruction, thought=result.reasoning)
-        reply = "".join(step.text for step in self.server.write(picture, question, TOKENS))
+        try:
+            reply = "".join(step.text for step in self.server.write(picture, question, TOKENS))
+        except CoPRSError:  # the answer counts, its thought is not judged
+            return row
         return replace(row, thought=read_score(reply))
 
 

@@ -64,9 +64,11 @@ def write_page(folder: Path, rows: list[Row], run: dict[str, Any], scores: dict)
 
 def _what_was_run(rows: list[Row], run: dict, settings: Settings, scores: dict) -> str:
     engine = " · ".join(f"{k} {v}" for k, v in run["engine"].items())
+    left = scores.get("left", 0)
     failed = " · ".join(f"{count:,} {what}" for what, count in scores["failed"].items())
     lines = [
-        f"{len(rows):,} items of split {settings.split}, {failed}. Nothing is skipped.",
+        f"{len(rows):,} items of split {settings.split}, {failed}. "
+        + (f"{left:,} more are still to come." if left else "Nothing is skipped."),
         f"Counted as {scores['protocol']}.",
         f"{engine} · {settings.at_once} at once · judge {settings.judge} · begun {run['began']}",
         " · ".join(f"{k} {v}" for k, v in run["versions"].items()),

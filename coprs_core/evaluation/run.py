@@ -135,21 +135,35 @@ def begin(folder: Path, settings: Settings, engine: Engine, dataset: Dataset) ->
     """Write what a folder's run is; raises `CoPRSError` where it holds another."""
     path = writable_folder(folder) / RUN
     ours = json.loads(json.dumps(asdict(settings)))
+    engine_now = {"name": engine.name, **engine.settings}
     if path.is_file():
-        before = asdict(Settings(**read_run(folder)["settings"]))
+        told = read_run(folder)
+        before = asdict(Settings(**told["settings"]))
         if changed := [name for name in ours if ours[name] != before[name]]:
             name = changed[0]
             raise CoPRSError(
                 f"{folder} holds a run with {name} {before.get(name)!r}, and {ours[name]!r} is "
                 "asked for: choose another --out."
             )
+        _check_same(folder, told["engine"], engine_now)
         return
     began = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    told = {"settings": ours, "began": began, "engine": engine.settings, "groups": dataset.groups}
+    told = {"settings": ours, "began": began, "engine": engine_now, "groups": dataset.groups}
     told["versions"] = package_versions()
     part = path.with_suffix(f".{os.getpid()}")  # several processes may begin together
     part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises `CoPRSError` where `auto` means something else here than where a run began."""
+    for name in ("name", "device", "dtype", "quantization"):
+        was, is_now = (str(told.get(name, "")).partition(":")[0] for told in (before, now))
+        if name in before and was != is_now:
+            raise CoPRSError(
+                f"{folder} holds a run whose model has {name} {was}, and here it has {is_now}: "
+                "say the same (--device, --dtype, --quantize), or choose another --out."
+            )
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -173,7 +187,8 @@ def read_rows(folder: Path) -> list[Row]:
     rows: dict[int, Row] = {}
     for path in sorted(folder.glob(ROWS.format("*", "*"))):
         for row in _rows(path):
-            rows.setdefault(row.index, row)
+            if row.index not in rows or rows[row.index].problem:  # it was asked anew
+                rows[row.index] = row
     if not rows:
         raise CoPRSError(f"{folder} holds no rows yet: run `python -m coprs_core evaluate` first.")
     return [rows[index] for index in sorted(rows)]
@@ -191,6 +206,13 @@ def _rows(path: Path) -> Iterator[Row]:
                     ) from None
 
 
+def left_to_others(folder: Path, dataset: Dataset, settings: Settings, own: range) -> int:
+    """How many items of a run beside the `own` ones are not there yet."""
+    there = _written(folder).union(own)
+    left = [n for n in numbers_of(dataset, settings, Shard()) if n not in there]
+    return len(left) if any(dataset.item(n) for n in left) else 0  # else they are passed over
+
+
 def answered_before(folder: Path, numbers: range) -> int:
     """How many of these items a folder holds already, whichever part wrote them."""
     return len(_written(folder).intersection(numbers))
@@ -205,7 +227,9 @@ def _done(folder: Path, own: Path) -> set[int]:
 
 
 def _written(folder: Path) -> set[int]:
-    return {row.index for path in folder.glob(ROWS.format("*", "*")) for row in _rows(path)}
+    """The numbers of the items that were answered; others are asked anew."""
+    rows = (row for path in folder.glob(ROWS.format("*", "*")) for row in _rows(path))
+    return {row.index for row in rows if not row.problem}
 
 
 class _Cases:
