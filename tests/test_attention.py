@@ -15,6 +15,7 @@ from coprs_core.model.attention import Looks, as_prior, observe, observing
 from coprs_core.model.language import LanguageModel
 from coprs_core.photos import open_photo
 from coprs_core.probes import attention
+from coprs_core.probes.looks import observed
 from coprs_core.prompts import IMAGE_SLOT, INSTRUCTION_SLOT
 from coprs_core.world.questions import examples
 from coprs_core.world.scenes import draw_scene
@@ -124,6 +125,24 @@ def test_a_long_reply_keeps_its_last_words(monkeypatch):
     assert looks.map([8], [0]).max() == 8 and looks.map([4], [0]).max() == 4
     assert looks.map([3], [0]).max() == 0  # gone
     assert looks.map([], [0]).shape == (2, 3)
+
+
+def test_a_long_reply_is_read_once_more_by_the_chosen_heads(tmp_path, monkeypatch):
+    """So that a probe never tells of a word that was not kept that it looked nowhere."""
+    sam = str(tiny.save_sam2(tmp_path / "sam2"))
+    engine = load(str(tiny.save_mllm(tmp_path / "mllm", tiny.qwen3())), device="cpu", sam=sam)
+    photo = draw_scene(1).image
+    result = engine.segment(photo, "it", 40)
+    whole = observed(engine, photo, result, "words")
+    one_word = whole.looks._kept[-1].nbytes
+    monkeypatch.setattr("coprs_core.model.attention.MAX_BYTES", 30 * one_word)
+    cut = observed(engine, photo, result, "words")
+    assert len(cut.looks) == len(result.reply_ids) > 30 and not cut.looks.is_cut
+    assert cut.looks.heads_in_all == whole.looks.heads_in_all
+    for word in (0, len(result.reply_ids) - 1):
+        seen = whole.looks.map([word], cut.heads)
+        assert seen.max() > 0
+        np.testing.assert_allclose(cut.seen([word]), seen, atol=1e-4)
 
 
 def test_heads_that_look_everywhere_or_at_one_spot_tell_no_place():

@@ -1,6 +1,7 @@
 """Replies written together: the same words as alone, whoever joins, leaves or fails meanwhile."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -98,6 +99,67 @@ def test_one_joins_between_two_steps_and_another_leaves(language):
     more += tokens(third)
     assert got == alone[0][:4] and others == alone[1] and more == alone[2]
     assert len(batch) == 0 and batch._slots == []  # nothing is kept
+
+
+def test_a_reply_without_memory_to_join_disturbs_no_other(language, monkeypatch):
+    """Whichever piece of memory it was that could not be had."""
+    batch, alone = Batch(language.mllm), [plain(language, n, 10) for n in range(2)]
+    new_zeros = torch.Tensor.new_zeros
+    for lacking in range(1, 5):
+        first = batch.write(read(language, 0), None, set(), 10)
+        got, asked = [next(first).token], []
+
+        def fails(own, *shape, asked=asked, lacking=lacking):
+            asked.append(shape)
+            if len(asked) == lacking:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return new_zeros(own, *shape)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "new_zeros", fails)
+            with pytest.raises(torch.OutOfMemoryError):
+                tokens(batch.write(read(language, 1), None, set(), 10))
+        assert len(batch) == 1 and got + tokens(first) == alone[0]
+        with monkeypatch.context() as patch:  # also where it would have been the only one
+            asked.clear()
+            patch.setattr(torch.Tensor, "new_zeros", fails)
+            with pytest.raises(torch.OutOfMemoryError):
+                tokens(batch.write(read(language, 1), None, set(), 10))
+        assert (
+            batch._slots == []
+            and tokens(batch.write(read(language, 1), None, set(), 10)) == alone[1]
+        )
+
+
+def test_a_step_that_fails_behind_the_model_is_taken_again(language, monkeypatch):
+    batch, alone = Batch(language.mllm), [plain(language, n, 10) for n in range(2)]
+    first, second = (batch.write(read(language, n), None, set(), 10) for n in range(2))
+    got = [[next(first).token], [next(second).token]]
+    with monkeypatch.context() as patch:
+
+        def fails(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        patch.setattr(decoding, "likeliest", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            next(first)
+    assert len(batch) == 1 and got[1] + tokens(second) == alone[1]
+
+
+def test_who_finds_no_room_stops_nobody(language, monkeypatch):
+    monkeypatch.setattr(decoding, "MOST_ROWS", 1)
+    batch, alone = Batch(language.mllm), [plain(language, n, 12) for n in range(2)]
+    first = batch.write(read(language, 0), None, set(), 12)
+    got, second = [next(first).token], []
+    waits = threading.Thread(
+        target=lambda: second.extend(tokens(batch.write(read(language, 1), None, set(), 12)))
+    )
+    waits.start()
+    for step in first:
+        got.append(step.token)
+        time.sleep(0.02)  # the other takes steps for it meanwhile
+    waits.join(20)
+    assert got == alone[0] and second == alone[1]
 
 
 def test_many_threads_each_get_their_own(language):

@@ -177,7 +177,7 @@ def _report(options: Namespace, folder: Path, settings: "Settings", left: int) -
     from coprs_core.evaluation.run import read_rows, read_run
 
     rows, told = read_rows(folder), read_run(folder)
-    scores = report(rows, told["groups"], settings.counting) | {"left": left}
+    scores: dict = report(rows, told["groups"], settings.counting) | {"left": left}
     if options.out:
         (folder / "report.json").write_text(json.dumps(scores, indent=1) + "\n")
         page = write_page(folder, rows, told, scores)

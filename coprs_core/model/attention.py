@@ -115,13 +115,16 @@ class Looks:
     A head that looks everywhere, or always at one spot, has none.
 
     `grid` is the (rows, columns) in which the picture's tokens lie; `known` are heads that were
-    found to tell a place before, and are asked in place of a choice.
+    found to tell a place before, and are asked in place of a choice; `only` these heads are kept,
+    where they were chosen before, and far more words; `heads_in_all` is how many the model has.
     """
 
-    def __init__(self, grid: tuple[int, int], known: Sequence[int] = ()):
-        self.grid, self.known = grid, list(known)
+    def __init__(
+        self, grid: tuple[int, int], known: Sequence[int] = (), only: Sequence[int] | None = None
+    ):
+        self.grid, self.known, self._only = grid, list(known), only and list(only)
         self._kept: deque[Tensor] = deque()
-        self._gone = 0
+        self._gone = self.heads_in_all = 0
 
     def feed(self, reading: Reading, ids: list[int]) -> Tensor:
         """`Reading.feed`, observed; at most `MOST_QUERIES` tokens."""
@@ -133,7 +136,10 @@ class Looks:
 
     def add(self, weights: Tensor) -> None:
         """Further words: [words, heads, N]."""
-        self._kept.extend(weights)
+        self.heads_in_all = weights.shape[1]
+        if self._only is not None:
+            weights = weights[:, self._only]
+        self._kept.extend(w.clone() for w in weights)  # each goes by itself
         most = max(1, MAX_BYTES // max(1, self._kept[-1].nbytes))
         while len(self._kept) > most:
             self._kept.popleft()
@@ -144,9 +150,9 @@ class Looks:
         return self._gone + len(self._kept)
 
     @property
-    def heads_in_all(self) -> int:
-        """How many attention heads the model has."""
-        return len(self._kept[-1])
+    def is_cut(self) -> bool:
+        """Whether the earliest words are no longer kept."""
+        return self._gone > 0
 
     def heads(self, count: int = LOCALIZATION_HEADS) -> list[int]:
         """The heads that tell a place best in this reply, the best first; those that are known."""
@@ -173,7 +179,8 @@ class Looks:
         kept = [self._kept[i - self._gone] for i in words if self._gone <= i < len(self)]
         if not kept:
             return np.zeros(self.grid, np.float32)
-        seen = torch.stack([w[heads].float().mean(0) for w in kept]).mean(0)
+        own = heads if self._only is None else [self._only.index(head) for head in heads]
+        seen = torch.stack([w[own].float().mean(0) for w in kept]).mean(0)
         return seen.reshape(self.grid).cpu().numpy()
 
 

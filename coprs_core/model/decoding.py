@@ -88,14 +88,21 @@ class Row:
         if is_over:
             self.token = None
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a token is to be chosen after the one that is read next."""
+        is_last = self.left < 1 or self._focused + 1 == MOST_FOCUS_TOKENS
+        return self.token != self.focus_id or not is_last
+
     def read(self, hidden: Tensor) -> None:
         """The last hidden state [1, D] at the token that was chosen before."""
         if self.token is None or self.token != self.focus_id:
             return
         self.steps.extend(self._held or [])
         self.steps.append(Step(self.token, hidden))
+        goes_on = self.goes_on
         self._held, self._focused = [], self._focused + 1
-        if self.left < 1 or self._focused == MOST_FOCUS_TOKENS:
+        if not goes_on:
             self.token = None
 
 
@@ -132,8 +139,10 @@ class Batch:
             focus_id, stop_ids, max_new_tokens, reading.next, reading.axes, reading.picture, looks
         )
         try:
-            with self._lock.taken():
-                self._join(row, reading)
+            has_joined = False
+            while not has_joined:  # others go on meanwhile
+                with self._lock.taken():
+                    has_joined = self._join(row, reading)
             while row.steps or row.token is not None:
                 if not row.steps:
                     with self._lock.taken():
@@ -148,19 +157,24 @@ class Batch:
     # --- under the lock
 
     @torch.no_grad()
-    def _join(self, row: Row, reading: Reading) -> None:
-        row.choose(reading.likeliest())
+    def _join(self, row: Row, reading: Reading) -> bool:
+        """Whether a reply is being written now, or has ended; else there is no room, and the others
+        went one step on."""
+        if row.token is None and not row.steps:
+            row.choose(reading.likeliest())
         if row.token is None:
-            return
+            return True
         layers = reading.layers
         row.length = layers[0][0].shape[2]
-        while self._rows and not self._has_room(layers[0][0], len(layers), row.length):
-            self._step()  # until one of them ends
+        if self._rows and not self._has_room(layers[0][0], len(layers), row.length):
+            self._step()
+            return False
         if not self._slots:
             self._slots = [_Slots() for _ in layers]
         for slots, (keys, values) in zip(self._slots, layers, strict=True):
             slots.put(len(self._rows), keys, values)
         self._rows.append(row)
+        return True
 
     def _has_room(self, keys: Tensor, layers: int, length: int) -> bool:
         if len(self._rows) >= MOST_ROWS:
@@ -176,14 +190,15 @@ class Batch:
         """Let the model read the last token of every reply, and choose the next."""
         rows = self._rows
         hidden = self._read(rows)
+        wanted = [i for i, row in enumerate(rows) if row.goes_on]
+        some = hidden if len(wanted) == len(rows) else hidden[wanted]
+        tokens = likeliest(self._mllm, some) if wanted else []
+        # nothing was changed before, where that failed
         for row, state in zip(rows, hidden.split(1), strict=True):
             row.length, row.next = row.length + 1, row.next + 1
             row.read(state)
-        wanted = [i for i, row in enumerate(rows) if row.token is not None]
-        if wanted:
-            some = hidden if len(wanted) == len(rows) else hidden[wanted]
-            for i, token in zip(wanted, likeliest(self._mllm, some), strict=True):
-                rows[i].choose(token)
+        for i, token in zip(wanted, tokens, strict=True):
+            rows[i].choose(token)
         for row in [row for row in rows if row.token is None]:
             self._leave(row)
 
@@ -217,6 +232,8 @@ class Batch:
 
     def _leave(self, row: Row) -> None:
         if row not in self._rows:
+            if not self._rows:
+                self._slots = []  # it found no memory to join, and may have changed some of them
             return
         place, last = self._rows.index(row), len(self._rows) - 1
         row.token = None
@@ -287,11 +304,13 @@ class _Slots(DynamicLayer):
             return
         places = had[0] if places <= had[0] else max(places, min(2 * had[0], MOST_ROWS))
         room = had[2] if room <= had[2] else max(room, had[2] + had[2] // 2)
-        for name in ("keys", "values"):
-            kept = getattr(self, name)
-            new = kept.new_zeros(places, had[1], room, kept.shape[3])  # no numbers would spread
-            new[: had[0], :, : had[2]] = kept
-            setattr(self, name, new)
+        kept = self.keys, self.values
+        new = [
+            t.new_zeros(places, had[1], room, t.shape[3]) for t in kept
+        ]  # no numbers would spread
+        for wider, before in zip(new, kept, strict=True):
+            wider[: had[0], :, : had[2]] = before
+        self.keys, self.values = new  # both, or neither where there is no memory
 
 
 class Turn:

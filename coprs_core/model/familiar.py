@@ -58,8 +58,8 @@ def describe(image_embedding: Tensor, photo_size: tuple[int, int], side: int) ->
     """
     unpadded = torch.tensor([unpadded_size(photo_size, side)])
     rows, columns = prior_valid_size(unpadded, side, image_embedding.shape[-1])[0].tolist()
-    cells = image_embedding[0, :, :rows, :columns].flatten(1).double()
-    return torch.cat([cells.mean(1), cells.std(1, correction=0)]).float().cpu()
+    cells = image_embedding[0, :, :rows, :columns].flatten(1).cpu().double()  # MPS has none
+    return torch.cat([cells.mean(1), cells.std(1, correction=0)]).float()
 
 
 def pictures_needed(channels: int) -> int:

@@ -64,7 +64,7 @@ def observed(engine: Engine, image: PhotoLike, result: Result, stem: str) -> Obs
         CoPRSError: the photo or the model is not the one of the answer, or runs elsewhere.
         NotApplicable: the reply is too long; `stem` begins the names of the probe's files.
     """
-    from coprs_core.model.attention import MOST_QUERIES
+    from coprs_core.model.attention import MOST_QUERIES, Looks
 
     segmenter, photo = engine.local, open_photo(image)
     check_photo_size(result.photo_size, photo.size)
@@ -78,11 +78,18 @@ def observed(engine: Engine, image: PhotoLike, result: Result, stem: str) -> Obs
         )
     check_reply(engine, result)
     features = engine.read(photo)
-    reading = segmenter.reading(result.instruction, features)
-    looks = segmenter.language.looks(features.visual)
-    for start in range(0, len(ids), MOST_QUERIES):
-        looks.feed(reading, ids[start : start + MOST_QUERIES])
-    return Observed(photo, result, looks, looks.heads())
+
+    def read_again(looks: Looks) -> Looks:
+        reading = segmenter.reading(result.instruction, features)
+        for start in range(0, len(ids), MOST_QUERIES):
+            looks.feed(reading, ids[start : start + MOST_QUERIES])
+        return looks
+
+    looks = read_again(segmenter.language.looks(features.visual))
+    heads = looks.heads()
+    if looks.is_cut:  # all heads of all words are too many: once more, by those that were chosen
+        looks = read_again(Looks(looks.grid, only=heads))
+    return Observed(photo, result, looks, heads)
 
 
 def pointing_words(engine: Engine, result: Result) -> list[int]:
