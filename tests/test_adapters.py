@@ -221,14 +221,26 @@ def test_adapters_over_adapters_are_merged_first(own, tmp_path):
     change(tmp_path / "second", base_model_name_or_path="../own")
     with pytest.raises(
         CoPRSError,
-        match="which are adapters too: merge those first with `python -m coprs_core convert",
+        match="holds adapters too: merge those first with `python -m coprs_core convert",
     ):
         load(str(tmp_path / "second"), device="cpu")
 
 
+def test_adapters_that_name_each_other_end_in_a_sentence(own, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    shutil.copytree(own, other)
+    change(own, base_model_name_or_path="some/other")
+    change(other, base_model_name_or_path="some/own")
+    places = {"some/own": own, "some/other": other}
+    monkeypatch.setattr(loading, "snapshot", lambda repo, report=None: places[repo])
+    with pytest.raises(CoPRSError, match="some/other .*holds adapters too"):
+        load("some/own", device="cpu")
+
+
 def test_what_is_downloaded_does_not_choose_a_folder_of_this_machine(own, monkeypatch):
     monkeypatch.setattr(loading, "snapshot", lambda repo, report=None: own)
-    for base in ("../base", str(own.parent / "base"), "~/x"):
+    monkeypatch.chdir(own.parent.parent)
+    for base in ("../base", str(own.parent / "base"), "~/x", f"{own.parent.name}/base"):
         change(own, base_model_name_or_path=base)
         with pytest.raises(CoPRSError, match="a folder of the machine that they were trained on"):
             load("somebody/adapters", device="cpu")

@@ -58,6 +58,14 @@ def test_what_is_chosen_fits_and_is_free_for_everyone(row):
     assert f"{model} with {sam}" in str(choice) and "GB to download" in str(choice)
 
 
+def test_a_precision_that_is_named_counts():
+    card = Machine("cuda", 23 * GB, DISK)
+    whole = choose(card, LoadOptions(dtype="float32"))
+    assert choose(card).model.name == "qwen3-vl-8b" and choose(card).quantization == "none"
+    assert (whole.model.name, whole.quantization) != ("qwen3-vl-8b", "none")
+    assert whole.memory <= card.memory
+
+
 def test_a_cpu_that_is_slow_in_4_bits_takes_8_where_they_fit():
     wide, narrow = (choose(Machine("cpu", int(m * GB), DISK, False)) for m in (5, 3.95))
     assert (wide.quantization, narrow.quantization) == ("int8", "nf4")

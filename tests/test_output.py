@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from coprs_core.model import output
-from coprs_core.model.output import ShortlistedOutput, likeliest, shorten
+from coprs_core.model.output import ShortlistedOutput, lengthen, likeliest, shorten
 
 WIDTH, COUNT = 96, 3000
 
@@ -21,6 +21,16 @@ class Model(nn.Module):
     def __init__(self, lm_head):
         super().__init__()
         self.lm_head = lm_head
+
+
+def test_it_is_taken_off_again(monkeypatch):
+    monkeypatch.setattr(output, "LEAST_WEIGHTS", 1)
+    plain = layer(0)
+    model = Model(plain)
+    assert not lengthen(model) and model.lm_head is plain
+    shorten(model)
+    assert isinstance(model.lm_head, ShortlistedOutput)
+    assert lengthen(model) and model.lm_head is plain
 
 
 @pytest.mark.parametrize("seed", range(20))

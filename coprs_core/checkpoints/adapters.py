@@ -17,7 +17,7 @@ from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_ten
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import computes_in_bfloat16, reading
 from coprs_core.model.int8 import pack
-from coprs_core.model.output import shorten
+from coprs_core.model.output import lengthen, shorten
 from coprs_core.prompts import PriorKind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -77,6 +77,7 @@ class AdapterSource:
         checkpoint = self.base.load(options, device, report)
         segmenter: Any = checkpoint.segmenter
         model = segmenter.model
+        was_short = lengthen(model.mllm)  # adapters know plain layers
         adapt(model.mllm, self.folder, is_merged=checkpoint.quantization == "none")
         for part in _TRAINED:
             file = self.folder / f"{part}.safetensors"
@@ -88,6 +89,8 @@ class AdapterSource:
                     )
                 load_part(model.get_submodule(part), file, device, model.dtype)
         model.eval().requires_grad_(False)
+        if was_short:
+            shorten(model.mllm)
         quantization, folder = checkpoint.quantization, checkpoint.language_folder
         if is_packed_later:
             size = 2 * sum(p.numel() for p in model.parameters())
@@ -116,7 +119,8 @@ def base_of(name: str, folder: Path, is_downloaded: bool) -> str:
     base = values.get("base_model_name_or_path")
     if not isinstance(base, str) or not 0 < len(base) < 500:
         raise CoPRSError(f"{path} names no base: write it as base_model_name_or_path.")
-    if is_downloaded and (base.startswith(("/", ".", "~")) or (folder / base).is_dir()):
+    is_here = base.startswith(("/", ".", "~")) or (folder / base).is_dir() or Path(base).is_dir()
+    if is_downloaded and is_here:
         raise CoPRSError(
             f"{name} are adapters to a folder of the machine that they were trained on: ask their "
             "makers for the name of a model, or for a merged checkpoint."

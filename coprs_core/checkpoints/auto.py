@@ -10,7 +10,7 @@ from coprs_core.checkpoints.catalogue import Listed, listed, missing_bytes, reck
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.sams import choose_sam
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import computes_in_bfloat16, free_memory
+from coprs_core.machine import DTYPES, computes_in_bfloat16, free_memory
 from coprs_core.sizes import free_disk, in_words
 
 BEST_FIRST = ("qwen3-vl-8b", "qwen3-vl-4b", "qwen3-vl-2b")
@@ -95,6 +95,7 @@ def _choices(machine: Machine, options: LoadOptions) -> list[Choice]:
         quantizations = ("nf4",) if machine.has_bfloat16 else ("int8", "nf4")
     if options.quantization != "auto":
         quantizations = (options.quantization,)
+    whole = 4 if DTYPES.get(options.dtype) == "float32" else 2
     models = [m for name in (ON_A_CPU if is_cpu else BEST_FIRST) if (m := listed(name))]
     return [
         Choice(
@@ -102,7 +103,7 @@ def _choices(machine: Machine, options: LoadOptions) -> list[Choice]:
             sam,
             quantization,
             missing_bytes(model, reckoned(sam)),
-            model.memory_needed(quantization, reckoned(sam)),
+            model.memory_needed(quantization, reckoned(sam), whole),
             machine.device,
         )
         for model in models

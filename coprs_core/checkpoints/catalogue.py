@@ -240,7 +240,8 @@ def _reason(
         return ""
     smaller = model.memory_needed("nf4", sam)
     quantized = f"--quantize nf4 needs {in_words(smaller)}"
-    way_out = quantized if smaller <= free else "choose a smaller model"
+    is_fit = smaller <= free and device.type in ("cpu", "cuda")
+    way_out = quantized if is_fit else "choose a smaller model"
     return f"needs {in_words(needed)} of memory on {device}, {in_words(free)} free: {way_out}"
 
 

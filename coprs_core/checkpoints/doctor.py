@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 
 from coprs_core.checkpoints import remote
+from coprs_core.checkpoints.auto import choose, this_machine
 from coprs_core.checkpoints.catalogue import listed
 from coprs_core.checkpoints.downloads import (
     cached_snapshot,
@@ -22,7 +23,7 @@ from coprs_core.checkpoints.downloads import (
 )
 from coprs_core.checkpoints.load import find
 from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
-from coprs_core.checkpoints.options import KEY, QUANTIZATIONS, LoadOptions, is_remote
+from coprs_core.checkpoints.options import AUTO, KEY, QUANTIZATIONS, LoadOptions, is_remote
 from coprs_core.checkpoints.quantization import check_quantization, choose_quantization
 from coprs_core.checkpoints.sams import SAMS, choose_sam
 from coprs_core.checkpoints.source import Source
@@ -55,6 +56,11 @@ def examine(model: str, options: LoadOptions | None = None) -> list[Check]:
     options = options or LoadOptions()
     checks = [_versions(), *_devices(options.device), *_caches(), *_precision(options)]
     checks += _photos(options.device)
+    if model == AUTO:
+        try:
+            model = choose(this_machine(choose_device(options.device)), options).model.name
+        except CoPRSError as problem:
+            return [*checks, Check("model", model, str(problem))]
     source, check = _source(model)
     checks.append(check)
     if source is None:

@@ -40,6 +40,7 @@ def load_checkpoint(
         choice = choose(this_machine(device), options)
         (report or on_terminal)(f"auto: {choice}")
         name, options = choice.model.name, choice.loading(options)
+        check_quantization(options.quantization, device)
     source = remote.parse(name) if is_remote(name) else find(name, report)
     with within_memory(source.name, device, smaller_choice(options.quantization)):
         checkpoint = source.load(options, device, report)
@@ -47,8 +48,9 @@ def load_checkpoint(
     return checkpoint
 
 
-def find(name: str, report: Report | None = None) -> Source:
-    """What a name means: "mini", a listed name, a folder or a Hugging Face id.
+def find(name: str, report: Report | None = None, is_base: bool = False) -> Source:
+    """What a name means: "mini", a listed name, a folder or a Hugging Face id; `is_base`: of
+    adapters.
 
     What is not in the cache is downloaded, the base of adapters too. Raises `CoPRSError` where
     there is no such thing, or it is no model that can be used here.
@@ -63,7 +65,7 @@ def find(name: str, report: Report | None = None) -> Source:
     folder, is_downloaded = expanded(name), False
     if not folder.is_dir():
         folder, is_downloaded = snapshot(name, report), True
-    return _opened(name, folder, is_downloaded, report)
+    return _opened(name, folder, is_downloaded, report, is_base)
 
 
 def check_name(name: str) -> None:
@@ -85,20 +87,22 @@ def check_name(name: str) -> None:
         raise CoPRSError(_none_there(name))
 
 
-def _opened(name: str, folder: Path, is_downloaded: bool, report: Report | None) -> Source:
+def _opened(
+    name: str, folder: Path, is_downloaded: bool, report: Report | None, is_base: bool = False
+) -> Source:
     """What kind of checkpoint a folder is."""
     if (folder / adapters.CONFIG).is_file():
+        if is_base:
+            raise CoPRSError(
+                f"{name} is named as the base of adapters and holds adapters too: merge those "
+                f"first with `python -m coprs_core convert {name} --out DIR`."
+            )
         base = adapters.base_of(name, folder, is_downloaded)
         beside = folder / base
-        if (beside / adapters.CONFIG).is_file():
-            raise CoPRSError(
-                f"{name} are adapters to {beside.resolve()}, which are adapters too: merge those "
-                "first with `python -m coprs_core convert FOLDER --out DIR`."
-            )
         if beside.is_dir():
-            found = _opened(base, beside.resolve(), is_downloaded, report)
+            found = _opened(base, beside.resolve(), is_downloaded, report, is_base=True)
         else:
-            found = find(base, report)
+            found = find(base, report, is_base=True)
         return adapters.AdapterSource(name, folder, found)
     if (folder / "coprs.json").is_file():
         return CoPRSSource(name, folder)

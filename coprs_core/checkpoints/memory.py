@@ -93,8 +93,9 @@ def check_memory(
         and_quantized = "" if quantization == "none" else f" with --quantize {quantization}"
         half = needed(quantization, 2)
         choices.append((f"--dtype bf16 needs {in_words(half)}{and_quantized}", half))
-    smallest = needed("nf4", 2)
-    choices.append((f"--quantize nf4 --dtype bf16 needs {in_words(smallest)}", smallest))
+    if device.type in ("cpu", "cuda"):
+        smallest = needed("nf4", 2)
+        choices.append((f"--quantize nf4 --dtype bf16 needs {in_words(smallest)}", smallest))
     fitting = next((text for text, size in choices if size <= free), smaller_choice(quantization))
     precision = str(dtype).removeprefix("torch.")
     raise CoPRSError(

@@ -18,6 +18,7 @@ from coprs_core.datasets import DATASETS
 from coprs_core.errors import CoPRSError, meant
 
 if TYPE_CHECKING:
+    from coprs_core.datasets.example import Dataset
     from coprs_core.evaluation.run import Settings
 
 SUMMARY = "measure a model on a data set"
@@ -102,7 +103,6 @@ def _run(options: Namespace, folder: Path) -> int:
     from coprs_core.evaluation.judges import open_judge
     from coprs_core.evaluation.protocols import PROTOCOLS
     from coprs_core.evaluation.run import (
-        Settings,
         answered_before,
         left_to_others,
         numbers_of,
@@ -127,22 +127,7 @@ def _run(options: Namespace, folder: Path) -> int:
     dataset = open_dataset(options.data, options.root, options.split)
     limit = options.limit or (SCENES if dataset.size is None else None)
     judge_name, judge = open_judge(options.judge, dataset.has_grades)
-    settings = Settings(
-        options.model,
-        options.data,
-        dataset.split,
-        dataset.about,
-        options.protocol,
-        judge_name,
-        options.start,
-        limit,
-        options.at_once,
-        options.max_new_tokens,
-        options.dtype,
-        options.quantization,
-        options.sam,
-        options.detail,
-    )
+    settings = _settings(options, dataset, limit, judge_name)
     shard = given.part(rank, processes)
     numbers = numbers_of(dataset, settings, shard)
     from coprs_core.answer.engine import Engine  # what is wrong is said before torch is loaded
@@ -161,6 +146,27 @@ def _run(options: Namespace, folder: Path) -> int:
         return 0
     own = numbers_of(dataset, settings, given)
     return _report(options, folder, settings, left_to_others(folder, dataset, settings, own))
+
+
+def _settings(options: Namespace, dataset: "Dataset", limit: int | None, judge: str) -> "Settings":
+    from coprs_core.evaluation.run import Settings
+
+    return Settings(
+        options.model,
+        options.data,
+        dataset.split,
+        dataset.about,
+        options.protocol,
+        judge,
+        options.start,
+        limit,
+        options.at_once,
+        options.max_new_tokens,
+        options.dtype,
+        options.quantization,
+        options.sam,
+        options.detail,
+    )
 
 
 def _wait_for_all() -> None:

@@ -66,6 +66,14 @@ def shorten(mllm: Any) -> None:
         mllm.lm_head = ShortlistedOutput(layer)
 
 
+def lengthen(mllm: Any) -> bool:
+    """Take a `ShortlistedOutput` off again; whether there was one."""
+    layer = mllm.lm_head
+    if isinstance(layer, ShortlistedOutput):
+        mllm.lm_head = layer.layer
+    return isinstance(layer, ShortlistedOutput)
+
+
 def likeliest(mllm: Any, hidden: Tensor) -> list[int]:
     """The token that a model finds likeliest after each hidden state of [B, D]."""
     layer = mllm.lm_head

@@ -30,6 +30,7 @@ from coprs_core.errors import CoPRSError, first_line
 from coprs_core.machine import is_out_of_memory, peak_memory, process, within_memory
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
+from coprs_core.model.output import lengthen
 from coprs_core.sizes import expanded
 from coprs_core.training.focus import TRAINED, finish
 from coprs_core.training.items import Items, items_of
@@ -251,6 +252,7 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Pat
             r=recipe.lora, lora_alpha=2 * recipe.lora, target_modules=ADAPTED, lora_dropout=0.0
         )
         model.prior.float(), model.decoder.float()
+        lengthen(model.mllm)
         _unpack(model.mllm)
     else:
         model.float()
