@@ -165,7 +165,8 @@ def _write(
             for finding in further(engine, photo, answer):
                 finding.save(folder, photo)
         # last: it says that nothing is missing
-        (folder / "asked.json").write_text(json.dumps(query.to_dict(), indent=1) + "\n")
+        asked = query.to_dict() | {"photo": _identity(question.about.photo)}
+        (folder / "asked.json").write_text(json.dumps(asked, indent=1) + "\n")
         return Answered(name, folder, answer.outcome)
     except CoPRSError as problem:
         return Answered(name, folder, problem=str(problem))
@@ -199,8 +200,8 @@ def find_items(given: str, instruction: str | None) -> list[Item]:
 
 def _manifest(path: Path, instruction: str | None) -> list[Item]:
     items: dict[str, Item] = {}
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -212,7 +213,7 @@ def _manifest(path: Path, instruction: str | None) -> list[Item]:
             is_one = False
         if not is_one:
             raise CoPRSError(f"Line {number} of {path} is no item: write it like {_FORM}.")
-        place = photo if "://" in photo else str(path.parent / photo)
+        place = photo if "://" in photo else str(path.absolute().parent / photo)
         tries = (name if n == 1 else f"{name}-{n}" for n in count(1))
         own = next(one for one in tries if one not in items)  # a photo may come again
         items[own] = Item(place, check_instruction(asked), own)
@@ -279,9 +280,21 @@ def is_done(item: Item, query: Query, out: Path) -> bool:
             return False
         earlier = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
         has_figures = earlier.pop("figures", True)
+        photo = earlier.pop("photo", None)  # older answers do not tell
+        if photo is not None and photo != _identity(item.photo):
+            return False
     except (OSError, ValueError, RecursionError, AttributeError):
         return False
     return asked.pop("figures") <= has_figures and asked == earlier
+
+
+def _identity(photo: str) -> list[str | int]:
+    """Which photo it is, without opening it: its address, or its place, size in bytes and time of
+    change."""
+    if "://" in photo:
+        return [photo]
+    told = Path(photo).stat()
+    return [str(Path(photo).absolute()), told.st_size, told.st_mtime_ns]
 
 
 def open_stored(photo: str) -> Photo:

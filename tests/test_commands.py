@@ -505,6 +505,24 @@ def test_photos_elsewhere_are_named_from_the_folder_that_they_share():
     assert [item.name for item in find_items("https://x.org/d/a.png", "it")] == ["a.png"]
 
 
+def test_another_photo_of_the_same_name_is_asked_about(tmp_path):
+    """A folder of answers is not taken for that of other photos, or of one that was replaced."""
+    out, photos = tmp_path / "out", {}
+    for seed, name in enumerate(("first", "second")):
+        (tmp_path / name).mkdir()
+        photos[name] = tmp_path / name / "a.png"
+        Image.fromarray(draw_scene(seed, "test").image).save(photos[name])
+
+    def answered(name) -> np.ndarray:
+        assert main(["segment", str(tmp_path / name), "the largest thing", "--out", str(out)]) == 0
+        return np.asarray(Image.open(out / "a.png" / "photo.png"))
+
+    for name in ("first", "second"):
+        assert np.array_equal(answered(name), np.asarray(Image.open(photos[name])))
+    shutil.copy(photos["first"], photos["second"])  # it was replaced
+    assert np.array_equal(answered("second"), np.asarray(Image.open(photos["first"])))
+
+
 def test_no_two_lines_of_a_manifest_share_a_folder(tmp_path):
     """Also where a name looks like the second of another."""
     for name in ("x", "x-2"):

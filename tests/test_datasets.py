@@ -372,6 +372,18 @@ def test_texts_beside_photos(tmp_path):
             tmp_path / f"c_mask_{i}.png"
         )
     assert [int(m.sum()) for m in open_dataset("folder", tmp_path).item(2).masks] == [*range(1, 12)]
+    assert dataset.item(0).instruction == "what is a?"
+    (tmp_path / "a.png").rename(tmp_path / "a.PNG")
+    assert len(open_dataset("folder", tmp_path).item(0).masks) == 1
+    (tmp_path / "c-mask.png").write_bytes(b"")
+    with pytest.raises(CoPRSError, match="c-mask.png is no name of a mask: c_mask.png, or"):
+        open_dataset("folder", tmp_path)  # not taken for a photo on which nothing fits
+    (tmp_path / "c-mask.png").unlink()
+    (tmp_path / "e.txt").write_text(" \n")
+    photo().save(tmp_path / "e.jpg")
+    with pytest.raises(CoPRSError, match="The instruction in .*e.txt cannot be asked. The instruc"):
+        open_dataset("folder", tmp_path)
+    (tmp_path / "e.txt").unlink()
     (tmp_path / "d.txt").write_text("x")
     with pytest.raises(CoPRSError, match="d.txt has no photo beside it"):
         open_dataset("folder", tmp_path)

@@ -389,6 +389,9 @@ def test_a_real_difference_is_told_from_chance(tmp_path):
     assert compare(first, same).differences["mask gIoU"].p > 0.05
     alike = compare(first, first).differences["mask gIoU"]
     assert alike.p == 1 and alike.low == alike.high == 0 == alike.better
+    elsewhere = written(tmp_path / "e", a.tolist(), about="another folder")
+    with pytest.raises(CoPRSError, match="compare runs of one about"):
+        compare(first, elsewhere)
     fewer = tmp_path / "d"
     list(run(Stub(), dataset_of(60), settings(limit=30), fewer))
     assert "30 items that only one answered are left out" in compare(first, fewer).table()

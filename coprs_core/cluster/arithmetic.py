@@ -120,7 +120,13 @@ def main() -> None:
     for field in fields(Job):
         kind = int if isinstance(field.default, int) else float
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
-    job = Job(**vars(parser.parse_args()))
+    asked = vars(parser.parse_args())
+    for name, value in asked.items():
+        if value < 0 or (not value and name not in ("failures", "restart", "price")):
+            parser.error(
+                f"--{name.replace('_', '-')} is {value:g} and a number over 0 was expected"
+            )
+    job = Job(**asked)
     print(" · ".join(f"{name} {value:g}" for name, value in asdict(job).items()))
     print(table(job, tuple(max(1, int(job.engines * factor)) for factor in (0.5, 1, 2, 4, 8))))
 

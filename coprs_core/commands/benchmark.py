@@ -57,9 +57,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and 28 <= int(width) <= 8192 >= int(height)):
+    sides = [int(side) for side in (width, height) if side.isdecimal()]
+    if len(sides) < 2 or not all(28 <= side <= 8192 for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 640x480")
-    return int(width), int(height)
+    return sides[0], sides[1]
 
 
 def run(options: Namespace) -> int:

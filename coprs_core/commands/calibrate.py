@@ -46,7 +46,7 @@ def run(options: Namespace) -> int:
             bar.close()
             print(
                 f"{len(step.heads)} heads of {engine.name} look at the thing in {step.hits:.0%} of "
-                f"{step.answers} answers; those that each answer chooses for itself in "
-                f"{step.hits_without:.0%}.\nwritten: {step.path}"
+                f"{step.answers} answers, by which they were chosen; those that each answer "
+                f"chooses for itself in {step.hits_without:.0%}.\nwritten: {step.path}"
             )
     return 0

@@ -39,6 +39,8 @@ def run(options: Namespace) -> int:
         convert(folder, options.sam, options.out, prompt, options.dtype)
     elif (folder / "llm_hf").is_dir():
         raise CoPRSError("The authors' output does not hold SAM: name it with --sam.")
+    elif prompt:
+        raise CoPRSError("Adapters are merged with the prompt of their base: leave --prompt out.")
     else:
         merge(options.source, options.out, options.dtype)
     print(f"written: {options.out}; open it with: python app.py --model {options.out}")

@@ -125,6 +125,11 @@ def _run(options: Namespace, folder: Path) -> int:
             "DIR."
         )
     dataset = open_dataset(options.data, options.root, options.split)
+    if dataset.has_merged_ignore and not PROTOCOLS[options.protocol].ignore_is_target:
+        raise CoPRSError(
+            f"In these tables regions to ignore count as target already, and {options.protocol} "
+            "leaves them out: give LISA's own folder, or another --protocol."
+        )
     limit = options.limit or (SCENES if dataset.size is None else None)
     judge_name, judge = open_judge(options.judge, dataset.has_grades)
     settings = _settings(options, dataset, limit, judge_name)

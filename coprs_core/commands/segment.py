@@ -213,10 +213,10 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
 
     from coprs_core.batch import Query
 
-    if folder is None or options.truth or options.json:
-        raise CoPRSError(
-            "Many photos need a folder for their answers, and no --truth or --json: add --out DIR."
-        )
+    if folder is None:
+        raise CoPRSError("Many photos need a folder for their answers: add --out DIR.")
+    if options.truth or options.json:
+        raise CoPRSError("--truth and --json are for one photo: leave them out.")
     query = Query(
         instruction=options.instruction or "",
         model=options.model,

@@ -76,6 +76,7 @@ class Dataset:
         groups: name of a group in the report → the tag and the value that its items have.
         has_grades: whether the data set can tell how good a thought is.
         split: as it was asked for.
+        has_merged_ignore: whether regions to ignore count as target in its masks already.
     """
 
     about: str
@@ -84,6 +85,7 @@ class Dataset:
     groups: dict[str, tuple[str, Tag]] = field(default_factory=dict)
     has_grades: bool = False
     split: str = ""
+    has_merged_ignore: bool = False
 
     def examples(self, start: int, count: int) -> Iterator[Example]:
         """`count` items from number `start` on, or as many as there are."""

@@ -89,17 +89,28 @@ def _beside(root: Path) -> list[Line]:
     """Photos with their texts and masks beside them, by name."""
     found = []
     for text in sorted(root.glob("*.txt")):
-        photos = [text.with_suffix(ending) for ending in _PICTURES]
-        photo = next((path for path in photos if path.is_file()), None)
+        beside = sorted(root.glob(f"{glob.escape(text.stem)}.*"))
+        photo = next((path for path in beside if _is_photo(path, text.stem)), None)
         if photo is None:
             raise CoPRSError(f"{text} has no photo beside it: {text.stem}.jpg or .png is expected.")
         try:
-            instruction = check_instruction(text.read_text(encoding="utf-8"))
+            instruction = _asked(text.read_text(encoding="utf-8-sig"), str(text))
         except UnicodeDecodeError as problem:
             raise CoPRSError(f"{text} is no UTF-8 text: write it so.") from problem
-        masks = sorted(root.glob(f"{glob.escape(text.stem)}_mask*.png"), key=_in_order)
+        named = root.glob(f"{glob.escape(text.stem)}[-_]mask*")
+        masks = sorted(named, key=_in_order)
+        for mask in masks:
+            if not re.search(r"_mask.*\.png$", mask.name):
+                raise CoPRSError(
+                    f"{mask} is no name of a mask: {text.stem}_mask.png, or {text.stem}_mask_1.png "
+                    "and so on, is expected."
+                )
         found.append(Line(photo, instruction, tuple(masks), None))
     return found
+
+
+def _is_photo(path: Path, stem: str) -> bool:
+    return path.stem == stem and path.suffix.lower() in _PICTURES
 
 
 def _in_order(path: Path) -> list[tuple[int, str]]:
@@ -128,7 +139,16 @@ def _line(listing: Path, number: int, text: str) -> Line:
             f"The reply in line {number} of {listing} has not the form to imitate: write "
             f"<think>…</think> and then {_tokens(len(masks))}, or leave it out."
         )
-    return Line(photo, check_instruction(row["instruction"]), tuple(masks), reply)
+    asked = _asked(row["instruction"], f"line {number} of {listing}")
+    return Line(photo, asked, tuple(masks), reply)
+
+
+def _asked(text: str, where: str) -> str:
+    """An instruction without the space around it."""
+    try:
+        return check_instruction(text.strip())
+    except CoPRSError as problem:
+        raise CoPRSError(f"The instruction in {where} cannot be asked. {problem}") from problem
 
 
 def _tokens(count: int) -> str:

@@ -51,7 +51,7 @@ def _from_table(split: str, files: list[Path]) -> Dataset:
             f"{files[0]} has no column {', '.join(sorted(missing))}: it is not of ReasonSeg."
         )
     about = f"reasonseg {split}, table: {len(table):,} items; ignore counts as target"
-    return Dataset(about, len(table), lambda i: _row(table, i))
+    return Dataset(about, len(table), lambda i: _row(table, i), has_merged_ignore=True)
 
 
 def _item(path: Path, number: int) -> Example:

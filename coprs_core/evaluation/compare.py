@@ -13,7 +13,7 @@ from coprs_core.evaluation.run import read_rows, read_run
 
 FLIPS = 10_000
 """Random signs of the permutation test."""
-_SAME = ("data", "split", "protocol")
+_SAME = ("data", "split", "about", "protocol")
 
 
 @dataclass(frozen=True)
@@ -130,5 +130,5 @@ def compare(first: Path, second: Path) -> Comparison:
     }
     differences = {n: paired(*(np.array(v, float) for v in pair)) for n, pair in measures.items()}
     a_name, b_name = (f"{s['model']} ({f})" for s, f in zip(settings, (first, second), strict=True))
-    alone = len(found[0].keys() ^ found[1].keys())
+    alone = len(found[0].keys() | found[1].keys()) - len(shared)
     return Comparison((a_name, b_name), differences, (a, b), runs[0]["groups"], alone)

@@ -15,7 +15,7 @@ SIZES = (
     ("under 1 %", 0, 0.01),
     ("1 to 3 %", 0.01, 0.03),
     ("3 to 8 %", 0.03, 0.08),
-    ("over 8 %", 0.08, 1),
+    ("over 8 %", 0.08, math.inf),
 )
 _INSTRUCTIONS = (("1 to 3 words", 0, 4), ("4 to 8 words", 4, 9), ("9 and more words", 9, math.inf))
 _THOUGHTS = (

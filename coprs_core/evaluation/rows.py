@@ -15,7 +15,13 @@ from coprs_core.datasets.example import Example, Tag
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.protocols import USUAL, Protocol
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS
-from coprs_core.prompts import FOUND, NOTHING_FOUND, UNFINISHED, is_well_formed
+from coprs_core.prompts import (
+    FOCUS_TOKEN_PRIOR,
+    FOUND,
+    NOTHING_FOUND,
+    UNFINISHED,
+    is_well_formed,
+)
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
@@ -35,7 +41,7 @@ class Row:
         size: the target's share of the picture; None where nothing fits.
         outcome: of the answer; "failed" with `problem` where the item could not be answered at all.
         reason: of the outcome, in a sentence.
-        well_formed: whether the reply keeps to the form.
+        well_formed: whether the reply keeps to the form, or its coordinates can be read.
         scores: further measures that the data set knows, each where it applies.
         thought: how good a judge finds the thought, from 0 to 10; None without one.
         mask, prior: pixels of (intersection, union) with the truth, of the union of all regions;
@@ -116,7 +122,7 @@ def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Row
         _blank(example, truth),
         outcome=result.outcome,
         reason=result.reason,
-        well_formed=is_well_formed(result.reply, max(1, len(example.masks))),
+        well_formed=_has_form(result, example),
         scores=example.score(result) if example.score else {},
         mask=mask,
         prior=looked_at,
@@ -126,6 +132,14 @@ def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Row
         thought_words=len(result.reasoning.split()),
         tokens=result.tokens,
     )
+
+
+def _has_form(result: Result, example: Example) -> bool:
+    """Whether a reply keeps to the method's form; of a model that writes coordinates, whether they,
+    or that there are none, can be read."""
+    if result.prior_kind == FOCUS_TOKEN_PRIOR:
+        return is_well_formed(result.reply, max(1, len(example.masks)))
+    return result.outcome != UNFINISHED
 
 
 def not_answered(example: Example, problem: str, protocol: Protocol = USUAL) -> Row:
