@@ -202,6 +202,8 @@ def test_the_tables_of_lmms_lab(tmp_path):
         for n in range(3)
     ]
     table(tmp_path / "data", "val-00000-of-00002.parquet", rows[:2])
+    with pytest.raises(CoPRSError, match="holds 1 of the 2 files of this split: copy the others"):
+        open_dataset("refcocog", tmp_path, "val")
     table(tmp_path / "data", "val-00001-of-00002.parquet", rows[2:])
     dataset = open_dataset("refcocog", tmp_path, "val")
     examples = list(dataset.examples(0, 10))

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -83,10 +84,12 @@ def plain_pickle(path: Path) -> Any:
 
 
 class Table:
-    """The rows of Parquet files, read one group of rows at a time."""
+    """The rows of Parquet files, read one group of rows at a time; raises `CoPRSError` where one is
+    none, or of "…-00000-of-00002" one is missing."""
 
     def __init__(self, files: list[Path]):
         parquet = _parquet()
+        _check_whole(files)
         with reading(f"{files[0]} is no Parquet file"):
             self._files = [parquet.ParquetFile(path) for path in files]
             self.columns = set(self._files[0].schema_arrow.names)
@@ -117,6 +120,16 @@ class Table:
     def _read(self, i: int) -> Any:
         file, group, _ = self._groups[i]
         return file.read_row_group(group)
+
+
+def _check_whole(files: list[Path]) -> None:
+    parts = [match for path in files if (match := re.search(r"-(\d{5})-of-(\d{5})", path.name))]
+    there, whole = {part[1] for part in parts}, {int(part[2]) for part in parts}
+    if parts and len(there) < max(whole):
+        raise CoPRSError(
+            f"{files[0].parent} holds {len(there)} of the {max(whole)} files of this split: copy "
+            "the others, too."
+        )
 
 
 def _parquet() -> Any:
