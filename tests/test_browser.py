@@ -378,7 +378,7 @@ def test_a_photograph_is_asked_about_before_it_is_answered(page, shoot):
     page.wait_for_selector("#ways .unfamiliar")
     words = page.inner_text("#ways")
     assert "picture-book scenes only" in words and "qwen3-vl-2b with sam2.1-tiny" in words
-    assert "4.4 GB to download" in words and "half a minute to a minute" in words
+    assert "4.4 GB to download" in words and "20 seconds to a minute" in words
     assert page.locator(".verdict.found, .verdict.none").count() == 0
     assert page.input_value("#instruction textarea") == "the cat"
     page.wait_for_timeout(300)

@@ -18,7 +18,8 @@ a group's deviation finite."""
 
 
 def group_advantages(rewards: Tensor, eps: float = STD_EPS) -> Tensor:
-    """(reward − mean of its group) / (deviation of its group + eps), GRPO's equation 3.
+    """(reward − mean of its group) / (deviation of its group + eps): DeepSeek-R1, equation 3; GRPO
+    (arXiv 2402.03300), section 4.1.2.
 
     Args:
         rewards: [groups, G], of the G replies to each question.
@@ -42,7 +43,8 @@ def clipped_policy_loss(
     written: Tensor,
     clip: float = CLIP,
 ) -> Tensor:
-    """−min(ratio · A, clip(ratio, 1 ± clip) · A), averaged over all written tokens together.
+    """−min(ratio · A, clip(ratio, 1 ± clip) · A), averaged over all written tokens together, and
+    not reply by reply as in GRPO's paper (TRL's "bnpo").
 
     Args:
         log_probs: [B, T], of the tokens of each reply by the model that is trained.

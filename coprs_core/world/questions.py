@@ -127,7 +127,8 @@ def examples(
 
 
 def _weighted_order(rng: random.Random, weights: dict[str, float]) -> list[str]:
-    return sorted(weights, key=lambda f: rng.random() ** (1 / weights[f]), reverse=True)
+    asked = [family for family, weight in weights.items() if weight > 0]
+    return sorted(asked, key=lambda f: rng.random() ** (1 / weights[f]), reverse=True)
 
 
 def _in_words(

@@ -96,8 +96,9 @@ def train_miniature(
     `folder/checkpoint`; False where it was told to stop before the end (SIGTERM).
 
     The stages before "joint" do not need each other: they may run side by side, each as its own
-    process with `only`. Under `torchrun` every process takes its share of the scenes and the
-    gradients are averaged.
+    process with `only`. Under `torchrun` every process takes a batch of its own of a stage's
+    `scenes`, which are to be divided by their number to keep to the recipe, and the gradients are
+    averaged.
     """
     fixed = {"kind": "mini", **recipe.sizes}
     check_recipe(fixed, folder)
