@@ -7,7 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from app.uploads import NO_ROOM, has_room, use_private_folder
+from app.uploads import LINKS, NO_ROOM, most_link_bytes, use_private_folder
 from app.visitors import MAX_PIXELS, Answered, small_trace
 from coprs_core.archive import open_answer
 from coprs_core.errors import CoPRSError
@@ -35,15 +35,18 @@ def keep(file: Path) -> str:
     """Keep an answer's zip; returns the name by which `linked` finds it, which nobody can guess:
     128 random bits.
 
-    It is kept while the server runs, and `MAX_LINKS` newer ones do not push it out.
-    Raises `CoPRSError` where there is no room.
+    It is kept while the server runs, until newer ones push it out: `MAX_LINKS`, or
+    `most_link_bytes`. Raises `CoPRSError` where it is larger than that by itself.
     """
-    if not has_room():
+    token, folder = secrets.token_urlsafe(16), _folder()
+    kept = sorted(folder.glob("*.zip"), key=lambda p: p.stat().st_mtime)
+    left = most_link_bytes() - file.stat().st_size - sum(p.stat().st_size for p in kept)
+    while kept and (len(kept) >= MAX_LINKS or left < 0):
+        oldest = kept.pop(0)
+        left += oldest.stat().st_size
+        oldest.unlink(missing_ok=True)
+    if left < 0:
         raise CoPRSError(NO_ROOM)
-    token = secrets.token_urlsafe(16)
-    folder = _folder()
-    for old in sorted(folder.glob("*.zip"), key=lambda p: p.stat().st_mtime)[: -MAX_LINKS + 1]:
-        old.unlink(missing_ok=True)
     shutil.copyfile(file, folder / f"{token}.zip")
     return token
 
@@ -59,4 +62,4 @@ def linked(token: str) -> Answered:
 
 @cache
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="links-", dir=use_private_folder()))
+    return Path(tempfile.mkdtemp(prefix=LINKS, dir=use_private_folder()))

@@ -150,8 +150,8 @@ class Questions:
             trace, reason = None, self.why_no_replay(lang, answered)
             try:
                 trace = traced(self.server, answered)
-            except CoPRSError as problem:  # the page comes without a replay, and says so
-                reason = str(problem)
+            except (CoPRSError, gr.Error) as problem:  # the page comes without a replay, says so
+                reason = getattr(problem, "message", str(problem))
             text = standalone(lang, answered.photo, answered.result, trace, reason)
             path.write_text(text, encoding="utf-8")
             yield self.turns.still(request, turn, str(path))

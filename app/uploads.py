@@ -5,9 +5,10 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from PIL import Image
 
 from app.options import Listening
 from coprs_core.errors import CoPRSError, of_the_system
+from coprs_core.photos import readable
 
 REFUSED = "This is not an uploaded file: upload it again."
 UNUSABLE = "These inputs are not what was asked for: see “Use via API” at the foot of the page."
 MAX_LAYERS, MAX_PAINTED_BYTES, MAX_PAINTINGS = 4, 8_000_000, 16
 """Of paintings that nobody has asked about yet: layers, bytes of each, and how many at once."""
+LINKS, MAX_UPLOADED = "links-", 10_000
+"""What the folder of answers under links begins with; files and folders of uploads at most."""
 NO_ROOM = "The server has no room for more files: try again later."
 UNEXPECTED = "Something unexpected went wrong, and the server's log says what: ask again."
 
@@ -80,10 +84,15 @@ def or_end() -> Generator[None, None, None]:
 
 
 def remove_unfinished() -> None:
-    """While no upload is on its way: what uploads that broke off have left."""
+    """While no upload is on its way: what uploads that broke off have left, and the folders of
+    files that Gradio has deleted."""
     for path in use_private_folder().iterdir():
         if path.is_file():  # Gradio moves what has come whole into folders
             path.unlink(missing_ok=True)
+        elif not path.name.startswith(LINKS):
+            with suppress(OSError):  # it is not empty
+                if time.time() - path.stat().st_mtime > 3600:  # else it may be about to be filled
+                    path.rmdir()
 
 
 _most_bytes = Listening.uploads
@@ -95,10 +104,19 @@ def bound(most_bytes: int) -> None:
     _most_bytes = most_bytes
 
 
+def most_link_bytes() -> int:
+    """How much the answers under links may take beside: a quarter of that."""
+    return _most_bytes // 4
+
+
 def has_room() -> bool:
-    """Whether the private folder may still grow."""
-    sizes = 0
-    for place, _, names in os.walk(use_private_folder()):
+    """Whether the private folder may still grow, links aside, which make room for themselves."""
+    sizes = entries = 0
+    for place, folders, names in os.walk(use_private_folder()):
+        folders[:] = [folder for folder in folders if not folder.startswith(LINKS)]
+        entries += len(folders) + len(names)
+        if entries > MAX_UPLOADED:
+            return False
         for name in names:
             try:
                 sizes += os.lstat(os.path.join(place, name)).st_size
@@ -222,7 +240,7 @@ def painted_mask(layers: list[str], size: tuple[int, int]) -> np.ndarray:
     """The union of what was painted, bool [H, W], from the editor's layers (files, RGBA)."""
     painted = np.zeros(size, bool)
     for layer in layers[:MAX_LAYERS]:
-        with Image.open(layer) as image:
+        with Image.open(layer, formats=readable()) as image:
             if (image.height, image.width) != size:  # before anything is decoded
                 raise CoPRSError("The painting is of another size than the photo: paint it again.")
             if image.mode == "RGBA":

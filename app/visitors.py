@@ -227,7 +227,7 @@ def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path
     if can_probe(server, answered.result):
         for name in AUTOMATIC:
             if name not in findings:
-                with suppress(CoPRSError):  # the answer is saved without it
+                with suppress(CoPRSError, gr.Error):  # the answer is saved without it
                     findings[name] = server.ask(probe(name).ask, answered.photo, answered.result)
     if answered.trace and "sentences" not in findings:  # it came with the answer
         findings.setdefault(answered.trace.stem(), answered.trace)

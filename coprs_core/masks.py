@@ -32,7 +32,7 @@ def decode_prior(url: str, size: tuple[int, int]) -> np.ndarray:
         raise ValueError("a prior that is not a PNG of the photo's size")
     coded = url.partition("base64,")[2]
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(coded)))
+        image = Image.open(io.BytesIO(base64.b64decode(coded)), formats=("PNG",))
         if image.size != (width, height) or image.format != "PNG" or image.mode != "L":
             raise ValueError("a prior that is not an 8-bit PNG of the photo's size")
         return np.asarray(image).astype(np.float32) / PRIOR_STEPS

@@ -4,6 +4,7 @@ import hashlib
 import io
 import warnings
 from dataclasses import dataclass, field
+from functools import cache
 from os import PathLike
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 from coprs_core.errors import CoPRSError
 
 MAX_SIDE, MAX_ASPECT = 8192, 100
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
 _WHAT_TO_DO = "use a JPEG, PNG, WebP or another common picture file"
 
 
@@ -90,7 +92,15 @@ def _opened(source) -> Image.Image:
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes | bytearray) else Path(source))
+    file = io.BytesIO(source) if isinstance(source, bytes | bytearray) else Path(source)
+    return Image.open(file, formats=readable())
+
+
+@cache
+def readable() -> tuple[str, ...]:
+    """The formats of pictures that are read. Not EPS, a program that Ghostscript would run."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

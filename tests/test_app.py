@@ -28,7 +28,7 @@ from gradio_client.exceptions import AppError
 from markupsafe import escape
 from PIL import Image
 
-from app import handlers, kept, texts, visitors
+from app import handlers, kept, texts, uploads, visitors
 from app.examples import EXAMPLES, examples
 from app.handlers import Frame, Handlers
 from app.questions import Questions
@@ -957,6 +957,32 @@ def test_links_are_bounded(tmp_path, monkeypatch):
     assert kept.linked(tokens[2]) and kept.linked(tokens[1])
     with pytest.raises(CoPRSError, match="no longer kept"):
         kept.linked(tokens[0])
+
+
+def test_links_make_room_for_themselves_and_leave_the_uploads_theirs(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "use_private_folder", lambda: tmp_path)
+    links = tmp_path / f"{uploads.LINKS}x"
+    links.mkdir()
+    monkeypatch.setattr(kept, "_folder", lambda: links)
+    size = kept.RECORDED.stat().st_size
+    monkeypatch.setattr(uploads, "_most_bytes", 4 * (2 * size + 1))  # a quarter is two answers
+    tokens = [kept.keep(kept.RECORDED) for _ in range(3) if not time.sleep(0.02)]
+    assert len(list(links.iterdir())) == 2 and kept.linked(tokens[2])
+    monkeypatch.setattr(uploads, "_most_bytes", 4 * (size - 1))
+    with pytest.raises(CoPRSError, match="no room"):
+        kept.keep(kept.RECORDED)
+    monkeypatch.setattr(uploads, "_most_bytes", size)
+    assert uploads.has_room()  # the links are no uploads
+    monkeypatch.setattr(uploads, "MAX_UPLOADED", 3)
+    for i in range(4):
+        (tmp_path / f"{i}").mkdir()
+    assert not uploads.has_room()  # each of many small files takes its time, too
+    uploads.remove_unfinished()
+    assert len(list(tmp_path.iterdir())) == 5  # they may be about to be filled
+    for i in range(4):
+        os.utime(tmp_path / f"{i}", (1, 1))
+    uploads.remove_unfinished()
+    assert [path.name for path in tmp_path.iterdir()] == [links.name]
 
 
 def test_a_page_of_a_megapixel_photo_is_small(mini, tmp_path):

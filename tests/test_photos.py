@@ -2,11 +2,12 @@
 no pictures."""
 
 import io
+import subprocess
 import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import EpsImagePlugin, Image, features
 
 from coprs_core.errors import CoPRSError
 from coprs_core.photos import MAX_SIDE, open_photo
@@ -189,6 +190,17 @@ def test_broken_and_foreign_files_get_one_sentence(what):
 def test_arrays_of_another_shape_are_refused(array):
     with pytest.raises(CoPRSError, match="was expected"):
         open_photo(array)
+
+
+def test_a_program_that_draws_is_no_picture(tmp_path, monkeypatch):
+    """EPS: Ghostscript would run it, for ever where it says so."""
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n"
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("it was run"))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    for source in (program, tmp_path / "a.png"):
+        (tmp_path / "a.png").write_bytes(program)
+        with pytest.raises(CoPRSError, match="cannot be read as a picture"):
+            open_photo(source)
 
 
 def test_missing_file_folder_and_nothing(tmp_path):

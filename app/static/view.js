@@ -70,7 +70,7 @@ class View extends HTMLElement {
     const own = this.data.looks.length, shown = own + index;
     if (this.further !== looks) {
       this.further = looks;
-      this.looks.length = own;
+      this.looks = this.looks.slice(0, own); // what is still being read goes into the one before
       if (this.chosen >= own) this.chosen = 0;
     } else if (!keep && shown === this.index) return;
     if (keep) this.chosen = shown === this.chosen ? 0 : shown;
@@ -89,7 +89,9 @@ class View extends HTMLElement {
       prior: look.prior ? red(await pixels(look.prior, width, height)) : null,
       mask: look.mask ? red(await pixels(look.mask, width, height)) : null,
     };
-    if (this.index !== index || !this.looks[index]) return;
+    const far = Object.keys(kept).map(Number).filter((other) => other >= this.data.looks.length && other !== index);
+    if (far.length > 12) delete kept[far[0]]; // each is as large as the photo
+    if (this.index !== index || kept !== this.looks || !kept[index]) return;
     for (const button of this.querySelectorAll("[data-look]")) {
       button.setAttribute("aria-pressed", Number(button.dataset.look) === index);
     }
@@ -429,7 +431,8 @@ function repair(button, text) {
   return true;
 }
 document.addEventListener("keydown", (event) => {
-  if (replaying && event.key !== "Tab") endReplay();
+  const isPress = event.key === "Enter" || event.key === " ";
+  if (replaying && event.key !== "Tab" && !(isPress && event.target.closest?.("[data-replay]"))) endReplay(); // else its click would begin anew
   if (event.key === "Escape" && $("#probes.open")) drawer();
   const button = (event.key === "Enter" || event.key === " ") && event.target.closest?.('[role="button"][data-sentence]');
   if (button) { event.preventDefault(); button.click(); }

@@ -65,5 +65,5 @@ def standalone(
         thought=page.finished_thought(lang, result),
         view=canvas.answer_view(lang, np.asarray(photo.image), result),
         strip=strip,
-        verdict=page.verdict(lang, result),
+        verdict=page.verdict(lang, result, full_size=photo.full_size),
     )

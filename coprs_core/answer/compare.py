@@ -12,6 +12,7 @@ from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError, plain
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
+from coprs_core.photos import readable
 
 _MAX_JSON_BYTES = 16_000_000
 STAYED_IOU, MOVED_IOU = 0.8, 0.2
@@ -157,7 +158,7 @@ def _opened(path: Path, photo_size: tuple[int, int]) -> "Image.Image | dict":
         if not isinstance(values, dict):
             raise ValueError("no JSON object")
         return values
-    image = Image.open(path)
+    image = Image.open(path, formats=readable())
     _check_size((image.height, image.width), photo_size)  # before anything is decoded
     image.load()
     return image
