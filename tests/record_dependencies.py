@@ -39,9 +39,10 @@ _UNKNOWN = ("unknown", "none", "other/proprietary license")
 
 
 def requirements() -> list[Requirement]:
-    """What requirements.txt asks for."""
+    """What requirements.txt asks for where it is recorded for."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    asked = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    return [a for a in asked if a.marker is None or a.marker.evaluate({**SYSTEM})]
 
 
 def pinned() -> dict[str, str]:
