@@ -216,11 +216,12 @@ def run_stage(
             told = {"step": step, "seconds": round(spent), **rounded}
             with (folder / f"{stage.name}.jsonl").open("a") as log:
                 log.write(json.dumps(told) + "\n")
-        is_over = step == stage.steps or _any(is_told(), scaffold.device)
-        if rank == 0 and (is_over or time.monotonic() - saved_at > every):
+        is_stopped = _any(is_told(), scaffold.device)
+        is_due = is_stopped or step == stage.steps or time.monotonic() - saved_at > every
+        if rank == 0 and is_due:
             _save(path, parts, chosen, step, spent)
             saved_at = time.monotonic()
-        if is_over:
+        if is_stopped:
             break
     return step == stage.steps
 
