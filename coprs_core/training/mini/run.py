@@ -196,9 +196,7 @@ def run_stage(
         drawn, desc=stage.name, total=stage.steps, initial=step, mininterval=5, disable=rank > 0
     )
     for batch in bar:
-        for optimizer, peak in zip(chosen, (stage.rate, stage.adam_rate)):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * rate_factor(step, stage)
+        _set_rates(chosen, stage, step)
         torch.manual_seed(step * world + rank)  # of noise and misread colours, wherever it began
         losses = _step(scaffold, stage, batch, parameters, chosen)
         if losses is None:
@@ -224,6 +222,12 @@ def run_stage(
         if is_stopped:
             break
     return step == stage.steps
+
+
+def _set_rates(chosen: list[torch.optim.Optimizer], stage: Stage, step: int) -> None:
+    for optimizer, peak in zip(chosen, (stage.rate, stage.adam_rate)):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * rate_factor(step, stage)
 
 
 def _step(
