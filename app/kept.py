@@ -39,14 +39,15 @@ def keep(file: Path) -> str:
     `most_link_bytes`. Raises `CoPRSError` where it is larger than that by itself.
     """
     token, folder = secrets.token_urlsafe(16), _folder()
+    left = most_link_bytes() - file.stat().st_size
+    if left < 0:
+        raise CoPRSError(NO_ROOM)
     kept = sorted(folder.glob("*.zip"), key=lambda p: p.stat().st_mtime)
-    left = most_link_bytes() - file.stat().st_size - sum(p.stat().st_size for p in kept)
+    left -= sum(p.stat().st_size for p in kept)
     while kept and (len(kept) >= MAX_LINKS or left < 0):
         oldest = kept.pop(0)
         left += oldest.stat().st_size
         oldest.unlink(missing_ok=True)
-    if left < 0:
-        raise CoPRSError(NO_ROOM)
     shutil.copyfile(file, folder / f"{token}.zip")
     return token
 

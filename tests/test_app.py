@@ -971,6 +971,7 @@ def test_links_make_room_for_themselves_and_leave_the_uploads_theirs(tmp_path, m
     monkeypatch.setattr(uploads, "_most_bytes", 4 * (size - 1))
     with pytest.raises(CoPRSError, match="no room"):
         kept.keep(kept.RECORDED)
+    assert len(list(links.iterdir())) == 2  # those there are not lost for it
     monkeypatch.setattr(uploads, "_most_bytes", size)
     assert uploads.has_room()  # the links are no uploads
     monkeypatch.setattr(uploads, "MAX_UPLOADED", 3)
