@@ -154,12 +154,11 @@ def _understood(result: Result) -> Link | None:
 def _named(result: Result) -> Link | None:
     last = last_sentence(result.reasoning)
     before = result.reasoning.strip()[: -len(last)] if last else ""
-    if not before.strip():
+    said = _content(last)
+    if not before.strip() or not said:
         return None
     seen = {part for word in _words(before) for part in _parts(word)}
-    strange = [w for w in _content(last) if not any(_is_among(p, seen) for p in _parts(w))]
-    if not _content(last):
-        return None
+    strange = [w for w in said if not any(_is_among(p, seen) for p in _parts(w))]
     if not strange:
         return Link("named", HOLDS, "named_holds")
     says = "named_broken" if result.prior_kind == FOCUS_TOKEN_PRIOR else "named_other"

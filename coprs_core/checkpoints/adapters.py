@@ -63,11 +63,6 @@ class AdapterSource:
 
     def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
         weights = self.folder / WEIGHTS
-        if isinstance(self.base, AdapterSource):
-            raise CoPRSError(
-                f"{self.name} are adapters to {self.base.name}, which are adapters too: merge "
-                f"those first with `python -m coprs_core convert {self.base.name} --out DIR`."
-            )
         if not weights.is_file():
             raise CoPRSError(f"The adapters lack {weights}: copy it again from its source.")
         asked = options.quantization

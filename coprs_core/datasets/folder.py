@@ -87,10 +87,11 @@ def lines(root: Path) -> list[Line]:
 
 def _beside(root: Path) -> list[Line]:
     """Photos with their texts and masks beside them, by name."""
+    pictures = (path for path in root.iterdir() if path.suffix.lower() in _PICTURES)
+    photos = {path.stem: path for path in sorted(pictures, reverse=True)}  # of several the first
     found = []
     for text in sorted(root.glob("*.txt")):
-        beside = sorted(root.glob(f"{glob.escape(text.stem)}.*"))
-        photo = next((path for path in beside if _is_photo(path, text.stem)), None)
+        photo = photos.get(text.stem)
         if photo is None:
             raise CoPRSError(f"{text} has no photo beside it: {text.stem}.jpg or .png is expected.")
         try:
@@ -107,10 +108,6 @@ def _beside(root: Path) -> list[Line]:
                 )
         found.append(Line(photo, instruction, tuple(masks), None))
     return found
-
-
-def _is_photo(path: Path, stem: str) -> bool:
-    return path.stem == stem and path.suffix.lower() in _PICTURES
 
 
 def _in_order(path: Path) -> list[tuple[int, str]]:

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from coprs_core.errors import CoPRSError
 
 RECIPE, LOG, CHECKPOINT = "recipe.json", "metrics.jsonl", "checkpoint"
@@ -69,6 +72,15 @@ def told_to_stop() -> Generator[Callable[[], bool], None, None]:
         yield lambda: bool(told)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def in_any_process(is_so: bool, device: torch.device) -> bool:
+    """Whether it is so in any of the processes that train together; all of them ask."""
+    if not dist.is_initialized():
+        return is_so
+    told = torch.tensor(float(is_so), device=device)
+    dist.all_reduce(told)
+    return bool(told > 0)
 
 
 def last_step(folder: Path) -> str | None:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate.utils import reduce
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -19,7 +17,7 @@ from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.training.items import Items
 from coprs_core.training.recipe import JointRecipe
-from coprs_core.training.run_folder import LOG, forget_after, last_step
+from coprs_core.training.run_folder import LOG, forget_after, in_any_process, last_step
 
 _SHOWN = {
     "loss": "loss",
@@ -57,9 +55,9 @@ class Watch(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         self.seconds.append(time.monotonic() - self._began)
         self.bar.update()
-        told = reduce(torch.tensor(float(self.is_told()), device=args.device), reduction="sum")
+        is_told = in_any_process(self.is_told(), args.device)
         is_between = self.stage != "joint" or state.global_step % self.recipe.iterations == 0
-        if told > 0 and is_between:  # else its replies, which nobody keeps, are learnt from again
+        if is_told and is_between:  # else its replies, which nobody keeps, are learnt from again
             self.has_stopped = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **_):

@@ -26,7 +26,12 @@ from coprs_core.training.mini.data import Collator, batches
 from coprs_core.training.mini.muon import Muon
 from coprs_core.training.mini.recipe import Recipe, Stage
 from coprs_core.training.mini.stages import Scaffold
-from coprs_core.training.run_folder import check_recipe, keep_recipe, told_to_stop
+from coprs_core.training.run_folder import (
+    check_recipe,
+    in_any_process,
+    keep_recipe,
+    told_to_stop,
+)
 
 _ADAM_ONLY = (
     "embed_tokens",
@@ -214,7 +219,7 @@ def run_stage(
             told = {"step": step, "seconds": round(spent), **rounded}
             with (folder / f"{stage.name}.jsonl").open("a") as log:
                 log.write(json.dumps(told) + "\n")
-        is_stopped = _any(is_told(), scaffold.device)
+        is_stopped = in_any_process(is_told(), scaffold.device)
         is_due = is_stopped or step == stage.steps or time.monotonic() - saved_at > every
         if rank == 0 and is_due:
             _save(path, parts, chosen, step, spent)
@@ -261,15 +266,6 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
         parameters, (flat / dist.get_world_size()).split([p.numel() for p in parameters])
     ):
         p.grad = piece.view_as(p).clone()
-
-
-def _any(is_so: bool, device: torch.device) -> bool:
-    """Whether it is so in any process."""
-    if not dist.is_initialized():
-        return is_so
-    told = torch.tensor(float(is_so), device=device)
-    dist.all_reduce(told)
-    return bool(told > 0)
 
 
 def _wait_for_all() -> None:
