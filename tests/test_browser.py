@@ -472,7 +472,7 @@ def test_a_hosted_page_says_who_can_bring_a_model_for_photos(browser, mini):
     _, url, _ = launch(demo, quiet=True)
     page = browser.new_page(locale="zh-CN")
     page.goto(url)
-    page.wait_for_selector("#find")
+    page.wait_for_selector("#trace [data-sentence]")  # the page has begun, and takes the photo
     upload_and_ask(page, CHEETAH, "the cat")
     page.wait_for_selector("#ways .unfamiliar")
     assert CHINESE["unfamiliar_hosted"] in page.inner_text("#ways")
