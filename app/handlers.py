@@ -373,8 +373,10 @@ class Handlers:
 
     def opened(self, request: gr.Request | None = None) -> Values:
         """When the page opens, at once: a recorded answer, or the one under the link that was
-        followed, in the visitor's language."""
+        followed, in the visitor's language; nothing where the visitor was quicker."""
         lang, frame = language(request), self.frame
+        if self.turns.now(request):
+            return {frame.steps: gr.skip()}
         if token := request.query_params.get("answer", "") if request else "":
             with in_a_sentence(lang):
                 return self._restored(lang, linked(token))

@@ -941,7 +941,7 @@ def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, 
     for wrong in ("", "x" * 22, "../" * 7 + "x", token[:-1], token + "x"):
         with pytest.raises(CoPRSError, match="no longer kept"):
             kept.linked(wrong)
-    request = SimpleNamespace(query_params={"answer": token}, headers={})
+    request = SimpleNamespace(query_params={"answer": token}, headers={}, session_hash="theirs")
     values = page_handlers.opened(request)
     assert values["instruction"] == answered.result.instruction
     assert values["answered"].result.to_json() == answered.result.to_json()
@@ -1003,6 +1003,14 @@ def test_the_first_screen_shows_a_recorded_answer_at_once(mini):
     again = mini.segment(recorded.photo.image, recorded.result.instruction)
     assert again.reply == recorded.result.reply  # none is made up
     np.testing.assert_allclose(again.prior, recorded.result.prior, atol=1e-4)
+
+
+def test_a_page_that_opens_late_leaves_alone_what_its_visitor_has_asked(mini):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    assert page_handlers.opened()["answered"] is not None
+    page_handlers.turns.take(None)
+    assert list(page_handlers.opened()) == ["steps"]
+    assert "answered" not in page_handlers.opened()
 
 
 def test_a_new_question_or_photo_lets_go_of_the_answer_before(asked, photo):

@@ -72,8 +72,7 @@ def server(mini):
 @pytest.fixture
 def page(browser, server):
     page = browser.new_page(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-    page.goto(server[0])
-    page.wait_for_selector("#find")
+    visit(page, server[0])
     yield page
     page.close()
 
@@ -102,6 +101,12 @@ def shoot(tmp_path):
         page.screenshot(path=folder / f"{name}.png", animations="disabled")
 
     return take
+
+
+def visit(page, url):
+    """The page, once it has begun: under load its first answer comes late."""
+    page.goto(url)
+    page.wait_for_selector("#trace [data-sentence]", timeout=30000)
 
 
 def upload_and_ask(page, photo, instruction):
@@ -297,8 +302,7 @@ def test_recent_answers_can_be_restored_and_are_this_visits_only(page, browser, 
     ready(page)
     assert page.inner_text("#view .iou") == iou and "umbrella" in page.inner_text(".thought")
     other = browser.new_page()
-    other.goto(server[0])
-    other.wait_for_selector("#find")
+    visit(other, server[0])
     other.wait_for_timeout(1000)
     assert other.locator("#recent img").count() == 0
     other.close()
@@ -326,8 +330,7 @@ def test_stop_keeps_the_partial_thought_and_the_next_question_works(page, photo,
 
 def test_closing_the_tab_stops_the_work(browser, server, photo, slow):
     page = browser.new_page()
-    page.goto(server[0])
-    page.wait_for_selector("#find")
+    visit(page, server[0])
     upload_and_ask(page, photo, "the largest thing")
     page.wait_for_function(THINKING)
     page.close()
@@ -417,8 +420,7 @@ def test_one_click_brings_a_model_for_photos_and_the_answer(
     demo = build(ModelServer(Engine(mini.checkpoint), LoadOptions("cpu")), may_switch=True)
     _, url, _ = launch(demo, quiet=True)
     page = browser.new_page(viewport={"width": 1280, "height": 800})
-    page.goto(url)
-    page.wait_for_selector("#find")
+    visit(page, url)
     large = tmp_path / "large.jpg"  # too large to be shown whole on a CPU
     Image.open(CHEETAH).resize((1200, 900)).save(large)
     upload_and_ask(page, large, "the cat")
@@ -457,8 +459,7 @@ def test_one_click_brings_a_model_for_photos_and_the_answer(
 
 def test_on_a_phone_the_ways_are_as_wide_as_the_screen(browser, server):
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.goto(server[0])
-    page.wait_for_selector("#find")
+    visit(page, server[0])
     upload_and_ask(page, CHEETAH, "the cat")
     words, button = page.locator("#ways .unfamiliar"), page.locator("#photo-model")
     words.wait_for()
@@ -471,8 +472,7 @@ def test_a_hosted_page_says_who_can_bring_a_model_for_photos(browser, mini):
     demo = build(ModelServer(Engine(mini.checkpoint)), may_switch=False)
     _, url, _ = launch(demo, quiet=True)
     page = browser.new_page(locale="zh-CN")
-    page.goto(url)
-    page.wait_for_selector("#trace [data-sentence]")  # the page has begun, and takes the photo
+    visit(page, url)
     upload_and_ask(page, CHEETAH, "the cat")
     page.wait_for_selector("#ways .unfamiliar")
     assert CHINESE["unfamiliar_hosted"] in page.inner_text("#ways")
@@ -497,8 +497,7 @@ def test_two_visitors_never_see_each_others_text_photo_or_mask(browser, server, 
     contexts = [browser.new_context() for _ in range(2)]
     pages = [c.new_page() for c in contexts]
     for p in pages:
-        p.goto(server[0])
-        p.wait_for_selector("#find")
+        visit(p, server[0])
         p.wait_for_timeout(800)
     upload_and_ask(pages[0], photo, "the largest thing")
     pages[1].click("#examples button.thumbnail-item >> nth=0")  # both at once
@@ -526,8 +525,7 @@ def test_narrow_and_dark(browser, server, shoot, width, scheme):
     page = browser.new_page(
         viewport={"width": width, "height": 844 if width < 700 else 800}, color_scheme=scheme
     )
-    page.goto(server[0])
-    page.wait_for_selector("#find")
+    visit(page, server[0])
     page.wait_for_timeout(800)
     ask_example(page)
     ready(page)
@@ -954,8 +952,7 @@ def test_terms_are_explained_where_they_stand(page):
 def test_little_moves_while_it_answers(browser, server):
     """Cumulative layout shift, from the question to the trace."""
     page = browser.new_page(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-    page.goto(server[0])
-    page.wait_for_selector("#find")
+    visit(page, server[0])
     page.wait_for_timeout(2000)
     page.evaluate(
         """() => { window.shift = 0; new PerformanceObserver((list) => {
@@ -1093,8 +1090,7 @@ def test_download_and_reopen(page, browser, server, tmp_path, shoot):
     saved = open_answer(tmp_path / "answer.zip")
     assert f"{saved.result.prior_iou:.2f}" == iou
     other = browser.new_page(viewport={"width": 1280, "height": 800})
-    other.goto(server[0])
-    other.wait_for_selector("#find")
+    visit(other, server[0])
     other.wait_for_timeout(800)
     open_tab(other, "Take away")
     other.set_input_files("#saved input[type=file]", str(tmp_path / "answer.zip"))
@@ -1252,8 +1248,7 @@ def test_opening_the_page_loads_little_of_ours(browser, server):
             else None
         ),
     )
-    page.goto(server[0])
-    page.wait_for_selector("#find")
+    visit(page, server[0])
     page.wait_for_timeout(2000)
     assert 0 < sum(sizes.values()) < 1.5e6, sizes
     page.close()
