@@ -10,10 +10,12 @@ import torch
 
 from coprs_core import CoPRSError, Result, load
 from coprs_core.answer.pictures import small_prior
+from coprs_core.answer.results import Region
 from coprs_core.answer.verdict import chain
 from coprs_core.metrics import iou
 from coprs_core.photos import open_photo
 from coprs_core.probes import attention, heads, sentences, thought, trace, words
+from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.trace import FocusView, spread
 from coprs_core.prompts import last_sentence
 from coprs_core.world.questions import examples
@@ -55,6 +57,41 @@ def test_the_last_look_of_the_trace_is_the_answers_own(asked):
         x.prior.shape == result.photo_size and 0 <= x.iou <= 1 and 0 <= x.spread <= 1 for x in looks
     )
     assert looks[-1].iou == pytest.approx(result.prior_iou, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def several(mini):
+    """An answer of several focus tokens, whose things lie apart."""
+    for scene, question in examples("validation", 0, 60, family="several"):
+        result = mini.segment(scene.image, question.instruction)
+        if len(result.regions) > 1 and result.prior_iou > 0.7:
+            return mini, scene.image, result
+    raise AssertionError("not one of 60 questions found several things")
+
+
+def test_a_trace_of_several_focus_tokens_ends_in_all_their_looks_together(several):
+    engine, image, result = several
+    last = sentences.ask(engine, image, result).views[-1]
+    np.testing.assert_allclose(last.prior, result.prior, atol=1e-5)
+    assert (last.mask == result.mask).mean() > 0.9999
+    assert last.iou == pytest.approx(result.prior_iou, abs=1e-3)
+
+
+def test_each_of_several_focus_tokens_is_compared_with_its_own_thing(several):
+    engine, image, result = several
+    places = [i for i, t in enumerate(result.reply_ids) if t == engine.focus.focus_id]
+    for place, region in zip(places, result.regions, strict=True):
+        look = words.at(engine, image, result, place).view
+        assert look.iou == pytest.approx(region.prior_iou, abs=1e-3)
+    with pytest.raises(NotApplicable, match="several things"):
+        heads.ask(engine, image, result)
+
+
+def test_what_drew_nothing_agrees_with_nothing(found):
+    """Two empty masks have an IoU of 1, which says nothing of an answer."""
+    nothing = np.zeros_like(found[2].prior), np.zeros_like(found[2].mask)
+    empty = dataclasses.replace(found[2], regions=(Region(*nothing),))
+    assert empty.prior_iou == empty.regions[0].prior_iou == 0
 
 
 def test_a_thought_ends_in_the_token_that_holds_its_full_stop_and_the_tag():

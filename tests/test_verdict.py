@@ -192,3 +192,26 @@ def test_every_link_has_words_without_a_claim():
     assert not any(
         "correct" in text or "right" in text.replace("is right", "") for text in LINKS.values()
     )
+
+
+@pytest.mark.parametrize(
+    ("priors", "says"),
+    [
+        ([blob((20, 20)), blob((30, 20))], "looked_each"),  # they touch: one place of the union
+        ([blob((20, 20)), blob((20, 20))], "looked_twice"),
+        ([blob((20, 20)), blob()], "looked_partly"),
+        ([blob(), blob()], "looked_nowhere"),
+        ([blob((20, 20), (60, 60)), blob((80, 20))], "looked_broken"),
+    ],
+)
+def test_of_several_things_each_is_looked_at_by_itself(answer, priors, says):
+    result = answer(regions=tuple(Region(prior, prior > 0.5) for prior in priors))
+    assert next(link for link in chain(result) if link.name == "looked").says == says
+
+
+def test_words_of_asking_are_no_words_that_were_missed(answer):
+    result = answer(instruction="Hi, could you please outline the two fruits for me?")
+    result = dataclasses.replace(result, reasoning="You ask for the fruits. It is the apple.")
+    assert next(link for link in chain(result) if link.name == "understood").says == (
+        "understood_holds"
+    )

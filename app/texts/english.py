@@ -200,6 +200,7 @@ ENGLISH = {
     "take_link": "Link",
     "history": "Earlier answers",
     "recent_none": "Answers of this visit will be kept here.",
+    "place_several": "several places",
     "place_top left": "the top left",
     "place_top": "the top",
     "place_top right": "the top right",

@@ -184,7 +184,7 @@ def of_result(lang: str, result: Result) -> list[CanvasView]:
     if len(result.regions) > 1:
         for i, r in enumerate(result.regions, start=1):
             its_numbers = r.mask.astype(np.uint8) * i
-            its_curve = iou_curve(r.prior, r.mask)
+            its_curve = iou_curve(r.prior, r.mask) if r.mask.any() else None
             views.append(CanvasView(f"{i} {r.label}".strip(), r.prior, its_numbers, its_curve))
     return views
 
@@ -226,12 +226,12 @@ def changed_view(lang: str, pixels: np.ndarray, before: Result, after: Result) -
     """An answer over the one before it: both masks in two colours, and each alone."""
     canvas = Canvas(lang, pixels)
     difference = Difference.of(lang, before, after)
-    curve = iou_curve(after.prior, after.mask) if after.prior is not None else None
-    both = CanvasView(say(lang, "both"), after.prior, difference.numbers, curve)
-    views = [both]
-    for name, result in (("change_after", after), ("change_before", before)):
-        if result.regions:
-            views.append(replace(of_result(lang, result)[0], label=say(lang, name)))
+    numbers = difference.numbers
+    now, was = of_result(lang, after)[0], of_result(lang, before)[0]
+    views = [replace(now, label=say(lang, "both"), numbers=numbers)]
+    for name, view, result in (("change_after", now, after), ("change_before", was, before)):
+        if result.regions:  # in the colours of the legend
+            views.append(replace(view, label=say(lang, name), numbers=numbers * result.mask))
     mask = canvas.mask_figure(difference.legend(lang))
     words = moved_words(lang, moved(before, after))
     figures = _figures(canvas, after, mask)

@@ -34,7 +34,7 @@ class AgainstAnswer:
 class Moved:
     """What became of an answer in another: the same place, a part of it, another place; it
     appeared, vanished, or neither answer has one. Places as `place_of` names them, "" without
-    one."""
+    one, "several" of several things."""
 
     move: Move
     before: str
@@ -81,7 +81,7 @@ def against_answer(a: Result, b: Result) -> AgainstAnswer:
 def moved(a: Result, b: Result) -> Moved:
     """What became of answer `a` in `b`, measured by their masks; raises as `against_answer`."""
     agreement = against_answer(a, b).mask_iou
-    before, after = place_of(a.mask), place_of(b.mask)
+    before, after = (_places_of(answer) for answer in (a, b))
     move: Move = "changed"
     if not (before and after):
         move = "vanished" if before else "appeared" if after else "neither"
@@ -90,6 +90,11 @@ def moved(a: Result, b: Result) -> Moved:
     elif agreement < MOVED_IOU:
         move = "moved"
     return Moved(move, before, after, agreement)
+
+
+def _places_of(result: Result) -> str:
+    place = place_of(result.mask)
+    return "several" if place and len(result.regions) > 1 else place
 
 
 def place_of(mask: np.ndarray) -> str:

@@ -42,7 +42,7 @@ import numpy as np
 
 from coprs_core.errors import CoPRSError, plain
 from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
-from coprs_core.metrics import PRIOR_THRESHOLD, iou
+from coprs_core.metrics import agreement
 from coprs_core.model.boxes import most_objects
 from coprs_core.photos import MAX_SIDE
 from coprs_core.prompts import (
@@ -83,8 +83,8 @@ class Region:
 
     @property
     def prior_iou(self) -> float:
-        """IoU of the prior, where it is at least 0.5, with the mask."""
-        return iou(self.prior >= PRIOR_THRESHOLD, self.mask)
+        """IoU of the prior, where it is at least 0.5, with the mask; 0 where nothing is drawn."""
+        return agreement(self.prior, self.mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +157,10 @@ class Result:
 
     @property
     def prior_iou(self) -> float | None:
-        """IoU of the union of the priors (≥ 0.5) with the union of the masks; None where nothing
-        was found."""
+        """IoU of the union of the priors (≥ 0.5) with the union of the masks, 0 where nothing is
+        drawn; None where nothing was found."""
         prior = self.prior
-        return None if prior is None else iou(prior >= PRIOR_THRESHOLD, self.mask)
+        return None if prior is None else agreement(prior, self.mask)
 
     @property
     def prior(self) -> np.ndarray | None:

@@ -9,13 +9,14 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Final, Literal
 
 import numpy as np
 
 from coprs_core.answer.flags import areas_of_pieces, is_drawn
-from coprs_core.answer.results import Result
-from coprs_core.metrics import PRIOR_THRESHOLD
+from coprs_core.answer.results import Result, highest_of
+from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.prompts import (
     COORDINATES_PRIOR,
     FOCUS_TOKEN_PRIOR,
@@ -49,6 +50,9 @@ LINKS = {
     "looked_several": "It looked at {count} places.",
     "looked_broken": "It looked at {count} places: say which is meant.",
     "looked_nowhere": "It looked nowhere (at most {highest}).",
+    "looked_each": "It looked at one place for each of {count} things.",
+    "looked_partly": "For {missing} of its {count} things it looked nowhere: ask for fewer.",
+    "looked_twice": "It looked at the same place for several of its {count} things: ask for fewer.",
     "drawn_holds": "It drew what it looked at.",
     "drawn_broken": "It drew something else than it looked at: try a closer look, or other words.",
     "true_open": "Whether it is right is not known: paint the truth.",
@@ -60,6 +64,8 @@ TRUE_IOU = 0.5
 """From this IoU with the true mask on an answer covers it, as in the field's "accuracy at 0.5"."""
 LEAST_PLACE = 0.25
 """A separate piece of a prior is a place of its own from this share of the largest on."""
+SAME_PLACE = 0.5
+"""Priors (≥ 0.5) of two things with such an IoU look at the same place."""
 _UNKNOWN = re.compile(r"\b(?:do not|don['’]t) know (?:what|which)|不知道", re.IGNORECASE)
 """In an answer without a focus token: the question was not understood."""
 _MOST_WORDS = 4
@@ -68,7 +74,9 @@ _SMALL = frozenset(
         r"\w+",
         """the a an of to in on at by for with and or that this these those which what who is are it
         its be as from not no one thing things something anything picture image photo please show
-        me find where there here all any can you i want need see most least very than""",
+        me my find where there here all any each every both two three four can could would you i am
+        want like need see look looking spot locate point mark outline highlight select segment mask
+        do does did hi hello thanks give tell pick choose most least very than""",
     )
 )
 """Words that say nothing about what is meant."""
@@ -166,15 +174,30 @@ def _named(result: Result) -> Link | None:
 
 
 def _looked(result: Result) -> Link:
-    prior = np.zeros((1, 1), np.float32) if result.prior is None else result.prior
-    highest = float(prior.max())
-    if highest < PRIOR_THRESHOLD:
-        return Link("looked", BROKEN, "looked_nowhere", {"highest": f"{highest:.2f}"})
-    count = _places(prior)
+    highest = [float(region.prior.max()) for region in result.regions] or [0.0]
+    if max(highest) < PRIOR_THRESHOLD:
+        return Link("looked", BROKEN, "looked_nowhere", {"highest": f"{max(highest):.2f}"})
+    if len(highest) > 1 and result.prior_kind == FOCUS_TOKEN_PRIOR:
+        return _looked_at_each(result, highest)
+    count = _places(highest_of(region.prior for region in result.regions))
     if count <= len(result.regions):
         says = "looked_holds" if count == 1 else "looked_several"
         return Link("looked", HOLDS, says, {"count": str(count)})
     return Link("looked", BROKEN, "looked_broken", {"count": str(count)})
+
+
+def _looked_at_each(result: Result, highest: list[float]) -> Link:
+    """Of several focus tokens: whether each looks at one place, and no two at the same."""
+    values = {"count": str(len(highest))}
+    if missing := sum(value < PRIOR_THRESHOLD for value in highest):
+        return Link("looked", BROKEN, "looked_partly", values | {"missing": str(missing)})
+    places = [region.prior >= PRIOR_THRESHOLD for region in result.regions]
+    if any(iou(a, b) >= SAME_PLACE for a, b in combinations(places, 2)):
+        return Link("looked", BROKEN, "looked_twice", values)
+    count = sum(_places(region.prior) for region in result.regions)
+    if count > len(places):
+        return Link("looked", BROKEN, "looked_broken", {"count": str(count)})
+    return Link("looked", HOLDS, "looked_each", values)
 
 
 def _drawn(result: Result) -> Link:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
+import numpy as np
+
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.errors import CoPRSError
-from coprs_core.metrics import PRIOR_THRESHOLD, iou
+from coprs_core.metrics import agreement
+from coprs_core.model.boxes import most_objects
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.trace import FocusView, spread
 
@@ -85,13 +88,18 @@ def check_reply(engine: Engine, result: Result) -> None:
 
 def view_at(
     engine: Engine,
-    embedding: Tensor,
+    embeddings: Tensor,
     features: PhotoFeatures,
-    result: Result,
+    answered: np.ndarray,
     text: str,
     trained: bool = True,
 ) -> FocusView:
-    """Where a hidden state [1, D] looks, compared with an answer."""
-    prior, mask = engine.focus.look(embedding, features)
-    agreement = iou(prior >= PRIOR_THRESHOLD, result.mask)
-    return FocusView(text, prior, mask, agreement, spread(prior), trained)
+    """Where hidden states [N, D] look, one of each thing, all together as in an answer; compared
+    with an answer's mask bool [H, W]."""
+    each = embeddings.split(1)[: most_objects(features.photo_size)]
+    prior, mask = engine.focus.look(each[0], features)
+    for embedding in each[1:]:
+        another, drawn = engine.focus.look(embedding, features)
+        np.maximum(prior, another, out=prior)
+        mask |= drawn
+    return FocusView(text, prior, mask, agreement(prior, answered), spread(prior), trained)

@@ -92,6 +92,12 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Heads:
         )
     if not engine.has_focus_token:
         return _attended(engine, image, result, result.prior)
+    if len(result.regions) > 1:
+        raise NotApplicable(
+            "This answer found several things, each with heads of its own: ask for one of them "
+            "to see its heads.",
+            "heads",
+        )
     _, features, reading = reread(engine, image, result)
     embedding = reading.feed(list(result.reply_ids))[-1:]
     maps = engine.focus.head_maps(embedding, features)

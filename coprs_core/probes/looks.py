@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coprs_core.answer.results import Result, check_photo_size
-from coprs_core.metrics import PRIOR_THRESHOLD, iou
+from coprs_core.metrics import agreement
 from coprs_core.model.boxes import words_of_numbers
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable
@@ -49,9 +49,8 @@ class Observed:
 
         prior = as_prior(seen, self.photo.size)
         mask = self.result.mask
-        agreement = iou(prior >= PRIOR_THRESHOLD, mask)
         return FocusView(
-            *(text, prior, mask, agreement, spread(prior), False),
+            *(text, prior, mask, agreement(prior, mask), spread(prior), False),
             prior_kind=ATTENTION_PRIOR,
             share=float(seen.sum()),
         )

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from coprs_core.answer.results import Result
-from coprs_core.metrics import PRIOR_THRESHOLD, iou
+from coprs_core.metrics import agreement
 from coprs_core.photos import PhotoLike
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.focus import check_reply_ids, guarded, reread, view_at
@@ -43,9 +43,10 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
             reading.feed(ids[read:end])
             read = end
         ending = own if end == thought[-1][0] else closing
-        embedding = reading.feed(ending)[-1:]
+        states = reading.feed(ending)
         reading.forget(len(ending))
-        views.append(view_at(engine, embedding, features, result, sentence))
+        focused = [i for i, token in enumerate(ending) if token == engine.focus.focus_id]
+        views.append(view_at(engine, states[focused], features, result.mask, sentence))
     return Sentences(tuple(views))
 
 
@@ -76,8 +77,8 @@ def _attended(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
     if first < len(ids) and (text := shown(language, ids[first:])):
         last = reply.view(range(first, len(ids)), text)
         if result.prior is not None:  # the numbers alone made it
-            agreement = iou(result.prior >= PRIOR_THRESHOLD, result.mask)
-            last = replace(last, prior=result.prior, iou=agreement, spread=spread(result.prior))
+            own = agreement(result.prior, result.mask)
+            last = replace(last, prior=result.prior, iou=own, spread=spread(result.prior))
         views.append(last)
     return Sentences(tuple(views))
 

@@ -154,8 +154,12 @@ def at(engine: Engine, image: PhotoLike, result: Result, word: str | int) -> Wor
         return WordFocus(number, reply.view([number], text))
     _, features, reading = reread(engine, image, result)
     embedding = reading.feed(list(result.reply_ids[: number + 1]))[-1:]
-    trained = result.reply_ids[number] == engine.focus.focus_id
-    return WordFocus(number, view_at(engine, embedding, features, result, text, trained))
+    focus_id, mask = engine.focus.focus_id, result.mask
+    trained = result.reply_ids[number] == focus_id
+    which = result.reply_ids[:number].count(focus_id)
+    if trained and which < len(result.regions):  # the thing that it stands for
+        mask = result.regions[which].mask
+    return WordFocus(number, view_at(engine, embedding, features, mask, text, trained))
 
 
 def number_of(engine: Engine, result: Result, word: str) -> int:
