@@ -18,7 +18,7 @@ from app.frame import Frame, Values
 from app.kept import linked, opened, recorded
 from app.models import Models
 from app.serving import ModelServer
-from app.texts import say
+from app.texts import in_words, say
 from app.views import canvas, page
 from app.views import probes as probe_views
 from app.visitors import (
@@ -372,16 +372,16 @@ class Handlers:
     # --- the page
 
     def opened(self, request: gr.Request | None = None) -> Values:
-        """When the page opens, at once: a recorded answer, or the one under the link that was
-        followed, in the visitor's language; nothing where the visitor was quicker."""
+        """When the page opens: a recorded answer or a link's; nothing if a visitor is quicker."""
         lang, frame = language(request), self.frame
         if self.turns.now(request):
             return {frame.steps: gr.skip()}
         if token := request.query_params.get("answer", "") if request else "":
-            with in_a_sentence(lang):
+            try:
                 return self._restored(lang, linked(token))
-        # what is found in it stays with this visitor, who may be typing a question already
-        answered = replace(recorded(), findings={})
+            except CoPRSError as gone:  # the page opens all the same
+                gr.Warning(in_words(lang, str(gone)))
+        answered = replace(recorded(), findings={})  # what is found in it stays with this visitor
         return {frame.steps: page.steps(lang), **self._at_hand(lang, answered)}
 
 

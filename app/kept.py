@@ -4,6 +4,7 @@ that are kept under a link."""
 import secrets
 import shutil
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from coprs_core.errors import CoPRSError
 RECORDED = Path(__file__).resolve().parent.parent / "assets" / "examples" / "recorded.zip"
 MAX_LINKS = 200
 """So many answers are kept under links; the oldest go."""
+_keeping = threading.Lock()
 _EXPIRED = "This link's answer is no longer kept on this server: ask for it again."
 
 
@@ -39,16 +41,17 @@ def keep(file: Path) -> str:
     `most_link_bytes`. Raises `CoPRSError` where it is larger than that by itself.
     """
     token, folder = secrets.token_urlsafe(16), _folder()
-    left = most_link_bytes() - file.stat().st_size
-    if left < 0:
-        raise CoPRSError(NO_ROOM)
-    kept = sorted(folder.glob("*.zip"), key=lambda p: p.stat().st_mtime)
-    left -= sum(p.stat().st_size for p in kept)
-    while kept and (len(kept) >= MAX_LINKS or left < 0):
-        oldest = kept.pop(0)
-        left += oldest.stat().st_size
-        oldest.unlink(missing_ok=True)
-    shutil.copyfile(file, folder / f"{token}.zip")
+    with _keeping:
+        left = most_link_bytes() - file.stat().st_size
+        if left < 0:
+            raise CoPRSError(NO_ROOM)
+        kept = sorted(folder.glob("*.zip"), key=lambda p: p.stat().st_mtime)
+        left -= sum(p.stat().st_size for p in kept)
+        while kept and (len(kept) >= MAX_LINKS or left < 0):
+            oldest = kept.pop(0)
+            left += oldest.stat().st_size
+            oldest.unlink(missing_ok=True)
+        shutil.copyfile(file, folder / f"{token}.zip")
     return token
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.kept import keep
 from app.serving import ModelServer
-from app.texts import say
+from app.texts import in_words, say
 from app.uploads import painted_mask
 from app.views import page
 from app.views import probes as probe_views
@@ -85,7 +85,8 @@ class Questions:
                     probe(name).ask, answered.photo, answered.result
                 )
             except NotApplicable as nothing:  # no mistake of anybody's
-                return self.turns.still(request, turn, page.reason(lang, str(nothing)))
+                reason = in_words(lang, str(nothing))
+                return self.turns.still(request, turn, page.reason(lang, reason))
         answered.findings[name] = small_finding(finding)
         view = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
         return self.turns.still(request, turn, view)
@@ -96,9 +97,9 @@ class Questions:
         earlier: int | None,
         recent: tuple | None,
         request: gr.Request | None = None,
-    ) -> str:
+    ) -> Any:
         """An earlier answer about the same photo against the one at hand."""
-        lang, recent = language(request), recent or ()
+        lang, turn, recent = language(request), self.turns.now(request), recent or ()
         with in_a_sentence(lang):
             answered = given(lang, answered)
             if not isinstance(earlier, int) or not 0 <= earlier < len(recent):
@@ -106,7 +107,8 @@ class Questions:
             both = recent[earlier], answered
             results = both[0].result, both[1].result
             names = named(lang, both[0]), named(lang, both[1])
-            return probe_views.comparison(lang, answered.photo, results, names)
+            view = probe_views.comparison(lang, answered.photo, results, names)
+        return self.turns.still(request, turn, view)
 
     def truth(
         self,
@@ -114,10 +116,10 @@ class Questions:
         painted: list[str],
         file: str | None,
         request: gr.Request | None = None,
-    ) -> tuple[str, str]:
+    ) -> tuple[Any, Any]:
         """The answer at hand against a true mask, a file's, else what was painted; and the verdict,
         which knows the truth now."""
-        lang = language(request)
+        lang, turn = language(request), self.turns.now(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
             photo, result = answered.photo, answered.result
@@ -127,8 +129,8 @@ class Questions:
                 truth = read_truth(painted_mask(painted, photo.size), photo.size)
             scores = against_truth(result, truth)
         view = probe_views.truth_view(lang, photo, result, truth, scores)
-        full = photo.full_size
-        return view, page.verdict(lang, result, true_iou=scores.mask_iou, full_size=full)
+        verdict = page.verdict(lang, result, true_iou=scores.mask_iou, full_size=photo.full_size)
+        return self.turns.still(request, turn, view), self.turns.still(request, turn, verdict)
 
     # --- to take away
 

@@ -44,13 +44,11 @@ class Tab:
         components: what `refresh` fills.
         refresh: values for another answer.
         brings_answer: events of this tab after which there is another answer.
-        opens: the listeners with which those begin.
     """
 
     components: list
     refresh: Callable[[AtHand], Values] = field(repr=False)
     brings_answer: list = field(default_factory=list)
-    opens: list = field(default_factory=list)
 
 
 def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> tuple[list[Tab], list]:
@@ -215,7 +213,7 @@ def export_tab(frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
             enabled[buttons[2]], why_not = gr.update(interactive=False), still
         return {file: None, link: "", **enabled, **said(now.lang, reason, why_not)}
 
-    return Tab([file, link, *buttons, reason], refresh, [opening], [saved.upload])
+    return Tab([file, link, *buttons, reason], refresh, [opening])
 
 
 def history_tab(frame: Frame) -> Tab:

@@ -63,9 +63,9 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         tabs, switched = build_tabs(frame, handlers, may_switch)
         prepare, prepare_again = _preparation(frame, tabs)
         asking = _answering(frame, buttons, handlers)
-        answered = [*asking, *_recalling(frame, handlers, tabs)]
+        answered = [*asking, *_recalling(frame, handlers, tabs, asking)]
         _tracing(frame, handlers, answered)
-        begun = _superseding(frame, handlers, tabs, asking)
+        begun = _superseding(frame, handlers, asking)
         for event in (*answered, *begun):
             event.then(**prepare, **LAST)
             event.failure(**prepare_again, **LAST)
@@ -226,15 +226,13 @@ def _tracing(frame: Frame, handlers: Handlers, events: list) -> None:
         event.then(handlers.trace, frame.answered, frame.trace, **LAST, **MODEL)
 
 
-def _superseding(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: list) -> list:
-    """Another photo, or an answer that comes back, ends what is being answered; the events after
-    which there is no answer.
+def _superseding(frame: Frame, handlers: Handlers, answers: list) -> list:
+    """Another photo ends what is being answered; the events after which there is no answer.
 
     What runs ends by `Handlers.turns`; what still waits for the model is cancelled here.
     """
     changes = [frame.photo.upload, frame.photo.clear]
-    opens = [frame.strip.select, *(event for tab in tabs for event in tab.opens)]
-    gr.on([*changes, *opens], None, cancels=answers, queue=False, **QUIET)
+    gr.on(changes, None, cancels=answers, queue=False, **QUIET)
     begin: dict[str, Any] = {"outputs": frame.of_beginning, "queue": False, **QUIET}
     given, cleared = (change(handlers.begin, None, **begin) for change in changes)
     ahead = {"outputs": frame.of_reading, "concurrency_id": "ahead", **LAST, **QUIET}
@@ -242,11 +240,15 @@ def _superseding(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: lis
     return [given, cleared]
 
 
-def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab]) -> list:
-    """An earlier answer, a saved one: the events after which another answer is at hand."""
+def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: list) -> list:
+    """An earlier answer, a saved one, that came back, ends what is being answered; the events after
+    which another answer is at hand."""
     restored = frame.strip.select(handlers.restore, frame.recent, frame.of_restoring, **QUIET)
     frame.strip.select(lambda: "", outputs=frame.explained, **QUIET)
-    return [restored, *(event for tab in tabs for event in tab.brings_answer)]
+    brought = [restored, *(event for tab in tabs for event in tab.brings_answer)]
+    for event in brought:
+        event.success(None, cancels=answers, queue=False, **QUIET)
+    return brought
 
 
 def _preparation(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from app.serving import ModelServer
-from app.texts import language_of, say
+from app.texts import in_words, language_of, say
 from app.uploads import NO_ROOM, has_room
 from coprs_core.answer.pictures import small_mask, small_prior
 from coprs_core.answer.results import Result
@@ -58,23 +58,28 @@ class Turns:
 
     def __init__(self):
         self._turns: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._last, self._lock = 0, threading.Lock()
 
     def take(self, request: gr.Request | None, rests: bool = False) -> int:
         """Begin something that takes the page; its number. `rests`: nothing more comes of it, and
         the page waits for its visitor."""
         session = _session(request)
         with self._lock:
-            number, rested = self._turns.get(session, (0, 0))
-            self._turns[session] = number + 1, number + 1 if rests else rested
+            self._last = number = self._last + 1  # no visitor gets a number twice
+            _, rested = self._turns.get(session, (0, 0))
+            self._turns[session] = number, number if rests else rested
             self._turns.move_to_end(session)
             while len(self._turns) > MAX_SESSIONS:
                 self._turns.popitem(last=False)
-            return number + 1
+            return number
 
     def now(self, request: gr.Request | None) -> int:
-        """The number of what has the page."""
-        return self._turns.get(_session(request), (0, 0))[0]
+        """The number of what has the page; who asks is not forgotten for newer visitors."""
+        session = _session(request)
+        with self._lock:
+            if session in self._turns:
+                self._turns.move_to_end(session)
+            return self._turns.get(session, (0, 0))[0]
 
     def has(self, request: gr.Request | None, turn: int) -> bool:
         """Whether what began as `turn` still has the page."""
@@ -125,7 +130,8 @@ def in_a_sentence(lang: str, on_page: bool = True) -> Generator[None, None, None
     try:
         yield
     except CoPRSError as problem:
-        sentence = escape(str(problem), quote=False) if on_page else str(problem)
+        said = in_words(lang, str(problem))
+        sentence = escape(said, quote=False) if on_page else said
         raise gr.Error(sentence, title=say(lang, "failed"), print_exception=False) from None
 
 

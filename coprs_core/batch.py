@@ -69,13 +69,14 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """One photo of a batch: the answer's `outcome`, or the `problem` in a sentence; neither where
-    it was done before."""
+    """One photo of a batch: the answer's `outcome`, and whether the photo is `unfamiliar` to the
+    model, or the `problem` in a sentence; neither where it was done before."""
 
     name: str
     folder: Path
     outcome: str = ""
     problem: str = ""
+    unfamiliar: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _write(
         # last: it says that nothing is missing
         asked = query.to_dict() | {"photo": _identity(question.about.photo)}
         (folder / "asked.json").write_text(json.dumps(asked, indent=1) + "\n")
-        return Answered(name, folder, answer.outcome)
+        return Answered(name, folder, answer.outcome, unfamiliar=bool(answer.unfamiliar))
     except CoPRSError as problem:
         return Answered(name, folder, problem=str(problem))
     except OSError as problem:

@@ -1,5 +1,6 @@
 """The app on a real Gradio server, asked by real clients."""
 
+import ast
 import base64
 import dataclasses
 import io
@@ -1003,6 +1004,39 @@ def test_the_first_screen_shows_a_recorded_answer_at_once(mini):
     again = mini.segment(recorded.photo.image, recorded.result.instruction)
     assert again.reply == recorded.result.reply  # none is made up
     np.testing.assert_allclose(again.prior, recorded.result.prior, atol=1e-4)
+
+
+def test_what_the_core_says_most_is_said_in_chinese(mini):
+    """Its sentences are found by their English words, which stand in the code as they are."""
+    said = set()
+    for folder in ("coprs_core", "app"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.parent.name != "texts":
+                nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                said |= {n.value for n in nodes if isinstance(n, ast.Constant)}
+    with pytest.raises(CoPRSError) as none:
+        open_photo(None)
+    assert set(texts.OF_THE_CORE) - said == {str(none.value), mini.segmenter.note}
+    assert texts.in_words("zh", str(none.value)) != texts.in_words("en", str(none.value))
+
+
+def test_an_expired_link_opens_the_page_all_the_same(mini):
+    page_handlers = handlers_for(Engine(mini.checkpoint))
+    request = SimpleNamespace(query_params={"answer": "x" * 22}, headers={}, session_hash="one")
+    assert page_handlers.opened(request)["answered"].result is kept.recorded().result
+
+
+def test_no_other_visitor_takes_a_turn_away(monkeypatch):
+    turns = visitors.Turns()
+    one, other = (SimpleNamespace(session_hash=name) for name in ("one", "other"))
+    monkeypatch.setattr(visitors, "MAX_SESSIONS", 2)
+    turn = turns.take(one)
+    for i in range(5):
+        turns.take(SimpleNamespace(session_hash=str(i)))
+        assert turns.has(one, turn)  # what is under way asks all the time
+    for i in range(5):
+        turns.take(SimpleNamespace(session_hash=str(i)))
+    assert not turns.has(one, turn) and turns.take(other) != turns.take(one) != turn
 
 
 def test_a_page_that_opens_late_leaves_alone_what_its_visitor_has_asked(mini):

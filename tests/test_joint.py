@@ -53,6 +53,7 @@ from coprs_core.training.items import (  # noqa: E402
 from coprs_core.training.joint import (  # noqa: E402
     JointTrainer,
     chat_template,
+    flat_groups,
     with_flat_groups,
 )
 from coprs_core.training.mini.recipe import MINI  # noqa: E402
@@ -265,13 +266,37 @@ def test_without_the_policy_s_weight_segmentation_alone_is_learnt(made, monkeypa
 
 def test_a_group_whose_rewards_hardly_differ_teaches_nothing():
     close, apart = [[0.90, 1.0], [0.91, 1.0]], [[0.90, 1.0], [0.2, 1.0]]
-    earned = torch.tensor([*close, *apart])
-    kept = with_flat_groups(earned, 2, replace(OBJECTIVE, least_spread=0.03))
+    earned, near = torch.tensor([*close, *apart]), replace(OBJECTIVE, least_spread=0.03)
+    kept = with_flat_groups(earned, 2, flat_groups(earned, 2, near))
     assert torch.equal(kept[2:], earned[2:]) and kept[0].tolist() == kept[1].tolist()
     assert kept[0].tolist() == pytest.approx([0.905, 1.0])
     weights = torch.tensor([OBJECTIVE.mask_share, 1 - OBJECTIVE.mask_share])
     assert group_advantages((kept @ weights).view(2, 2), eps=1e-4)[0].tolist() == [0, 0]
-    assert torch.equal(with_flat_groups(earned, 2, OBJECTIVE), earned)  # as the paper has it
+    assert not flat_groups(earned, 2, OBJECTIVE).any()  # as the paper has it
+
+
+def test_groups_that_earn_the_same_are_counted_and_have_no_advantages(made, monkeypatch):
+    """Of eight equal rewards the mean is off by a rounding: by its deviation a group is not flat."""
+    earned = torch.tensor([[0.7123, 1.0]] * 8 + [[0.7123, 1.0]] * 7 + [[0.0, 0.0]])
+    assert flat_groups(earned, 8, OBJECTIVE).tolist() == [True, False]
+    one, batch = made
+    assert batch["advantages"].any()
+    monkeypatch.setattr(one, "_objective", replace(OBJECTIVE, least_spread=10.0))
+    again = one._generate_and_score_completions([one.train_dataset[i // 4] for i in range(8)])
+    assert not again["advantages"].any() and one._metrics["train"]["flat"][-1] == 1
+
+
+def test_a_focus_token_that_is_spelled_out_earns_nothing(made):
+    one, _ = made
+    tokenizer = one._tokenizer
+    before = tokenizer("<think>I see a cup.</think>It is here:", add_special_tokens=False).input_ids
+    spelled = [tokenizer.convert_tokens_to_ids(c) for c in tokenizer.tokenize("<REF")]
+    spelled += tokenizer("_POS>", add_special_tokens=False).input_ids
+    assert FOCUS_TOKEN in tokenizer.decode([*before, *spelled])
+    item = next(i for i in map(one.focus.item, range(64)) if len(i.masks) == 1)
+    assert one._earned([item], [[*before, *spelled]]) == [(0.0, 0.0)]
+    (earned,) = one._earned([item], [[*before, one.focus.focus_id]])
+    assert earned[1] == 1
 
 
 WRITTEN = {
@@ -460,6 +485,8 @@ def test_two_processes_learn_what_one_does(made, tmp_path):
         (["steps=0"], "at least 1"),
         (["temperature=0"], "temperature is over 0"),
         (["max_new_tokens=0"], "at least 1"),
+        (["max_new_tokens=5000"], "a reply has at most 4,096"),
+        (["lora=8", "vllm=http://host:8000"], "leave lora or vllm out"),
         (["iterations=0"], "at least 1"),
         (["iterations=3"], "set save_every to a multiple of iterations"),
         (["mask_share=70"], "from 0 to 1"),
@@ -581,6 +608,7 @@ def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
         (lines[0] | {"instruction": " "}, "instruction is empty"),
         (lines[2] | {"reply": "It is red."}, "The reply in line 1 .* that nothing fits, in words"),
         (lines[1] | {"reply": "<think>Two.</think><REF_POS>"}, "2 <REF_POS>, one a mask"),
+        (lines[0] | {"reply": "<think>A cup.</think>Nothing fits."}, "has not the form to imitate"),
     ):
         (root / LISTING).write_text(json.dumps(wrong))
         with pytest.raises(CoPRSError, match=said):
@@ -601,6 +629,20 @@ def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
     (root / LISTING).write_bytes(b"\xff\xfe")
     with pytest.raises(CoPRSError, match="no UTF-8"):
         items_in(root)
+
+
+def test_a_folder_may_be_called_what_it_likes(tmp_path, monkeypatch, capsys):
+    """What reads as a number or a date is a name all the same, with a slash behind it or without."""
+    folder_of_items(tmp_path / "2024-11-27")
+    monkeypatch.chdir(tmp_path)
+    for given in (["--data", "2024-11-27/"], ["--data", "folder", "--root", "2024-11-27"]):
+        told = ["train", "mini-joint", "--out", "out", *given, "--dry-run", "--set", "steps=0"]
+        assert main([*told, "--set", "warmup_steps=1"]) == 0, capsys.readouterr().err
+        assert "embeddings of the photos" in capsys.readouterr().out
+    assert main(["train", "mini-joint", "--data", "2024-11-27", "--root", "x", "--dry-run"]) == 2
+    assert "leave root out" in capsys.readouterr().err
+    assert main(["train", "qwen3-vl-2b-1gpu", "--data", "2024-11-27", "--dry-run"]) == 2
+    assert "no folder runs/qwen3-vl-2b" in capsys.readouterr().err
 
 
 def test_a_plain_folder_is_evaluated_on(tmp_path, capsys):

@@ -87,6 +87,14 @@ def test_each_of_several_focus_tokens_is_compared_with_its_own_thing(several):
         heads.ask(engine, image, result)
 
 
+def test_a_finding_is_saved_with_a_photo_of_any_kind(asked, tmp_path):
+    engine, image, result = asked
+    other = thought.ask(engine, image, result, result.reasoning)
+    again = other.save(str(tmp_path / "new" / "folder"), image)
+    assert again and all(path.is_file() for path in again)
+    assert "the model wrote: “It is here" in other.result.reason
+
+
 def test_what_drew_nothing_agrees_with_nothing(found):
     """Two empty masks have an IoU of 1, which says nothing of an answer."""
     nothing = np.zeros_like(found[2].prior), np.zeros_like(found[2].mask)

@@ -257,11 +257,12 @@ def test_against_the_truth(found):
 def test_truth_is_read_from_what_people_bring(tmp_path):
     mask = square()
     grey = mask.astype(np.uint8) * 255
+    greys = Image.fromarray(mask.astype(np.uint8) * 255).quantize(2)  # its index 0 may be white
     palette = Image.fromarray(mask.astype(np.uint8), "P")
     palette.putpalette([0, 0, 0, 10, 0, 0] + [0] * 762)
     pictures = {"white.png": Image.fromarray(grey), "bit.png": Image.fromarray(mask), "ones.png": Image.fromarray(grey // 255),
                 "rgb.png": Image.fromarray(grey).convert("RGB"), "rgba.png": Image.fromarray(grey).convert("RGBA"),
-                "palette.png": palette}  # fmt: skip
+                "palette.png": palette, "greys.png": greys}  # fmt: skip
     for name, picture in pictures.items():
         picture.save(tmp_path / name)
     (tmp_path / "rle.json").write_text(json.dumps(encode_rle(mask)))

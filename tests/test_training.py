@@ -122,11 +122,13 @@ def test_joint_needs_the_stages_before_it(tmp_path):
     )
 
 
-def test_the_last_stage_goes_on_from_the_one_before(tmp_path, folder):
+def test_the_last_stage_goes_on_from_the_one_before(tmp_path, folder, capsys):
     told = ["train", "mini", "--out", str(tmp_path), "--stage", "last", "--device", "cpu"]
     assert main(told) == 2  # nothing to go on from
     shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer", dirs_exist_ok=True)
     shutil.copy(folder / "joint.pt", tmp_path)
+    assert main(told) == 2 and "come to step 2 of 900" in capsys.readouterr().err
+    told += ["--set", "stages.joint.steps=2"]
     stood = [f"--set=stages.last.{rate}=0.0" for rate in ("rate", "adam_rate")]
     assert main([*told, "--set", "stages.last.steps=1", "--set=stages.last.scenes=1", *stood]) == 0
     before, after = (

@@ -355,7 +355,11 @@ function stopEditing() {
   if (hadFocus) line.querySelector(".edit")?.focus();
 }
 window.COPRS = {
-  edited: stopEditing,
+  edited() {
+    stopEditing();
+    if (document.activeElement !== document.body) return;
+    ($("#thought .changed .edit") ?? $("#thought .edit"))?.focus({ preventScroll: true }); // its field is gone
+  },
   toTheThought(asked) { // on a phone; an empty question is refused where it stands
     if (innerWidth >= 900 || (asked && !$("#instruction textarea").value.trim())) return;
     const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;

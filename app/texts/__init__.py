@@ -3,7 +3,7 @@ in all."""
 
 import gradio as gr
 
-from app.texts.chinese import CHINESE
+from app.texts.chinese import CHINESE, OF_THE_CORE
 from app.texts.english import ENGLISH
 
 LANGUAGES = {"en": ENGLISH, "zh": CHINESE}
@@ -16,6 +16,11 @@ def language_of(accepted: str | None) -> str:
     the browser chooses for what Gradio translates there."""
     code = (accepted or "").strip().lower()[:2]
     return code if code in LANGUAGES else "en"
+
+
+def in_words(language: str, sentence: str) -> str:
+    """A sentence of the core in a language, where it is one of those that visitors meet most."""
+    return OF_THE_CORE.get(sentence, sentence) if language == "zh" else sentence
 
 
 def say(language: str, key: str, **values) -> str:

@@ -86,7 +86,8 @@ CHINESE = {
     "unfinished": "模型没有完成",
     "covers": "掩码占图片的 {share} %。",
     "brought_down": "照片已从 {full_width}×{full_height} 缩小到 {width}×{height}。",
-    "seen": "模型看到了 {share} % 的像素（{width}×{height}）。很小的东西请用“近看”。",
+    "seen": "模型看到了 {share} % 的像素（{width}×{height}）。",
+    "seen_small": "很小的东西请用“近看”。",
     "says": "模型说：“{answer}”",
     "no_region": "没有出现聚焦词元：没有先验和掩码。",
     "flag_unfamiliar": "这张图片与该模型训练时见过的几乎都不同：回答只是用另一个世界的词作的猜测。",
@@ -155,7 +156,7 @@ CHINESE = {
     "col_model": "模型",
     "col_prior": "先验",
     "col_download": "下载",
-    "col_memory": "显存 bf16 / 4 位",
+    "col_memory": "内存或显存 bf16 / 4 位",
     "col_licence": "许可证",
     "col_here": "本机",
     "cached": "已在缓存",
@@ -198,7 +199,7 @@ CHINESE = {
     "only_after": "仅现在",
     "only": "仅：{name}",
     "move_stayed": "它停在原处：{after}（两个掩码的 IoU {iou}）。",
-    "move_changed": "它部分停在原处：{after}（两个掩码的 IoU {iou}）。",
+    "move_changed": "它部分停在原处，现在找到的在{after}（两个掩码的 IoU {iou}）。",
     "move_moved": "它从{before}移到了{after}（两个掩码的 IoU {iou}）。",
     "move_appeared": "之前没有找到；现在找到了：{after}。",
     "move_vanished": "之前找到了：{before}；现在没有找到。",
@@ -237,7 +238,29 @@ CHINESE = {
     "at_most": "最高 {highest}",
     "notice_choose": "要处理照片，请换一个模型",
     "notice_start": "要处理照片，运行此页面的人可以这样启动：",
-    "strip_nothing": "没有找到，因此没有可驱动的画面。",
+    "strip_nothing": "没有找到，因此没有可逐句查看的画面。",
     "you_asked": "提问：“{instruction}”",
     "changed_meanwhile": "思考在此期间已改变：请修改现在的句子。",
 }
+
+OF_THE_CORE = {
+    "picture-book scenes": "图画书场景",
+    "There is no picture yet: use a JPEG, PNG, WebP or another common picture file.": "还没有图片：请使用 JPEG、PNG、WebP 或其他常见图片文件。",
+    "The instruction is empty: type what to look for, such as “the thing that keeps the rain off”.": (
+        "指令为空：请输入要找的东西，例如“the thing that keeps the rain off”。"
+    ),
+    "Nothing is painted and no file is given: paint the true mask over the photo, or upload a PNG or "
+    ".json.": "既没有涂画也没有文件：请在照片上涂出真实掩码，或上传 PNG 或 .json。",
+    "This thing is not small: zooming in would show the whole picture again.": (
+        "这个东西不小：放大后看到的还是整张图片。"
+    ),
+    "This answer found several things: ask for one of them to look closer.": (
+        "这个回答找到了多个东西：请只问其中一个，再放大查看。"
+    ),
+    "This answer found several things, each with heads of its own: ask for one of them to see its "
+    "heads.": "这个回答找到了多个东西，各有各的注意力头：请只问其中一个，再查看它的注意力头。",
+    "This link's answer is no longer kept on this server: ask for it again.": (
+        "此服务器已不再保存这个链接的回答：请重新提问。"
+    ),
+}
+"""Those sentences of the core and the server that visitors meet most, in English → in Chinese."""

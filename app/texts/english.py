@@ -74,7 +74,8 @@ ENGLISH = {
     **{f"link_{name}": words for name, words in LINKS.items()},
     "covers": "The mask covers {share} % of the picture.",
     "brought_down": "Photo brought down from {full_width}×{full_height} to {width}×{height}.",
-    "seen": "The model was shown {share} % of the pixels ({width}×{height}). Small things: Closer look.",
+    "seen": "The model was shown {share} % of the pixels ({width}×{height}).",
+    "seen_small": "Small things: Closer look.",
     "says": "The model says: “{answer}”",
     "no_region": "No focus token came: no prior, no mask.",
     # probes
@@ -176,7 +177,7 @@ ENGLISH = {
     "only_after": "only now",
     "only": "only: {name}",
     "move_stayed": "It stayed where it was, at {after} (IoU of the two masks {iou}).",
-    "move_changed": "It stayed in part, at {after} (IoU of the two masks {iou}).",
+    "move_changed": "It stayed in part; what is found now is at {after} (IoU of the two masks {iou}).",
     "move_moved": "It moved from {before} to {after} (IoU of the two masks {iou}).",
     "move_appeared": "Before, nothing was found; now something, at {after}.",
     "move_vanished": "Before, something was found, at {before}; now nothing.",
@@ -215,7 +216,7 @@ ENGLISH = {
     "at_most": "at most {highest}",
     "notice_choose": "For photos choose another model",
     "notice_start": "For photos, whoever runs this page can start it with",
-    "strip_nothing": "Nothing was found, so there are no pictures to drive.",
+    "strip_nothing": "Nothing was found, so there is nothing to follow sentence by sentence.",
     "you_asked": "Asked: “{instruction}”",
     "changed_meanwhile": "The thought has changed meanwhile: change the sentence as it stands now.",
 }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from app.texts import say
+from app.texts import in_words, say
 from app.views.render import render
 from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Result
@@ -81,13 +81,14 @@ def header(lang: str, engine: "Engine | None") -> Markup:
 
 def notice(lang: str, model_note: str, may_switch: bool = False) -> str:
     """What the model in use knows, and what to do for photos; empty where it has no such limit."""
-    return render(lang, "notice", note=model_note, may_switch=may_switch) if model_note else ""
+    note = in_words(lang, model_note)
+    return render(lang, "notice", note=note, may_switch=may_switch) if note else ""
 
 
 def unfamiliar(lang: str, note: str, choice: "Choice | None", problem: str | None) -> Markup:
     """What a model says before it answers about a picture that it does not know: what it knows,
     and the `choice` of a model for photos, or the `problem` why there is none."""
-    return render(lang, "unfamiliar", note=note, choice=choice, problem=problem)
+    return render(lang, "unfamiliar", note=in_words(lang, note), choice=choice, problem=problem)
 
 
 def explanation(lang: str, words: str, repair: Repair | None = None) -> str:
@@ -252,6 +253,8 @@ def _seen(lang: str, result: Result, full_size: tuple[int, int] | None) -> str:
         share = 100 * result.seen_share * kept
         share_told = f"{share:.0f}" if share >= 1 else f"{share:.1f}"
         told.append(say(lang, "seen", width=width, height=height, share=share_told))
+        if result.regions:
+            told.append(say(lang, "seen_small"))
     return " ".join(told)
 
 

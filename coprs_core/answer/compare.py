@@ -130,8 +130,8 @@ def read_truth(
     array or an RLE dict.
 
     In a picture a pixel belongs where its value is over half of the highest, what is transparent
-    being black; in one with a palette, where its index is not 0. Raises `CoPRSError` where it
-    cannot be read or its size is not `photo_size` (height, width).
+    being black; in one with a palette of colours, where its index is not 0. Raises `CoPRSError`
+    where it cannot be read or its size is not `photo_size` (height, width).
     """
     try:
         if isinstance(source, str | Path):
@@ -169,9 +169,15 @@ def _opened(path: Path, photo_size: tuple[int, int]) -> "Image.Image | dict":
     return image
 
 
+def _is_grey(source: Image.Image) -> bool:
+    """Whether a picture with a palette shows greys alone: what is white is read off it then."""
+    red, green, blue = (np.asarray(band) for band in source.convert("RGB").split())
+    return bool((red == green).all() and (green == blue).all())
+
+
 def _from_picture(source: "Image.Image | np.ndarray") -> np.ndarray:
     if isinstance(source, Image.Image):
-        if source.mode == "P":
+        if source.mode == "P" and not _is_grey(source):
             return np.asarray(source) > 0
         if source.has_transparency_data:  # what is transparent does not belong
             source = Image.alpha_composite(

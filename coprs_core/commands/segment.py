@@ -53,7 +53,7 @@ files of --probe KINDS, with commas:
   sentences     sentences.*: where the model would have focused after each sentence of its
                 thought: priors (.npy), IoU with the answer and spread (.json), a figure (.png);
                 without a focus token where the words of each sentence looked
-  words         words.json: the reply token by token, numbered for --word
+  words         words.json, words.npy: the reply token by token, numbered for --word
   attention     attention.*: where the words of each sentence looked: the language model's own
                 attention, by the heads that tell a place; for models without a focus token too
   heads         heads.*: the attention maps before they are fused (.npy, .json, .png)
@@ -73,6 +73,7 @@ exit codes:
 EXIT_CODES = {"found": 0, "nothing found": 3, "unfinished": 4}
 SOME_FAILED = 1
 _MARKS = {"holds": "✓", "broken": "✗", "open": "?"}
+_UNKNOWN = "Whether it is right is not known: segment with --truth FILE tells."
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -162,7 +163,7 @@ def run(options: Namespace) -> int:
     truth = read_truth(options.truth, photo.size) if options.truth else None
     engine = _load(options)
     result = _stream(engine, photo, options)
-    print(result.to_json() if options.json else "\n\n" + summary(result))
+    print(result.to_json() if options.json else "\n\n" + summary(result, truth))
     if folder:
         written = save_answer(folder, photo, result)
         other = partial(_load, options, options.again_model)
@@ -243,7 +244,8 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
                 failed += 1
                 bar.write(f"{one.name}: {one.problem}", file=sys.stderr)
             elif one.outcome:
-                bar.write(f"{one.name}: {one.outcome}", file=sys.stdout)
+                doubt = ", but a guess: it knows hardly any such picture" if one.unfamiliar else ""
+                bar.write(f"{one.name}: {one.outcome}{doubt}", file=sys.stdout)
     if failed:
         print(
             f"{failed} of {len(items)} photos failed; the others are in {folder}", file=sys.stderr
@@ -324,13 +326,17 @@ def _load(options: Namespace, model: str | None = None) -> "Engine":
     return Engine(load_checkpoint(name, load_options(options)))
 
 
-def summary(result: "Result") -> str:
-    """An answer in a few lines: outcome, the links of its chain, IoU, warnings, times."""
+def summary(result: "Result", truth: "np.ndarray | None" = None) -> str:
+    """An answer in a few lines: outcome, the links of its chain, with the `truth` where that is
+    known, IoU, warnings, times."""
     from coprs_core.answer.flags import FLAGS, flags
     from coprs_core.answer.verdict import chain
+    from coprs_core.metrics import iou
 
     lines = [f"{result.outcome}. {result.reason}"]
-    lines += [f"  {_MARKS[link.state]} {link}" for link in chain(result)]
+    true_iou = None if truth is None else iou(result.mask, truth)
+    links = chain(result, true_iou)
+    lines += [f"  {_MARKS[x.state]} {x if x.says != 'true_open' else _UNKNOWN}" for x in links]
     if result.mask.any():
         lines.append(f"IoU of prior and mask: {result.prior_iou:.2f} (how far they agree)")
     lines += [f"warning: {FLAGS[name]}" for name in flags(result)]

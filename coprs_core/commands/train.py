@@ -1,5 +1,6 @@
 """`train`: train the miniature from scratch, or any CoPRS checkpoint jointly; or resume a run."""
 
+import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -122,6 +123,8 @@ def _estimate(recipe: "JointRecipe", device: str) -> str:
     """How long a run will take, from a step that is measured here."""
     from coprs_core.sizes import in_words
 
+    if not recipe.steps:
+        return "How long a warm-up takes is not measured."
     if recipe.sharded:
         return "How long it takes is not measured for sharded weights."
     try:
@@ -153,6 +156,12 @@ def _one_card(device: str) -> str:
     return kind
 
 
+def _quoted(text: str) -> str:
+    """A folder or name as text of TOML, whatever else it could be read as; without the slash that a
+    shell puts behind a folder."""
+    return json.dumps(str(Path(text)) if text else text, ensure_ascii=False)
+
+
 def _jointly(options: Namespace) -> int:
     tell_no_makers()
 
@@ -164,8 +173,13 @@ def _jointly(options: Namespace) -> int:
     if options.stage or options.workers:
         raise CoPRSError("--stage and --workers belong to the recipe mini: leave them out.")
     given = {"model": options.model, "data": options.data, "root": options.root}
-    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
+    changes = [f"{key}={_quoted(value)}" for key, value in given.items() if value is not None]
     recipe = read_recipe(options.recipe, [*options.set, *changes])
+    if recipe.model.startswith("runs/") and not Path(recipe.model).is_dir():
+        raise CoPRSError(
+            f"There is no folder {recipe.model}, with which this run begins: make it with "
+            f"`python -m coprs_core prepare`, or give a checkpoint by --model."
+        )
     if expanded(recipe.model).resolve() == (options.out / "checkpoint").resolve():
         raise CoPRSError(
             f"The model {recipe.model} is what a run in {options.out} leaves, which would replace "

@@ -131,7 +131,8 @@ def _line(listing: Path, number: int, text: str) -> Line:
         if not path.is_file():
             raise CoPRSError(f"Line {number} of {listing} names {path.name}, which is not there.")
     reply = row.get("reply")
-    if reply is not None and not is_well_formed(reply, len(masks)):
+    is_right = reply is None or reply.count(FOCUS_TOKEN) == len(masks)
+    if reply is not None and not (is_right and is_well_formed(reply, len(masks))):
         raise CoPRSError(
             f"The reply in line {number} of {listing} has not the form to imitate: write "
             f"<think>…</think> and then {_tokens(len(masks))}, or leave it out."

@@ -13,7 +13,7 @@ from PIL import Image
 from coprs_core.answer.compare import against_answer
 from coprs_core.answer.pictures import difference_overlay
 from coprs_core.answer.results import Result
-from coprs_core.photos import Photo, PhotoLike
+from coprs_core.photos import PhotoLike, open_photo
 from coprs_core.probes.finding import OtherResult
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ class OtherAnswer(OtherResult):
     def facts(self) -> dict:
         return asdict(against_answer(self.before, self.result))
 
-    def save(self, folder: Path, photo: Photo) -> list[Path]:
+    def save(self, folder: Path | str, photo: PhotoLike) -> list[Path]:
         written = super().save(folder, photo)
-        pixels = np.asarray(photo.image)
+        pixels = np.asarray(open_photo(photo).image)
         overlay = difference_overlay(pixels, self.before.mask, self.result.mask)
-        written.append(folder / f"{self.stem()}_difference.png")
+        written.append(Path(folder) / f"{self.stem()}_difference.png")
         Image.fromarray(overlay).save(written[-1])
         return written
 

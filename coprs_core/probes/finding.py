@@ -14,7 +14,7 @@ from PIL import Image
 from coprs_core.answer.pictures import chain_figure
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import Photo
+from coprs_core.photos import Photo, PhotoLike, open_photo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,8 +83,11 @@ class Finding:
             ax.set_axis_off()
         return figure
 
-    def save(self, folder: Path, photo: Photo) -> list[Path]:
-        """Write the finding's files into a folder; returns their paths."""
+    def save(self, folder: Path | str, photo: PhotoLike) -> list[Path]:
+        """Write the finding's files into a folder, which is made where there is none; returns their
+        paths."""
+        folder, photo = Path(folder), open_photo(photo)
+        folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"{self.stem()}.json"]
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
         written[0].write_text(text + "\n", encoding="utf-8")
@@ -123,10 +126,10 @@ class OtherResult(Finding):
     def figure(self, photo: Photo) -> Figure:
         return chain_figure(np.asarray(photo.image), self.result)
 
-    def save(self, folder: Path, photo: Photo) -> list[Path]:
+    def save(self, folder: Path | str, photo: PhotoLike) -> list[Path]:
         written = super().save(folder, photo)
         if self.result.regions:
-            written.append(folder / f"{self.stem()}_mask.png")
+            written.append(Path(folder) / f"{self.stem()}_mask.png")
             Image.fromarray(self.result.mask).save(written[-1])
         return written
 

@@ -73,9 +73,9 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
     steps = list(language.batch.write(reading, focus.focus_id, stop_ids, MAX_CLOSING_TOKENS))
     written = [s.token for s in steps if s.token not in stop_ids]
     embeddings = [s.focus_embedding for s in steps if s.focus_embedding is not None]
-    reason = "The model focused after a thought that was given to it."
+    words = language.text_of(written).strip()
+    reason = f"After this thought, which was given to it, the model wrote: “{words}”"
     if not embeddings:
-        words = language.text_of(written).strip()
         reason = (
             f"After this thought the model itself says: “{words}”; the focus token was given to it."
         )

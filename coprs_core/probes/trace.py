@@ -22,7 +22,7 @@ from coprs_core.answer.pictures import (
 )
 from coprs_core.masks import encode_prior, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
-from coprs_core.photos import Photo
+from coprs_core.photos import Photo, PhotoLike
 from coprs_core.probes.finding import Finding
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, MAX_READ_CHARACTERS, PRIOR_KINDS, PriorKind
 
@@ -129,10 +129,11 @@ class Sentences(Finding):
         """float16 [sentences, h, w], at most 1,024 pixels a side."""
         return np.stack([small_prior(v.prior, SAVED_SIDE).astype(np.float16) for v in self.views])
 
-    def save(self, folder: Path, photo: Photo) -> list[Path]:
+    def save(self, folder: Path | str, photo: PhotoLike) -> list[Path]:
+        written = super().save(folder, photo)
         masks = np.stack([small_mask(v.mask, SAVED_SIDE) for v in self.views])
-        np.save(folder / MASKS, masks)
-        return [*super().save(folder, photo), folder / MASKS]
+        np.save(Path(folder) / MASKS, masks)
+        return [*written, Path(folder) / MASKS]
 
     def figure(self, photo: Photo) -> Figure:
         return trace_figure(np.asarray(photo.image), self.views, self.settles_at)

@@ -51,6 +51,7 @@ class TrainedFocus:
     def __init__(self, model: CoPRS, processor: Any, items: Items, embeddings: Path | None = None):
         self.model, self.tokenizer = model, processor.tokenizer
         self.image_processor = processor.image_processor
+        self.focus_id: int = self.tokenizer.convert_tokens_to_ids(model.config.focus_token)
         self.item = lru_cache(REMEMBERED_ITEMS)(items.__getitem__)
         encode: Callable[[Item], Tensor] = self._encode
         if embeddings is not None:
@@ -155,12 +156,11 @@ class TrainedFocus:
     ) -> FocusRows:
         """The focus tokens of replies that have a thing to find, in order, the k-th with the k-th
         thing; replies begin at `starts` and are `ends` tokens long."""
-        focus_id = self.tokenizer.convert_tokens_to_ids(self.model.config.focus_token)
         rows, columns, embeddings, sizes, targets = [], [], [], [], []
         vision, device = self.model.config.vision, self.model.device
         for row, item in enumerate(items):
             stop = None if ends is None else starts[row] + ends[row]
-            is_focus = torch.eq(ids[row, starts[row] : stop], focus_id)
+            is_focus = torch.eq(ids[row, starts[row] : stop], self.focus_id)
             places = is_focus.nonzero()[:, 0] + starts[row]
             for place, true in zip(places.tolist(), item.masks, strict=False):
                 rows.append(row)
@@ -249,6 +249,7 @@ class Learner:
         ):
             group["initial_lr"] = rate
             group["lr"] = rate * share(self.lr_scheduler.last_epoch)
+        self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_learnt(self.model, Path(resume_from_checkpoint) / TRAINED)

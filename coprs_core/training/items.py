@@ -106,7 +106,13 @@ def items_of(recipe: JointRecipe) -> Items:
     if recipe.data in DATASETS and recipe.data != "folder":
         root = Path(recipe.root).expanduser() if recipe.root else None
         return DatasetItems(open_dataset(recipe.data, root, recipe.split))
-    return DatasetItems(open_dataset("folder", Path(recipe.data).expanduser()))
+    if recipe.data != "folder" and recipe.root:
+        raise CoPRSError(
+            "root is the folder of a data set that has a name, and data is the folder "
+            f"{recipe.data}: leave root out."
+        )
+    folder = Path(recipe.root or recipe.data).expanduser()
+    return DatasetItems(open_dataset("folder", folder))
 
 
 def target_of(mask: np.ndarray, vision: VisionConfig) -> Tensor:

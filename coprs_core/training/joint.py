@@ -144,7 +144,13 @@ class JointTrainer(Learner, _Engine):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         numbers = torch.tensor([row["index"] for row in inputs])
-        return super()._generate_and_score_completions(inputs) | {"index": numbers}
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        first = self.accelerator.process_index * len(inputs)
+        of_each = self._is_flat.repeat_interleave(self.num_generations)
+        is_flat = of_each[first : first + len(inputs)]
+        # the mean of equal rewards is off by a rounding, which is no advantage
+        advantages = batch["advantages"].masked_fill(is_flat, 0.0)
+        return batch | {"index": numbers, "advantages": advantages}
 
     # --- rewards
 
@@ -156,7 +162,9 @@ class JointTrainer(Learner, _Engine):
             part = slice(start, start + size)
             earned += self._earned(items[part], completion_ids_list[part])
         everyone = gather(torch.tensor(earned, device=self.accelerator.device))
-        return with_flat_groups(everyone, self.num_generations, self._objective)
+        self._is_flat = flat_groups(everyone, self.num_generations, self._objective)
+        self._log_metric("flat", float(self._is_flat.float().mean()))
+        return with_flat_groups(everyone, self.num_generations, self._is_flat)
 
     @torch.no_grad()
     def _earned(self, items: list[Item], written: list[list[int]]) -> list[tuple[float, float]]:
@@ -171,6 +179,9 @@ class JointTrainer(Learner, _Engine):
         earned = []
         for i, (item, reply_ids) in enumerate(zip(items, written, strict=True)):
             reply = self._tokenizer.decode([t for t in reply_ids if t not in self.eos_token_ids])
+            if reply.count(FOCUS_TOKEN) != list(reply_ids).count(self.focus.focus_id):
+                earned.append((0.0, 0.0))  # it spelled the token out, which draws nothing
+                continue
             own = [s for s, row in zip(scores, rows.rows.tolist(), strict=True) if row == i]
             most = max(reply.count(FOCUS_TOKEN), len(item.masks), 1)
             earned.append(reply_scores(reply, sum(own) / most, len(item.masks)))
@@ -181,7 +192,8 @@ class JointTrainer(Learner, _Engine):
         for name, logits in (("prior_iou", prior_logits), ("mask_iou", mask_logits)):
             found = (logits > 0).cpu().numpy()
             for one, true in zip(found, target, strict=True):
-                self._log_metric(name, iou(one, true))
+                if true.any():  # else it is too small to be seen at this size
+                    self._log_metric(name, iou(one, true))
 
     # --- the segmentation loss
 
@@ -208,13 +220,20 @@ class JointTrainer(Learner, _Engine):
         return _JointOutput(*told, *logits)
 
 
-def with_flat_groups(earned: Tensor, group: int, objective: Objective) -> Tensor:
-    """What replies earn [N × group, 2] for mask and form, with one value for all of a group whose
-    rewards differ by less than `objective.least_spread`, so that it has no advantages."""
+def flat_groups(earned: Tensor, group: int, objective: Objective) -> Tensor:
+    """Of each group bool [N]: whether what its replies earn, [N × group, 2] for mask and form,
+    makes rewards that are equal, or differ by less than `objective.least_spread`."""
     groups = earned.view(-1, group, 2)
     share = groups.new_tensor([objective.mask_share, 1 - objective.mask_share])
-    rewards = groups @ share
-    is_flat = rewards.amax(1) - rewards.amin(1) < objective.least_spread
+    rewards = (groups * share).sum(-1)
+    spread = rewards.amax(1) - rewards.amin(1)
+    return (spread == 0) | (spread < objective.least_spread)
+
+
+def with_flat_groups(earned: Tensor, group: int, is_flat: Tensor) -> Tensor:
+    """What replies earn [N × group, 2] for mask and form, with one value for all of a flat
+    group."""
+    groups = earned.view(-1, group, 2)
     same = groups.mean(1, keepdim=True).expand_as(groups)
     return torch.where(is_flat[:, None, None], same, groups).view_as(earned)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from coprs_core.checkpoints.adapters import AdapterSource
 from coprs_core.checkpoints.hugging_face import weight_files
 from coprs_core.checkpoints.load import find
 from coprs_core.checkpoints.source import PARTS, CoPRSSource
@@ -157,6 +158,11 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
     Raises `CoPRSError` where the model is no CoPRS checkpoint.
     """
     source, place = find(recipe.model), choose_device(device)
+    if isinstance(source, AdapterSource):
+        raise CoPRSError(
+            f"{recipe.model} are adapters: train from a full checkpoint, made of them with "
+            f"`python -m coprs_core convert {recipe.model} --out DIR`."
+        )
     if not isinstance(source, CoPRSSource):
         raise CoPRSError(
             f"{source.name} has no focus token to train: make a CoPRS checkpoint of it with "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.errors import CoPRSError, meant
+from coprs_core.prompts import MAX_NEW_TOKENS
 from coprs_core.training.objective import PRESETS, Objective
 from coprs_core.training.rates import Rates
 
@@ -172,6 +173,11 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
         )
     if min(recipe.max_new_tokens, recipe.iterations) < 1 or not recipe.temperature:
         raise CoPRSError("max_new_tokens and iterations are at least 1, temperature is over 0.")
+    if recipe.max_new_tokens > MAX_NEW_TOKENS:
+        raise CoPRSError(
+            f"max_new_tokens is {recipe.max_new_tokens:,} and a reply has at most "
+            f"{MAX_NEW_TOKENS:,}: set it lower."
+        )
     if recipe.save_every % recipe.iterations:
         raise CoPRSError(
             f"Replies are learnt from {recipe.iterations} times and a step between is not saved: "
@@ -190,6 +196,11 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
         raise CoPRSError("4-bit weights are not trained themselves: set lora, such as lora=16.")
     if recipe.vllm and recipe.quantize != "none":
         raise CoPRSError("vLLM is sent weights of 16 bits: leave quantize or vllm out.")
+    if recipe.vllm and recipe.lora:
+        raise CoPRSError(
+            "Adapters are added to the weights for vLLM and taken off again, which rounds the "
+            "weights a little each time: leave lora or vllm out."
+        )
     if recipe.sharded and recipe.lora:
         raise CoPRSError("Adapters are not sharded: leave lora or sharded out.")
     if rows % recipe.rows_at_once:

@@ -26,7 +26,7 @@ _SHOWN = {
     "prior_iou": "prior",
     "mask_iou": "mask",
     "kl": "kl",
-    "frac_reward_zero_std": "flat",
+    "flat": "flat",
 }
 _TOLD = {"kl": "KL", "loss": "loss", "grad_norm": "gradient"}
 

@@ -133,9 +133,9 @@ def train_miniature(
         if only in (None, stage.name):
             if stage.kind == "joint" and not (folder / f"{stage.name}.pt").exists():
                 if before is not None and before.kind == "joint":
-                    load_parts(scaffold, folder, before.name, "joint")
+                    load_parts(scaffold, folder, before, "joint")
                 else:
-                    assemble(scaffold, folder)
+                    assemble(scaffold, recipe, folder)
             collate = Collator(recipe, stage, tokenizer, processor.image_processor)
             with told_to_stop() as is_told:
                 if not run_stage(scaffold, collate, folder, workers, is_told):
@@ -148,24 +148,30 @@ def train_miniature(
     return True
 
 
-def assemble(scaffold: Scaffold, folder: Path) -> None:
+def assemble(scaffold: Scaffold, recipe: Recipe, folder: Path) -> None:
     """Put the parts of the first three stages together, the query head blind to all but the
     oracle's query space."""
-    for stage in ("eyes", "focus", "language"):
-        load_parts(scaffold, folder, stage, stage)
+    for stage in recipe.stages:
+        if stage.kind != "joint":
+            load_parts(scaffold, folder, stage, stage.kind)
     frame = scaffold.query_frame / oracle.QUERY_SCALE
     weight = scaffold.model.prior.q_proj.weight.data
     weight.copy_(weight @ frame @ frame.T)
 
 
-def load_parts(scaffold: Scaffold, folder: Path, stage: str, kind: str) -> None:
-    """What a finished stage learnt; raises `CoPRSError` where it was not run."""
-    path = folder / f"{stage}.pt"
+def load_parts(scaffold: Scaffold, folder: Path, stage: Stage, kind: str) -> None:
+    """What a finished stage learnt; raises `CoPRSError` where it was not run, or not to its end."""
+    path = folder / f"{stage.name}.pt"
     if not path.exists():
-        raise CoPRSError(f"The next stage needs {path}: run stage {stage} first.")
-    saved = torch.load(path, map_location=scaffold.device, weights_only=True)["parts"]
+        raise CoPRSError(f"The next stage needs {path}: run stage {stage.name} first.")
+    saved = torch.load(path, map_location=scaffold.device, weights_only=True)
+    if saved["step"] < stage.steps:
+        raise CoPRSError(
+            f"Stage {stage.name} has come to step {saved['step']:,} of {stage.steps:,}: let it end "
+            "before the next one."
+        )
     for name, module in scaffold.parts(kind).items():
-        module.load_state_dict(saved[name])
+        module.load_state_dict(saved["parts"][name])
 
 
 def run_stage(
