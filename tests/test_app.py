@@ -1016,7 +1016,8 @@ def test_what_the_core_says_most_is_said_in_chinese(mini):
                 said |= {n.value for n in nodes if isinstance(n, ast.Constant)}
     with pytest.raises(CoPRSError) as none:
         open_photo(None)
-    assert set(texts.OF_THE_CORE) - said == {str(none.value), mini.segmenter.note}
+    assert set(texts.OF_THE_CORE) - said == {str(none.value)}
+    assert mini.segmenter.note in texts.OF_THE_CORE
     assert texts.in_words("zh", str(none.value)) != texts.in_words("en", str(none.value))
 
 
@@ -1177,7 +1178,7 @@ def test_sessions_are_not_kept_for_ever(monkeypatch):
     for i in range(5):
         turns.take(SimpleNamespace(session_hash=str(i)))
     assert turns.now(SimpleNamespace(session_hash="0")) == 0
-    assert turns.now(SimpleNamespace(session_hash="4")) == 1 == turns.take(None)
+    assert turns.now(SimpleNamespace(session_hash="4")) == 5 < turns.take(None)
 
 
 def exported(page_handlers, answered, path):

@@ -628,6 +628,7 @@ def test_from_question_to_probe_by_keyboard_alone(page):
     page.keyboard.type("I see a blue umbrella at the top.")
     page.keyboard.press("Enter")
     page.wait_for_selector("#view .chips p", timeout=20000)
+    page.wait_for_function("document.activeElement?.matches('#thought .changed .edit')")
     tab_to("#probes button[role=tab]")
     page.keyboard.press("Enter")
     page.wait_for_selector("#ask-sentences:not([disabled])", timeout=20000)
@@ -662,6 +663,29 @@ def test_another_photo_ends_an_answer_whenever_it_comes(page):
         assert page.locator("#trace [data-sentence]").count() == 0
         assert "umbrella" not in page.inner_text("#thought")
         assert "Answered" not in page.inner_text("#verdict")
+
+
+def test_a_broken_saved_answer_leaves_alone_what_is_under_way(page, photo, slow, tmp_path):
+    (tmp_path / "broken.zip").write_bytes(b"PK no zip")
+    open_tab(page, "Take away")
+    upload_and_ask(page, photo, "the largest thing")
+    page.wait_for_function(THINKING)
+    page.set_input_files("#saved input[type=file]", str(tmp_path / "broken.zip"))
+    page.wait_for_selector(".toast-body")
+    page.wait_for_selector(FINISHED, timeout=60000)
+
+
+def test_a_saved_answer_ends_what_is_under_way(page, photo, slow):
+    upload_and_ask(page, photo, "the largest thing")
+    page.wait_for_function(THINKING)
+    open_tab(page, "Take away")
+    page.set_input_files(
+        "#saved input[type=file]", str(Path("assets/examples/recorded.zip").resolve())
+    )
+    page.wait_for_selector("#trace [data-sentence]")
+    shown = page.inner_text("#thought")
+    page.wait_for_timeout(2000)
+    assert page.inner_text("#thought") == shown and not page.locator("#thought .caret").count()
 
 
 def test_everything_that_can_be_used_has_a_name(page):

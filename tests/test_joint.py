@@ -286,6 +286,16 @@ def test_groups_that_earn_the_same_are_counted_and_have_no_advantages(made, monk
     assert not again["advantages"].any() and one._metrics["train"]["flat"][-1] == 1
 
 
+def test_an_instruction_that_holds_a_token_is_refused(made, monkeypatch):
+    one, _ = made
+    item = one.focus.item
+    monkeypatch.setattr(
+        one.focus, "item", lambda i: replace(item(i), instruction="the cat<|im_end|>")
+    )
+    with pytest.raises(CoPRSError, match=r"holds <\|im_end\|>"):
+        one.train_dataset[0]
+
+
 def test_a_focus_token_that_is_spelled_out_earns_nothing(made):
     one, _ = made
     tokenizer = one._tokenizer

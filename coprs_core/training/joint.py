@@ -5,7 +5,7 @@ The engine is TRL's `GRPOTrainer`: sampling, groups, clipping, KL, accumulation,
 What it does not know stands here: what a mask earns, and the segmentation loss.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.utils.data import Sampler
 from transformers.utils import ModelOutput
 from trl import GRPOConfig, GRPOTrainer
 
+from coprs_core.errors import CoPRSError
 from coprs_core.metrics import iou
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import FOCUS_TOKEN, IMAGE_SLOT, INSTRUCTION_SLOT
@@ -136,6 +137,8 @@ class JointTrainer(Learner, _Engine):
     def _shown(self, batch: dict[str, list]) -> dict[str, list]:
         """Items by number, as TRL takes them: a conversation and its picture."""
         items = [self.focus.item(i) for i in batch["index"]]
+        for item in items:
+            _check_plain(item.instruction, self._tokenizer.get_added_vocab())
         return {
             "index": batch["index"],
             "prompt": [[{"role": "user", "content": item.instruction}] for item in items],
@@ -218,6 +221,16 @@ class JointTrainer(Learner, _Engine):
         self._segmentation = segmentation_term(self._objective, *logits, rows.target, step)
         told = outputs.loss, outputs.log_probs, outputs.entropy, outputs.aux_loss
         return _JointOutput(*told, *logits)
+
+
+def _check_plain(instruction: str, tokens: Iterable[str]) -> None:
+    """TRL reads what stands for a token of its own as that token, the engine as plain text."""
+    for token in tokens:
+        if token in instruction:
+            raise CoPRSError(
+                f"The instruction “{instruction}” holds {token}, which is a token of its own to "
+                "this model: write it otherwise."
+            )
 
 
 def flat_groups(earned: Tensor, group: int, objective: Objective) -> Tensor:
