@@ -75,8 +75,8 @@ _SMALL = frozenset(
         """the a an of to in on at by for with and or that this these those which what who is are it
         its be as from not no one thing things something anything picture image photo please show
         me my find where there here all any each every both two three four can could would you i am
-        want like need ones see look looking spot locate point mark outline highlight select segment mask
-        do does did hi hello thanks give tell pick choose most least very than""",
+        want like need ones see look looking spot locate point mark outline highlight select segment
+        mask do does did hi hello thanks give tell pick choose most least very than""",
     )
 )
 """Words that say nothing about what is meant."""
