@@ -159,7 +159,7 @@ def _one_card(device: str) -> str:
 def _quoted(text: str) -> str:
     """A folder or name as text of TOML, whatever else it could be read as; without the slash that a
     shell puts behind a folder."""
-    return json.dumps(str(Path(text)) if text else text, ensure_ascii=False)
+    return json.dumps(text.rstrip("/") or text, ensure_ascii=False)
 
 
 def _jointly(options: Namespace) -> int:
