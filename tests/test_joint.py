@@ -63,7 +63,7 @@ from coprs_core.training.objective import (  # noqa: E402
     reply_scores,
     unified_loss,
 )  # noqa: E402
-from coprs_core.training.plan import plan  # noqa: E402
+from coprs_core.training.plan import Plan, plan  # noqa: E402
 from coprs_core.training.policy import group_advantages  # noqa: E402
 from coprs_core.training.rates import HEADS, Rates  # noqa: E402
 from coprs_core.training.recipe import NAMES, JointRecipe, read_recipe  # noqa: E402
@@ -568,6 +568,11 @@ def test_a_plan_tells_memory_by_part_and_refuses_what_cannot_fit(tmp_path, monke
         )
         assert main([*dry, *sets]) == 2
         assert re.search(said, capsys.readouterr().err), said
+
+
+def test_no_step_of_a_large_model_is_measured_on_a_cpu():
+    large = Plan({"weights": 3 * 10**9}, free=0, saved=0, disk=0, steps=1, replies=8)
+    assert "without a GPU" in train._estimate(JointRecipe(steps=1), large, "cpu")
 
 
 def test_every_recipe_of_ours_can_be_shared_out(monkeypatch):

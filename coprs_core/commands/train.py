@@ -17,8 +17,11 @@ from coprs_core.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from coprs_core.training.plan import Plan
     from coprs_core.training.recipe import JointRecipe
 
+MOST_ON_CPU = 2 * 10**9
+"""Of a run whose weights, gradients and moments take more memory no step is measured on a CPU."""
 SUMMARY = "train the miniature from scratch, or a checkpoint jointly"
 MINI = "mini"
 PAGE = """\
@@ -119,10 +122,15 @@ def _from_scratch(options: Namespace) -> int:
     return 0
 
 
-def _estimate(recipe: "JointRecipe", device: str) -> str:
+def _estimate(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
     """How long a run will take, from a step that is measured here."""
+    from coprs_core.machine import choose_device
     from coprs_core.sizes import in_words
 
+    if choose_device(device).type == "cpu" and sum(planned.parts.values()) > MOST_ON_CPU:
+        return (
+            "How long it takes is not measured: without a GPU a step of this model may take hours."
+        )
     if not recipe.steps:
         return "How long a warm-up takes is not measured."
     if recipe.sharded:
@@ -193,7 +201,7 @@ def _jointly(options: Namespace) -> int:
         planned = plan(recipe, options.out, options.device)
         print(planned.table())
         planned.check()
-        print(_estimate(recipe, options.device))
+        print(_estimate(recipe, planned, options.device))
         return 0
 
     import torch
