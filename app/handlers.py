@@ -257,7 +257,7 @@ class Handlers:
         lang, recent = language(request), recent or ()
         with in_a_sentence(lang):
             chosen = recent[picked(lang, event, len(recent))]
-        self.turns.take(request)
+        self.halt(request)
         return self._restored(lang, chosen)
 
     def open_file(
@@ -269,7 +269,7 @@ class Handlers:
             if path is None:
                 raise CoPRSError(say(lang, "gone"))
             answered = opened(path)
-        self.turns.take(request)
+        self.halt(request)
         return self._restored(lang, answered) | self._remember(lang, answered, recent)
 
     def _restored(self, lang: str, answered: Answered) -> Values:
