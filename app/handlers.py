@@ -18,7 +18,7 @@ from app.frame import Frame, Values
 from app.kept import linked, opened, recorded
 from app.models import Models
 from app.serving import ModelServer
-from app.texts import in_words, say
+from app.texts import say, translated
 from app.views import canvas, page
 from app.views import probes as probe_views
 from app.visitors import (
@@ -380,7 +380,7 @@ class Handlers:
             try:
                 return self._restored(lang, linked(token))
             except CoPRSError as gone:  # the page opens all the same
-                gr.Warning(in_words(lang, str(gone)))
+                gr.Warning(translated(lang, str(gone)))
         answered = replace(recorded(), findings={})  # what is found in it stays with this visitor
         return {frame.steps: page.steps(lang), **self._at_hand(lang, answered)}
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.kept import keep
 from app.serving import ModelServer
-from app.texts import in_words, say
+from app.texts import say, translated
 from app.uploads import painted_mask
 from app.views import page
 from app.views import probes as probe_views
@@ -85,7 +85,7 @@ class Questions:
                     probe(name).ask, answered.photo, answered.result
                 )
             except NotApplicable as nothing:  # no mistake of anybody's
-                reason = in_words(lang, str(nothing))
+                reason = translated(lang, str(nothing))
                 return self.turns.still(request, turn, page.reason(lang, reason))
         answered.findings[name] = small_finding(finding)
         view = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from app.serving import ModelServer
-from app.texts import in_words, language_of, say
+from app.texts import language_of, say, translated
 from app.uploads import NO_ROOM, has_room
 from coprs_core.answer.pictures import small_mask, small_prior
 from coprs_core.answer.results import Result
@@ -130,7 +130,7 @@ def in_a_sentence(lang: str, on_page: bool = True) -> Generator[None, None, None
     try:
         yield
     except CoPRSError as problem:
-        said = in_words(lang, str(problem))
+        said = translated(lang, str(problem))
         sentence = escape(said, quote=False) if on_page else said
         raise gr.Error(sentence, title=say(lang, "failed"), print_exception=False) from None
 

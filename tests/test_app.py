@@ -1018,7 +1018,7 @@ def test_what_the_core_says_most_is_said_in_chinese(mini):
         open_photo(None)
     assert set(texts.OF_THE_CORE) - said == {str(none.value)}
     assert mini.segmenter.note in texts.OF_THE_CORE
-    assert texts.in_words("zh", str(none.value)) != texts.in_words("en", str(none.value))
+    assert texts.translated("zh", str(none.value)) != texts.translated("en", str(none.value))
 
 
 def test_an_expired_link_opens_the_page_all_the_same(mini):

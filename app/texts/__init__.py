@@ -18,7 +18,7 @@ def language_of(accepted: str | None) -> str:
     return code if code in LANGUAGES else "en"
 
 
-def in_words(language: str, sentence: str) -> str:
+def translated(language: str, sentence: str) -> str:
     """A sentence of the core in a language, where it is one of those that visitors meet most."""
     return OF_THE_CORE.get(sentence, sentence) if language == "zh" else sentence
 

@@ -173,14 +173,19 @@ class Canvas:
         return values
 
 
-def of_result(lang: str, result: Result) -> list[CanvasView]:
-    """All regions together, numbered, and where there are several each alone."""
+def together(lang: str, result: Result) -> CanvasView:
+    """All regions of an answer, numbered."""
     numbers = np.zeros(result.photo_size, np.uint8)
     for i, region in enumerate(result.regions, start=1):
         numbers[region.mask] = i
     prior, mask = result.prior, result.mask
     curve = iou_curve(prior, mask) if prior is not None and mask.any() else None
-    views = [CanvasView(say(lang, "all_regions"), prior, numbers, curve)]
+    return CanvasView(say(lang, "all_regions"), prior, numbers, curve)
+
+
+def of_result(lang: str, result: Result) -> list[CanvasView]:
+    """All regions together, and where there are several each alone."""
+    views = [together(lang, result)]
     if len(result.regions) > 1:
         for i, r in enumerate(result.regions, start=1):
             its_numbers = r.mask.astype(np.uint8) * i
@@ -227,7 +232,7 @@ def changed_view(lang: str, pixels: np.ndarray, before: Result, after: Result) -
     canvas = Canvas(lang, pixels)
     difference = Difference.of(lang, before, after)
     numbers = difference.numbers
-    now, was = of_result(lang, after)[0], of_result(lang, before)[0]
+    now, was = together(lang, after), together(lang, before)
     views = [replace(now, label=say(lang, "both"), numbers=numbers)]
     for name, view, result in (("change_after", now, after), ("change_before", was, before)):
         if result.regions:  # in the colours of the legend

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from app.texts import in_words, say
+from app.texts import say, translated
 from app.views.render import render
 from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Result
@@ -81,14 +81,14 @@ def header(lang: str, engine: "Engine | None") -> Markup:
 
 def notice(lang: str, model_note: str, may_switch: bool = False) -> str:
     """What the model in use knows, and what to do for photos; empty where it has no such limit."""
-    note = in_words(lang, model_note)
+    note = translated(lang, model_note)
     return render(lang, "notice", note=note, may_switch=may_switch) if note else ""
 
 
 def unfamiliar(lang: str, note: str, choice: "Choice | None", problem: str | None) -> Markup:
     """What a model says before it answers about a picture that it does not know: what it knows,
     and the `choice` of a model for photos, or the `problem` why there is none."""
-    return render(lang, "unfamiliar", note=in_words(lang, note), choice=choice, problem=problem)
+    return render(lang, "unfamiliar", note=translated(lang, note), choice=choice, problem=problem)
 
 
 def explanation(lang: str, words: str, repair: Repair | None = None) -> str:

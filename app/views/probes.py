@@ -16,8 +16,8 @@ from app.views.canvas import (
     CanvasView,
     Difference,
     moved_words,
-    of_result,
     photo_url,
+    together,
 )
 from app.views.page import Word, WordLooks, verdict
 from app.views.render import render
@@ -199,7 +199,7 @@ def _side(lang: str, photo: Photo, result: Result, caption: str) -> Markup:
     if not result.regions:
         return canvas.show([CanvasView("")], prior + verdict(lang, result), "probe half")
     mask = canvas.mask_figure(f"IoU {result.prior_iou:.2f}")
-    return canvas.show(of_result(lang, result)[:1], prior + mask, "probe half")
+    return canvas.show([together(lang, result)], prior + mask, "probe half")
 
 
 def agreement_words(lang: str, agreement: AgainstAnswer) -> str:

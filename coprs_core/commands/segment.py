@@ -212,6 +212,7 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
     """One folder a photo under --out."""
     from tqdm import tqdm
 
+    from coprs_core.answer.verdict import LINKS
     from coprs_core.batch import Query
 
     if folder is None:
@@ -244,7 +245,7 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
                 failed += 1
                 bar.write(f"{one.name}: {one.problem}", file=sys.stderr)
             elif one.outcome:
-                doubt = ", but a guess: it knows hardly any such picture" if one.unfamiliar else ""
+                doubt = f". {LINKS['familiar_broken']}" if one.unfamiliar else ""
                 bar.write(f"{one.name}: {one.outcome}{doubt}", file=sys.stdout)
     if failed:
         print(

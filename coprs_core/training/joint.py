@@ -137,8 +137,9 @@ class JointTrainer(Learner, _Engine):
     def _shown(self, batch: dict[str, list]) -> dict[str, list]:
         """Items by number, as TRL takes them: a conversation and its picture."""
         items = [self.focus.item(i) for i in batch["index"]]
+        tokens = self._tokenizer.get_added_vocab()
         for item in items:
-            _check_plain(item.instruction, self._tokenizer.get_added_vocab())
+            _check_plain(item.instruction, tokens)
         return {
             "index": batch["index"],
             "prompt": [[{"role": "user", "content": item.instruction}] for item in items],

@@ -9,7 +9,7 @@ import torch
 from coprs_core.checkpoints.adapters import AdapterSource
 from coprs_core.checkpoints.hugging_face import weight_files
 from coprs_core.checkpoints.load import find
-from coprs_core.checkpoints.source import PARTS, CoPRSSource
+from coprs_core.checkpoints.source import PARTS, CoPRSSource, Source
 from coprs_core.checkpoints.tensors import count_weights, open_safetensors
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, free_memory, process
@@ -152,17 +152,23 @@ def _sizes(recipe: JointRecipe, source: CoPRSSource, place: torch.device) -> _Si
     )
 
 
+def whole_source(name: str) -> Source:
+    """The model that a run begins with, by name; raises `CoPRSError` where it is adapters."""
+    source = find(name)
+    if isinstance(source, AdapterSource):
+        raise CoPRSError(
+            f"{name} are adapters: train from a full checkpoint, made of them with "
+            f"`python -m coprs_core convert {name} --out DIR`."
+        )
+    return source
+
+
 def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
     """The plan of a recipe; nothing is loaded but the names and shapes of the tensors.
 
     Raises `CoPRSError` where the model is no CoPRS checkpoint.
     """
-    source, place = find(recipe.model), choose_device(device)
-    if isinstance(source, AdapterSource):
-        raise CoPRSError(
-            f"{recipe.model} are adapters: train from a full checkpoint, made of them with "
-            f"`python -m coprs_core convert {recipe.model} --out DIR`."
-        )
+    source, place = whole_source(recipe.model), choose_device(device)
     if not isinstance(source, CoPRSSource):
         raise CoPRSError(
             f"{source.name} has no focus token to train: make a CoPRS checkpoint of it with "

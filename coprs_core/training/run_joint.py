@@ -17,11 +17,11 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
-from coprs_core.checkpoints.adapters import AdapterSource, save_adapters
+from coprs_core.checkpoints.adapters import save_adapters
 from coprs_core.checkpoints.convert import merge
 from coprs_core.checkpoints.familiar import copy_familiar
 from coprs_core.checkpoints.hugging_face import is_tied
-from coprs_core.checkpoints.load import find, load_checkpoint
+from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
@@ -35,7 +35,7 @@ from coprs_core.sizes import expanded
 from coprs_core.training.focus import TRAINED, finish
 from coprs_core.training.items import Items, items_of
 from coprs_core.training.joint import JointTrainer
-from coprs_core.training.plan import ADAPTED
+from coprs_core.training.plan import ADAPTED, whole_source
 from coprs_core.training.recipe import JointRecipe
 from coprs_core.training.run_folder import (
     CHECKPOINT,
@@ -229,11 +229,7 @@ def _write(trainer: Any, start: _Start, folder: Path, out: Path) -> None:
 
 def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Path) -> _Start:
     """A checkpoint, loaded for training: what is learnt in float32."""
-    if isinstance(find(name), AdapterSource):
-        raise CoPRSError(
-            f"{name} are adapters: train from a full checkpoint, made of them with "
-            f"`python -m coprs_core convert {name} --out DIR`."
-        )
+    whole_source(name)
     checkpoint = load_checkpoint(name, options)
     segmenter, language = checkpoint.segmenter, checkpoint.language_folder
     if not isinstance(segmenter, FocusTokenSegmenter) or language is None:
