@@ -10,12 +10,13 @@ from typing import Any
 
 import gradio as gr
 
+from app.answers import MAX_PIXELS, Answered, opened_photo
 from app.serving import ModelServer
 from app.uploads import checked
-from app.visitors import MAX_PIXELS, Answered, in_a_sentence, opened_photo, save_answered
+from app.visitors import in_a_sentence, save_answered
 from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.answer.results import Result
-from coprs_core.archive import open_answer
+from coprs_core.archive import open_answer, pixels_in
 from coprs_core.errors import CoPRSError
 from coprs_core.probes import PROBES, probe, words
 from coprs_core.probes.thought import focus_again
@@ -108,7 +109,9 @@ class Api:
     def open(self, archive: gr.FileData) -> dict:
         """The result in a zip that `download` or the command line wrote; needs no model."""
         with _in_a_sentence():
-            return open_answer(_uploaded(archive), MAX_PIXELS).result.to_dict(with_priors=True)
+            path = _uploaded(archive)
+            with self.server.room.taken(pixels=pixels_in(path)):
+                return open_answer(path, MAX_PIXELS).result.to_dict(with_priors=True)
 
     def models(self) -> list[dict]:
         """What can be loaded by name, and whether it fits this machine."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter, deque
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -18,7 +19,14 @@ from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.responses import JSONResponse
 
 from app.options import Listening
-from app.uploads import NO_ROOM, UNUSABLE, has_room, remove_unfinished
+from app.uploads import (
+    NO_ROOM,
+    REFUSED,
+    UNUSABLE,
+    has_room,
+    remove_unfinished,
+    use_private_folder,
+)
 
 MAX_WRONG_PASSWORDS, WINDOW = 20, 60.0
 """So many in so many seconds, from anywhere; then nobody can log in until they are over."""
@@ -31,12 +39,24 @@ MAX_UPLOAD = 44_000_000
 UPLOAD_TOO_LARGE = "A file of at most 40 MB was expected: send one smaller file at a time."
 QUEUE_FULL = "Too many people are asking at the moment: try again in a minute."
 NO_ENDPOINT = "There is no such endpoint: see “Use via API” at the foot of the page."
+NO_DOOR = "There is nothing at this address: open the page at /."
 _READ_ONLY = ("GET", "HEAD", "OPTIONS")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _BEFORE_LOGIN = (
     *("/login", "/assets/", "/static/", "/svelte/", "/theme.css", "/favicon.ico"),
     "/gradio_api/startup-events",
 )
+_DOORS = re.compile(
+    r"/|/(login|logout|config|theme\.css|favicon\.ico|robots\.txt)/?|/(assets|static|svelte)/.+"
+    r"|/gradio_api/("
+    r"(info|openapi\.json|app_id|login_check|user|token|startup-events|theme\.css)/?"
+    r"|(upload|upload_progress|component_server|cancel|reset)/?"
+    r"|queue/(join|data|status)/?|heartbeat/[^/]+|call/(v2/)?[^/]+(/[^/]+)?/?"
+    r"|file=.+)",
+    re.DOTALL,
+)
+"""What the page and its clients ask for. Gradio has more doors, among them a proxy to any host and
+one that writes a file each time it is asked."""
 
 
 class Guard:
@@ -99,6 +119,10 @@ class Guard:
         is_login = scope["method"] == "POST" and path.rstrip("/").endswith("/login")
         if not is_login and not self._may_see(path, headers):
             return _refused(401, "This page asks for a password: log in first.")
+        if not _DOORS.fullmatch(path):
+            return _refused(404, NO_DOOR)
+        if (file := path.partition("/gradio_api/file=")[2]) and not _is_ours(file):
+            return _refused(403, REFUSED)
         if path.rstrip("/").endswith("/upload"):
             if not has_room():
                 return _refused(507, NO_ROOM)
@@ -265,6 +289,15 @@ def _replayed(body: bytes, receive: Any) -> Any:
         return left.pop() if left else await receive()
 
     return receiving
+
+
+def _is_ours(file: str) -> bool:
+    """Whether what is asked for is a file that was uploaded or is given out; never an address,
+    which Gradio would fetch."""
+    try:
+        return Path(file).resolve().is_relative_to(use_private_folder())
+    except (OSError, ValueError, RuntimeError):  # no path at all
+        return False
 
 
 def _length(headers: Headers) -> int:

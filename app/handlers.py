@@ -7,13 +7,13 @@ here from one call to the next: what a visitor has asked lies in that visitor's 
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
+from app.answers import Answered, opened_photo
 from app.frame import Frame, Values
 from app.kept import linked, opened, recorded
 from app.models import Models
@@ -22,20 +22,19 @@ from app.texts import say, translated
 from app.views import canvas, page
 from app.views import probes as probe_views
 from app.visitors import (
-    Answered,
     Turns,
     called,
     can_probe,
     given,
     in_a_sentence,
     language,
-    opened_photo,
     picked,
     remembered,
     traced,
     why_not,
 )
 from coprs_core.answer.updates import Update
+from coprs_core.archive import pixels_in
 from coprs_core.errors import CoPRSError, Unwanted
 from coprs_core.photos import Photo
 from coprs_core.probes import thought, words
@@ -119,19 +118,20 @@ class Handlers:
                         blank = {self.frame.steps: page.steps(lang), **self._blank(lang)}
                         yield blank | self.models.ways(lang, is_asked=True)
                         return
-                    yield self._state(lang, photo, update, recent, anyway)
+                    if update.result:
+                        answered = Answered(photo, update.result, file=photo_path)
+                        steps = {self.frame.steps: page.steps(lang, update)}
+                        yield steps | self._shown(lang, answered, recent)
+                    else:
+                        yield self._state(lang, photo, update, anyway)
             except CoPRSError:
                 if is_wanted():
                     yield self.stop(page.thought(lang, update), None, request)
                 raise
 
-    def _state(
-        self, lang: str, photo: Photo, update: Update, recent: tuple | None, anyway: bool
-    ) -> Values:
-        """An answer under way, or finished, on the page."""
+    def _state(self, lang: str, photo: Photo, update: Update, anyway: bool) -> Values:
+        """An answer under way on the page."""
         values: Values = {self.frame.steps: page.steps(lang, update)}
-        if update.result:
-            return values | self._shown(lang, Answered(photo, update.result), recent)
         if update.stage == "reading":
             values |= self._blank(lang)
             if anyway or update.stage_seconds:  # before, they may be shown again
@@ -187,13 +187,14 @@ class Handlers:
 
     def _at_hand(self, lang: str, answered: Answered) -> Values:
         """The answer at hand: its thought, pictures, trace and verdict."""
-        frame = self.frame
-        is_recorded = answered.result is recorded().result
-        view, strip = _recorded_pictures(lang) if is_recorded else _pictures(lang, answered)
+        frame, is_recorded = self.frame, answered.is_recorded
+        if not is_recorded:  # that one is small, and everybody's
+            self.server.answers.keep(answered)
+        drawn = _recorded_pictures(lang) if is_recorded else probe_views.pictures(lang, answered)
         return {
             frame.thought: self._thought(lang, answered),
-            frame.view: view,
-            frame.trace: strip,
+            frame.view: drawn[0],
+            frame.trace: drawn[1],
             frame.verdict: page.verdict(
                 lang, answered.result, is_recorded, full_size=answered.photo.full_size
             ),
@@ -208,17 +209,17 @@ class Handlers:
             offers = page.Offers(is_its_own, is_its_own)
         elif can_probe(self.server, result):
             offers = page.Offers(self.server.engine.has_focus_token, True)
-        is_recorded = result is recorded().result
-        return page.finished_thought(lang, result, offers, shown, answered.changed, is_recorded)
+        return page.finished_thought(
+            lang, result, offers, shown, answered.changed, answered.is_recorded
+        )
 
     def _remember(self, lang: str, answered: Answered, recent: tuple | None) -> Values:
         """The recent answers with a new one in front, and their strip: a small picture of each and
         what it is called."""
         recent = remembered(answered, recent or ())
-        pictures = [
-            (canvas.thumbnail_of(np.asarray(a.photo.image), a.result), called(lang, a))
-            for a in recent
-        ]
+        pixels = np.asarray(answered.photo.image)
+        answered.thumbnail = canvas.thumbnail_of(pixels, answered.result)
+        pictures = [(a.thumbnail, called(lang, a)) for a in recent]
         strip = gr.update(value=pictures, visible=bool(recent), selected_index=None)
         return {self.frame.recent: recent, self.frame.strip: strip}
 
@@ -256,9 +257,10 @@ class Handlers:
         """An earlier answer of this visit, as it was."""
         lang, recent = language(request), recent or ()
         with in_a_sentence(lang):
-            chosen = recent[picked(lang, event, len(recent))]
-        self.halt(request)
-        return self._restored(lang, chosen)
+            chosen = given(lang, recent[picked(lang, event, len(recent))])
+            self.halt(request)
+            with self.server.room.taken(pixels=chosen.pixels):
+                return self._restored(lang, chosen)
 
     def open_file(
         self, path: str | None, recent: tuple | None, request: gr.Request | None = None
@@ -268,9 +270,10 @@ class Handlers:
         with in_a_sentence(lang):
             if path is None:
                 raise CoPRSError(say(lang, "gone"))
-            answered = opened(path)
-        self.halt(request)
-        return self._restored(lang, answered) | self._remember(lang, answered, recent)
+            with self.server.room.taken(pixels=pixels_in(path)):
+                answered = opened(path)
+                self.halt(request)
+                return self._restored(lang, answered) | self._remember(lang, answered, recent)
 
     def _restored(self, lang: str, answered: Answered) -> Values:
         result = answered.result
@@ -287,7 +290,8 @@ class Handlers:
 
     def look_again(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """After another model was loaded: the thought with what that one can do with it."""
-        return gr.skip() if answered is None else self._thought(language(request), answered)
+        is_there = answered is not None and not answered.is_gone
+        return self._thought(language(request), answered) if is_there else gr.skip()
 
     def trace(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """Sentence by sentence, by itself after an answer: where the model looked after each.
@@ -299,7 +303,7 @@ class Handlers:
         return self.turns.still(request, turn, self._strip(lang, answered))
 
     def _strip(self, lang: str, answered: Answered | None) -> str:
-        if answered is None:
+        if answered is None or answered.is_gone:
             return probe_views.empty_strip(lang)
         if reason := self._why_untraced(answered):
             return probe_views.empty_strip(lang, reason)
@@ -313,12 +317,12 @@ class Handlers:
 
     def _why_untraced(self, answered: Answered) -> str:
         """Why an answer is not traced by itself, as a key of the texts; "" where it is."""
-        if not answered.result.regions:
+        if not answered.region_count:
             return "strip_nothing"
-        if answered.trace or "sentences" in answered.findings:  # it was asked for
+        if answered.is_traced or "sentences" in answered.found:  # it was asked for
             return ""
-        height, width = answered.photo.size
-        if reason := why_not(self.server, answered.result):
+        height, width = answered.summary.photo_size
+        if reason := why_not(self.server, answered.summary):
             return reason if reason == "reason_elsewhere" else "strip_none"
         if self.server.is_borrowed:
             return "strip_borrowed"
@@ -346,10 +350,11 @@ class Handlers:
             said = with_sentence(before.reasoning, number, text)
             finding = self.server.ask(thought.ask, answered.photo, before, said)
         changed = number if text.strip() else None
-        after = Answered(answered.photo, finding.result, changed=changed)
-        if answered not in (recent or ()):  # the recorded one, or one under a link
-            recent = remembered(answered, recent or ())
+        after = Answered(answered.photo, finding.result, changed=changed, file=answered.file)
         pixels = np.asarray(answered.photo.image)
+        if answered not in (recent or ()):  # the recorded one, or one under a link
+            answered.thumbnail = canvas.thumbnail_of(pixels, before)
+            recent = remembered(answered, recent or ())
         if not self.turns.has(request, turn):
             return {self.frame.steps: gr.skip()}
         return self._shown(lang, after, recent) | {
@@ -362,11 +367,11 @@ class Handlers:
         lang, turn = language(request), self.turns.now(request)
         with in_a_sentence(lang):
             answered = given(lang, answered)
-            if "words" not in answered.findings:
+            if "words" not in answered.found:
                 finding = self.server.ask(words.ask, answered.photo, answered.result)
-                answered.findings["words"] = finding
-        finding: Any = answered.findings["words"]
-        words_shown = self._thought(lang, answered, probe_views.word_looks(lang, finding))
+                answered.add_finding("words", finding)
+            found: Any = answered.findings["words"]
+        words_shown = self._thought(lang, answered, probe_views.word_looks(lang, found))
         return self.turns.still(request, turn, words_shown)
 
     # --- the page
@@ -378,23 +383,17 @@ class Handlers:
             return {frame.steps: gr.skip()}
         if token := request.query_params.get("answer", "") if request else "":
             try:
-                return self._restored(lang, linked(token))
+                path = linked(token)
+                with self.server.room.taken(pixels=pixels_in(path)):
+                    return self._restored(lang, opened(path))
             except CoPRSError as gone:  # the page opens all the same
                 gr.Warning(translated(lang, str(gone)))
-        answered = replace(recorded(), findings={})  # what is found in it stays with this visitor
+        one = recorded()  # what is found in it stays with this visitor
+        answered = Answered(one.photo, one.result, trace=one.trace, is_recorded=True)
         return {frame.steps: page.steps(lang), **self._at_hand(lang, answered)}
-
-
-def _pictures(lang: str, answered: Answered) -> tuple[str, str]:
-    """The canvases of an answer, and the strip of its trace."""
-    photo, trace = answered.photo, answered.trace
-    view = canvas.answer_view(lang, np.asarray(photo.image), answered.result)
-    if trace and answered.result.regions:
-        return view, probe_views.strip_view(lang, photo, trace)
-    return view, probe_views.empty_strip(lang)
 
 
 @cache
 def _recorded_pictures(lang: str) -> tuple[str, str]:
     """Those of the recorded answer: every visitor sees them first, and they stay as they are."""
-    return _pictures(lang, recorded())
+    return probe_views.pictures(lang, recorded())

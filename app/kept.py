@@ -8,8 +8,9 @@ import threading
 from functools import cache
 from pathlib import Path
 
+from app.answers import MAX_PIXELS, Answered
 from app.uploads import LINKS, NO_ROOM, most_link_bytes, use_private_folder
-from app.visitors import MAX_PIXELS, Answered, small_trace
+from app.visitors import small_trace
 from coprs_core.archive import open_answer
 from coprs_core.errors import CoPRSError
 
@@ -23,11 +24,13 @@ _EXPIRED = "This link's answer is no longer kept on this server: ask for it agai
 @cache
 def recorded() -> Answered:
     """A real answer of the miniature, recorded with its trace."""
-    return opened(RECORDED)
+    saved = opened(RECORDED)
+    return Answered(saved.photo, saved.result, trace=saved.trace, is_recorded=True)
 
 
 def opened(path: Path | str) -> Answered:
-    """A saved answer with its trace, where one was saved; raises as `open_answer` does."""
+    """A saved answer with its trace, where one was saved; raises as `open_answer` does. Whoever
+    opens a stranger's takes the room for `pixels_in` first."""
     saved = open_answer(path, MAX_PIXELS)
     trace = small_trace(saved.sentences) if saved.sentences else None
     return Answered(saved.photo, saved.result, trace=trace)
@@ -55,13 +58,13 @@ def keep(file: Path) -> str:
     return token
 
 
-def linked(token: str) -> Answered:
-    """The answer under a link; raises `CoPRSError` where there is none, or no longer."""
+def linked(token: str) -> Path:
+    """The saved answer under a link; raises `CoPRSError` where there is none, or no longer."""
     is_one = len(token) == 22 and all(c.isalnum() or c in "-_" for c in token)
     path = _folder() / f"{token}.zip" if is_one else None
     if path is None or not path.is_file():
         raise CoPRSError(_EXPIRED)
-    return opened(path)
+    return path
 
 
 @cache

@@ -10,6 +10,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from app.answers import Answered
 from app.kept import keep
 from app.serving import ModelServer
 from app.texts import say, translated
@@ -18,7 +19,6 @@ from app.views import page
 from app.views import probes as probe_views
 from app.views.standalone import standalone
 from app.visitors import (
-    Answered,
     Turns,
     given,
     in_a_sentence,
@@ -50,11 +50,11 @@ class Questions:
         """Why a probe cannot be asked now, in a sentence; "" where it can."""
         if answered is None:
             return say(lang, "reason_no_answer")
-        if name in answered.findings:
+        if name in answered.found:
             return ""
         if reason := self._why_silent(lang, answered):
             return reason
-        if name in _NEEDS_A_PLACE and not answered.result.regions:
+        if name in _NEEDS_A_PLACE and not answered.region_count:
             return say(lang, "reason_nothing")
         return ""
 
@@ -62,14 +62,14 @@ class Questions:
         """Why the model in use cannot be asked about an answer; "" where it can."""
         if not self.server.is_ready:
             return say(lang, "loading")
-        reason = why_not(self.server, answered.result)
-        return say(lang, reason, model=answered.result.model) if reason else ""
+        reason = why_not(self.server, answered.summary)
+        return say(lang, reason, model=answered.summary.model) if reason else ""
 
     def why_no_replay(self, lang: str, answered: Answered) -> str:
         """Why there is no moving picture of an answer; "" where there is, or may be."""
-        if not answered.result.regions:
+        if not answered.region_count:
             return say(lang, "strip_nothing")
-        if answered.trace or "sentences" in answered.findings:
+        if answered.is_traced or "sentences" in answered.found:
             return ""
         return self._why_silent(lang, answered)
 
@@ -87,8 +87,8 @@ class Questions:
             except NotApplicable as nothing:  # no mistake of anybody's
                 reason = translated(lang, str(nothing))
                 return self.turns.still(request, turn, page.reason(lang, reason))
-        answered.findings[name] = small_finding(finding)
-        view = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
+            answered.add_finding(name, small_finding(finding))
+            view = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
         return self.turns.still(request, turn, view)
 
     def compare(
@@ -104,7 +104,7 @@ class Questions:
             answered = given(lang, answered)
             if not isinstance(earlier, int) or not 0 <= earlier < len(recent):
                 raise CoPRSError(say(lang, "gone"))
-            both = recent[earlier], answered
+            both = given(lang, recent[earlier]), answered
             results = both[0].result, both[1].result
             names = named(lang, both[0]), named(lang, both[1])
             view = probe_views.comparison(lang, answered.photo, results, names)
@@ -194,6 +194,6 @@ def truth_of(file: str, photo: Photo) -> np.ndarray:
 
 def named(lang: str, answered: Answered) -> str:
     """What an answer is called beside others about the same photo."""
-    result = answered.result
+    result = answered.summary
     changed = f", {say(lang, 'thought_changed')}" if result.is_thought_given else ""
     return f"{result.instruction[:60]} ({result.model}{changed})"

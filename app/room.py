@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from coprs_core.errors import Unwanted
+from coprs_core.machine import trim_memory
 from coprs_core.photos import Photo
 
 PIXELS_AT_ONCE = 12_000_000
@@ -36,13 +37,17 @@ class Room:
 
     @contextmanager
     def taken(
-        self, photo: Photo | None = None, is_wanted: Callable[[], bool] | None = None
+        self,
+        photo: Photo | None = None,
+        is_wanted: Callable[[], bool] | None = None,
+        pixels: int = 0,
     ) -> Generator[None, None, None]:
-        """Inside there is room for work, on a photo or on none; waits for it.
+        """Inside there is room for work, on a photo, on other `pixels` or on none; waits for it.
 
         Raises `Unwanted` where the work is no longer wanted while it waits.
         """
-        pixels = photo.size[0] * photo.size[1] if photo else 0
+        if photo:
+            pixels = photo.size[0] * photo.size[1]
         keys = [photo.key] if photo else []
         with self._changed:
             self._wait(pixels, keys, is_wanted)
@@ -50,6 +55,8 @@ class Room:
         try:
             yield
         finally:
+            if pixels > PIXELS_AT_ONCE:
+                trim_memory()  # before the next large one comes in
             with self._changed:
                 self._inside, self._pixels = self._inside - 1, self._pixels - pixels
                 self._changed.notify_all()

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from app.answers import Answers
 from app.options import Listening
 from app.room import Room
+from coprs_core.checkpoints.memory import room_for_answers
 from coprs_core.checkpoints.options import LoadOptions, is_remote
 from coprs_core.errors import CoPRSError, Unwanted
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
@@ -89,7 +91,7 @@ class ModelServer:
     ):
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
-        self.room = Room(at_once)
+        self.room, self.answers = Room(at_once), Answers(room_for_answers())
         self._trimmed = time.monotonic()
         self._has_worker, self._is_started = worker is not None, False
         self._work = worker(self._inside) if worker else self._inside

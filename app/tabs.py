@@ -7,12 +7,13 @@ from typing import Any
 
 import gradio as gr
 
+from app.answers import Answered
 from app.handlers import Frame, Handlers, Values
 from app.questions import Questions, named
 from app.texts import I18N, say
 from app.uploads import bound_paintings, read_by
 from app.views import page
-from app.visitors import Answered, language
+from app.visitors import language
 from coprs_core.probes import PROBES
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -114,8 +115,9 @@ def compare_tab(frame: Frame, questions: Questions) -> Tab:
             (named(lang, one), i)
             for i, one in enumerate(now.recent)
             if answered
-            and one.photo.key == answered.photo.key
-            and one.result is not answered.result
+            and one.photo_key == answered.photo_key
+            and one is not answered
+            and not one.is_gone
         ]
         names = [name for name, _ in others]
         choices = [

@@ -12,6 +12,7 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from app import api
+from app.answers import Answered
 from app.examples import examples
 from app.guard import Guard
 from app.handlers import Frame, Handlers, Values
@@ -23,7 +24,7 @@ from app.theme import theme
 from app.uploads import Page, bound, read_by, use_private_folder
 from app.views import canvas, page, probes
 from app.views.standalone import script
-from app.visitors import Answered, in_a_sentence, language, picked
+from app.visitors import in_a_sentence, language, picked
 from coprs_core.errors import CoPRSError
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
 
@@ -262,7 +263,9 @@ def _preparation(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[st
         before: Answered | None,
         request: gr.Request,
     ) -> Values:
-        is_same_photo = bool(answered and before and answered.photo.key == before.photo.key)
+        if answered and answered.is_gone:
+            answered = None
+        is_same_photo = bool(answered and before and answered.photo_key == before.photo_key)
         now = AtHand(language(request), answered, recent or (), is_same_photo)
         values: Values = {filled_for: answered}
         for tab in tabs:

@@ -4,13 +4,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.answers import Answered
 from app.serving import ModelServer
 from app.texts import language_of, say, translated
 from app.uploads import NO_ROOM, has_room
@@ -18,36 +19,15 @@ from coprs_core.answer.pictures import small_mask, small_prior
 from coprs_core.answer.results import Result
 from coprs_core.archive import save_zip
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import Photo, open_photo
+from coprs_core.machine import clear_frames
 from coprs_core.probes import AUTOMATIC, probe, sentences
-from coprs_core.probes.finding import Finding, OtherResult
-from coprs_core.probes.heads import Heads
+from coprs_core.probes.finding import Finding
 from coprs_core.probes.trace import SAVED_SIDE, Sentences
 
-MAX_PIXELS = 12_000_000
-"""A visitor's photo of more pixels is brought down to so many."""
-MAX_RECENT, MAX_RECENT_PIXELS = 8, 2 * MAX_PIXELS
-"""Of the answers kept for a visitor: how many, and of how many pixels together."""
+MAX_RECENT = 8
+"""So many answers are kept for a visitor."""
 TRACE_SIDE = 448
 MAX_SESSIONS = 10_000
-
-
-_opening = threading.Lock()
-
-
-@dataclass(eq=False)
-class Answered:
-    """One answer of this visitor, its photo, and what probes have found in it so far, by name.
-
-    Once its thought is traced the small pictures of that are its `trace`. Where a person changed a
-    sentence of its thought, `changed` is that sentence, counted from 0.
-    """
-
-    photo: Photo
-    result: Result
-    findings: dict[str, Finding] = field(default_factory=dict)
-    trace: Sentences | None = None
-    changed: int | None = None
 
 
 class Turns:
@@ -117,12 +97,6 @@ def small_finding(finding: Finding) -> Finding:
     return small_trace(finding, SAVED_SIDE) if isinstance(finding, Sentences) else finding
 
 
-def opened_photo(path: str | None) -> Photo:
-    """A visitor's photo, of at most `MAX_PIXELS`; raises `CoPRSError` as `open_photo` does."""
-    with _opening:  # a file of few bytes may be a picture of many pixels
-        return open_photo(path, MAX_PIXELS)
-
-
 @contextmanager
 def in_a_sentence(lang: str, on_page: bool = True) -> Generator[None, None, None]:
     """A `CoPRSError` inside becomes the page's message, where it is no markup, or a client's
@@ -130,6 +104,7 @@ def in_a_sentence(lang: str, on_page: bool = True) -> Generator[None, None, None
     try:
         yield
     except CoPRSError as problem:
+        clear_frames(problem)  # it is kept until the message has been sent
         said = translated(lang, str(problem))
         sentence = escape(said, quote=False) if on_page else said
         raise gr.Error(sentence, title=say(lang, "failed"), print_exception=False) from None
@@ -142,14 +117,14 @@ def language(request: gr.Request | None) -> str:
 
 def called(lang: str, answered: Answered) -> str:
     """What an answer is called among those of this visit."""
-    mark = f"✎ {say(lang, 'thought_changed')}: " if answered.result.is_thought_given else ""
-    return f"{mark}{answered.result.instruction}"
+    mark = f"✎ {say(lang, 'thought_changed')}: " if answered.summary.is_thought_given else ""
+    return f"{mark}{answered.summary.instruction}"
 
 
 def given(lang: str, answered: Answered | None) -> Answered:
     """The answer at hand; raises `CoPRSError` where it is no longer kept: before there is one,
     nothing can be pressed."""
-    if answered is None:
+    if answered is None or answered.is_gone:
         raise CoPRSError(say(lang, "gone"))
     return answered
 
@@ -166,42 +141,20 @@ def picked(lang: str, event: gr.EventData, count: int) -> int:
 
 
 def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answered, ...]:
-    """The recent answers with a new one in front; the oldest go where they are too many or too
-    large."""
-    kept, pixels = [], 0
-    for one in (answered, *recent)[:MAX_RECENT]:
-        pixels += pixels_of(one)
-        if kept and pixels > MAX_RECENT_PIXELS:
-            break
-        kept.append(one)
-    return tuple(kept)
-
-
-def pixels_of(answered: Answered) -> int:
-    """The pixels that are kept of an answer: its photo, each region's prior and mask, its trace,
-    and what probes found."""
-    height, width = answered.photo.size
-    own = height * width * max(1, len(answered.result.regions))
-    found = [answered.trace, *answered.findings.values()]
-    return own + sum(_pixels_found(one) for one in found if one)
-
-
-def _pixels_found(finding: Finding) -> int:
-    if isinstance(finding, Sentences):
-        return sum(view.mask.size for view in finding.views)
-    if isinstance(finding, OtherResult):
-        return sum(region.mask.size for region in finding.result.regions)
-    return finding.maps.size if isinstance(finding, Heads) else 0
+    """The recent answers with a new one in front; the oldest go where they are too many."""
+    return (answered, *recent)[:MAX_RECENT]
 
 
 def traced(server: ModelServer, answered: Answered) -> Sentences | None:
     """The small trace of an answer, made now where it was not yet; None where the model in use did
     not give it, or it found nothing. Raises `CoPRSError` where its thought cannot be traced."""
-    if answered.trace is None:
+    if not answered.is_traced:
         finding: Any = answered.findings.get("sentences")
-        if finding is None and answered.result.regions and can_probe(server, answered.result):
+        if finding is None and answered.region_count and can_probe(server, answered.summary):
             finding = server.ask(sentences.ask, answered.photo, answered.result)
-        answered.trace = small_trace(finding) if finding else None
+        if not finding:
+            return None
+        answered.add_trace(small_trace(finding))
     return answered.trace
 
 
@@ -229,8 +182,8 @@ def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path
     """
     if not has_room():
         raise CoPRSError(NO_ROOM)
-    findings = dict(answered.findings)
-    if can_probe(server, answered.result):
+    findings = answered.findings
+    if can_probe(server, answered.summary):
         for name in AUTOMATIC:
             if name not in findings:
                 with suppress(CoPRSError, gr.Error):  # the answer is saved without it
@@ -238,5 +191,5 @@ def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path
     if answered.trace and "sentences" not in findings:  # it came with the answer
         findings.setdefault(answered.trace.stem(), answered.trace)
     path = folder / "coprs-answer.zip"
-    with server.room.taken(answered.photo):  # pictures of many sizes are made
+    with server.room.taken(pixels=answered.pixels):  # pictures of many sizes are made
         return save_zip(path, answered.photo, answered.result, findings.values())

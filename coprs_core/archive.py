@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -43,6 +43,9 @@ from coprs_core.probes.finding import Finding
 from coprs_core.probes.trace import MASKS, MAX_SAVED_PIXELS, Sentences, opened
 
 _MAX_JSON_BYTES, _MAX_DIRECTORY_BYTES, _NPY_HEADER = 16_000_000, 100_000, 4096
+_MAX_TABLES = 10_000
+"""Tables and lists in an answer's JSON: one region has about ten, and an empty one takes 64 bytes
+of memory for two of the file's."""
 _OURS = re.compile(
     r"(result|asked)\.json|result\.json\.part"
     r"|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
@@ -184,13 +187,8 @@ def _opened(path: Path, most_pixels: int | None) -> Saved:
             f"{path} holds several answers, one folder each: give one of those folders."
         )
     with _reader(path) as read:
-        values = json.loads(read("result.json", _MAX_JSON_BYTES))
-        photo = open_photo(read("photo.png", 2 * MAX_SIDE**2))
-        if most_pixels and photo.size[0] * photo.size[1] > most_pixels:
-            raise CoPRSError(
-                f"The photo of this answer has over {most_pixels / 1e6:.0f} million pixels: look "
-                "at it with `python -m coprs_core open`."
-            )
+        photo = open_photo(_photo_file(read, most_pixels))
+        values = _json(read, "result.json")
         count = len(values["regions"]) if isinstance(values, dict) else 0
         tags = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
         most = 4 * photo.size[0] * photo.size[1] + _NPY_HEADER
@@ -200,12 +198,58 @@ def _opened(path: Path, most_pixels: int | None) -> Saved:
         return Saved(photo, result, _trace(read, photo.size))
 
 
+def _json(read: Read, name: str) -> Any:
+    text = read(name, _MAX_JSON_BYTES)
+    if text.count(b"{") + text.count(b"[") > _MAX_TABLES:
+        raise ValueError("far more tables than an answer has")
+    return json.loads(text)
+
+
+def _photo_file(read: Read, most_pixels: int | None) -> bytes:
+    """The photo's file, whose header says that it is one of ours and not too large: before any of
+    its pixels is decoded, since a flat picture of 67 million takes 200 kB."""
+    file = read("photo.png", 4 * (most_pixels or MAX_SIDE**2) + 65_536)
+    with Image.open(io.BytesIO(file), formats=("PNG",)) as image:
+        mode, pixels = image.mode, image.width * image.height
+    if mode != "RGB":
+        raise ValueError(f"a photo in mode {mode}")
+    if most_pixels and pixels > most_pixels:
+        raise CoPRSError(
+            f"The photo of this answer has over {most_pixels / 1e6:.0f} million pixels: look "
+            "at it with `python -m coprs_core open`."
+        )
+    return file
+
+
+def pixels_in(path: str | Path) -> int:
+    """How many pixels a saved answer in a zip holds: photo, priors, masks and trace, a byte of
+    JSON counted as four. Known from its list of files, before any of them is read.
+
+    0 where the file is no such zip: `open_answer` says so.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                sizes = {i.filename: i.file_size for i in archive.infolist()}
+                with archive.open("photo.png") as photo, Image.open(photo) as image:
+                    pixels = image.width * image.height
+    except Exception:  # readers of foreign files raise anything at all
+        return 0
+    count = sum(bool(re.fullmatch(r"prior(_\d+)?\.npy", name)) for name in sizes)
+    texts, trace = (
+        sum(sizes.get(name, 0) for name in names)
+        for names in (("result.json", "sentences.json"), ("sentences.npy", MASKS))
+    )
+    return pixels * (1 + count) + 4 * texts + trace
+
+
 def _trace(read: Read, photo_size: tuple[int, int]) -> Sentences | None:
     """The saved trace of a thought; None where there is none, or one of an older version."""
     try:
         files = [read(MASKS, MAX_SAVED_PIXELS + _NPY_HEADER)]
         files.append(read("sentences.npy", 2 * MAX_SAVED_PIXELS + _NPY_HEADER))
-        values = json.loads(read("sentences.json", _MAX_JSON_BYTES))
+        values = _json(read, "sentences.json")
     except (FileNotFoundError, KeyError):
         return None
     masks, priors = (_array(io.BytesIO(file)) for file in files)

@@ -128,13 +128,13 @@ def free_memory(device: torch.device | DeviceName) -> int:
     return min(psutil.virtual_memory().available, *_container_limits())
 
 
-def total_memory(device: torch.device) -> int:
+def total_memory(device: torch.device | DeviceName) -> int:
     """Bytes that a device has in all: the GPU's own memory, else what the machine or its container
     has."""
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info(device)[1]
+        return torch.cuda.mem_get_info(str(device))[1]
     total = psutil.virtual_memory().total
     with suppress(OSError, ValueError):  # no such file, or "max"
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
@@ -222,14 +222,20 @@ def too_large(what: str, device: torch.device, smaller: str) -> CoPRSError:
 
 def give_memory_back(problem: BaseException | None = None) -> None:
     """Let go of everything that a failed computation, or a model no longer in use, still holds."""
-    while problem:
-        traceback.clear_frames(problem.__traceback__)
-        problem = problem.__cause__ or problem.__context__
+    clear_frames(problem)
     gc.collect()
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def clear_frames(problem: BaseException | None) -> None:
+    """Let go of what the functions that a problem came through still hold: as long as it is kept,
+    it keeps them."""
+    while problem:
+        traceback.clear_frames(problem.__traceback__)
+        problem = problem.__cause__ or problem.__context__
 
 
 def trim_memory() -> None:

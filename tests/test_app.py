@@ -30,6 +30,7 @@ from markupsafe import escape
 from PIL import Image
 
 from app import handlers, kept, texts, uploads, visitors
+from app.answers import Answered
 from app.examples import EXAMPLES, examples
 from app.handlers import Frame, Handlers
 from app.questions import Questions
@@ -316,18 +317,11 @@ def test_the_stages_say_how_long_they_take_and_how_fast_the_thought_is(
         assert last.count('class="done"') == 4 and ("read before" in last) == reused
 
 
-def test_recent_answers_are_few_and_not_too_large(found):
-    def answered(height, width):
-        return visitors.Answered(Photo(Image.new("RGB", (width, height)), "key"), found[2])
-
-    recent = ()
+def test_recent_answers_are_few(found):
+    photo, recent = Photo(Image.new("RGB", (10, 10)), "key"), ()
     for _ in range(12):
-        recent = visitors.remembered(answered(10, 10), recent)
+        recent = visitors.remembered(Answered(photo, found[2]), recent)
     assert len(recent) == visitors.MAX_RECENT
-    recent = visitors.remembered(answered(5000, 4000), recent)
-    assert len(recent) == visitors.MAX_RECENT
-    assert len(visitors.remembered(answered(5000, 4000), recent)) == 1
-    assert len(visitors.remembered(answered(8000, 8000), recent)) == 1  # one is always kept
 
 
 # --- hostile text
@@ -371,7 +365,7 @@ def every_view(bad: str, found, server) -> dict[str, str]:
         def pictures(self, photo):
             return [Picture("probe_word", {"word": bad, "highest": bad}, pixels)]
 
-    answered = visitors.Answered(photo, result)
+    answered = Answered(photo, result)
     compared = Questions(server, visitors.Turns()).compare(answered, 0, (answered,))
     looks = Words([bad, bad], np.zeros((2, 4, 4), np.float32), [0.0, 1.0], [False, True])
     offers = page.Offers(edit=True, words=True)
@@ -802,7 +796,7 @@ def test_what_took_its_time_says_nothing_about_another_answer(asked, monkeypatch
 def test_a_thought_that_cannot_be_traced_says_why(asked):
     page_handlers, answered = asked
     silent = dataclasses.replace(answered.result, reasoning="", reply="<REF_POS>")
-    strip = page_handlers.trace(visitors.Answered(answered.photo, silent))
+    strip = page_handlers.trace(Answered(answered.photo, silent))
     assert "another model gave it" not in strip and "sentence" in strip
 
 
@@ -916,10 +910,10 @@ def test_what_cannot_be_asked_says_why(asked):
     questions = Questions(page_handlers.server, page_handlers.turns)
     assert questions.why_not("en", "heads", None) == "Ask for something first."
     assert questions.why_not("en", "heads", answered) == ""
-    other = visitors.Answered(answered.photo, dataclasses.replace(answered.result, model="another"))
+    other = Answered(answered.photo, dataclasses.replace(answered.result, model="another"))
     assert "“another” gave this answer" in questions.why_not("en", "attention", other)
     nothing = dataclasses.replace(answered.result, regions=(), outcome="nothing found")
-    nothing = visitors.Answered(answered.photo, nothing)
+    nothing = Answered(answered.photo, nothing)
     assert "Nothing was found" in questions.why_not("en", "zoom", nothing)
     assert questions.why_not("en", "sentences", nothing) == ""
 
@@ -937,7 +931,7 @@ def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, 
         assert picture.is_animated
     taking.close()
     (token,) = re.findall(r"\?answer=([\w-]+)", questions.link(answered))[:1]
-    back = kept.linked(token)
+    back = kept.opened(kept.linked(token))
     assert back.result.to_json() == answered.result.to_json() and back.trace
     for wrong in ("", "x" * 22, "../" * 7 + "x", token[:-1], token + "x"):
         with pytest.raises(CoPRSError, match="no longer kept"):
@@ -1074,7 +1068,7 @@ def test_what_began_before_something_else_took_the_page_says_no_more(asked, phot
 def test_a_trace_of_an_answer_that_is_gone_does_not_come(asked, monkeypatch):
     page_handlers, answered = asked
     visitor = SimpleNamespace(session_hash="c", headers={})
-    fresh = visitors.Answered(answered.photo, answered.result)
+    fresh = Answered(answered.photo, answered.result)
     whole = page_handlers.trace(fresh, visitor)
     assert "data-sentence" in whole
     drawn = probe_views.strip_view
@@ -1098,7 +1092,7 @@ def test_stop_leaves_a_finished_answer_and_marks_an_unfinished_one(asked):
 
 def test_answers_of_the_same_name_are_numbered_where_one_is_chosen(asked, mini):
     page_handlers, answered = asked
-    same = [visitors.Answered(answered.photo, dataclasses.replace(answered.result)) for _ in "ab"]
+    same = [Answered(answered.photo, dataclasses.replace(answered.result)) for _ in "ab"]
     demo = build(ModelServer(Engine(mini.checkpoint)), may_switch=True)
     (prepare,) = {f.fn for f in demo.fns.values() if getattr(f.fn, "__name__", "") == "prepare"}
     values = prepare(answered, (answered, *same), None, SimpleNamespace(headers={}))
@@ -1112,8 +1106,8 @@ def test_the_truth_of_a_photo_stays_until_another_photo(asked, mini):
     _, answered = asked
     demo = build(ModelServer(Engine(mini.checkpoint)))
     fns = {getattr(f.fn, "__name__", ""): f.fn for f in demo.fns.values()}
-    other = visitors.Answered(open_photo(np.zeros((9, 9, 3), np.uint8)), answered.result)
-    again = visitors.Answered(answered.photo, answered.result)
+    other = Answered(open_photo(np.zeros((9, 9, 3), np.uint8)), answered.result)
+    again = Answered(answered.photo, answered.result)
     visitor = SimpleNamespace(headers={})
 
     def truth(now, before):
@@ -1132,7 +1126,8 @@ def test_what_was_found_is_shown_again_without_the_model(asked):
     page_handlers, answered = asked
     questions = Questions(page_handlers.server, page_handlers.turns)
     first = questions.ask_probe("heads", answered)
-    stranger = dataclasses.replace(answered, result=dataclasses.replace(answered.result, model="x"))
+    other = dataclasses.replace(answered.result, model="x")
+    stranger = Answered(answered.photo, other, findings=answered.findings)
     assert questions.why_not("en", "heads", stranger) == ""
     assert questions.ask_probe("heads", stranger) == first
 
@@ -1140,12 +1135,12 @@ def test_what_was_found_is_shown_again_without_the_model(asked):
 def test_a_moving_picture_is_offered_where_there_is_one(asked):
     page_handlers, answered = asked
     questions = Questions(page_handlers.server, page_handlers.turns)
-    fresh = visitors.Answered(answered.photo, answered.result)
+    fresh = Answered(answered.photo, answered.result)
     assert questions.why_no_replay("en", fresh) == ""
     elsewhere = dataclasses.replace(answered.result, model="x")
-    stranger = visitors.Answered(answered.photo, elsewhere)
+    stranger = Answered(answered.photo, elsewhere)
     assert "gave this answer" in questions.why_no_replay("en", stranger)
-    nothing = visitors.Answered(answered.photo, dataclasses.replace(answered.result, regions=()))
+    nothing = Answered(answered.photo, dataclasses.replace(answered.result, regions=()))
     assert "Nothing was found" in questions.why_no_replay("en", nothing)
 
 
@@ -1168,7 +1163,7 @@ def test_the_prior_is_explained_by_its_kind(kind):
 def test_what_a_visitor_finds_in_the_recorded_answer_stays_there(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     first, second = (page_handlers.opened()["answered"] for _ in range(2))
-    first.findings["heads"] = 1
+    first.add_finding("heads", 1)
     assert not second.findings and not page_handlers.opened()["answered"].findings
 
 
@@ -1208,7 +1203,7 @@ def test_another_models_answer_keeps_its_trace_when_it_is_taken_away(asked, tmp_
     page_handlers, answered = asked
     view = visitors.traced(page_handlers.server, answered)
     result = dataclasses.replace(answered.result, **change)
-    other = visitors.Answered(answered.photo, result, trace=view)
+    other = Answered(answered.photo, result, trace=view)
     back = kept.opened(exported(page_handlers, other, tmp_path / "other.zip"))
     assert [v.text for v in back.trace.views] == [v.text for v in view.views]
     assert all((a.mask == b.mask).all() for a, b in zip(back.trace.views, view.views, strict=True))
@@ -1228,9 +1223,7 @@ def test_a_photo_that_was_brought_down_is_told_and_measured_by_a_truth_of_its_fu
     mask = Image.fromarray(answered.result.mask)
     mask.resize((512, 512), Image.Resampling.NEAREST).save(tmp_path / "truth.png")
     questions = Questions(page_handlers.server, page_handlers.turns)
-    view, _ = questions.truth(
-        visitors.Answered(large, answered.result), [], str(tmp_path / "truth.png")
-    )
+    view, _ = questions.truth(Answered(large, answered.result), [], str(tmp_path / "truth.png"))
     assert "Mask: IoU 1.00" in view
     with pytest.raises(gr.Error, match="512×512 pixels and the photo 256×256"):
         questions.truth(answered, [], str(tmp_path / "truth.png"))
@@ -1239,26 +1232,13 @@ def test_a_photo_that_was_brought_down_is_told_and_measured_by_a_truth_of_its_fu
 def test_an_answer_of_more_regions_than_are_made_is_not_opened(asked, tmp_path, monkeypatch):
     page_handlers, answered = asked
     result = dataclasses.replace(answered.result, regions=answered.result.regions * 5)
-    many = visitors.Answered(answered.photo, result)
+    many = Answered(answered.photo, result)
     path = exported(page_handlers, many, tmp_path / "many.zip")
     assert len(kept.opened(path).result.regions) == 5
     height, width = answered.photo.size
     monkeypatch.setattr(boxes, "MAX_OBJECT_PIXELS", 4 * height * width)
     with pytest.raises(CoPRSError, match="5 regions of 256×256 pixels and at most 4 are opened"):
         kept.opened(path)
-
-
-def test_what_is_kept_for_a_visitor_counts_regions_and_traces(asked):
-    _, answered = asked
-    height, width = answered.photo.size
-    bare = visitors.Answered(answered.photo, answered.result)
-    assert visitors.pixels_of(bare) == height * width
-    two = dataclasses.replace(answered.result, regions=answered.result.regions * 2)
-    assert visitors.pixels_of(visitors.Answered(answered.photo, two)) == 2 * height * width
-    trace = kept.recorded().trace
-    traced = visitors.Answered(answered.photo, answered.result, trace=trace)
-    seen = sum(view.mask.size for view in trace.views)
-    assert visitors.pixels_of(traced) == height * width + seen
 
 
 def test_a_look_at_nothing_agrees_with_no_empty_mask(asked):
@@ -1281,9 +1261,7 @@ def test_what_probes_found_goes_into_the_zip(asked, tmp_path):
 def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     page_handlers, answered = asked
     questions = Questions(page_handlers.server, page_handlers.turns)
-    one = visitors.Answered(
-        answered.photo, dataclasses.replace(answered.result, reasoning="One sentence.")
-    )
+    one = Answered(answered.photo, dataclasses.replace(answered.result, reasoning="One sentence."))
     (tmp_path / "a.zip").write_text("x")
     for work, sentence in (
         (lambda: questions.ask_probe("sentences", None), "no longer kept"),
@@ -1417,21 +1395,19 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     monkeypatch.setattr(page_handlers.server, "ask", lambda *_: pytest.fail("asked once more"))
     assert page_handlers.trace(answered) == strip  # its small pictures are
     assert page_handlers.trace(None) == probe_views.empty_strip("en")
-    elsewhere = visitors.Answered(
-        answered.photo, dataclasses.replace(answered.result, model="another")
-    )
-    nothing = visitors.Answered(
+    elsewhere = Answered(answered.photo, dataclasses.replace(answered.result, model="another"))
+    nothing = Answered(
         answered.photo, dataclasses.replace(answered.result, regions=(), outcome="nothing found")
     )
     none = probe_views.empty_strip("en", "strip_none")
     assert page_handlers.trace(elsewhere) == none
     assert "Nothing was found" in page_handlers.trace(nothing)
-    large = visitors.Answered(Photo(Image.new("RGB", (4000, 1001)), "large"), answered.result)
+    large = Answered(Photo(Image.new("RGB", (4000, 1001)), "large"), answered.result)
     assert "This photo is large" in page_handlers.trace(large)
     monkeypatch.setattr(ModelServer, "is_borrowed", True)  # its seconds are the visitor's
-    borrowed = visitors.Answered(answered.photo, answered.result)
+    borrowed = Answered(answered.photo, answered.result)
     assert "borrowed GPU" in page_handlers.trace(borrowed)
-    borrowed.findings["sentences"] = finding  # asked for
+    borrowed.add_finding("sentences", finding)  # asked for
     assert page_handlers.trace(borrowed) == strip
 
 

@@ -20,7 +20,9 @@ def language_of(accepted: str | None) -> str:
 
 def translated(language: str, sentence: str) -> str:
     """A sentence of the core in a language, where it is one of those that visitors meet most."""
-    return OF_THE_CORE.get(sentence, sentence) if language == "zh" else sentence
+    if language == "en":
+        return sentence
+    return CHINESE["gone"] if sentence == ENGLISH["gone"] else OF_THE_CORE.get(sentence, sentence)
 
 
 def say(language: str, key: str, **values) -> str:

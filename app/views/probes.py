@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from app.answers import Answered
 from app.texts import say
 from app.views.canvas import (
     SMALL_SIDE,
@@ -15,6 +16,7 @@ from app.views.canvas import (
     Canvas,
     CanvasView,
     Difference,
+    answer_view,
     moved_words,
     photo_url,
     together,
@@ -117,6 +119,15 @@ def _agreement(view: FocusView) -> float | None:
 def empty_strip(lang: str, says: str = "strip_empty") -> Markup:
     """The strip's place before a thought is traced, or why it is not."""
     return untraced(lang, say(lang, says))
+
+
+def pictures(lang: str, answered: Answered) -> tuple[str, str]:
+    """The canvases of an answer, and the strip of its trace."""
+    photo, trace = answered.photo, answered.trace
+    view = answer_view(lang, np.asarray(photo.image), answered.result)
+    if trace and answered.region_count:
+        return view, strip_view(lang, photo, trace)
+    return view, empty_strip(lang)
 
 
 def untraced(lang: str, words: str) -> Markup:

@@ -22,7 +22,7 @@ from coprs_core.checkpoints.downloads import (
     sam_cache,
 )
 from coprs_core.checkpoints.load import find
-from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
+from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_answers, room_for_photos
 from coprs_core.checkpoints.options import AUTO, KEY, QUANTIZATIONS, LoadOptions, is_remote
 from coprs_core.checkpoints.quantization import check_quantization, choose_quantization
 from coprs_core.checkpoints.sams import SAMS, choose_sam
@@ -218,10 +218,12 @@ def _memory(model: str, options: LoadOptions) -> list[Check]:
 
 
 def _photos(device: str) -> list[Check]:
-    """How much is kept of photos, so that a second question does not read them again."""
+    """How much is kept of photos, so that a second question does not read them again, and of
+    answers, so that a visitor finds them again."""
     try:
         room = room_for_photos(choose_device(device))
     except CoPRSError:  # said before
         return []
     found = f"what was read of the last {MAX_KEPT_PHOTOS}, at most {in_words(room)}"
-    return [Check("photos kept", found)]
+    answers = f"those of all visitors of the page, at most {in_words(room_for_answers())}"
+    return [Check("photos kept", found), Check("answers kept", answers)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import free_memory, total_memory
+from coprs_core.machine import DeviceName, free_memory, total_memory
 from coprs_core.sizes import in_words
 
 if TYPE_CHECKING:
@@ -51,6 +51,16 @@ def room_for_photos(device: torch.device) -> int:
     """Bytes that the features of photos may take together on a device; the last photo's are kept
     whatever they take."""
     return int(KEPT_SHARE * total_memory(device))
+
+
+ANSWERS_SHARE = 0.01
+"""Of the machine's memory: what the answers that visitors' pages hold may take. Of 16 GB some 30
+answers about photos of 12 megapixels, of 24 GB 40."""
+
+
+def room_for_answers() -> int:
+    """Bytes that the answers of all visitors of a page may take together."""
+    return int(ANSWERS_SHARE * total_memory(DeviceName("cpu")))
 
 
 def room_for_encoding(grid: int, width: int) -> int:

@@ -21,7 +21,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from app.guard import MAX_WRONG_PASSWORDS, NO_ENDPOINT, QUEUE_FULL, UPLOAD_TOO_LARGE
+from app.guard import MAX_WRONG_PASSWORDS, NO_DOOR, NO_ENDPOINT, QUEUE_FULL, UPLOAD_TOO_LARGE
 from app.options import Listening
 from app.serving import ModelServer
 from app.ui import build, launch
@@ -91,6 +91,86 @@ def events(url: str) -> list[dict]:
         for d in config["dependencies"]
         if d["backend_fn"]
     ]
+
+
+# --- which doors there are
+
+
+OPEN = {
+    *("GET /", "HEAD /", "POST /login", "GET /logout", "GET /config", "GET /svelte/x"),
+    *("GET /static/x", "GET /assets/x", "GET /favicon.ico", "GET /theme.css", "GET /robots.txt"),
+    *(f"GET /gradio_api/{name}" for name in ("user", "login_check", "token", "app_id", "info")),
+    *(f"GET /gradio_api/{name}" for name in ("openapi.json", "startup-events", "theme.css")),
+    *(f"GET /gradio_api/{name}" for name in ("queue/status", "queue/data", "heartbeat/x")),
+    *("GET /gradio_api/upload_progress", "GET /gradio_api/call/x/x", "GET /gradio_api/call/v2/x/x"),
+    *(f"POST /gradio_api/{name}" for name in ("queue/join", "call/x", "call/v2/x", "cancel")),
+    *(f"POST /gradio_api/{name}" for name in ("reset", "component_server", "upload")),
+}
+"""What answers, of all that the app has; files, whose names are checked, aside."""
+
+
+def routes_of(router, prefix: str = "") -> set[str]:
+    """Every route of an app and the routers inside it: method and path, "x" for what varies."""
+    found = set()
+    for route in router.routes:
+        if inner := getattr(route, "original_router", None):
+            found |= routes_of(inner, prefix + (route.include_context.prefix or ""))
+        elif path := getattr(route, "path", ""):
+            filled = re.sub(r"\{[^}]*\}", "x", prefix + path)
+            filled = filled.rstrip("/") or "/"
+            found |= {f"{method} {filled}" for method in route.methods or ()}
+    return found
+
+
+def test_no_door_is_open_that_the_page_does_not_use(mini):
+    demo = build(ModelServer(Engine(mini.checkpoint)), may_switch=True)
+    _, url, _ = launch(demo, quiet=True)
+    try:
+        routes = routes_of(demo.app)
+        assert {"GET /gradio_api/proxy=x", "GET /gradio_api/deep_link"} <= routes  # all are seen
+        assert len(routes) > 50
+        answering = set()
+        for route in routes:
+            method, path = route.split(" ")
+            try:
+                with HTTP.stream(method, f"{url}{path[1:]}", timeout=3) as answer:
+                    text = answer.read().decode() if answer.status_code == 404 else ""
+                    is_door = NO_DOOR not in text and (method, answer.status_code) != ("HEAD", 404)
+            except httpx.ReadTimeout:  # a stream that goes on
+                is_door = True
+            if is_door and answer.status_code != 403:
+                answering.add(route)
+        assert answering == OPEN
+    finally:
+        demo.close()
+
+
+@pytest.mark.parametrize("way", ["", "/", "?session_hash=s"])
+def test_no_page_is_written_for_a_link_of_gradios(url, way):
+    before = sorted(use_private_folder().rglob("*"))
+    answer = HTTP.get(f"{url}gradio_api/deep_link{way}")
+    assert answer.status_code == 404 and answer.json()["detail"] == NO_DOOR
+    assert sorted(use_private_folder().rglob("*")) == before
+
+
+def test_the_app_fetches_nothing_for_a_stranger(url):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"http://127.0.0.1:{other.getsockname()[1]}/x"
+        for path in (
+            *(f"gradio_api/{way}={address}" for way in ("file", "proxy")),
+            *(f"gradio_api/{way}=https://example.org/x" for way in ("file", "proxy")),
+            *(f"gradio_api/file={way}" for way in ("HTTP://example.org/x", "//example.org/x")),
+            "gradio_api/file=http%3A%2F%2Fexample.org/x",
+            "gradio_api/file/http://example.org/x",
+        ):
+            for method in ("GET", "HEAD"):
+                answer = HTTP.request(method, f"{url}{path}", timeout=5)
+                assert answer.status_code in (403, 404), (method, path)
+                sentence = answer.json()["detail"] if method == "GET" else REFUSED
+                assert sentence in (REFUSED, NO_DOOR)
+        other.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            other.accept()
 
 
 # --- no file of the server's

@@ -1,0 +1,336 @@
+"""The answers that the visitors' pages hold, of all visitors together within one budget of memory.
+
+An answer is whole while it is used. Where the budget is full, those that were used longest ago are
+packed: the photo as its file, priors in 8 bits, masks in 1. Where that is not enough, they go.
+"""
+
+import io
+import itertools
+import pickle
+import threading
+import weakref
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from app.texts import say
+from coprs_core.answer.results import Result
+from coprs_core.errors import CoPRSError
+from coprs_core.masks import decode_prior, encode_prior
+from coprs_core.photos import Photo, open_photo
+from coprs_core.probes.finding import Finding
+from coprs_core.probes.trace import Sentences
+
+MAX_PIXELS = 12_000_000
+"""A visitor's photo of more pixels is brought down to so many."""
+WHOLE_SHARE = 0.25
+"""Of the budget: a packed answer takes about a twentieth of a whole one."""
+SMALL_ARRAY = 4096
+"""Arrays of fewer values are packed as they are: they are figures, not maps."""
+_uses, _opening = itertools.count(), threading.Lock()
+
+
+def opened_photo(source: str | bytes | None) -> Photo:
+    """A visitor's photo, of at most `MAX_PIXELS`; raises `CoPRSError` as `open_photo` does."""
+    with _opening:  # a file of few bytes may be a picture of many pixels
+        return open_photo(source, MAX_PIXELS)
+
+
+@dataclass(eq=False)
+class _Content:
+    """What an answer holds while it is whole."""
+
+    photo: Photo
+    result: Result
+    findings: dict[str, Finding] = field(default_factory=dict)
+    trace: Sentences | None = None
+
+
+class _PhotoFile:
+    """A photo as the bytes of a picture file."""
+
+    def __init__(self, data: bytes):
+        self.data = data
+
+
+class Answered:
+    """One answer of a visitor: its photo, its result, what probes have found in it so far by name,
+    and, once its thought is traced, the small pictures of that.
+
+    Reading any of these raises `CoPRSError` where the answer had to go. What stays in any case:
+
+    Attributes:
+        summary: the result without its regions; `region_count`: how many there are.
+        found: the names of what probes have found; `is_traced`: whether there is a trace.
+        file: the photo's own file, from which it can be decoded again.
+        changed: where a person changed a sentence of the thought, which one, counted from 0.
+        is_recorded: whether it is the one of the first screen.
+        thumbnail: its picture among the recent ones, once it was made.
+    """
+
+    def __init__(
+        self,
+        photo: Photo,
+        result: Result,
+        findings: dict[str, Finding] | None = None,
+        trace: Sentences | None = None,
+        changed: int | None = None,
+        file: str | Path | None = None,
+        is_recorded: bool = False,
+    ):
+        self.changed, self.file, self.is_recorded = changed, file, is_recorded
+        self.photo_key, self.last_use = photo.key, next(_uses)
+        self.summary, self.region_count = replace(result, regions=()), len(result.regions)
+        self.found, self.is_traced = set(findings or ()), trace is not None
+        self._content: _Content | None = _Content(photo, result, dict(findings or {}), trace)
+        self._packed: tuple[_PhotoFile, bytes] | None = None
+        self.thumbnail: np.ndarray | None = None
+        self._lock = threading.RLock()
+        self._answers: Answers | None = None
+
+    @property
+    def photo(self) -> Photo:
+        """Decoded each time while the answer is packed, which it stays."""
+        self.last_use = next(_uses)
+        content, packed = self._content, self._packed
+        if content is None and packed is not None:
+            return opened_photo(packed[0].data)
+        return self._whole().photo
+
+    @property
+    def pixels(self) -> int:
+        """What is worked on with it: the pixels of its photo and of every region."""
+        height, width = self.summary.photo_size
+        return height * width * (1 + self.region_count)
+
+    @property
+    def result(self) -> Result:
+        return self._whole().result
+
+    @property
+    def trace(self) -> Sentences | None:
+        return self._whole().trace
+
+    @property
+    def findings(self) -> dict[str, Finding]:
+        """What probes found, by name; a copy."""
+        return dict(self._whole().findings)
+
+    def add_finding(self, name: str, finding: Finding) -> None:
+        """Keep what a probe has found with the answer."""
+        with self._lock:
+            self._whole().findings[name] = finding
+            self.found.add(name)
+        self._make_room()
+
+    def add_trace(self, trace: Sentences) -> None:
+        """Keep the small pictures of its thought with the answer."""
+        with self._lock:
+            self._whole().trace, self.is_traced = trace, True
+        self._make_room()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it had to make room for newer answers."""
+        return self._content is None and self._packed is None
+
+    def is_kept_by(self, answers: "Answers") -> None:
+        """From now on `answers` packs it, and lets it go."""
+        self._answers = answers
+
+    def pack(self) -> None:
+        """Let it take little memory until it is used again."""
+        with self._lock:
+            if self._content is not None and self._packed is None:
+                photo = _photo_file(self._content.photo, self.file)
+                self._packed = photo, _packed(self._content)
+            self._content = None
+
+    def drop(self) -> None:
+        """Let it go, unless it is in use again."""
+        with self._lock:
+            self._packed = None
+
+    def whole_sizes(self) -> dict[int, int]:
+        """Bytes in memory by what holds them, which may be shared with other answers; none of one
+        that is packed."""
+        content = self._content
+        if content is None:
+            return {}
+        rest = _nbytes((content.result, content.findings, content.trace))
+        return {id(content.photo): _nbytes(content.photo), id(self): rest}
+
+    def packed_sizes(self) -> dict[int, int]:
+        """The same of one that is packed; none of one that is whole."""
+        packed = self._packed
+        if packed is None:
+            return {}
+        return {id(packed[0]): len(packed[0].data), id(self): len(packed[1])}
+
+    def _whole(self) -> _Content:
+        self.last_use = next(_uses)
+        with self._lock:
+            if self._content is not None:
+                return self._content
+            if self._packed is None:
+                raise CoPRSError(say("en", "gone"))
+            photo_file, packed = self._packed
+            photo = opened_photo(photo_file.data)
+            content = _Unpacker(packed, photo).load()
+            self._content, self._packed = content, None
+        self._make_room()
+        return content
+
+    def _make_room(self) -> None:
+        if self._answers is not None:
+            self._answers.make_room(self)
+
+
+class Answers:
+    """All answers of all visitors; an answer that no page holds any more is forgotten by itself.
+
+    Args:
+        budget: bytes that they may take together, `WHOLE_SHARE` of it those that are whole, beside
+            the one that is used last: however large that is, it costs no other visitor's.
+    """
+
+    def __init__(self, budget: int):
+        self._budget, self._kept = budget, weakref.WeakSet[Answered]()
+        self._lock = threading.Lock()
+
+    def keep(self, answered: Answered) -> None:
+        """Count an answer from now on, and make room for it."""
+        with self._lock:
+            self._kept.add(answered)
+        answered.is_kept_by(self)
+        self.make_room(answered)
+
+    @property
+    def nbytes(self) -> int:
+        """What all of them take now; what several share is counted once."""
+        kept = list(self._kept)
+        return _sum(map(Answered.whole_sizes, kept)) + _sum(map(Answered.packed_sizes, kept))
+
+    def make_room(self, used: Answered) -> None:
+        """Pack the answers that were used longest ago, and let them go, until all fit."""
+        with self._lock:
+            others = sorted(set(self._kept) - {used}, key=lambda one: one.last_use)
+            for one in others:
+                if _sum(map(Answered.whole_sizes, others)) <= WHOLE_SHARE * self._budget:
+                    break
+                one.pack()
+            for one in others:
+                if _sum(map(Answered.packed_sizes, others)) <= self._budget:
+                    break
+                one.drop()
+
+
+def _sum(sizes: Iterable[dict[int, int]]) -> int:
+    """Bytes of all together; what several share is counted once."""
+    together: dict[int, int] = {}
+    for some in sizes:
+        together |= some
+    return sum(together.values())
+
+
+_files: weakref.WeakValueDictionary[str, _PhotoFile] = weakref.WeakValueDictionary()
+
+
+def _photo_file(photo: Photo, path: str | Path | None) -> _PhotoFile:
+    """A photo's file, shared by all answers about it: as it was uploaded, where that is still
+    there; else as PNG."""
+    kept = _files.get(photo.key)
+    if kept is None:
+        data = b""
+        try:
+            data = Path(path).read_bytes() if path else b""
+            is_same = bool(data) and opened_photo(data).key == photo.key
+        except (OSError, CoPRSError):  # uploads are deleted after an hour
+            is_same = False
+        kept = _PhotoFile(data if is_same else _png(photo.image))
+        _files[photo.key] = kept
+    return kept
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)  # a visitor waits for it
+    return file.getvalue()
+
+
+# --- small forms
+
+
+def _packed(content: _Content) -> bytes:
+    file = io.BytesIO()
+    _Packer(file, content.photo).dump(content)
+    return zlib.compress(file.getvalue(), 1)
+
+
+class _Packer(pickle.Pickler):
+    """Writes an answer into memory, its photo left out and its maps small."""
+
+    def __init__(self, file: io.BytesIO, photo: Photo):
+        super().__init__(file, protocol=5)
+        self._photo = photo
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return "photo" if obj is self._photo else None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Image.Image):
+            return _image, (_png(obj),)
+        if not isinstance(obj, np.ndarray) or obj.size < SMALL_ARRAY:
+            return NotImplemented
+        if obj.dtype == bool:
+            return _bits, (np.packbits(obj).tobytes(), obj.shape)
+        if obj.dtype.kind == "f" and obj.ndim > 1 and obj.min() >= 0 and obj.max() <= 1:
+            rows = obj.reshape(-1, obj.shape[-1])
+            return _steps, (encode_prior(rows), rows.shape, obj.shape, obj.dtype.str)
+        return NotImplemented
+
+
+class _Unpacker(pickle.Unpickler):
+    """Reads what `_Packer` wrote; no bytes from anywhere else ever come here."""
+
+    def __init__(self, packed: bytes, photo: Photo):
+        super().__init__(io.BytesIO(zlib.decompress(packed)))
+        self._photo = photo
+
+    def persistent_load(self, pid: Any) -> Photo:
+        return self._photo
+
+
+def _image(png: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    return image
+
+
+def _bits(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    count = int(np.prod(shape))
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(bool).reshape(shape)
+
+
+def _steps(url: str, size: tuple[int, int], shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return decode_prior(url, size).astype(dtype, copy=False).reshape(shape)
+
+
+def _nbytes(value: Any) -> int:
+    """What pictures and arrays in an answer's parts take."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Image.Image):
+        return value.width * value.height * len(value.getbands())
+    if isinstance(value, dict):
+        return sum(map(_nbytes, value.values()))
+    if isinstance(value, tuple | list):
+        return sum(map(_nbytes, value))
+    if is_dataclass(value):
+        return sum(_nbytes(getattr(value, part.name)) for part in fields(value))
+    return 0
