@@ -84,7 +84,7 @@ class Answered:
         is_recorded: bool = False,
     ):
         self.changed, self.file, self.is_recorded = changed, file, is_recorded
-        self.photo_key, self.last_use = photo.key, next(_uses)
+        self.photo_key, self.photo_size, self.last_use = photo.key, photo.size, next(_uses)
         self.summary, self.region_count = replace(result, regions=()), len(result.regions)
         self.found, self.is_traced = set(findings or ()), trace is not None
         self._content: _Content | None = _Content(photo, result, dict(findings or {}), trace)
@@ -105,7 +105,7 @@ class Answered:
     @property
     def pixels(self) -> int:
         """What is worked on with it: the pixels of its photo and of every region."""
-        height, width = self.summary.photo_size
+        height, width = self.photo_size
         return height * width * (1 + self.region_count)
 
     @property

@@ -321,7 +321,7 @@ class Handlers:
             return "strip_nothing"
         if answered.is_traced or "sentences" in answered.found:  # it was asked for
             return ""
-        height, width = answered.summary.photo_size
+        height, width = answered.photo_size
         if reason := why_not(self.server, answered.summary):
             return reason if reason == "reason_elsewhere" else "strip_none"
         if self.server.is_borrowed:
