@@ -17,6 +17,9 @@ MAX_BESIDE = 1_000_000
 """Bytes of a profile, of EXIF or of XMP that are looked at; what is larger is passed over."""
 _ORIENTATION = 0x0112
 _XMP_KEY, _EXIF_KEY = b"XML:com.adobe.xmp", b"Raw profile type exif"
+_MARKER, _MOST_SEGMENTS = re.compile(rb"\xff([^\x00\xff])", re.S), 10_000
+_WITHOUT_LENGTH = {bytes([marker]) for marker in (0x01, *range(0xD0, 0xDB))}
+"""Markers of JPEG before which the tables end: they have no length, or a scan comes."""
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 _PNG_PIXELS = (b"tRNS", b"acTL", b"fcTL", b"fdAT")
@@ -200,14 +203,12 @@ def _jpeg(data: bytes) -> PictureFile:
     stored and stay, where they are as long as they must be."""
     file, view = PictureFile(data), memoryview(data)
     kept, at, profiles, exif, xmp = [view[:2]], 2, [], b"", b""
-    while (at := data.find(b"\xff", at)) >= 0:
-        marker = data[at + 1] if at + 1 < len(data) else 0xD9
-        if marker in (0x00, 0xFF):  # stuffing
-            at += 1
-            continue
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in (0xD8, 0xD9, 0xDA, 0x01) or 0xD0 <= marker <= 0xD7:
+    for _ in range(_MOST_SEGMENTS):
+        found = _MARKER.search(data, at)
+        at = found.start() if found else len(data)
+        if found is None or found[1] in _WITHOUT_LENGTH:
             break
+        marker, length = found[1][0], int.from_bytes(data[at + 2 : at + 4], "big")
         end = at + 2 + max(length, 2)
         body = data[at + 4 : end]
         is_colour = len(body) >= {0xE0: 14, 0xEE: 12}.get(marker, 1 << 16)
@@ -220,9 +221,11 @@ def _jpeg(data: bytes) -> PictureFile:
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
             profiles.append(body)
         at = end
+    else:
+        raise ValueError("more segments than a JPEG has")
     if profiles and min(profiles)[13] == len(profiles):  # they come numbered, in any order
         file.icc_profile = profile_of(b"".join(p[14:] for p in sorted(profiles)))
-    file.data = b"".join([*kept, view[at:] if at >= 0 else b""])
+    file.data = b"".join([*kept, view[at:]])
     file.is_whole = data.rfind(b"\xff\xd9") > at
     file.orientation = _orientation(exif, xmp)
     return file
@@ -261,18 +264,18 @@ def _gif(data: bytes) -> PictureFile:
     file = PictureFile(data, is_whole=False)
     flags = data[10] if len(data) > 12 else 0
     at = 13 + (3 << (flags % 8 + 1) if flags & 128 else 0)
-    view = memoryview(data)
+    view, size = memoryview(data), len(data)
     kept = [view[:at]]
-    while at < len(data):
+    while at < size:
         start, kind, label = at, data[at], data[at + 1 : at + 2]
         if kind == 0x21:
             at += 2
-        elif kind == 0x2C and at + 9 < len(data):
+        elif kind == 0x2C and at + 9 < size:
             flags = data[at + 9]
             at += 11 + (3 << (flags % 8 + 1) if flags & 128 else 0)
         else:
             break
-        while at < len(data) and data[at]:  # blocks of at most 255 bytes, an empty one last
+        while at < size and data[at]:  # blocks of at most 255 bytes, an empty one last
             at += 1 + data[at]
         at += 1
         if kind == 0x2C or label == b"\xf9":

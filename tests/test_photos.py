@@ -1,6 +1,7 @@
 """Whatever a person brings: every mode, EXIF, transparency, animations, strips, and files that are
 no pictures."""
 
+import cProfile
 import io
 import struct
 import subprocess
@@ -384,6 +385,23 @@ def test_what_is_not_pixels_takes_no_memory(what):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert photo.size == (30, 40) and peak < 12_000_000
+
+
+def test_what_is_not_pixels_takes_no_time():
+    """Parts that decoders join one by one, or go through byte by byte: seconds, and minutes for a
+    file of twice the size. Counted in calls, not in seconds."""
+    hostile = {
+        "comments of a GIF": in_gif([b"x" * 255] * 8000),
+        "fill bytes of a JPEG": in_jpeg()[:2] + b"\xff" * 3_000_000 + in_jpeg()[3:],
+    }
+    for what, data in hostile.items():
+        profile = cProfile.Profile()
+        photo = profile.runcall(open_photo, data)
+        calls = sum(entry.callcount for entry in profile.getstats())
+        assert photo.size == (30, 40) and calls < 5000, what
+    for data in (b"\xe5\0\2\xff" * 20_000, b"\xff" * 3_000_000):
+        with pytest.raises(CoPRSError, match="a JPEG"):
+            open_photo(b"\xff\xd8\xff" + data)
 
 
 def test_entries_that_lie_over_one_another_are_no_tiff():
