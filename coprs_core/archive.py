@@ -1,17 +1,21 @@
 """An answer as files to take away, and back from them: a folder, or a zip of it.
 
-photo.png        the photo as it was read, upright RGB
+photo.png        the photo as it was read: RGB, upright, as it is shown
 result.json      the answer; its schema stands in `coprs_core.answer.results`
 prior.npy        float32 [H, W] in [0, 1]; prior.png is its picture
 mask.png         1 bit a pixel
 cutout.png       the photo inside the mask, transparent outside
+mask_full_size.png  the mask at the photo's full size, where it was brought down to fewer pixels
+                 and that was asked for
 overlay.png      the mask over the photo; prior_overlay.png the prior over it
 chain.png        photo, thought, prior and mask in one figure; chain.pdf the same as vectors
 sentences.*      where the model would have focused after each sentence: figures (.json), priors
                  (.npy, float16, at most 1,024 pixels a side), a figure (.png); other probes alike
 
 Where an answer has several regions, prior, mask and cut-out are of all together and `prior_1.npy`,
-`mask_1.png` … of each.
+`mask_1.png` … of each. All files fit the photo as it is shown; where the file's stored pixels were
+asked for, prior.*, mask*.png and cutout.png (those of regions, too) fit these instead, and
+`result.json` says so under `frame`.
 """
 
 import io
@@ -21,7 +25,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +41,7 @@ from coprs_core.answer.pictures import (
 )
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
+from coprs_core.orientation import UPRIGHT
 from coprs_core.photos import MAX_SIDE, Photo, open_photo
 from coprs_core.probes import STEMS
 from coprs_core.probes.finding import Finding
@@ -49,6 +54,7 @@ of memory for two of the file's."""
 _OURS = re.compile(
     r"(result|asked)\.json|result\.json\.part"
     r"|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
+    r"|mask_full_size\.png"
     rf"|({'|'.join(STEMS)})\.(json|npy|png)"
 )
 _EXPECTED = "give a zip or folder that “Take away” or `segment --out` wrote"
@@ -98,33 +104,43 @@ def save_answer(
     result: Result,
     findings: Iterable[Finding] = (),
     has_figures: bool = True,
+    frame: str = UPRIGHT,
+    has_full_size: bool = False,
 ) -> list[Path]:
     """Write an answer's files (see this module's docstring) and what probes found in it; without
     figures neither the chain nor the cut-out, which take longer than an answer of a small model.
 
     They take the place of those of an earlier answer. `result.json` comes last, so that a folder
     which holds it is whole. Returns the paths.
+
+    Args:
+        frame: "upright", or "stored" for masks, priors and cut-outs that fit the file's pixels as
+            they are stored, before the turn that EXIF asks for.
+        has_full_size: whether the mask is also written at the photo's full size.
+
+    Raises:
+        CoPRSError: the answer is an older one, which does not tell what is asked for.
     """
+    text = result.to_json(frame)
+    full = result.in_frame(result.mask_at(), frame) if has_full_size else None
     folder.mkdir(parents=True, exist_ok=True)
     clear_answer(folder)
     pixels, written = np.asarray(photo.image), [folder / "photo.png"]
     photo.image.save(written[0])
     if result.prior is not None:
-        written += _save_prior(folder, "", result.prior)
-        overlay = mask_overlay(pixels, *(r.mask for r in result.regions))
+        written += _save_prior(folder, "", result.in_frame(result.prior, frame))
         pictures = {
-            "mask": result.mask,
-            "overlay": overlay,
+            "mask": result.in_frame(result.mask, frame),
+            "overlay": mask_overlay(pixels, *(r.mask for r in result.regions)),
             "prior_overlay": prior_overlay(pixels, result.prior),
         }
         if has_figures:
-            pictures["cutout"] = cut_out(pixels, result.mask)
+            pictures["cutout"] = result.in_frame(cut_out(pixels, result.mask), frame)
+        if full is not None:
+            pictures["mask_full_size"] = full
         for name, picture in pictures.items():
             written.append(_save_picture(folder / f"{name}.png", picture))
-    if len(result.regions) > 1:
-        for i, region in enumerate(result.regions, start=1):
-            written += _save_prior(folder, f"_{i}", region.prior)
-            written.append(_save_picture(folder / f"mask_{i}.png", region.mask))
+        written += _save_regions(folder, result, frame)
     if has_figures:
         figure = chain_figure(pixels, result)
         for kind in ("png", "pdf"):
@@ -133,9 +149,19 @@ def save_answer(
     for finding in findings:
         written += finding.save(folder, photo)
     part = folder / "result.json.part"
-    part.write_text(result.to_json() + "\n", encoding="utf-8")
+    part.write_text(text + "\n", encoding="utf-8")
     part.replace(folder / "result.json")
     return [folder / "result.json", *written]
+
+
+def _save_regions(folder: Path, result: Result, frame: str) -> list[Path]:
+    """Prior and mask of each of several regions."""
+    written = []
+    for i, region in enumerate(result.regions if len(result.regions) > 1 else (), start=1):
+        written += _save_prior(folder, f"_{i}", result.in_frame(region.prior, frame))
+        mask = result.in_frame(region.mask, frame)
+        written.append(_save_picture(folder / f"mask_{i}.png", mask))
+    return written
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> Path:
@@ -195,7 +221,15 @@ def _opened(path: Path, most_pixels: int | None) -> Saved:
         files = (io.BytesIO(read(f"prior{tag}.npy", most)) for tag in tags)
         priors = (_array(file) for file in files)
         result = Result.from_dict(values, priors, photo.size)
-        return Saved(photo, result, _trace(read, photo.size))
+        return Saved(_as_it_was(photo, result), result, _trace(read, photo.size))
+
+
+def _as_it_was(photo: Photo, result: Result) -> Photo:
+    """A saved photo with what its answer tells of it."""
+    was = result.full_size if result.full_size != photo.size else None
+    return replace(
+        photo, full_size=was, orientation=result.orientation or 1, stretched=result.stretched
+    )
 
 
 def _json(read: Read, name: str) -> Any:

@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING
 import fsspec
 from PIL import Image
 
+from coprs_core.answer.flags import ABOUT_PHOTO, flags
 from coprs_core.answer.results import Result
 from coprs_core.answer.together import AT_ONCE, Question, answer_together
 from coprs_core.archive import save_answer, writable_folder
 from coprs_core.errors import CoPRSError, first_line, of_the_system
+from coprs_core.orientation import STORED, UPRIGHT
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes.finding import Finding
 from coprs_core.prompts import check_instruction
+from coprs_core.unreadable import PHOTO_SUFFIXES
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
@@ -46,6 +49,7 @@ class Query:
         max_new_tokens: bound of the reply; None for the model's own.
         dtype, quantization, sam, detail: how the model is loaded, as in `LoadOptions`.
         figures: whether the chain is drawn as a figure, and the thing cut out.
+        stored_pixels: whether masks fit the photo's file as it is stored (see `save_answer`).
     """
 
     instruction: str
@@ -61,6 +65,7 @@ class Query:
     sam: str = "auto"
     detail: str = "auto"
     figures: bool = False
+    stored_pixels: bool = False
 
     def to_dict(self) -> dict:
         """As it is written to asked.json."""
@@ -69,14 +74,14 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """One photo of a batch: the answer's `outcome`, and whether the photo is `unfamiliar` to the
-    model, or the `problem` in a sentence; neither where it was done before."""
+    """One photo of a batch: the answer's `outcome`, and what is doubtful about the photo (names of
+    `flags.ABOUT_PHOTO`), or the `problem` in a sentence; neither where it was done before."""
 
     name: str
     folder: Path
     outcome: str = ""
     problem: str = ""
-    unfamiliar: bool = False
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,14 +166,16 @@ def _write(
         photo = open_photo(question.opened())
         # first: until all is written, the folder holds neither this answer nor one before
         (writable_folder(folder) / "asked.json").unlink(missing_ok=True)
-        save_answer(folder, photo, answer, has_figures=query.figures)
+        frame = STORED if query.stored_pixels else UPRIGHT
+        save_answer(folder, photo, answer, has_figures=query.figures, frame=frame)
         if further:
             for finding in further(engine, photo, answer):
                 finding.save(folder, photo)
         # last: it says that nothing is missing
         asked = query.to_dict() | {"photo": _identity(question.about.photo)}
         (folder / "asked.json").write_text(json.dumps(asked, indent=1) + "\n")
-        return Answered(name, folder, answer.outcome, unfamiliar=bool(answer.unfamiliar))
+        doubts = tuple(flag for flag in flags(answer) if flag in ABOUT_PHOTO)
+        return Answered(name, folder, answer.outcome, doubts=doubts)
     except CoPRSError as problem:
         return Answered(name, folder, problem=str(problem))
     except OSError as problem:
@@ -236,7 +243,7 @@ def find_photos(given: str) -> list[str]:
         return _found_elsewhere(given)
     path = Path(given)
     if path.is_dir():
-        kinds = Image.registered_extensions()
+        kinds = {*Image.registered_extensions(), *PHOTO_SUFFIXES}
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in kinds and p.is_file())
         if not found:
             raise CoPRSError(f"The folder {given!r} holds no picture files: name one that does.")
@@ -280,8 +287,9 @@ def is_done(item: Item, query: Query, out: Path) -> bool:
         if not (folder / "result.json").exists():
             return False
         earlier = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+        earlier.setdefault("stored_pixels", False)  # older answers do not tell
         has_figures = earlier.pop("figures", True)
-        photo = earlier.pop("photo", None)  # older answers do not tell
+        photo = earlier.pop("photo", None)
         if photo is not None and photo != _identity(item.photo):
             return False
     except (OSError, ValueError, RecursionError, AttributeError):

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from coprs_core.errors import CoPRSError
 from coprs_core.photos import MAX_SIDE
 
 PRIOR_STEPS = 200
@@ -99,3 +100,18 @@ def _decompressed(coded: bytes) -> list[int]:
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value, shift = 0, 0
     return counts
+
+
+def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A bool mask [H, W] at another size (height, width): interpolated bilinearly and cut at one
+    half, so that edges are no stairs. Raises `CoPRSError` where that is no size of a photo."""
+    height, width = size
+    if not 1 <= min(size) <= max(size) <= MAX_SIDE:
+        raise CoPRSError(
+            f"A mask of {width}×{height} pixels was asked for, and 1 to {MAX_SIDE:,} a side are "
+            "possible: give (height, width) of the photo."
+        )
+    if mask.shape == (height, width):
+        return mask
+    shares = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(shares.resize((width, height), Image.Resampling.BILINEAR)) >= 128

@@ -9,9 +9,26 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from coprs_core.errors import CoPRSError
+from coprs_core.levels import (
+    Levels,
+    are_dark,
+    grey_of,
+    has_deep_colours,
+    levels_of,
+    stretched_colours,
+)
+from coprs_core.orientation import upright_image
+from coprs_core.picture_files import (
+    PictureFile,
+    RawFile,
+    is_taken_apart,
+    profile_of,
+    taken_apart,
+)
+from coprs_core.unreadable import HEAD_BYTES, unreadable
 
 MAX_SIDE, MAX_ASPECT = 8192, 100
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
@@ -20,17 +37,32 @@ _WHAT_TO_DO = "use a JPEG, PNG, WebP or another common picture file"
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """An upright RGB picture; `key` names its content, so that equal pictures have equal keys;
-    `full_size` is the (height, width) that it had before it was brought down, where it was."""
+    """An upright RGB picture.
+
+    Attributes:
+        image: its pixels.
+        key: names its content, so that equal pictures have equal keys.
+        full_size: the (height, width) that it had before it was brought down, where it was.
+        orientation: EXIF's, 1 to 8, by which the stored pixels were turned upright.
+        stretched: (lowest, highest) of the values that were made black and white, where they filled
+            only a part of their range, or had none (10 to 14 bits in 16, floats).
+    """
 
     image: Image.Image = field(repr=False)
     key: str
     full_size: tuple[int, int] | None = None
+    orientation: int = 1
+    stretched: tuple[float, float] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.image.height, self.image.width
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """(height, width) that it had before it was brought down, where it was."""
+        return self.full_size or self.size
 
 
 PhotoLike = str | PathLike | bytes | bytearray | Image.Image | np.ndarray | Photo | None
@@ -42,28 +74,21 @@ def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
     float in [0, 1]; HxW, HxWx3 or HxWx4).
 
     The first frame of an animation, turned upright by its EXIF tag, transparency on white, any mode
-    brought to RGB, and down to `most_pixels` where it has more. Raises `CoPRSError` where there is
-    no picture or its longest side is over 8,192 pixels (checked before decoding).
+    brought to RGB, and down to `most_pixels` where it has more. What stands beside its pixels
+    (profiles, texts, EXIF) may be broken or large. Raises `CoPRSError` where there is no picture or
+    its longest side is over 8,192 pixels (checked before decoding).
     """
     if isinstance(source, Photo):
         return source
     if source is None:
         raise CoPRSError(f"There is no picture yet: {_WHAT_TO_DO}.")
+    file = None
     try:
         with warnings.catch_warnings():
-            # MAX_SIDE is the stricter rule
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _opened(source)
-            _check_size(image)
-            if getattr(image, "is_animated", False):
-                image.seek(0)
-            if image is source:  # what follows changes it
-                image = image.copy()
-            ImageOps.exif_transpose(image, in_place=True)
-            size = image.height, image.width
-            if most_pixels:  # before there are copies of it
-                image = _brought_down(image, most_pixels)
-            rgb = _to_rgb(image)
+            # of decoders, about what the checks here and the sentences below say better
+            warnings.simplefilter("ignore")
+            file = file_of(source)
+            return _read(source, file, most_pixels)
     except CoPRSError:
         raise
     except Image.DecompressionBombError as problem:
@@ -79,21 +104,84 @@ def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
     except MemoryError as problem:
         raise CoPRSError("The picture does not fit into memory: make it smaller.") from problem
     except Exception as problem:  # decoders of foreign files raise anything at all
-        raise CoPRSError(
-            "This file cannot be read as a picture (it may be broken or of another kind): "
-            f"{_WHAT_TO_DO}."
-        ) from problem
+        raise CoPRSError(_why_unreadable(source, file, problem)) from problem
+
+
+def _read(source, file: PictureFile | None, most_pixels: int | None) -> Photo:
+    image = open_image(source, file)
+    _check_size(image)
+    if getattr(image, "is_animated", False):
+        image.seek(0)
+    is_deep, stretched = has_deep_colours(image), None
+    if image is source:  # what follows changes it
+        image = image.copy()
+    image.load()
+    profile = profile_of(image.info.get("icc_profile"))
+    orientation = _orientation_told(image)
+    if file is not None:  # either tells, or none
+        profile, orientation = file.icc_profile or profile, max(file.orientation, orientation)
+    if is_deep and file is not None and are_dark(image):
+        image, stretched = stretched_colours(image, open_image(source, file))
+    levels = levels_of(image)
+    image = upright_image(image, orientation)
+    size = image.height, image.width
+    if most_pixels:  # before there are copies of it
+        image = _brought_down(image, most_pixels)
+    image.info["icc_profile"] = profile
+    rgb = _to_rgb(image, levels)
+    is_kept = rgb.info.get("icc_profile") is not None  # not where white was laid under it
+    rgb.info = {"icc_profile": profile} if is_kept else {}
     key = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
-    return Photo(rgb, key, size if size != (rgb.height, rgb.width) else None)
+    full_size = size if size != (rgb.height, rgb.width) else None
+    stretched = levels.stretched if levels else stretched
+    return Photo(rgb, key, full_size, orientation, stretched)
 
 
-def _opened(source) -> Image.Image:
+def file_of(source: PhotoLike) -> PictureFile | None:
+    """The bytes of a picture file (see `picture_files`); None for what is none, or is of a kind
+    that is opened as it stands."""
+    if isinstance(source, bytes | bytearray):
+        return taken_apart(bytes(source))
+    if not isinstance(source, str | PathLike):
+        return None
+    with Path(source).open("rb") as file:
+        head = file.read(16)
+        return taken_apart(head + file.read()) if is_taken_apart(head) else None
+
+
+def open_image(source, file: PictureFile | None) -> Image.Image:
+    """A picture, not decoded yet: the pixels of `file_of(source)`, where that gives some."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    file = io.BytesIO(source) if isinstance(source, bytes | bytearray) else Path(source)
-    return Image.open(file, formats=readable())
+    content = Path(source) if file is None else io.BytesIO(file.data)
+    return Image.open(content, formats=readable())
+
+
+def _orientation_told(image: Image.Image) -> int:
+    """The orientation that a decoder tells of a picture that came decoded, or of an AVIF."""
+    try:
+        told = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # what is not pixels breaks no photo
+        return 1
+    return told if told in range(1, 9) else 1
+
+
+def _why_unreadable(source, file: PictureFile | None, problem: Exception) -> str:
+    if isinstance(source, bytes | bytearray):
+        head, suffix = bytes(source[:HEAD_BYTES]), ""
+    elif isinstance(source, str | PathLike):
+        suffix = Path(source).suffix
+        try:
+            with Path(source).open("rb") as stream:
+                head = stream.read(HEAD_BYTES)
+        except (OSError, ValueError):
+            head = b"\0"
+    else:
+        head, suffix = b"\0", ""
+    is_cut = "truncated" in str(problem).lower() or (file is not None and not file.is_whole)
+    return unreadable(head, suffix, is_cut, isinstance(problem, RawFile))
 
 
 @cache
@@ -147,23 +235,11 @@ def _brought_down(image: Image.Image, most_pixels: int) -> Image.Image:
     return image.resize(size, how, reducing_gap=3.0)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        return _scaled(np.asarray(image)).convert("RGB")
+def _to_rgb(image: Image.Image, levels: Levels | None) -> Image.Image:
+    if levels is not None:
+        return grey_of(image, levels).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(ground, image).convert("RGB")
     return image.convert("RGB")
-
-
-def _scaled(values: np.ndarray) -> Image.Image:
-    """More than 8 bits a pixel → 8: values up to 1 (float), 255 or 65,535 are taken as full scale,
-    others stretched."""
-    scales = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
-    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    low, high = values.min(), values.max()
-    full = next((s for s in scales if high <= s), None)
-    if low < 0 or full is None:
-        values, full = values - low, max(high - low, 1e-9)
-    return Image.fromarray((values * (255 / full)).round().clip(0, 255).astype(np.uint8))

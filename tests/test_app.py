@@ -1227,6 +1227,19 @@ def test_a_photo_that_was_brought_down_is_told_and_measured_by_a_truth_of_its_fu
     assert "Mask: IoU 1.00" in view
     with pytest.raises(gr.Error, match="512×512 pixels and the photo 256×256"):
         questions.truth(answered, [], str(tmp_path / "truth.png"))
+    told = dataclasses.replace(answered.result, full_size=(512, 512))
+    saved = exported(page_handlers, visitors.Answered(large, told), tmp_path / "large.zip")
+    assert kept.opened(saved).photo.full_size == (512, 512)
+
+
+@pytest.mark.parametrize("language, words", [("en", "were stretched"), ("zh", "拉伸")])
+def test_a_photo_that_was_stretched_is_told_whatever_was_found(asked, language, words):
+    result = dataclasses.replace(asked[1].result, stretched=(0, 4095))
+    nothing = dataclasses.replace(result, outcome="nothing found", regions=())
+    for answer in (result, nothing):
+        told = page.verdict(language, answer)
+        assert told.count('data-flag="stretched"') == 1 and words in told
+    assert "stretched" not in page.verdict("en", dataclasses.replace(nothing, stretched=None))
 
 
 def test_an_answer_of_more_regions_than_are_made_is_not_opened(asked, tmp_path, monkeypatch):

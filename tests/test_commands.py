@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from coprs_core.__main__ import main, parser
-from coprs_core.archive import open_answer
+from coprs_core.archive import open_answer, save_zip
 from coprs_core.batch import Query, find_items, segment_photos
 from coprs_core.checkpoints import load
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.masks import decode_rle
+from coprs_core.photos import open_photo
 from coprs_core.world.scenes import draw_scene
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -531,3 +532,112 @@ def test_no_two_lines_of_a_manifest_share_a_folder(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     items = find_items(str(tmp_path / "a.jsonl"), None)
     assert [item.name for item in items] == ["x", "x-2", "x-2-2", "x-3", "x-2-3"]
+
+
+def turned_photo(path, orientation=6, seed=3):
+    """A scene's photo, wider than high as it is shown, whose file stores it turned."""
+    exif, scene = Image.Exif(), Image.fromarray(draw_scene(seed, "test").image[28:228])
+    exif[0x0112] = orientation
+    back = {6: Image.Transpose.ROTATE_90, 3: Image.Transpose.ROTATE_180}[orientation]
+    scene.transpose(back).save(path, exif=exif)
+
+
+def test_masks_fit_the_photo_as_shown_or_its_file_as_stored(tmp_path, capsys):
+    photo = tmp_path / "photo.png"
+    turned_photo(photo)
+    asked = ["segment", str(photo), "the largest thing"]
+    assert main([*asked, "--out", str(tmp_path / "shown")]) == 0
+    told = capsys.readouterr().out
+    assert "as it is shown, turned by its EXIF orientation 6" in told and "--stored-pixels" in told
+    assert main([*asked, "--out", str(tmp_path / "stored"), "--stored-pixels"]) == 0
+    assert "for the file as stored" in capsys.readouterr().out
+    results = {
+        n: json.loads((tmp_path / n / "result.json").read_text()) for n in ("shown", "stored")
+    }
+    assert results["shown"]["frame"] == "upright" and results["stored"]["frame"] == "stored"
+    assert all(told["full_size"] == [200, 256] for told in results.values())
+    masks = {n: np.asarray(Image.open(tmp_path / n / "mask.png")) for n in results}
+    assert masks["shown"].shape == (200, 256) and masks["stored"].any()
+    assert np.array_equal(np.rot90(masks["shown"]), masks["stored"])
+    assert main([*asked, "--json", "--stored-pixels"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["regions"][0]["mask"]["size"] == [256, 200]
+    assert main(["open", str(tmp_path / "stored"), "--out", str(tmp_path / "again")]) == 0
+    again = np.asarray(Image.open(tmp_path / "again" / "mask.png"))
+    assert np.array_equal(again, masks["shown"])
+    asked = ["open", str(tmp_path / "shown"), "--out", str(tmp_path / "back"), "--stored-pixels"]
+    assert main(asked) == 0
+    back = np.asarray(Image.open(tmp_path / "back" / "mask.png"))
+    assert np.array_equal(back, masks["stored"])
+
+
+def test_many_photos_are_written_for_their_stored_pixels_too(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    turned_photo(photos / "a.png", 6)
+    turned_photo(photos / "b.png", 3)
+    asked = ["segment", str(photos), "the largest thing", "--out", str(out)]
+
+    def masks():
+        return [np.asarray(Image.open(out / name / "mask.png")) for name in ("a.png", "b.png")]
+
+    assert main(asked) == 0
+    shown, before = masks(), (out / "a.png" / "result.json").stat().st_mtime_ns
+    for folder in out.iterdir():  # as an older version wrote it
+        told = json.loads((folder / "asked.json").read_text())
+        del told["stored_pixels"]
+        (folder / "asked.json").write_text(json.dumps(told))
+    assert main(asked) == 0 and (out / "a.png" / "result.json").stat().st_mtime_ns == before
+    assert main([*asked, "--stored-pixels", "--figures"]) == 0
+    stored = masks()
+    assert np.array_equal(stored[0], np.rot90(shown[0]))
+    assert np.array_equal(stored[1], np.rot90(shown[1], 2))
+    with Image.open(out / "a.png" / "cutout.png") as cut:
+        assert cut.size == (200, 256)
+
+
+def test_a_photo_of_few_levels_is_warned_of_wherever_it_is_answered(tmp_path, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    grey = np.asarray(Image.fromarray(draw_scene(3, "test").image).convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 16).save(photos / "dim.png")
+    dim = ["segment", str(photos / "dim.png"), "the largest thing", "--out", str(tmp_path / "one")]
+    main(dim)
+    assert "warning: The photo's values fill only a part" in capsys.readouterr().out
+    told = json.loads((tmp_path / "one" / "result.json").read_text())
+    assert told["stretched"] == [16.0 * grey.min(), 16.0 * grey.max()]
+    assert main(["segment", str(photos), "the largest thing", "--out", str(out)]) == 0
+    assert "dim.png: " in (said := capsys.readouterr().out) and "were stretched" in said
+    main(["open", str(out / "dim.png")])
+    assert "warning: The photo's values fill only a part" in capsys.readouterr().out
+
+
+def test_a_phones_photos_in_a_folder_are_named_and_not_passed_over(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+    (photos / "b.NEF").write_bytes(b"MM\0*" + bytes(99))
+    Image.fromarray(draw_scene(3, "test").image).save(photos / "a.png")
+    asked = ["segment", str(photos), "the largest thing", "--out", str(tmp_path / "out")]
+    assert main(asked) == 1
+    told = capsys.readouterr().err
+    assert "IMG_1.HEIC: " in told and "HEIC" in told and "b.NEF: " in told and "RAW file" in told
+    assert "2 of 3 photos failed" in told
+
+
+def test_the_mask_of_a_photo_that_was_brought_down_is_written_at_its_full_size(
+    mini, tmp_path, capsys
+):
+    large = Image.fromarray(draw_scene(3, "test").image).resize((1000, 1000))
+    photo = open_photo(large, most_pixels=65536)
+    result = mini.segment(photo, "the largest thing")
+    archive = save_zip(tmp_path / "a.zip", photo, result)
+    out = tmp_path / "out"
+    assert main(["open", str(archive), "--full-size", "--out", str(out)]) == 0
+    with Image.open(out / "mask_full_size.png") as mask:
+        assert mask.mode == "1" and mask.size == (1000, 1000)
+        assert np.array_equal(np.asarray(mask), result.mask_at((1000, 1000)))
+    assert main(["open", str(archive), "--out", str(out)]) == 0
+    assert not (out / "mask_full_size.png").exists()
+    assert main(["open", str(archive), "--full-size"]) == 2
+    assert "add --out DIR" in capsys.readouterr().err

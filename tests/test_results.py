@@ -1,6 +1,7 @@
 """Answers to and from files; flags; an answer against another and against the truth."""
 
 import dataclasses
+import io
 import json
 import time
 import zipfile
@@ -8,8 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
+from PIL import Image, ImageOps
 
 from coprs_core import CoPRSError, Region, Result
 from coprs_core.answer.compare import (
@@ -34,6 +36,7 @@ from coprs_core.photos import open_photo
 from coprs_core.probes import sentences
 from coprs_core.prompts import FOUND
 from coprs_core.replay import save_replay
+from coprs_core.world.scenes import draw_scene
 
 
 def result_of(mask, prior=None, reasoning="It is the umbrella.", regions=None):
@@ -140,6 +143,146 @@ def test_several_regions_and_none_come_back_too(nothing_found, tmp_path):
                    for a, b in zip(saved.result.regions, result.regions, strict=True))  # fmt: skip
 
 
+# --- in which frame, at which size
+
+
+def turned(orientation, size=(60, 90)):
+    """A photo whose file is turned, and an answer about it, of two regions with coordinates."""
+    rng = np.random.default_rng(orientation)
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    pixels = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    photo, corner = open_photo(file.getvalue()), square(size=open_photo(file.getvalue()).size)
+    regions = tuple(
+        Region(
+            rng.random(photo.size, np.float32), mask, (1.0, 2.0, 30.5, 40.0), ((5.0, 6.0),), "it"
+        )
+        for mask in (corner, np.roll(corner, 9, 1))
+    )
+    told = {"full_size": photo.size, "orientation": photo.orientation}
+    return pixels, photo, dataclasses.replace(result_of(corner, regions=regions), **told)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_files_for_the_stored_pixels_fit_them_and_open_upright(tmp_path, orientation):
+    pixels, photo, result = turned(orientation)
+    for folder, frame in (("shown", "upright"), ("as stored", "stored")):
+        save_answer(tmp_path / folder, photo, result, frame=frame)
+    shown, stored = tmp_path / "shown", tmp_path / "as stored"
+    cut = np.asarray(Image.open(stored / "cutout.png"))
+    assert np.array_equal(cut[..., :3], pixels)  # nothing is interpolated
+    for name in ("mask.png", "mask_2.png", "prior.png", "cutout.png"):
+        with Image.open(stored / name) as image:
+            image.getexif()[0x0112] = orientation
+            back = np.asarray(ImageOps.exif_transpose(image))
+        assert np.array_equal(back, np.asarray(Image.open(shown / name))), name
+    assert np.load(stored / "prior_1.npy").shape == (60, 90)
+    for name in ("photo.png", "overlay.png", "prior_overlay.png"):
+        assert (stored / name).read_bytes() == (shown / name).read_bytes()
+    told = json.loads((stored / "result.json").read_text())
+    assert told["frame"] == "stored" and told["orientation"] == orientation
+    assert told["photo_size"] == list(photo.size)
+    mask = decode_rle(told["regions"][0]["mask"])
+    assert np.array_equal(mask, np.asarray(Image.open(stored / "mask_1.png")))
+    left, top, right, bottom = told["regions"][0]["box"]
+    assert (right - left, bottom - top) == ((29.5, 38) if orientation < 5 else (38, 29.5))
+    if orientation == 6:  # shown, its left edge is the stored bottom
+        assert (left, top, right, bottom) == (2.0, 60 - 30.5, 40.0, 60 - 1.0)
+    again = open_answer(stored)
+    assert again.result.to_dict() == result.to_dict() == open_answer(shown).result.to_dict()
+    assert all(
+        np.array_equal(a.prior, b.prior) and a.box == b.box and a.points == b.points
+        for a, b in zip(again.result.regions, result.regions, strict=True)
+    )
+    assert again.photo.orientation == orientation
+
+
+def test_priors_in_the_stored_frame_come_back_from_their_pngs():
+    _, _, result = turned(6)
+    again = Result.from_dict(result.to_dict(with_priors=True, frame="stored"))
+    assert np.abs(again.prior - result.prior).max() <= 1 / 200 + 1e-6
+    assert np.array_equal(again.mask, result.mask)
+
+
+def test_an_answer_of_an_older_version_opens_and_tells_what_it_lacks(found, tmp_path):
+    photo = open_photo(found[0].image)
+    save_answer(tmp_path / "a", photo, found[2])
+    values = json.loads((tmp_path / "a" / "result.json").read_text())
+    for name in ("full_size", "orientation", "frame", "stretched"):
+        del values[name]
+    (tmp_path / "a" / "result.json").write_text(json.dumps(values))
+    saved = open_answer(tmp_path / "a")
+    assert np.array_equal(saved.result.mask, found[2].mask) and saved.photo.full_size is None
+    assert saved.result.to_dict()["full_size"] is None is saved.result.orientation
+    with pytest.raises(CoPRSError, match="does not tell its photo's full size"):
+        saved.result.mask_at()
+    with pytest.raises(CoPRSError, match="does not tell how its photo was turned"):
+        save_answer(tmp_path / "b", saved.photo, saved.result, frame="stored")
+    assert not (tmp_path / "b").exists()
+    assert saved.result.mask_at((512, 512)).shape == (512, 512)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"full_size": [9, 9]},
+        {"full_size": [10**9, 10**9]},
+        {"full_size": "large"},
+        {"orientation": 9},
+        {"orientation": 0},
+        {"orientation": "6"},
+        {"frame": "sideways"},
+        {"frame": ["stored"]},
+        {"frame": "stored", "orientation": None},
+        {"frame": "stored", "orientation": 6, "photo_size": [256, 255]},
+        {"stretched": [0]},
+        {"stretched": ["a", 1]},
+    ],
+)
+def test_a_frame_or_a_size_that_cannot_be_is_refused(found, change):
+    with pytest.raises(CoPRSError, match="broken"):
+        Result.from_dict(found[2].to_dict() | change, [r.prior for r in found[2].regions])
+
+
+def test_a_saved_answer_knows_the_full_size_of_a_photo_that_was_brought_down(mini, tmp_path):
+    large = Image.fromarray(draw_scene(3).image).resize((640, 480), Image.Resampling.BICUBIC)
+    photo = open_photo(large, most_pixels=160 * 120)
+    assert photo.full_size == (480, 640)
+    result = mini.segment(photo, "the largest thing")
+    told = open_answer(save_zip(tmp_path / "a.zip", photo, result))
+    assert told.photo.full_size == told.result.full_size == (480, 640)
+    assert told.result.mask_at().shape == (480, 640)
+    small = open_photo(photo.image)
+    whole = open_answer(
+        save_zip(tmp_path / "b.zip", small, mini.segment(small, "the largest thing"))
+    )
+    assert whole.photo.full_size is None and whole.result.full_size == small.size
+
+
+def disk(size, scale):
+    """A disk and a bar, drawn at a scale: what is true at any size."""
+    y, x = (np.mgrid[: size[0], : size[1]] + 0.5) / scale
+    return (np.hypot(y - 50.3, x - 60.7) < 31.4) | ((abs(x - y - 8) < 5) & (y < 90))
+
+
+@pytest.mark.parametrize("scale", [2, 3.5, 8])
+def test_a_mask_at_full_size_is_nearer_the_truth_than_one_of_stairs(scale):
+    small, size = disk((100, 120), 1), (int(100 * scale), int(120 * scale))
+    truth = disk(size, scale)
+    mask = dataclasses.replace(result_of(small), full_size=size).mask_at()
+    stairs = np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.NEAREST))
+    shares = torch.nn.functional.interpolate(
+        torch.from_numpy(small)[None, None].float(), size, mode="bilinear", align_corners=False
+    )
+    assert mask.shape == size and iou(mask, (shares[0, 0] >= 0.5).numpy()) > 0.995
+    assert iou(mask, truth) >= iou(stairs, truth) and iou(mask, truth) > 0.975
+    assert scale == 2 or iou(mask, truth) > iou(stairs, truth) + 0.002
+    assert np.array_equal(result_of(small).mask_at((100, 120)), small)
+    with pytest.raises(CoPRSError, match="1 to 8,192 a side"):
+        result_of(small).mask_at((0, 9))
+
+
 def test_what_is_no_saved_answer_is_one_sentence(found, tmp_path):
     archive = save_zip(tmp_path / "a.zip", open_photo(found[0].image), found[2])
 
@@ -189,6 +332,9 @@ def test_flags_hold_where_they_should():
     )
     nothing = np.zeros_like(good)
     assert flags(result_of(nothing, nothing.astype(np.float32))) == ("empty",)
+    dim = dataclasses.replace(result_of(good), stretched=(0, 4095))
+    assert flags(dim) == ("stretched",)
+    assert flags(dataclasses.replace(dim, outcome="nothing found", regions=())) == ("stretched",)
     strange = dataclasses.replace(result_of(good), distance=1.5)
     assert flags(strange) == ("unfamiliar",)
     assert flags(dataclasses.replace(strange, distance=0.9)) == ()
@@ -201,6 +347,7 @@ def test_flags_hold_where_they_should():
         *(
             "unfamiliar",
             "unproven",
+            "stretched",
             "empty",
             "disagree",
             "elsewhere",

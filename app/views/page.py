@@ -30,6 +30,8 @@ _UNDER_WAY = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}
 """Index of the stage that is under way at each update."""
 _SAID_BY_LINKS = ("disagree", "elsewhere")
 """Warnings that a link of the chain says already."""
+_ABOUT_ALL = ("stretched",)
+"""Warnings that are said of an answer without a mask, too, and by no link."""
 _CARET = Markup('<i class="caret" aria-hidden="true"></i>')
 
 
@@ -222,6 +224,7 @@ def verdict(
             words=words,
             links=shown,
             broken=first_broken(links),
+            flags=[name for name in flags(result) if name in _ABOUT_ALL],
             seen=_seen(lang, result, full_size),
             recorded=recorded,
         )

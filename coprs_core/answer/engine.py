@@ -338,6 +338,9 @@ class _Answer:
             reply_ids=tuple(self.tokens),
             distance=self.distance,
             seen_size=seen_size,
+            full_size=self.photo.original_size,
+            orientation=self.photo.orientation,
+            stretched=self.photo.stretched,
         )
 
 

@@ -16,6 +16,10 @@ FLAGS = {
     "unproven": (
         "Asked at the start where a drawn square is, this model missed it: its boxes may be wrong."
     ),
+    "stretched": (
+        "The photo's values fill only a part of their range, or have none: they were stretched, "
+        "the lowest to black and the highest to white."
+    ),
     "empty": (
         "The mask is empty: the model wrote its focus token, but looks at nothing in the picture."
     ),
@@ -43,6 +47,8 @@ FLAGS = {
     ),
 }
 """Warnings, by name."""
+ABOUT_PHOTO = ("unfamiliar", "stretched")
+"""Those that are about the photo, whatever was answered."""
 DISAGREE, TINY, PIECE = 0.5, 0.001, 0.02
 """IoU under which prior and mask disagree; share of the picture under which a mask is tiny; of the
 mask that makes a piece."""
@@ -61,6 +67,8 @@ def flags(result: Result) -> tuple[str, ...]:
     about_all = ("unfamiliar",) if result.unfamiliar else ()
     if result.settings.get("is_proven") is False:
         about_all = (*about_all, "unproven")
+    if result.stretched is not None:
+        about_all = (*about_all, "stretched")
     if result.outcome != FOUND:
         return about_all
     mask = result.mask

@@ -8,15 +8,23 @@ reason          one sentence why
 instruction, reasoning, reply
                 texts
 reply_ids       the reply's token ids
-photo_size      [height, width] in pixels
+photo_size      [height, width] in pixels of the photo as it is shown: upright
+full_size       the same before it was brought down to fewer pixels; null in older answers
+orientation     EXIF's, 1 to 8, by which the file's pixels were turned upright; null in older
+                answers
+frame           what the regions and the mask and prior files beside this one fit: "upright", the
+                photo as it is shown, or "stored", the file's pixels as they are (--stored-pixels);
+                missing in older answers: upright
+stretched       [lowest, highest] value of the photo, which became black and white, where it fills
+                only a part of its range or has none (10 to 14 bits in 16, floats); else null
 prior_kind      "focus token", "attention" or "coordinates"
 prior_iou       IoU of prior (≥ 0.5) and mask, all regions together; null where nothing was found
 regions         a list; each has
-                mask       COCO RLE, uncompressed: {"size": [H, W], "counts": […]}
+                mask       COCO RLE, uncompressed: {"size": [H, W], "counts": […]}, in `frame`
                 area       pixels of the mask
                 prior_iou, prior_max
                 box [x0, y0, x1, y1], points, label
-                           where the model wrote coordinates
+                           where the model wrote coordinates, in `frame`
                 prior      from the app's endpoints: a PNG as data URL, 8 bits, whose values are
                            200 × the prior, rounded down
 seconds         of each stage: reading, thinking, focusing, drawing
@@ -34,16 +42,27 @@ versions        of packages
 """
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from coprs_core.answer.regions import Region, highest_of, region_of, region_to_dict
+from coprs_core.answer.values import (
+    count_of,
+    distance_of,
+    finite,
+    full_size_of,
+    levels_of,
+    orientation_of,
+    size_of,
+    text_of,
+)
 from coprs_core.errors import CoPRSError, plain
-from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
+from coprs_core.masks import decode_prior, resized_mask
 from coprs_core.metrics import agreement
 from coprs_core.model.boxes import most_objects
+from coprs_core.orientation import UPRIGHT, stored_array, stored_size
 from coprs_core.photos import MAX_SIDE
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
@@ -62,29 +81,8 @@ SEEN_WHOLE = 0.9
 """A model that was given this share of a photo's pixels has seen it whole."""
 MAX_UNSEEN_PIXELS = 50_000_000
 """Of an answer read from a file without its photo: the pixels of all regions together."""
-MAX_REPLY_IDS, MAX_TEXT, MAX_ENTRIES = 2 * MAX_NEW_TOKENS, 100_000, 100
-"""Of an answer read from a file: tokens, characters of a text, entries of a table."""
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """One answer in the picture: `prior` float32 [H, W] in [0, 1] and `mask` bool [H, W], both at
-    the photo's size.
-
-    Where the model wrote coordinates: `box` XYXY or None, `points` XY, in pixels of the photo, and
-    its `label`.
-    """
-
-    prior: np.ndarray = field(repr=False)
-    mask: np.ndarray = field(repr=False)
-    box: tuple[float, float, float, float] | None = None
-    points: tuple[tuple[float, float], ...] = ()
-    label: str = ""
-
-    @property
-    def prior_iou(self) -> float:
-        """IoU of the prior, where it is at least 0.5, with the mask; 0 where nothing is drawn."""
-        return agreement(self.prior, self.mask)
+MAX_REPLY_IDS, MAX_ENTRIES = 2 * MAX_NEW_TOKENS, 100
+"""Of an answer read from a file: tokens, entries of a table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +97,8 @@ class Result:
         reasoning: the thought, without its tags.
         reply: everything that the model wrote, tags and focus token included.
         regions: one for each answer; empty unless found.
-        photo_size: (height, width) in pixels.
+        photo_size: (height, width) in pixels of the photo as it is shown, upright; so are masks,
+            priors and boxes.
         seconds: time of each stage: "reading", "thinking", "focusing", "drawing".
         tokens: how many tokens were written.
         photo_reused: whether the photo's features were kept from an earlier question.
@@ -114,6 +113,8 @@ class Result:
             in older answers.
         is_thought_given: whether a person wrote the thought, or changed it, and the model read it.
         versions: of Python and of the packages that gave the answer.
+        full_size, orientation, stretched: of the photo, as `Photo` has them, but the first also
+            where it was not brought down; None in older answers.
     """
 
     outcome: Outcome
@@ -134,6 +135,9 @@ class Result:
     distance: float | None = None
     seen_size: tuple[int, int] | None = None
     is_thought_given: bool = False
+    full_size: tuple[int, int] | None = None
+    orientation: int | None = None
+    stretched: tuple[float, float] | None = None
 
     @property
     def is_seen_smaller(self) -> bool:
@@ -180,9 +184,31 @@ class Result:
             union |= region.mask
         return union
 
-    def to_dict(self, with_priors: bool = False) -> dict:
+    def mask_at(self, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The mask at another size (height, width), bool; without one at the photo's full size, as
+        it was before it was brought down. Raises `CoPRSError` where that is not known."""
+        size = size or self.full_size
+        if size is None:
+            raise CoPRSError("This answer does not tell its photo's full size: ask again.")
+        return resized_mask(self.mask, size)
+
+    def in_frame(self, array: np.ndarray, frame: str) -> np.ndarray:
+        """A mask, prior or picture [H, W, …] of the photo as it is shown, "upright", or turned as
+        its file stores it, "stored". Raises `CoPRSError` where that is not known."""
+        return stored_array(array, self._turn(frame))
+
+    def _turn(self, frame: str) -> int:
+        """The orientation of pixels in a frame."""
+        if frame == UPRIGHT:
+            return 1
+        if self.orientation is None:
+            raise CoPRSError("This answer does not tell how its photo was turned: ask again.")
+        return self.orientation
+
+    def to_dict(self, with_priors: bool = False, frame: str = UPRIGHT) -> dict:
         """The answer in plain values, as this module's docstring says; `with_priors` adds each
         region's prior as a PNG."""
+        turn = self._turn(frame)
         return {
             "schema_version": SCHEMA_VERSION,
             "outcome": self.outcome,
@@ -191,9 +217,13 @@ class Result:
             "reasoning": self.reasoning,
             "reply": self.reply,
             "photo_size": list(self.photo_size),
+            "full_size": None if self.full_size is None else list(self.full_size),
+            "orientation": self.orientation,
+            "frame": frame,
+            "stretched": None if self.stretched is None else list(self.stretched),
             "prior_kind": self.prior_kind,
             "prior_iou": self.prior_iou,
-            "regions": [_region_to_dict(r, with_priors) for r in self.regions],
+            "regions": [region_to_dict(r, turn, with_priors) for r in self.regions],
             "seconds": {k: round(v, 4) for k, v in self.seconds.items()},
             "tokens": self.tokens,
             "photo_reused": self.photo_reused,
@@ -207,10 +237,10 @@ class Result:
             "reply_ids": list(self.reply_ids),
         }
 
-    def to_json(self) -> str:
+    def to_json(self, frame: str = UPRIGHT) -> str:
         """The answer as JSON; masks as uncompressed COCO RLE, priors by their figures alone (they
         are saved as `.npy`)."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
+        return json.dumps(self.to_dict(frame=frame), ensure_ascii=False, indent=2)
 
     @classmethod
     def from_dict(
@@ -250,32 +280,9 @@ class Result:
             raise CoPRSError(f"This answer of CoPRS is broken{why}: save it again.") from problem
 
 
-def highest_of(priors: Iterable[np.ndarray]) -> np.ndarray:
-    """The highest of priors [H, W] of one size; no more than one further is in memory."""
-    first, *others = priors
-    highest = first.copy()
-    for other in others:
-        np.maximum(highest, other, out=highest)
-    return highest
-
-
 def is_unfamiliar(distance: float | None) -> bool | None:
     """What a distance (see `familiar.Familiar`) means; None where there is none."""
     return None if distance is None else distance > 1
-
-
-def _region_to_dict(region: Region, with_prior: bool) -> dict:
-    values = {
-        "mask": encode_rle(region.mask),
-        "area": int(region.mask.sum()),
-        "prior_iou": region.prior_iou,
-        "prior_max": float(region.prior.max()),
-    }
-    if region.box or region.points or region.label:
-        values |= {"box": region.box, "points": region.points, "label": region.label}
-    if with_prior:
-        values["prior"] = encode_prior(region.prior)
-    return values
 
 
 def _from_dict(
@@ -286,8 +293,10 @@ def _from_dict(
 ) -> Result:
     """Everything that is small first; then the regions, one at a time."""
     size = _checked_size(values, photo_size)
+    orientation, is_stored = orientation_of(values)
+    turn = orientation if is_stored and orientation else 1
     texts = {
-        k: _text(values[k])
+        k: text_of(values[k])
         for k in ("reason", "instruction", "reasoning", "reply", "model", "prior_kind")
     }
     if len(texts["instruction"]) > MAX_INSTRUCTION_CHARACTERS:
@@ -298,27 +307,31 @@ def _from_dict(
         raise ValueError("a table with too many entries")
     if texts["prior_kind"] not in PRIOR_KINDS:
         raise ValueError(f"a prior of kind {texts['prior_kind']!r}")
-    reply_ids = tuple(_count(i) for i in values["reply_ids"])
+    reply_ids = tuple(count_of(i) for i in values["reply_ids"])
     is_found, count = values["outcome"] == FOUND, len(values["regions"])
     if values["outcome"] not in (FOUND, NOTHING_FOUND, UNFINISHED) or bool(count) != is_found:
         raise ValueError(f"outcome {values['outcome']!r} with {count} regions")
     if priors is None:
-        priors = (decode_prior(r["prior"], size) for r in values["regions"])
+        own_size = stored_size(size, turn)
+        priors = (decode_prior(r["prior"], own_size) for r in values["regions"])
     pairs = zip(values["regions"], priors, strict=True)
-    regions = tuple(_region(r, p, size) for r, p in pairs)
+    regions = tuple(region_of(r, p, size, turn) for r, p in pairs)
     return cls(
         outcome=values["outcome"],
         regions=regions,
         photo_size=size,
-        seconds={_text(k): _finite(v) for k, v in values["seconds"].items()},
-        tokens=_count(values["tokens"]),
+        seconds={text_of(k): finite(v) for k, v in values["seconds"].items()},
+        tokens=count_of(values["tokens"]),
         photo_reused=bool(values["photo_reused"]),
         settings=dict(values["settings"]),
         reply_ids=reply_ids,
         versions=dict(values.get("versions", {})),
-        distance=_distance(values.get("distance")),
-        seen_size=_seen_size(values.get("seen_size")),
+        distance=distance_of(values.get("distance")),
+        seen_size=size_of(values.get("seen_size")),
         is_thought_given=bool(values.get("thought_given")),
+        full_size=full_size_of(values.get("full_size"), size),
+        orientation=orientation,
+        stretched=levels_of(values.get("stretched")),
         **texts,
     )
 
@@ -331,7 +344,7 @@ def check_photo_size(answer_size: tuple[int, int], photo_size: tuple[int, int]) 
 
 def _checked_size(values: dict, photo_size: tuple[int, int] | None) -> tuple[int, int]:
     """The photo's size as an answer tells it, where its regions are not too many for it."""
-    height, width = (_count(v) for v in values["photo_size"])
+    height, width = (count_of(v) for v in values["photo_size"])
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         raise ValueError(f"a photo of {height}×{width} pixels")
     if photo_size is not None:
@@ -346,52 +359,3 @@ def _checked_size(values: dict, photo_size: tuple[int, int] | None) -> tuple[int
             "opened: ask again about a smaller copy of the photo."
         )
     return height, width
-
-
-def _region(values: dict, prior: np.ndarray, size: tuple[int, int]) -> Region:
-    mask = decode_rle(values["mask"])
-    if mask.shape != size or prior.shape != size or prior.dtype != np.float32:
-        raise ValueError(
-            f"mask {mask.shape} and prior {prior.dtype} {prior.shape} of a photo {size}"
-        )
-    if not (prior.min() >= 0 and prior.max() <= 1):
-        raise ValueError("a prior outside 0 to 1")
-    box = None
-    if values.get("box"):
-        left, top, right, bottom = (_finite(v) for v in values["box"])
-        box = left, top, right, bottom
-    points = tuple((_finite(x), _finite(y)) for x, y in values.get("points", ()))
-    return Region(prior, mask, box, points, _text(values.get("label", "")))
-
-
-def _count(value) -> int:
-    if not isinstance(value, int) or not 0 <= value < 2**31:
-        raise ValueError(f"{value!r:.40} in the place of a count")
-    return value
-
-
-def _finite(value) -> float:
-    if not (isinstance(value, int | float) and math.isfinite(value)):
-        raise ValueError(f"{value!r:.40} in the place of a number")
-    return float(value)
-
-
-def _distance(value) -> float | None:
-    if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e9):
-        raise ValueError(f"{value!r:.40} in the place of a distance")
-    return None if value is None else float(value)
-
-
-def _seen_size(value) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    height, width = (_count(v) for v in value)
-    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise ValueError(f"a picture of {height}×{width} pixels")
-    return height, width
-
-
-def _text(value) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise ValueError(f"{str(value)[:40]!r} in the place of a text")
-    return value

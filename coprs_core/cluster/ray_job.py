@@ -17,6 +17,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError, first_line
 
 LOCAL = "local"
+_COLUMNS = ("name", "problem", "outcome", "doubts", "no_engine")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def segment_on_ray(
         for row in jobs.iter_rows():
             if row["no_engine"]:
                 raise CoPRSError(row["no_engine"])
-            yield Answered(row["name"], out / row["name"], row["outcome"], row["problem"])
+            doubts = tuple(row["doubts"].split())
+            yield Answered(row["name"], out / row["name"], row["outcome"], row["problem"], doubts)
     except RayError as problem:
         raise CoPRSError(
             f"The Ray cluster gave up ({first_line(problem)}): what was answered is kept, run this "
@@ -96,14 +98,15 @@ class _Actor:
         columns = zip(batch["photo"], batch["asked"], batch["name"], strict=True)
         items = [Item(str(photo), str(asked), str(name)) for photo, asked, name in columns]
         if self.problem:
-            return {n: [self.problem] for n in ("name", "problem", "outcome", "no_engine")}
-        done: dict[str, list[str]] = {"name": [], "problem": [], "outcome": [], "no_engine": []}
+            return {column: [self.problem] for column in _COLUMNS}
+        done: dict[str, list[str]] = {column: [] for column in _COLUMNS}
         for one in segment_photos(
             items, self.query, self.out, lambda: self.engine, None, self.at_once
         ):
             done["name"].append(one.name)
             done["problem"].append(one.problem)
             done["outcome"].append(one.outcome)
+            done["doubts"].append(" ".join(one.doubts))
             done["no_engine"].append("")
         return done
 

@@ -3,6 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from coprs_core.commands.options import add_frame_option, frame_of
+
 SUMMARY = "show a saved answer, without any model"
 PAGE = """\
 Show an answer that `segment --out` or the page's "Take away" saved: a folder or a zip.
@@ -12,6 +14,7 @@ picture; the app opens the zip too.
 examples:
   python -m coprs_core open answer.zip
   python -m coprs_core open answer.zip --replay replay.webp
+  python -m coprs_core open answer.zip --out answer --full-size
 
 exit codes:
   0 found · 3 nothing found · 4 unfinished · 2 no saved answer
@@ -33,6 +36,13 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="write the replay as .webp or .gif, where the answer was saved with its trace",
     )
+    add(
+        "--full-size",
+        action="store_true",
+        help="write the mask also at the size that the photo had before it was brought down to "
+        "fewer pixels, as mask_full_size.png",
+    )
+    add_frame_option(parser)
     add("--json", action="store_true", help="print the result as JSON and nothing else")
 
 
@@ -42,22 +52,29 @@ def run(options: Namespace) -> int:
     from coprs_core.errors import CoPRSError
     from coprs_core.replay import save_replay
 
+    if options.full_size and not options.out:
+        raise CoPRSError("--full-size writes a file, and there is no folder for it: add --out DIR.")
     saved = open_answer(options.answer)
     result, trace, written = saved.result, saved.sentences, []
+    frame = frame_of(options)
     if options.replay and trace is None:
         raise CoPRSError(
             "This answer was saved without the trace of its thought, so there is nothing to "
             "replay: save it with `segment … --probe sentences --out DIR`, or on the page."
         )
     if options.json:
-        print(result.to_json())
+        print(result.to_json(frame))
     else:
-        print(f"“{result.instruction}”\n\n{result.reasoning}\n\n{summary(result)}")
+        said = summary(result, frame=frame)
+        print(f"“{result.instruction}”\n\n{result.reasoning}\n\n{said}")
         if trace:
             print(f"sentences: {trace.summary()}")
     if options.out:
         findings = [trace] if trace else []
-        written += save_answer(writable_folder(options.out), saved.photo, result, findings)
+        folder = writable_folder(options.out)
+        written += save_answer(
+            folder, saved.photo, result, findings, frame=frame, has_full_size=options.full_size
+        )
     if options.replay and trace:
         written.append(save_replay(options.replay, saved.photo, result, trace))
     if written and not options.json:

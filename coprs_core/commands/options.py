@@ -76,6 +76,23 @@ def load_options(options: Namespace) -> LoadOptions:
     return LoadOptions(**{name: getattr(options, name) for name in names})
 
 
+def add_frame_option(parser: ArgumentParser) -> None:
+    """Which pixels the masks that are written fit."""
+    parser.add_argument(
+        "--stored-pixels",
+        action="store_true",
+        help="write masks, priors and cut-outs for the file's pixels as they are stored, before "
+        "the turn that EXIF asks for (default: for the photo as it is shown)",
+    )
+
+
+def frame_of(options: Namespace) -> str:
+    """The frame of the masks that are written, one of `orientation.FRAMES`."""
+    from coprs_core.orientation import STORED, UPRIGHT
+
+    return STORED if options.stored_pixels else UPRIGHT
+
+
 def add_checkpoint_options(parser: ArgumentParser, is_sam_needed: bool = True) -> None:
     """What goes into a new checkpoint folder."""
     parser.add_argument(

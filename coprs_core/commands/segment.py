@@ -9,7 +9,14 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from coprs_core.commands.options import add_model_options, count, load_options, positive_count
+from coprs_core.commands.options import (
+    add_frame_option,
+    add_model_options,
+    count,
+    frame_of,
+    load_options,
+    positive_count,
+)
 from coprs_core.errors import CoPRSError, meant
 from coprs_core.probes import PROBES
 
@@ -42,12 +49,14 @@ Many photos (a folder, a glob in quotes, or a .jsonl with lines such as
 written together. Finished answers are skipped; a photo that cannot be read is reported
 and skipped. They come without chain.* and cutout.png unless --figures is given.
 
-files in --out:
+files in --out (they fit the photo as it is shown: turned upright, where EXIF says so):
   result.json   outcome, thought, masks as COCO RLE, timings, settings, package versions
   photo.png     the photo as it was read
   prior.npy     the prior, float32 [H, W] in [0, 1]; prior.png, prior_overlay.png: pictures
   mask.png      the mask, 1 bit a pixel; cutout.png: the photo inside it; overlay.png
   chain.png     photo, thought, prior and mask in one figure; chain.pdf as vectors
+  --stored-pixels writes masks (result.json's, too), priors and cut-out for the file's pixels
+  as they are stored, before the turn of EXIF; "frame" in result.json says which they fit
 
 files of --probe KINDS, with commas:
   sentences     sentences.*: where the model would have focused after each sentence of its
@@ -73,6 +82,16 @@ exit codes:
 EXIT_CODES = {"found": 0, "nothing found": 3, "unfinished": 4}
 SOME_FAILED = 1
 _MARKS = {"holds": "✓", "broken": "✗", "open": "?"}
+_FITS = {
+    "upright": (
+        "masks fit the photo as it is shown, turned by its EXIF orientation {orientation}; "
+        "--stored-pixels writes them for its file as stored"
+    ),
+    "stored": (
+        "masks, priors and cut-out are written for the file as stored, before the turn of its EXIF "
+        "orientation {orientation}"
+    ),
+}
 _UNKNOWN = "Whether it is right is not known: segment with --truth FILE tells."
 
 
@@ -115,6 +134,7 @@ def add_options(parser: ArgumentParser) -> None:
         help="a true mask: PNG of the photo's size, or COCO RLE in .json",
     )
     add("--json", action="store_true", help="print the result as JSON and nothing else")
+    add_frame_option(parser)
     add(
         "--at-once",
         type=positive_count,
@@ -163,9 +183,10 @@ def run(options: Namespace) -> int:
     truth = read_truth(options.truth, photo.size) if options.truth else None
     engine = _load(options)
     result = _stream(engine, photo, options)
-    print(result.to_json() if options.json else "\n\n" + summary(result, truth))
+    frame = frame_of(options)
+    print(result.to_json(frame) if options.json else "\n\n" + summary(result, truth, frame))
     if folder:
-        written = save_answer(folder, photo, result)
+        written = save_answer(folder, photo, result, frame=frame)
         other = partial(_load, options, options.again_model)
         for finding in _findings(options, engine, other, photo, result, truth):
             if not options.json:
@@ -212,6 +233,7 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
     """One folder a photo under --out."""
     from tqdm import tqdm
 
+    from coprs_core.answer.flags import FLAGS
     from coprs_core.answer.verdict import LINKS
     from coprs_core.batch import Query
 
@@ -233,6 +255,7 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
         sam=options.sam,
         detail=options.detail,
         figures=options.figures,
+        stored_pixels=options.stored_pixels,
     )
     failed = 0
     if options.ray:
@@ -245,8 +268,10 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
                 failed += 1
                 bar.write(f"{one.name}: {one.problem}", file=sys.stderr)
             elif one.outcome:
-                doubt = f". {LINKS['familiar_broken']}" if one.unfamiliar else ""
-                bar.write(f"{one.name}: {one.outcome}{doubt}", file=sys.stdout)
+                said = FLAGS | {"unfamiliar": LINKS["familiar_broken"]}
+                doubts = " ".join(said[name] for name in one.doubts)
+                told = f"{one.outcome}. {doubts}" if doubts else one.outcome
+                bar.write(f"{one.name}: {told}", file=sys.stdout)
     if failed:
         print(
             f"{failed} of {len(items)} photos failed; the others are in {folder}", file=sys.stderr
@@ -327,9 +352,9 @@ def _load(options: Namespace, model: str | None = None) -> "Engine":
     return Engine(load_checkpoint(name, load_options(options)))
 
 
-def summary(result: "Result", truth: "np.ndarray | None" = None) -> str:
+def summary(result: "Result", truth: "np.ndarray | None" = None, frame: str = "upright") -> str:
     """An answer in a few lines: outcome, the links of its chain, with the `truth` where that is
-    known, IoU, warnings, times."""
+    known, IoU, warnings, what the masks fit where that is a question, times."""
     from coprs_core.answer.flags import FLAGS, flags
     from coprs_core.answer.verdict import chain
     from coprs_core.metrics import iou
@@ -345,5 +370,7 @@ def summary(result: "Result", truth: "np.ndarray | None" = None) -> str:
         height, width = result.seen_size
         share = f"{result.seen_share:.0%} of the pixels"
         lines.append(f"the language model was shown {width}×{height}, {share}")
+    if result.orientation not in (None, 1):
+        lines.append(_FITS[frame].format(orientation=result.orientation))
     times = (f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
     return "\n".join([*lines, " · ".join(times)])

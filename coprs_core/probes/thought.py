@@ -101,4 +101,7 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
         is_thought_given=True,
         distance=focus.distance(features),
         seen_size=features.seen_size,
+        full_size=photo.original_size,
+        orientation=photo.orientation,
+        stretched=photo.stretched,
     )

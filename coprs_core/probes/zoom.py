@@ -156,8 +156,16 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
         features = engine.segmenter.read(closer, "normal")
         found = engine.answer_about(closer, features, result.instruction)
     regions = tuple(crop.back(r, prior) for r in found.regions)
-    reason = f"{found.reason} Zoomed in."
-    return Zoomed(replace(found, regions=regions, photo_size=photo.size, reason=reason), crop)
+    found = replace(
+        found,
+        regions=regions,
+        photo_size=photo.size,
+        full_size=result.full_size,
+        orientation=result.orientation,
+        stretched=result.stretched,
+        reason=f"{found.reason} Zoomed in.",
+    )
+    return Zoomed(found, crop)
 
 
 def _focus_closer(

@@ -50,7 +50,7 @@ def answers(values: dict) -> list[dict]:
     place where one of a few words is."""
     values["regions"][0] |= {"label": "a thing", "box": [1, 1, 9, 9], "points": []}
     places = places_of_texts(values)
-    strict = [p for p in places if p[-1] in ("outcome", "prior_kind", "size", "counts")]
+    strict = [p for p in places if p[-1] in ("outcome", "prior_kind", "frame", "size", "counts")]
     free = [p for p in places if p not in strict]
     everywhere = [
         with_text(values, free, text)

@@ -1,0 +1,95 @@
+"""One thing that was found: its prior, its mask, and the coordinates that the model wrote."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from coprs_core.answer.values import finite, text_of
+from coprs_core.masks import decode_rle, encode_prior, encode_rle
+from coprs_core.metrics import agreement
+from coprs_core.orientation import (
+    stored_array,
+    stored_point,
+    stored_size,
+    upright_array,
+    upright_point,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One answer in the picture: `prior` float32 [H, W] in [0, 1] and `mask` bool [H, W], both at
+    the photo's size.
+
+    Where the model wrote coordinates: `box` XYXY or None, `points` XY, in pixels of the photo, and
+    its `label`.
+    """
+
+    prior: np.ndarray = field(repr=False)
+    mask: np.ndarray = field(repr=False)
+    box: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    label: str = ""
+
+    @property
+    def prior_iou(self) -> float:
+        """IoU of the prior, where it is at least 0.5, with the mask; 0 where nothing is drawn."""
+        return agreement(self.prior, self.mask)
+
+
+def highest_of(priors: Iterable[np.ndarray]) -> np.ndarray:
+    """The highest of priors [H, W] of one size; no more than one further is in memory."""
+    first, *others = priors
+    highest = first.copy()
+    for other in others:
+        np.maximum(highest, other, out=highest)
+    return highest
+
+
+def region_to_dict(region: Region, turn: int = 1, with_prior: bool = False) -> dict:
+    """A region in plain values, as `results` says; in the frame of pixels that are stored in the
+    orientation `turn`."""
+    values = {
+        "mask": encode_rle(stored_array(region.mask, turn)),
+        "area": int(region.mask.sum()),
+        "prior_iou": region.prior_iou,
+        "prior_max": float(region.prior.max()),
+    }
+    if region.box or region.points or region.label:
+        own = region if turn == 1 else _turned(region, stored_point, region.mask.shape, turn)
+        values |= {"box": own.box, "points": own.points, "label": own.label}
+    if with_prior:
+        values["prior"] = encode_prior(stored_array(region.prior, turn))
+    return values
+
+
+def _turned(region: Region, turn: Callable, size: tuple[int, int], orientation: int) -> Region:
+    """A region with its box and points in another frame; `size` is that of the upright photo."""
+    points, box = tuple(turn(point, size, orientation) for point in region.points), region.box
+    if box:
+        (a, b), (c, d) = (turn(corner, size, orientation) for corner in (box[:2], box[2:]))
+        box = min(a, c), min(b, d), max(a, c), max(b, d)
+    return replace(region, box=box, points=points)
+
+
+def region_of(values: dict, prior: np.ndarray, size: tuple[int, int], turn: int) -> Region:
+    """The region, upright, that `region_to_dict` wrote about a photo of `size`; raises `ValueError`
+    or `KeyError` for anything else."""
+    mask, own_size = decode_rle(values["mask"]), stored_size(size, turn)
+    if mask.shape != own_size or prior.shape != own_size or prior.dtype != np.float32:
+        raise ValueError(
+            f"mask {mask.shape} and prior {prior.dtype} {prior.shape} of a photo {own_size}"
+        )
+    if not (prior.min() >= 0 and prior.max() <= 1):
+        raise ValueError("a prior outside 0 to 1")
+    box = None
+    if values.get("box"):
+        left, top, right, bottom = (finite(v) for v in values["box"])
+        box = left, top, right, bottom
+    points = tuple((finite(x), finite(y)) for x, y in values.get("points", ()))
+    region = Region(prior, mask, box, points, text_of(values.get("label", "")))
+    if turn == 1:
+        return region
+    region = _turned(region, upright_point, size, turn)
+    return replace(region, prior=upright_array(prior, turn), mask=upright_array(mask, turn))

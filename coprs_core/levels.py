@@ -1,0 +1,147 @@
+"""Values of more than 8 bits a pixel, brought to 8: by their full scale, where they use it, else
+stretched from the lowest to the highest that there is."""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from coprs_core.errors import CoPRSError
+
+_SCALES = {"F": (1, 255, 65535), "I": (255, 65535)}
+_UNUSED = 4
+"""Values that stay under this part of their scale do not fill it: 14 bits in 16, and fewer."""
+_ROWS = 256
+"""So many rows are in memory as wide numbers at once."""
+_OTHER_END = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The values that become black and white; `is_stretched` where that is what there is, and not
+    the ends of a scale."""
+
+    black: float
+    white: float
+    is_stretched: bool
+
+    @property
+    def stretched(self) -> tuple[float, float] | None:
+        """(lowest, highest), where they were stretched."""
+        return (float(self.black), float(self.white)) if self.is_stretched else None
+
+    def eight_bits(self, values: np.ndarray) -> np.ndarray:
+        """Values of any number type as uint8; what is no number is black."""
+        if values.dtype.kind == "f":
+            values = np.nan_to_num(values, nan=self.black, posinf=self.white, neginf=self.black)
+        scaled = (values.astype(np.float64) - self.black) * (255 / self._width)
+        return scaled.round().clip(0, 255).astype(np.uint8)
+
+    @property
+    def _width(self) -> float:
+        return max(self.white - self.black, 1e-9)
+
+
+def levels_of(image: Image.Image) -> Levels | None:
+    """The levels of a grey picture of more than 8 bits a pixel; None for any other. Raises
+    `CoPRSError` where none of its values is a number."""
+    if not image.mode.startswith(("I", "F")):
+        return None
+    ends = _ends(strip for _, strip in _strips(image))
+    if ends is None:
+        raise CoPRSError("The picture holds no numbers, only NaN or infinity: save it again.")
+    return _levels(*ends, image.mode[0])
+
+
+def _levels(low: float, high: float, kind: str) -> Levels:
+    full = next((scale for scale in _SCALES[kind] if high <= scale), None)
+    if low < 0 or full is None or low < high <= full / _UNUSED:
+        return Levels(low, high, True)
+    return Levels(0, full, False)
+
+
+def _ends(strips: Iterable[np.ndarray]) -> tuple[float, float] | None:
+    """Lowest and highest number of all strips; None where there is none."""
+    low, high = np.inf, -np.inf
+    for values in strips:
+        if values.dtype.kind == "f":
+            values = values[np.isfinite(values)]
+        if values.size:
+            low, high = min(low, values.min().item()), max(high, values.max().item())
+    return (low, high) if low <= high else None
+
+
+def _strips(image: Image.Image):
+    """(row, values [rows, W, …]) of a picture, from top to bottom."""
+    for top in range(0, image.height, _ROWS):
+        bottom = min(top + _ROWS, image.height)
+        yield top, np.asarray(image.crop((0, top, image.width, bottom)))
+
+
+def grey_of(image: Image.Image, levels: Levels) -> Image.Image:
+    """A grey picture of more than 8 bits a pixel as one of 8, by its levels."""
+    grey = np.empty((image.height, image.width), np.uint8)
+    for top, values in _strips(image):
+        grey[top : top + _ROWS] = levels.eight_bits(values)
+    return Image.fromarray(grey)
+
+
+# --- colours of 16 bits, of which a decoder gives the upper 8
+
+
+def has_deep_colours(image: Image.Image) -> bool:
+    """Whether a picture that is opened and not yet decoded has colours of 16 bits each."""
+    tiles = getattr(image, "tile", None) or ()
+    return image.mode in ("RGB", "RGBA") and any(";16" in _raw_mode(tile.args) for tile in tiles)
+
+
+def are_dark(image: Image.Image) -> bool:
+    """Whether the upper 8 bits of such colours stay under a quarter of their scale."""
+    extrema: Any = image.getextrema()
+    return max(high for _, high in extrema[:3]) < 256 // _UNUSED
+
+
+def stretched_colours(
+    upper: Image.Image, again: Any
+) -> tuple[Image.Image, tuple[float, float] | None]:
+    """Dark colours of 16 bits, stretched together.
+
+    Args:
+        upper: the decoded picture, RGB or RGBA: the upper 8 bits.
+        again: the same file, opened and not yet decoded; its lower 8 bits are read, which is what
+            a decoder gives of the other byte order.
+
+    Returns:
+        the picture with 8 bits a colour, and `Levels.stretched` of the 16-bit values.
+    """
+    again.tile = [t._replace(args=_other_end(t.args)) for t in again.tile]
+    again.load()
+    low, high = _ends(_both(*pair) for pair in _pairs(upper, again)) or (0, 0)
+    levels, pixels = Levels(low, high, low < high), np.array(upper)
+    for top, pair in zip(range(0, upper.height, _ROWS), _pairs(upper, again), strict=True):
+        pixels[top : top + _ROWS, :, :3] = levels.eight_bits(_both(*pair))
+    return Image.fromarray(pixels), levels.stretched
+
+
+def _pairs(upper: Image.Image, lower: Image.Image):
+    for (_, high), (_, low) in zip(_strips(upper), _strips(lower), strict=True):
+        yield high[..., :3], low[..., :3]
+
+
+def _both(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    return upper.astype(np.uint16) << 8 | lower
+
+
+def _raw_mode(args) -> str:
+    """How a decoder is told that a file stores its pixels, such as "RGB;16B"."""
+    raw_mode = args if isinstance(args, str) else args[0] if args else ""
+    return raw_mode if isinstance(raw_mode, str) else ""
+
+
+def _other_end(args):
+    raw_mode = _raw_mode(args)
+    swapped = raw_mode[:-1] + _OTHER_END[raw_mode[-1]]
+    return swapped if isinstance(args, str) else (swapped, *args[1:])

@@ -1,0 +1,88 @@
+"""EXIF orientations: between a photo as it is shown, upright, and as its file stores it.
+
+An orientation is a number from 1, stored upright, to 8 (EXIF 3.0, tag 0x0112).
+"""
+
+import numpy as np
+from PIL import Image
+
+UPRIGHT, STORED = "upright", "stored"
+FRAMES = (UPRIGHT, STORED)
+"""In which frame masks and priors are given: of the photo as shown, or of its file's pixels."""
+_METHODS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def is_swapped(orientation: int) -> bool:
+    """Whether height and width change places."""
+    return orientation >= 5
+
+
+def _flips(orientation: int) -> tuple[bool, bool]:
+    """Whether left and right, top and bottom change places, once height and width did."""
+    return orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
+
+
+def upright_image(image: Image.Image, orientation: int) -> Image.Image:
+    """A picture as its file stores it, turned as it is shown."""
+    method = _METHODS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def upright_array(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels [H, W, …] as the file stores them, turned as the photo is shown; the inverse of
+    `stored_array`."""
+    if is_swapped(orientation):
+        array = array.swapaxes(0, 1)
+    return np.ascontiguousarray(_flipped(array, orientation))
+
+
+def stored_array(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels [H, W, …] of a photo as it is shown (a mask, a prior, a picture), turned as the
+    photo's file stores them. Nothing is interpolated."""
+    array = _flipped(array, orientation)
+    if is_swapped(orientation):
+        array = array.swapaxes(0, 1)
+    return np.ascontiguousarray(array)
+
+
+def _flipped(array: np.ndarray, orientation: int) -> np.ndarray:
+    left_right, top_bottom = _flips(orientation)
+    return array[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
+
+
+def stored_point(
+    point: tuple[float, float], size: tuple[int, int], orientation: int
+) -> tuple[float, float]:
+    """A place (x, y) in pixels of a photo as it is shown, of `size` (height, width), as one of the
+    stored pixels."""
+    x, y = _flipped_point(point, size, orientation)
+    return (y, x) if is_swapped(orientation) else (x, y)
+
+
+def upright_point(
+    point: tuple[float, float], size: tuple[int, int], orientation: int
+) -> tuple[float, float]:
+    """The inverse of `stored_point`; `size` is that of the photo as shown in both."""
+    x, y = point
+    return _flipped_point((y, x) if is_swapped(orientation) else (x, y), size, orientation)
+
+
+def _flipped_point(
+    point: tuple[float, float], size: tuple[int, int], orientation: int
+) -> tuple[float, float]:
+    (x, y), (height, width) = point, size
+    left_right, top_bottom = _flips(orientation)
+    return (width - x if left_right else x), (height - y if top_bottom else y)
+
+
+def stored_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(height, width) of a photo as it is shown → as it is stored, and back."""
+    return size[::-1] if is_swapped(orientation) else size  # type: ignore[return-value]
