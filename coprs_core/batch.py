@@ -247,11 +247,18 @@ def find_photos(given: str) -> list[str]:
         return [str(p) for p in photos]
     if path.exists() or not any(c in given for c in "*?["):
         return [given]
-    forms = {given, *(normalize(form, given) for form in ("NFC", "NFD"))}
+    forms = {_any_case(normalize(form, given)) for form in ("NFC", "NFD")} | {given}
     matches = {Path(match) for form in forms for match in glob(form, recursive=True)}
     if not (photos := visible(p for p in matches if p.is_file())):
         raise CoPRSError(f"No file matches {given!r}: check the pattern.")
     return [str(p) for p in photos]
+
+
+def _any_case(pattern: str) -> str:
+    """A pattern whose ending, such as .jpg, may be in capitals, as cameras write it."""
+    stem, ending = os.path.splitext(pattern)
+    letters = (f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in ending)
+    return pattern if any(c in ending for c in "*?[") else stem + "".join(letters)
 
 
 def _found_elsewhere(given: str) -> list[str]:

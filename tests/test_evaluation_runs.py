@@ -351,6 +351,22 @@ def test_a_run_over_a_folder_goes_past_every_kind_of_wrong_item(tmp_path, capsys
     assert main(["evaluate", *data]) == 2 and "Line 1 of" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+def test_names_that_are_no_utf_8_are_written_and_read_again(tmp_path, capsys):
+    """As an old zip from another country unpacks them."""
+    root = tmp_path / os.fsdecode("数据".encode("gbk"))
+    root.mkdir()
+    Image.new("RGB", (64, 48)).save(root / "a.png")
+    (root / "a.txt").write_text("the cat")
+    (root / os.fsdecode("雨".encode("gbk") + b".txt")).write_text("the rain")
+    asked = ["evaluate", "--data", "folder", "--root", str(root), "--device", "cpu"]
+    for _ in range(2):
+        assert main([*asked, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    (failed,) = [row for row in read_rows(tmp_path / "out") if row.problem]
+    assert "has no photo beside it" in failed.problem
+    assert "has no photo beside it" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_run_does_not_go_on_with_what_auto_means_elsewhere(tmp_path):
     ours, other = Stub(), Stub()
     ours.settings = {"device": "cpu", "dtype": "bfloat16"}

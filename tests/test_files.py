@@ -117,7 +117,7 @@ def test_names_are_found_in_either_unicode_form(tmp_path, stored, written):
     assert find_photos(str(folder / f"caf{written}.*"))[0].endswith("PNG")
     (folder / LISTING).unlink()
     (folder / f"caf{written}.TXT").write_text("it")
-    beside = open_dataset("folder", folder)
+    beside = open_dataset("folder", asked)
     assert beside.size == 1 and np.array_equal(beside.item(0).truth, truth)
 
 
@@ -132,6 +132,7 @@ def test_what_begins_with_a_dot_is_no_photo_no_item_and_no_weight(tmp_path):
         (photos / name).write_bytes(b"\0\5\26\7")
     assert [Path(p).name for p in find_photos(str(photos))] == ["a.JPG", "b.png"]
     assert [Path(p).name for p in find_photos(f"file://{photos}/*.[jpJP]*")] == ["a.JPG", "b.png"]
+    assert [Path(p).name for p in find_photos(str(photos / "*.jpg"))] == ["a.JPG"]
     dataset = open_dataset("folder", photos)
     assert dataset.size == 1 and dataset.item(0).masks == ()
     weights = tmp_path / "mllm"

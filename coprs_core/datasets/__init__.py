@@ -34,6 +34,7 @@ def open_dataset(
     """
     from coprs_core.datasets.example import Place
     from coprs_core.errors import CoPRSError, meant
+    from coprs_core.files import found
 
     if name not in DATASETS:
         near = meant(name, tuple(DATASETS))
@@ -45,4 +46,5 @@ def open_dataset(
         raise CoPRSError(f"The data set {name} has no split {split!r}: choose {', '.join(splits)}.")
     if root is None and name != "scenes":
         raise CoPRSError(f"The data set {name} lies on a disk: give its folder with --root.")
-    return replace(reader.read(Place(name, root, split, is_lenient)), split=split)
+    place = Place(name, root and found(root), split, is_lenient)
+    return replace(reader.read(place), split=split)

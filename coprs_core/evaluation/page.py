@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from coprs_core.evaluation.report import AT, Line, faults, in_digits
 from coprs_core.evaluation.rows import STEPS, Row
-from coprs_core.evaluation.run import CASES, SHOWN, Settings
+from coprs_core.evaluation.run import CASES, NAMES, SHOWN, Settings
 
 PAGE = "report.html"
 MOST_POINTS = 3000
@@ -59,7 +59,7 @@ def write_page(folder: Path, rows: list[Row], run: dict[str, Any], scores: dict)
         f"<!doctype html><html lang=en>{head}</title><style>{_STYLE}</style>{''.join(parts)}</html>"
     )
     path = folder / PAGE
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors=NAMES)
     return path
 
 

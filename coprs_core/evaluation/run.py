@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
 
 RUN, ROWS, CASES = "run.json", "rows-{}-of-{}.jsonl", "cases"
+NAMES = "backslashreplace"
+"""How a file's name that is no UTF-8 is written: in JSON that is its own escape, too."""
 SHOWN = 8
 """Pictures of each: the best, the worst, and some at random."""
 
@@ -119,7 +121,7 @@ def run(
     examples = (example for n in left if (example := dataset.tried(n)))
     cases = _Cases(folder / CASES, path)
     counting, at_once = settings.counting, settings.at_once
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors=NAMES) as file:
         for row, example, result in answered(
             engine, examples, counting, at_once, settings.max_new_tokens
         ):
@@ -151,7 +153,8 @@ def begin(folder: Path, settings: Settings, engine: Engine, dataset: Dataset) ->
     told = {"settings": ours, "began": began, "engine": engine_now, "groups": dataset.groups}
     told["versions"] = package_versions()
     part = path.with_suffix(f".{os.getpid()}")  # several processes may begin together
-    part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    written = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    part.write_text(written, encoding="utf-8", errors=NAMES)
     part.replace(path)
 
 
