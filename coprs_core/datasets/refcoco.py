@@ -93,31 +93,37 @@ def _classic(place: Place, refs: Path) -> Dataset:
     if not instances.is_file():
         raise CoPRSError(f"{refs} is there and {instances} is not: copy the data set again.")
     with reading(f"{refs} and instances.json: they are {_NO_LAYOUT}"):
-        every = read_json(refs) if refs.suffix == ".json" else plain_pickle(refs)
+        every = read_json(refs) if refs.suffix.lower() == ".json" else plain_pickle(refs)
         chosen = [ref for ref in every if ref["split"] == place.split]
         written = read_json(instances)
         wanted = {number for ref in chosen for number in _meant(ref)}
         annotations = {a["id"]: a for a in written["annotations"] if a["id"] in wanted}
         images = {image["id"]: image for image in written["images"]}
+        for ref in () if place.is_lenient else chosen:
+            _found_in(ref, images, annotations)
     pictures = _pictures(place.folder, refs.parent)
 
     def open_one(number: int) -> _Object:
-        ref = chosen[number]
-        image, things = images[ref["image_id"]], [annotations[n] for n in _meant(ref)]
+        image, things = _found_in(chosen[number], images, annotations)
         segmentations = [thing["segmentation"] for thing in things]
         name = ", ".join(f"annotation {thing['id']}" for thing in things)
-        place = pictures / image["file_name"]
-        told = size_of(image)
-        return picture(place, told=told, reach=_reach(segmentations)), segmentations, name
+        file, told = pictures / image["file_name"], size_of(image)
+        return picture(file, told=told, reach=_reach(segmentations)), segmentations, name
 
     return _listed(place, refs.name, [_texts(ref.get("sentences")) for ref in chosen], open_one)
+
+
+def _found_in(ref: dict, images: dict, annotations: dict) -> tuple[dict, list[dict]]:
+    """The image and the annotations that an expression is about."""
+    return images[ref["image_id"]], [annotations[number] for number in _meant(ref)]
 
 
 def _meant(ref: dict) -> list[Any]:
     """The numbers of the annotations that an expression means."""
     if ref.get("no_target"):
         return []
-    numbers = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
+    written = ref.get("ann_id")
+    numbers = written if isinstance(written, list) else [written]
     return [number for number in numbers if number != -1]
 
 
@@ -182,8 +188,9 @@ def _listed(
         expressions = [(number, text) for number, its in enumerate(texts) for text in its]
     if not expressions:
         raise CoPRSError(f"{file} holds nothing of the split {place.split}: choose another.")
-    if all(text is None for _, text in expressions):
-        raise CoPRSError(f"{file} is {_NO_LAYOUT} (no expression can be read): copy it again.")
+    broken = [text is None for _, text in expressions]
+    if all(broken) or (any(broken) and not place.is_lenient):
+        raise CoPRSError(f"{file} is {_NO_LAYOUT} (an expression cannot be read): copy it again.")
 
     def item(i: int) -> Example:
         number, text = expressions[i]
