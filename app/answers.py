@@ -85,6 +85,7 @@ class Answered:
     ):
         self.changed, self.file, self.is_recorded = changed, file, is_recorded
         self.photo_key, self.photo_size, self.last_use = photo.key, photo.size, next(_uses)
+        self._photo_facts = replace(photo, image=Image.new("RGB", (1, 1)))  # all but its pixels
         self.summary, self.region_count = replace(result, regions=()), len(result.regions)
         self.found, self.is_traced = set(findings or ()), trace is not None
         self._content: _Content | None = _Content(photo, result, dict(findings or {}), trace)
@@ -99,8 +100,11 @@ class Answered:
         self.last_use = next(_uses)
         content, packed = self._content, self._packed
         if content is None and packed is not None:
-            return opened_photo(packed[0].data)
+            return self._decoded(packed[0])
         return self._whole().photo
+
+    def _decoded(self, file: "_PhotoFile") -> Photo:
+        return replace(self._photo_facts, image=opened_photo(file.data).image)
 
     @property
     def pixels(self) -> int:
@@ -180,7 +184,7 @@ class Answered:
             if self._packed is None:
                 raise CoPRSError(say("en", "gone"))
             photo_file, packed = self._packed
-            photo = opened_photo(photo_file.data)
+            photo = self._decoded(photo_file)
             content = _Unpacker(packed, photo).load()
             self._content, self._packed = content, None
         self._make_room()

@@ -97,7 +97,7 @@ class Api:
         the threshold, the best one."""
         with _in_a_sentence():
             answer = Result.from_dict(result)
-            true_mask = read_truth(_uploaded(truth), answer.photo_size)
+            true_mask = read_truth(_uploaded(truth), answer.photo_size, answer.orientation or 1)
             return against_truth(answer, true_mask).to_dict()
 
     def download(self, photo: gr.FileData, result: dict) -> Iterator[gr.FileData]:

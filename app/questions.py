@@ -184,11 +184,11 @@ def truth_of(file: str, photo: Photo) -> np.ndarray:
     """A true mask from a file (see `read_truth`), bool [H, W] of the photo's size; of a photo that
     was brought down, one of its full size does as well."""
     try:
-        return read_truth(file, photo.size)
+        return read_truth(file, photo.size, photo.orientation)
     except CoPRSError:
         if photo.full_size is None:
             raise
-    mask = Image.fromarray(read_truth(file, photo.full_size))
+    mask = Image.fromarray(read_truth(file, photo.full_size, photo.orientation))
     return np.asarray(mask.resize(photo.image.size, Image.Resampling.NEAREST))
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from coprs_core.answer.pictures import (
     chain_figure,
@@ -42,7 +42,7 @@ from coprs_core.answer.pictures import (
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.orientation import UPRIGHT
-from coprs_core.photos import MAX_SIDE, Photo, open_photo
+from coprs_core.photos import MAX_SIDE, Photo, open_photo, readable
 from coprs_core.probes import STEMS
 from coprs_core.probes.finding import Finding
 from coprs_core.probes.trace import MASKS, MAX_SAVED_PIXELS, Sentences, opened
@@ -243,10 +243,13 @@ def _photo_file(read: Read, most_pixels: int | None) -> bytes:
     """The photo's file, whose header says that it is one of ours and not too large: before any of
     its pixels is decoded, since a flat picture of 67 million takes 200 kB."""
     file = read("photo.png", 4 * (most_pixels or MAX_SIDE**2) + 65_536)
-    with Image.open(io.BytesIO(file), formats=("PNG",)) as image:
-        mode, pixels = image.mode, image.width * image.height
-    if mode != "RGB":
-        raise ValueError(f"a photo in mode {mode}")
+    try:
+        with Image.open(io.BytesIO(file), formats=readable()) as image:
+            kind, pixels = (image.format, image.mode), image.width * image.height
+    except UnidentifiedImageError:
+        return file  # `open_photo` says what it is
+    if kind != ("PNG", "RGB"):
+        raise ValueError(f"a photo of kind {kind}")
     if most_pixels and pixels > most_pixels:
         raise CoPRSError(
             f"The photo of this answer has over {most_pixels / 1e6:.0f} million pixels: look "

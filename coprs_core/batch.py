@@ -14,6 +14,7 @@ from glob import glob
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import fsspec
 from PIL import Image
@@ -23,6 +24,7 @@ from coprs_core.answer.results import Result
 from coprs_core.answer.together import AT_ONCE, Question, answer_together
 from coprs_core.archive import save_answer, writable_folder
 from coprs_core.errors import CoPRSError, first_line, of_the_system
+from coprs_core.files import check_legible, found, read_text, visible
 from coprs_core.orientation import STORED, UPRIGHT
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes.finding import Finding
@@ -190,8 +192,8 @@ def find_items(given: str, instruction: str | None) -> list[Item]:
     the manifest's folder; without an instruction it has the given one, without a name that of the
     photo. Raises `CoPRSError` where there is nothing to ask, or a line is none.
     """
-    if given.endswith(".jsonl") and Path(given).is_file():
-        return _manifest(Path(given), instruction)
+    if given.lower().endswith(".jsonl") and (listing := found(Path(given))).is_file():
+        return _manifest(listing, instruction)
     if instruction is None:
         raise CoPRSError(f"Nothing is asked about {given!r}: add an instruction in quotes.")
     photos = find_photos(given)
@@ -208,8 +210,7 @@ def find_items(given: str, instruction: str | None) -> list[Item]:
 
 def _manifest(path: Path, instruction: str | None) -> list[Item]:
     items: dict[str, Item] = {}
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -221,7 +222,8 @@ def _manifest(path: Path, instruction: str | None) -> list[Item]:
             is_one = False
         if not is_one:
             raise CoPRSError(f"Line {number} of {path} is no item: write it like {_FORM}.")
-        place = photo if "://" in photo else str(path.absolute().parent / photo)
+        check_legible(asked, f"The instruction in line {number} of {path}")
+        place = photo if "://" in photo else str(found(path.absolute().parent / photo))
         tries = (name if n == 1 else f"{name}-{n}" for n in count(1))
         own = next(one for one in tries if one not in items)  # a photo may come again
         items[own] = Item(place, check_instruction(asked), own)
@@ -242,18 +244,28 @@ def find_photos(given: str) -> list[str]:
     if "://" in given:
         return _found_elsewhere(given)
     path = Path(given)
+    if not path.exists() and (path := found(path)).exists():
+        given = str(path)
     if path.is_dir():
         kinds = {*Image.registered_extensions(), *PHOTO_SUFFIXES}
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in kinds and p.is_file())
-        if not found:
+        files = (p for p in path.iterdir() if p.suffix.lower() in kinds and p.is_file())
+        if not (photos := visible(files)):
             raise CoPRSError(f"The folder {given!r} holds no picture files: name one that does.")
-        return [str(p) for p in found]
+        return [str(p) for p in photos]
     if path.exists() or not any(c in given for c in "*?["):
         return [given]
-    matches = (Path(match) for match in glob(given, recursive=True))
-    if not (found := sorted(p for p in matches if p.is_file())):
+    forms = {_any_case(normalize(form, given)) for form in ("NFC", "NFD")} | {given}
+    matches = {Path(match) for form in forms for match in glob(form, recursive=True)}
+    if not (photos := visible(p for p in matches if p.is_file())):
         raise CoPRSError(f"No file matches {given!r}: check the pattern.")
-    return [str(p) for p in found]
+    return [str(p) for p in photos]
+
+
+def _any_case(pattern: str) -> str:
+    """A pattern whose ending, such as .jpg, may be in capitals, as cameras write it."""
+    stem, ending = os.path.splitext(pattern)
+    letters = (f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in ending)
+    return pattern if any(c in ending for c in "*?[") else stem + "".join(letters)
 
 
 def _found_elsewhere(given: str) -> list[str]:
@@ -261,12 +273,13 @@ def _found_elsewhere(given: str) -> list[str]:
         return [given]
     try:
         files, paths = fsspec.core.url_to_fs(given)
-        found = sorted(files.unstrip_protocol(path) for path in files.glob(paths))
+        names = (path for path in files.glob(paths) if not posixpath.basename(path).startswith("."))
+        photos = sorted(files.unstrip_protocol(path) for path in names)
     except Exception as problem:  # each kind of storage has its own
         raise CoPRSError(f"{given} cannot be read ({first_line(problem)}): check it.") from problem
-    if not found:
+    if not photos:
         raise CoPRSError(f"No file matches {given!r}: check the pattern.")
-    return found
+    return photos
 
 
 def parted(items: list[Item], query: Query, out: Path) -> tuple[list[Item], list[Answered]]:

@@ -71,6 +71,8 @@ def decode_rle(rle: dict) -> np.ndarray:
     if isinstance(counts, str | bytes):
         counts = _decompressed(counts if isinstance(counts, bytes) else counts.encode("ascii"))
     counts, pixels = np.asarray(counts).reshape(-1), height * width
+    if counts.dtype.kind == "f" and (counts == np.floor(counts)).all() and len(counts):
+        counts = counts.clip(-1, pixels + 1).astype(np.int64)  # 12.0, as some writers have it
     if len(counts) and counts.dtype.kind not in "iu":
         raise ValueError("run lengths that are no whole numbers")
     is_possible = (counts >= 0).all() and (counts <= pixels).all() and counts.sum() == pixels

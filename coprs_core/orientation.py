@@ -6,6 +6,8 @@ An orientation is a number from 1, stored upright, to 8 (EXIF 3.0, tag 0x0112).
 import numpy as np
 from PIL import Image
 
+from coprs_core.errors import CoPRSError
+
 UPRIGHT, STORED = "upright", "stored"
 FRAMES = (UPRIGHT, STORED)
 """In which frame masks and priors are given: of the photo as shown, or of its file's pixels."""
@@ -86,3 +88,28 @@ def _flipped_point(
 def stored_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     """(height, width) of a photo as it is shown → as it is stored, and back."""
     return size[::-1] if is_swapped(orientation) else size  # type: ignore[return-value]
+
+
+def on_upright(
+    mask: np.ndarray, size: tuple[int, int], orientation: int, is_stored: bool = False
+) -> np.ndarray:
+    """A mask [H, W] in the frame of a photo that is shown with `size` (height, width): turned where
+    it fits the stored pixels alone, or is known to lie on them; as it is where it fits neither.
+
+    Raises `CoPRSError` where it fits both and turning it makes a difference.
+    """
+    as_stored = stored_size(size, orientation)
+    if orientation == 1 or mask.shape[:2] != as_stored:
+        return mask
+    turned = upright_array(mask, orientation)
+    if is_stored or as_stored != size or np.array_equal(turned, mask):
+        return turned
+    raise cannot_tell("The mask", orientation)
+
+
+def cannot_tell(what: str, orientation: int) -> CoPRSError:
+    """The sentence for what fits a photo both as it is stored and as it is shown."""
+    return CoPRSError(
+        f"{what} fits the photo both as it is stored and as its EXIF tag turns it (orientation "
+        f"{orientation}): save the photo upright, without the tag, and the mask for that."
+    )

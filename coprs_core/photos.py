@@ -137,6 +137,19 @@ def _read(source, file: PictureFile | None, most_pixels: int | None) -> Photo:
     return Photo(rgb, key, full_size, orientation, stretched)
 
 
+def orientation_of(source: PhotoLike) -> int:
+    """The EXIF orientation of a picture that is not decoded for it, 1 (upright) to 8; 1 where it
+    has none, or is no picture."""
+    if isinstance(source, Photo):
+        return source.orientation
+    try:
+        file = file_of(source)
+        told = _orientation_told(open_image(source, file))
+    except Exception:  # decoders of foreign files raise anything at all; who opens it says why
+        return 1
+    return told if file is None else max(file.orientation, told)
+
+
 def file_of(source: PhotoLike) -> PictureFile | None:
     """The bytes of a picture file (see `picture_files`); None for what is none, or is of a kind
     that is opened as it stands."""

@@ -1,8 +1,12 @@
 """Data sets of the field, in exactly their layouts, written small: polygons, run lengths, several sentences, wrong files."""
 
+import base64
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,7 @@ from pycocotools import mask as coco
 
 from coprs_core.datasets import open_dataset
 from coprs_core.datasets.folder import LISTING
-from coprs_core.datasets.stored import mask_of, plain_pickle
+from coprs_core.datasets.stored import mask_of, plain_pickle, polygons_of
 from coprs_core.errors import CoPRSError
 
 SIZE = 40, 60  # height, width
@@ -461,3 +465,427 @@ def test_a_mask_without_a_pixel_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("it")
     with pytest.raises(CoPRSError, match="a_mask.png is empty: list no mask where nothing fits"):
         list(open_dataset("folder", tmp_path).examples(0, 9))
+
+
+# --- what would crash the process, or take all memory
+
+
+def pickled(code: bytes) -> bytes:
+    return b"\x80\x02" + code + b"."
+
+
+def call(module: str, name: str, *arguments: bytes) -> bytes:
+    """A call of a global in a pickle."""
+    return f"c{module}\n{name}\n(".encode() + b"".join(arguments) + b"tR"
+
+
+def number(value: int) -> bytes:
+    return b"I%d\n" % value
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def tower(height: int) -> bytes:
+    """A tuple of tuples of tuples, each twice: to hash it takes 2 ** height steps."""
+    return b"K\1" + b"2\x86" * height
+
+
+F8 = call("numpy", "dtype", text("f8"))
+HOSTILE_PICKLES = {
+    "bytearray": call("builtins", "bytearray", number(10**12)),
+    "bytearray 5": b"\x96" + (10**12).to_bytes(8, "little"),
+    "a large number in the memo": b"K\1r\xf0\xff\xff\x3f",
+    "a long text that is not there": b"\x8d" + (10**12).to_bytes(8, "little"),
+    "long bytes that are not there": b"\x8e" + (10**12).to_bytes(8, "little"),
+    "a set of a number": call("builtins", "set", number(10**9)),
+    "a set of a text": call("builtins", "frozenset", text("a")),
+    "many sets of one list": b"(" + b"K\1" * 1000 + b"lq\0" + b"".join(
+        b"0cbuiltins\nset\nh\0\x85R" for _ in range(20_000)
+    ),
+    "a tuple of tuples as a key": b"}" + tower(64) + b"K\1s",
+    "tuples of tuples in a dictionary": b"(" + tower(64) + b"K\1d",
+    "tuples of tuples in a set": b"\x8f(" + tower(64) + b"\x90",
+    "tuples of tuples in a frozen set": b"(" + tower(64) + b"\x91",
+    "a type with fields": call("numpy", "dtype", b"]" + text("f8") + b"a"),
+    "a type of objects": call("numpy", "dtype", text("O")),
+    "a type of 2 GB": call("numpy", "dtype", text("V2000000000")),
+    "a state that is none": F8 + b"(K\3" + text("<") + b"K\1K\2K\3tb",
+    "a state of numbers": F8 + b"(" + number(3) * 8 + b"tb",
+    "a number of too few bytes": call("numpy.core.multiarray", "scalar", F8, b"C\1a"),
+    "a number of no type": call("numpy._core.multiarray", "scalar", b"N", b"C\1a"),
+    "a type that is called": F8 + b"(tR",
+    "a maker with another state": b"cbuiltins\nset\n}" + text("__doc__") + b"K\1sb",
+    "an object": b"(cbuiltins\nset\no",
+    "a new object": b"cbuiltins\nset\n)\x81",
+    "an instance": b"(ibuiltins\nset\n",
+    "an extension": b"\x82\1",
+    "a persistent one": b"Pa\n",
+}  # fmt: skip
+READ_PICKLES = """
+import sys
+from pathlib import Path
+import torch
+from coprs_core.datasets.stored import plain_pickle
+from coprs_core.errors import CoPRSError
+from coprs_core.machine import peak_memory
+before = peak_memory(torch.device("cpu"))
+for path in sorted(Path(sys.argv[1]).glob("*.p")):
+    try:
+        print(path.stem, "was read", plain_pickle(path), flush=True)
+    except CoPRSError as problem:
+        print(path.stem, "|", problem, flush=True)
+grown = peak_memory(torch.device("cpu")) - before
+assert grown < 100e6, grown
+"""
+
+
+def in_a_process(code: str, *arguments: object) -> str:
+    """What a process of its own prints, for it may crash."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.returncode, done.stdout[-1000:], done.stderr[-2000:])
+    return done.stdout
+
+
+def test_no_pickle_crashes_the_process_or_takes_its_memory(tmp_path):
+    for i, code in enumerate(HOSTILE_PICKLES.values()):
+        (tmp_path / f"{i:02}.p").write_bytes(pickled(code))
+    told = in_a_process(READ_PICKLES, tmp_path).splitlines()
+    assert len(told) == len(HOSTILE_PICKLES)
+    for name, said in zip(HOSTILE_PICKLES, told, strict=True):
+        assert "is no pickle of plain values (" in said or name.startswith("a large number"), said
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_numbers_of_numpy_are_read_as_plain_ones(tmp_path, protocol):
+    told = {
+        "a": [
+            np.int64(-7),
+            np.uint8(200),
+            np.bool_(True),
+            np.float32(0.5),
+            np.dtype(">f8").type(2),
+        ],
+        "b": [{1, 2}, frozenset({"é"}), 1 + 2j, b"\xff", (1, (2, "x")), 10**30, None, b""],
+        ("a", 1): [],
+    }
+    (tmp_path / "x.p").write_bytes(pickle.dumps(told, protocol=protocol))
+    read = plain_pickle(tmp_path / "x.p")
+    assert read == told and [type(v) for v in read["a"]] == [int, int, bool, float, float]
+
+
+def test_numbers_that_python_2_wrote(tmp_path):
+    kind = b"cnumpy\ndtype\n(S'i4'\nK\0K\1tR(K\3S'>'\nNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    code = b"cnumpy.core.multiarray\nscalar\n(" + kind + b"U\4\xff\xff\xff\xfetR"
+    (tmp_path / "x.p").write_bytes(pickled(code))
+    assert plain_pickle(tmp_path / "x.p") == -2
+
+
+def test_python_2_texts_in_another_encoding(tmp_path):
+    """cp1252 is read, another is refused when its turn comes, and never asked as rubbish."""
+    root = classic(tmp_path)
+    old = pickle.dumps(refs(), protocol=2)
+    for was, written in (("the cat", b"\x92s hat!"), ("both", b"\xc4\xe3\xba\xc3")):
+        old = old.replace(text(was), b"U" + bytes([len(written)]) + written)
+    (root / "refcoco" / "refs(unc).p").write_bytes(old)
+    dataset = open_dataset("refcoco", root, "val")
+    assert dataset.item(0).instruction == "’s hat!"
+    with pytest.raises(CoPRSError, match="neither UTF-8 nor English in cp1252"):
+        dataset.item(2)
+
+
+DRAW = """
+import json, sys
+from coprs_core.datasets.stored import mask_of
+from coprs_core.errors import CoPRSError
+for segmentation in json.load(open(sys.argv[1])):
+    try:
+        print("drawn", mask_of(segmentation, (40, 60), "it").sum(), flush=True)
+    except CoPRSError as problem:
+        print(problem, flush=True)
+"""
+INF, NAN = float("inf"), float("nan")
+WRONG_POLYGONS = {
+    "far": [1e9, 5, 30, 5, 30, 25],
+    "far on the other side": [-1e9, 5, 30, 5, 30, 25],
+    "farther": [1e300, -1e300, 30, 5, 30, 25],
+    "endless": [10, INF, 30, 5, 30, 25],
+    "no number": [NAN, 5, 30, 5, 30, 25],
+    "large": [10**400, 5, 30, 5, 30, 25],
+    "a long way": [0, 0, 90_000, 90_000] * 100,
+    "odd": [10, 5, 30, 5, 30, 25, 10],
+    "two corners": [10, 5, 30, 25],
+    "text": ["a"] * 6,
+    "null": [None] * 6,
+    "lists": [[10, 5]] * 6,
+    "none": [],
+    "half a float": [2147483647.5, 2147483648.5, -2147483649.5, 5, 30, 25],
+}
+WRONG_RUNS = {
+    "size as text": {"size": ["40", "60"], "counts": [2400]},
+    "one size": {"size": [40], "counts": [2400]},
+    "size as a number": {"size": 2400, "counts": [2400]},
+    "a large size": {"size": [10**9, 10**9], "counts": [10**18]},
+    "a size without end": {"size": [INF, NAN], "counts": [2400]},
+    "too few": {"size": [40, 60], "counts": [10, 20]},
+    "too many": {"size": [40, 60], "counts": [2400, 2400]},
+    "negative": {"size": [40, 60], "counts": [2401, -1]},
+    "large": {"size": [40, 60], "counts": [2**32 + 2400]},
+    "larger": {"size": [40, 60], "counts": [10**30]},
+    "no number": {"size": [40, 60], "counts": [NAN, 2400]},
+    "half": {"size": [40, 60], "counts": [0.5, 2399.5]},
+    "text": {"size": [40, 60], "counts": ["a", "b"]},
+    "lists": {"size": [40, 60], "counts": [[1], [1, 2]]},
+    "null": {"size": [40, 60], "counts": None},
+    "a dictionary": {"size": [40, 60], "counts": {"a": 1}},
+    "rubbish": {"size": [40, 60], "counts": "~~~~\u00e9"},
+    "control characters": {"size": [40, 60], "counts": "\x00\x01\x02"},
+    "without an end": {"size": [40, 60], "counts": "o" * 40},
+    "long": {"size": [40, 60], "counts": "o" * 10_000_000},
+    "empty": {"size": [40, 60], "counts": ""},
+    "none": {"size": [40, 60], "counts": []},
+    "a mixture": [{"size": [40, 60], "counts": [2400]}, BOX],
+}
+
+
+def test_no_segmentation_crashes_the_process(tmp_path):
+    """Each in a list of its own, for one crash must not hide the others."""
+    wrong = [
+        *WRONG_POLYGONS.values(),
+        *([v] for v in WRONG_POLYGONS.values()),
+        *WRONG_RUNS.values(),
+    ]
+    (tmp_path / "x.json").write_text(json.dumps(wrong))
+    told = in_a_process(DRAW, tmp_path / "x.json").splitlines()
+    assert len(told) == len(wrong)
+    mixed = told.pop()  # of a list of run lengths and a polygon the polygon is left
+    for said in told:
+        assert said.startswith("The segmentation of it is neither polygons nor run lengths"), said
+    assert mixed == f"drawn {MASK.sum()}"
+
+
+@pytest.mark.parametrize("wrong", WRONG_POLYGONS.values(), ids=WRONG_POLYGONS)
+def test_one_wrong_polygon_beside_good_ones_is_left_out_and_counted(tmp_path, wrong):
+    both = [BOX, wrong, OTHER]
+    assert np.array_equal(mask_of(both, SIZE, "it"), mask_of([BOX, OTHER], SIZE, "it"))
+    assert polygons_of(both)[1] == 1 and polygons_of([BOX, OTHER])[1] == 0
+    root = classic(tmp_path)
+    told = annotations()
+    told["annotations"][1]["segmentation"] = both
+    (root / "refcoco" / "instances.json").write_text(json.dumps(told))
+    dataset = open_dataset("refcoco", root, "val")
+    assert [dataset.item(i).left_out for i in range(3)] == [0, 0, 1]
+
+
+def test_a_polygon_that_reaches_out_of_the_picture_is_drawn():
+    beyond = [-500.0, -500.0, 900.0, -500.0, 900.0, 900.0, -500.0, 900.0]
+    assert mask_of([beyond], SIZE, "it").all() and polygons_of([beyond])[1] == 0
+
+
+def test_run_lengths_as_other_writers_have_them():
+    counts = uncompressed(MASK)["counts"]
+    for told in ([float(n) for n in counts], tuple(counts)):
+        assert np.array_equal(mask_of({"size": list(SIZE), "counts": told}, SIZE, "it"), MASK)
+
+
+# --- frames
+
+
+def upright(number: int = 0) -> Image.Image:
+    """What a viewer shows of `jpeg`: 40 wide and 60 high."""
+    return Image.open(io.BytesIO(jpeg(number))).transpose(Image.Transpose.ROTATE_270)
+
+
+def test_masks_that_were_made_for_the_photo_as_it_is_shown(tmp_path):
+    """By the size that instances.json tells."""
+    root = classic(tmp_path)
+    told = annotations()
+    tall = [5.0, 40.0, 25.0, 40.0, 25.0, 55.0, 5.0, 55.0]
+    told["images"][0] |= {"height": SIZE[1], "width": SIZE[0]}
+    told["annotations"][0]["segmentation"] = [tall]
+    (root / "refcoco" / "instances.json").write_text(json.dumps(told))
+    example = open_dataset("refcoco", root, "val").item(0)
+    assert example.size == SIZE[::-1] and example.truth[45, 10] and not example.truth[10, 10]
+    assert np.array_equal(np.asarray(example.photo), np.asarray(upright(1)))
+    told["images"][0] |= {"height": 7, "width": 7}
+    (root / "refcoco" / "instances.json").write_text(json.dumps(told))
+    with pytest.raises(CoPRSError, match="is of a picture of 7×7 pixels, and it has 60×40"):
+        open_dataset("refcoco", root, "val").item(0)
+
+
+def test_a_square_photo_that_exif_turns_is_refused(tmp_path):
+    root = classic(tmp_path)
+    told = annotations()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    square = Image.new("RGB", (60, 60))
+    square.save(root / "images/mscoco/images/train2014/COCO_train2014_000000000001.jpg", exif=exif)
+    told["images"][0] |= {"height": 60, "width": 60}
+    (root / "refcoco" / "instances.json").write_text(json.dumps(told))
+    with pytest.raises(CoPRSError, match="both as it is stored and as its EXIF tag turns it"):
+        open_dataset("refcoco", root, "val").item(0)
+    lisa(tmp_path, "a", [shape("target", INSIDE)])
+    square.save(tmp_path / "ReasonSeg/val/a.jpg", exif=exif)
+    with pytest.raises(CoPRSError, match="EXIF tag turns it"):
+        open_dataset("reasonseg", tmp_path).item(0)
+
+
+def test_shapes_that_were_drawn_on_the_photo_as_it_is_shown(tmp_path):
+    low = [[5, 50], [20, 50], [20, 55], [5, 55]]  # below the photo as it is stored
+    lisa(tmp_path, "a", [shape("target", low)])
+    lisa(tmp_path, "b", [shape("target", INSIDE)], imageHeight=SIZE[1], imageWidth=SIZE[0])
+    lisa(tmp_path, "c", [shape("target", INSIDE)], imageHeight=SIZE[0], imageWidth=SIZE[1])
+    dataset = open_dataset("reasonseg", tmp_path)
+    assert [dataset.item(i).size for i in range(3)] == [SIZE[::-1], SIZE[::-1], SIZE]
+    assert dataset.item(0).truth.sum() == 16 * 6
+    rows = [{"image": {"bytes": jpeg(), "path": ""}, "text": "it", "mask": MASK.T.tolist()}]
+    table(tmp_path / "ReasonSeg_test", "test-0.parquet", rows)
+    example = open_dataset("reasonseg", tmp_path, "test").item(0)
+    assert np.array_equal(example.truth, MASK.T) and example.photo.size == SIZE
+
+
+# --- labelme's kinds of shapes
+
+
+def kind(shape_type: str | None, points, label: str = "target", **more) -> dict:
+    return {"label": label, "points": points, "shape_type": shape_type} | more
+
+
+def test_rectangles_circles_and_masks(tmp_path):
+    pasted = np.array([[1, 0, 1], [1, 1, 1]], bool)
+    coded = io.BytesIO()
+    Image.fromarray(pasted.astype(np.uint8) * 255).save(coded, "PNG")
+    png = base64.b64encode(coded.getvalue()).decode()
+    shapes = {
+        "a": kind("rectangle", [[30, 25], [10, 5]]),  # from any corner to the other
+        "b": kind("circle", [[30, 20], [30, 30]]),
+        "c": kind("mask", [[4, 6], [6, 7]], mask=png),
+        "d": kind(None, LARGE),
+        "e": kind("mask", [[58, 39], [60, 40]], mask=png),  # reaches out of the picture
+    }
+    for name, one in shapes.items():
+        lisa(tmp_path, name, [one])
+    found = [e.truth for e in open_dataset("reasonseg", tmp_path).examples(0, 9)]
+    large = np.zeros(SIZE, bool)
+    large[5:26, 10:31] = True
+    assert np.array_equal(found[0], large) and np.array_equal(found[3], large)
+    down, right = np.nonzero(found[1])
+    assert (down.min(), down.max(), right.min(), right.max()) == (10, 30, 20, 40)
+    assert found[1].sum() == pytest.approx(np.pi * 100, rel=0.03)
+    there = np.zeros(SIZE, bool)
+    there[6:8, 4:7] = pasted
+    assert np.array_equal(found[2], there)
+    assert [tuple(at) for at in np.argwhere(found[4])] == [(39, 58)]
+
+
+@pytest.mark.parametrize("name", ["line", "linestrip", "point", "points", "ellipse", 3, ["a"]])
+def test_shapes_without_an_area_or_of_another_kind_are_refused(tmp_path, name):
+    lisa(tmp_path, "a", [kind(name, LARGE), kind("polygon", LARGE)])
+    said = "is not known" if name in ("ellipse", 3, ["a"]) else "has no area"
+    with pytest.raises(CoPRSError, match=f"shape of the kind .*{said}: draw it as a polygon"):
+        open_dataset("reasonseg", tmp_path).item(0)
+    lisa(tmp_path, "a", [kind(name, LARGE, "flag"), kind("polygon", LARGE)])
+    assert open_dataset("reasonseg", tmp_path).item(0).masks  # a flag means nothing anyway
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *([[1e9, 5], [30, 5], [30, 25]], [[NAN, 5], [30, 5], [30, 25]], [[-1e300, 5], [3, 5]], []),
+        *([[INF, 5], [30, 5], [30, 25]], None, [["a", "b"]], [[0, 0], [90_000, 90_000]] * 100),
+    ],
+)
+def test_one_wrong_shape_beside_good_ones_is_left_out_and_counted(tmp_path, wrong):
+    lisa(tmp_path, "a", [kind("polygon", LARGE), kind("polygon", wrong)])
+    lisa(tmp_path, "b", [kind("rectangle", wrong)])
+    lisa(tmp_path, "c", [kind("mask", LARGE, mask="no picture"), kind("polygon", INSIDE)])
+    dataset = open_dataset("reasonseg", tmp_path)
+    assert dataset.item(0).left_out == 1 and dataset.item(0).truth.sum() == 21 * 21
+    with pytest.raises(CoPRSError, match="b.json is not in LISA's layout"):
+        dataset.item(1)
+    assert dataset.item(2).left_out == 1 and dataset.item(2).truth.sum() == 36
+
+
+def test_photos_of_reasonseg_with_other_endings_and_by_products(tmp_path):
+    for name in ("a", "b"):
+        lisa(tmp_path, name, [shape("target", LARGE)])
+    folder = tmp_path / "ReasonSeg/val"
+    (folder / "a.jpg").rename(folder / "a.JPG")
+    (folder / "b.jpg").rename(folder / "b.jpeg")
+    (folder / "._a.json").write_bytes(b"\0\5\26\7")
+    dataset = open_dataset("reasonseg", tmp_path)
+    assert dataset.size == 2 and all(e.masks for e in dataset.examples(0, 9))
+    told = {"text": "穿红衣服的人", "shapes": [], "is_sentence": True}
+    (folder / "a.json").write_bytes(json.dumps(told, ensure_ascii=False).encode("gbk"))
+    with pytest.raises(CoPRSError, match="neither UTF-8 nor English in cp1252"):
+        dataset.item(0)
+
+
+# --- gRefCOCO
+
+
+def generalized(root: Path) -> Path:
+    def ref(number, annotations, image, split, *sents, **more):
+        told = {"ref_id": number, "ann_id": annotations, "image_id": image, "split": split}
+        return told | {"sentences": [{"sent": s, "raw": s} for s in sents]} | more
+
+    folder = root / "grefcoco"
+    folder.mkdir(parents=True)
+    told = [
+        ref(1, [11], 1, "val", "the cat", no_target=False),
+        ref(2, [13, 12], 2, "val", "both cats", "all of them", no_target=False),
+        ref(3, [-1], 2, "val", "the dog", no_target=True),
+        ref(4, [], 1, "testA", "a bird", no_target=True),
+        ref(5, [-1], 1, "testB", "a fish"),
+        ref(6, 11, 1, "train", "cat"),
+    ]
+    (folder / "grefs(unc).json").write_text(json.dumps(told))
+    instances = annotations()
+    instances["annotations"][1]["segmentation"] = [OTHER]
+    (folder / "instances.json").write_text(json.dumps(instances))
+    pictures = root / "train2014"
+    pictures.mkdir()
+    for n in (1, 2):
+        (pictures / f"COCO_train2014_{n:012}.jpg").write_bytes(jpeg(n))
+    return root
+
+
+def test_grefcoco_means_one_thing_several_or_none(tmp_path):
+    root = generalized(tmp_path)
+    dataset = open_dataset("grefcoco", root)
+    assert dataset.split == "val" and dataset.size == 4
+    examples = list(dataset.examples(0, 9))
+    assert [e.instruction for e in examples] == ["the cat", "both cats", "all of them", "the dog"]
+    assert [len(e.masks) for e in examples] == [1, 2, 2, 0]
+    assert [e.tags["things"] for e in examples] == ["one", "several", "several", "none"]
+    box, other = (mask_of([p], SIZE, "it") for p in (BOX, OTHER))
+    assert np.array_equal(examples[1].masks[0], box)  # in reading order
+    assert np.array_equal(examples[1].masks[1], other)
+    assert np.array_equal(examples[1].truth, box | other) and not examples[3].truth.any()
+    assert {"nothing there", "several", "one thing"} <= dataset.groups.keys()
+    for split in ("testA", "testB"):
+        (example,) = open_dataset("grefcoco", root, split).examples(0, 9)
+        assert example.masks == ()
+    (example,) = open_dataset("grefcoco", root / "grefcoco", "train").examples(0, 9)
+    assert np.array_equal(example.truth, box)
+    with pytest.raises(CoPRSError, match=r"no grefcoco, split val: looked for .*grefs\(…\)\.json"):
+        open_dataset("grefcoco", tmp_path / "train2014")
+
+
+def test_one_wrong_object_is_one_item_and_not_the_whole_data_set(tmp_path):
+    root = classic(tmp_path)
+    told = refs()
+    told[1]["ann_id"] = 99
+    told[2] |= {"split": "val", "sentences": None}
+    (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(told))
+    with pytest.raises(CoPRSError, match="not in the layout"):  # before a training begins
+        open_dataset("refcoco", root, "val")
+    dataset = open_dataset("refcoco", root, "val", is_lenient=True)
+    assert dataset.size == 4 and dataset.item(0).masks
+    with pytest.raises(CoPRSError, match="Item 2 of .* is not in the layout"):
+        dataset.item(2)
+    with pytest.raises(CoPRSError, match="item 3 of .* cannot be asked"):
+        dataset.item(3)

@@ -27,12 +27,13 @@ from coprs_core.evaluation.compare import compare, paired
 from coprs_core.evaluation.judges import open_judge, read_score
 from coprs_core.evaluation.page import write_page
 from coprs_core.evaluation.protocols import PROTOCOLS
-from coprs_core.evaluation.report import line_of, report
+from coprs_core.evaluation.report import line_of, report, table
 from coprs_core.evaluation.rows import Row, measure
 from coprs_core.evaluation.run import (
     Settings,
     Shard,
     answered_before,
+    left_to_others,
     parse_shard,
     read_rows,
     read_run,
@@ -212,6 +213,158 @@ def test_an_item_that_cannot_be_answered_counts_with_its_reason(tmp_path):
     assert again.index == 2 and not again.problem
     told = report(read_rows(tmp_path))
     assert told["all"]["count"] == 5 and told["failed"]["not answered"] == 0
+
+
+def faulty(problems: dict[int, Exception], count: int = 9) -> Dataset:
+    """Items some of which cannot be read."""
+
+    def item(number: int) -> Example:
+        if number in problems:
+            raise problems[number]
+        return example(number, LEFT)
+
+    return Dataset("hand", count, item, {"nothing there": ("things", "none")})
+
+
+PROBLEMS = {
+    1: CoPRSError("The picture a.jpg is not there: copy the data set again, or its part."),
+    2: KeyError("segmentation"),
+    4: PermissionError(13, "Permission denied", "b.jpg"),
+    5: MemoryError(),
+    8: ValueError("cannot reshape\nan array"),
+}
+
+
+def test_what_cannot_be_read_is_a_row_that_failed_and_the_rest_goes_on(tmp_path):
+    rows = list(run(Stub(), faulty(PROBLEMS), settings(), tmp_path))
+    assert sorted(row.index for row in rows) == list(range(9))
+    failed = {row.index: row for row in read_rows(tmp_path) if row.unread}
+    assert failed.keys() == PROBLEMS.keys() == {row.index for row in rows if row.problem}
+    assert failed[1].problem == str(PROBLEMS[1]) == failed[1].reason
+    assert "Permission denied (b.jpg): check the path" in failed[4].problem
+    for index in (2, 5, 8):
+        assert re.fullmatch(
+            rf"Item {index} cannot be read \(.+\): correct it\.", failed[index].problem
+        )
+    told = report(read_rows(tmp_path), read_run(tmp_path)["groups"])
+    assert told["all"]["count"] == 9 and told["all"]["mask_giou"] == pytest.approx(4 / 9)
+    assert told["failed"]["not answered"] == told["unread"] == 5
+    assert told["nothing_there"] == {
+        "precision": None,
+        "recall": None,
+    }  # nobody knows what is there
+    groups = told["groups"]
+    assert groups["1 target"]["count"] == 4 and "no target" not in groups
+    assert (
+        groups["instruction 1 to 3 words"]["count"]
+        == 4
+        == groups["thought up to 20 words"]["count"]
+    )
+    assert told["problems"][0] == {"item": 1, "problem": str(PROBLEMS[1])}
+    printed, page = table(told), write_page(tmp_path, read_rows(tmp_path), read_run(tmp_path), told)
+    assert "5 not answered" in printed and "5 items could not be read: each counts 0" in printed
+    shown = page.read_text()
+    assert "5 items could not be read" in shown and "item 1: The picture a.jpg is not" in shown
+
+
+def test_what_could_not_be_read_is_read_again_at_a_restart(tmp_path):
+    list(run(Stub(), faulty(PROBLEMS), settings(), tmp_path))
+    again = Stub()
+    rows = list(run(again, faulty(PROBLEMS), settings(), tmp_path))  # nothing was mended
+    assert {row.index for row in rows} == PROBLEMS.keys() and again.asked == []
+    assert [row.index for row in read_rows(tmp_path)] == list(range(9))
+    rows = list(run(Stub(), faulty({8: PROBLEMS[8]}), settings(), tmp_path))
+    assert len(rows) == 5 and [row.index for row in read_rows(tmp_path) if row.problem] == [8]
+    part = replace(settings(), start=0)
+    assert left_to_others(tmp_path, faulty({8: PROBLEMS[8]}), part, range(0)) == 0
+
+
+def test_shards_go_past_what_cannot_be_read(tmp_path):
+    for number in (1, 2):
+        list(run(Stub(), faulty(PROBLEMS), settings(), tmp_path, Shard(number, 2)))
+        left = left_to_others(tmp_path, faulty(PROBLEMS), settings(), range(0))
+        assert left == (4 if number == 1 else 0)
+    assert len(read_rows(tmp_path)) == 9
+
+
+def test_an_item_whose_masks_do_not_go_together_is_a_row_that_failed(tmp_path):
+    def item(number: int) -> Example:
+        good = example(number, LEFT)
+        if number == 1:
+            return replace(good, masks=(np.ones((9, 9), bool),))
+        return replace(good, ignore=np.ones((9, 9), bool)) if number == 2 else good
+
+    rows = list(run(Stub(), Dataset("hand", 4, item, {}), settings(), tmp_path))
+    assert sorted(row.index for row in rows if row.problem) == [1, 2] and len(rows) == 4
+    list(run(Stub(fails=(1,)), Dataset("hand", 4, item, {}), settings(), tmp_path / "b"))
+    assert len(read_rows(tmp_path / "b")) == 4
+
+
+def test_an_answer_that_ends_in_an_error_of_a_library_does_not_end_the_run(tmp_path):
+    class Broken(Stub):
+        def stream(self, photo, instruction, max_new_tokens=None):
+            if instruction == "thing 2":
+                raise IndexError("index out of range\nin self")
+            yield from super().stream(photo, instruction, max_new_tokens)
+
+    rows = list(run(Broken(), dataset_of(5), settings(), tmp_path))
+    (failed,) = [row for row in rows if row.problem]
+    assert len(rows) == 5 and failed.index == 2 and not failed.unread
+    assert "IndexError: index out of range" in failed.problem and "\n" not in failed.problem
+
+
+def test_polygons_that_were_left_out_are_counted(tmp_path):
+    dataset = Dataset("hand", 3, lambda i: replace(example(i, LEFT), left_out=2 * (i == 1)), {})
+    list(run(Stub(), dataset, settings(), tmp_path))
+    told = report(read_rows(tmp_path))
+    assert told["left_out"] == {"polygons": 2, "items": 1}
+    said = "2 polygons of 1 items could not be drawn: they are left out of the true masks."
+    page = write_page(tmp_path, read_rows(tmp_path), read_run(tmp_path), told)
+    assert said in table(told) and said in page.read_text()
+
+
+def test_a_run_over_a_folder_goes_past_every_kind_of_wrong_item(tmp_path, capsys):
+    """Of the command itself: the listing, the photos, the masks and the texts."""
+    root = tmp_path / "data"
+    root.mkdir()
+    Image.new("RGB", (64, 48)).save(root / "a.png")
+    Image.new("1", (64, 48), 1).save(root / "a_mask.png")
+    Image.new("1", (9, 9), 1).save(root / "small.png")
+    Image.new("1", (64, 48)).save(root / "empty.png")
+    (root / "broken.png").write_bytes(b"no picture")
+    good = {"photo": "a.png", "instruction": "the cat", "masks": ["a_mask.png"]}
+    wrong = (
+        *({"photo": "gone.png"}, {"photo": "broken.png"}, {"masks": ["small.png"]}),
+        *({"masks": ["empty.png"]}, {"masks": ["gone.png"]}, {"instruction": " "}),
+    )
+    lines = [json.dumps(good | change) for change in ({}, *wrong, {})]
+    (root / "items.jsonl").write_text("\n".join(["{", *lines]))
+    out, data = tmp_path / "out", ["--data", "folder", "--root", str(root), "--device", "cpu"]
+    for _ in range(2):  # and again at a restart
+        assert main(["evaluate", *data, "--out", str(out)]) == 0
+        told = capsys.readouterr()
+        assert "7 items could not be read" in told.out and "7 items were not answered" in told.err
+        assert "Line 1 of" in told.err
+    scores = json.loads((out / "report.json").read_text())
+    assert scores["all"]["count"] == 9 and scores["unread"] == 7 == len(scores["problems"])
+    (root / "items.jsonl").write_text("{")
+    assert main(["evaluate", *data]) == 2 and "Line 1 of" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+def test_names_that_are_no_utf_8_are_written_and_read_again(tmp_path, capsys):
+    """As an old zip from another country unpacks them."""
+    root = tmp_path / os.fsdecode("数据".encode("gbk"))
+    root.mkdir()
+    Image.new("RGB", (64, 48)).save(root / "a.png")
+    (root / "a.txt").write_text("the cat")
+    (root / os.fsdecode("雨".encode("gbk") + b".txt")).write_text("the rain")
+    asked = ["evaluate", "--data", "folder", "--root", str(root), "--device", "cpu"]
+    for _ in range(2):
+        assert main([*asked, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    (failed,) = [row for row in read_rows(tmp_path / "out") if row.problem]
+    assert "has no photo beside it" in failed.problem
+    assert "has no photo beside it" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_run_does_not_go_on_with_what_auto_means_elsewhere(tmp_path):
@@ -395,6 +548,25 @@ def test_a_real_difference_is_told_from_chance(tmp_path):
     fewer = tmp_path / "d"
     list(run(Stub(), dataset_of(60), settings(limit=30), fewer))
     assert "30 items that only one answered are left out" in compare(first, fewer).table()
+
+
+def test_items_that_failed_do_not_end_a_comparison(tmp_path):
+    """Of two runs: one item could not be read in the first, another not be answered in the
+    second."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    list(run(Stub(), faulty({1: CoPRSError("Gone.")}), settings(), first))
+    list(run(Stub(fails=(3,)), faulty({}), settings(), second))
+    for a, b in ((first, second), (second, first), (first, first)):
+        told = compare(a, b)
+        assert [row.index for row in told.rows[0]] == [0, 2, 3, 4, 5, 6, 7, 8]
+        assert told.unread == 1 and told.alone == 0
+        assert "1 items that could not be read are left out" in told.table()
+    said = compare(first, second).table()
+    assert "8 items that both have; not answered, which counts as 0: A 0, B 1" in said
+    everything = {i: CoPRSError("Gone.") for i in range(9)}
+    list(run(Stub(), faulty(everything), settings(), tmp_path / "c"))
+    with pytest.raises(CoPRSError, match="share 0 items: two are needed"):
+        compare(first, tmp_path / "c")
 
 
 def test_the_permutation_test_by_hand():

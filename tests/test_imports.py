@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [  # from the ground up; a tuple is one floor whose modules may import one another
-    ("coprs_core.errors", "coprs_core.sizes", "coprs_core.orientation"),
+    ("coprs_core.errors", "coprs_core.sizes"),
+    ("coprs_core.files", "coprs_core.orientation"),
     ("coprs_core.levels", "coprs_core.picture_files", "coprs_core.unreadable"),
     ("coprs_core.photos", "coprs_core.prompts", "coprs_core.metrics", "coprs_core.geometry"),
     ("coprs_core.masks", "coprs_core.machine"),
@@ -33,8 +34,9 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("coprs_core.ablation",),
     ("coprs_core.commands",),
     ("coprs_core.__main__",),
-    ("app.room",),
-    ("app.options", "app.serving", "app.texts", "app.theme", "app.uploads"),
+    ("app.room", "app.texts"),
+    ("app.answers",),
+    ("app.options", "app.serving", "app.theme", "app.uploads"),
     ("app.space", "app.guard", "app.views"),
     ("app.visitors", "app.frame"),
     ("app.examples", "app.kept", "app.models"),

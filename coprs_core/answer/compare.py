@@ -10,11 +10,14 @@ from PIL import Image
 
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError, plain
+from coprs_core.files import found, read_text
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
-from coprs_core.photos import readable
+from coprs_core.orientation import on_upright, stored_size
+from coprs_core.photos import orientation_of, readable
 
 _MAX_JSON_BYTES = 16_000_000
+_VOID = 255
 STAYED_IOU, MOVED_IOU = 0.8, 0.2
 """Masks that agree so far are called the same place, and another below the second."""
 Move = Literal["stayed", "changed", "moved", "appeared", "vanished", "neither"]
@@ -124,27 +127,56 @@ def against_truth(result: Result, truth: np.ndarray) -> AgainstTruth:
 
 
 def read_truth(
-    source: "str | Path | Image.Image | np.ndarray | dict", photo_size: tuple[int, int]
+    source: "str | Path | Image.Image | np.ndarray | dict",
+    photo_size: tuple[int, int],
+    orientation: int = 1,
 ) -> np.ndarray:
+    """A true mask, bool [H, W], as `read_mask` reads it."""
+    return read_mask(source, photo_size, orientation)[0]
+
+
+def read_mask(
+    source: "str | Path | Image.Image | np.ndarray | dict",
+    photo_size: tuple[int, int],
+    orientation: int = 1,
+) -> tuple[np.ndarray, np.ndarray | None]:
     """A true mask, bool [H, W], from a picture file, a file of COCO RLE in JSON, a PIL image, an
-    array or an RLE dict.
+    array or an RLE dict, and what is void in it, where anything is.
 
     In a picture a pixel belongs where its value is over half of the highest, what is transparent
-    being black; in one with a palette of colours, where its index is not 0. Raises `CoPRSError`
-    where it cannot be read or its size is not `photo_size` (height, width).
+    being black; in one with a palette of colours, where its index is not 0. Beside other indices
+    255 is void there, neither right nor wrong, as in PASCAL VOC.
+
+    Args:
+        source: where it is read from.
+        photo_size: (height, width) of the photo as it is shown.
+        orientation: of the photo, by its EXIF tag: a mask of the stored pixels is turned with them.
+
+    Raises `CoPRSError` where it cannot be read, its size is neither of the photo's, or it fits the
+    photo both as it is stored and as it is shown.
     """
+    is_stored, void = False, None
     try:
         if isinstance(source, str | Path):
-            source = _opened(Path(source), photo_size)
-        truth = decode_rle(_rle_of(source)) if isinstance(source, dict) else _from_picture(source)
+            source = _opened(
+                found(Path(source)), (photo_size, stored_size(photo_size, orientation))
+            )
+            is_stored = isinstance(source, Image.Image) and orientation_of(source) == orientation
+        if isinstance(source, dict):
+            truth = decode_rle(_rle_of(source))
+        else:
+            truth, void = _from_picture(source)
     except CoPRSError:
         raise
     except Exception as problem:  # decoders of foreign files raise anything at all
         raise CoPRSError(
             f"This true mask cannot be read ({plain(problem)}): {_TRUTH}."
         ) from problem
-    _check_size(truth.shape, photo_size)
-    return truth
+    # what is void goes with what is there: the two are turned alike
+    both = truth.astype(np.uint8) if void is None else truth + 2 * void.astype(np.uint8)
+    both = on_upright(both, photo_size, orientation, is_stored)
+    _check_size(both.shape, photo_size)
+    return both == 1, None if void is None else both == 2
 
 
 def _rle_of(values: dict) -> dict:
@@ -155,16 +187,17 @@ def _rle_of(values: dict) -> dict:
     return inner
 
 
-def _opened(path: Path, photo_size: tuple[int, int]) -> "Image.Image | dict":
+def _opened(path: Path, sizes: tuple[tuple[int, int], ...]) -> "Image.Image | dict":
     if path.suffix.lower() == ".json":
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError("far larger than a mask")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         if not isinstance(values, dict):
             raise ValueError("no JSON object")
         return values
     image = Image.open(path, formats=readable())
-    _check_size((image.height, image.width), photo_size)  # before anything is decoded
+    if (image.height, image.width) not in sizes:  # before anything is decoded
+        _check_size((image.height, image.width), sizes[0])
     image.load()
     return image
 
@@ -175,10 +208,12 @@ def _is_grey(source: Image.Image) -> bool:
     return bool((red == green).all() and (green == blue).all())
 
 
-def _from_picture(source: "Image.Image | np.ndarray") -> np.ndarray:
+def _from_picture(
+    source: "Image.Image | np.ndarray",
+) -> tuple[np.ndarray, np.ndarray | None]:
     if isinstance(source, Image.Image):
         if source.mode == "P" and not _is_grey(source):
-            return np.asarray(source) > 0
+            return _from_indices(np.asarray(source))
         if source.has_transparency_data:  # what is transparent does not belong
             source = Image.alpha_composite(
                 Image.new("RGBA", source.size, "black"), source.convert("RGBA")
@@ -187,7 +222,15 @@ def _from_picture(source: "Image.Image | np.ndarray") -> np.ndarray:
         source = np.asarray(source if is_plain else source.convert("L"))
     if source.ndim != 2:
         raise ValueError(f"an array of {source.ndim} dimensions")
-    return source if source.dtype == bool else source > source.max(initial=0) / 2
+    return (source if source.dtype == bool else source > source.max(initial=0) / 2), None
+
+
+def _from_indices(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """What belongs and what is void by the indices of a palette; 255 is void beside others alone,
+    for a mask may have no other."""
+    void = indices == _VOID
+    target = (indices > 0) & ~void
+    return (target, void) if target.any() and void.any() else (indices > 0, None)
 
 
 def _check_size(truth_size: tuple[int, int], photo_size: tuple[int, int]) -> None:

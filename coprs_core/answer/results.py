@@ -54,7 +54,7 @@ from coprs_core.answer.values import (
     finite,
     full_size_of,
     levels_of,
-    orientation_of,
+    told_orientation,
     size_of,
     text_of,
 )
@@ -293,7 +293,7 @@ def _from_dict(
 ) -> Result:
     """Everything that is small first; then the regions, one at a time."""
     size = _checked_size(values, photo_size)
-    orientation, is_stored = orientation_of(values)
+    orientation, is_stored = told_orientation(values)
     turn = orientation if is_stored and orientation else 1
     texts = {
         k: text_of(values[k])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from coprs_core.answer.results import Result
 from coprs_core.answer.updates import Update
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, first_line
 from coprs_core.photos import Photo, PhotoLike
 
 if TYPE_CHECKING:
@@ -67,3 +67,6 @@ def _further(question: Question, stream: Iterator[Update]) -> Result | CoPRSErro
         return next(stream).result
     except CoPRSError as problem:
         return problem
+    except Exception as problem:  # one question must not take all others with it
+        why = f"{type(problem).__name__}: {first_line(problem)}"
+        return CoPRSError(f"The answer ended in an error that is none of yours ({why}): report it.")

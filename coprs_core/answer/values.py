@@ -53,7 +53,7 @@ def levels_of(value) -> tuple[float, float] | None:
     return low, high
 
 
-def orientation_of(values: dict) -> tuple[int | None, bool]:
+def told_orientation(values: dict) -> tuple[int | None, bool]:
     """EXIF's orientation, None where it is not told; and whether the answer is given for the
     pixels as they are stored."""
     orientation, frame = values.get("orientation"), values.get("frame", FRAMES[0])

@@ -15,6 +15,7 @@ from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
 from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
 from coprs_core.errors import CoPRSError
+from coprs_core.files import read_text
 from coprs_core.machine import computes_in_bfloat16, reading
 from coprs_core.model.int8 import pack
 from coprs_core.model.output import lengthen, shorten
@@ -106,7 +107,7 @@ def base_of(name: str, folder: Path, is_downloaded: bool) -> str:
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise CoPRSError(f"{path} is over 1 MB and no config: copy it again from its source.")
     with reading(f"{path} cannot be read"):
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         raise CoPRSError(f"{path} does not describe LoRA adapters: only those are supported.")
     if values.get("megatron_config"):

@@ -41,6 +41,7 @@ from coprs_core.checkpoints.tensors import (
     sam_configs,
 )
 from coprs_core.errors import CoPRSError
+from coprs_core.files import read_text, visible
 from coprs_core.machine import parse_dtype, within_memory
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.mllm import Mllm
@@ -159,7 +160,9 @@ def prepare(
     cpu = torch.device("cpu")
     with within_memory(base, cpu, "use a smaller model or a machine with more memory"):
         mllm = load_mllm(folder, cpu, precision)
-    with new_folder(out, sum(f.stat().st_size for f in folder.glob("*.safetensors"))) as new:
+    with new_folder(
+        out, sum(f.stat().st_size for f in visible(folder.glob("*.safetensors")))
+    ) as new:
         _add_focus_token(mllm, processor.tokenizer, coprs.focus_token)
         model = CoPRS(coprs, mllm)
         place_sam(model, state, path, cpu, precision)
@@ -206,9 +209,9 @@ def _chat_template(processor: Any) -> str:
 
 def _exported(folder: Path) -> LazyTensors | None:
     """The weights in `llm_hf/`, if they were exported: safetensors, or torch's .bin files."""
-    if files := sorted(folder.glob("*.safetensors")):
+    if files := visible(folder.glob("*.safetensors")):
         return open_safetensors(files)
-    if files := sorted(folder.glob("*.bin")):
+    if files := visible(folder.glob("*.bin")):
         parts = [read_pickle(path, "weights of a language model") for path in files]
         return lazy(folder, {k: v for part in parts for k, v in part.items()})
     return None
@@ -339,10 +342,10 @@ def _check_row(
 def _copy_language_files(source: Path, place: Path, dtype: torch.dtype) -> None:
     """Everything of a Hugging Face folder but its weights; config.json names the new precision."""
     place.mkdir()
-    for file in source.iterdir():
+    for file in visible(source.iterdir()):
         is_kept = file.suffix in (".json", ".txt", ".jinja", ".model")
         if is_kept and not file.name.endswith(".index.json"):
             shutil.copyfile(file, place / file.name)
-    config = json.loads((place / "config.json").read_text())
+    config = json.loads(read_text(place / "config.json"))
     config["dtype"] = str(dtype).removeprefix("torch.")
     (place / "config.json").write_text(json.dumps(config, indent=2) + "\n")

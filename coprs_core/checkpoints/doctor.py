@@ -28,6 +28,7 @@ from coprs_core.checkpoints.quantization import check_quantization, choose_quant
 from coprs_core.checkpoints.sams import SAMS, choose_sam
 from coprs_core.checkpoints.source import Source
 from coprs_core.errors import CoPRSError
+from coprs_core.files import visible
 from coprs_core.machine import choose_device, computes_in_bfloat16, free_memory, parse_dtype
 from coprs_core.sizes import expanded, free_disk, in_words
 
@@ -182,7 +183,7 @@ def _files(source: Source, sam: str) -> list[Check]:
     folder = source.language_folder
     missing = missing_shards(folder) if folder.is_dir() else ["config.json"]
     wanted = [folder / name for name in ("config.json", "tokenizer.json", *missing)]
-    wanted += [*sorted(folder.glob("*.safetensors")), *source.files(sam)]
+    wanted += [*visible(folder.glob("*.safetensors")), *source.files(sam)]
     return [_file(path, path.name in missing, source) for path in wanted]
 
 

@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from coprs_core.errors import CoPRSError
+from coprs_core.files import read_text, visible
 from coprs_core.sizes import expanded, free_disk, in_words
 
 Report = Callable[[str], None]
@@ -45,6 +46,8 @@ SAM_FILES = {  # name: (file, bytes); six digits of each file's SHA-256 stand in
     "vit_l": ("sam_vit_l_0b3195.pth", 1249524607),
     "vit_h": ("sam_vit_h_4b8939.pth", 2564550879),
 }
+_BROKEN = ValueError, LookupError, TypeError, AttributeError, RecursionError, CoPRSError
+"""What is raised over a file that is no JSON, or another than was expected."""
 _DISK_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 _MAX_HEADER_BYTES = 100_000_000
 """Of a safetensors file, as the format says."""
@@ -58,14 +61,14 @@ def cached_snapshot(repo: str) -> Path | None:
         folder = Path(snapshot_download(repo, allow_patterns=_PATTERNS, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         return None
-    whole = any(folder.rglob("*.json")) and all(p.exists() for p in folder.rglob("*"))
+    whole = any(visible(folder.rglob("*.json"))) and all(p.exists() for p in folder.rglob("*"))
     return folder if whole and not missing_shards(folder) and not _cut_short(folder) else None
 
 
 def _cut_short(folder: Path) -> list[Path]:
     """The safetensors files under a folder that are shorter than their headers say: a disk was
     full, or a copy was broken off."""
-    return [path for path in folder.rglob("*.safetensors") if not _is_whole(path)]
+    return [path for path in visible(folder.rglob("*.safetensors")) if not _is_whole(path)]
 
 
 def _is_whole(path: Path) -> bool:
@@ -77,19 +80,19 @@ def _is_whole(path: Path) -> bool:
             header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
         ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
         return path.stat().st_size >= 8 + length + max(ends, default=0)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (*_BROKEN, OSError):
         return False
 
 
 def missing_shards(folder: Path) -> list[str]:
     """Files that the indices of sharded weights under a folder name and that are not there; an
     index that is broken."""
-    missing = [] if any(folder.rglob("*.safetensors")) else ["*.safetensors"]
-    for index in folder.rglob("*.safetensors.index.json"):
+    missing = [] if visible(folder.rglob("*.safetensors")) else ["*.safetensors"]
+    for index in visible(folder.rglob("*.safetensors.index.json")):
         try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            named = set(json.loads(read_text(index))["weight_map"].values())
             missing += sorted(n for n in named if not (index.parent / n).is_file())
-        except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
+        except (*_BROKEN, OSError):
             return [index.name]  # cut short, or not an index at all
     return missing
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from coprs_core.checkpoints.tensors import save_tensors
 from coprs_core.errors import CoPRSError
+from coprs_core.files import read_text
 from coprs_core.machine import reading
 from coprs_core.model.familiar import Familiar, learn, pictures_needed
 from coprs_core.model.focus_token import FocusTokenSegmenter
@@ -35,7 +36,7 @@ def save_familiar(folder: Path, familiar: Familiar, note: str | None = None) -> 
     save_tensors(familiar.tensors(), folder / FILE)
     if note is not None:
         path = folder / "coprs.json"
-        values = json.loads(path.read_text(encoding="utf-8")) | {"note": note}
+        values = json.loads(read_text(path)) | {"note": note}
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from coprs_core.errors import CoPRSError
+from coprs_core.files import visible
 
 
 def place_of(folder: Path) -> Path:
     """Where the heads of the language model in a folder are kept: a name for its config and its
     weights' sizes."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in visible(folder.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
     return Path(constants.HF_HOME) / "coprs" / "heads" / f"{digest.hexdigest()[:16]}.json"
 

@@ -24,6 +24,7 @@ from coprs_core.checkpoints.pages import letting_pages_go
 from coprs_core.checkpoints.quantization import is_packed
 from coprs_core.checkpoints.tensors import refuse
 from coprs_core.errors import CoPRSError, shortened
+from coprs_core.files import read_text, visible
 from coprs_core.machine import reading
 from coprs_core.model.coordinates import CHATML, QUESTION_SLOT
 from coprs_core.model.int8 import pack
@@ -43,7 +44,7 @@ def read_config(folder: Path) -> Any:
             f"The checkpoint has no {path}: copy its folder {folder.name}/ again from its source."
         )
     with reading(f"{path} cannot be read"):
-        check_numbers(json.loads(path.read_text(encoding="utf-8")), path)
+        check_numbers(json.loads(read_text(path)), path)
         config = AutoConfig.from_pretrained(folder, **LOCAL)
     if config.model_type not in ARCHITECTURES:
         raise CoPRSError(
@@ -67,7 +68,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"The language model lacks {folder / shortened(missing[0])}: copy it again from its "
             "source."
         )
-    return sorted(folder.glob("*.safetensors"))
+    return visible(folder.glob("*.safetensors"))
 
 
 def load_mllm(

@@ -25,6 +25,6 @@ def run(options: Namespace) -> int:
     found = compare(options.first, options.second)
     print(found.table())
     if options.out:
-        options.out.write_text(found.to_html(), encoding="utf-8")
+        options.out.write_text(found.to_html(), encoding="utf-8", errors="backslashreplace")
         print(f"written: {options.out}")
     return 0

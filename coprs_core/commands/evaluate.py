@@ -37,6 +37,7 @@ scenes      drawn as they are needed; --split test, test-several, test-unknown �
 folder      photos and masks, with an items.jsonl or texts beside them
 refcoco, refcoco+, refcocog
             refs(…).p with instances.json, or the tables of jxu124 or lmms-lab
+grefcoco    grefs(…).json with instances.json: several targets, or none
 reasonseg   LISA's folders, or the tables of Ricky06662
 
 examples:
@@ -124,7 +125,7 @@ def _run(options: Namespace, folder: Path) -> int:
             f"{processes} processes share a run by the folder that they write to: give it, --out "
             "DIR."
         )
-    dataset = open_dataset(options.data, options.root, options.split)
+    dataset = open_dataset(options.data, options.root, options.split, is_lenient=True)
     if dataset.has_merged_ignore and not PROTOCOLS[options.protocol].ignore_is_target:
         raise CoPRSError(
             f"In these tables regions to ignore count as target already, and {options.protocol} "
@@ -202,10 +203,10 @@ def _report(options: Namespace, folder: Path, settings: "Settings", left: int) -
             file=sys.stderr,
         )
     if not_answered := scores["failed"]["not answered"]:
-        why = next(row.problem for row in rows if row.problem)
+        first = next(row for row in rows if row.problem)
         print(
-            f"{not_answered:,} items were not answered, which counts as 0 ({why}) The same command "
-            "with --out asks them anew.",
+            f"{not_answered:,} items were not answered, which counts as 0 (item {first.index}: "
+            f"{first.problem}) The same command with --out asks them anew.",
             file=sys.stderr,
         )
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from coprs_core.checkpoints.options import DETAILS, QUANTIZATIONS, SAM_NAMES, LoadOptions
 from coprs_core.errors import CoPRSError
+from coprs_core.files import read_text
 
 DEVICE_HELP = "auto, cuda, cuda:1, mps or cpu (default auto)"
 
@@ -118,8 +119,8 @@ def read_prompt(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
+        return read_text(file)
+    except (OSError, CoPRSError) as problem:
         raise CoPRSError(
             f"The prompt template {str(file)!r} cannot be read ({problem}): give a text file."
         ) from problem

@@ -172,15 +172,17 @@ def run(options: Namespace) -> int:
     from coprs_core.answer.compare import read_truth
     from coprs_core.archive import save_answer, writable_folder
     from coprs_core.batch import find_items, open_stored
+    from coprs_core.files import found
 
     _check(options)
     items = find_items(options.photo, options.instruction)
     folder = writable_folder(options.out) if options.out else None
-    is_many = len(items) > 1 or Path(options.photo).is_dir() or options.photo.endswith(".jsonl")
+    is_listing = options.photo.lower().endswith(".jsonl")
+    is_many = len(items) > 1 or found(Path(options.photo)).is_dir() or is_listing
     if is_many or options.ray:
         return _run_many(options, items, folder)
     photo = open_stored(items[0].photo)
-    truth = read_truth(options.truth, photo.size) if options.truth else None
+    truth = read_truth(options.truth, photo.size, photo.orientation) if options.truth else None
     engine = _load(options)
     result = _stream(engine, photo, options)
     frame = frame_of(options)

@@ -18,17 +18,23 @@ DATASETS = {  # name: its reader
     "refcoco": "refcoco",
     "refcoco+": "refcoco",
     "refcocog": "refcoco",
+    "grefcoco": "refcoco",
     "reasonseg": "reasonseg",
 }
 
 
-def open_dataset(name: str, root: Path | None = None, split: str | None = None) -> "Dataset":
+def open_dataset(
+    name: str, root: Path | None = None, split: str | None = None, is_lenient: bool = False
+) -> "Dataset":
     """A data set by name; without a split its first.
 
-    Raises `CoPRSError` where it has no such split, or `root` does not hold it.
+    What is wrong with the listing of single items is raised at once, or, where `is_lenient`, by the
+    item when its turn comes. Raises `CoPRSError` where it has no such split, or `root` does not
+    hold it.
     """
     from coprs_core.datasets.example import Place
     from coprs_core.errors import CoPRSError, meant
+    from coprs_core.files import found
 
     if name not in DATASETS:
         near = meant(name, tuple(DATASETS))
@@ -40,4 +46,5 @@ def open_dataset(name: str, root: Path | None = None, split: str | None = None) 
         raise CoPRSError(f"The data set {name} has no split {split!r}: choose {', '.join(splits)}.")
     if root is None and name != "scenes":
         raise CoPRSError(f"The data set {name} lies on a disk: give its folder with --root.")
-    return replace(reader.read(Place(name, root, split)), split=split)
+    place = Place(name, root and found(root), split, is_lenient)
+    return replace(reader.read(place), split=split)

@@ -7,9 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from coprs_core.answer.results import Result
+from coprs_core.errors import CoPRSError, first_line, of_the_system
 from coprs_core.photos import PhotoLike
 
 Tag = str | bool
+THINGS: dict[str, tuple[str, Tag]] = {
+    "one thing": ("things", "one"),
+    "several": ("things", "several"),
+    "nothing there": ("things", "none"),
+}
+"""Groups of a data set whose items mean one thing, several, or none."""
+
+
+def things(count: int) -> str:
+    """The tag of an item that means so many things."""
+    return "one" if count == 1 else "several" if count else "none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +41,7 @@ class Example:
             that does not apply to an answer is left out.
         grade: how good the thought of an answer is, from 0 to 10, where the data set can tell.
         reply: a reply to imitate, where one is known.
+        left_out: how many polygons of the masks could not be drawn, and are not in them.
     """
 
     index: int
@@ -43,6 +56,7 @@ class Example:
     )
     grade: Callable[[Result], float] | None = field(default=None, repr=False, kw_only=True)
     reply: str | None = field(default=None, kw_only=True)
+    left_out: int = field(default=0, kw_only=True)
 
     @property
     def truth(self) -> np.ndarray:
@@ -51,12 +65,22 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """An item of a data set that could not be read, and why, in a sentence."""
+
+    index: int
+    problem: str
+
+
+@dataclass(frozen=True)
 class Place:
-    """Which split of which data set, and the folder that it lies in."""
+    """Which split of which data set, the folder that it lies in, and whether single items of its
+    listing may be wrong."""
 
     name: str
     root: Path | None
     split: str
+    is_lenient: bool = False
 
     @property
     def folder(self) -> Path:
@@ -86,6 +110,18 @@ class Dataset:
     has_grades: bool = False
     split: str = ""
     has_merged_ignore: bool = False
+
+    def tried(self, number: int) -> Example | Unread | None:
+        """The item of that number, or why it could not be read; None where it is passed over."""
+        try:
+            return self.item(number)
+        except CoPRSError as problem:
+            return Unread(number, str(problem))
+        except OSError as problem:
+            return Unread(number, of_the_system(problem))
+        except Exception as problem:  # a library may raise anything over a broken file
+            why = first_line(problem)
+            return Unread(number, f"Item {number} cannot be read ({why}): correct it.")
 
     def examples(self, start: int, count: int) -> Iterator[Example]:
         """`count` items from number `start` on, or as many as there are."""

@@ -10,28 +10,25 @@ Without a listing, every `NAME.txt` is an instruction about `NAME.jpg` (or anoth
 `NAME_mask.png`, or `NAME_mask_1.png` and so on, are its masks.
 """
 
-import glob
 import json
 import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from coprs_core.answer.compare import read_truth
-from coprs_core.datasets.example import Dataset, Example, Place, Tag
+from coprs_core.answer.compare import read_mask
+from coprs_core.datasets.example import THINGS, Dataset, Example, Place, Tag, things
+from coprs_core.datasets.stored import PICTURES, asked
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import Photo, open_photo
-from coprs_core.prompts import FOCUS_TOKEN, check_instruction, is_well_formed
+from coprs_core.files import found, read_text, visible
+from coprs_core.photos import Photo, open_photo, orientation_of
+from coprs_core.prompts import FOCUS_TOKEN, is_well_formed
 
-GROUPS: dict[str, tuple[str, Tag]] = {
-    "one thing": ("things", "one"),
-    "several": ("things", "several"),
-    "nothing there": ("things", "none"),
-}
 LISTING = "items.jsonl"
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _FORM = '{"photo": "a.jpg", "instruction": "the cat", "masks": ["a_cat.png"]}'
 
 
@@ -52,62 +49,93 @@ def splits(name: str) -> tuple[str, ...]:
 
 def read(place: Place) -> Dataset:
     """The items of a folder."""
-    listed = lines(place.folder)
+    listed = lines(place.folder, place.is_lenient)
 
     def item(number: int) -> Example:
         line = listed[number]
-        photo = photo_of(line.photo)
-        masks = tuple(mask_of(path, photo.image) for path in line.masks)
-        things = "one" if len(masks) == 1 else "several" if masks else "none"
-        tags: dict[str, Tag] = {"things": things}
+        if isinstance(line, CoPRSError):
+            raise line
+        photo, orientation = photo_of(line.photo), orientation_of(line.photo)
+        read = [mask_of(path, photo.size, orientation) for path in line.masks]
+        masks = tuple(mask for mask, _ in read)
+        tags: dict[str, Tag] = {"things": things(len(masks))}
         asked = line.instruction, masks, photo.size
-        return Example(number, photo, *asked, tags=tags, reply=line.reply)
+        ignore = _ignored(read)
+        return Example(number, photo, *asked, ignore=ignore, tags=tags, reply=line.reply)
 
     about = f"folder {place.folder.name}: {len(listed):,} items"
-    return Dataset(about, len(listed), item, GROUPS)
+    return Dataset(about, len(listed), item, THINGS)
 
 
-def lines(root: Path) -> list[Line]:
+def _ignored(masks: list[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray | None:
+    """What is void in one mask and nothing in all others; None where nothing is."""
+    void = [ignore for _, ignore in masks if ignore is not None]
+    if not void:
+        return None
+    return np.logical_or.reduce(void) & ~np.logical_or.reduce([mask for mask, _ in masks])
+
+
+def lines(root: Path, is_lenient: bool = False) -> list[Line | CoPRSError]:
     """The lines of a folder's listing; raises `CoPRSError` where one is none, or names a file that
-    is not there."""
-    listing = root / LISTING
-    if not listing.is_file():
-        if beside := _beside(root):
-            return beside
-        raise CoPRSError(f"There is no {listing}: write one line an item, such as {_FORM}.")
-    try:
-        written = listing.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as problem:
-        raise CoPRSError(f"{listing} is no UTF-8 text: write it so.") from problem
-    found = [_line(listing, n, text) for n, text in enumerate(written, 1) if text.strip()]
-    if not found:
+    is not there. Where `is_lenient`, that stands in the line's place, if any line is one."""
+    listing = found(root / LISTING)
+    told: list[Line | CoPRSError] = []
+    for line in _listed(listing) if listing.is_file() else _beside(root):
+        if isinstance(line, CoPRSError) and not is_lenient:
+            raise line
+        told.append(line)
+    if not told and listing.is_file():
         raise CoPRSError(f"{listing} holds no items: write lines such as {_FORM}.")
-    return found
+    if not told:
+        raise CoPRSError(f"There is no {listing}: write one line an item, such as {_FORM}.")
+    if isinstance(told[0], CoPRSError) and not any(isinstance(line, Line) for line in told):
+        raise told[0]
+    return told
 
 
-def _beside(root: Path) -> list[Line]:
+def _listed(listing: Path) -> Iterator[Line | CoPRSError]:
+    for number, text in enumerate(read_text(listing).split("\n"), 1):
+        if text.strip():
+            try:
+                yield _line(listing, number, text)
+            except CoPRSError as problem:
+                yield problem
+
+
+def _beside(root: Path) -> Iterator[Line | CoPRSError]:
     """Photos with their texts and masks beside them, by name."""
-    pictures = (path for path in root.iterdir() if path.suffix.lower() in _PICTURES)
-    photos = {path.stem: path for path in sorted(pictures, reverse=True)}  # of several the first
-    found = []
-    for text in sorted(root.glob("*.txt")):
-        photo = photos.get(text.stem)
-        if photo is None:
-            raise CoPRSError(f"{text} has no photo beside it: {text.stem}.jpg or .png is expected.")
-        try:
-            instruction = _asked(text.read_text(encoding="utf-8-sig"), str(text))
-        except UnicodeDecodeError as problem:
-            raise CoPRSError(f"{text} is no UTF-8 text: write it so.") from problem
-        named = root.glob(f"{glob.escape(text.stem)}[-_]mask*")
-        masks = sorted(named, key=_in_order)
-        for mask in masks:
-            if not re.search(r"_mask.*\.png$", mask.name):
-                raise CoPRSError(
-                    f"{mask} is no name of a mask: {text.stem}_mask.png, or {text.stem}_mask_1.png "
-                    "and so on, is expected."
-                )
-        found.append(Line(photo, instruction, tuple(masks), None))
-    return found
+    files = visible(root.iterdir()) if root.is_dir() else []
+    pictures = [path for path in files if path.suffix.lower() in PICTURES]
+    photos = {_stem(path): path for path in reversed(pictures)}  # of several the first
+    masks: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        name = unicodedata.normalize("NFC", path.name)
+        for match in re.finditer("[-_]mask", name):
+            masks[name[: match.start()]].append(path)
+    for text in files:
+        if text.suffix.lower() == ".txt":
+            try:
+                yield _from_names(text, photos.get(_stem(text)), masks[_stem(text)])
+            except CoPRSError as problem:
+                yield problem
+
+
+def _stem(path: Path) -> str:
+    return unicodedata.normalize("NFC", path.stem)
+
+
+def _from_names(text: Path, photo: Path | None, masks: list[Path]) -> Line:
+    """The item of a text with what is called like it."""
+    if photo is None:
+        raise CoPRSError(f"{text} has no photo beside it: {text.stem}.jpg or .png is expected.")
+    instruction = asked(read_text(text).strip(), str(text))
+    for mask in masks:
+        if not re.search(r"_mask.*\.png$", mask.name, re.IGNORECASE):
+            raise CoPRSError(
+                f"{mask} is no name of a mask: {text.stem}_mask.png, or {text.stem}_mask_1.png "
+                "and so on, is expected."
+            )
+    return Line(photo, instruction, tuple(sorted(masks, key=_in_order)), None)
 
 
 def _in_order(path: Path) -> list[tuple[int, str]]:
@@ -122,11 +150,11 @@ def _line(listing: Path, number: int, text: str) -> Line:
         is_one = all(isinstance(v, str) for v in (row["instruction"], *names))
         is_one = is_one and isinstance(row["masks"], list)
         is_one = is_one and isinstance(row.get("reply"), str | None)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         is_one = False
     if not is_one:
         raise CoPRSError(f"Line {number} of {listing} is no item: write it like {_FORM}.")
-    photo, *masks = (listing.parent / name for name in names)
+    photo, *masks = (found(listing.parent / name) for name in names)
     for path in (photo, *masks):
         if not path.is_file():
             raise CoPRSError(f"Line {number} of {listing} names {path.name}, which is not there.")
@@ -137,16 +165,8 @@ def _line(listing: Path, number: int, text: str) -> Line:
             f"The reply in line {number} of {listing} has not the form to imitate: write "
             f"<think>…</think> and then {_tokens(len(masks))}, or leave it out."
         )
-    asked = _asked(row["instruction"], f"line {number} of {listing}")
-    return Line(photo, asked, tuple(masks), reply)
-
-
-def _asked(text: str, where: str) -> str:
-    """An instruction without the space around it."""
-    try:
-        return check_instruction(text.strip())
-    except CoPRSError as problem:
-        raise CoPRSError(f"The instruction in {where} cannot be asked. {problem}") from problem
+    instruction = asked(row["instruction"].strip(), f"line {number} of {listing}")
+    return Line(photo, instruction, tuple(masks), reply)
 
 
 def _tokens(count: int) -> str:
@@ -164,13 +184,15 @@ def photo_of(path: Path) -> Photo:
         raise CoPRSError(f"The photo {path} cannot be used. {problem}") from problem
 
 
-def mask_of(path: Path, photo: Image.Image) -> np.ndarray:
-    """A mask file as bool [H, W], as `read_truth` reads it; raises `CoPRSError` where it is not of
-    the photo's size, or empty."""
+def mask_of(
+    path: Path, size: tuple[int, int], orientation: int = 1
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A mask file as bool [H, W] and what is void in it, as `read_mask` reads them; raises
+    `CoPRSError` where it is not of the photo's size, or empty."""
     try:
-        mask = read_truth(path, (photo.height, photo.width))
+        mask, void = read_mask(path, size, orientation)
     except CoPRSError as problem:
         raise CoPRSError(f"The mask {path} cannot be used. {problem}") from problem
     if not mask.any():
         raise CoPRSError(f"The mask {path} is empty: list no mask where nothing fits.")
-    return mask
+    return mask, void

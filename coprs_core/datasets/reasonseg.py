@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from coprs_core.datasets.example import Dataset, Example, Place, Tag
-from coprs_core.datasets.stored import Table, needed, nothing_found, picture
+from coprs_core.datasets.labelme import frame_of, mask_of_shapes
+from coprs_core.datasets.stored import PICTURES, Table, asked, nothing_found, picture
 from coprs_core.errors import CoPRSError
+from coprs_core.files import decoded, found, from_western, visible
 from coprs_core.machine import reading
-from coprs_core.prompts import check_instruction
 
 GROUPS: dict[str, tuple[str, Tag]] = {
     "short query": ("long", False),
@@ -33,13 +34,13 @@ def read(place: Place) -> Dataset:
     root, split = place.folder, place.split
     folders = [root / split, root / "ReasonSeg" / split]
     for folder in folders:
-        if files := sorted(folder.glob("*.json")):
+        if files := visible(folder.glob("*.json")):
             about = f"reasonseg {split}, LISA's folder: {len(files):,} items"
             return Dataset(about, len(files), lambda i: _item(files[i], i), GROUPS)
     tables = [root / f"ReasonSeg_{split}", *([root] if split in root.name else [])]
     for folder in tables:
         # each of the two repositories calls its one split "test"
-        if files := sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet")):
+        if files := visible(folder.glob("data/*.parquet")) or visible(folder.glob("*.parquet")):
             return _from_table(split, files)
     raise nothing_found(f"ReasonSeg, split {split}", [*folders, *tables[:1]], root)
 
@@ -56,66 +57,53 @@ def _from_table(split: str, files: list[Path]) -> Dataset:
 
 def _item(path: Path, number: int) -> Example:
     written = _annotation(path)
-    image = picture(path.with_suffix(".jpg"))
-    with reading(f"{path} is not in LISA's layout, with text, shapes and is_sentence"):
-        texts, shapes = written["text"], written["shapes"]
+    fault = f"{path} is not in LISA's layout, with text, shapes and is_sentence"
+    with reading(fault):
+        shapes = written["shapes"]
+        told, reach = frame_of(written, shapes)
+    image = picture(_photo(path), told=told, reach=reach)
+    size = image.height, image.width
+    with reading(fault):
+        texts = written["text"]
         text = texts if isinstance(texts, str) else texts[0]
-        target, ignore = _filled(shapes, image.size)
+        target, ignore, left_out = mask_of_shapes(shapes, size, str(path))
         tags: dict[str, Tag] = {"long": bool(written["is_sentence"])}
     masks = (target,) if target.any() else ()
-    size = image.height, image.width
-    return Example(number, image, check_instruction(text), masks, size, ignore=ignore, tags=tags)
+    question = asked(text, str(path))
+    return Example(
+        number, image, question, masks, size, ignore=ignore, tags=tags, left_out=left_out
+    )
+
+
+def _photo(path: Path) -> Path:
+    """The photo beside an annotation; of none the one that would be expected."""
+    beside = [found(path.with_suffix(ending)) for ending in PICTURES]
+    return next((photo for photo in beside if photo.is_file()), beside[0])
 
 
 def _annotation(path: Path) -> dict[str, Any]:
     stored = path.read_bytes()
     try:
-        try:
-            text = stored.decode("utf-8")
-        except UnicodeDecodeError:  # some of the published files are
-            text = stored.decode("cp1252")
-        return json.loads(text)
-    except ValueError as problem:
-        raise CoPRSError(f"{path} is no JSON: copy it again from its source.") from problem
-
-
-def _filled(shapes: list[dict], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Target and regions to ignore, bool [H, W]. As LISA does, with the same library: large shapes
-    first, whole pixels, borders included; "flag" shapes mean nothing."""
+        text = decoded(stored, str(path))
+    except CoPRSError:  # some of the published files are in cp1252
+        text = from_western(stored.decode("utf-8", "surrogateescape"), str(path))
     try:
-        import cv2
-    except ModuleNotFoundError as problem:
-        raise CoPRSError(needed("opencv-python-headless")) from problem
-    drawn = []
-    for shape in shapes:
-        label = shape["label"].lower()
-        if label == "flag":
-            continue
-        points = np.array(shape["points"], np.float64)
-        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-            raise ValueError("a shape has points [x, y]")
-        mask = np.zeros((size[1], size[0]), np.uint8)
-        corners = [points.astype(np.int32)]
-        cv2.polylines(mask, corners, True, (1,), 1)
-        cv2.fillPoly(mask, corners, (1,))
-        drawn.append((mask > 0, "ignore" in label))
-    target, ignore = np.zeros((2, size[1], size[0]), bool)
-    for i in np.argsort([int(mask.sum()) for mask, _ in drawn])[::-1]:
-        mask, is_ignored = drawn[i]
-        target[mask], ignore[mask] = not is_ignored, is_ignored
-    return target, ignore
+        return json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise CoPRSError(f"{path} is no JSON: copy it again from its source.") from problem
 
 
 def _row(table: Table, number: int) -> Example:
     where = f"of row {number}"
     with reading(f"Row {number} is not in the layout of the data set"):
         row = table.row(number)
-        image = picture(row["image"]["bytes"], where)
         mask = np.asarray(row["mask"], bool)
+        reach = mask.shape if mask.ndim == 2 else (0, 0)
+        image = picture(row["image"]["bytes"], where, reach=reach)
     if mask.shape != (image.height, image.width):
         raise CoPRSError(
             f"The mask {where} is {list(mask.shape)} and its picture {image.height}×{image.width}: "
             "copy the data set again."
         )
     masks = (mask,) if mask.any() else ()
-    return Example(number, image, check_instruction(row["text"]), masks, mask.shape)
+    return Example(number, image, asked(row["text"], f"row {number}"), masks, mask.shape)

@@ -1,27 +1,42 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: expressions for one thing of a COCO picture each.
+"""RefCOCO, RefCOCO+ and RefCOCOg: expressions for one thing of a COCO picture each; gRefCOCO: for
+one, several, or none.
 
-Three layouts are read: the classic one (`refs(unc).p` and `instances.json`, Yu et al. 2016), the
-tables of `jxu124/refcoco…` (with pictures beside them), and those of `lmms-lab/RefCOCO…` (with
-pictures inside). An expression is an item: "testA" of RefCOCO has 5,657 in 1,975 objects.
+Three layouts are read: the classic one (`refs(unc).p` and `instances.json`, Yu et al. 2016; of
+gRefCOCO `grefs(unc).json`, Liu et al. 2023), the tables of `jxu124/refcoco…` (with pictures beside
+them), and those of `lmms-lab/RefCOCO…` (with pictures inside). An expression is an item: "testA" of
+RefCOCO has 5,657 in 1,975 objects.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from coprs_core.datasets.example import Dataset, Example, Place, Tag
-from coprs_core.datasets.stored import Table, mask_of, nothing_found, picture, plain_pickle
+from coprs_core.datasets.example import THINGS, Dataset, Example, Place, Tag, things
+from coprs_core.datasets.stored import (
+    Table,
+    asked,
+    mask_of,
+    nothing_found,
+    picture,
+    plain_pickle,
+    polygons_of,
+    reach_of,
+    read_json,
+    size_of,
+)
 from coprs_core.errors import CoPRSError
+from coprs_core.files import found, visible
 from coprs_core.machine import reading
-from coprs_core.prompts import check_instruction
 
 _SPLITS = {
     "refcoco": ("val", "testA", "testB", "train"),
     "refcoco+": ("val", "testA", "testB", "train"),
     "refcocog": ("val", "test", "train"),
+    "grefcoco": ("val", "testA", "testB", "train"),
 }
 GROUPS: dict[str, tuple[str, Tag]] = {
     f"{words} words": ("words", words) for words in ("1 to 2", "3 to 5", "6 and more")
@@ -32,8 +47,8 @@ _PICTURES = ("images/mscoco/images/train2014", "images/train2014", "coco/train20
 
 
 _NO_LAYOUT = "not in the layout of the data set"
-_Object = tuple[Image.Image, Any, str]
-"""A picture, a segmentation as COCO writes it, and what to call it."""
+_Object = tuple[Image.Image, list[Any], str]
+"""A picture, the segmentations of what is meant as COCO writes them, and what to call it."""
 
 
 def splits(name: str) -> tuple[str, ...]:
@@ -45,14 +60,16 @@ def read(place: Place) -> Dataset:
     """The expressions of a split, in order."""
     root, name = place.folder, place.name
     homes = (root / name, root / "refer_seg" / name, root)
+    form = "grefs({}).json" if name == "grefcoco" else "refs({}).p"
     for home in homes:
         for partition in _PARTITIONS.get(name, ("unc", "google")):
-            refs = home / f"refs({partition}).p"
+            refs = found(home / form.format(partition))
             if refs.is_file():
                 return _classic(place, refs)
     if files := _tables(root, place.split):
         return _from_table(place, files)
-    wanted = [home / "refs(…).p" for home in homes] + [root / "data" / f"{place.split}-….parquet"]
+    wanted = [home / form.format("…") for home in homes]
+    wanted.append(root / "data" / f"{place.split}-….parquet")
     raise nothing_found(f"{name}, split {place.split}", wanted, root)
 
 
@@ -64,58 +81,92 @@ def _length(text: str) -> str:
 def _tables(root: Path, split: str) -> list[Path]:
     for stem in _HUB_NAMES.get(split, (split,)):
         for folder in (root / "data", root):
-            if files := sorted(folder.glob(f"{stem}-*.parquet")):
+            if files := visible(folder.glob(f"{stem}-*.parquet")):
                 return files
     return []
 
 
 def _classic(place: Place, refs: Path) -> Dataset:
-    """refs(…).p: [{ref_id, ann_id, image_id, split, sentences [{sent}]}]; instances.json as COCO
-    writes it."""
-    instances = refs.with_name("instances.json")
+    """refs(…).p: [{ref_id, ann_id, image_id, split, sentences [{sent}]}], in grefs(…).json with a
+    list of ann_id, [-1] or `no_target` where nothing is meant; instances.json as COCO writes it."""
+    instances = found(refs.with_name("instances.json"))
     if not instances.is_file():
         raise CoPRSError(f"{refs} is there and {instances} is not: copy the data set again.")
     with reading(f"{refs} and instances.json: they are {_NO_LAYOUT}"):
-        chosen = [ref for ref in plain_pickle(refs) if ref["split"] == place.split]
-        wanted = {ref["ann_id"] for ref in chosen}
-        written = json.loads(instances.read_text(encoding="utf-8"))
+        every = read_json(refs) if refs.suffix.lower() == ".json" else plain_pickle(refs)
+        chosen = [ref for ref in every if ref["split"] == place.split]
+        written = read_json(instances)
+        wanted = {number for ref in chosen for number in _meant(ref)}
         annotations = {a["id"]: a for a in written["annotations"] if a["id"] in wanted}
-        images = {image["id"]: image["file_name"] for image in written["images"]}
-        objects = [(images[ref["image_id"]], annotations[ref["ann_id"]]) for ref in chosen]
-        said = [[s["sent"] for s in ref["sentences"]] for ref in chosen]
+        images = {image["id"]: image for image in written["images"]}
+        for ref in () if place.is_lenient else chosen:
+            _found_in(ref, images, annotations)
     pictures = _pictures(place.folder, refs.parent)
 
     def open_one(number: int) -> _Object:
-        file, annotation = objects[number]
-        return (
-            picture(pictures / file),
-            annotation["segmentation"],
-            f"annotation {annotation['id']}",
-        )
+        image, things = _found_in(chosen[number], images, annotations)
+        segmentations = [thing["segmentation"] for thing in things]
+        name = ", ".join(f"annotation {thing['id']}" for thing in things)
+        file, told = pictures / image["file_name"], size_of(image)
+        return picture(file, told=told, reach=_reach(segmentations)), segmentations, name
 
-    return _listed(place, refs.name, said, open_one)
+    return _listed(place, refs.name, [_texts(ref.get("sentences")) for ref in chosen], open_one)
+
+
+def _found_in(ref: dict, images: dict, annotations: dict) -> tuple[dict, list[dict]]:
+    """The image and the annotations that an expression is about."""
+    return images[ref["image_id"]], [annotations[number] for number in _meant(ref)]
+
+
+def _meant(ref: dict) -> list[Any]:
+    """The numbers of the annotations that an expression means."""
+    if ref.get("no_target"):
+        return []
+    written = ref.get("ann_id")
+    numbers = written if isinstance(written, list) else [written]
+    return [number for number in numbers if number != -1]
+
+
+def _reach(segmentations: list[Any]) -> tuple[float, float]:
+    down, right = np.max([(0.0, 0.0), *map(reach_of, segmentations)], axis=0)
+    return float(down), float(right)
+
+
+def _texts(sentences: Any) -> list[str | None]:
+    """The expressions of an object; [None] where they cannot be read."""
+    try:
+        return [s.get("sent") or s["raw"] for s in sentences]
+    except (TypeError, LookupError, AttributeError):
+        return [None]
 
 
 def _from_table(place: Place, files: list[Path]) -> Dataset:
     table = Table(files)
     if {"sentences", "raw_anns", "image_path"} <= table.columns:
         with reading(f"{files[0]} is {_NO_LAYOUT}"):
-            said = [[s.get("sent") or s["raw"] for s in row] for row in table.column("sentences")]
+            said = [_texts(row) for row in table.column("sentences")]
         pictures = _pictures(place.folder, place.folder)
 
         def open_one(number: int) -> _Object:
             row = table.row(number)
             segmentation = json.loads(row["raw_anns"])["segmentation"]
-            return picture(pictures / Path(row["image_path"]).name), segmentation, f"row {number}"
+            told = size_of(json.loads(row.get("raw_image_info") or "{}"))
+            at = pictures / Path(row["image_path"]).name
+            image = picture(at, told=told, reach=reach_of(segmentation))
+            return image, [segmentation], f"row {number}"
 
         return _listed(place, files[0].name, said, open_one)
     if {"answer", "segmentation", "image"} <= table.columns:
-        said = list(table.column("answer"))
+        with reading(f"{files[0]} is {_NO_LAYOUT}"):
+            none: list[str | None] = [None]
+            said = [none if row is None else row for row in table.column("answer")]
 
         def open_inside(number: int) -> _Object:
             row = table.row(number)
             where = f"row {number} of {files[0].name}"
-            return picture(row["image"]["bytes"], where), row["segmentation"], where
+            segmentation = row["segmentation"]
+            image = picture(row["image"]["bytes"], where, reach=reach_of(segmentation))
+            return image, [segmentation], where
 
         return _listed(place, files[0].name, said, open_inside)
     columns = ", ".join(sorted(table.columns))
@@ -126,26 +177,46 @@ def _from_table(place: Place, files: list[Path]) -> Dataset:
 
 
 def _listed(
-    place: Place, file: str, said: list[list[str]], open_one: Callable[[int], _Object]
+    place: Place,
+    file: str,
+    said: Iterable[list[str | None]],
+    open_one: Callable[[int], _Object],
 ) -> Dataset:
-    """From the expressions of each object."""
+    """From the expressions of each object; one that cannot be read is an item that cannot."""
     with reading(f"{file} is {_NO_LAYOUT}"):
-        expressions = [(number, text) for number, texts in enumerate(said) for text in texts]
+        texts = list(said)
+        expressions = [(number, text) for number, its in enumerate(texts) for text in its]
     if not expressions:
         raise CoPRSError(f"{file} holds nothing of the split {place.split}: choose another.")
+    broken = [text is None for _, text in expressions]
+    if all(broken) or (any(broken) and not place.is_lenient):
+        raise CoPRSError(f"{file} is {_NO_LAYOUT} (an expression cannot be read): copy it again.")
 
     def item(i: int) -> Example:
         number, text = expressions[i]
         with reading(f"Item {i} of {file} is {_NO_LAYOUT}"):
-            image, segmentation, where = open_one(number)
-        mask = mask_of(segmentation, (image.height, image.width), where)
-        tags: dict[str, Tag] = {"words": _length(text)}
+            image, segmentations, where = open_one(number)
         size = image.height, image.width
-        return Example(i, image, check_instruction(text), (mask,), size, tags=tags)
+        masks = [mask_of(segmentation, size, where) for segmentation in segmentations]
+        left_out = sum(polygons_of(segmentation)[1] for segmentation in segmentations)
+        tags: dict[str, Tag] = {"words": _length(text or "")}
+        if place.name == "grefcoco":
+            masks = sorted(masks, key=_place)
+            tags["things"] = things(len(masks))
+        question = asked(text or "", f"item {i} of {file}")
+        return Example(i, image, question, tuple(masks), size, tags=tags, left_out=left_out)
 
-    counts = f"{len(expressions):,} expressions of {len(said):,} objects"
+    counts = f"{len(expressions):,} expressions of {len(texts):,} objects"
     about = f"{place.name} {place.split} from {file}: {counts}"
-    return Dataset(about, len(expressions), item, GROUPS)
+    groups = GROUPS | (THINGS if place.name == "grefcoco" else {})
+    return Dataset(about, len(expressions), item, groups)
+
+
+def _place(mask: np.ndarray) -> tuple[int, float]:
+    """What sorts masks in reading order: the third of the picture that the middle lies in, from the
+    top, then from left to right."""
+    y, x = np.nonzero(mask)
+    return (int(3 * y.mean() / len(mask)), float(x.mean())) if len(y) else (3, 0.0)
 
 
 def _pictures(root: Path, home: Path) -> Path:

@@ -1,7 +1,8 @@
 """Pictures, polygons, run lengths, pickles and tables, as data sets store them."""
 
 import io
-import pickle
+import json
+import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -9,69 +10,174 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from coprs_core.errors import CoPRSError
+from coprs_core.datasets.pickles import PlainUnpickler
+from coprs_core.errors import CoPRSError, first_line, shortened
+from coprs_core.files import check_legible, found, from_western, read_text, visible
 from coprs_core.machine import reading
+from coprs_core.masks import decode_rle
+from coprs_core.orientation import cannot_tell, stored_size
+from coprs_core.photos import orientation_of, readable
+from coprs_core.prompts import check_instruction
 
-_PLAIN = {("builtins", name) for name in ("set", "frozenset", "bytearray", "complex")}
-_ARRAYS = {  # numbers of NumPy, which some writers left among the plain ones
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-}
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_MOST_WAY, _FARTHEST = 1_000_000, 100_000
+"""Pixels that the border of a polygon may be long, and that a corner may lie away: pycocotools sets
+aside memory for every pixel of the way, and crashes where that is more than a C int counts."""
 
 
-def picture(source: Path | bytes, name: str = "") -> Image.Image:
-    """A picture as it is stored, RGB: masks of data sets lie on the stored pixels, so that no EXIF
-    tag turns it. Raises `CoPRSError` where it is not there or is none."""
+def picture(
+    source: Path | bytes,
+    name: str = "",
+    told: tuple[int, int] | None = None,
+    reach: tuple[float, float] = (0, 0),
+) -> Image.Image:
+    """A picture in the frame that its masks lie in, RGB: as it is stored, for no EXIF tag turns it
+    in the data sets of the field; as it is shown where they fit that alone.
+
+    Args:
+        source: a file, or its bytes.
+        name: of a picture that is no file, for messages.
+        told: (height, width) of the picture that the masks were made for, where that is written.
+        reach: how far down and how far right the masks go, in pixels.
+
+    Raises `CoPRSError` where it is not there or is none, is of another size than `told`, or an EXIF
+    tag turns it and its size does not tell for which way the masks were made.
+    """
     where = str(source) if isinstance(source, Path) else name
-    if isinstance(source, Path) and not source.is_file():
+    opened: Any = io.BytesIO(source) if isinstance(source, bytes) else found(source)
+    if isinstance(source, Path) and not opened.is_file():
         raise CoPRSError(f"The picture {where} is not there: copy the data set again, or its part.")
-    opened = io.BytesIO(source) if isinstance(source, bytes) else source
-    with reading(f"The picture {where} cannot be read"), Image.open(opened) as image:
+    with (
+        reading(f"The picture {where} cannot be read"),
+        Image.open(opened, formats=readable()) as image,
+    ):
+        if _is_turned(image, f"The mask of {where}", told, reach):
+            image = ImageOps.exif_transpose(image)
         return Image.fromarray(np.asarray(image.convert("RGB")))
 
 
-def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """COCO's segmentations as bool [H, W]: polygons ([x, y, x, y …], one or a list of them), or run
-    lengths, compressed or not.
+def _is_turned(
+    image: Image.Image, what: str, told: tuple[int, int] | None, reach: tuple[float, float]
+) -> bool:
+    """Whether masks fit a picture as its EXIF tag turns it, and not as it is stored."""
+    orientation, stored = orientation_of(image), (image.height, image.width)
+    shown = stored_size(stored, orientation)
+    if told is None and shown != stored and not _is_inside(reach, stored):
+        told = shown if _is_inside(reach, shown) else None
+    if told not in (None, stored, shown):
+        raise CoPRSError(
+            f"{what} is of a picture of {told[1]}×{told[0]} pixels, and it has "
+            f"{stored[1]}×{stored[0]}: copy the data set again."
+        )
+    if orientation != 1 and shown == stored:
+        raise cannot_tell(what, orientation)
+    return told == shown != stored
 
-    Filled by pycocotools (https://cocodataset.org/#format-data). Raises `CoPRSError` where it is
-    none of these.
-    """
+
+def _is_inside(reach: tuple[float, float], size: tuple[int, int]) -> bool:
+    return reach[0] <= size[0] and reach[1] <= size[1]
+
+
+def size_of(values: Any) -> tuple[int, int] | None:
+    """(height, width) of values that hold both as whole numbers; None of others."""
     try:
-        from pycocotools import mask as coco
-    except ModuleNotFoundError as problem:
-        raise CoPRSError(needed("pycocotools")) from problem
+        size = values["height"], values["width"]
+    except (LookupError, TypeError):
+        return None
+    return size if all(type(v) is int for v in size) else None
+
+
+def polygons_of(segmentation: Any) -> tuple[list[list[float]], int]:
+    """The polygons that can be drawn of one ([x, y, x, y …]) or a list of them, and the number of
+    those that cannot: under three corners, no numbers, or far outside any picture."""
+    is_list = isinstance(segmentation, list | tuple) and len(segmentation) > 0
+    if not is_list:
+        return [], 0
+    is_many = any(isinstance(part, list | tuple) for part in segmentation)
+    many = segmentation if is_many else [segmentation]
+    drawn = [numbers for polygon in many if (numbers := _drawable(polygon))]
+    return drawn, len(many) - len(drawn)
+
+
+def _drawable(polygon: Any) -> list[float] | None:
+    """The numbers of a polygon; None where it cannot be drawn."""
+    if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
+        return None
+    try:
+        numbers = [float(v) for v in polygon]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    corners = np.array(numbers).reshape(-1, 2)
+    return numbers if is_drawable(corners) else None
+
+
+def is_drawable(corners: np.ndarray) -> bool:
+    """Whether corners float64 [N, 2] are numbers near a picture, and the way along them is not
+    endless."""
+    if not (np.abs(corners) <= _FARTHEST).all():  # neither is NaN
+        return False
+    way = np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum()
+    return bool(way <= _MOST_WAY)
+
+
+def reach_of(segmentation: Any) -> tuple[float, float]:
+    """How far down and how far right the polygons of a segmentation go."""
+    drawn, _ = polygons_of(segmentation)
+    corners = [np.array(polygon).reshape(-1, 2).max(axis=0) for polygon in drawn]
+    right, down = np.max([*corners, (0.0, 0.0)], axis=0)
+    return math.floor(down), math.floor(right)
+
+
+def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
+    """COCO's segmentations as bool [H, W]: polygons ([x, y, x, y …], one or a list of them; those
+    that cannot be drawn are left out), or run lengths, compressed or not.
+
+    Polygons are filled by pycocotools (https://cocodataset.org/#format-data). Raises `CoPRSError`
+    where it is none of these.
+    """
     height, width = size
     try:
         if isinstance(segmentation, dict):
-            rle, counts = dict(segmentation), segmentation["counts"]
-            if tuple(rle["size"]) != size:
-                raise ValueError(f"it is of size {rle['size']}")
-            if isinstance(counts, list):
-                rle = coco.frPyObjects(rle, height, width)
-            elif isinstance(counts, str):
-                rle["counts"] = counts.encode("ascii")
-            return coco.decode(rle).astype(bool)
-        many = segmentation if isinstance(segmentation[0], list | tuple) else [segmentation]
-        polygons = [[float(v) for v in polygon] for polygon in many]
-        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-            raise ValueError("a polygon has three points at least")
+            if tuple(segmentation["size"]) != size:
+                raise ValueError(f"it is of size {shortened(segmentation['size'])}")
+            return decode_rle(segmentation)
+        coco, (polygons, _) = _coco(), polygons_of(segmentation)
+        if not polygons:
+            raise ValueError("a polygon has three points at least, near the picture")
         return coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))).astype(bool)
+    except CoPRSError:
+        raise
     except Exception as problem:  # a library in C raises anything over such values
         raise CoPRSError(
             f"The segmentation of {where} is neither polygons nor run lengths of a picture of "
-            f"{width}×{height} ({problem}): correct it."
+            f"{width}×{height} ({first_line(problem)}): correct it."
         ) from problem
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _PLAIN | _ARRAYS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+def _coco() -> Any:
+    try:
+        from pycocotools import mask
+    except ModuleNotFoundError as problem:
+        raise CoPRSError(needed("pycocotools")) from problem
+    return mask
+
+
+def asked(text: str, where: str) -> str:
+    """An instruction of a data set as it is written; raises `CoPRSError`, which names the place,
+    where it cannot be asked or was read in the wrong encoding."""
+    try:
+        if isinstance(text, str):
+            text = check_legible(from_western(text, "It"), "It")
+        return check_instruction(text)
+    except CoPRSError as problem:
+        raise CoPRSError(f"The instruction in {where} cannot be asked. {problem}") from problem
+
+
+def read_json(path: Path) -> Any:
+    """The values of a file of JSON, as `read_text` reads it."""
+    return json.loads(read_text(path))
 
 
 def plain_pickle(path: Path) -> Any:
@@ -79,8 +185,8 @@ def plain_pickle(path: Path) -> Any:
 
     Raises `CoPRSError` where it asks for anything else: to read that would be to run it.
     """
-    with reading(f"{path} is no pickle of plain values"), path.open("rb") as file:
-        return _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
+    with reading(f"{path} is no pickle of plain values"):
+        return PlainUnpickler(path.read_bytes()).load()
 
 
 class Table:
@@ -150,7 +256,7 @@ def needed(library: str) -> str:
 
 def nothing_found(what: str, looked: list[Path], root: Path) -> CoPRSError:
     """A wrong layout: what was looked for, and what is there."""
-    there = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    there = [path.name for path in visible(root.iterdir())] if root.is_dir() else []
     found = ", ".join(there[:8]) + (" …" if len(there) > 8 else "")
     wanted = " or ".join(str(path) for path in looked)
     return CoPRSError(

@@ -58,20 +58,30 @@ def interval_of_mean(values: np.ndarray, rng: np.random.Generator) -> tuple[floa
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two runs: their names, the differences by measure, and the rows that both have."""
+    """Two runs: their names, the differences by measure, the rows that both have, how many `alone`
+    one has, and how many were `unread` in one or both."""
 
     names: tuple[str, str]
     differences: dict[str, Difference]
     rows: tuple[list[Row], list[Row]]
     groups: dict
     alone: int
+    unread: int = 0
 
     def table(self) -> str:
         """As text for a terminal."""
         names, count = self.names, len(self.rows[0])
         lines = [f"A {names[0]}", f"B {names[1]}", f"{count:,} items that both answered"]
+        failed = [sum(bool(row.problem) for row in rows) for rows in self.rows]
+        if any(failed):
+            lines[-1] = (
+                f"{count:,} items that both have; not answered, which counts as 0: "
+                f"A {failed[0]:,}, B {failed[1]:,}"
+            )
         if self.alone:
             lines.append(f"{self.alone:,} items that only one answered are left out")
+        if self.unread:
+            lines.append(f"{self.unread:,} items that could not be read are left out")
         lines.append(
             f"{'':14}{'A':>8}{'B':>8}{'B − A':>9}{'95 %':>18}{'p':>8}{'better':>8}{'worse':>7}"
         )
@@ -117,6 +127,8 @@ def compare(first: Path, second: Path) -> Comparison:
             )
     found = [{row.index: row for row in read_rows(folder)} for folder in (first, second)]
     shared = sorted(found[0].keys() & found[1].keys())
+    unread = {row.index for rows in found for row in rows.values() if row.unread}
+    shared = [i for i in shared if i not in unread]
     shared = [i for i in shared if found[0][i].instruction == found[1][i].instruction]
     if len(shared) < 2:
         raise CoPRSError(f"{first} and {second} share {len(shared)} items: two are needed.")
@@ -130,5 +142,6 @@ def compare(first: Path, second: Path) -> Comparison:
     }
     differences = {n: paired(*(np.array(v, float) for v in pair)) for n, pair in measures.items()}
     a_name, b_name = (f"{s['model']} ({f})" for s, f in zip(settings, (first, second), strict=True))
-    alone = len(found[0].keys() | found[1].keys()) - len(shared)
-    return Comparison((a_name, b_name), differences, (a, b), runs[0]["groups"], alone)
+    alone = len((found[0].keys() | found[1].keys()) - unread) - len(shared)
+    groups = runs[0]["groups"]
+    return Comparison((a_name, b_name), differences, (a, b), groups, alone, len(unread))

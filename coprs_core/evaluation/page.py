@@ -11,9 +11,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from coprs_core.evaluation.report import AT, Line, in_digits
+from coprs_core.evaluation.report import AT, Line, faults, in_digits
 from coprs_core.evaluation.rows import STEPS, Row
-from coprs_core.evaluation.run import CASES, SHOWN, Settings
+from coprs_core.evaluation.run import CASES, NAMES, SHOWN, Settings
 
 PAGE = "report.html"
 MOST_POINTS = 3000
@@ -51,6 +51,7 @@ def write_page(folder: Path, rows: list[Row], run: dict[str, Any], scores: dict)
         f"<div>{_curve(scores)}<p class=quiet>Mean IoU of the prior with the truth, where it "
         "counts from a threshold on.</p></div></div>",
         f"<h2>By group</h2>{_groups(scores)}",
+        _problems(scores),
         *_cases(rows, folder / CASES),
     ]
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{title}"
@@ -58,7 +59,7 @@ def write_page(folder: Path, rows: list[Row], run: dict[str, Any], scores: dict)
         f"<!doctype html><html lang=en>{head}</title><style>{_STYLE}</style>{''.join(parts)}</html>"
     )
     path = folder / PAGE
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors=NAMES)
     return path
 
 
@@ -69,6 +70,7 @@ def _what_was_run(rows: list[Row], run: dict, settings: Settings, scores: dict) 
     lines = [
         f"{len(rows):,} items of split {settings.split}, {failed}. "
         + (f"{left:,} more are still to come." if left else "Nothing is skipped."),
+        *faults(scores),
         f"Counted as {scores['protocol']}.",
         f"{engine} · {settings.at_once} at once · judge {settings.judge} · begun {run['began']}",
         " · ".join(f"{k} {v}" for k, v in run["versions"].items()),
@@ -136,6 +138,16 @@ def _groups(scores: dict) -> str:
         f"<div class=wide><table><thead><tr><th></th>{heads}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _problems(scores: dict) -> str:
+    """The items that were not answered, each with its reason."""
+    told, count = scores["problems"], scores["failed"]["not answered"]
+    if not told:
+        return ""
+    lines = "".join(f"<li>item {one['item']}: {escape(one['problem'])}</li>" for one in told)
+    more = f"<p class=quiet>and {count - len(told):,} more</p>" if count > len(told) else ""
+    return f"<h2>Not answered</h2><ul>{lines}</ul>{more}"
 
 
 def _scatter(rows: list[Row], line: Line | None) -> str:

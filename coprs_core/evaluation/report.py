@@ -27,6 +27,8 @@ _TARGETS = (("no target", 0, 1), ("1 target", 1, 2), ("2 and more targets", 2, m
 RESAMPLES, SHARE, SEED = 1000, 0.95, 0
 """Of the bootstrap (Efron 1979; percentiles)."""
 AT = (0.5, 0.7, 0.9)
+PROBLEMS = 20
+"""Items that were not answered, of which a report says why; their rows say it of all."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,13 @@ def report(
     groups: dict[str, tuple[str, Tag]] | None = None,
     protocol: Protocol = USUAL,
 ) -> dict:
-    """All measures: overall with intervals, what failed, by the data set's groups, by size and
-    number of targets, by length of instruction and thought.
+    """All measures: overall with intervals, what failed and why, what was wrong with the data, by
+    the data set's groups, by size and number of targets, by length of instruction and thought.
 
     `groups` are those of `Dataset`: name → (tag, value).
     """
     line = line_of(rows)
-    nothing = [r for r in rows if r.size is None]
+    nothing = [r for r in rows if r.is_nothing_there]
     silent = [r for r in rows if r.is_nothing_found]
     thoughts = [r for r in rows if r.thought is not None and r.is_masked]
     told = [r.thought or 0.0 for r in thoughts]
@@ -143,8 +145,14 @@ def report(
             "unfinished or unreadable": sum(r.is_failed and not r.problem for r in rows),
             "not answered": sum(bool(r.problem) for r in rows),
         },
+        "unread": sum(r.unread for r in rows),
+        "problems": [{"item": r.index, "problem": r.problem} for r in rows if r.problem][:PROBLEMS],
+        "left_out": {
+            "polygons": sum(r.left_out for r in rows),
+            "items": sum(bool(r.left_out) for r in rows),
+        },
         "nothing_there": {
-            "precision": _mean(r.size is None for r in silent),
+            "precision": _mean(r.is_nothing_there for r in silent),
             "recall": _mean(r.is_nothing_found for r in nothing),
         },
         "line": line and asdict(line),
@@ -168,9 +176,9 @@ def grouped(rows: list[Row], groups: dict[str, tuple[str, Tag]]) -> dict[str, li
     found = {name: [r for r in rows if is_in(r)] for name, is_in in members.items()}
     measured: tuple[tuple[str, tuple, Callable[[Row], float | None]], ...] = (
         ("target", SIZES, lambda r: r.size),
-        ("", _TARGETS, lambda r: r.things),
-        ("instruction", _INSTRUCTIONS, lambda r: len(r.instruction.split())),
-        ("thought", _THOUGHTS, lambda r: r.thought_words),
+        ("", _TARGETS, lambda r: None if r.unread else r.things),
+        ("instruction", _INSTRUCTIONS, lambda r: len(r.instruction.split()) or None),
+        ("thought", _THOUGHTS, lambda r: None if r.unread else r.thought_words),
     )
     for prefix, steps, value in measured:
         for name, low, high in steps:
@@ -209,7 +217,22 @@ def table(scores: dict) -> str:
     lines.append(f"R(prior IoU, mask IoU) = {in_digits(scores['prior_mask_correlation'])}")
     failed = " · ".join(f"{count} {what}" for what, count in scores["failed"].items())
     lines.append(f"{failed} · {scores['protocol']}")
+    lines += faults(scores)
     return "\n".join(lines)
+
+
+def faults(scores: dict) -> list[str]:
+    """What was wrong with the data, a sentence each; none where nothing was."""
+    unread, left_out = scores["unread"], scores["left_out"]
+    told = []
+    if unread:
+        told.append(f"{unread:,} items could not be read: each counts 0.")
+    if left_out["polygons"]:
+        told.append(
+            f"{left_out['polygons']:,} polygons of {left_out['items']:,} items could not be drawn: "
+            "they are left out of the true masks."
+        )
+    return told
 
 
 def in_digits(value: float | None) -> str:

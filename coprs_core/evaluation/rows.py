@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ import numpy as np
 
 from coprs_core.answer.results import Result
 from coprs_core.answer.together import AT_ONCE, Question, answer_together
-from coprs_core.datasets.example import Example, Tag
-from coprs_core.errors import CoPRSError
+from coprs_core.datasets.example import Example, Tag, Unread
+from coprs_core.errors import CoPRSError, first_line
 from coprs_core.evaluation.protocols import USUAL, Protocol
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS
+from coprs_core.photos import Photo
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
     FOUND,
@@ -40,6 +42,8 @@ class Row:
         instruction: as it was asked; `things`: how many it means.
         size: the target's share of the picture; None where nothing fits.
         outcome: of the answer; "failed" with `problem` where the item could not be answered at all.
+        unread: whether the item itself could not be read: what it asks and means is not known.
+        left_out: polygons of the true masks that could not be drawn, and are not in them.
         reason: of the outcome, in a sentence.
         well_formed: whether the reply keeps to the form, or its coordinates can be read.
         scores: further measures that the data set knows, each where it applies.
@@ -73,6 +77,13 @@ class Row:
     tokens: int = 0
     seconds: float = 0.0
     problem: str = field(default="")
+    unread: bool = False
+    left_out: int = 0
+
+    @property
+    def is_nothing_there(self) -> bool:
+        """Whether it is known that nothing fits."""
+        return self.size is None and not self.unread
 
     @property
     def is_nothing_found(self) -> bool:
@@ -142,11 +153,20 @@ def _has_form(result: Result, example: Example) -> bool:
     return result.outcome != UNFINISHED
 
 
-def not_answered(example: Example, problem: str, protocol: Protocol = USUAL) -> Row:
-    """The row of an item that could not be answered: it counts, with its reason."""
+def not_answered(example: Example | Unread, problem: str, protocol: Protocol = USUAL) -> Row:
+    """The row of an item that could not be answered, or not even read: it counts, with its
+    reason."""
+    if isinstance(example, Unread):
+        return _unread(example.index, problem)
     truth = example.truth
     areas = protocol.areas(np.zeros_like(truth), truth, example.ignore)
     return replace(_blank(example, truth), reason=problem, problem=problem, mask=areas, prior=areas)
+
+
+def _unread(index: int, problem: str) -> Row:
+    nothing = Example(index, None, "", (), (1, 1))
+    row = _blank(nothing, nothing.truth)
+    return replace(row, reason=problem, problem=problem, unread=True)
 
 
 def _blank(example: Example, truth: np.ndarray) -> Row:
@@ -165,28 +185,51 @@ def _blank(example: Example, truth: np.ndarray) -> Row:
         prior=(0, 0),
         mask_iou=0.0,
         prior_iou=0.0,
+        left_out=example.left_out,
     )
 
 
 def answered(
     engine: Engine,
-    examples: Iterable[Example],
+    examples: Iterable[Example | Unread],
     protocol: Protocol = USUAL,
     at_once: int = AT_ONCE,
     max_new_tokens: int | None = None,
-) -> Iterator[tuple[Row, Example, Result | None]]:
+) -> Iterator[tuple[Row, Example | Unread, Result | None]]:
     """Answer examples, `at_once` together: a row each, in the order in which they end. Nothing is
-    skipped: what cannot be answered is a row, too."""
+    skipped: what cannot be read or answered is a row, too."""
     last = time.perf_counter()
-    questions = (Question(e.photo, e.instruction, e) for e in examples)
-    for question, answer in answer_together(engine, questions, at_once, max_new_tokens):
+    for question, answer in answer_together(
+        engine, map(_question, examples), at_once, max_new_tokens
+    ):
         example, now = question.about, time.perf_counter()
-        if isinstance(answer, CoPRSError):
-            row, result = not_answered(example, str(answer), protocol), None
-        else:
-            row, result = measure(example, answer, protocol), answer
+        row, result = _row(example, answer, protocol)
         yield replace(row, seconds=round(now - last, 4)), example, result
         last = now
+
+
+def _question(example: Example | Unread) -> Question:
+    """What is asked about an example. One that could not be read is a photo that cannot be
+    opened."""
+    if isinstance(example, Example):
+        return Question(example.photo, example.instruction, example)
+    opening: Future[Photo] = Future()
+    opening.set_exception(CoPRSError(example.problem))
+    return Question(opening, "", example)
+
+
+def _row(
+    example: Example | Unread, answer: Result | CoPRSError, protocol: Protocol
+) -> tuple[Row, Result | None]:
+    """The row of an answer, and the answer where there is one that can be measured."""
+    try:
+        if isinstance(example, Example) and isinstance(answer, Result):
+            return measure(example, answer, protocol), answer
+        return not_answered(example, str(answer), protocol), None
+    except Exception as problem:  # masks of a data set that do not go together
+        why = f"Item {example.index} cannot be measured ({first_line(problem)}): correct it."
+        told = str(problem) if isinstance(problem, CoPRSError) else why
+        return _unread(example.index, told), None
 
 
 def evaluate(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
 
 RUN, ROWS, CASES = "run.json", "rows-{}-of-{}.jsonl", "cases"
+NAMES = "backslashreplace"
+"""How a file's name that is no UTF-8 is written: in JSON that is its own escape, too."""
 SHOWN = 8
 """Pictures of each: the best, the worst, and some at random."""
 
@@ -109,23 +111,23 @@ def run(
 ) -> Iterator[Row]:
     """Answer what is left of a run, and write it.
 
-    Yields the rows as they are written. Memory stays that of the replies under way. Raises
-    `CoPRSError` where the folder holds another run, or the data cannot be read.
+    Yields the rows as they are written; an item that cannot be read is one, too. Memory stays that
+    of the replies under way. Raises `CoPRSError` where the folder holds another run.
     """
     begin(folder, settings, engine, dataset)
     path = folder / ROWS.format(shard.number, shard.count)
     done = _done(folder, path)
     left = (n for n in numbers_of(dataset, settings, shard) if n not in done)
-    examples = (example for n in left if (example := dataset.item(n)))
+    examples = (example for n in left if (example := dataset.tried(n)))
     cases = _Cases(folder / CASES, path)
     counting, at_once = settings.counting, settings.at_once
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors=NAMES) as file:
         for row, example, result in answered(
             engine, examples, counting, at_once, settings.max_new_tokens
         ):
-            if judge is not None and result is not None:
-                row = judge.judged(row, example, result)
-            cases.consider(row, example, result)
+            if isinstance(example, Example) and result is not None:
+                row = row if judge is None else judge.judged(row, example, result)
+                cases.consider(row, example, result)
             file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
             file.flush()
             yield row
@@ -151,7 +153,8 @@ def begin(folder: Path, settings: Settings, engine: Engine, dataset: Dataset) ->
     told = {"settings": ours, "began": began, "engine": engine_now, "groups": dataset.groups}
     told["versions"] = package_versions()
     part = path.with_suffix(f".{os.getpid()}")  # several processes may begin together
-    part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    written = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    part.write_text(written, encoding="utf-8", errors=NAMES)
     part.replace(path)
 
 
@@ -185,10 +188,9 @@ def read_rows(folder: Path) -> list[Row]:
     A last line that a kill cut short is not one.
     """
     rows: dict[int, Row] = {}
-    for path in sorted(folder.glob(ROWS.format("*", "*"))):
-        for row in _rows(path):
-            if row.index not in rows or rows[row.index].problem:  # it was asked anew
-                rows[row.index] = row
+    for row in _all_rows(folder):
+        if row.index not in rows or rows[row.index].problem:  # it was asked anew
+            rows[row.index] = row
     if not rows:
         raise CoPRSError(f"{folder} holds no rows yet: run `python -m coprs_core evaluate` first.")
     return [rows[index] for index in sorted(rows)]
@@ -208,9 +210,9 @@ def _rows(path: Path) -> Iterator[Row]:
 
 def left_to_others(folder: Path, dataset: Dataset, settings: Settings, own: range) -> int:
     """How many items of a run beside the `own` ones are not there yet."""
-    there = _written(folder).union(own)
+    there = {row.index for row in _all_rows(folder)}.union(own)
     left = [n for n in numbers_of(dataset, settings, Shard()) if n not in there]
-    return len(left) if any(dataset.item(n) for n in left) else 0  # else they are passed over
+    return len(left) if any(dataset.tried(n) for n in left) else 0  # else they are passed over
 
 
 def answered_before(folder: Path, numbers: range) -> int:
@@ -228,8 +230,11 @@ def _done(folder: Path, own: Path) -> set[int]:
 
 def _written(folder: Path) -> set[int]:
     """The numbers of the items that were answered; others are asked anew."""
-    rows = (row for path in folder.glob(ROWS.format("*", "*")) for row in _rows(path))
-    return {row.index for row in rows if not row.problem}
+    return {row.index for row in _all_rows(folder) if not row.problem}
+
+
+def _all_rows(folder: Path) -> Iterator[Row]:
+    return (row for path in sorted(folder.glob(ROWS.format("*", "*"))) for row in _rows(path))
 
 
 class _Cases:
@@ -242,10 +247,8 @@ class _Cases:
             if self._path(row.index).is_file():
                 self._wanted(row)
 
-    def consider(self, row: Row, example: Example, result: Result | None) -> None:
+    def consider(self, row: Row, example: Example, result: Result) -> None:
         """Keep a picture of an item where it is among those; let go of what no longer is."""
-        if result is None:
-            return
         before = self._kept()
         if self._wanted(row):
             self._folder.mkdir(parents=True, exist_ok=True)

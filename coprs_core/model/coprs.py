@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coprs_core.errors import CoPRSError, shortened
+from coprs_core.files import read_text
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
 from coprs_core.model.mllm import Mllm
@@ -91,7 +92,7 @@ class CoPRSConfig:
     def read(cls, path: Path) -> "CoPRSConfig":
         """The config in a file coprs.json; raises `CoPRSError` where it is broken."""
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(read_text(path)))
         except (ValueError, RecursionError, OSError) as problem:
             raise CoPRSError(
                 f"{path} cannot be read as JSON ({shortened(problem, 120)}): copy it again from "

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.errors import CoPRSError, meant
+from coprs_core.files import read_text, visible
 from coprs_core.prompts import MAX_NEW_TOKENS
 from coprs_core.training.objective import PRESETS, Objective
 from coprs_core.training.rates import Rates
 
 FOLDER = Path(__file__).parent / "recipes"
-NAMES = tuple(sorted(p.stem for p in FOLDER.glob("*.toml") if p.stem != "mini"))
+NAMES = tuple(p.stem for p in visible(FOLDER.glob("*.toml")) if p.stem != "mini")
 """Of joint training; recipes/mini.toml is read by `mini.recipe`."""
 
 
@@ -117,8 +118,8 @@ def read_recipe(name: str, changes: list[str] | None = None) -> JointRecipe:
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file; raises `CoPRSError` where it is none."""
     try:
-        return _toml().loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as problem:
+        return _toml().loads(read_text(path))
+    except (ValueError, CoPRSError) as problem:
         raise CoPRSError(f"{path} is no TOML ({problem}): correct it.") from problem
 
 

@@ -1,0 +1,136 @@
+"""Shapes as labelme writes them: polygons, rectangles, circles and masks.
+
+See https://github.com/wkentaro/labelme.
+"""
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from coprs_core.datasets.stored import is_drawable, needed, size_of
+from coprs_core.errors import CoPRSError, shortened
+from coprs_core.photos import MAX_SIDE
+
+_FILLED = ("polygon", "rectangle", "circle", "mask")
+_NO_AREA = ("line", "linestrip", "point", "points")
+
+
+def frame_of(
+    written: dict[str, Any], shapes: list[dict]
+) -> tuple[tuple[int, int] | None, tuple[float, float]]:
+    """The (height, width) of the picture that shapes were drawn on, where the file tells it, and
+    how far down and how far right they go."""
+    told = size_of({"height": written.get("imageHeight"), "width": written.get("imageWidth")})
+    corners = [corners for shape in shapes if (corners := _corners(shape)) is not None]
+    right, down = np.concatenate([*corners, np.zeros((1, 2))]).max(axis=0)
+    return told, (int(down), int(right))
+
+
+def mask_of_shapes(
+    shapes: list[dict], size: tuple[int, int], where: str
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Target and regions to ignore, bool [H, W], and how many shapes could not be drawn.
+
+    As LISA does, with the same library: large shapes first, whole pixels, borders included; "flag"
+    shapes mean nothing. Raises `CoPRSError` for a kind of shape that has no area or is not known,
+    and `ValueError` where there are shapes and none can be drawn.
+    """
+    drawn, left_out = [], 0
+    for shape in shapes:
+        label = shape["label"].lower()
+        if label == "flag":
+            continue
+        mask = _draw(shape, size, where)
+        if mask is None:
+            left_out += 1
+        else:
+            drawn.append((mask, "ignore" in label))
+    if left_out and not drawn:
+        raise ValueError("a shape has points [x, y] near the picture")
+    target, ignore = np.zeros((2, *size), bool)
+    for i in np.argsort([int(mask.sum()) for mask, _ in drawn])[::-1]:
+        mask, is_ignored = drawn[i]
+        target[mask], ignore[mask] = not is_ignored, is_ignored
+    return target, ignore, left_out
+
+
+def _corners(shape: Any) -> np.ndarray | None:
+    """The points of a shape, float64 [N, 2]; None where it has none that can be drawn."""
+    try:
+        points = np.array(shape["points"], np.float64)
+    except (TypeError, ValueError, LookupError, OverflowError):
+        return None
+    is_flat = points.ndim == 2 and points.shape[1] == 2 and len(points) > 0
+    return points if is_flat and is_drawable(points) else None
+
+
+def _draw(shape: dict, size: tuple[int, int], where: str) -> np.ndarray | None:
+    """A shape as bool [H, W]; None where it cannot be drawn."""
+    kind = shape.get("shape_type") or "polygon"
+    if kind not in _FILLED:
+        why = "has no area" if kind in _NO_AREA else "is not known"
+        raise CoPRSError(
+            f"{where} has a shape of the kind {shortened(kind)!r}, which {why}: draw it as a "
+            f"{', a '.join(_FILLED[:-1])} or a {_FILLED[-1]}, or take it out."
+        )
+    points = _corners(shape)
+    if points is None or (kind != "polygon" and len(points) < 2):
+        return None
+    ways: dict[str, Callable[[], np.ndarray | None]] = {
+        "polygon": lambda: _filled(points, size),
+        "rectangle": lambda: _filled(_around(points), size),
+        "circle": lambda: _circle(points, size),
+        "mask": lambda: _pasted(shape.get("mask"), points, size),
+    }
+    return ways[kind]()
+
+
+def _around(points: np.ndarray) -> np.ndarray:
+    """The four corners of a rectangle from two of them, or as they are."""
+    if len(points) != 2:
+        return points
+    (x0, y0), (x1, y1) = points
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+
+
+def _filled(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    try:
+        import cv2
+    except ModuleNotFoundError as problem:
+        raise CoPRSError(needed("opencv-python-headless")) from problem
+    mask = np.zeros(size, np.uint8)
+    corners = [points.astype(np.int32)]
+    cv2.polylines(mask, corners, True, (1,), 1)
+    cv2.fillPoly(mask, corners, (1,))
+    return mask > 0
+
+
+def _circle(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """From the middle and a point of the border."""
+    (x, y), border = points[0], points[1]
+    radius = np.hypot(*(border - points[0]))
+    down, right = np.ogrid[: size[0], : size[1]]
+    return (right - x) ** 2 + (down - y) ** 2 <= radius**2
+
+
+def _pasted(coded: Any, points: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """A PNG in base64 whose corners lie at two points; None where it is none."""
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(coded)), formats=("PNG",))
+        if max(image.size) > MAX_SIDE:
+            return None
+        pixels = np.asarray(image.convert("L")) > 0
+    except Exception:  # decoders raise anything at all over what is no picture
+        return None
+    mask = np.zeros(size, bool)
+    left, top = (int(v) for v in points.min(axis=0))
+    rows = slice(max(top, 0), min(top + pixels.shape[0], size[0]))
+    columns = slice(max(left, 0), min(left + pixels.shape[1], size[1]))
+    if rows.start < rows.stop and columns.start < columns.stop:
+        inside = pixels[rows.start - top :, columns.start - left :]
+        mask[rows, columns] = inside[: rows.stop - rows.start, : columns.stop - columns.start]
+    return mask

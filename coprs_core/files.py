@@ -1,0 +1,105 @@
+"""Files that other people and other systems wrote: their texts, their names, their by-products."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from coprs_core.errors import CoPRSError
+
+_MARKS = {  # what a text begins with that tells its encoding; the longer ones first
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    b"\xef\xbb\xbf": "utf-8-sig",
+}
+_QUOTES = frozenset("…‘’“”–—")
+_WESTERN = _QUOTES | frozenset(
+    "€™ £«°´»½¿¡" + "".join(chr(c) for c in range(0xC0, 0x100) if c not in (0xD7, 0xF7))
+)
+_STRAY, _FOREIGN = re.compile("[\udc80-\udcff]"), re.compile("[^\0-\x7f]+")
+_ILLEGIBLE = re.compile("[\0\x80-\x84\x86-\x9f\ufffd]")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file: UTF-8, or UTF-16 where its first bytes say so, without the mark that it
+    may begin with.
+
+    Raises `CoPRSError` for any other encoding: to guess at GBK or cp1252 would be to read rubbish.
+    """
+    return decoded(path.read_bytes(), str(path))
+
+
+def decoded(stored: bytes, where: str) -> str:
+    """The text of bytes, as `read_text`."""
+    encoding = next((name for mark, name in _MARKS.items() if stored.startswith(mark)), "utf-8")
+    try:
+        text = stored.decode(encoding)
+    except UnicodeDecodeError as problem:
+        line = stored.count(b"\n", 0, problem.start) + 1
+        raise CoPRSError(
+            f"{where} is no UTF-8 text (its line {line} holds the byte "
+            f"0x{problem.object[problem.start]:02X}): write it so."
+        ) from problem
+    if "\0" in text[:1000] or (stored and not text and encoding != "utf-8-sig"):
+        raise CoPRSError(f"{where} is no UTF-8 text (it holds bytes of another): write it so.")
+    return text
+
+
+def from_western(text: str, where: str) -> str:
+    """Text that was decoded from UTF-8 with `surrogateescape`: what is left of bytes is read as
+    letters and quotes of Windows' Western alphabet (cp1252), as older English data sets have them.
+
+    Raises `CoPRSError` where such letters stand side by side, which English has not: the text is of
+    another encoding, such as GBK.
+    """
+
+    def read(found: re.Match) -> str:
+        run = found[0]
+        if not _STRAY.search(run):
+            return run
+        try:
+            letters = run.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+        except UnicodeEncodeError:  # half a character stands beside it
+            letters = "\ufffd"
+        if set(letters) <= _WESTERN and sum(c not in _QUOTES for c in letters) <= 1:
+            return letters
+        raise CoPRSError(f"{where} is neither UTF-8 nor English in cp1252: write it as UTF-8.")
+
+    return _FOREIGN.sub(read, text)
+
+
+def check_legible(text: str, where: str) -> str:
+    """The text as it is; raises `CoPRSError` where it holds what only a wrong decoding leaves."""
+    if found := _ILLEGIBLE.search(text):
+        raise CoPRSError(
+            f"{where} was written in another encoding than it was read in (it holds "
+            f"U+{ord(found[0]):04X}): write it again as UTF-8."
+        )
+    return text
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """Paths in order, without those whose names begin with a dot: macOS keeps `._a.jpg` beside
+    a.jpg, which is no picture."""
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def found(path: Path) -> Path:
+    """The file that a path means: itself, or the one whose name is the same but for the Unicode
+    form (é as one character or as two) or the case of its ending; itself where there is none."""
+    if path.exists() or path.parent == path:
+        return path
+    folder, alike = found(path.parent), same_name(path.name)
+    if not folder.is_dir():
+        return path
+    names = (one for one in sorted(os.listdir(folder)) if same_name(one) == alike)
+    return next((folder / name for name in names), path)
+
+
+def same_name(name: str) -> str:
+    """What names have in common that differ only in Unicode form or in the case of the ending."""
+    stem, ending = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + ending.lower()
