@@ -15,7 +15,6 @@ Where an answer has several regions, prior, mask and cut-out are of all together
 """
 
 import io
-import json
 import re
 import tempfile
 import zipfile
@@ -37,6 +36,7 @@ from coprs_core.answer.pictures import (
 )
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
+from coprs_core.parsing import from_json
 from coprs_core.photos import MAX_SIDE, Photo, open_photo
 from coprs_core.probes import STEMS
 from coprs_core.probes.finding import Finding
@@ -184,7 +184,7 @@ def _opened(path: Path, most_pixels: int | None) -> Saved:
             f"{path} holds several answers, one folder each: give one of those folders."
         )
     with _reader(path) as read:
-        values = json.loads(read("result.json", _MAX_JSON_BYTES))
+        values = from_json(read("result.json", _MAX_JSON_BYTES))
         photo = open_photo(read("photo.png", 2 * MAX_SIDE**2))
         if most_pixels and photo.size[0] * photo.size[1] > most_pixels:
             raise CoPRSError(
@@ -205,7 +205,7 @@ def _trace(read: Read, photo_size: tuple[int, int]) -> Sentences | None:
     try:
         files = [read(MASKS, MAX_SAVED_PIXELS + _NPY_HEADER)]
         files.append(read("sentences.npy", 2 * MAX_SAVED_PIXELS + _NPY_HEADER))
-        values = json.loads(read("sentences.json", _MAX_JSON_BYTES))
+        values = from_json(read("sentences.json", _MAX_JSON_BYTES))
     except (FileNotFoundError, KeyError):
         return None
     masks, priors = (_array(io.BytesIO(file)) for file in files)

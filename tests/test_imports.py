@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [  # from the ground up; a tuple is one floor whose modules may import one another
     ("coprs_core.errors", "coprs_core.sizes"),
     ("coprs_core.photos", "coprs_core.prompts", "coprs_core.metrics", "coprs_core.geometry"),
-    ("coprs_core.masks", "coprs_core.machine"),
+    ("coprs_core.masks", "coprs_core.machine", "coprs_core.parsing"),
     ("coprs_core.world",),
     ("coprs_core.model",),
     ("coprs_core.checkpoints",),

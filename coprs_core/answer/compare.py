@@ -1,6 +1,5 @@
 """An answer against another about the same photo, or against the truth."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError, plain
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
+from coprs_core.parsing import from_json
 from coprs_core.photos import readable
 
 _MAX_JSON_BYTES = 16_000_000
@@ -159,7 +159,7 @@ def _opened(path: Path, photo_size: tuple[int, int]) -> "Image.Image | dict":
     if path.suffix.lower() == ".json":
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError("far larger than a mask")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = from_json(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("no JSON object")
         return values

@@ -7,7 +7,6 @@ Nothing is asked of the network where the cache is complete.
 
 import errno
 import hashlib
-import json
 import os
 import sys
 import urllib.error
@@ -28,6 +27,7 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from coprs_core.errors import CoPRSError
+from coprs_core.parsing import from_json
 from coprs_core.sizes import expanded, free_disk, in_words
 
 Report = Callable[[str], None]
@@ -74,10 +74,10 @@ def _is_whole(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+            header = from_json(file.read(min(length, _MAX_HEADER_BYTES)))
         ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
         return path.stat().st_size >= 8 + length + max(ends, default=0)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 
@@ -87,9 +87,9 @@ def missing_shards(folder: Path) -> list[str]:
     missing = [] if any(folder.rglob("*.safetensors")) else ["*.safetensors"]
     for index in folder.rglob("*.safetensors.index.json"):
         try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            named = set(from_json(index.read_text(encoding="utf-8"))["weight_map"].values())
             missing += sorted(n for n in named if not (index.parent / n).is_file())
-        except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, OSError):
             return [index.name]  # cut short, or not an index at all
     return missing
 

@@ -11,7 +11,6 @@ Without a listing, every `NAME.txt` is an instruction about `NAME.jpg` (or anoth
 """
 
 import glob
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import Image
 from coprs_core.answer.compare import read_truth
 from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.errors import CoPRSError
+from coprs_core.parsing import from_json
 from coprs_core.photos import Photo, open_photo
 from coprs_core.prompts import FOCUS_TOKEN, check_instruction, is_well_formed
 
@@ -117,7 +117,7 @@ def _in_order(path: Path) -> list[tuple[int, str]]:
 
 def _line(listing: Path, number: int, text: str) -> Line:
     try:
-        row = json.loads(text)
+        row = from_json(text)
         names = [row["photo"], *row["masks"]]
         is_one = all(isinstance(v, str) for v in (row["instruction"], *names))
         is_one = is_one and isinstance(row["masks"], list)

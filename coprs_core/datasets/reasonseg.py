@@ -5,7 +5,6 @@ Two layouts are read: LISA's folders (`val/*.jpg` with `*.json`), and the tables
 to ignore are kept apart in the former; the latter counts them as target.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.datasets.stored import Table, needed, nothing_found, picture
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import reading
+from coprs_core.parsing import from_json
 from coprs_core.prompts import check_instruction
 
 GROUPS: dict[str, tuple[str, Tag]] = {
@@ -74,7 +74,7 @@ def _annotation(path: Path) -> dict[str, Any]:
             text = stored.decode("utf-8")
         except UnicodeDecodeError:  # some of the published files are
             text = stored.decode("cp1252")
-        return json.loads(text)
+        return from_json(text)
     except ValueError as problem:
         raise CoPRSError(f"{path} is no JSON: copy it again from its source.") from problem
 

@@ -5,7 +5,6 @@ tables of `jxu124/refcoco…` (with pictures beside them), and those of `lmms-la
 pictures inside). An expression is an item: "testA" of RefCOCO has 5,657 in 1,975 objects.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.datasets.stored import Table, mask_of, nothing_found, picture, plain_pickle
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import reading
+from coprs_core.parsing import from_json
 from coprs_core.prompts import check_instruction
 
 _SPLITS = {
@@ -78,7 +78,7 @@ def _classic(place: Place, refs: Path) -> Dataset:
     with reading(f"{refs} and instances.json: they are {_NO_LAYOUT}"):
         chosen = [ref for ref in plain_pickle(refs) if ref["split"] == place.split]
         wanted = {ref["ann_id"] for ref in chosen}
-        written = json.loads(instances.read_text(encoding="utf-8"))
+        written = from_json(instances.read_text(encoding="utf-8"))
         annotations = {a["id"]: a for a in written["annotations"] if a["id"] in wanted}
         images = {image["id"]: image["file_name"] for image in written["images"]}
         objects = [(images[ref["image_id"]], annotations[ref["ann_id"]]) for ref in chosen]
@@ -105,7 +105,7 @@ def _from_table(place: Place, files: list[Path]) -> Dataset:
 
         def open_one(number: int) -> _Object:
             row = table.row(number)
-            segmentation = json.loads(row["raw_anns"])["segmentation"]
+            segmentation = from_json(row["raw_anns"])["segmentation"]
             return picture(pictures / Path(row["image_path"]).name), segmentation, f"row {number}"
 
         return _listed(place, files[0].name, said, open_one)

@@ -1,7 +1,6 @@
 """The whole figure: one frozen config, the four boxes as one module, and the stage in the
 middle."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, of_the_system, shortened
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
 from coprs_core.model.mllm import Mllm
 from coprs_core.model.prior import PositionalPrior
 from coprs_core.model.vision import VisionConfig, build_image_encoder
+from coprs_core.parsing import from_json
 from coprs_core.prompts import (
     FOCUS_TOKEN,
     IMAGE_SLOT,
@@ -91,8 +91,10 @@ class CoPRSConfig:
     def read(cls, path: Path) -> "CoPRSConfig":
         """The config in a file coprs.json; raises `CoPRSError` where it is broken."""
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, RecursionError, OSError) as problem:
+            return cls.from_dict(from_json(path.read_text(encoding="utf-8")))
+        except OSError as problem:
+            raise CoPRSError(of_the_system(problem)) from problem
+        except ValueError as problem:
             raise CoPRSError(
                 f"{path} cannot be read as JSON ({shortened(problem, 120)}): copy it again from "
                 "its source."
@@ -126,8 +128,8 @@ def _check_entries(prefix: str, values: dict, like: dict) -> None:
         what, is_right = _judged(key, value, like[name])
         if not is_right:
             raise CoPRSError(
-                f"coprs.json: {key} is {shortened(value, 40)!r} and {what} was expected: copy it "
-                "again from its source."
+                f"coprs.json: {key} is {shortened(value, 40)!r} and {what} was expected: correct "
+                "it, or copy the file again from its source."
             )
         if isinstance(like[name], dict):
             _check_entries(f"{key}.", value, like[name])
