@@ -136,16 +136,11 @@ def _connected(cluster: Cluster) -> Any:
         if not ray.is_initialized():
             address = None if cluster.address == LOCAL else cluster.address
             ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except RayError as problem:  # its AuthenticationError, which older ones do not have
+    except (RayError, ConnectionError, ValueError, RuntimeError, OSError) as problem:
         raise CoPRSError(
-            f"The Ray cluster {cluster.address!r} did not let this in ({first_line(problem)}): set "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as where it was started."
-        ) from problem
-    except (ConnectionError, ValueError, RuntimeError, OSError) as problem:
-        raise CoPRSError(
-            f"The Ray cluster {cluster.address!r} cannot be reached ({first_line(problem)}): "
-            "start it with `ray start --head` (with RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN on "
-            "all machines strangers are kept out), or give --ray local."
+            f"The Ray cluster {cluster.address!r} cannot be reached ({first_line(problem)}): start "
+            "it with `ray start --head`, set RAY_AUTH_MODE and RAY_AUTH_TOKEN here as they are "
+            "there, or give --ray local."
         ) from problem
     data.DataContext.get_current().enable_progress_bars = False
     return data
@@ -166,15 +161,19 @@ def _make_token() -> None:
 
 def _reached_by() -> str:
     """Who reaches the Ray that was started here, in a sentence."""
-    ports = sorted(
-        connection.laddr.port
-        for process in psutil.Process().children(recursive=True)
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("0.0.0.0", "::")
-    )
-    if not ports:
-        return "Ray listens on this machine alone."
-    where = f"Ray listens on all network interfaces (ports {', '.join(map(str, ports))})"
+    try:
+        ports = sorted(
+            connection.laddr.port
+            for process in psutil.Process().children(recursive=True)
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("0.0.0.0", "::")
+        )
+    except psutil.Error:  # some systems tell this to their administrator alone
+        where = "Ray may listen on all network interfaces"
+    else:
+        if not ports:
+            return "Ray listens on this machine alone."
+        where = f"Ray listens on all network interfaces (ports {', '.join(map(str, ports))})"
     if _asks_for_token():
         return (
             f"{where} and lets in who knows its token. Other machines join with "
