@@ -1414,6 +1414,22 @@ def test_the_examples_in_python_run(capsys, monkeypatch, number, words):
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "instruction, words",
+    [('"the aeroplane"', "found"), (f'"{RAIN}", 1', "no thought to trace"), ('" "', "is empty")],
+)
+def test_the_examples_in_python_end_well_whatever_the_answer(
+    capsys, monkeypatch, instruction, words
+):
+    monkeypatch.chdir(ROOT)
+    for block in python_blocks("python.md")[:2]:
+        assert f'"{RAIN}"' in block
+        if "is empty" in words and "except" not in block:
+            continue
+        exec(block.replace(f'"{RAIN}"', instruction), {})
+    assert words in capsys.readouterr().out
+
+
 def test_the_endpoints_on_the_page_about_them_are_those_that_there_are():
     text = (ROOT / "assets" / "docs" / "api.md").read_text()
     table = [line for line in text.splitlines() if line.startswith("| `")]
