@@ -337,8 +337,8 @@ class Handlers:
     ) -> Values:
         """A sentence of the thought was changed: the model reads the thought so, and focuses
         again. What comes is the answer at hand, drawn over the one before it."""
-        lang = language(request)
-        with in_a_sentence(lang):
+        lang, finding = language(request), None
+        with in_a_sentence(lang), suppress(Unwanted):
             answered = given(lang, answered)
             before = answered.result
             now = sentences_of(before.reasoning)
@@ -346,17 +346,18 @@ class Handlers:
             text, was = getattr(event, "value", ""), getattr(event, "said", None)
             if not isinstance(text, str) or was != now[number]:
                 raise CoPRSError(say(lang, "changed_meanwhile"))
-            turn = self.turns.take(request)
+            is_wanted = partial(self.turns.has, request, self.turns.take(request))
             said = with_sentence(before.reasoning, number, text)
-            finding = self.server.ask(thought.ask, answered.photo, before, said)
+            photo, asked = answered.photo, (before, said)
+            finding = self.server.ask(thought.ask, photo, *asked, is_wanted=is_wanted)
+        if answered is None or finding is None or not is_wanted():
+            return {self.frame.steps: gr.skip()}
         changed = number if text.strip() else None
-        after = Answered(answered.photo, finding.result, changed=changed, file=answered.file)
-        pixels = np.asarray(answered.photo.image)
+        after = Answered(photo, finding.result, changed=changed, file=answered.file)
+        pixels = np.asarray(photo.image)
         if answered not in (recent or ()):  # the recorded one, or one under a link
             answered.thumbnail = canvas.thumbnail_of(pixels, before)
             recent = remembered(answered, recent or ())
-        if not self.turns.has(request, turn):
-            return {self.frame.steps: gr.skip()}
         return self._shown(lang, after, recent) | {
             self.frame.steps: page.steps(lang),  # it neither read nor thought
             self.frame.view: canvas.changed_view(lang, pixels, before, after.result),

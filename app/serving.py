@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from app.answers import Answers
 from app.options import Listening
@@ -66,6 +67,22 @@ def _gpu_taken_away() -> Generator[None, None, None]:
             "The borrowed GPU was taken away before this was finished: ask again, or ask for "
             "something shorter."
         ) from problem
+
+
+def while_awaited(is_wanted: Callable[[], bool] | None = None) -> Callable[[], bool]:
+    """Asks whether what is done in this thread is still wanted: as long as `is_wanted` says so, and
+    whoever asked for it through Gradio's queue reads the answer."""
+    page, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    asked = page._queue.event_ids_to_events.get(event_id) if page and event_id else None
+
+    def is_awaited() -> bool:
+        if page and asked:
+            awaited = page._queue.pending_event_ids_session.get(asked.session_hash, ())
+            if not asked.alive or event_id not in awaited:
+                return False
+        return is_wanted is None or is_wanted()
+
+    return is_awaited
 
 
 class ModelServer:
@@ -192,8 +209,9 @@ class ModelServer:
         """Everything that `work(engine, photo, *args)` yields, or the one thing it returns.
 
         Closing the generator ends the work. Raises `CoPRSError` as `work` does, and `Unwanted`
-        where it is no longer wanted before there is room for it.
+        where it is no longer wanted, or nobody waits for it any more, before there is room for it.
         """
+        is_wanted = while_awaited(is_wanted)
         features = self.engine.kept(photo) if self._has_worker else None
         carried = features and features.to("cpu")
         inside = closing(self._work(work, photo, carried, args))
@@ -223,7 +241,7 @@ class ModelServer:
         from coprs_core.answer.updates import Update
 
         # another process cannot ask, and is on a GPU, where reading is short
-        asked = () if self._has_worker else (is_wanted,)
+        asked = () if self._has_worker else (while_awaited(is_wanted),)
         args = instruction, self.engine.max_new_tokens, *asked
         if not self.room.is_free_for(photo):
             yield Update("reading")  # it waits, and may be stopped
@@ -245,10 +263,27 @@ class ModelServer:
         """Whether no work is under way, and the model's seconds are not counted."""
         return not self.is_borrowed and self.room.is_empty
 
-    def ask(self, work: Callable[..., Any], photo: Photo, *args: Any) -> Any:
-        """The one thing that `work(engine, photo, *args)` returns; otherwise as `run`."""
+    def ask(
+        self,
+        work: Callable[..., Any],
+        photo: Photo,
+        *args: Any,
+        is_wanted: Callable[[], bool] | None = None,
+    ) -> Any:
+        """The one thing that `work(engine, photo, *args)` returns; otherwise as `run`.
+
+        It ends between two layers of the model where it is no longer wanted.
+        """
+        from coprs_core.model.wanted import while_wanted
+
+        def watched(*given: Any) -> Any:
+            with while_wanted(awaited):
+                return work(*given)
+
+        awaited = while_awaited(is_wanted)
+        here = work if self._has_worker else watched  # another process cannot ask
         # to its end: what is kept of the photo comes after the answer
-        return list(self.run(work, photo, *args))[0]
+        return list(self.run(here, photo, *args, is_wanted=is_wanted))[0]
 
     def _inside(
         self, work: Callable[..., Any], photo: Photo, features: Features | None, args: tuple

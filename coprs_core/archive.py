@@ -19,7 +19,6 @@ asked for, prior.*, mask*.png and cutout.png (those of regions, too) fit these i
 """
 
 import io
-import json
 import re
 import tempfile
 import zipfile
@@ -42,6 +41,7 @@ from coprs_core.answer.pictures import (
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.orientation import UPRIGHT
+from coprs_core.parsing import from_json
 from coprs_core.photos import MAX_SIDE, Photo, open_photo, readable
 from coprs_core.probes import STEMS
 from coprs_core.probes.finding import Finding
@@ -236,7 +236,7 @@ def _json(read: Read, name: str) -> Any:
     text = read(name, _MAX_JSON_BYTES)
     if text.count(b"{") + text.count(b"[") > _MAX_TABLES:
         raise ValueError("far more tables than an answer has")
-    return json.loads(text)
+    return from_json(text)
 
 
 def _photo_file(read: Read, most_pixels: int | None) -> bytes:

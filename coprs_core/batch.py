@@ -26,6 +26,7 @@ from coprs_core.archive import save_answer, writable_folder
 from coprs_core.errors import CoPRSError, first_line, of_the_system
 from coprs_core.files import check_legible, found, read_text, visible
 from coprs_core.orientation import STORED, UPRIGHT
+from coprs_core.parsing import from_json
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes.finding import Finding
 from coprs_core.prompts import check_instruction
@@ -214,11 +215,11 @@ def _manifest(path: Path, instruction: str | None) -> list[Item]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = from_json(line)
             photo, name = row["photo"], _folder_of(row.get("name", row["photo"]))
             asked = row.get("instruction", instruction)
             is_one = all(isinstance(t, str) and t.strip() for t in (photo, name, asked))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             is_one = False
         if not is_one:
             raise CoPRSError(f"Line {number} of {path} is no item: write it like {_FORM}.")
@@ -299,13 +300,13 @@ def is_done(item: Item, query: Query, out: Path) -> bool:
     try:
         if not (folder / "result.json").exists():
             return False
-        earlier = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+        earlier = from_json((folder / "asked.json").read_text(encoding="utf-8"))
         earlier.setdefault("stored_pixels", False)  # older answers do not tell
         has_figures = earlier.pop("figures", True)
         photo = earlier.pop("photo", None)
         if photo is not None and photo != _identity(item.photo):
             return False
-    except (OSError, ValueError, RecursionError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return False
     return asked.pop("figures") <= has_figures and asked == earlier
 

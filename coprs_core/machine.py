@@ -7,6 +7,7 @@ Sizes are bytes throughout.
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import os
 import platform
@@ -265,10 +266,23 @@ def is_out_of_memory(problem: BaseException) -> bool:
     return not isinstance(problem, CoPRSError) and any(said in words for said in _OUT_OF_MEMORY)
 
 
+COPY_AGAIN = "copy it again from its source"
+_NOT_OURS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+"""The system's problems with a file that are of its folder, not of this machine."""
+
+
 @contextmanager
-def reading(fault: str) -> Generator[None, None, None]:
-    """For a library that reads a file of others: whatever it raises becomes a `CoPRSError` that
-    begins with `fault`, but for memory that ran out."""
+def reading(
+    fault: str, remedy: str | Callable[[Exception], str] = COPY_AGAIN
+) -> Generator[None, None, None]:
+    """For a library that reads a file of others: whatever it raises becomes a `CoPRSError`, but for
+    memory that ran out.
+
+    Args:
+        fault: begins the sentence.
+        remedy: ends it: what helps, or what tells that of an exception. Where the system does not
+            let the file be read, the sentence says so instead.
+    """
     try:
         yield
     except CoPRSError:
@@ -276,9 +290,11 @@ def reading(fault: str) -> Generator[None, None, None]:
     except Exception as problem:  # libraries raise anything at all over such a file
         if is_out_of_memory(problem):
             raise
-        raise CoPRSError(
-            f"{fault} ({first_line(problem)}): copy it again from its source."
-        ) from problem
+        if isinstance(problem, OSError) and problem.errno and problem.errno not in _NOT_OURS:
+            helps = "check its permissions and the disk"
+        else:
+            helps = remedy if isinstance(remedy, str) else remedy(problem)
+        raise CoPRSError(f"{fault} ({first_line(problem)}): {helps}.") from problem
 
 
 def process() -> tuple[int, int]:

@@ -44,7 +44,6 @@ Detail = Literal["low", "normal", "high"]
 
 _JSON = re.compile(r"```|[\[{]\s*[\[{\"']|\[\s*-?\d+(?:\.\d+)?\s*,")
 """Where coordinates begin that no tag stands before."""
-_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 MAX_THOUGHT_CHARACTERS, MAX_ANSWER_WORDS = 2048, 10
 """A tidy reply has at most so many characters of thought, and words between thought and focus
 token."""
@@ -179,15 +178,17 @@ def format_score(reply: str, tokens: int = 1) -> float:
     many `tokens` as things are asked for. 0.9 where the thought is over 2,048 characters, text
     stands before it, or over 10 words stand between it and the first token.
     """
-    thoughts = list(_THOUGHT.finditer(reply))
-    if len(thoughts) != 1 or not thoughts[0][1].strip() or reply.count(FOCUS_TOKEN) != tokens:
+    thoughts = _thoughts(reply)
+    if len(thoughts) != 1 or reply.count(FOCUS_TOKEN) != tokens:
         return 0.0
-    before, behind = reply[: thoughts[0].start()], reply[thoughts[0].end() :]
+    before, thought, behind = thoughts[0]
+    if not thought.strip():
+        return 0.0
     if behind.count(FOCUS_TOKEN) != tokens:
         return 0.0
     words = behind.split(FOCUS_TOKEN)[0].split()
     is_untidy = (
-        len(thoughts[0][1]) > MAX_THOUGHT_CHARACTERS
+        len(thought) > MAX_THOUGHT_CHARACTERS
         or bool(before.strip())
         or len(words) > MAX_ANSWER_WORDS
     )
@@ -199,7 +200,23 @@ def is_well_formed(reply: str, tokens: int = 1) -> bool:
     says in words, behind one thought, that nothing fits."""
     if FOCUS_TOKEN in reply:
         return format_score(reply, tokens) == 1.0
-    thoughts = list(_THOUGHT.finditer(reply))
-    if len(thoughts) != 1 or reply.count("<think>") != 1 or reply[: thoughts[0].start()].strip():
+    thoughts = _thoughts(reply)
+    if len(thoughts) != 1 or reply.count("<think>") != 1:
         return False
-    return bool(thoughts[0][1].strip() and reply[thoughts[0].end() :].strip())
+    before, thought, behind = thoughts[0]
+    return bool(not before.strip() and thought.strip() and behind.strip())
+
+
+def _thoughts(reply: str) -> list[tuple[str, str, str]]:
+    """Each thought between its tags, with what stands before and behind it; of many the first
+    two."""
+    found: list[tuple[str, str, str]] = []
+    end = 0
+    while len(found) < 2:
+        start = reply.find("<think>", end)
+        close = reply.find("</think>", start) if start >= 0 else -1
+        if close < 0:
+            break
+        end = close + len("</think>")
+        found.append((reply[:start], reply[start + len("<think>") : close], reply[end:]))
+    return found

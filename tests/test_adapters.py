@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -192,6 +193,97 @@ def test_a_config_that_is_wrong_is_one_sentence(own, values, said):
     with pytest.raises(CoPRSError, match=said) as raised:
         load(str(own), device="cpu")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"base_model_name_or_path": "Qwen/no-such-model"}, ["Qwen/no-such-model", "cannot be reached"]),
+        ({"base_model_name_or_path": "../nowhere"}, ["There is no checkpoint '../nowhere'"]),
+        ({"base_model_name_or_path": "openai:x@http://127.0.0.1:9/v1"}, ["There is no checkpoint"]),
+    ],
+)  # fmt: skip
+def test_a_base_that_is_not_there_is_said_to_be_the_adapters_own(own, values, words):
+    change(own, **values)
+    with pytest.raises(CoPRSError) as raised:
+        load(str(own), device="cpu")
+    said = str(raised.value)
+    assert "names as base_model_name_or_path" in said and "copy it again" not in said
+    assert all(word in said for word in words), said
+
+
+def test_a_base_of_another_size_is_said_so(own):
+    weights = load_file(own / WEIGHTS)
+    save_file(
+        {k: torch.zeros(*(2 * n for n in v.shape)) for k, v in weights.items()}, own / WEIGHTS
+    )
+    with pytest.raises(CoPRSError, match="name the model that they were trained on") as raised:
+        load(str(own), device="cpu")
+    assert "copy it again" not in str(raised.value)
+
+
+SLOW = r"(\w|\w\w|\w\.|\.)*[^\w]$"
+"""Takes longer than anybody waits, with any name of a module."""
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"target_modules": SLOW},
+        {"exclude_modules": SLOW},
+        {"rank_pattern": {SLOW: 4}},
+        {"alpha_pattern": {SLOW: 8}},
+        {"target_modules": "(x|" * 20_000 + "y" + ")" * 20_000},
+        {"target_modules": r"(?:(?:x{0,999}){0,999}){0,999}y"},
+        {"modules_to_save": [SLOW]},
+        {"layers_pattern": SLOW, "layers_to_transform": [0], "target_modules": ["q_proj"]},
+        {"layers_pattern": [SLOW], "layers_to_transform": [0], "target_modules": ["q_proj"]},
+        {"r": 10**9},
+        {"r": 10**5},
+        {"rank_pattern": {"q_proj": 10**6}},
+        {"layer_replication": [[0, 2]] * 10**4},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_what_takes_for_ever_is_refused(own, values, monkeypatch):
+    monkeypatch.setattr(adapters, "_MOST_SECONDS", 0.5)
+    change(own, **values)
+    began = time.process_time()
+    with pytest.raises(CoPRSError) as raised:
+        load(str(own), device="cpu")
+    assert "\n" not in str(raised.value) and "copy it" not in str(raised.value)
+    assert time.process_time() - began < 60
+
+
+PUBLISHED = [
+    r".*language_model.*_proj",
+    r"^(?!.*visual).*(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*",
+    r"^(model\.language_model(?=\.).*\.(o_proj|q_proj|k_proj|v_proj|gate_proj|up_proj|down_proj))$",
+    r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|up_proj)))",
+]
+"""As this repository, LLaMA-Factory, ms-swift and Unsloth write them."""
+
+
+@pytest.mark.parametrize("pattern", PUBLISHED)
+def test_a_pattern_as_it_is_published_means_the_same_modules(made, own, pattern):
+    change(own, target_modules=pattern, rank_pattern={r"layers\.\d+\.mlp\..*": 4}, alpha_pattern={".*up_proj": 8})  # fmt: skip
+    ours, merged = load(str(own), device="cpu"), load(str(made / "merged"), device="cpu")
+    found, expected = ours.model.state_dict(), merged.model.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_first_of_several_patterns_counts(own):
+    config = LoraConfig.from_pretrained(str(own))
+    config.rank_pattern = {"a.q": 3, r".*q": 4, "k": 5, "nothing": 6}
+    config.alpha_pattern = {r"b\.[qk]": 7}
+    config.exclude_modules, config.target_modules = r"b\..*", r".*\.(q|k)"
+    names = ["", "a", "a.q", "a.k", "b", "b.q", "b.k"]
+    adapters.without_patterns(config, names, own / CONFIG)
+    assert config.target_modules == {"a.q", "a.k", "b.q", "b.k"}
+    assert config.exclude_modules == {"b.q", "b.k"}
+    assert config.rank_pattern == {r"a\.q": 3, r"b\.q": 4, r"a\.k|b\.k": 5}
+    assert config.alpha_pattern == {r"b\.k|b\.q": 7}
 
 
 def test_files_that_are_missing_or_of_another_model(own, tmp_path):

@@ -891,6 +891,24 @@ def test_a_changed_sentence_is_an_answer_drawn_over_the_one_before(mini):
     assert sentences_of(gone.result.reasoning) == sentences_of(after.result.reasoning)[1:]
 
 
+def test_a_changed_sentence_is_read_no_further_once_something_else_has_the_page(asked):
+    page_handlers, answered = asked
+    layer = page_handlers.server.engine.model.mllm.model.language_model.layers[0]
+    passes = []
+
+    def overtaken(*_) -> None:
+        passes.append(page_handlers.turns.take(None))
+
+    hook = layer.register_forward_hook(overtaken)
+    try:
+        values = change(page_handlers, answered, (answered,), 0, "I see a hat. " * 300)
+    finally:
+        hook.remove()
+    assert values == {"steps": gr.skip()} and len(passes) == 1
+    again = change(page_handlers, answered, (answered,), 0, "I see nothing.")
+    assert again["answered"].result.is_thought_given
+
+
 def test_the_words_come_all_at_once_and_small(asked):
     page_handlers, answered = asked
     html = page_handlers.words(answered)
@@ -1324,15 +1342,58 @@ def python_blocks(page_name: str) -> list[str]:
     return [block.split("```")[0] for block in text.split("```python\n")[1:]]
 
 
+RAIN = "the thing that keeps the rain off"
+
+
+def run_example(server, instruction: str = RAIN) -> dict:
+    """What the first example for programs leaves behind, asked about something else."""
+    example = python_blocks("api.md")[0].replace("http://127.0.0.1:7860", server[0])
+    assert RAIN in example
+    example, left = example.replace(RAIN, instruction), {}
+    exec(example.replace("Client(", "Client(verbose=False, src="), left)
+    return left
+
+
 def test_the_example_for_programs_runs(server, capsys, monkeypatch):
-    (example,) = python_blocks("api.md")
     monkeypatch.chdir(ROOT)
-    example = example.replace("http://127.0.0.1:7860", server[0])
-    exec(example.replace("Client(", "Client(verbose=False, src="), {})
+    run_example(server)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("reading")
     assert any("(the focus settles here)" in line for line in lines)
     assert zipfile.is_zipfile(lines[-1])
+
+
+@pytest.mark.parametrize(
+    "instruction, most_tokens, said",
+    [
+        ("the aeroplane", None, "nothing found - "),
+        (RAIN, 3, "unfinished - The model used up its 3 tokens"),
+        (" ", None, "The instruction is empty: type what to look for"),
+    ],
+)
+def test_the_example_for_programs_ends_well_whatever_the_answer(
+    server, capsys, monkeypatch, instruction, most_tokens, said
+):
+    monkeypatch.chdir(ROOT)
+    if most_tokens:
+        monkeypatch.setattr(server[1].segmenter, "max_new_tokens", most_tokens)
+    left = run_example(server, instruction)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(said) for line in lines)
+    if "result" in left:
+        assert not left["result"]["regions"] and zipfile.is_zipfile(lines[-1])
+        exec(python_blocks("api.md")[1], left)  # masks of none
+        assert not capsys.readouterr().out
+
+
+def test_the_example_for_pycocotools_gives_the_mask(found, capsys):
+    coco = pytest.importorskip("pycocotools.mask")
+    result = found[2]
+    left = {"result": json.loads(result.to_json())}
+    exec(python_blocks("api.md")[1], left)
+    assert np.array_equal(left["mask"] > 0, result.regions[-1].mask)
+    with pytest.raises(TypeError):  # without that line
+        coco.decode(left["result"]["regions"][0]["mask"])
 
 
 @pytest.mark.parametrize("number, words", [(0, "umbrella"), (1, "umbrella"), (2, "mask gIoU")])
@@ -1341,6 +1402,22 @@ def test_the_examples_in_python_run(capsys, monkeypatch, number, words):
     assert len(blocks) == 3
     monkeypatch.chdir(ROOT)
     exec(blocks[number], {})
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "instruction, words",
+    [('"the aeroplane"', "found"), (f'"{RAIN}", 1', "no thought to trace"), ('" "', "is empty")],
+)
+def test_the_examples_in_python_end_well_whatever_the_answer(
+    capsys, monkeypatch, instruction, words
+):
+    monkeypatch.chdir(ROOT)
+    for block in python_blocks("python.md")[:2]:
+        assert f'"{RAIN}"' in block
+        if "is empty" in words and "except" not in block:
+            continue
+        exec(block.replace(f'"{RAIN}"', instruction), {})
     assert words in capsys.readouterr().out
 
 

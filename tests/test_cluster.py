@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -92,7 +94,7 @@ def test_the_command_runs_on_a_cluster(photos, cluster, tmp_path, capsys):
     asked = ["segment", str(manifest), "the largest thing", "--out", str(out), "--device", "cpu"]
     assert main([*asked, "--ray", "local", "--ray-actors", "1"]) == 1
     told = capsys.readouterr().err
-    assert "1 of 2 photos failed" in told and "gone.png" in told
+    assert "1 of 2 photos failed" in told and "gone.png" in told and "Ray listens on" in told
     assert len(list(out.rglob("result.json"))) == 1
 
 
@@ -102,6 +104,58 @@ def test_a_model_that_no_machine_can_load_is_one_sentence(photos, cluster, tmp_p
     assert main([*asked, "--ray", "local", "--ray-actors", "1", "--model", "/nowhere/x"]) == 2
     said = capsys.readouterr().err
     assert "There is no checkpoint '/nowhere/x'" in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_who_reaches_the_cluster_is_said_and_needs_its_token(photos, cluster, tmp_path):
+    from coprs_core.cluster.ray_job import _reached_by
+
+    said = _reached_by()
+    assert "listens on all network interfaces (ports " in said and "knows its token" in said
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    address = ray.get_runtime_context().gcs_address
+    asked = ["segment", str(photos), "it", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    refused = subprocess.run(
+        [sys.executable, "-m", "coprs_core", *asked, "--ray", address],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert refused.returncode == 2, refused.stderr
+    said = refused.stderr.splitlines()[-1]
+    assert "cannot be reached" in said and "set RAY_AUTH_MODE and RAY_AUTH_TOKEN here" in said, said
+    assert "Traceback" not in refused.stderr and not list((tmp_path / "out").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"RAY_AUTH_TOKEN": "mine"}, {"RAY_AUTH_TOKEN_PATH": "/x"}, {"RAY_AUTH_MODE": "disabled"}]
+)  # fmt: skip
+def test_a_token_is_made_where_none_is_given(tmp_path, given):
+    code = (
+        "import os, sys\nfrom coprs_core.cluster.ray_job import _make_token\n_make_token()\n"
+        "assert 'ray' not in sys.modules\n"
+        "print(os.environ.get('RAY_AUTH_MODE'), os.environ.get('RAY_AUTH_TOKEN'))"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parents[1],
+            env=clean | {"HOME": str(tmp_path)} | given,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert told[0][0] == given.get("RAY_AUTH_MODE", "token")
+    if "RAY_AUTH_TOKEN" in given or "RAY_AUTH_TOKEN_PATH" in given:
+        assert told[0] == told[1] and told[0][1] in ("mine", "None")
+    else:
+        assert len(told[0][1]) == 64 and told[0] != told[1]
+    assert not list(tmp_path.rglob("*"))  # it is written nowhere
 
 
 def test_a_cluster_that_is_not_there_and_probes_are_sentences(tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ a tiny model end to end."""
 import dataclasses
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -14,17 +15,22 @@ from transformers import AutoProcessor, Sam2ImageProcessor, Sam2Model, Sam2Proce
 
 from coprs_core import CoPRSError, load
 from coprs_core.answer.flags import flags
+from coprs_core.answer.results import Region, Result
+from coprs_core.answer.verdict import chain
 from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.sams import _load_sam2
 from coprs_core.geometry import to_square
-from coprs_core.model.boxes import MAX_OBJECTS, read_answer, words_of_numbers
+from coprs_core.model.boxes import MAX_OBJECTS, breaks_off, read_answer, words_of_numbers
 from coprs_core.model.coordinates import SEG_ZERO, STOCK, VISUAL_TOKENS
 from coprs_core.model.decoding import Batch, Step
+from coprs_core.model.json_in_text import JsonInText
 from coprs_core.photos import open_photo
 from coprs_core.probes import attention, heads, sentences, words, zoom
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.looks import observed
+from coprs_core.prompts import format_score, is_well_formed, parse_reply, with_sentence
+from coprs_core.prompts import sentences as sentences_of
 from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
@@ -101,6 +107,118 @@ def test_an_empty_list_means_nothing(reply):
 def test_what_cannot_be_read_is_said_and_never_raised(reply):
     answer = read_answer(reply, SEEN, PHOTO)
     assert not answer.readable and not answer.objects and answer.problem.endswith(".")
+
+
+PIECES = [
+    "[",
+    "]",
+    "{",
+    "}",
+    ",",
+    ":",
+    '"',
+    "'",
+    "\\",
+    " ",
+    "\n",
+    "1",
+    "-",
+    "0.5e3",
+    "NaN",
+    "true",
+    "null",
+    "x",
+    "é",
+]
+PIECES += ['"bbox_2d"', "'bbox_2d'", "[1, 2, 3, 4]", '"a[b"', r'"\u00e9"', r'"\q"', '{"a": [1]}', "01", "Infinity", "\t"]  # fmt: skip
+
+
+def test_json_in_text_is_what_json_reads():
+    """At each bracket of texts made of pieces of JSON."""
+    random, decoder, whole = np.random.default_rng(5), json.JSONDecoder(), 0
+    for _ in range(3000):
+        text = "".join(random.choice(PIECES, random.integers(1, 25)))
+        ours = JsonInText(text)
+        for place in (i for i, c in enumerate(text) if c in "[{"):
+            try:
+                expected = decoder.raw_decode(text, place)
+            except ValueError:
+                expected = None
+            assert repr(ours.at(place)) == repr(expected), text
+            whole += expected is not None
+    assert whole > 1000
+
+
+HOSTILE = [
+    "[", "{", "[[1,2", '{"a":', '[{"bbox_2d":', '[{"bbox_2d": [1, 2, 3, 4]},', "[]", "{}", '["', "['", '"', "'", "'[", "1",
+    "[1", "[1.", "[-", "[NaN,", "[Infinity,", "[1e999,", '[{"bbox_2d": [1, 2, 3, 4], "label": "a"}] ', '{"bbox_2d": [1, 2, 3, 4]} ',
+    "<think>", "</think>", "<think></think>", "<answer>", "```", "```json\n[", "\\", "[\\", '["\\', "[ ", "[\n", "a. ", "a.", "。", "\n", "ab ",
+    "[1, 2, 3, 4], ", "[1, 2], ", '"[1,",', '{"a": "[", ', "the red hat ", "\u00e9[", "<REF_POS>", "no such ",
+]  # fmt: skip
+"""Repeated, and once more with other numbers in each, they were read in time that grows with the
+square of their length, or may be one day."""
+
+
+def _numbered(piece: str, characters: int) -> str:
+    count = characters // len(piece + "00000") + 1
+    return "".join(f"{piece}{i}" for i in range(count))[:characters]
+
+
+READERS = {
+    "read_answer": lambda text: read_answer(text, SEEN, PHOTO),
+    "breaks_off": breaks_off,
+    "words_of_numbers": lambda text: words_of_numbers(tuple(text), 4),
+    "parse_reply": parse_reply,
+    "form": lambda text: (format_score(text), is_well_formed(text), format_score(text, 2)),
+    "sentences": lambda text: with_sentence(f"{text} a", len(sentences_of(text)) // 2, "b"),
+    "chain": lambda text: chain(replied(text)),
+    "flags": lambda text: flags(replied(text)),
+}
+
+
+def replied(text: str) -> Result:
+    """An answer of one pixel with such a reply."""
+    one = np.ones((1, 1), np.float32)
+    return Result(
+        *("found", "", text[:2000], parse_reply(text).reasoning, text, (Region(one, one > 0),), (1, 1)),
+        *({}, 0, False, "m", {}, "attention"),
+    )  # fmt: skip
+
+
+def seconds(read, text: str) -> float:
+    """Of this thread; the best of three."""
+    took = []
+    for _ in range(3):
+        began = time.thread_time()
+        read(text)
+        took.append(time.thread_time() - began)
+    return min(took)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_reply_is_read_in_time_that_grows_with_its_length(reader):
+    """Four times the text takes less than eight times the time; what grows with the square takes
+    sixteen."""
+    read = READERS[reader]
+    for piece in HOSTILE:
+        for written in (lambda n, p=piece: (p * n)[:n], lambda n, p=piece: _numbered(p, n)):
+            short, long = seconds(read, written(10_000)), seconds(read, written(40_000))
+            assert long < 8 * short + 0.02, f"{piece!r}: {short:.4f} and {long:.4f} s"
+
+
+@pytest.mark.parametrize("piece", ["[", "{", '{"bbox_2d": ['])
+def test_what_stands_behind_brackets_without_end_is_read(piece):
+    answer = read_answer(f"{piece * 5000} So: [{BOX}]", SEEN, PHOTO)
+    assert [(o.box, o.points) for o in answer.objects] == ONE
+
+
+def test_a_label_that_is_no_text_is_as_long_as_it_may_be():
+    deep = "[" * 40 + "]" * 40
+    reply = '[{"bbox_2d": [10, 20, 50, 60], "label": %s}]'
+    (one,) = read_answer(reply % deep, SEEN, PHOTO).objects
+    assert one.label == deep
+    deeper = "[" * 900 + "]" * 900  # as a whole it is none; inside is nothing
+    assert read_answer(reply % deeper, SEEN, PHOTO).readable
 
 
 def test_the_label_comes_along_and_too_many_things_are_said():

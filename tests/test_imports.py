@@ -14,7 +14,7 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("coprs_core.files", "coprs_core.orientation"),
     ("coprs_core.levels", "coprs_core.picture_files", "coprs_core.unreadable"),
     ("coprs_core.photos", "coprs_core.prompts", "coprs_core.metrics", "coprs_core.geometry"),
-    ("coprs_core.masks", "coprs_core.machine"),
+    ("coprs_core.masks", "coprs_core.machine", "coprs_core.parsing"),
     ("coprs_core.world",),
     ("coprs_core.model",),
     ("coprs_core.checkpoints",),

@@ -12,7 +12,9 @@ from coprs_core import CoPRSError, Result, load
 from coprs_core.answer.pictures import small_prior
 from coprs_core.answer.results import Region
 from coprs_core.answer.verdict import chain
+from coprs_core.errors import Unwanted
 from coprs_core.metrics import iou
+from coprs_core.model.wanted import asked_here, while_wanted
 from coprs_core.photos import open_photo
 from coprs_core.probes import attention, heads, sentences, thought, trace, words
 from coprs_core.probes.finding import NotApplicable
@@ -269,6 +271,40 @@ def test_mistakes_are_said(asked, tmp_path):
         heads.ask(other, image, result)
     with pytest.raises(CoPRSError, match="writes coordinates"):
         thought.focus_again(other, image, result.instruction, "It is there.")
+
+
+def test_a_thought_of_more_tokens_than_characters_is_refused(asked):
+    engine, image, result = asked
+    thought_of_emoji = "".join(chr(0x1F300 + i % 200) for i in range(7999))
+    with pytest.raises(CoPRSError, match=r"has [\d,]+ tokens and at most 8,000 are read: shorten"):
+        thought.ask(engine, image, result, thought_of_emoji)
+
+
+@pytest.mark.parametrize("passes", [1, 5, 9])
+def test_what_nobody_waits_for_ends_between_two_layers(asked, passes):
+    engine, image, result = asked
+    done, layers = [], engine.model.mllm.model.language_model.layers
+    hooks = [layer.register_forward_hook(lambda *_: done.append(1)) for layer in layers]
+    try:
+        with pytest.raises(Unwanted), while_wanted(lambda: len(done) < passes):
+            thought.ask(engine, image, result, "It is the other one. " * 300)
+        assert len(done) == passes
+        with while_wanted(lambda: True):
+            with while_wanted(lambda: False):
+                pass
+            assert thought.ask(engine, image, result, "It is the other one.").result.regions
+        assert asked_here() is None
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+def test_a_photo_of_a_probe_that_nobody_waits_for_is_read_no_further(fresh, found):
+    scene, _, result = found
+    with pytest.raises(Unwanted), while_wanted(lambda: False):
+        sentences.ask(fresh, scene.image, result)
+    assert fresh.kept(open_photo(scene.image)) is None
+    assert sentences.ask(fresh, scene.image, result).views
 
 
 def test_out_of_memory_in_a_probe_is_said_and_the_next_one_works(asked, monkeypatch):

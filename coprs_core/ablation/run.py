@@ -26,6 +26,7 @@ from coprs_core.evaluation.rows import Row
 from coprs_core.evaluation.run import Settings, read_rows, read_run
 from coprs_core.evaluation.run import run as measure
 from coprs_core.machine import choose_device
+from coprs_core.parsing import from_json
 from coprs_core.training.recipe import read_recipe
 from coprs_core.training.run_folder import CHECKPOINT
 from coprs_core.training.run_joint import WARM, train_joint
@@ -159,7 +160,7 @@ def _begin(folder: Path, budget: Budget) -> None:
         path.write_text(json.dumps(asdict(budget), indent=1) + "\n")
         return
     try:
-        before = Budget(**json.loads(path.read_text()))
+        before = Budget(**from_json(path.read_text()))
     except (ValueError, TypeError) as problem:
         raise CoPRSError(f"{path} cannot be read: choose another --out.") from problem
     if before != budget:

@@ -1,6 +1,5 @@
 """An answer against another about the same photo, or against the truth."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from coprs_core.files import found, read_text
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
 from coprs_core.orientation import on_upright, stored_size
+from coprs_core.parsing import from_json
 from coprs_core.photos import orientation_of, readable
 
 _MAX_JSON_BYTES = 16_000_000
@@ -191,7 +191,7 @@ def _opened(path: Path, sizes: tuple[tuple[int, int], ...]) -> "Image.Image | di
     if path.suffix.lower() == ".json":
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError("far larger than a mask")
-        values = json.loads(read_text(path))
+        values = from_json(read_text(path))
         if not isinstance(values, dict):
             raise ValueError("no JSON object")
         return values

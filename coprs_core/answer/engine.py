@@ -24,7 +24,7 @@ from coprs_core.model.coordinates import CoordinateSegmenter
 from coprs_core.model.decoding import Turn
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Features, Located, Segmenter, Transcript
-from coprs_core.model.wanted import watch, while_wanted
+from coprs_core.model.wanted import asked_here, watch, while_wanted
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.prompts import PriorKind, check_instruction, parse_reply
 
@@ -187,10 +187,12 @@ class Engine:
         """The features of a photo, of the segmenter's own kind: read, or kept from before.
 
         One photo is read at a time: two would each take twice as long. Raises `Unwanted` where
-        `is_wanted` says no, unless others wait for the same photo.
+        `is_wanted`, or what is asked around this (`while_wanted`), says no, unless others wait for
+        the same photo.
         """
         if features := self.kept(photo):
             return features
+        is_wanted = is_wanted or asked_here()
 
         def goes_on() -> bool:
             return is_wanted is None or self._awaited[photo.key] > 1 or is_wanted()

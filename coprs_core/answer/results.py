@@ -54,9 +54,9 @@ from coprs_core.answer.values import (
     finite,
     full_size_of,
     levels_of,
-    told_orientation,
     size_of,
     text_of,
+    told_orientation,
 )
 from coprs_core.errors import CoPRSError, plain
 from coprs_core.masks import decode_prior, resized_mask

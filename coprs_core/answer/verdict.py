@@ -148,7 +148,7 @@ def _understood(result: Result) -> Link | None:
         return None  # its words in another writing cannot be compared
     # what it lists as seen says nothing of what it was asked
     said = result.reasoning[result.reasoning.find(_understanding(result.reasoning)) :]
-    thought = {part for word in _words(said) for part in _parts(word)}
+    thought = _stems(part for word in _words(said) for part in _parts(word))
     taken_up = [w for w in asked if any(_is_among(part, thought) for part in _parts(w))]
     missed = [word for word in asked if word not in taken_up]
     values = {"words": _listed(taken_up), "missed": _listed(missed)}
@@ -165,7 +165,7 @@ def _named(result: Result) -> Link | None:
     said = _content(last)
     if not before.strip() or not said:
         return None
-    seen = {part for word in _words(before) for part in _parts(word)}
+    seen = _stems(part for word in _words(before) for part in _parts(word))
     strange = [w for w in said if not any(_is_among(p, seen) for p in _parts(w))]
     if not strange:
         return Link("named", HOLDS, "named_holds")
@@ -239,10 +239,15 @@ def _parts(word: str) -> list[str]:
     return [word]
 
 
-def _is_among(word: str, words: Iterable[str]) -> bool:
-    """Whether a word is among others, or differs from one by an ending alone."""
-    stem = word[: max(3, len(word) - 2)]
-    return any(w == word or (w.startswith(stem) and abs(len(w) - len(word)) <= 2) for w in words)
+def _stems(words: Iterable[str]) -> set[tuple[str, int]]:
+    """Words by their beginnings, each without 0 to 4 of its last letters, and their length."""
+    return {(w[: len(w) - cut], len(w)) for w in set(words) for cut in range(min(5, len(w)))}
+
+
+def _is_among(word: str, stems: set[tuple[str, int]]) -> bool:
+    """Whether a word is among others, given as `_stems`, or differs from one by an ending alone."""
+    stem, length = word[: max(3, len(word) - 2)], len(word)
+    return any((stem, other) in stems for other in range(length - 2, length + 3))
 
 
 def _understanding(reasoning: str) -> str:

@@ -1,28 +1,34 @@
 """LoRA adapters as a model: a small folder that names the model it was trained on."""
 
-import json
-from dataclasses import dataclass, replace
+import re
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.quantization import choose_quantization
+from coprs_core.checkpoints.remedies import of_file
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
 from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, shortened
 from coprs_core.files import read_text
-from coprs_core.machine import computes_in_bfloat16, reading
+from coprs_core.machine import COPY_AGAIN, computes_in_bfloat16, reading
 from coprs_core.model.int8 import pack
 from coprs_core.model.output import lengthen, shorten
+from coprs_core.parsing import from_json
 from coprs_core.prompts import PriorKind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1_000_000
+_MOST_SECONDS, _MOST_CHARACTERS = 5.0, 50_000
+"""How long matching a model's names may take, a thousand times what published patterns do; and how
+long a pattern may be."""
 _TRAINED = PARTS[1:]
 """Parts of a CoPRS checkpoint that are trained beside adapters: the image encoder is not."""
 
@@ -65,7 +71,9 @@ class AdapterSource:
     def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
         weights = self.folder / WEIGHTS
         if not weights.is_file():
-            raise CoPRSError(f"The adapters lack {weights}: copy it again from its source.")
+            older = self.folder / "adapter_model.bin"
+            helps = "save them as safetensors" if older.is_file() else COPY_AGAIN
+            raise CoPRSError(f"The adapters lack {weights}: {helps}.")
         asked = options.quantization
         is_packed_later = asked in ("auto", "int8") and not computes_in_bfloat16(device)
         if is_packed_later:  # adapters can be merged into whole weights alone
@@ -107,7 +115,7 @@ def base_of(name: str, folder: Path, is_downloaded: bool) -> str:
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise CoPRSError(f"{path} is over 1 MB and no config: copy it again from its source.")
     with reading(f"{path} cannot be read"):
-        values = json.loads(read_text(path))
+        values = from_json(read_text(path))
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         raise CoPRSError(f"{path} does not describe LoRA adapters: only those are supported.")
     if values.get("megatron_config"):
@@ -138,12 +146,17 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
             f"{folder} holds adapters, which need the library peft: pip install peft."
         ) from problem
     device = next(mllm.parameters()).device
-    with reading(f"{folder} does not fit its base"):
+    fault = f"{folder} does not fit its base"
+    with reading(fault, of_file(folder / WEIGHTS)):
+        state = load_file(folder / WEIGHTS, device=str(device))
+    helps = "name the model that they were trained on as base_model_name_or_path"
+    with reading(fault, f"in {CONFIG}, {helps}"):
         config: Any = LoraConfig.from_pretrained(str(folder))
         config.inference_mode, config.init_lora_weights = True, True
         config.base_model_name_or_path = None  # else PEFT warns that it is loaded from elsewhere
+        _check_sizes(config, state, folder / CONFIG)
+        without_patterns(config, [name for name, _ in mllm.named_modules()], folder / CONFIG)
         adapted: Any = get_peft_model(mllm, config, autocast_adapter_dtype=False)
-        state = load_file(folder / WEIGHTS, device=str(device))
         told = set_peft_model_state_dict(adapted, state)
     own = {name for name, _ in adapted.named_parameters()}  # what is tied counts once
     learnt = {name for name in own if "lora_" in name or "trainable_tokens" in name}
@@ -151,6 +164,80 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
     refuse(folder / WEIGHTS, missing, sorted(told.unexpected_keys), [])
     if is_merged:
         adapted.merge_and_unload()
+
+
+def _check_sizes(config: Any, state: dict[str, Tensor], path: Path) -> None:
+    """Raises `CoPRSError` where a config asks for more than the weights hold: PEFT would make it
+    up, and take the memory."""
+    most = max((side for tensor in state.values() for side in tensor.shape), default=0)
+    for entry, ranks in (("r", [config.r]), ("rank_pattern", (config.rank_pattern or {}).values())):
+        if wrong := [r for r in ranks if type(r) is not int or not 1 <= r <= most]:
+            raise CoPRSError(
+                f"{path}: {entry} is {shortened(wrong[0], 40)} and no side of the weights is over "
+                f"{most}: take config and weights of the same adapters."
+            )
+    if sum(end - start for start, end in config.layer_replication or ()) > len(state):
+        raise CoPRSError(
+            f"{path}: layer_replication makes more layers than there are weights: take config and "
+            "weights of the same adapters."
+        )
+
+
+def without_patterns(config: Any, names: list[str], path: Path) -> None:
+    """Put the modules' names in the place of a `LoraConfig`'s regular expressions: PEFT would match
+    them by `re`, which takes longer than anybody waits over some.
+
+    Raises `CoPRSError` where one takes too long, or stands where PEFT's writers give names.
+    """
+    matcher = _Matcher(names, path)
+    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+        config.target_modules = set(matcher.matched("target_modules", config.target_modules))
+    if isinstance(config.exclude_modules, str):
+        config.exclude_modules = set(matcher.matched("exclude_modules", config.exclude_modules))
+    for entry in ("rank_pattern", "alpha_pattern"):
+        values: dict[str, Any] = {}
+        left = set(names)
+        for pattern, value in (getattr(config, entry) or {}).items():  # the first that matches
+            own = left.intersection(matcher.matched(entry, rf"(?:.*\.)?(?:{pattern})"))
+            left -= own
+            values |= {"|".join(re.escape(name) for name in sorted(own)): value} if own else {}
+        setattr(config, entry, values)
+    for entry in ("modules_to_save", "layers_pattern"):
+        given = getattr(config, entry) or []
+        for name in [given] if isinstance(given, str) else given:
+            if not re.fullmatch(r"[\w.]+", name):
+                raise CoPRSError(
+                    f"{path}: {entry} has {shortened(name, 40)!r} and names of modules were "
+                    "expected: write those."
+                )
+
+
+@dataclass(frozen=True)
+class _Matcher:
+    """Matches modules' names by the patterns of a config, in a bounded time all together."""
+
+    names: list[str]
+    path: Path
+    ends: float = field(default_factory=lambda: time.monotonic() + _MOST_SECONDS)
+
+    def matched(self, entry: str, pattern: str) -> list[str]:
+        """The names that a pattern fits as a whole."""
+        import regex  # what transformers requires; it can be told how long it may take
+
+        try:
+            if len(pattern) > _MOST_CHARACTERS:
+                raise TimeoutError
+            compiled = regex.compile(pattern)
+            return [
+                name
+                for name in self.names
+                if compiled.fullmatch(name, timeout=max(self.ends - time.monotonic(), 0.001))
+            ]
+        except TimeoutError as problem:
+            raise CoPRSError(
+                f"{self.path}: {entry} is {shortened(pattern, 40)!r}, which takes too long to "
+                "match: write a list of the modules' names."
+            ) from problem
 
 
 def save_adapters(folder: Path, adapted: Any, base: str, parts: dict[str, nn.Module]) -> None:

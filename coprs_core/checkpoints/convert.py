@@ -45,6 +45,7 @@ from coprs_core.files import read_text, visible
 from coprs_core.machine import parse_dtype, within_memory
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.mllm import Mllm
+from coprs_core.parsing import from_json
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, IMAGE_SLOT, INSTRUCTION_SLOT, QWEN_TEMPLATE
 from coprs_core.sizes import expanded
 
@@ -346,6 +347,6 @@ def _copy_language_files(source: Path, place: Path, dtype: torch.dtype) -> None:
         is_kept = file.suffix in (".json", ".txt", ".jinja", ".model")
         if is_kept and not file.name.endswith(".index.json"):
             shutil.copyfile(file, place / file.name)
-    config = json.loads(read_text(place / "config.json"))
+    config = from_json(read_text(place / "config.json"))
     config["dtype"] = str(dtype).removeprefix("torch.")
     (place / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -7,7 +7,6 @@ Nothing is asked of the network where the cache is complete.
 
 import errno
 import hashlib
-import json
 import os
 import sys
 import urllib.error
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from coprs_core.errors import CoPRSError
 from coprs_core.files import read_text, visible
+from coprs_core.parsing import from_json
 from coprs_core.sizes import expanded, free_disk, in_words
 
 Report = Callable[[str], None]
@@ -77,7 +77,7 @@ def _is_whole(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+            header = from_json(file.read(min(length, _MAX_HEADER_BYTES)))
         ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
         return path.stat().st_size >= 8 + length + max(ends, default=0)
     except (*_BROKEN, OSError):
@@ -90,7 +90,7 @@ def missing_shards(folder: Path) -> list[str]:
     missing = [] if visible(folder.rglob("*.safetensors")) else ["*.safetensors"]
     for index in visible(folder.rglob("*.safetensors.index.json")):
         try:
-            named = set(json.loads(read_text(index))["weight_map"].values())
+            named = set(from_json(read_text(index))["weight_map"].values())
             missing += sorted(n for n in named if not (index.parent / n).is_file())
         except (*_BROKEN, OSError):
             return [index.name]  # cut short, or not an index at all

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from coprs_core.checkpoints.remedies import of_file
 from coprs_core.checkpoints.tensors import save_tensors
 from coprs_core.errors import CoPRSError
 from coprs_core.files import read_text
 from coprs_core.machine import reading
 from coprs_core.model.familiar import Familiar, learn, pictures_needed
 from coprs_core.model.focus_token import FocusTokenSegmenter
+from coprs_core.parsing import from_json
 from coprs_core.photos import Photo
 
 FILE = "familiar.safetensors"
@@ -36,7 +38,7 @@ def save_familiar(folder: Path, familiar: Familiar, note: str | None = None) -> 
     save_tensors(familiar.tensors(), folder / FILE)
     if note is not None:
         path = folder / "coprs.json"
-        values = json.loads(read_text(path)) | {"note": note}
+        values = from_json(read_text(path)) | {"note": note}
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -55,7 +57,7 @@ def load_familiar(folder: Path, channels: int) -> Familiar | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    with reading(f"{path} is broken"):
+    with reading(f"{path} is broken", of_file(path)):
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     numbers = 2 * channels
     shapes = {"mean": [numbers], "whitening": [numbers, numbers], "border": [1]}

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 
 from coprs_core.errors import CoPRSError
 from coprs_core.files import visible
+from coprs_core.parsing import from_json
 
 
 def place_of(folder: Path) -> Path:
@@ -26,9 +27,9 @@ def known_heads(folder: Path) -> tuple[int, ...]:
     """The heads that are kept for the language model in a folder, the best first; none where it was
     not calibrated, or the file is broken."""
     try:
-        heads = json.loads(place_of(folder).read_text(encoding="utf-8"))["heads"]
+        heads = from_json(place_of(folder).read_text(encoding="utf-8"))["heads"]
         return tuple(heads) if all(type(h) is int and 0 <= h < 2**16 for h in heads) else ()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return ()
 
 

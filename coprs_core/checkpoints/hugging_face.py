@@ -1,7 +1,6 @@
 """Hugging Face folders: config, weights, tokenizer and processor, each read with its own sentence
 for a break."""
 
-import json
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,6 +21,7 @@ from coprs_core.checkpoints.downloads import missing_shards
 from coprs_core.checkpoints.limits import check_image_processor, check_numbers, check_size
 from coprs_core.checkpoints.pages import letting_pages_go
 from coprs_core.checkpoints.quantization import is_packed
+from coprs_core.checkpoints.remedies import check_quantized, remedy
 from coprs_core.checkpoints.tensors import refuse
 from coprs_core.errors import CoPRSError, shortened
 from coprs_core.files import read_text, visible
@@ -30,8 +30,10 @@ from coprs_core.model.coordinates import CHATML, QUESTION_SLOT
 from coprs_core.model.int8 import pack
 from coprs_core.model.mllm import ARCHITECTURES, Mllm
 from coprs_core.model.output import shorten
+from coprs_core.parsing import from_json
 from coprs_core.prompts import IMAGE_SLOT
 
+_OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth")
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Said at every call: otherwise code in the folder may be run, after a question on the terminal."""
 
@@ -43,15 +45,26 @@ def read_config(folder: Path) -> Any:
         raise CoPRSError(
             f"The checkpoint has no {path}: copy its folder {folder.name}/ again from its source."
         )
-    with reading(f"{path} cannot be read"):
-        check_numbers(json.loads(read_text(path)), path)
-        config = AutoConfig.from_pretrained(folder, **LOCAL)
-    if config.model_type not in ARCHITECTURES:
-        raise CoPRSError(
-            f"{path} is of type {shortened(config.model_type)!r}: only "
-            f"{', '.join(ARCHITECTURES)} are supported."
-        )
-    return config
+    with reading(f"{path} cannot be read", remedy(folder)):
+        values = from_json(read_text(path))
+        check_numbers(values, path)
+        _check_type(values, path)
+        check_quantized(values, path)
+        return AutoConfig.from_pretrained(folder, **LOCAL)
+
+
+def _check_type(values: dict, path: Path) -> None:
+    """Raises `CoPRSError` where a config.json is of a model that is not supported."""
+    kind = values.get("model_type")
+    if kind in ARCHITECTURES:
+        return
+    own = (
+        " and brings code of its own (auto_map), which is never run" if "auto_map" in values else ""
+    )
+    raise CoPRSError(
+        f"{path} is of type {shortened(kind)!r}{own}: only {', '.join(ARCHITECTURES)} are "
+        "supported."
+    )
 
 
 def is_tied(config: Any) -> bool:
@@ -64,10 +77,14 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, all of them there."""
     missing = missing_shards(folder) if folder.is_dir() else ["*.safetensors"]
     if missing:
-        raise CoPRSError(
-            f"The language model lacks {folder / shortened(missing[0])}: copy it again from its "
-            "source."
-        )
+        lacks = f"The language model lacks {folder / shortened(missing[0])}"
+        others = sorted(p.name for p in folder.glob("*") if p.suffix in _OTHER_WEIGHTS)
+        if others and not visible(folder.glob("*.safetensors")):
+            raise CoPRSError(
+                f"{lacks} and holds {shortened(others[0])}: take the model's weights as "
+                "safetensors, which alone are read."
+            )
+        raise CoPRSError(f"{lacks}: copy it again from its source.")
     return visible(folder.glob("*.safetensors"))
 
 
@@ -89,7 +106,8 @@ def load_mllm(
         pages = letting_pages_go(files)
         if not is_ours:
             options["quantization_config"] = _quantization_config(empty, dtype, quantization)
-    with pages, reading(f"The language model in {folder} cannot be loaded"):
+    fault = f"The language model in {folder} cannot be loaded"
+    with pages, reading(fault, remedy(folder)):
         kept = torch.bfloat16 if is_ours else dtype
         mllm = load_strictly(AutoModelForImageTextToText, folder, device, kept, **options)
         if is_ours:
@@ -123,7 +141,7 @@ def load_strictly(
 def empty_mllm(config: Any, folder: Path) -> Mllm:
     """The model that a folder's config describes, on the meta device: sizes without weights."""
     fault = f"{folder / 'config.json'} does not describe a model"
-    with reading(fault), torch.device("meta"):
+    with reading(fault, remedy(folder)), torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
@@ -168,7 +186,7 @@ def load_tokenizer(folder: Path) -> Any:
 def load_image_processor(folder: Path) -> Any:
     """The image processor of a Hugging Face folder, of the sizes of its model."""
     image_processor, config = _load(folder, AutoImageProcessor), read_config(folder)
-    with reading(f"The image processor in {folder} cannot be used"):
+    with reading(f"The image processor in {folder} cannot be used", remedy(folder)):
         check_image_processor(image_processor, config.vision_config, folder)
     return image_processor
 
@@ -180,7 +198,8 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
     Raises `CoPRSError` where the template does not take a picture and a question.
     """
     fault = f"The chat template in {folder} cannot be used"
-    with reading(fault):
+    helps = "correct it, or take it away; then the usual one is used"
+    with reading(fault, helps):
         template = getattr(load_processor(folder), "chat_template", None) or tokenizer.chat_template
         if not template:
             return CHATML
@@ -194,12 +213,12 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
         image_token = tokenizer.convert_ids_to_tokens(image_id)
         filled = filled.replace(image_token, IMAGE_SLOT)
     if filled.count(IMAGE_SLOT) != 1 or filled.count(QUESTION_SLOT) != 1:
-        raise CoPRSError(f"{fault}: it takes no picture and question; copy it again.")
+        raise CoPRSError(f"{fault}: it takes no picture and question; {helps}.")
     return filled
 
 
 def _load(folder: Path, kind: Any) -> Any:
-    with reading(f"Tokenizer or processor in {folder} cannot be loaded"):
+    with reading(f"Tokenizer or processor in {folder} cannot be loaded", remedy(folder)):
         return kind.from_pretrained(folder, **LOCAL)
 
 

@@ -61,7 +61,7 @@ def check_numbers(values: Any, path: Path) -> None:
         if expected:
             raise CoPRSError(
                 f"{path}: {shortened(name, 40)} is {shortened(value, 40)} and {expected} was "
-                "expected: copy it again from its source."
+                "expected: correct it, or copy the file again from its source."
             )
 
 
@@ -107,5 +107,5 @@ def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> No
                 raise CoPRSError(
                     f"The image processor in {folder} has {group}.{shortened(name, 40)} "
                     f"{shortened(value, 40)} and a whole number from 1 to {most:,} was expected: "
-                    "copy it again from its source."
+                    "correct it, or copy the file again from its source."
                 )

@@ -99,10 +99,16 @@ def _opened(
             )
         base = adapters.base_of(name, folder, is_downloaded)
         beside = folder / base
-        if beside.is_dir():
-            found = _opened(base, beside.resolve(), is_downloaded, report, is_base=True)
-        else:
-            found = find(base, report, is_base=True)
+        try:
+            if beside.is_dir():
+                found = _opened(base, beside.resolve(), is_downloaded, report, is_base=True)
+            else:
+                found = find(base, report, is_base=True)
+        except CoPRSError as problem:
+            raise CoPRSError(
+                f"The base of {name} cannot be used, which its {adapters.CONFIG} names as "
+                f"base_model_name_or_path: {problem}"
+            ) from problem
         return adapters.AdapterSource(name, folder, found)
     if (folder / "coprs.json").is_file():
         return CoPRSSource(name, folder)

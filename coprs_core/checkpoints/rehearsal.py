@@ -15,7 +15,8 @@ _PICTURE = Image.new("RGB", (56, 56), "gray")
 def rehearse(language: LanguageModel, template: str, folder: Path) -> None:
     """Raises `CoPRSError` where tokenizer, image processor and model of a folder cannot read a
     question together, or would fail over one word of it."""
-    with reading(f"Tokenizer, image processor and model in {folder} do not work together"):
+    fault = f"Tokenizer, image processor and model in {folder} do not work together"
+    with reading(fault, "take all files of a model from one source"):
         _check_tokens(language, folder)
         visual = language.see(_PICTURE)
         prefix = language.prefix(template, visual)

@@ -139,7 +139,8 @@ class CoPRSSource:
                 f"coprs.json says llm_width {config.llm_width} and mllm/ has {width}: "
                 "the two are of different models."
             )
-        with reading("coprs.json does not describe a CoPRS model"), torch.device("meta"):
+        fault = "coprs.json does not describe a CoPRS model"
+        with reading(fault, "correct its sizes"), torch.device("meta"):
             model = CoPRS(config, nn.Module())
         model.mllm = mllm
         for part, file in zip(PARTS, self._parts(), strict=True):

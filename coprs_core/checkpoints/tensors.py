@@ -8,12 +8,14 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from coprs_core.checkpoints.remedies import of_file
 from coprs_core.errors import CoPRSError, first_line, shortened
 from coprs_core.machine import reading
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
@@ -62,7 +64,7 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
     where: dict[str, Path] = {}
     shapes = {}
     for path in files:
-        with reading(f"{path} is broken or cut short"), safe_open(path, framework="pt") as file:
+        with _opened(path, f"{path} is broken or cut short") as file:
             for name in file.keys():
                 view = file.get_slice(name)
                 where[name] = path
@@ -74,6 +76,14 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
             return file.get_tensor(name)
 
     return LazyTensors(files[0].parent, shapes, get)
+
+
+@contextmanager
+def _opened(path: Path, fault: str = "") -> Generator[Any, None, None]:
+    """A safetensors file; raises `CoPRSError` where it is broken."""
+    broken = fault or f"{path} is broken"
+    with reading(broken, of_file(path)), safe_open(path, framework="pt") as file:
+        yield file
 
 
 def save_tensors(state: dict[str, Tensor], path: Path) -> None:
@@ -112,7 +122,7 @@ def count_weights(path: Path) -> tuple[int, int]:
     """
     if not path.is_file():
         raise CoPRSError(f"The checkpoint has no file {path}: copy it again from its source.")
-    with reading(f"{path} is broken"), safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         sizes = {k: torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()}
     linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "vision" not in k)
     return linear, sum(sizes.values()) - linear
@@ -120,7 +130,7 @@ def count_weights(path: Path) -> tuple[int, int]:
 
 def load_part(module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Put the tensors of a safetensors file into a module; see `place`."""
-    with reading(f"{path} is broken"), safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         state = {k: file.get_tensor(k) for k in file.keys()}
         place(module, state, path, device, dtype)
 
@@ -186,7 +196,7 @@ def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[st
             shown = ", ".join(shortened(name) for name in names[:3])
             raise CoPRSError(
                 f"{path} {what} {shown}{more}: it is not of this model; "
-                "copy it again from its source."
+                "take all files of a model from one source."
             )
 
 
@@ -235,9 +245,8 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as problem:
         is_unsafe = "GLOBAL" in str(problem) or "Unsupported" in str(problem)
         what = "holds code, which is never run" if is_unsafe else "is not a torch file"
-        raise CoPRSError(
-            f"{path} {what}: {expected} was expected; get it again from a source that you trust."
-        ) from problem
+        helps = of_file(path, "get it again from a source that you trust")(problem)
+        raise CoPRSError(f"{path} {what}: {expected} was expected; {helps}.") from problem
     except (
         RuntimeError,
         OSError,
@@ -251,7 +260,8 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
             was_zip = file.read(2) == b"PK"
         broken = f"is broken or cut short ({first_line(problem)})"
         what = broken if was_zip else "is not a torch file"
-        raise CoPRSError(f"{path} {what}: {expected} was expected; copy it again.") from problem
+        helps = of_file(path, "copy it again")(problem)
+        raise CoPRSError(f"{path} {what}: {expected} was expected; {helps}.") from problem
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CoPRSError(f"{path} holds no table of tensors: {expected} was expected.")
     return state

@@ -6,10 +6,14 @@ was written already is not done again (Ray Data, `map_batches` over a pool of ac
 
 import math
 import os
-from collections.abc import Iterator
+import secrets
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from coprs_core.answer.together import AT_ONCE
 from coprs_core.batch import Answered, Item, Query, parted, segment_photos
@@ -45,8 +49,10 @@ def segment_on_ray(
     options: LoadOptions,
     cluster: Cluster,
     at_once: int = AT_ONCE,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Answered]:
-    """As `batch.segment_photos`, on a cluster; `out` is a folder that all machines share.
+    """As `batch.segment_photos`, on a cluster; `out` is a folder that all machines share. `say` is
+    told who can reach the Ray that is started here.
 
     Raises `CoPRSError` where Ray is not installed, or the cluster cannot be reached.
     """
@@ -55,6 +61,8 @@ def segment_on_ray(
     if not left:
         return
     data = _connected(cluster)
+    if cluster.address == LOCAL:
+        say(_reached_by())
     actors = cluster.actors or _actors(data, cluster)
     rows = [{"photo": i.photo, "asked": i.instruction, "name": i.name} for i in left]
     jobs = data.from_items(rows, override_num_blocks=math.ceil(len(rows) / at_once)).map_batches(
@@ -113,6 +121,8 @@ class _Actor:
 
 def _connected(cluster: Cluster) -> Any:
     """Ray Data, of a cluster that is reached."""
+    if cluster.address == LOCAL:
+        _make_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # its makers are told nothing
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -123,17 +133,68 @@ def _connected(cluster: Cluster) -> Any:
             f"--ray needs {problem.name}, which is not installed: "
             "pip install -r coprs_core/cluster/requirements.txt."
         ) from problem
+    from ray.exceptions import RayError
+
     try:
         if not ray.is_initialized():
             address = None if cluster.address == LOCAL else cluster.address
             ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as problem:
+    except (RayError, ConnectionError, ValueError, RuntimeError, OSError) as problem:
         raise CoPRSError(
-            f"The Ray cluster {cluster.address!r} cannot be reached ({first_line(problem)}): "
-            "start it with `ray start --head`, or give --ray local."
+            f"The Ray cluster {cluster.address!r} cannot be reached ({first_line(problem)}): start "
+            "it with `ray start --head`, set RAY_AUTH_MODE and RAY_AUTH_TOKEN here as they are "
+            "there, or give --ray local."
         ) from problem
     data.DataContext.get_current().enable_progress_bars = False
     return data
+
+
+def _make_token() -> None:
+    """Let a Ray that is started here ask for a token: whoever reaches one without can run code.
+
+    What the user has set stays. Else the token is made for this run and written nowhere; Ray itself
+    would keep it in a file that other users of the machine may read.
+    """
+    if "ray" not in sys.modules:  # later it is not read any more, and Ray does as it thinks best
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if not given and not (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _reached_by() -> str:
+    """Who reaches the Ray that was started here, in a sentence."""
+    try:
+        ports = sorted(
+            connection.laddr.port
+            for process in psutil.Process().children(recursive=True)
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("0.0.0.0", "::")
+        )
+    except psutil.Error:  # some systems tell this to their administrator alone
+        where = "Ray may listen on all network interfaces"
+    else:
+        if not ports:
+            return "Ray listens on this machine alone."
+        where = f"Ray listens on all network interfaces (ports {', '.join(map(str, ports))})"
+    if _asks_for_token():
+        return (
+            f"{where} and lets in who knows its token. Other machines join with "
+            "RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN that you set here before "
+            "(`ray get-auth-token --generate`)."
+        )
+    return (
+        f"{where} and asks for no token: whoever reaches them can run code here. Close them to "
+        "others, or leave RAY_AUTH_MODE unset and take Ray 2.52 or newer."
+    )
+
+
+def _asks_for_token() -> bool:
+    try:
+        from ray._private.authentication.authentication_utils import is_token_auth_enabled
+    except ImportError:  # before 2.52
+        return False
+    return is_token_auth_enabled()
 
 
 def _actors(data: Any, cluster: Cluster) -> int:

@@ -312,8 +312,9 @@ def _on_ray(
     if query.probe or query.word or any((query.thought, query.again, query.again_model)):
         raise CoPRSError("Probes are not asked on a cluster: leave them out, or leave out --ray.")
     cluster = Cluster(options.ray, options.ray_actors, options.ray_gpus, options.ray_cpus)
+    say = partial(print, file=sys.stderr)
     loading = load_options(options)
-    return segment_on_ray(items, query, folder, loading, cluster, options.at_once)
+    return segment_on_ray(items, query, folder, loading, cluster, options.at_once, say)
 
 
 def _findings(

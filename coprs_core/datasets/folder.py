@@ -10,7 +10,6 @@ Without a listing, every `NAME.txt` is an instruction about `NAME.jpg` (or anoth
 `NAME_mask.png`, or `NAME_mask_1.png` and so on, are its masks.
 """
 
-import json
 import re
 import unicodedata
 from collections import defaultdict
@@ -25,6 +24,7 @@ from coprs_core.datasets.example import THINGS, Dataset, Example, Place, Tag, th
 from coprs_core.datasets.stored import PICTURES, asked
 from coprs_core.errors import CoPRSError
 from coprs_core.files import found, read_text, visible
+from coprs_core.parsing import from_json
 from coprs_core.photos import Photo, open_photo, orientation_of
 from coprs_core.prompts import FOCUS_TOKEN, is_well_formed
 
@@ -145,7 +145,7 @@ def _in_order(path: Path) -> list[tuple[int, str]]:
 
 def _line(listing: Path, number: int, text: str) -> Line:
     try:
-        row = json.loads(text)
+        row = from_json(text)
         names = [row["photo"], *row["masks"]]
         is_one = all(isinstance(v, str) for v in (row["instruction"], *names))
         is_one = is_one and isinstance(row["masks"], list)

@@ -5,7 +5,6 @@ Two layouts are read: LISA's folders (`val/*.jpg` with `*.json`), and the tables
 to ignore are kept apart in the former; the latter counts them as target.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from coprs_core.datasets.stored import PICTURES, Table, asked, nothing_found, pi
 from coprs_core.errors import CoPRSError
 from coprs_core.files import decoded, found, from_western, visible
 from coprs_core.machine import reading
+from coprs_core.parsing import from_json
 
 GROUPS: dict[str, tuple[str, Tag]] = {
     "short query": ("long", False),
@@ -88,8 +88,8 @@ def _annotation(path: Path) -> dict[str, Any]:
     except CoPRSError:  # some of the published files are in cp1252
         text = from_western(stored.decode("utf-8", "surrogateescape"), str(path))
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as problem:
+        return from_json(text)
+    except ValueError as problem:
         raise CoPRSError(f"{path} is no JSON: copy it again from its source.") from problem
 
 

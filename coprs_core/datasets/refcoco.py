@@ -7,7 +7,6 @@ them), and those of `lmms-lab/RefCOCO…` (with pictures inside). An expression 
 RefCOCO has 5,657 in 1,975 objects.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from coprs_core.datasets.stored import (
 from coprs_core.errors import CoPRSError
 from coprs_core.files import found, visible
 from coprs_core.machine import reading
+from coprs_core.parsing import from_json
 
 _SPLITS = {
     "refcoco": ("val", "testA", "testB", "train"),
@@ -149,8 +149,8 @@ def _from_table(place: Place, files: list[Path]) -> Dataset:
 
         def open_one(number: int) -> _Object:
             row = table.row(number)
-            segmentation = json.loads(row["raw_anns"])["segmentation"]
-            told = size_of(json.loads(row.get("raw_image_info") or "{}"))
+            segmentation = from_json(row["raw_anns"])["segmentation"]
+            told = size_of(from_json(row.get("raw_image_info") or "{}"))
             at = pictures / Path(row["image_path"]).name
             image = picture(at, told=told, reach=reach_of(segmentation))
             return image, [segmentation], f"row {number}"

@@ -1,7 +1,6 @@
 """Pictures, polygons, run lengths, pickles and tables, as data sets store them."""
 
 import io
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from coprs_core.files import check_legible, found, from_western, read_text, visi
 from coprs_core.machine import reading
 from coprs_core.masks import decode_rle
 from coprs_core.orientation import cannot_tell, stored_size
+from coprs_core.parsing import from_json
 from coprs_core.photos import orientation_of, readable
 from coprs_core.prompts import check_instruction
 
@@ -177,7 +177,7 @@ def asked(text: str, where: str) -> str:
 
 def read_json(path: Path) -> Any:
     """The values of a file of JSON, as `read_text` reads it."""
-    return json.loads(read_text(path))
+    return from_json(read_text(path))
 
 
 def plain_pickle(path: Path) -> Any:

@@ -23,6 +23,7 @@ from coprs_core.evaluation.judges import Judge
 from coprs_core.evaluation.protocols import PROTOCOLS, Protocol
 from coprs_core.evaluation.rows import Row, answered
 from coprs_core.machine import package_versions
+from coprs_core.parsing import from_json
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
@@ -172,7 +173,7 @@ def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 def read_run(folder: Path) -> dict[str, Any]:
     """What a folder's run is; raises `CoPRSError` where it holds none."""
     try:
-        values = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        values = from_json((folder / RUN).read_text(encoding="utf-8"))
         Settings(**values["settings"])
         dict(values["groups"]), dict(values["engine"]), dict(values["versions"])
     except (OSError, ValueError, TypeError, LookupError) as problem:
@@ -200,7 +201,7 @@ def _rows(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield Row.from_dict(json.loads(line))
+                yield Row.from_dict(from_json(line))
             except (ValueError, TypeError, LookupError):
                 if line.endswith("\n"):
                     raise CoPRSError(

@@ -4,13 +4,14 @@ Qwen2.5-VL, Seg-Zero and VisionReasoner write them in pixels of the picture that
 in thousandths of its sides.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+
+from coprs_core.model.json_in_text import JsonInText
 
 MAX_OBJECTS, MAX_OBJECT_PIXELS = 32, 100_000_000
 """More things than this in one answer, or of more pixels together, are left out, and the answer
@@ -140,29 +141,30 @@ def _answer_text(reply: str) -> str:
 def _find_json(text: str) -> list | None:
     """The objects of the first JSON list in a text; [] where the model says that there are none.
     Of a list that breaks off, or of objects without one, all that are whole, each once."""
-    found, end = [], 0
-    for start in re.finditer(r"[\[{]", text):
-        if start.start() < end:  # inside of what was read
+    # some models quote keys as Python does
+    spellings = [JsonInText(spelt) for spelt in dict.fromkeys((text, text.replace("'", '"')))]
+    found, known, end = [], set(), 0
+    for bracket in re.finditer(r"[\[{]", text):
+        start = bracket.start()
+        if start < end:  # inside of what was read
             continue
-        value, after = _json_at(text, start.start())
-        objects = None if value is None else _as_objects(value)
-        if objects is None:
+        read = next((r for spelt in spellings if (r := spelt.at(start))), None)
+        objects = None if read is None else _as_objects(read[0])
+        if read is None or objects is None:
             continue
-        if not found and not _is_one(value):
+        if not found and not _is_one(read[0]):
             return objects
-        end = after
-        found += [o for o in objects if o not in found]
+        end = read[1]
+        found += [o for o in objects if _hashable(o) not in known]
+        known.update(map(_hashable, objects))
     return found or None
 
 
-def _json_at(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value that begins there, and where it ends; None where there is none."""
-    for candidate in (text, text.replace("'", '"')):  # some models quote keys as Python does
-        try:
-            return json.JSONDecoder().raw_decode(candidate, start)
-        except (ValueError, RecursionError):
-            continue
-    return None, start
+def _hashable(value: Any) -> Any:
+    """Stands for a JSON value in a set: equal where the values are."""
+    if isinstance(value, dict):
+        return frozenset((key, _hashable(inner)) for key, inner in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _is_one(value: Any) -> bool:

@@ -1,7 +1,6 @@
 """The whole figure: one frozen config, the four boxes as one module, and the stage in the
 middle."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, of_the_system, shortened
 from coprs_core.files import read_text
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
 from coprs_core.model.mllm import Mllm
 from coprs_core.model.prior import PositionalPrior
 from coprs_core.model.vision import VisionConfig, build_image_encoder
+from coprs_core.parsing import from_json
 from coprs_core.prompts import (
     FOCUS_TOKEN,
     IMAGE_SLOT,
@@ -92,8 +92,10 @@ class CoPRSConfig:
     def read(cls, path: Path) -> "CoPRSConfig":
         """The config in a file coprs.json; raises `CoPRSError` where it is broken."""
         try:
-            return cls.from_dict(json.loads(read_text(path)))
-        except (ValueError, RecursionError, OSError) as problem:
+            return cls.from_dict(from_json(read_text(path)))
+        except OSError as problem:
+            raise CoPRSError(of_the_system(problem)) from problem
+        except ValueError as problem:
             raise CoPRSError(
                 f"{path} cannot be read as JSON ({shortened(problem, 120)}): copy it again from "
                 "its source."
@@ -127,8 +129,8 @@ def _check_entries(prefix: str, values: dict, like: dict) -> None:
         what, is_right = _judged(key, value, like[name])
         if not is_right:
             raise CoPRSError(
-                f"coprs.json: {key} is {shortened(value, 40)!r} and {what} was expected: copy it "
-                "again from its source."
+                f"coprs.json: {key} is {shortened(value, 40)!r} and {what} was expected: correct "
+                "it, or copy the file again from its source."
             )
         if isinstance(like[name], dict):
             _check_entries(f"{key}.", value, like[name])

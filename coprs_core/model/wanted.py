@@ -24,15 +24,21 @@ def watch(model: nn.Module) -> None:
 @contextmanager
 def while_wanted(is_wanted: Callable[[], bool]) -> Generator[None, None, None]:
     """Inside, in this thread, a pass through a watched model goes on while `is_wanted()`; then it
-    raises `Unwanted`."""
+    raises `Unwanted`. One inside of another takes its place, and gives it back."""
+    around = asked_here()
     _here.is_wanted = is_wanted
     try:
         yield
     finally:
-        del _here.is_wanted
+        _here.is_wanted = around
+
+
+def asked_here() -> Callable[[], bool] | None:
+    """What is asked in this thread; None where every pass goes on to its end."""
+    return getattr(_here, "is_wanted", None)
 
 
 def _ask(module: nn.Module, inputs: tuple) -> None:
-    is_wanted = getattr(_here, "is_wanted", None)
+    is_wanted = asked_here()
     if is_wanted is not None and not is_wanted():
         raise Unwanted("This was given up, for nobody waits for it any more: ask again.")

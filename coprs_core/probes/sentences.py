@@ -8,6 +8,7 @@ has no focus token: there it is where the words of each sentence looked.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -93,7 +94,7 @@ def sentences_of(language: LanguageModel, ids: list[int], ends: set[int]) -> lis
     found = []
     for end in [*(m.end() for m in SENTENCE_END.finditer(text, start)), len(text)]:
         if sentence := text[start:end].strip():
-            tokens = 1 + next(n for n, length in enumerate(lengths) if length >= end)
+            tokens = 1 + bisect_left(lengths, end)
             found.append((min(tokens, last), sentence))
             start = end
     return found

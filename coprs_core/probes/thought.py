@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from coprs_core.answer.compare import against_answer
-from coprs_core.answer.results import Region, Result
+from coprs_core.answer.results import MAX_REPLY_IDS, Region, Result
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import package_versions
 from coprs_core.photos import PhotoLike, open_photo
@@ -22,8 +22,11 @@ from coprs_core.prompts import (
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
+    from coprs_core.model.language import LanguageModel
 
 MAX_CLOSING_TOKENS = 24
+MAX_THOUGHT_TOKENS = MAX_REPLY_IDS - 192
+"""What is left of the longest reply that can be kept: its tags and its end take some."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +58,9 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
     token of its own, the token is given to it and `reason` says so.
     """
     focus, language = engine.focus, engine.focus.language
-    if not isinstance(thought, str) or not thought.strip():
-        raise CoPRSError("The thought is empty: write at least one sentence.")
-    if len(thought) > MAX_READ_CHARACTERS:
-        raise CoPRSError(
-            f"The thought has {len(thought):,} characters and at most {MAX_READ_CHARACTERS:,} "
-            "are read: shorten it."
-        )
-    check_characters(thought, "thought")
+    ids = _given(language, thought)
     photo, instruction = open_photo(image), check_instruction(instruction)
     features = engine.read(photo)
-    tags = language.ids_of("<think>"), language.ids_of("</think>")
-    ids = [*tags[0], *language.ids_of(thought.strip(), plain=True), *tags[1]]
     reading = focus.reading(instruction, features)
     reading.feed(ids)
     stop_ids = language.stop_ids
@@ -105,3 +99,23 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
         orientation=photo.orientation,
         stretched=photo.stretched,
     )
+
+
+def _given(language: LanguageModel, thought: str) -> list[int]:
+    """The token ids of a thought that is given to the model, between its tags; raises `CoPRSError`
+    where it is empty or too long to be read."""
+    if not isinstance(thought, str) or not thought.strip():
+        raise CoPRSError("The thought is empty: write at least one sentence.")
+    if len(thought) > MAX_READ_CHARACTERS:
+        raise CoPRSError(
+            f"The thought has {len(thought):,} characters and at most {MAX_READ_CHARACTERS:,} "
+            "are read: shorten it."
+        )
+    check_characters(thought, "thought")
+    ids = language.ids_of(thought.strip(), plain=True)
+    if len(ids) > MAX_THOUGHT_TOKENS:  # one character may be several tokens
+        raise CoPRSError(
+            f"The thought has {len(ids):,} tokens and at most {MAX_THOUGHT_TOKENS:,} are read: "
+            "shorten it."
+        )
+    return [*language.ids_of("<think>"), *ids, *language.ids_of("</think>")]

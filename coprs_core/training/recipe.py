@@ -1,13 +1,12 @@
 """Recipes of the joint stage: small TOML files, each a `JointRecipe`."""
 
-import sys
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from coprs_core.errors import CoPRSError, meant
+from coprs_core.errors import CoPRSError, meant, shortened
 from coprs_core.files import read_text, visible
+from coprs_core.parsing import from_toml
 from coprs_core.prompts import MAX_NEW_TOKENS
 from coprs_core.training.objective import PRESETS, Objective
 from coprs_core.training.rates import Rates
@@ -118,7 +117,7 @@ def read_recipe(name: str, changes: list[str] | None = None) -> JointRecipe:
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file; raises `CoPRSError` where it is none."""
     try:
-        return _toml().loads(read_text(path))
+        return from_toml(read_text(path))
     except (ValueError, CoPRSError) as problem:
         raise CoPRSError(f"{path} is no TOML ({problem}): correct it.") from problem
 
@@ -131,21 +130,10 @@ def parse_change(text: str) -> tuple[str, Any]:
     return key.strip(), _value(value.strip())
 
 
-def _toml() -> Any:
-    """The reader of TOML: Python's own from 3.11 on."""
-    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as problem:
-        raise CoPRSError(
-            f"Recipes need {name} on this Python, which is not installed: pip install {name}."
-        ) from problem
-
-
 def _value(text: str) -> Any:
     """A value as TOML reads it; text needs no quotes."""
     try:
-        return _toml().loads(f"value = {text}")["value"]
+        return from_toml(f"value = {text}")["value"]
     except ValueError:
         return text
 
@@ -158,9 +146,9 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
             near = meant(key, tuple(known))
             raise CoPRSError(f"A recipe has no {key!r}{near}: correct it or leave it out.")
         kind = type(like[key])
-        is_number = kind is float and type(value) in (int, float)
-        if not is_number and type(value) is not kind:
-            raise CoPRSError(f"{key} is {value!r} and {_KINDS[kind]} was expected: correct it.")
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            what = f"{shortened(repr(value))} and {_KINDS[kind]} was expected"
+            raise CoPRSError(f"{key} is {what}: correct it.")
         if kind in (int, float) and not 0 <= value < 1e9:
             raise CoPRSError(f"{key} is {value} and a number from 0 up was expected: correct it.")
     recipe = JointRecipe(**values)

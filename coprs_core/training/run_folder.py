@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from coprs_core.errors import CoPRSError
+from coprs_core.parsing import from_json
 
 RECIPE, LOG, CHECKPOINT = "recipe.json", "metrics.jsonl", "checkpoint"
 _CHANGEABLE = (
@@ -34,7 +35,7 @@ def check_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Raises `CoPRSError` where a folder holds another run, by the values of a recipe."""
     path = folder / RECIPE
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        before = dict(from_json(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError) as problem:
         raise CoPRSError(f"{path} is broken: delete it, or choose another --out.") from problem
     for name, value in json.loads(json.dumps(recipe)).items():
@@ -60,7 +61,11 @@ def forget_after(step: int, folder: Path) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = (line for line in lines if line.endswith("\n"))
-    path.write_text("".join(x for x in whole if json.loads(x)["step"] <= step), encoding="utf-8")
+    try:
+        kept = [line for line in whole if from_json(line)["step"] <= step]
+    except (ValueError, LookupError, TypeError) as problem:
+        raise CoPRSError(f"{path} has a line that is no step: delete the line.") from problem
+    path.write_text("".join(kept), encoding="utf-8")
 
 
 @contextmanager

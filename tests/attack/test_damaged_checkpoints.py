@@ -320,6 +320,62 @@ def test_the_sentence_says_what_is_wrong(folder, file, edit, words):
     assert words in outcome(folder)
 
 
+_WORD = ("image_processor", "image_processor_type")
+_LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+
+
+@pytest.mark.parametrize(
+    "file, edit, words",
+    [
+        (_CONFIG, put("quantization_config", value={"quant_method": "awq", "bits": 4}), ("awq", "library gptqmodel", "unquantized weights")),
+        (_CONFIG, put("quantization_config", value={"quant_method": "gptq", "bits": 4}), ("gptq", "library gptqmodel", "unquantized weights")),
+        (_CONFIG, put("quantization_config", value={"quant_method": "aqlm"}), ("aqlm", "unquantized weights")),
+        (_CONFIG, put("quantization_config", value={"quant_method": "compressed-tensors"}), ("compressed-tensors", "unquantized weights")),
+        (_PROCESSOR, put(*_WORD, value="Qwen2_5_VLImageProcessor"), ("processor_config.json has image_processor_type Qwen2_5_VLImageProcessor", "write Qwen2VLImageProcessor")),
+        (_CONFIG, lambda v: v.update(model_type="own", auto_map={"AutoConfig": "a.B"}), ("is of type 'own'", "code of its own (auto_map), which is never run", "qwen2_5_vl")),
+        (_CONFIG, put("model_type", value="qwen9_vl"), ("is of type 'qwen9_vl'", "qwen3_vl")),
+        (_PROCESSOR, lambda v: v["image_processor"].update(image_processor_type="Own", auto_map={"AutoImageProcessor": "a.B"}), ("code of its own (auto_map), which is never run",)),
+    ],
+)  # fmt: skip
+def test_what_copying_does_not_mend_says_what_does(folder, file, edit, words):
+    change(folder, file, edit)
+    said = outcome(folder)
+    assert all(word in said for word in words), said
+    assert "copy it again" not in said
+
+
+def test_the_old_file_of_an_image_processor_is_named_too(folder):
+    own = json.loads((folder / _PROCESSOR).read_text())["image_processor"]
+    (folder / _PROCESSOR).unlink()
+    path = folder / "mllm" / "preprocessor_config.json"
+    path.write_text(json.dumps(own))
+    assert outcome(folder) == "answered"
+    path.write_text(json.dumps(own | {_WORD[1]: "Qwen2_5_VLImageProcessor"}))
+    said = outcome(folder)
+    assert "preprocessor_config.json has image_processor_type Qwen2_5_VL" in said, said
+    assert "write Qwen2VLImageProcessor" in said
+
+
+@pytest.mark.parametrize("file", WEIGHTS)
+def test_a_pointer_of_git_lfs_is_named(folder, file):
+    replace(folder, file, lambda _: _LFS)
+    assert "pointer of Git LFS; run `git lfs pull`" in outcome(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model-q4.gguf"])
+def test_weights_in_another_form_are_named(folder, name):
+    (folder / "mllm" / "model.safetensors").rename(folder / "mllm" / name)
+    said = outcome(folder)
+    assert f"holds {name}: take the model's weights as safetensors" in said
+
+
+def test_what_is_cut_short_is_copied_again(folder):
+    replace(folder, _CONFIG, half)
+    assert "copy it again from its source" in outcome(folder)
+    replace(folder, "coprs.json", half)
+    assert "copy it again from its source" in outcome(folder)
+
+
 @pytest.mark.parametrize("file", [_CONFIG, _TOKENIZER, _PROCESSOR])
 @pytest.mark.parametrize("kind", ["its own type", "an unknown type"])
 def test_code_in_the_folder_is_never_run_and_nobody_is_asked(folder, monkeypatch, file, kind):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -260,6 +261,52 @@ def test_whoever_goes_frees_the_worker_within_two_words(mini, way):
             handle_file(ROOT / RAIN), WORDS, api_name="/segment"
         )
         assert again["result"]["reply"] == mini.segment(ROOT / RAIN, WORDS).reply
+    finally:
+        demo.close()
+
+
+@pytest.mark.parametrize("asked", ["focus_again", "word"])
+def test_a_given_reply_is_read_no_further_when_its_reader_has_gone(mini, asked, tmp_path):
+    """A changed thought, and a reply that a program sends back: 24 passes or more through a layer,
+    each of which takes a while; the program ends after a few."""
+    engine = Engine(mini.checkpoint)
+    photo = ROOT / RAIN
+    result, language = engine.segment(photo, WORDS), engine.focus.language
+    ids = (*result.reply_ids[:-1] * 80, result.reply_ids[-1])[-4000:]
+    long = replace(result, reply_ids=ids, reply=language.text_of(list(ids)))
+    (tmp_path / "long.json").write_text(json.dumps(long.to_dict(with_priors=True)))
+    passes, layers = [], engine.model.mllm.model.language_model.layers
+
+    def hook(*_) -> None:
+        passes.append(1)
+        time.sleep(0.25)
+
+    hooks = [layer.register_forward_hook(hook) for layer in layers]
+    demo = build(ModelServer(engine, at_once=1))
+    _, url, _ = launch(demo, quiet=True)
+    given = {
+        "focus_again": f"{WORDS!r}, 'It is the red one. ' * 400",
+        "word": f"json.loads(open({str(tmp_path / 'long.json')!r}).read()), '3990'",
+    }
+    code = (
+        "import json\nfrom gradio_client import Client, handle_file\n"
+        f"Client({url!r}, verbose=False).predict("
+        f"handle_file({str(photo)!r}), {given[asked]}, api_name='/{asked}')"
+    )
+    try:
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        _wait_for(passes, len(layers) + 2)  # the question is read, the reply is begun
+        left = len(passes)
+        process.kill()
+        process.wait()
+        time.sleep(6)  # ten passes or more
+        assert len(passes) - left <= 4, f"{len(passes) - left} passes after"
+        for one in hooks:
+            one.remove()
+        again = Client(url, verbose=False).predict(
+            handle_file(photo), WORDS, "It is the red one.", api_name="/focus_again"
+        )
+        assert again["thought_given"]
     finally:
         demo.close()
 

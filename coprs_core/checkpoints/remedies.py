@@ -1,0 +1,116 @@
+"""What helps where transformers cannot read a model's folder: to copy it again does only where a
+file came damaged."""
+
+from collections.abc import Callable
+from functools import partial
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any
+
+from coprs_core.errors import CoPRSError, shortened
+from coprs_core.machine import COPY_AGAIN
+from coprs_core.parsing import from_json
+
+UNSUPPORTED = {"awq": "gptqmodel (once autoawq)", "gptq": "gptqmodel"}
+"""Ways of quantizing, by `quant_method`, and the libraries that their weights need."""
+_UNQUANTIZED = (
+    "take the same model with unquantized weights, which --quantize nf4 or int8 makes small here"
+)
+_POINTER = b"version https://git-lfs"
+_FILES = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+)
+_WORDS = {
+    "qwen2_5_vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor", "Qwen2Tokenizer"),
+    "qwen3_vl": ("Qwen2VLImageProcessor", "Qwen3VLProcessor", "Qwen2Tokenizer"),
+    "llava": ("CLIPImageProcessor", "LlavaProcessor", "LlamaTokenizer"),
+}
+_ENTRIES = ("image_processor_type", "processor_class", "tokenizer_class")
+"""Entries that name a class of transformers; of each type of model the right ones, in their
+order."""
+
+
+def check_quantized(values: dict, path: Path) -> None:
+    """Raises `CoPRSError` where a config.json is of weights that are quantized in a way that is not
+    supported."""
+    method = _method(values)
+    if method in UNSUPPORTED:
+        raise CoPRSError(
+            f"{path} says that the weights are quantized by {method}: that needs the library "
+            f"{UNSUPPORTED[method]}, which is not supported; {_UNQUANTIZED}."
+        )
+
+
+def of_file(path: Path, otherwise: str = COPY_AGAIN) -> Callable[[Exception], str]:
+    """For `reading`: what helps with a file of weights that its reader calls broken."""
+
+    def helps(problem: Exception) -> str:
+        try:
+            with path.open("rb") as file:
+                is_pointer = file.read(len(_POINTER)) == _POINTER
+        except OSError:
+            is_pointer = False
+        return "it is a pointer of Git LFS; run `git lfs pull` there" if is_pointer else otherwise
+
+    return helps
+
+
+def remedy(folder: Path) -> Callable[[Exception], str]:
+    """For `reading`: what helps where a folder's config, weights, tokenizer or processor cannot be
+    loaded, for the end of a sentence."""
+    return partial(_remedy, folder)
+
+
+def _remedy(folder: Path, problem: Exception) -> str:
+    files = {name: _entries(folder / name) for name in _FILES}
+    if "trust_remote_code" in str(problem) or "custom code" in str(problem):
+        return (
+            "it brings code of its own (auto_map), which is never run; take a model that "
+            "transformers itself knows"
+        )
+    if word := _unknown_word(folder, files):
+        return word
+    if method := _method(files["config.json"]):
+        return f"its weights are quantized by {shortened(method, 40)}; {_UNQUANTIZED}"
+    if isinstance(problem, ImportError):
+        return "install the library that this names, or take a model that does without"
+    is_damaged = isinstance(problem, JSONDecodeError | UnicodeDecodeError | OSError)
+    return COPY_AGAIN if is_damaged else f"correct it, or {COPY_AGAIN}"
+
+
+def _unknown_word(folder: Path, files: dict[str, dict]) -> str:
+    """A class that transformers does not have, and the right one; "" where there is none such."""
+    import transformers
+
+    kind = str(files["config.json"].get("model_type"))
+    for number, entry in enumerate(_ENTRIES):
+        for name, values in files.items():
+            word = values.get(entry)
+            if not isinstance(word, str) or hasattr(transformers, word):
+                continue
+            right = f"write {_WORDS[kind][number]}" if kind in _WORDS else "correct it"
+            said = f"{folder / name} has {entry} {shortened(word, 60)}"
+            return f"{said}, which transformers does not know; {right}"
+    return ""
+
+
+def _method(values: dict) -> Any:
+    """How a config says that weights are quantized; None by no means, or as it is done here."""
+    quantized = values.get("quantization_config")
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    return method if isinstance(method, str) and method != "bitsandbytes" else None
+
+
+def _entries(path: Path) -> dict:
+    """A JSON file's entries, those of its image processor among them; none where it is broken."""
+    try:
+        values = from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    inner = values.get("image_processor")
+    return (inner if isinstance(inner, dict) else {}) | values
