@@ -76,7 +76,7 @@ class Written:
 
     Attributes:
         text: what it adds to the reply; empty where a token completes no character.
-        token: its id; None where a model gives text alone.
+        token: its id; None where a model gives text alone; with no text either, it is waited for.
         ends: whether the model ended its reply here.
         focus_embedding: [1, D], with a focus token.
         looks: what the tokens of this reply attend to, so far; None where it is not observed.
