@@ -164,7 +164,7 @@ def test_500_mb_are_not_read(chat, asked, way):
 @pytest.mark.parametrize("name", ["content", "reasoning", "refusal"])
 def test_10_mb_in_one_piece_are_not_read(chat, asked, name):
     says(chat, piece(**{name: "a" * 10_000_000}), DONE)
-    with pytest.raises(CoPRSError, match="bytes in one piece, more than one can be"):
+    with pytest.raises(CoPRSError, match="bytes in one piece, more than a piece can be"):
         told(asked)
 
 
@@ -490,6 +490,22 @@ def test_nobody_is_asked_again_in_mid_answer(chat, asked):
     with pytest.raises(CoPRSError, match="broke off in mid-answer.*max_tokens is bad"):
         told(asked)
     assert len(chat.asked) == 1
+
+
+SPEAKERS = {
+    "another protocol": b"SSH-2.0-OpenSSH_9.2 " + KEY.encode() + b"\r\n",
+    "nothing": b"",
+    "a header without an end": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 200_000,
+    "no body": b"HTTP/1.1 204 No Content\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("way", SPEAKERS)
+def test_what_does_not_speak_the_protocol_is_one_sentence(chat, asked, way):
+    chat.act = lambda handler, question: handler.write(SPEAKERS[way])
+    with pytest.raises(CoPRSError, match="sent something that is no answer: check that") as problem:
+        told(asked)
+    assert KEY not in str(problem.value)
 
 
 def test_a_name_that_no_host_can_have_is_one_sentence():

@@ -16,9 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from gradio_client import Client, handle_file
 from PIL import Image
 
 from app.serving import ModelServer
+from app.ui import build, launch
 from coprs_core import CoPRSError, load
 from coprs_core.__main__ import main
 from coprs_core.answer.flags import flags
@@ -59,6 +61,8 @@ class Pointer(BaseHTTPRequestHandler):
             return self._send(
                 failure[0], "application/json", json.dumps({"error": {"message": failure[1]}})
             )
+        if server.failure == "warm" and "temperature" in asked:
+            return self._send(400, "application/json", '{"error": "temperature has to be 1"}')
         if server.failure == "html":
             return self._send(200, "text/html", "<html>Welcome</html>")
         if server.failure == "slow":
@@ -283,6 +287,34 @@ def test_stop_works_while_a_server_sends_no_answer(server, sam, monkeypatch, way
         with pytest.raises(Unwanted):
             list(stream)
     assert server.left.wait(10) and models.room.is_empty
+
+
+def test_a_client_that_goes_frees_its_place_though_no_answer_comes(server, sam, monkeypatch):
+    engine = load(server.name, device="cpu", sam=sam, report=lambda line: None)
+    models = ModelServer(engine, at_once=1)
+    demo = build(models)
+    _, url, _ = launch(demo, quiet=True)
+    answering = Pointer.do_POST
+    monkeypatch.setattr(Pointer, "do_POST", silent(server))
+    client, photo = Client(url, verbose=False), handle_file("assets/examples/rain.png")
+    try:
+        job = client.submit(photo, "the red thing", api_name="/segment")
+        while not any(o["stage"] == "thinking" for o in job.outputs()):
+            time.sleep(0.05)
+        job.cancel()
+        assert server.left.wait(20)
+        monkeypatch.setattr(Pointer, "do_POST", answering)
+        told = client.predict(photo, "the red thing", api_name="/segment")["result"]
+        assert told["model"] == "openai:pointer" and told["settings"]["decoding"] == "greedy"
+    finally:
+        demo.close()
+
+
+def test_a_server_that_refuses_a_temperature_decodes_its_own_way(server, sam):
+    server.failure = "warm"
+    engine = load(server.name, device="cpu", sam=sam, report=lambda line: None)
+    result = engine.segment(PHOTO, "the red thing")
+    assert result.settings["decoding"] == "the server's"
 
 
 def test_zooming_in_asks_the_server_again(server, sam):

@@ -324,7 +324,8 @@ class _Answer:
     def result(
         self, located: Located, regions: tuple[Region, ...], seen_size: tuple[int, int]
     ) -> Result:
-        decoding = {"max_new_tokens": self.limit, "decoding": "greedy", "seed": None}
+        how = getattr(self.segmenter, "decoding", "greedy")  # a server may have its own
+        decoding = {"max_new_tokens": self.limit, "decoding": how, "seed": None}
         return Result(
             outcome=located.outcome,
             reason=located.reason,

@@ -16,7 +16,7 @@ import httpx2
 
 from coprs_core import proxies
 from coprs_core.errors import CoPRSError, shortened
-from coprs_core.model.chat_reply import BROKEN_OFF, NoAnswer, Redacted, Reply, reason_in
+from coprs_core.model.chat_reply import BROKEN_OFF, NOTHING, NoAnswer, Redacted, Reply, reason_in
 from coprs_core.model.event_stream import (
     ASK_SECONDS,
     FAILURES,
@@ -199,10 +199,13 @@ class Server:
             fault = (
                 f"was not asked, for the proxy refused: mend it, or name {self.host} in NO_PROXY"
             )
-            return self._fault(fault, str(problem))
-        also = ", and the proxy" if self.proxy else ""
-        fault = f"cannot be reached: check that it runs, and the address{also}"
-        return self._fault(fault, str(problem))
+        elif isinstance(problem, httpx2.ProtocolError):
+            fault = NOTHING
+        else:
+            also = ", and the proxy" if self.proxy else ""
+            fault = f"cannot be reached: check that it runs, and the address{also}"
+        detail = shortened(Redacted(self.key).all(str(problem))).rstrip(".")
+        return self._fault(f"{fault} ({detail})" if detail else fault)
 
 
 def _advice(status: int, said: str) -> str:

@@ -196,4 +196,6 @@ async def _start(response: httpx2.Response, most: int) -> bytes:
 
 def _check_event(size: int) -> None:
     if size > MAX_EVENT_BYTES:
-        raise OutOfBounds(f"sent over {MAX_EVENT_BYTES:,} bytes in one piece, more than one can be")
+        raise OutOfBounds(
+            f"sent over {MAX_EVENT_BYTES:,} bytes in one piece, more than a piece can be"
+        )

@@ -61,6 +61,11 @@ class RemoteSegmenter(Pointing):
         super().__init__(sam, prompt)
         self.server = server
 
+    @property
+    def decoding(self) -> str:
+        """How tokens are chosen: "greedy", or "the server's" where it refuses a temperature."""
+        return "the server's" if "temperature" in self.server.unsupported else "greedy"
+
     @torch.no_grad()
     def read(self, photo: Photo, detail: Detail | None = None) -> RemoteFeatures:
         sent = to_send(photo.image, unit_of(self.prompt))
