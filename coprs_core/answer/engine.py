@@ -295,7 +295,7 @@ class _Answer:
             self.text += step.text
             if self.is_wanted is not None and not self.is_wanted():
                 raise Unwanted("Nobody waits any more for this: ask again.")
-            if step.text or step.token is None:
+            if step.text or step.is_waiting:
                 self.rate = len(self.tokens) / max(self.clock.running, 1e-6)
                 yield self.update("thinking", new=step.text)
         embedding = torch.cat(focused) if focused else None

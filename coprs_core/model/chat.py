@@ -136,7 +136,7 @@ class Server:
                     has_begun = has_begun or event is not None
                     length, text = reply.length, reply.add(event) if event else ""
                     if text or clock.is_asked_for:
-                        yield Written(text)
+                        yield Written(text, is_waiting=not text)
                     clock.check(reply.length > length)
                     if reply.is_over:
                         break
