@@ -215,6 +215,11 @@ def test_the_key_in_pieces_is_taken_out(size):
     assert got == f"a … b{KEY[:-1]} c……sk-ver"
 
 
+def test_a_key_that_is_cut_off_with_the_reply_is_taken_out(chat, asked):
+    says(chat, piece(content="a" * 390 + KEY), DONE)
+    assert told(asked, 10) == "a" * 390 + "…"
+
+
 @pytest.mark.parametrize("key", ["none", "EMPTY", "s"])
 def test_what_is_no_key_stays_in_the_text(key):
     assert Redacted(key).all("none is EMPTY: so") == "none is EMPTY: so"
@@ -357,6 +362,10 @@ REFUSED = {
         r"has no room now.*\(it says “slow down”\)",
         ['data: {"error": {"message": "slow down", "code": 429}}'],
     ),
+    "an error with a deep status": (
+        r"failed: look at its own messages \(it says “no”\)",
+        ['data: {"error": {"message": "no", "code": ' + "[" * 900 + "]" * 900 + "}}"],
+    ),
     "an error of vLLM": (
         r"refused the question.*\(it says “too many pictures”\)",
         ['data: {"object": "error", "message": "too many pictures", "code": 400}'],
@@ -408,6 +417,11 @@ REASONS = {
     "overload": (503, {"error": {"message": "loading"}}, r"failed \(status 503\).*“loading”"),
     "key": (403, {"error": {"message": "not in your country"}}, "refuses the key.*“not in your"),
     "long": (400, {"error": {"message": "x" * 5000}}, "x…”"),
+    "a deep place": (
+        422,
+        '{"detail": [{"loc": [' + "[" * 900 + "]" * 900 + '], "msg": "a"}]}',
+        "“.*a”",
+    ),  # fmt: skip
     "deep": (400, "[" * 20_000, "refused the question"),
     "odd": (400, {"error": {"message": {"a": [5]}, "param": 7}}, "refused the question"),
     "nothing": (400, "", "refused the question with its picture: choose a model"),

@@ -49,9 +49,9 @@ class Redacted:
         return text[: len(text) - held]
 
     def rest(self) -> str:
-        """What was held back, at the end."""
+        """What was held back, at the end, where a reply may be cut off in the midst of the key."""
         held, self._held = self._held, ""
-        return held
+        return held if len(held) < MIN_SECRET else "…"
 
     def all(self, text: str) -> str:
         """A whole text."""
@@ -132,8 +132,9 @@ def _choices(event: bytes) -> list[dict[str, Any]]:
 def _status(told: dict[str, Any]) -> int:
     """The HTTP status that an error in the midst of a stream stands for; 0 where it names none."""
     error = told.get("error")
-    code = str((error if isinstance(error, dict) else told).get("code"))
-    return int(code) if re.fullmatch("[45][0-9][0-9]", code) else 0
+    code = (error if isinstance(error, dict) else told).get("code")
+    is_one = isinstance(code, int | str) and re.fullmatch("[45][0-9][0-9]", str(code))
+    return int(code) if is_one else 0
 
 
 def _texts(delta: dict[str, Any]) -> tuple[str, str]:
@@ -182,8 +183,9 @@ def _reason(told: Any, depth: int) -> str:
     if not isinstance(told, dict) or not depth:
         return ""
     if isinstance(told.get("loc"), list):  # as FastAPI checks what it is sent
-        return f"{'.'.join(map(str, told['loc']))}: {_reason(told.get('msg'), depth - 1)}"
-    names = ("error", "message", "detail", "msg", "error_description", "title")
+        place = ".".join(str(part) for part in told["loc"] if isinstance(part, int | str))
+        return f"{place}: {_reason(told.get('msg'), depth - 1)}"
+    names = ("error", "message", "detail", "msg", "error_description", "title", "type")
     return next((r for r in (_reason(told.get(n), depth - 1) for n in names) if r), "")
 
 
