@@ -6,13 +6,15 @@ Each has an environment variable too, for Spaces.
 import signal
 
 from app.options import read_options
+from coprs_core.proxies import past_proxies
 
 options = read_options()  # `--help` ends here, before anything heavy is loaded
 
-from app.serving import ModelServer  # noqa: E402
-from app.space import borrowed_gpu  # noqa: E402
-from app.ui import build, launch  # noqa: E402
-from app.uploads import end, or_end  # noqa: E402
+with past_proxies():  # Gradio opens a connection as it is imported, and uses it never
+    from app.serving import ModelServer
+    from app.space import borrowed_gpu
+    from app.ui import build, launch
+    from app.uploads import end, or_end
 
 with or_end():
     at_once = options.listening.at_once

@@ -27,6 +27,7 @@ from app.views.standalone import script
 from app.visitors import in_a_sentence, language, picked
 from coprs_core.errors import CoPRSError
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
+from coprs_core.proxies import past_proxies
 
 ROOT = Path(__file__).resolve().parent
 _THOUGHT_USED = """
@@ -295,6 +296,7 @@ def _preparation(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[st
     return {"fn": prepare, **both}, {"fn": prepare_again, **both}
 
 
+@past_proxies()  # Gradio asks its own page whether it answers
 def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
     """Start listening and return; `demo.block_thread()` waits.
 

@@ -14,6 +14,7 @@ import torch
 from coprs_core import load
 from coprs_core.answer.engine import Engine
 from coprs_core.world.questions import examples
+from tests.chat_server import ChatServer
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -34,6 +35,15 @@ def fresh(mini) -> Engine:
 def answered(mini):
     """(scene, question, result) of the first 100 test examples."""
     return [(s, q, mini.segment(s.image, q.instruction)) for s, q in examples("test", 0, 100)]
+
+
+@pytest.fixture
+def chat():
+    """A model on a server of this machine."""
+    server = ChatServer()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 def first_answer(engine: Engine, outcome: str):

@@ -16,13 +16,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from gradio_client import Client, handle_file
 from PIL import Image
 
 from app.serving import ModelServer
+from app.ui import build, launch
 from coprs_core import CoPRSError, load
 from coprs_core.__main__ import main
 from coprs_core.answer.flags import flags
 from coprs_core.checkpoints import doctor, remote
+from coprs_core.errors import Unwanted
 from coprs_core.model import remote as remote_model
 from coprs_core.photos import open_photo
 from coprs_core.probes import attention, zoom
@@ -58,6 +61,8 @@ class Pointer(BaseHTTPRequestHandler):
             return self._send(
                 failure[0], "application/json", json.dumps({"error": {"message": failure[1]}})
             )
+        if server.failure == "warm" and "temperature" in asked:
+            return self._send(400, "application/json", '{"error": "temperature has to be 1"}')
         if server.failure == "html":
             return self._send(200, "text/html", "<html>Welcome</html>")
         if server.failure == "slow":
@@ -97,6 +102,8 @@ class Pointer(BaseHTTPRequestHandler):
         server = self.server
         thought = ["I see ", "one red thing."]
         answer = [f'[{{"bbox_2d": {self._box(asked)}, ', '"label": "thing"}]']
+        if server.failure == "echo":
+            thought = [f"Bearer {KEY[:9]}", KEY[9:], *thought]
         if server.failure == "endless":
             answer = ["x" * 1000] * 10_000
         if server.form in ("reasoning", "reasoning_content"):
@@ -251,6 +258,65 @@ def test_stop_ends_the_request(server, sam):
     assert server.left.wait(10)
 
 
+def silent(server):
+    """It sends pings for ever."""
+
+    def act(self):
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b": ping\n\n")
+                time.sleep(0.02)
+        server.left.set()
+
+    return act
+
+
+@pytest.mark.parametrize("way", ["closed", "unwanted"])
+def test_stop_works_while_a_server_sends_no_answer(server, sam, monkeypatch, way):
+    engine = load(server.name, device="cpu", sam=sam, report=lambda line: None)
+    monkeypatch.setattr(Pointer, "do_POST", silent(server))
+    models, photo, is_wanted = ModelServer(engine, at_once=1), open_photo(PHOTO), [True]
+    stream = models.stream(photo, "the red thing", lambda: is_wanted[0])
+    assert next(u for u in stream if u.stage == "thinking").text == ""
+    if way == "closed":
+        stream.close()
+    else:
+        is_wanted[0] = False
+        with pytest.raises(Unwanted):
+            list(stream)
+    assert server.left.wait(10) and models.room.is_empty
+
+
+def test_a_client_that_goes_frees_its_place_though_no_answer_comes(server, sam, monkeypatch):
+    engine = load(server.name, device="cpu", sam=sam, report=lambda line: None)
+    models = ModelServer(engine, at_once=1)
+    demo = build(models)
+    _, url, _ = launch(demo, quiet=True)
+    answering = Pointer.do_POST
+    monkeypatch.setattr(Pointer, "do_POST", silent(server))
+    client, photo = Client(url, verbose=False), handle_file("assets/examples/rain.png")
+    try:
+        job = client.submit(photo, "the red thing", api_name="/segment")
+        while not any(o["stage"] == "thinking" for o in job.outputs()):
+            time.sleep(0.05)
+        job.cancel()
+        assert server.left.wait(20)
+        monkeypatch.setattr(Pointer, "do_POST", answering)
+        told = client.predict(photo, "the red thing", api_name="/segment")["result"]
+        assert told["model"] == "openai:pointer" and told["settings"]["decoding"] == "greedy"
+    finally:
+        demo.close()
+
+
+def test_a_server_that_refuses_a_temperature_decodes_its_own_way(server, sam):
+    server.failure = "warm"
+    engine = load(server.name, device="cpu", sam=sam, report=lambda line: None)
+    result = engine.segment(PHOTO, "the red thing")
+    assert result.settings["decoding"] == "the server's"
+
+
 def test_zooming_in_asks_the_server_again(server, sam):
     engine = load(server.name, device="cpu", sam=sam, report=lambda line: None)
     photo = np.full((900, 1500, 3), 255, np.uint8)
@@ -303,6 +369,11 @@ def test_the_command_line_answers_and_the_key_stands_nowhere(server, sam, tmp_pa
     assert "asking 127.0.0.1" in printed.err and "asking" not in printed.out
     written = (tmp_path / "out" / "result.json").read_text()
     assert KEY not in written and "127.0.0.1" not in written and "openai:pointer" in written
+    server.failure = "echo"
+    assert main(["segment", str(photo), "a thing", "--out", str(tmp_path / "out"), *options]) == 0
+    told = [f for f in (tmp_path / "out").rglob("*") if f.is_file() and KEY.encode() in f.read_bytes()]  # fmt: skip
+    written = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert not told and written["reasoning"].startswith("Bearer …")
     server.failure = "key"
     assert main(["segment", str(photo), "the red thing", *options]) != 0
     printed = capsys.readouterr()

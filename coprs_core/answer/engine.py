@@ -18,7 +18,7 @@ from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Unwanted
 from coprs_core.machine import package_versions, within_memory
 from coprs_core.model.coordinates import CoordinateSegmenter
 from coprs_core.model.decoding import Turn
@@ -129,16 +129,18 @@ class Engine:
             image: a path, the bytes of a picture file, a PIL image, an array or a `Photo`.
             instruction: any text of 1 to 2,000 characters.
             max_new_tokens: bound of the reply; the model's own by default.
-            is_wanted: asked while the photo is read, which ends where it says no.
+            is_wanted: asked while the photo is read and the model thinks, which ends where it says
+                no.
 
         Yields:
-            `Update`s in the order reading (two), thinking (one for each token that shows), focus
-            (where something is found), done. The language model runs once. Closing the generator
-            stops the work within one decoding step.
+            `Update`s in the order reading (two), thinking (one for each token that shows; while a
+            model on another machine is waited for, one every half second), focus (where something
+            is found), done. The language model runs once. Closing the generator stops the work
+            within one decoding step.
 
         Raises:
             CoPRSError: the photo, the instruction or the bound cannot be used; before any work.
-            Unwanted: the photo is no longer to be read.
+            Unwanted: the answer is no longer waited for.
         """
         photo, instruction = open_photo(image), check_instruction(instruction)
         if max_new_tokens is None:
@@ -279,7 +281,8 @@ class _Answer:
         yield self.update("done", prior=prior, result=result)
 
     def think(self, features: Features):
-        """Yields an `Update` for all that shows; returns the `Transcript`."""
+        """Yields an `Update` for all that shows, and where a model elsewhere is waited for; returns
+        the `Transcript`."""
         is_finished, looks = False, None
         focused: list[Tensor] = []
         pieces: list[str] = []
@@ -292,7 +295,9 @@ class _Answer:
             if step.focus_embedding is not None:
                 focused.append(step.focus_embedding)
             self.text += step.text
-            if step.text:
+            if self.is_wanted is not None and not self.is_wanted():
+                raise Unwanted("Nobody waits any more for this: ask again.")
+            if step.text or step.is_waiting:
                 self.rate = len(self.tokens) / max(self.clock.running, 1e-6)
                 yield self.update("thinking", new=step.text)
         embedding = torch.cat(focused) if focused else None
@@ -321,7 +326,8 @@ class _Answer:
     def result(
         self, located: Located, regions: tuple[Region, ...], seen_size: tuple[int, int]
     ) -> Result:
-        decoding = {"max_new_tokens": self.limit, "decoding": "greedy", "seed": None}
+        how = getattr(self.segmenter, "decoding", "greedy")  # a server may have its own
+        decoding = {"max_new_tokens": self.limit, "decoding": how, "seed": None}
         return Result(
             outcome=located.outcome,
             reason=located.reason,

@@ -30,6 +30,7 @@ from coprs_core.checkpoints.source import Source
 from coprs_core.errors import CoPRSError
 from coprs_core.files import visible
 from coprs_core.machine import choose_device, computes_in_bfloat16, free_memory, parse_dtype
+from coprs_core.proxies import shown
 from coprs_core.sizes import expanded, free_disk, in_words
 
 _PACKAGES = (
@@ -163,11 +164,14 @@ def _source(model: str) -> tuple[Source | None, Check]:
 def _remote(model: str) -> Check:
     try:
         source = remote.parse(model)
+        proxy = source.server().proxy
     except CoPRSError as problem:
         return Check("model", "on another machine", str(problem))
     key = "set" if os.environ.get(KEY) else "not set"
+    through = f" through the proxy {shown(proxy)}" if proxy else ""
     return Check(
-        "model", f"{source.model} on {source.host}, asked when it is loaded; {KEY} is {key}"
+        "model",
+        f"{source.model} on {source.host}, asked when it is loaded{through}; {KEY} is {key}",
     )
 
 

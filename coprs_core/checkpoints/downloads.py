@@ -29,6 +29,7 @@ from tqdm import tqdm
 from coprs_core.errors import CoPRSError
 from coprs_core.files import read_text, visible
 from coprs_core.parsing import from_json
+from coprs_core.proxies import check_proxies
 from coprs_core.sizes import expanded, free_disk, in_words
 
 Report = Callable[[str], None]
@@ -100,11 +101,13 @@ def missing_shards(folder: Path) -> list[str]:
 def snapshot(repo: str, report: Report | None = None) -> Path:
     """The folder of a Hugging Face repository, downloaded where it is not cached.
 
-    Raises `CoPRSError`: no such repository, no access, no network, or too little disk (checked
-    before the download).
+    Raises `CoPRSError`: no such repository, no access, no network, a proxy that cannot be used, or
+    too little disk (checked before the download).
     """
     if folder := cached_snapshot(repo):
         return folder
+    if not constants.is_offline_mode():
+        check_proxies()
     bar: Any = _reporting(report, repo) if report else None
     silent: Any = _Silent
     try:

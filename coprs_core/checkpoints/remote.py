@@ -15,9 +15,10 @@ from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_dtype
 from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
+from coprs_core.proxies import proxy_for
 
 if TYPE_CHECKING:
-    from coprs_core.model.remote import Server
+    from coprs_core.model.chat import Server
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,17 @@ class RemoteSource:
         return urlsplit(self.url).netloc
 
     def server(self) -> "Server":
-        """The model to talk to; nothing is asked yet."""
-        import openai
+        """The model to talk to; nothing is asked yet.
 
-        from coprs_core.model.remote import SECONDS, Server
+        Raises `CoPRSError`: the key, or the proxy that the environment names, cannot be used.
+        """
+        from coprs_core.model.chat import Server
+        from coprs_core.model.remote import SECONDS
 
-        client = openai.OpenAI(
-            base_url=self.url,
-            api_key=os.environ.get(KEY) or "none",
-            timeout=openai.Timeout(SECONDS, connect=10.0),
-            max_retries=0,
-        )
-        return Server(client, self.model, self.host)
+        key = os.environ.get(KEY, "").strip()
+        if not key.isascii() or not key.isprintable():
+            raise CoPRSError(f"{KEY} holds signs that no key has: copy the key again.")
+        return Server(self.url, self.model, key or "none", proxy_for(self.url), SECONDS)
 
     def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
         """The model, asked once where a drawn square is, and a SAM on a device.

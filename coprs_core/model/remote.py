@@ -7,19 +7,16 @@ tells where its words looked: the prior is those coordinates, drawn. SAM draws t
 
 import base64
 import io
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-import openai
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from coprs_core.errors import CoPRSError, shortened
 from coprs_core.model.boxes import THOUSANDTHS, drawn_prior, read_answer
+from coprs_core.model.chat import Server
 from coprs_core.model.coordinates import QWEN3, STOCK, CoordinatePrompt, Pointing, located
 from coprs_core.model.sam import PromptedSam
 from coprs_core.model.segmenter import Located, Transcript, Written
@@ -29,122 +26,10 @@ from coprs_core.prompts import COORDINATES_PRIOR, INSTRUCTION_SLOT, Detail, Prio
 SIDE = 1024
 """Longest side of the picture that is sent, in pixels: servers make larger ones small unasked."""
 SECONDS = 120.0
-"""A server that sends nothing for so long is given up."""
-CHARACTERS_A_TOKEN = 40
-"""A reply longer than this for each token that was asked for is cut off."""
+"""A server that sends nothing of an answer for so long is given up, however busy the line."""
 CHECK_TOKENS = 1000
 CHECK_SQUARE = 384, 96, 512, 224
 """Of the picture that a server is asked about at the start: XYXY in pixels of 640×480."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A model on a server.
-
-    Attributes:
-        client: of the `openai` package; it alone knows the key.
-        model: the name by which the server knows it.
-        host: for messages.
-    """
-
-    client: openai.OpenAI = field(repr=False)
-    model: str
-    host: str
-
-    def write(self, picture: str, question: str, max_new_tokens: int) -> Iterator[Written]:
-        """The reply to a question about a picture (a data URL), as it comes.
-
-        The thought stands between <think> and </think>, whichever way the server sends it.
-        Closing the generator ends the request.
-
-        Raises:
-            CoPRSError: what the server refused or broke off, and what to do.
-        """
-        content: Any = [
-            {"type": "image_url", "image_url": {"url": picture}},
-            {"type": "text", "text": question},
-        ]
-        with self._in_a_sentence(has_begun=False):
-            stream = self.client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": content}],
-                max_tokens=max_new_tokens,
-                temperature=0,
-                stream=True,
-            )
-        with self._in_a_sentence(has_begun=True), stream:
-            yield from self._written(stream, CHARACTERS_A_TOKEN * max_new_tokens)
-
-    def _written(self, stream: Any, most: int) -> Iterator[Written]:
-        in_thought, length, finish = False, 0, None
-        for chunk in stream:
-            for choice in chunk.choices or ():
-                thought, answer = _texts(choice.delta)
-                text = thought if in_thought or not thought else f"<think>{thought}"
-                in_thought = in_thought or bool(thought)
-                if in_thought and answer:
-                    text, in_thought = f"{text}</think>", False
-                text += answer
-                finish = choice.finish_reason or finish
-                length += len(text)
-                if text:
-                    yield Written(text)
-            if length > most:
-                finish = "length"
-                break
-        if finish is None and not length:
-            raise ValueError("nothing at all was sent")
-        if finish is None:
-            raise CoPRSError(f"The server {self.host} broke off in mid-answer: ask again.")
-        yield Written("</think>" if in_thought else "", ends=finish != "length")
-
-    @contextmanager
-    def _in_a_sentence(self, has_begun: bool) -> Generator[None, None, None]:
-        """Whatever goes wrong between here and there, in one sentence; the key is in none."""
-        try:
-            yield
-        except (openai.OpenAIError, ValueError) as problem:
-            raise CoPRSError(self._sentence(problem, has_begun)) from None
-
-    def _sentence(self, problem: Exception, has_begun: bool) -> str:
-        server = f"The server {self.host}"
-        if isinstance(problem, openai.AuthenticationError | openai.PermissionDeniedError):
-            return f"{server} refuses the key: set COPRS_API_KEY to one that it takes."
-        if isinstance(problem, openai.NotFoundError):
-            return (
-                f"{server} knows no model {self.model!r} at this address: give "
-                "openai:NAME@http://host:port/v1 with a name that it lists."
-            )
-        if isinstance(problem, openai.RateLimitError):
-            return f"{server} has no room now, or its quota is used up: ask again later."
-        if isinstance(problem, openai.APITimeoutError):
-            return f"{server} sent nothing for {SECONDS:.0f} s: ask again, or try a smaller model."
-        if isinstance(problem, openai.APIStatusError) and problem.status_code < 500:
-            return (
-                f"{server} refused the question with its picture{self._why(problem)}: choose a "
-                "model that reads pictures."
-            )
-        if isinstance(problem, openai.APIStatusError):
-            return f"{server} failed (status {problem.status_code}): look at its own messages."
-        if isinstance(problem, openai.APIConnectionError) and not has_begun:
-            return f"{server} cannot be reached: check that it runs, and the address."
-        if isinstance(problem, openai.APIConnectionError) or type(problem) is openai.APIError:
-            return f"{server} broke off in mid-answer: ask again."
-        return f"{server} sent something that is no answer: check that the address ends in /v1."
-
-    def _why(self, problem: openai.APIStatusError) -> str:
-        body: Any = problem.body
-        said = body.get("message", "") if isinstance(body, dict) else ""
-        said = str(said).replace(self.client.api_key, "…")
-        return f" (“{shortened(said, 120)}”)" if said else ""
-
-
-def _texts(delta: Any) -> tuple[str, str]:
-    """What a piece of a reply adds to the thought and to the answer."""
-    names = (("reasoning", "reasoning_content"), ("content",))
-    texts = [[getattr(delta, name, None) for name in group] for group in names]
-    thought, answer = (next((t for t in g if isinstance(t, str) and t), "") for g in texts)
-    return thought, answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +60,11 @@ class RemoteSegmenter(Pointing):
     def __init__(self, server: Server, sam: PromptedSam, prompt: CoordinatePrompt):
         super().__init__(sam, prompt)
         self.server = server
+
+    @property
+    def decoding(self) -> str:
+        """How tokens are chosen: "greedy", or "the server's" where it refuses a temperature."""
+        return "the server's" if "temperature" in self.server.unsupported else "greedy"
 
     @torch.no_grad()
     def read(self, photo: Photo, detail: Detail | None = None) -> RemoteFeatures:

@@ -80,6 +80,7 @@ class Written:
         ends: whether the model ended its reply here.
         focus_embedding: [1, D], with a focus token.
         looks: what the tokens of this reply attend to, so far; None where it is not observed.
+        is_waiting: whether nothing has come: whoever asked may stop here.
     """
 
     text: str
@@ -87,6 +88,7 @@ class Written:
     ends: bool = False
     focus_embedding: Tensor | None = None
     looks: Looks | None = None
+    is_waiting: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -672,12 +672,13 @@ def test_nothing_of_visitors_outlives_the_server(tmp_path, picture):
         process.kill()
 
 
-def started(folder: Path, port: int) -> subprocess.Popen:
-    """The app in a process of its own, once it answers; its temporary files are in a folder."""
+def started(folder: Path, port: int, **more: str) -> subprocess.Popen:
+    """The app in a process of its own, once it answers; its temporary files are in a folder, and
+    `more` in its environment."""
     process = subprocess.Popen(
         [sys.executable, "app.py", "--port", str(port)],
         cwd=ROOT,
-        env=os.environ | {"GRADIO_TEMP_DIR": str(folder), "COPRS_DEVICE": "cpu"},
+        env=os.environ | {"GRADIO_TEMP_DIR": str(folder), "COPRS_DEVICE": "cpu"} | more,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -687,8 +688,10 @@ def started(folder: Path, port: int) -> subprocess.Popen:
             return process
         except httpx.HTTPError:
             time.sleep(0.2)
+        if process.poll() is not None:
+            break
     process.kill()
-    raise AssertionError("the app does not start")
+    raise AssertionError(f"the app does not start: {process.communicate()[1]}")
 
 
 # --- small things that cost much

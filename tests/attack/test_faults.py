@@ -26,6 +26,7 @@ from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.load import MINIATURE
 from tests.attack.test_doors import started
 from tests.conftest import slowed
+from tests.test_proxies import Proxy
 
 ROOT = Path(__file__).resolve().parents[2]
 RAIN, WORDS = "assets/examples/rain.png", "something to stay dry with"
@@ -135,6 +136,34 @@ def test_a_server_with_a_full_disk_says_so_and_goes_on(tmp_path):
         process.terminate()
         assert "Traceback" not in process.stderr.read()
         process.wait(10)
+
+
+# --- proxies
+
+
+@pytest.mark.parametrize("names", ["upper", "lower"])
+def test_the_page_starts_past_the_proxies_of_the_environment(tmp_path, names):
+    """One that refuses all, and one whose library is not there."""
+    proxy = Proxy(502)
+    environment = {
+        "HTTP_PROXY": proxy.url,
+        "HTTPS_PROXY": proxy.url,
+        "ALL_PROXY": "socks5://127.0.0.1:9",
+    }
+    if names == "lower":
+        environment = {name.lower(): value for name, value in environment.items()}
+        environment["no_proxy"] = "example.org,::1"
+    process = started(tmp_path, port=17874, **environment)
+    try:
+        client = Client("http://127.0.0.1:17874/", verbose=False)
+        answer = client.predict(handle_file(ROOT / RAIN), WORDS, api_name="/segment")["result"]
+        assert answer["outcome"] == "found" and not proxy.came
+    finally:
+        process.terminate()
+        assert "Traceback" not in process.stderr.read()
+        process.wait(10)
+        proxy.shutdown()
+        proxy.server_close()
 
 
 # --- memory

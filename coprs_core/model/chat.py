@@ -1,0 +1,255 @@
+"""A model on a server that speaks OpenAI's chat protocol: what it is asked, what is read of its
+reply, and what its refusals mean."""
+
+import json
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from coprs_core import proxies
+from coprs_core.errors import CoPRSError, shortened
+from coprs_core.model.chat_reply import BROKEN_OFF, NOTHING, NoAnswer, Redacted, Reply, reason_in
+from coprs_core.model.event_stream import (
+    ASK_SECONDS,
+    FAILURES,
+    MAX_EVENT_BYTES,
+    OutOfBounds,
+    Refused,
+    Request,
+    events,
+)
+from coprs_core.model.segmenter import Written
+
+SECONDS_A_TOKEN = 2.0
+"""A reply that takes longer than this for each token that was asked for is given up."""
+CHARACTERS_A_TOKEN, BYTES_A_TOKEN = 40, 2048
+"""A reply of more characters for each token is cut off; one of more bytes is given up (a token
+alone takes some 300, with what hosted servers add to it 700)."""
+SHOWN = 240
+"""Characters of a server's own reason that are quoted."""
+_TOKENS = re.compile(r"max_(?:completion_|new_)?tokens")
+_CONTEXT = re.compile(r"context|too long|(?:input|prompt) tokens", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A model on a server.
+
+    Attributes:
+        url: the address of the protocol, which ends in /v1.
+        model: the name by which the server knows it.
+        key: its bearer token, which stands in no reply, message or log.
+        proxy: the proxy through which it is asked; None for none.
+        seconds: a server of which nothing of an answer comes for so long is given up.
+        unsupported: the parameters that it has refused as such; they are not sent again.
+    """
+
+    url: str
+    model: str
+    key: str = field(repr=False)
+    proxy: str | None = field(repr=False)
+    seconds: float
+    unsupported: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    @property
+    def host(self) -> str:
+        """The server as messages name it."""
+        return urlsplit(self.url).netloc
+
+    @cached_property
+    def _certificates(self) -> ssl.SSLContext:
+        return httpx2.create_ssl_context()
+
+    def write(self, picture: str, question: str, max_new_tokens: int) -> Iterator[Written]:
+        """The reply to a question about a picture (a data URL), as it comes; while nothing comes
+        an empty step every half second, so that whoever waits can stop.
+
+        The thought stands between <think> and </think>, whichever way the server sends it.
+        Closing the generator ends the request. A parameter that the server refuses is left out,
+        or sent by the name that it wants, and the question is asked again.
+
+        Raises:
+            CoPRSError: what the server refused or broke off, and what to do.
+        """
+        asked = self._asked(picture, question, max_new_tokens)
+        while True:
+            try:
+                yield from self._written(asked, max_new_tokens)
+                return
+            except Refused as problem:
+                changed = self._without_refused(asked, " ".join(reason_in(problem.said)))
+                if changed is None:
+                    raise self._refusal(problem) from None
+                asked = changed
+
+    def _asked(self, picture: str, question: str, max_new_tokens: int) -> dict[str, Any]:
+        content = [
+            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "text", "text": question},
+        ]
+        is_renamed = "max_tokens" in self.unsupported
+        asked: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_completion_tokens" if is_renamed else "max_tokens": max_new_tokens,
+            "stream": True,
+        }
+        return asked if "temperature" in self.unsupported else asked | {"temperature": 0}
+
+    def _without_refused(self, asked: dict[str, Any], named: str) -> dict[str, Any] | None:
+        """What was asked, without the parameters that a refusal names; None where it names none.
+
+        Each goes once, so this ends. Without a bound of its own the server ends a reply as it
+        sees fit, and here it is cut off as ever.
+        """
+        changed = dict(asked)
+        if "temperature" in asked and "temperature" in named:
+            del changed["temperature"]
+            self.unsupported.add("temperature")
+        if "max_tokens" in asked and _TOKENS.search(named):
+            most = changed.pop("max_tokens")
+            # elsewhere the number is too large, and would be by any name
+            if "max_completion_tokens" in named and re.search("instead|support", named):
+                changed["max_completion_tokens"] = most
+                self.unsupported.add("max_tokens")
+        return changed if changed != asked else None
+
+    def _written(self, asked: dict[str, Any], max_new_tokens: int) -> Iterator[Written]:
+        """The reply to what is asked; raises `Refused` before anything of it has come."""
+        most_bytes = MAX_EVENT_BYTES + BYTES_A_TOKEN * max_new_tokens
+        address, body = f"{self.url.rstrip('/')}/chat/completions", json.dumps(asked).encode()
+        request = Request(address, self.key, body, self.proxy, self._certificates, most_bytes)
+        reply = Reply(CHARACTERS_A_TOKEN * max_new_tokens, Redacted(self.key))
+        clock = Clock(self.seconds, self.seconds + SECONDS_A_TOKEN * max_new_tokens)
+        has_begun = False
+        try:
+            with closing(events(request)) as stream:
+                for event in clock.waiting(stream):
+                    has_begun = has_begun or event is not None
+                    length, text = reply.length, reply.add(event) if event else ""
+                    if text or clock.is_asked_for:
+                        yield Written(text, is_waiting=not text)
+                    clock.check(reply.length > length)
+                    if reply.is_over:
+                        break
+            yield Written(reply.end(), ends=reply.finish != "length")
+        except Refused as problem:
+            if reply.length:
+                raise self._fault(BROKEN_OFF, reason_in(problem.said)[0]) from None
+            raise
+        except NoAnswer as problem:
+            raise self._fault(str(problem), problem.said) from None
+        except OutOfBounds as problem:
+            raise self._fault(f"{problem}: check the address, or take another server") from None
+        except TooSlow as problem:
+            raise self._fault(f"{problem}: ask again, or try a smaller model") from None
+        except FAILURES as problem:
+            raise self._unconnected(problem, has_begun) from None
+
+    # --- sentences
+
+    def _fault(self, fault: str, said: str = "") -> CoPRSError:
+        """The sentence for a fault of the server's, with its own reason, without the key."""
+        through = f" (through the proxy {proxies.shown(self.proxy)})" if self.proxy else ""
+        said = shortened(Redacted(self.key).all(said).strip(), SHOWN)
+        why = f" (it says “{said}”)" if said else ""
+        return CoPRSError(f"The server {self.host}{through} {fault}{why}.")
+
+    def _refusal(self, problem: Refused) -> CoPRSError:
+        """The sentence for a status of refusal, or an error in place of a reply."""
+        status, (said, _) = problem.status, reason_in(problem.said)
+        if 300 <= status < 400:
+            return self._fault(
+                f"sends the question on to another address (status {status}), which is not "
+                "followed: give that address itself, if you trust it",
+                problem.location,
+            )
+        if status == 407 and self.proxy:
+            return self._fault("was not asked, for the proxy wants a password: mend its address")
+        if status in (401, 403):
+            return self._fault("refuses the key: set COPRS_API_KEY to one that it takes", said)
+        if status == 404:
+            return self._fault(
+                f"knows no model {self.model!r} at this address: give "
+                "openai:NAME@http://host:port/v1 with a name that it lists",
+                said,
+            )
+        if status == 429:
+            return self._fault("has no room now, or its quota is used up: ask again later", said)
+        if 400 <= status < 500:
+            return self._fault(
+                f"refused the question with its picture{_advice(status, said)}", said
+            )
+        code = f" (status {status})" if status else ""
+        return self._fault(f"failed{code}: look at its own messages", said)
+
+    def _unconnected(self, problem: Exception, has_begun: bool) -> CoPRSError:
+        """The sentence for a connection that failed."""
+        if has_begun:
+            return self._fault(BROKEN_OFF)
+        if isinstance(problem, httpx2.ProxyError):
+            fault = (
+                f"was not asked, for the proxy refused: mend it, or name {self.host} in NO_PROXY"
+            )
+        elif isinstance(problem, httpx2.ProtocolError):
+            fault = NOTHING
+        else:
+            also = ", and the proxy" if self.proxy else ""
+            fault = f"cannot be reached: check that it runs, and the address{also}"
+        detail = shortened(Redacted(self.key).all(str(problem))).rstrip(".")
+        return self._fault(f"{fault} ({detail})" if detail else fault)
+
+
+def _advice(status: int, said: str) -> str:
+    if status == 413:
+        return " as too large (status 413): let it take bodies of 2 MB"
+    if _CONTEXT.search(said):
+        return ": serve the model with a longer context, or allow fewer tokens"
+    return f": {'do what it says, or ' if said else ''}choose a model that reads pictures"
+
+
+class TooSlow(Exception):
+    """Nobody waits so long; the message says what the server did."""
+
+
+class Clock:
+    """Counts the seconds waited for a reply: since its last text, and in all. Those in which nobody
+    waits for it, since a page holds it, are not counted."""
+
+    def __init__(self, quiet: float, whole: float):
+        self._quiet, self._whole = quiet, whole
+        self._waited = self._total = self._unasked = 0.0
+
+    def waiting(self, events: Iterator[bytes | None]) -> Iterator[bytes | None]:
+        """The events, waited for."""
+        began = time.monotonic()
+        for event in events:
+            seconds = time.monotonic() - began
+            self._waited, self._total = self._waited + seconds, self._total + seconds
+            self._unasked += seconds
+            yield event
+            began = time.monotonic()
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether it is time that whoever waits may say that they do not any more."""
+        return self._unasked >= ASK_SECONDS
+
+    def check(self, has_text: bool) -> None:
+        """After each event; raises `TooSlow`."""
+        if has_text or self.is_asked_for:
+            self._unasked = 0.0
+        if has_text:
+            self._waited = 0.0
+        if self._waited > self._quiet:
+            raise TooSlow(f"sent nothing for {self._quiet:.0f} s that belongs to an answer")
+        if self._total > self._whole:
+            raise TooSlow(f"has not ended its answer after {self._total:.0f} s")

@@ -1,0 +1,201 @@
+"""One question to a web server that is not trusted, and the events of its answer: bounded in
+bytes, neither compressed nor redirected, and given up at once when nobody waits for it any more.
+
+The request is a task of an event loop in a thread of its own. Cancelling it ends it wherever it
+waits (for a connection, for a byte); closing a socket under a thread that reads from it does not.
+"""
+
+import asyncio
+import queue
+import ssl
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+
+import httpx2
+
+MAX_EVENT_BYTES = 1 << 20
+"""Of one event, or of a body that is none: a piece of a reply is a few hundred bytes, a reply of
+8,192 tokens in one piece some 50,000."""
+MAX_ERROR_BYTES = 1 << 16
+"""Of what a server says about an error so much is read."""
+CONNECT_SECONDS = 10.0
+ASK_SECONDS = 0.5
+"""So often whoever waits is asked whether they still do."""
+
+DONE = b"[DONE]"
+"""The data with which a server says that its answer is whole."""
+_OTHER_FIELDS = (b":", b"event:", b"id:", b"retry:")
+FAILURES = (httpx2.HTTPError, httpx2.InvalidURL, OSError)
+"""What ends a request that is not the server's answer."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A POST of JSON.
+
+    Attributes:
+        url, key, body: where to, the bearer token, what is sent.
+        proxy: the proxy through which it goes; None for none, whatever the environment says.
+        certificates: which certificates are trusted.
+        max_bytes: of the whole answer.
+    """
+
+    url: str
+    key: str = field(repr=False)
+    body: bytes = field(repr=False)
+    proxy: str | None
+    certificates: ssl.SSLContext
+    max_bytes: int
+
+
+class Refused(Exception):
+    """The server answered with a status of refusal: its `status`, what it `said` (text of at
+    most `MAX_ERROR_BYTES`), and where it sends elsewhere (`location`)."""
+
+    def __init__(self, status: int, said: str = "", location: str = ""):
+        super().__init__(f"status {status}")
+        self.status, self.said, self.location = status, said, location
+
+
+class OutOfBounds(Exception):
+    """The server sent what is not read; the message says what it did."""
+
+
+def events(request: Request) -> Generator[bytes | None, None, None]:
+    """The data of each event of the answer, `DONE` included; b"" once, before them, when the server
+    begins to answer, and None whenever nothing has come for `ASK_SECONDS`. A body that is no events
+    is given whole.
+
+    Closing the generator ends the request.
+
+    Raises:
+        Refused, OutOfBounds: as they say.
+        one of `FAILURES`: the connection failed.
+    """
+    came: queue.SimpleQueue[bytes | BaseException | None] = queue.SimpleQueue()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(_read(request, came.put))
+    threading.Thread(target=_run, args=(loop, task, came.put), daemon=True).start()
+    try:
+        while True:
+            try:
+                event = came.get(timeout=ASK_SECONDS)
+            except queue.Empty:
+                yield None
+                continue
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        with suppress(RuntimeError):  # it has ended by itself
+            loop.call_soon_threadsafe(task.cancel)
+
+
+def _run(
+    loop: asyncio.AbstractEventLoop,
+    task: asyncio.Task[None],
+    put: Callable[[BaseException | None], None],
+) -> None:
+    try:
+        loop.run_until_complete(task)
+        put(None)
+    except BaseException as problem:  # carried over to the thread that waits
+        put(problem)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+async def _read(request: Request, put: Callable[[bytes], None]) -> None:
+    """Everything that `events` gives, as it comes."""
+    headers = {
+        "Authorization": f"Bearer {request.key}",
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream, application/json",
+        "Accept-Encoding": "identity",  # a small body may be a large text
+    }
+    async with (
+        httpx2.AsyncClient(
+            verify=request.certificates,
+            proxy=request.proxy,
+            trust_env=False,
+            follow_redirects=False,
+            # whoever waits counts the seconds in which no answer comes, not those without a byte
+            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+        ) as client,
+        client.stream("POST", request.url, content=request.body, headers=headers) as response,
+    ):
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        is_plain = encoding in ("", "identity")
+        if not response.is_success:
+            said = await _start(response, MAX_ERROR_BYTES) if is_plain else b""
+            location = response.headers.get("Location", "")
+            raise Refused(response.status_code, said.decode("utf-8", "replace"), location)
+        if not is_plain:
+            raise OutOfBounds("sent a compressed answer, which was not asked for")
+        put(b"")
+        async with aclosing(_data(response, request.max_bytes)) as data:
+            async for event in data:
+                put(event)
+
+
+async def _data(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, None]:
+    """The data of each event, until [DONE] or the end; the whole body where it is no events."""
+    data, body, is_stream = bytearray(), bytearray(), False
+    async with aclosing(_lines(response, most)) as lines:
+        async for line in lines:
+            if line.startswith(b"data:"):
+                text = line.removeprefix(b"data:").strip()
+                if text == DONE:
+                    yield DONE
+                    return
+                data += b"\n" + text if data else text
+                _check_event(len(data))
+            elif not line and data:  # a blank line ends an event
+                yield bytes(data)
+                data.clear()
+                is_stream = True
+            elif not is_stream and not line.startswith(_OTHER_FIELDS):
+                body += line
+                _check_event(len(body))
+    if body and not is_stream:  # of a server that does not stream, or of a page
+        yield bytes(body)
+
+
+async def _lines(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, None]:
+    """The lines of a body, as they come."""
+    line, total = bytearray(), 0
+    async with aclosing(response.aiter_raw()) as chunks:
+        async for chunk in chunks:
+            total += len(chunk)
+            if total > most:
+                raise OutOfBounds(f"sent over {most:,} bytes, more than an answer can be")
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
+                yield bytes(line + end).removesuffix(b"\r")
+                line.clear()
+            line += rest
+            _check_event(len(line))
+    yield bytes(line)
+
+
+async def _start(response: httpx2.Response, most: int) -> bytes:
+    """The first bytes of a body, which may have no end."""
+    body = bytearray()
+    async with aclosing(response.aiter_raw()) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) >= most:
+                break
+    return bytes(body[:most])
+
+
+def _check_event(size: int) -> None:
+    if size > MAX_EVENT_BYTES:
+        raise OutOfBounds(
+            f"sent over {MAX_EVENT_BYTES:,} bytes in one piece, more than a piece can be"
+        )

@@ -1,0 +1,121 @@
+"""The proxies that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, in either
+case), and what never goes through them."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from coprs_core.errors import CoPRSError, shortened
+
+_USABLE = ("http", "https", "socks5", "socks5h")
+_NAMES_OF_THIS_MACHINE = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy through which an address is to be asked, as the environment gives it; None where
+    there is none, and for this machine always.
+
+    Raises `CoPRSError`: the proxy cannot be used, and what to do.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if is_this_machine(host) or proxy_bypass(parts.netloc) or _is_excepted(host):
+        return None
+    named = _named()
+    if proxy := named.get(parts.scheme) or named.get("all"):
+        _check(proxy, f"name {shortened(host)} in NO_PROXY")
+    return proxy
+
+
+def check_proxies() -> None:
+    """For libraries that open a way through every proxy that is named, whether it is needed or
+    not. Raises `CoPRSError` where one cannot be used."""
+    if "*" not in _exceptions():
+        for scheme, proxy in _named().items():
+            _check(proxy, f"unset {scheme.upper()}_PROXY")
+
+
+def shown(proxy: str) -> str:
+    """A proxy as messages name it: without its password."""
+    scheme, _, rest = proxy.partition("://")
+    return shortened(f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}")
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host of an address is this machine: localhost, 127.0.0.0/8, ::1, however they are
+    written."""
+    name = host.lower().rstrip(".")
+    if name in _NAMES_OF_THIS_MACHINE or name.endswith(".localhost"):
+        return True
+    with suppress(OSError, ValueError):  # also 127.1 and 2130706433, as connecting reads them
+        name = socket.inet_ntoa(socket.inet_aton(name))
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
+
+
+@contextmanager
+def past_proxies() -> Generator[None, None, None]:
+    """Inside, nothing that reads the environment goes through a proxy.
+
+    For what asks this machine alone. Proxies are not even looked at, as one whose library is
+    missing would be an error.
+    """
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "*"  # the lower case wins over the upper
+    try:
+        yield
+    finally:
+        del os.environ["no_proxy"]
+        if before is not None:
+            os.environ["no_proxy"] = before
+
+
+def _named() -> dict[str, str]:
+    """The proxies by what they are for: http, https, all."""
+    found = {scheme: getproxies().get(scheme, "") for scheme in ("http", "https", "all")}
+    return {s: p if "://" in p else f"http://{p}" for s, p in found.items() if p}
+
+
+def _exceptions() -> list[str]:
+    return [name.strip() for name in getproxies().get("no", "").split(",")]
+
+
+def _is_excepted(host: str) -> bool:
+    """Whether NO_PROXY excepts a host in a way that Python does not know: as one of a network, such
+    as 192.168.0.0/16, or as any."""
+    if "*" in _exceptions():
+        return True
+    with suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        for name in _exceptions():
+            with suppress(ValueError):
+                if address in ipaddress.ip_network(name, strict=False):
+                    return True
+    return False
+
+
+def _check(proxy: str, otherwise: str) -> None:
+    try:
+        parts = urlsplit(proxy)
+        is_usable = parts.scheme in _USABLE and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        parts, is_usable = None, False
+    if parts is None or not is_usable:
+        raise CoPRSError(
+            f"The environment names the proxy {shown(proxy)}, and only addresses such as "
+            f"http://host:port and socks5://host:port can be used: mend it, or {otherwise}."
+        )
+    if parts.scheme.startswith("socks") and find_spec("socksio") is None:
+        raise CoPRSError(
+            f"The environment names the proxy {shown(proxy)}, for which the package socksio is "
+            f"missing: run pip install socksio, or {otherwise}."
+        )
