@@ -6,12 +6,15 @@ The public names are loaded when they are first used, so that importing the pack
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from coprs_core.threads import let_threads_sleep
+
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine, Update, load
     from coprs_core.answer.results import Region, Result
     from coprs_core.errors import CoPRSError
 
 __all__ = ["CoPRSError", "Engine", "Region", "Result", "Update", "load"]
+let_threads_sleep()  # whatever of this package is imported first, this comes before torch
 _MODULES = {
     "CoPRSError": "errors",
     "Engine": "answer.engine",

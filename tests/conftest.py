@@ -9,9 +9,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test processes share the cores
 
 import pytest
+
+from coprs_core import load  # before torch, whose threads it lets sleep
+
+# isort: split
 import torch
 
-from coprs_core import load
 from coprs_core.answer.engine import Engine
 from coprs_core.world.questions import examples
 from tests.chat_server import ChatServer

@@ -319,6 +319,29 @@ def test_a_reply_of_several_focus_tokens_has_a_region_for_each(fresh, monkeypatc
     assert np.array_equal(result.mask, result.regions[0].mask | result.regions[1].mask)
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(1, 1), (3, 2)])
+def test_a_small_step_is_taken_in_one_thread(language, monkeypatch, rows, expected):
+    before, counted = torch.get_num_threads(), set()
+    head = language.mllm.lm_head.register_forward_hook(
+        lambda *_: counted.add(torch.get_num_threads())
+    )
+    weights = sum(p.numel() for p in language.mllm.model.language_model.parameters())
+    monkeypatch.setattr(decoding, "SMALL_STEP", 2 * weights)
+    torch.set_num_threads(2)
+    try:
+        batch, reading = Batch(language.mllm), read(language, 1)
+        running = [batch.write(reading, None, set(), 8) for _ in range(rows)]
+        for steps in running:
+            next(steps)
+        counted.clear()
+        for _ in range(3):
+            next(running[0])
+        assert counted == {expected} and torch.get_num_threads() == 2
+    finally:
+        head.remove()
+        torch.set_num_threads(before)
+
+
 def test_a_turn_lets_the_waiting_in_as_they_came():
     turn, order, threads = decoding.Turn(), [], []
 

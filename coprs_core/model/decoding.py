@@ -28,6 +28,9 @@ from coprs_core.model.output import likeliest
 
 MOST_ROWS = 64
 """Replies in one step; more wait until one ends."""
+SMALL_STEP = 20_000_000
+"""A step of fewer products (the language model's weights, times the replies) is taken in one
+thread: waking a second one takes as long as it saves, and longer beside other processes."""
 MOST_FOCUS_TOKENS = 16
 AFTER_FOCUS = 16
 """How many tokens may stand between two focus tokens; where no other follows, the reply ends at its
@@ -115,6 +118,8 @@ class Batch:
         self._slots: list[_Slots] = []
         self._lock = Turn()
         self._cache_argument = cache_argument(type(mllm.model.language_model))
+        self._weights = sum(p.numel() for p in mllm.model.language_model.parameters())
+        self._threads = torch.get_num_threads()
 
     def __len__(self) -> int:
         """How many replies are being written."""
@@ -189,10 +194,11 @@ class Batch:
     def _step(self) -> None:
         """Let the model read the last token of every reply, and choose the next."""
         rows = self._rows
-        hidden = self._read(rows)
-        wanted = [i for i, row in enumerate(rows) if row.goes_on]
-        some = hidden if len(wanted) == len(rows) else hidden[wanted]
-        tokens = likeliest(self._mllm, some) if wanted else []
+        with self._in_few_threads(len(rows)):
+            hidden = self._read(rows)
+            wanted = [i for i, row in enumerate(rows) if row.goes_on]
+            some = hidden if len(wanted) == len(rows) else hidden[wanted]
+            tokens = likeliest(self._mllm, some) if wanted else []
         # nothing was changed before, where that failed
         for row, state in zip(rows, hidden.split(1), strict=True):
             row.length, row.next = row.length + 1, row.next + 1
@@ -201,6 +207,19 @@ class Batch:
             rows[i].choose(token)
         for row in [row for row in rows if row.token is None]:
             self._leave(row)
+
+    @contextmanager
+    def _in_few_threads(self, rows: int) -> Generator[None, None, None]:
+        """Inside, a small step is computed in one thread. torch has no such setting for one thread
+        of Python alone: new ones take over what was set last, so it is set back each time."""
+        if self._weights * rows >= SMALL_STEP:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self._threads)
 
     def _read(self, rows: list[Row]) -> Tensor:
         """Last hidden states [B, D] at the tokens that were chosen."""

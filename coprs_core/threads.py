@@ -1,0 +1,19 @@
+"""How the threads that compute wait for each other; decided before torch is loaded.
+
+torch's threads (OpenMP, libgomp) wait in a loop. Where another process has a core, they mostly wait
+for a thread that does not run: beside two busy loops a photo model did not answer within minutes.
+"""
+
+import os
+
+SPINS = 3000
+"""Turns of that loop before a thread goes to sleep, some 50 to 150 µs: longer than most gaps
+between two operations of a network, far shorter than a thread is kept waiting for a core."""
+_SETTINGS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+
+
+def let_threads_sleep() -> None:
+    """Threads that wait longer than the gaps of a computation sleep; a user's own setting of how
+    they wait is left alone. No effect once torch is loaded, or with another OpenMP than libgomp."""
+    if not any(name in os.environ for name in _SETTINGS):
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
