@@ -61,6 +61,15 @@ def is_pointer(path: Path) -> bool:
         return False
 
 
+def has_mark(path: Path) -> bool:
+    """Whether a text begins with a mark of its encoding, which many readers of JSON refuse."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith(tuple(_MARKS))
+    except OSError:
+        return False
+
+
 def from_western(text: str, where: str) -> str:
     """Text that was decoded from UTF-8 with `surrogateescape`: what is left of bytes is read as
     letters and quotes of Windows' Western alphabet (cp1252), as older English data sets have them.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.errors import CoPRSError, shortened
-from coprs_core.files import FETCH, is_pointer, visible
+from coprs_core.files import FETCH, has_mark, is_pointer, visible
 from coprs_core.machine import COPY_AGAIN
 from coprs_core.parsing import from_json
 
@@ -53,6 +53,8 @@ def remedy(folder: Path) -> Callable[[Exception], str]:
 def _remedy(folder: Path, problem: Exception) -> str:
     if pointers := [path for path in visible(folder.glob("*")) if is_pointer(path)]:
         return f"look at {pointers[0].name}: {FETCH}"
+    if marked := [path for path in visible(folder.glob("*.json")) if has_mark(path)]:
+        return f"save {marked[0].name} as UTF-8 without the mark (BOM) that it begins with"
     files = {name: _entries(folder / name) for name in _FILES}
     if "trust_remote_code" in str(problem) or "custom code" in str(problem):
         return (
