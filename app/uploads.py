@@ -18,11 +18,10 @@ import numpy as np
 import psutil
 from gradio.components.image_editor import AcceptBlobs
 from gradio.utils import get_upload_folder
-from PIL import Image
 
 from app.options import Listening
 from coprs_core.errors import CoPRSError, of_the_system
-from coprs_core.photos import readable
+from coprs_core.photos import decoding, file_of, open_image
 
 REFUSED = "This is not an uploaded file: upload it again."
 UNUSABLE = "These inputs are not what was asked for: see “Use via API” at the foot of the page."
@@ -240,7 +239,7 @@ def painted_mask(layers: list[str], size: tuple[int, int]) -> np.ndarray:
     """The union of what was painted, bool [H, W], from the editor's layers (files, RGBA)."""
     painted = np.zeros(size, bool)
     for layer in layers[:MAX_LAYERS]:
-        with Image.open(layer, formats=readable()) as image:
+        with decoding(layer), open_image(layer, file_of(layer)) as image:
             if (image.height, image.width) != size:  # before anything is decoded
                 raise CoPRSError("The painting is of another size than the photo: paint it again.")
             if image.mode == "RGBA":

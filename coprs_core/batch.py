@@ -219,6 +219,7 @@ def _manifest(path: Path, instruction: str | None) -> list[Item]:
             photo, name = row["photo"], _folder_of(row.get("name", row["photo"]))
             asked = row.get("instruction", instruction)
             is_one = all(isinstance(t, str) and t.strip() for t in (photo, name, asked))
+            is_one = is_one and "\0" not in photo + name  # which no path has
         except (ValueError, LookupError, TypeError, AttributeError):
             is_one = False
         if not is_one:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, shortened
 
 _MARKS = {  # what a text begins with that tells its encoding; the longer ones first
     b"\xff\xfe\0\0": "utf-32",
@@ -19,6 +19,8 @@ _QUOTES = frozenset("…‘’“”–—")
 _WESTERN = _QUOTES | frozenset(
     "€™ £«°´»½¿¡" + "".join(chr(c) for c in range(0xC0, 0x100) if c not in (0xD7, 0xF7))
 )
+_POINTER = b"version https://git-lfs"
+FETCH = "it is a pointer of Git LFS; run `git lfs pull` there"
 _STRAY, _FOREIGN = re.compile("[\udc80-\udcff]"), re.compile("[^\0-\x7f]+")
 _ILLEGIBLE = re.compile("[\0\x80-\x84\x86-\x9f\ufffd]")
 
@@ -34,6 +36,8 @@ def read_text(path: Path) -> str:
 
 def decoded(stored: bytes, where: str) -> str:
     """The text of bytes, as `read_text`."""
+    if stored.startswith(_POINTER):
+        raise CoPRSError(f"{where} cannot be read: {FETCH}.")
     encoding = next((name for mark, name in _MARKS.items() if stored.startswith(mark)), "utf-8")
     try:
         text = stored.decode(encoding)
@@ -46,6 +50,24 @@ def decoded(stored: bytes, where: str) -> str:
     if "\0" in text[:1000] or (stored and not text and encoding != "utf-8-sig"):
         raise CoPRSError(f"{where} is no UTF-8 text (it holds bytes of another): write it so.")
     return text
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is a pointer of Git LFS, which stands for the file itself."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
+
+
+def has_mark(path: Path) -> bool:
+    """Whether a text begins with a mark of its encoding, which many readers of JSON refuse."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith(tuple(_MARKS))
+    except OSError:
+        return False
 
 
 def from_western(text: str, where: str) -> str:
@@ -78,6 +100,15 @@ def check_legible(text: str, where: str) -> str:
             f"{where} was written in another encoding than it was read in (it holds "
             f"U+{ord(found[0]):04X}): write it again as UTF-8."
         )
+    for run in _FOREIGN.findall(text):
+        try:
+            meant = run.encode("cp1252").decode("utf-8")
+        except UnicodeError:
+            continue
+        raise CoPRSError(
+            f"{where} was written in another encoding than it was read in (it holds "
+            f"{shortened(run, 20)!r} for {shortened(meant, 20)!r}): write it again as UTF-8."
+        )
     return text
 
 
@@ -90,10 +121,10 @@ def visible(paths: Iterable[Path]) -> list[Path]:
 def found(path: Path) -> Path:
     """The file that a path means: itself, or the one whose name is the same but for the Unicode
     form (é as one character or as two) or the case of its ending; itself where there is none."""
-    if path.exists() or path.parent == path:
+    if os.path.exists(path) or path.parent == path:  # pathlib raises over a name no disk can hold
         return path
     folder, alike = found(path.parent), same_name(path.name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return path
     names = (one for one in sorted(os.listdir(folder)) if same_name(one) == alike)
     return next((folder / name for name in names), path)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from coprs_core.errors import CoPRSError, first_line
+from coprs_core.files import FETCH, is_pointer
 from coprs_core.sizes import GB, in_words
 
 if TYPE_CHECKING:
@@ -273,7 +274,9 @@ _NOT_OURS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 
 @contextmanager
 def reading(
-    fault: str, remedy: str | Callable[[Exception], str] = COPY_AGAIN
+    fault: str,
+    remedy: str | Callable[[Exception], str] = COPY_AGAIN,
+    file: Path | None = None,
 ) -> Generator[None, None, None]:
     """For a library that reads a file of others: whatever it raises becomes a `CoPRSError`, but for
     memory that ran out.
@@ -282,6 +285,7 @@ def reading(
         fault: begins the sentence.
         remedy: ends it: what helps, or what tells that of an exception. Where the system does not
             let the file be read, the sentence says so instead.
+        file: what is read, where that is one file: a pointer of Git LFS is told.
     """
     try:
         yield
@@ -292,6 +296,8 @@ def reading(
             raise
         if isinstance(problem, OSError) and problem.errno and problem.errno not in _NOT_OURS:
             helps = "check its permissions and the disk"
+        elif file and is_pointer(file):
+            helps = FETCH
         else:
             helps = remedy if isinstance(remedy, str) else remedy(problem)
         raise CoPRSError(f"{fault} ({first_line(problem)}): {helps}.") from problem

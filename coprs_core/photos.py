@@ -3,6 +3,8 @@
 import hashlib
 import io
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from os import PathLike
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, of_the_system
 from coprs_core.levels import (
     Levels,
     are_dark,
@@ -82,13 +84,19 @@ def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
         return source
     if source is None:
         raise CoPRSError(f"There is no picture yet: {_WHAT_TO_DO}.")
-    file = None
+    with decoding(source):
+        return _read(source, file_of(source), most_pixels)
+
+
+@contextmanager
+def decoding(source: PhotoLike, what: str = "This file") -> Generator[None, None, None]:
+    """Whatever a decoder raises over a picture becomes a `CoPRSError` that names what it is, and
+    what to do; `what` begins that sentence. What decoders warn of is not said."""
     try:
         with warnings.catch_warnings():
-            # of decoders, about what the checks here and the sentences below say better
+            # the checks here and the sentences below say it better
             warnings.simplefilter("ignore")
-            file = file_of(source)
-            return _read(source, file, most_pixels)
+            yield
     except CoPRSError:
         raise
     except Image.DecompressionBombError as problem:
@@ -104,7 +112,9 @@ def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
     except MemoryError as problem:
         raise CoPRSError("The picture does not fit into memory: make it smaller.") from problem
     except Exception as problem:  # decoders of foreign files raise anything at all
-        raise CoPRSError(_why_unreadable(source, file, problem)) from problem
+        if isinstance(problem, OSError) and problem.errno:  # decoders' own have no number
+            raise CoPRSError(of_the_system(problem)) from problem
+        raise CoPRSError(_why_unreadable(source, problem, what)) from problem
 
 
 def _read(source, file: PictureFile | None, most_pixels: int | None) -> Photo:
@@ -181,20 +191,19 @@ def _orientation_told(image: Image.Image) -> int:
     return told if told in range(1, 9) else 1
 
 
-def _why_unreadable(source, file: PictureFile | None, problem: Exception) -> str:
-    if isinstance(source, bytes | bytearray):
-        head, suffix = bytes(source[:HEAD_BYTES]), ""
-    elif isinstance(source, str | PathLike):
-        suffix = Path(source).suffix
-        try:
+def _why_unreadable(source, problem: Exception, what: str) -> str:
+    head, suffix, is_whole = b"\0", "", True
+    with suppress(Exception):  # it was no file, or its parts lie about their sizes
+        if isinstance(source, bytes | bytearray):
+            head = bytes(source[:HEAD_BYTES])
+        elif isinstance(source, str | PathLike):
+            suffix = Path(source).suffix
             with Path(source).open("rb") as stream:
                 head = stream.read(HEAD_BYTES)
-        except (OSError, ValueError):
-            head = b"\0"
-    else:
-        head, suffix = b"\0", ""
-    is_cut = "truncated" in str(problem).lower() or (file is not None and not file.is_whole)
-    return unreadable(head, suffix, is_cut, isinstance(problem, RawFile))
+        file = file_of(source)
+        is_whole = file is None or file.is_whole
+    is_cut = "truncated" in str(problem).lower() or not is_whole
+    return unreadable(head, suffix, is_cut, isinstance(problem, RawFile), what)
 
 
 @cache

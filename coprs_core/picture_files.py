@@ -100,7 +100,7 @@ def _possible(orientation: int) -> int:
 
 
 def _in_xmp(xmp: bytes) -> int:
-    told = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp[:MAX_BESIDE])
+    told = re.search(rb"tiff:Orientation(?:\s*=\s*[\"']|>\s*)([0-9])", xmp[:MAX_BESIDE])
     return _possible(int(told[1])) if told else 1
 
 

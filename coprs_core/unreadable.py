@@ -61,7 +61,13 @@ _PICTURES = {
 }
 
 
-def unreadable(head: bytes, suffix: str = "", is_cut: bool = False, is_raw: bool = False) -> str:
+def unreadable(
+    head: bytes,
+    suffix: str = "",
+    is_cut: bool = False,
+    is_raw: bool = False,
+    subject: str = "This file",
+) -> str:
     """The sentence for a file that no decoder reads.
 
     Args:
@@ -69,14 +75,17 @@ def unreadable(head: bytes, suffix: str = "", is_cut: bool = False, is_raw: bool
         suffix: of its name, such as ".nef"; "" where it has none.
         is_cut: whether it is known to end too early.
         is_raw: where it is known to be a camera's RAW file.
+        subject: what the sentence is about.
     """
     what, do = (f"it is {_RAW[0]}", _RAW[1]) if is_raw else _kind(head, suffix.lower(), is_cut)
-    return f"This file cannot be read as a picture ({what}): {do}."
+    return f"{subject} cannot be read as a picture ({what}): {do}."
 
 
 def _kind(head: bytes, suffix: str, is_cut: bool) -> tuple[str, str]:
     if not head:
         return "it is empty, 0 bytes", "copy or save it again"
+    if len(head) > 1 and not head.strip(b"\0"):
+        return "it begins with zeros alone, as where a copy broke off", "copy or download it again"
     for start, told in _STARTS.items():
         if head.startswith(start):
             return f"it is {told[0]}", told[1]

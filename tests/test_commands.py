@@ -16,6 +16,7 @@ from coprs_core.archive import open_answer, save_zip
 from coprs_core.batch import Query, find_items, segment_photos
 from coprs_core.checkpoints import load
 from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.errors import CoPRSError
 from coprs_core.masks import decode_rle
 from coprs_core.photos import open_photo
 from coprs_core.world.scenes import draw_scene
@@ -532,6 +533,13 @@ def test_no_two_lines_of_a_manifest_share_a_folder(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     items = find_items(str(tmp_path / "a.jsonl"), None)
     assert [item.name for item in items] == ["x", "x-2", "x-2-2", "x-3", "x-2-3"]
+
+
+@pytest.mark.parametrize("row", [{"photo": "a\0.png"}, {"photo": "a.png", "name": "a\0"}])
+def test_a_name_with_an_end_in_it_is_told_before_any_work(tmp_path, row):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"photo": "a.png"}) + "\n" + json.dumps(row))
+    with pytest.raises(CoPRSError, match="Line 2 of .* is no item"):
+        find_items(str(tmp_path / "a.jsonl"), "it")
 
 
 def turned_photo(path, orientation=6, seed=3):

@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
+from coprs_core.answer.compare import read_truth
 from coprs_core.datasets import open_dataset
 from coprs_core.datasets.folder import LISTING
+from coprs_core.datasets.labelme import mask_of_shapes
 from coprs_core.datasets.stored import mask_of, plain_pickle, polygons_of
 from coprs_core.errors import CoPRSError
 
@@ -747,6 +751,79 @@ def test_shapes_that_were_drawn_on_the_photo_as_it_is_shown(tmp_path):
     assert np.array_equal(example.truth, MASK.T) and example.photo.size == SIZE
 
 
+def in_png(picture: Image.Image, *chunks: tuple[bytes, bytes]) -> bytes:
+    told = io.BytesIO()
+    picture.save(told, "PNG")
+    parts = (
+        len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+        for name, body in chunks
+    )
+    return told.getvalue()[:33] + b"".join(parts) + told.getvalue()[33:]
+
+
+BESIDE = [(b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000))), (b"iCCP", b""), (b"eXIf", b"\xff")]
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+def test_what_stands_beside_pixels_breaks_no_photo_and_no_mask_of_a_data_set(tmp_path):
+    root = classic(tmp_path)
+    lisa(tmp_path, "a", [shape("target", LARGE)])
+    (tmp_path / "ReasonSeg/val/a.jpg").write_bytes(in_png(photo(3), *BESIDE))
+    pictures = root / "images/mscoco/images/train2014"
+    (pictures / "COCO_train2014_000000000001.jpg").write_bytes(in_png(photo(3), *BESIDE))
+    for name in ("reasonseg", "refcoco"):
+        read = open_dataset(name, root, "val").item(0).photo
+        assert np.array_equal(np.asarray(read), np.asarray(photo(3))), name
+    mask = Image.fromarray(MASK.astype(np.uint8) * 255)
+    (tmp_path / "m.png").write_bytes(in_png(mask, *BESIDE))
+    assert np.array_equal(read_truth(tmp_path / "m.png", SIZE), MASK)
+
+
+def test_twelve_bits_of_a_data_set_are_no_white_picture(tmp_path):
+    lisa(tmp_path, "a", [shape("target", LARGE)])
+    values = np.linspace(0, 4095, SIZE[0] * SIZE[1]).reshape(SIZE).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "ReasonSeg/val/a.jpg", "PNG")
+    read = np.asarray(open_dataset("reasonseg", tmp_path).item(0).photo)
+    assert read.min() == 0 and read.max() == 255 and 120 < read.mean() < 135
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [(POINTER, "Git LFS pointer.*git lfs pull"), (b"", "0 bytes"), (b"<html>", "web page")],
+)
+def test_what_is_no_picture_is_named_in_data_sets_and_masks(tmp_path, data, words):
+    lisa(tmp_path, "a", [shape("target", LARGE)])
+    (tmp_path / "ReasonSeg/val/a.jpg").write_bytes(data)
+    with pytest.raises(CoPRSError, match=f"The picture .*a.jpg cannot be read.*{words}"):
+        open_dataset("reasonseg", tmp_path).item(0)
+    (tmp_path / "m.png").write_bytes(data)
+    with pytest.raises(CoPRSError, match=f"This true mask cannot be read .*{words}"):
+        read_truth(tmp_path / "m.png", SIZE)
+
+
+def test_pointers_of_git_lfs_in_the_place_of_a_data_set(tmp_path):
+    root = classic(tmp_path)
+    (root / "refcoco" / "refs(unc).p").write_bytes(POINTER)
+    lisa(tmp_path, "a", [shape("target", LARGE)])
+    (tmp_path / "ReasonSeg/val/a.json").write_bytes(POINTER)
+    (tmp_path / "ReasonSeg_test").mkdir()
+    (tmp_path / "ReasonSeg_test" / "test-0.parquet").write_bytes(POINTER)
+    for name, split in (("refcoco", "val"), ("reasonseg", "val"), ("reasonseg", "test")):
+        with pytest.raises(CoPRSError, match="pointer of Git LFS; run `git lfs pull`"):
+            open_dataset(name, root, split).item(0)
+
+
+def test_a_name_that_no_disk_holds_is_one_item(tmp_path):
+    photo().save(tmp_path / "a.png")
+    names = ("a.png", "a" * 300 + ".png", "a\0.png")
+    rows = ({"photo": n, "instruction": "the cat", "masks": []} for n in names)
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = open_dataset("folder", tmp_path, is_lenient=True)
+    tried = [dataset.tried(i) for i in range(3)]
+    assert tried[0].instruction == "the cat"
+    assert all("which is not there" in one.problem for one in tried[1:])
+
+
 # --- labelme's kinds of shapes
 
 
@@ -807,6 +884,21 @@ def test_one_wrong_shape_beside_good_ones_is_left_out_and_counted(tmp_path, wron
     with pytest.raises(CoPRSError, match="b.json is not in LISA's layout"):
         dataset.item(1)
     assert dataset.item(2).left_out == 1 and dataset.item(2).truth.sum() == 36
+
+
+def test_a_shape_that_is_none_is_left_out_and_a_label_may_be_a_number(tmp_path):
+    lisa(tmp_path, "a", [None, 5, {"label": 3, "points": LARGE}])
+    example = open_dataset("reasonseg", tmp_path).item(0)
+    assert example.left_out == 2 and example.truth.sum() == 21 * 21
+
+
+def test_many_shapes_take_no_memory_each():
+    shapes = [kind("polygon", LARGE)] * 300
+    tracemalloc.start()
+    target, _, _ = mask_of_shapes(shapes, (500, 1000), "it")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert target.sum() == 21 * 21 and peak < 20_000_000
 
 
 def test_photos_of_reasonseg_with_other_endings_and_by_products(tmp_path):
@@ -889,3 +981,13 @@ def test_one_wrong_object_is_one_item_and_not_the_whole_data_set(tmp_path):
         dataset.item(2)
     with pytest.raises(CoPRSError, match="item 3 of .* cannot be asked"):
         dataset.item(3)
+    told += [5, {"split": "val", "ann_id": {}, "sentences": [{"sent": 5}]}]
+    (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(told))
+    instances = annotations()
+    instances["annotations"] += [None, {"id": [1]}]
+    instances["images"].append({})
+    (root / "refcoco" / "instances.json").write_text(json.dumps(instances))
+    dataset = open_dataset("refcoco", root, "val", is_lenient=True)
+    assert dataset.size == 6 and dataset.item(0).masks
+    said = [dataset.tried(i).problem for i in (4, 5)]
+    assert all("cannot be asked" in one for one in said), said

@@ -60,7 +60,7 @@ def test_another_encoding_is_refused_and_never_read_as_rubbish(tmp_path, text, e
 
 def test_what_a_wrong_decoding_left_is_not_asked(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    for rubbish in ("the caf\ufffd", "the hat\x92s owner", "t\0h\0e"):
+    for rubbish in ("the caf\ufffd", "the hat\x92s owner", "t\0h\0e", "the cafÃ©", "a hatâ€™s"):
         row = json.dumps({"photo": "a.png", "instruction": rubbish, "masks": []})
         (tmp_path / LISTING).write_text(row)
         with pytest.raises(CoPRSError, match="line 1 of .* cannot be asked.*another encoding"):

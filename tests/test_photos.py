@@ -460,6 +460,7 @@ def test_an_orientation_in_xmp_alone_counts():
     told = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="8"/>'
     for data in (
         in_jpeg((0xE1, told)),
+        in_jpeg((0xE1, told.replace(b'"', b"'").replace(b"=", b" = "))),
         in_png(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + told)),
         in_webp((b"XMP ", told)),
     ):
@@ -612,6 +613,7 @@ NAMED = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
         "Git LFS pointer.*git lfs pull",
     ),
+    "zeros, as a copy that broke off": (bytes(9000), "begins with zeros alone.*copy or download"),
     "text": (b"this is not a picture", "it is text"),
     "text that the head cuts through": (b"x" + b"\xc3\xa4" * 5000, "it is text"),
     "text in UTF-16": ("not a picture".encode("utf-16"), "it is text"),
@@ -649,6 +651,13 @@ def test_what_is_no_picture_is_named(what, tmp_path):
         told = str(error.value)
         assert told.startswith("This file cannot be read as a picture (") and ": " in told
         assert "\n" not in told and told.endswith(".")
+
+
+def test_a_path_that_no_disk_holds_is_no_broken_picture(tmp_path):
+    (tmp_path / "a.png").write_bytes(saved(gradient()))
+    for path in (tmp_path / "a.png" / "b.png", tmp_path / ("a" * 300)):
+        with pytest.raises(CoPRSError, match="(Not a directory|File name too long) .*check the pa"):
+            open_photo(path)
 
 
 def test_a_raw_file_is_known_by_its_name_where_its_bytes_tell_nothing(tmp_path):

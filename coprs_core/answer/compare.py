@@ -14,7 +14,7 @@ from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
 from coprs_core.orientation import on_upright, stored_size
 from coprs_core.parsing import from_json
-from coprs_core.photos import orientation_of, readable
+from coprs_core.photos import decoding, file_of, open_image, orientation_of
 
 _MAX_JSON_BYTES = 16_000_000
 _VOID = 255
@@ -158,10 +158,9 @@ def read_mask(
     is_stored, void = False, None
     try:
         if isinstance(source, str | Path):
-            source = _opened(
-                found(Path(source)), (photo_size, stored_size(photo_size, orientation))
-            )
-            is_stored = isinstance(source, Image.Image) and orientation_of(source) == orientation
+            path = found(Path(source))
+            source = _opened(path, (photo_size, stored_size(photo_size, orientation)))
+            is_stored = isinstance(source, Image.Image) and orientation_of(path) == orientation
         if isinstance(source, dict):
             truth = decode_rle(_rle_of(source))
         else:
@@ -195,10 +194,11 @@ def _opened(path: Path, sizes: tuple[tuple[int, int], ...]) -> "Image.Image | di
         if not isinstance(values, dict):
             raise ValueError("no JSON object")
         return values
-    image = Image.open(path, formats=readable())
-    if (image.height, image.width) not in sizes:  # before anything is decoded
-        _check_size((image.height, image.width), sizes[0])
-    image.load()
+    with decoding(path, "This true mask"):
+        image = open_image(path, file_of(path))
+        if (image.height, image.width) not in sizes:  # before anything is decoded
+            _check_size((image.height, image.width), sizes[0])
+        image.load()
     return image
 
 

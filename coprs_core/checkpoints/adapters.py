@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.quantization import choose_quantization
-from coprs_core.checkpoints.remedies import of_file
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
 from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
 from coprs_core.errors import CoPRSError, shortened
@@ -147,7 +146,7 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
         ) from problem
     device = next(mllm.parameters()).device
     fault = f"{folder} does not fit its base"
-    with reading(fault, of_file(folder / WEIGHTS)):
+    with reading(fault, file=folder / WEIGHTS):
         state = load_file(folder / WEIGHTS, device=str(device))
     helps = "name the model that they were trained on as base_model_name_or_path"
     with reading(fault, f"in {CONFIG}, {helps}"):

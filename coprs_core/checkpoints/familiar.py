@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from coprs_core.checkpoints.remedies import of_file
 from coprs_core.checkpoints.tensors import save_tensors
 from coprs_core.errors import CoPRSError
 from coprs_core.files import read_text
@@ -57,7 +56,7 @@ def load_familiar(folder: Path, channels: int) -> Familiar | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    with reading(f"{path} is broken", of_file(path)):
+    with reading(f"{path} is broken", file=path):
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     numbers = 2 * channels
     shapes = {"mean": [numbers], "whitening": [numbers, numbers], "border": [1]}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.errors import CoPRSError, shortened
+from coprs_core.files import FETCH, has_mark, is_pointer, visible
 from coprs_core.machine import COPY_AGAIN
 from coprs_core.parsing import from_json
 
@@ -16,7 +17,6 @@ UNSUPPORTED = {"awq": "gptqmodel (once autoawq)", "gptq": "gptqmodel"}
 _UNQUANTIZED = (
     "take the same model with unquantized weights, which --quantize nf4 or int8 makes small here"
 )
-_POINTER = b"version https://git-lfs"
 _FILES = (
     "config.json",
     "processor_config.json",
@@ -44,20 +44,6 @@ def check_quantized(values: dict, path: Path) -> None:
         )
 
 
-def of_file(path: Path, otherwise: str = COPY_AGAIN) -> Callable[[Exception], str]:
-    """For `reading`: what helps with a file of weights that its reader calls broken."""
-
-    def helps(problem: Exception) -> str:
-        try:
-            with path.open("rb") as file:
-                is_pointer = file.read(len(_POINTER)) == _POINTER
-        except OSError:
-            is_pointer = False
-        return "it is a pointer of Git LFS; run `git lfs pull` there" if is_pointer else otherwise
-
-    return helps
-
-
 def remedy(folder: Path) -> Callable[[Exception], str]:
     """For `reading`: what helps where a folder's config, weights, tokenizer or processor cannot be
     loaded, for the end of a sentence."""
@@ -65,6 +51,10 @@ def remedy(folder: Path) -> Callable[[Exception], str]:
 
 
 def _remedy(folder: Path, problem: Exception) -> str:
+    if pointers := [path for path in visible(folder.glob("*")) if is_pointer(path)]:
+        return f"look at {pointers[0].name}: {FETCH}"
+    if marked := [path for path in visible(folder.glob("*.json")) if has_mark(path)]:
+        return f"save {marked[0].name} as UTF-8 without the mark (BOM) that it begins with"
     files = {name: _entries(folder / name) for name in _FILES}
     if "trust_remote_code" in str(problem) or "custom code" in str(problem):
         return (

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coprs_core.checkpoints.remedies import of_file
 from coprs_core.errors import CoPRSError, first_line, shortened
+from coprs_core.files import FETCH, is_pointer
 from coprs_core.machine import reading
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
@@ -82,7 +82,7 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
 def _opened(path: Path, fault: str = "") -> Generator[Any, None, None]:
     """A safetensors file; raises `CoPRSError` where it is broken."""
     broken = fault or f"{path} is broken"
-    with reading(broken, of_file(path)), safe_open(path, framework="pt") as file:
+    with reading(broken, file=path), safe_open(path, framework="pt") as file:
         yield file
 
 
@@ -245,7 +245,7 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as problem:
         is_unsafe = "GLOBAL" in str(problem) or "Unsupported" in str(problem)
         what = "holds code, which is never run" if is_unsafe else "is not a torch file"
-        helps = of_file(path, "get it again from a source that you trust")(problem)
+        helps = FETCH if is_pointer(path) else "get it again from a source that you trust"
         raise CoPRSError(f"{path} {what}: {expected} was expected; {helps}.") from problem
     except (
         RuntimeError,
@@ -260,7 +260,7 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
             was_zip = file.read(2) == b"PK"
         broken = f"is broken or cut short ({first_line(problem)})"
         what = broken if was_zip else "is not a torch file"
-        helps = of_file(path, "copy it again")(problem)
+        helps = FETCH if is_pointer(path) else "copy it again"
         raise CoPRSError(f"{path} {what}: {expected} was expected; {helps}.") from problem
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CoPRSError(f"{path} holds no table of tensors: {expected} was expected.")

@@ -10,6 +10,7 @@ Without a listing, every `NAME.txt` is an instruction about `NAME.jpg` (or anoth
 `NAME_mask.png`, or `NAME_mask_1.png` and so on, are its masks.
 """
 
+import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -22,10 +23,10 @@ import numpy as np
 from coprs_core.answer.compare import read_mask
 from coprs_core.datasets.example import THINGS, Dataset, Example, Place, Tag, things
 from coprs_core.datasets.stored import PICTURES, asked
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, shortened
 from coprs_core.files import found, read_text, visible
 from coprs_core.parsing import from_json
-from coprs_core.photos import Photo, open_photo, orientation_of
+from coprs_core.photos import Photo, open_photo
 from coprs_core.prompts import FOCUS_TOKEN, is_well_formed
 
 LISTING = "items.jsonl"
@@ -55,8 +56,8 @@ def read(place: Place) -> Dataset:
         line = listed[number]
         if isinstance(line, CoPRSError):
             raise line
-        photo, orientation = photo_of(line.photo), orientation_of(line.photo)
-        read = [mask_of(path, photo.size, orientation) for path in line.masks]
+        photo = photo_of(line.photo)
+        read = [mask_of(path, photo.size, photo.orientation) for path in line.masks]
         masks = tuple(mask for mask, _ in read)
         tags: dict[str, Tag] = {"things": things(len(masks))}
         asked = line.instruction, masks, photo.size
@@ -156,8 +157,10 @@ def _line(listing: Path, number: int, text: str) -> Line:
         raise CoPRSError(f"Line {number} of {listing} is no item: write it like {_FORM}.")
     photo, *masks = (found(listing.parent / name) for name in names)
     for path in (photo, *masks):
-        if not path.is_file():
-            raise CoPRSError(f"Line {number} of {listing} names {path.name}, which is not there.")
+        if not os.path.isfile(path):
+            raise CoPRSError(
+                f"Line {number} of {listing} names {shortened(path.name)}, which is not there."
+            )
     reply = row.get("reply")
     is_right = reply is None or reply.count(FOCUS_TOKEN) == len(masks)
     if reply is not None and not (is_right and is_well_formed(reply, len(masks))):

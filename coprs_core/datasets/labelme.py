@@ -4,16 +4,14 @@ See https://github.com/wkentaro/labelme.
 """
 
 import base64
-import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from coprs_core.datasets.stored import is_drawable, needed, size_of
 from coprs_core.errors import CoPRSError, shortened
-from coprs_core.photos import MAX_SIDE
+from coprs_core.photos import MAX_SIDE, file_of, open_image
 
 _FILLED = ("polygon", "rectangle", "circle", "mask")
 _NO_AREA = ("line", "linestrip", "point", "points")
@@ -39,21 +37,23 @@ def mask_of_shapes(
     shapes mean nothing. Raises `CoPRSError` for a kind of shape that has no area or is not known,
     and `ValueError` where there are shapes and none can be drawn.
     """
-    drawn, left_out = [], 0
+    drawn, areas, left_out = [], [], 0
     for shape in shapes:
-        label = shape["label"].lower()
+        label = str(shape.get("label")).lower() if isinstance(shape, dict) else ""
         if label == "flag":
             continue
-        mask = _draw(shape, size, where)
+        mask = _draw(shape, size, where) if isinstance(shape, dict) else None
         if mask is None:
             left_out += 1
-        else:
-            drawn.append((mask, "ignore" in label))
+        else:  # drawn again below: masks of many shapes together would take much memory
+            drawn.append((shape, "ignore" in label))
+            areas.append(int(mask.sum()))
     if left_out and not drawn:
-        raise ValueError("a shape has points [x, y] near the picture")
+        raise ValueError("a shape has points [x, y] near the picture, and a mask its PNG")
     target, ignore = np.zeros((2, *size), bool)
-    for i in np.argsort([int(mask.sum()) for mask, _ in drawn])[::-1]:
-        mask, is_ignored = drawn[i]
+    for i in np.argsort(areas)[::-1]:
+        shape, is_ignored = drawn[i]
+        mask = _draw(shape, size, where)
         target[mask], ignore[mask] = not is_ignored, is_ignored
     return target, ignore, left_out
 
@@ -120,7 +120,8 @@ def _circle(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _pasted(coded: Any, points: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
     """A PNG in base64 whose corners lie at two points; None where it is none."""
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(coded)), formats=("PNG",))
+        png = base64.b64decode(coded)
+        image = open_image(png, file_of(png))
         if max(image.size) > MAX_SIDE:
             return None
         pixels = np.asarray(image.convert("L")) > 0

@@ -14,8 +14,8 @@ from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.datasets.labelme import frame_of, mask_of_shapes
 from coprs_core.datasets.stored import PICTURES, Table, asked, nothing_found, picture
 from coprs_core.errors import CoPRSError
-from coprs_core.files import decoded, found, from_western, visible
-from coprs_core.machine import reading
+from coprs_core.files import decoded, found, from_western, is_pointer, visible
+from coprs_core.machine import COPY_AGAIN, reading
 from coprs_core.parsing import from_json
 
 GROUPS: dict[str, tuple[str, Tag]] = {
@@ -58,12 +58,13 @@ def _from_table(split: str, files: list[Path]) -> Dataset:
 def _item(path: Path, number: int) -> Example:
     written = _annotation(path)
     fault = f"{path} is not in LISA's layout, with text, shapes and is_sentence"
-    with reading(fault):
+    helps = f"correct it, or {COPY_AGAIN}"
+    with reading(fault, helps):
         shapes = written["shapes"]
         told, reach = frame_of(written, shapes)
     image = picture(_photo(path), told=told, reach=reach)
     size = image.height, image.width
-    with reading(fault):
+    with reading(fault, helps):
         texts = written["text"]
         text = texts if isinstance(texts, str) else texts[0]
         target, ignore, left_out = mask_of_shapes(shapes, size, str(path))
@@ -86,6 +87,8 @@ def _annotation(path: Path) -> dict[str, Any]:
     try:
         text = decoded(stored, str(path))
     except CoPRSError:  # some of the published files are in cp1252
+        if is_pointer(path):
+            raise
         text = from_western(stored.decode("utf-8", "surrogateescape"), str(path))
     try:
         return from_json(text)

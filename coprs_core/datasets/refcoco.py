@@ -94,11 +94,11 @@ def _classic(place: Place, refs: Path) -> Dataset:
         raise CoPRSError(f"{refs} is there and {instances} is not: copy the data set again.")
     with reading(f"{refs} and instances.json: they are {_NO_LAYOUT}"):
         every = read_json(refs) if refs.suffix.lower() == ".json" else plain_pickle(refs)
-        chosen = [ref for ref in every if ref["split"] == place.split]
+        chosen = [ref for ref in every if _split_of(ref) in (place.split, None)]
         written = read_json(instances)
-        wanted = {number for ref in chosen for number in _meant(ref)}
-        annotations = {a["id"]: a for a in written["annotations"] if a["id"] in wanted}
-        images = {image["id"]: image for image in written["images"]}
+        wanted = {n for ref in chosen for n in _meant(ref) if isinstance(n, int | str)}
+        annotations = {n: a for n, a in _by_id(written["annotations"]).items() if n in wanted}
+        images = _by_id(written["images"])
         for ref in () if place.is_lenient else chosen:
             _found_in(ref, images, annotations)
     pictures = _pictures(place.folder, refs.parent)
@@ -110,7 +110,19 @@ def _classic(place: Place, refs: Path) -> Dataset:
         file, told = pictures / image["file_name"], size_of(image)
         return picture(file, told=told, reach=_reach(segmentations)), segmentations, name
 
-    return _listed(place, refs.name, [_texts(ref.get("sentences")) for ref in chosen], open_one)
+    said = [_texts(ref.get("sentences") if isinstance(ref, dict) else None) for ref in chosen]
+    return _listed(place, refs.name, said, open_one)
+
+
+def _split_of(ref: Any) -> Any:
+    """The split of an object; None where that cannot be read: it is an item that cannot, either."""
+    return ref.get("split") if isinstance(ref, dict) else None
+
+
+def _by_id(entries: list[Any]) -> dict[Any, dict]:
+    """Entries of instances.json by number, those without one left out: nothing names them."""
+    named = (entry for entry in entries if isinstance(entry, dict))
+    return {one["id"]: one for one in named if isinstance(one.get("id"), int | str)}
 
 
 def _found_in(ref: dict, images: dict, annotations: dict) -> tuple[dict, list[dict]]:
@@ -120,7 +132,7 @@ def _found_in(ref: dict, images: dict, annotations: dict) -> tuple[dict, list[di
 
 def _meant(ref: dict) -> list[Any]:
     """The numbers of the annotations that an expression means."""
-    if ref.get("no_target"):
+    if not isinstance(ref, dict) or ref.get("no_target"):
         return []
     written = ref.get("ann_id")
     numbers = written if isinstance(written, list) else [written]
@@ -194,16 +206,20 @@ def _listed(
 
     def item(i: int) -> Example:
         number, text = expressions[i]
+        if text is None:
+            raise CoPRSError(
+                f"What is said in item {i} of {file} cannot be asked: write it as text."
+            )
+        question = asked(text, f"item {i} of {file}")
         with reading(f"Item {i} of {file} is {_NO_LAYOUT}"):
             image, segmentations, where = open_one(number)
         size = image.height, image.width
         masks = [mask_of(segmentation, size, where) for segmentation in segmentations]
         left_out = sum(polygons_of(segmentation)[1] for segmentation in segmentations)
-        tags: dict[str, Tag] = {"words": _length(text or "")}
+        tags: dict[str, Tag] = {"words": _length(text)}
         if place.name == "grefcoco":
             masks = sorted(masks, key=_place)
             tags["things"] = things(len(masks))
-        question = asked(text or "", f"item {i} of {file}")
         return Example(i, image, question, tuple(masks), size, tags=tags, left_out=left_out)
 
     counts = f"{len(expressions):,} expressions of {len(texts):,} objects"

@@ -1,6 +1,5 @@
 """Pictures, polygons, run lengths, pickles and tables, as data sets store them."""
 
-import io
 import math
 import re
 from collections.abc import Iterator
@@ -9,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from coprs_core.datasets.pickles import PlainUnpickler
 from coprs_core.errors import CoPRSError, first_line, shortened
 from coprs_core.files import check_legible, found, from_western, read_text, visible
 from coprs_core.machine import reading
 from coprs_core.masks import decode_rle
-from coprs_core.orientation import cannot_tell, stored_size
+from coprs_core.orientation import cannot_tell, stored_array, stored_size
 from coprs_core.parsing import from_json
-from coprs_core.photos import orientation_of, readable
+from coprs_core.photos import Photo, open_photo
 from coprs_core.prompts import check_instruction
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -46,24 +45,24 @@ def picture(
     tag turns it and its size does not tell for which way the masks were made.
     """
     where = str(source) if isinstance(source, Path) else name
-    opened: Any = io.BytesIO(source) if isinstance(source, bytes) else found(source)
-    if isinstance(source, Path) and not opened.is_file():
+    opened = source if isinstance(source, bytes) else found(source)
+    if isinstance(opened, Path) and not opened.is_file():
         raise CoPRSError(f"The picture {where} is not there: copy the data set again, or its part.")
-    with (
-        reading(f"The picture {where} cannot be read"),
-        Image.open(opened, formats=readable()) as image,
-    ):
-        if _is_turned(image, f"The mask of {where}", told, reach):
-            image = ImageOps.exif_transpose(image)
-        return Image.fromarray(np.asarray(image.convert("RGB")))
+    try:
+        photo = open_photo(opened)
+    except CoPRSError as problem:
+        raise CoPRSError(f"The picture {where} cannot be read. {problem}") from problem
+    is_turned = _is_turned(photo, f"The mask of {where}", told, reach)
+    if photo.orientation == 1 or is_turned:
+        return photo.image
+    return Image.fromarray(stored_array(np.asarray(photo.image), photo.orientation))
 
 
 def _is_turned(
-    image: Image.Image, what: str, told: tuple[int, int] | None, reach: tuple[float, float]
+    photo: Photo, what: str, told: tuple[int, int] | None, reach: tuple[float, float]
 ) -> bool:
     """Whether masks fit a picture as its EXIF tag turns it, and not as it is stored."""
-    orientation, stored = orientation_of(image), (image.height, image.width)
-    shown = stored_size(stored, orientation)
+    shown, stored = photo.size, stored_size(photo.size, photo.orientation)
     if told is None and shown != stored and not _is_inside(reach, stored):
         told = shown if _is_inside(reach, shown) else None
     if told not in (None, stored, shown):
@@ -71,8 +70,8 @@ def _is_turned(
             f"{what} is of a picture of {told[1]}×{told[0]} pixels, and it has "
             f"{stored[1]}×{stored[0]}: copy the data set again."
         )
-    if orientation != 1 and shown == stored:
-        raise cannot_tell(what, orientation)
+    if photo.orientation != 1 and shown == stored:
+        raise cannot_tell(what, photo.orientation)
     return told == shown != stored
 
 
@@ -168,8 +167,9 @@ def asked(text: str, where: str) -> str:
     """An instruction of a data set as it is written; raises `CoPRSError`, which names the place,
     where it cannot be asked or was read in the wrong encoding."""
     try:
-        if isinstance(text, str):
-            text = check_legible(from_western(text, "It"), "It")
+        if not isinstance(text, str):
+            raise CoPRSError(f"It is {shortened(text, 40)} and text was expected: correct it.")
+        text = check_legible(from_western(text, "It"), "It")
         return check_instruction(text)
     except CoPRSError as problem:
         raise CoPRSError(f"The instruction in {where} cannot be asked. {problem}") from problem
@@ -185,7 +185,7 @@ def plain_pickle(path: Path) -> Any:
 
     Raises `CoPRSError` where it asks for anything else: to read that would be to run it.
     """
-    with reading(f"{path} is no pickle of plain values"):
+    with reading(f"{path} is no pickle of plain values", file=path):
         return PlainUnpickler(path.read_bytes()).load()
 
 
@@ -196,8 +196,11 @@ class Table:
     def __init__(self, files: list[Path]):
         parquet = _parquet()
         _check_whole(files)
+        self._files = []
+        for path in files:
+            with reading(f"{path} is no Parquet file", file=path):
+                self._files.append(parquet.ParquetFile(path))
         with reading(f"{files[0]} is no Parquet file"):
-            self._files = [parquet.ParquetFile(path) for path in files]
             self.columns = set(self._files[0].schema_arrow.names)
         self._groups = [
             (file, group, file.metadata.row_group(group).num_rows)

@@ -356,10 +356,21 @@ def test_the_old_file_of_an_image_processor_is_named_too(folder):
     assert "write Qwen2VLImageProcessor" in said
 
 
-@pytest.mark.parametrize("file", WEIGHTS)
+_TOKENS = "mllm/tokenizer.json"
+
+
+@pytest.mark.parametrize("file", [*WEIGHTS, _TOKENS, _CONFIG, "coprs.json"])
 def test_a_pointer_of_git_lfs_is_named(folder, file):
     replace(folder, file, lambda _: _LFS)
     assert "pointer of Git LFS; run `git lfs pull`" in outcome(folder)
+
+
+@pytest.mark.parametrize("file", [_TOKENS, _CONFIG, _PROCESSOR])
+def test_a_mark_that_an_editor_wrote_before_json_is_named(folder, file):
+    replace(folder, file, lambda stored: b"\xef\xbb\xbf" + stored)
+    said = outcome(folder)
+    assert f"save {file.partition('/')[2]} as UTF-8 without the mark (BOM)" in said, said
+    assert "copy it again" not in said
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model-q4.gguf"])
