@@ -50,7 +50,7 @@ _DOORS = re.compile(
     r"/|/(login|logout|config|theme\.css|favicon\.ico|robots\.txt)/?|/(assets|static|svelte)/.+"
     r"|/gradio_api/("
     r"(info|openapi\.json|app_id|login_check|user|token|startup-events|theme\.css)/?"
-    r"|(upload|upload_progress|component_server|cancel|reset)/?"
+    r"|(upload|upload_progress|component_server|cancel|reset|run/predict)/?"
     r"|queue/(join|data|status)/?|heartbeat/[^/]+|call/(v2/)?[^/]+(/[^/]+)?/?"
     r"|file=.+)",
     re.DOTALL,

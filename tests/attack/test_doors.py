@@ -106,7 +106,8 @@ OPEN = {
     *(f"POST /gradio_api/{name}" for name in ("queue/join", "call/x", "call/v2/x", "cancel")),
     *(f"POST /gradio_api/{name}" for name in ("reset", "component_server", "upload")),
 }
-"""What answers, of all that the app has; files, whose names are checked, aside."""
+"""What answers, of all that the app has; files, whose names are checked, aside, and `run/predict`,
+by which the page asks what does not wait in the queue."""
 
 
 def routes_of(router, prefix: str = "") -> set[str]:
