@@ -2,6 +2,7 @@
 
 import gc
 import io
+import threading
 
 import gradio as gr
 import numpy as np
@@ -94,6 +95,31 @@ def test_the_budget_holds_over_all_visitors_and_the_newest_stay(found, photo_fil
         _ = visitors[0].result
     with pytest.raises(CoPRSError, match="no longer kept"):
         visitors[0].add_finding("heads", None)
+
+
+def test_visitors_at_once_do_not_wait_for_each_other_for_ever(found, photo_file):
+    """Each keeps a finding with an answer that was packed, while others pack answers."""
+    one = an_answer(found, photo_file)
+    one.pack()
+    kept = Answers(8 * sum(sizes_of(one).values()))  # all fit, and none but the last whole
+    visitors = [an_answer(found, photo_file) for _ in range(4)]
+    for answered in visitors:
+        kept.keep(answered)
+    wrong = []
+
+    def find(number: int) -> None:
+        for i in range(50):
+            answered = visitors[(number + i) % 4]
+            answered.add_finding("heads", None)
+            if answered.is_gone or not answered.result.mask.any():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=find, args=(n,), daemon=True) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads) and not wrong
 
 
 def test_the_one_at_hand_is_kept_whatever_it_takes(found):
