@@ -293,9 +293,10 @@ def _replayed(body: bytes, receive: Any) -> Any:
 
 def _is_ours(file: str) -> bool:
     """Whether what is asked for is a file that was uploaded or is given out; never an address,
-    which Gradio would fetch."""
+    which Gradio would fetch, and which `..` can make look like a path in any folder."""
     try:
-        return Path(file).resolve().is_relative_to(use_private_folder())
+        path = Path(file)
+        return path.is_absolute() and path.resolve().is_relative_to(use_private_folder())
     except (OSError, ValueError, RuntimeError):  # no path at all
         return False
 

@@ -160,6 +160,8 @@ def test_the_app_fetches_nothing_for_a_stranger(url):
             *(f"gradio_api/{way}={address}" for way in ("file", "proxy")),
             *(f"gradio_api/{way}=https://example.org/x" for way in ("file", "proxy")),
             *(f"gradio_api/file={way}" for way in ("HTTP://example.org/x", "//example.org/x")),
+            f"gradio_api/file={address}{'%2F..' * 40}{use_private_folder()}/x",
+            f"gradio_api/file=https:/{'/%2e%2e' * 40}{use_private_folder()}/x",
             "gradio_api/file=http%3A%2F%2Fexample.org/x",
             "gradio_api/file/http://example.org/x",
         ):
