@@ -320,8 +320,8 @@ class _ZipFile(io.FileIO):
 
     most = _MAX_DIRECTORY_BYTES
 
-    def read(self, size: int = -1, /) -> bytes:
-        if size > self.most:
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size and size > self.most:
             raise ValueError("far more than an answer's zip has there")
         return super().read(size)
 
