@@ -267,6 +267,32 @@ def test_broken_requests_are_refused_without_a_traceback(url, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_session_has_a_short_name(url):
+    long, fine = "s" * 5000, "s" * 36
+    component = HTTP.get(f"{url}config").json()["components"][0]["id"]
+    for way, more in (
+        ("queue/join", {"fn_index": 0, "data": []}),
+        ("call/models", {"data": []}),
+        ("cancel", {"fn_index": 0, "event_id": "x"}),
+        ("component_server", {"component_id": component, "fn_name": "x", "data": None}),
+    ):
+        address = f"{url}gradio_api/{way}"
+        answer = HTTP.post(address, json=more | {"session_hash": long})
+        assert (answer.status_code, answer.json()["detail"]) == (400, UNUSABLE), way
+        assert HTTP.post(address, json=more | {"session_hash": fine}).text != answer.text, way
+    address = f"{url}gradio_api/component_server"
+    for length in (5000, 2_000_000):
+        form = {"session_hash": "s" * length, "component_id": str(component), "fn_name": "x"}
+        answer = HTTP.post(address, data=form, files={"file": ("f", b"x")})
+        assert (answer.status_code, answer.json()["detail"]) == (400, UNUSABLE)
+
+
+def test_a_session_of_no_letters_is_none(url, capfd):
+    for name in ("%0a", "%00", "a%20b", "..", "%2e"):
+        assert HTTP.get(f"{url}gradio_api/heartbeat/{name}").status_code == 404, name
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_the_door_beside_the_queue_is_closed(url):
     for name in ("segment", "sentences", "download", "compare"):
         for way in ("run", "api", "predict"):
