@@ -3,6 +3,7 @@
 import gc
 import io
 import threading
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -13,6 +14,7 @@ from app import answers
 from app.answers import Answered, Answers
 from app.kept import recorded
 from app.questions import Questions
+from app.texts import say
 from app.visitors import small_trace
 from coprs_core import CoPRSError
 from coprs_core.photos import open_photo
@@ -187,6 +189,30 @@ def test_every_button_says_that_an_answer_had_to_go(mini, found):
             work()
     assert handlers.trace(gone) == handlers.trace(None)
     assert handlers.look_again(gone) == gr.skip()
+
+
+def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(mini, found):
+    handlers = handlers_for(mini)
+    request = SimpleNamespace(headers={"accept-language": "zh"}, session_hash="s")
+    gone = an_answer(found)
+    gone.pack()
+    gone.drop()
+    gone.is_gone = False  # as it was when it was looked at
+    event = SimpleNamespace(index=0, value="x", said="x")
+    questions = Questions(handlers.server, handlers.turns)
+    sentence = say("zh", "gone")
+    for work in (
+        lambda: handlers.look_again(gone, request),
+        lambda: handlers.words(gone, request),
+        lambda: handlers.edit(gone, (), event, request),
+        lambda: handlers.restore((gone,), event, request),
+        lambda: questions.ask_probe("heads", gone, request),
+        lambda: list(questions.export_replay(gone, request)),
+    ):
+        with pytest.raises(gr.Error) as problem:
+            work()
+        assert problem.value.message == sentence
+    assert sentence in handlers.trace(gone, request)
 
 
 def test_the_recorded_answer_is_everybodys_and_never_goes(mini):
