@@ -71,6 +71,7 @@ class Answered:
         changed: where a person changed a sentence of the thought, which one, counted from 0.
         is_recorded: whether it is the one of the first screen.
         thumbnail: its picture among the recent ones, once it was made.
+        is_gone: whether it had to make room for newer answers.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Answered:
         self._content: _Content | None = _Content(photo, result, dict(findings or {}), trace)
         self._packed: tuple[_PhotoFile, bytes] | None = None
         self.thumbnail: np.ndarray | None = None
-        self._lock = threading.RLock()
+        self.is_gone = False
+        self._lock = threading.Lock()
         self._answers: Answers | None = None
 
     @property
@@ -128,20 +130,15 @@ class Answered:
     def add_finding(self, name: str, finding: Finding) -> None:
         """Keep what a probe has found with the answer."""
         with self._lock:
-            self._whole().findings[name] = finding
+            self._unpacked().findings[name] = finding
             self.found.add(name)
         self._make_room()
 
     def add_trace(self, trace: Sentences) -> None:
         """Keep the small pictures of its thought with the answer."""
         with self._lock:
-            self._whole().trace, self.is_traced = trace, True
+            self._unpacked().trace, self.is_traced = trace, True
         self._make_room()
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether it had to make room for newer answers."""
-        return self._content is None and self._packed is None
 
     def is_kept_by(self, answers: "Answers") -> None:
         """From now on `answers` packs it, and lets it go."""
@@ -158,7 +155,7 @@ class Answered:
     def drop(self) -> None:
         """Let it go, unless it is in use again."""
         with self._lock:
-            self._packed = None
+            self._packed, self.is_gone = None, self._content is None
 
     def whole_sizes(self) -> dict[int, int]:
         """Bytes in memory by what holds them, which may be shared with other answers; none of one
@@ -178,17 +175,23 @@ class Answered:
 
     def _whole(self) -> _Content:
         self.last_use = next(_uses)
-        with self._lock:
-            if self._content is not None:
-                return self._content
+        content = self._content
+        if content is None:
+            with self._lock:
+                content = self._unpacked()
+            # not with the lock held: whoever makes room waits for the locks of others
+            self._make_room()
+        return content
+
+    def _unpacked(self) -> _Content:
+        """What it holds, whole from now on; for whoever has the lock."""
+        if self._content is None:
             if self._packed is None:
                 raise CoPRSError(say("en", "gone"))
             photo_file, packed = self._packed
-            photo = self._decoded(photo_file)
-            content = _Unpacker(packed, photo).load()
-            self._content, self._packed = content, None
-        self._make_room()
-        return content
+            self._content = _Unpacker(packed, self._decoded(photo_file)).load()
+            self._packed = None
+        return self._content
 
     def _make_room(self) -> None:
         if self._answers is not None:

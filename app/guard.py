@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 import gradio as gr
 from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect, cookie_parser
+from starlette.requests import ClientDisconnect, Request, cookie_parser
 from starlette.responses import JSONResponse
 
 from app.options import Listening
@@ -34,6 +34,9 @@ UNREAD_SECONDS = 10.0
 """A question whose answer nobody has begun to read after this is given up."""
 MAX_BODY = 8_000_000
 """Of a request that is no upload, in bytes: a prior of 48 million pixels takes 300,000."""
+MAX_NAME = 100
+"""Characters of a session's name, which is kept long after it was used: a browser gives it about
+11, a program 36."""
 MAX_UPLOAD = 44_000_000
 """Of a request with one file of 40 MiB."""
 UPLOAD_TOO_LARGE = "A file of at most 40 MB was expected: send one smaller file at a time."
@@ -51,7 +54,7 @@ _DOORS = re.compile(
     r"|/gradio_api/("
     r"(info|openapi\.json|app_id|login_check|user|token|startup-events|theme\.css)/?"
     r"|(upload|upload_progress|component_server|cancel|reset|run/predict)/?"
-    r"|queue/(join|data|status)/?|heartbeat/[^/]+|call/(v2/)?[^/]+(/[^/]+)?/?"
+    r"|queue/(join|data|status)/?|heartbeat/[\w-]+|call/(v2/)?[\w-]+(/[\w-]+)?/?"
     r"|file=.+)",
     re.DOTALL,
 )
@@ -97,7 +100,12 @@ class Guard:
         if path.endswith("/upload"):
             await self._upload(scope, receive, send)
             return
-        receive = _bounded(receive, MAX_BODY)
+        if scope["method"] == "POST":
+            body = await _whole(receive)
+            if len(await _session(scope, body)) > MAX_NAME:
+                await _refused(400, UNUSABLE)(scope, receive, send)
+                return
+            receive = _replayed(body, receive)
         if scope["method"] == "POST" and ("/queue/join" in path or "/gradio_api/call/" in path):
             await self._ask(scope, receive, send)
         elif scope["method"] == "POST" and path.endswith("/login"):
@@ -154,7 +162,6 @@ class Guard:
     async def _log_in(self, scope: dict, receive: Any, send: Any) -> None:
         """A password counts as wrong from when it has come until it proves right, so that many at
         once are no way around the bound."""
-        body = await _whole(receive)
         wrong, now = self.wrong_passwords, time.monotonic()
         if len(wrong) == MAX_WRONG_PASSWORDS and now - wrong[0] < WINDOW:
             sentence = "Too many wrong passwords: try again in a minute."
@@ -168,7 +175,7 @@ class Guard:
                     wrong.remove(now)
             await send(message)
 
-        await self.app(scope, _replayed(body, receive), noticing)
+        await self.app(scope, receive, noticing)
 
     # --- uploads
 
@@ -272,13 +279,13 @@ class _Answered:
 
 
 async def _whole(receive: Any) -> bytes:
-    """A whole body, of at most `MAX_BODY`."""
-    body, bounded = b"", _bounded(receive, MAX_BODY)
+    """A whole body; raises `ClientDisconnect` where it breaks off, or is over `MAX_BODY`."""
+    body, bounded = bytearray(), _bounded(receive, MAX_BODY)
     while (message := await bounded())["type"] == "http.request":
         body += message.get("body", b"")
         if not message.get("more_body"):
-            break
-    return body
+            return bytes(body)
+    raise ClientDisconnect
 
 
 def _replayed(body: bytes, receive: Any) -> Any:
@@ -291,11 +298,22 @@ def _replayed(body: bytes, receive: Any) -> Any:
     return receiving
 
 
+async def _session(scope: dict, body: bytes) -> str:
+    """The name of a session in a body, in either form that Gradio takes; else empty."""
+    name = _json(body).get("session_hash")
+    if Headers(scope=scope).get("content-type", "").startswith("multipart/"):
+        with suppress(Exception):  # Gradio reads it next, and says what is wrong
+            async with Request(scope, _replayed(body, None)).form(max_part_size=MAX_BODY) as form:
+                name = form.get("session_hash")
+    return name if isinstance(name, str) else ""
+
+
 def _is_ours(file: str) -> bool:
     """Whether what is asked for is a file that was uploaded or is given out; never an address,
-    which Gradio would fetch."""
+    which Gradio would fetch, and which `..` can make look like a path in any folder."""
     try:
-        return Path(file).resolve().is_relative_to(use_private_folder())
+        path = Path(file)
+        return path.is_absolute() and path.resolve().is_relative_to(use_private_folder())
     except (OSError, ValueError, RuntimeError):  # no path at all
         return False
 

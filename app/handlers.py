@@ -290,8 +290,9 @@ class Handlers:
 
     def look_again(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """After another model was loaded: the thought with what that one can do with it."""
-        is_there = answered is not None and not answered.is_gone
-        return self._thought(language(request), answered) if is_there else gr.skip()
+        with in_a_sentence(lang := language(request)):
+            is_there = answered is not None and not answered.is_gone
+            return self._thought(lang, answered) if is_there else gr.skip()
 
     def trace(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """Sentence by sentence, by itself after an answer: where the model looked after each.
@@ -308,12 +309,11 @@ class Handlers:
         if reason := self._why_untraced(answered):
             return probe_views.empty_strip(lang, reason)
         try:
-            trace = traced(self.server, answered)
+            if trace := traced(self.server, answered):
+                return probe_views.strip_view(lang, answered.photo, trace)
         except CoPRSError as problem:  # a thought without sentences, or memory that ran out
-            return probe_views.untraced(lang, str(problem))
-        if trace is None:
-            return probe_views.empty_strip(lang, "strip_none")
-        return probe_views.strip_view(lang, answered.photo, trace)
+            return probe_views.untraced(lang, translated(lang, str(problem)))
+        return probe_views.empty_strip(lang, "strip_none")
 
     def _why_untraced(self, answered: Answered) -> str:
         """Why an answer is not traced by itself, as a key of the texts; "" where it is."""

@@ -269,8 +269,9 @@ def _preparation(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[st
         is_same_photo = bool(answered and before and answered.photo_key == before.photo_key)
         now = AtHand(language(request), answered, recent or (), is_same_photo)
         values: Values = {filled_for: answered}
-        for tab in tabs:
-            values |= tab.refresh(now)
+        with in_a_sentence(now.lang):  # it may go meanwhile
+            for tab in tabs:
+                values |= tab.refresh(now)
         return values
 
     def prepare_again(

@@ -20,6 +20,7 @@ asked for, prior.*, mask*.png and cutout.png (those of regions, too) fit these i
 
 import io
 import re
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Generator, Iterable
@@ -51,6 +52,7 @@ _MAX_JSON_BYTES, _MAX_DIRECTORY_BYTES, _NPY_HEADER = 16_000_000, 100_000, 4096
 _MAX_TABLES = 10_000
 """Tables and lists in an answer's JSON: one region has about ten, and an empty one takes 64 bytes
 of memory for two of the file's."""
+_PACKED_AS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _OURS = re.compile(
     r"(result|asked)\.json|result\.json\.part"
     r"|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
@@ -216,7 +218,8 @@ def _opened(path: Path, most_pixels: int | None) -> Saved:
         photo = open_photo(_photo_file(read, most_pixels))
         values = _json(read, "result.json")
         count = len(values["regions"]) if isinstance(values, dict) else 0
-        tags = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
+        # one at a time: whether they are too many is told before the first
+        tags = [""] if count == 1 else (f"_{i}" for i in range(1, count + 1))
         most = 4 * photo.size[0] * photo.size[1] + _NPY_HEADER
         files = (io.BytesIO(read(f"prior{tag}.npy", most)) for tag in tags)
         priors = (_array(file) for file in files)
@@ -265,12 +268,10 @@ def pixels_in(path: str | Path) -> int:
     0 where the file is no such zip: `open_answer` says so.
     """
     try:
-        with Path(path).open("rb") as file:
-            _check_directory(file)
-            with zipfile.ZipFile(file) as archive:
-                sizes = {i.filename: i.file_size for i in archive.infolist()}
-                with archive.open("photo.png") as photo, Image.open(photo) as image:
-                    pixels = image.width * image.height
+        with _zip(Path(path)) as archive:
+            sizes = {i.filename: i.file_size for i in archive.infolist()}
+            with archive.open("photo.png") as file, Image.open(file, formats=["PNG"]) as photo:
+                pixels = photo.width * photo.height
     except Exception:  # readers of foreign files raise anything at all
         return 0
     count = sum(bool(re.fullmatch(r"prior(_\d+)?\.npy", name)) for name in sizes)
@@ -298,8 +299,8 @@ class _Unreadable(Exception):
 
 
 def _array(file: IO[bytes]) -> np.ndarray:
-    try:
-        return np.load(file, allow_pickle=False)
+    try:  # `np.load` would also open a zip, whatever its list of files takes
+        return np.lib.format.read_array(file, allow_pickle=False)
     except Exception as problem:
         raise _Unreadable from problem
 
@@ -310,10 +311,33 @@ def _reader(path: Path) -> Generator[Read, None, None]:
     if path.is_dir():
         yield lambda name, most: _bounded((path / name).open("rb"), most)
         return
-    with path.open("rb") as file:
-        _check_directory(file)
-        with zipfile.ZipFile(file) as archive:
-            yield lambda name, most: _bounded(archive.open(name), most)
+    with _zip(path) as archive:
+        yield lambda name, most: _bounded(archive.open(name), most)
+
+
+class _ZipFile(io.FileIO):
+    """A zip's file, of which at most `most` bytes are read at once."""
+
+    most = _MAX_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size and size > self.most:
+            raise ValueError("far more than an answer's zip has there")
+        return super().read(size)
+
+
+@contextmanager
+def _zip(path: Path) -> Generator[zipfile.ZipFile, None, None]:
+    """A zip that lists no more files than an answer has, packed in the ways that zips of ours are.
+
+    The list is read as a whole, and how long it is stands in several places. Of bzip2 and LZMA
+    `zipfile` unpacks whatever it has read, however few bytes are wanted: 4 kB may be 4 GB.
+    """
+    with _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
+        if any(i.compress_type not in _PACKED_AS for i in archive.infolist()):
+            raise ValueError("packed in a way that no zip of ours is")
+        file.most = sys.maxsize
+        yield archive
 
 
 def _bounded(file: IO[bytes], most: int) -> bytes:
@@ -322,14 +346,3 @@ def _bounded(file: IO[bytes], most: int) -> bytes:
     if len(data) > most:
         raise ValueError("a file that is far larger than an answer's")
     return data
-
-
-def _check_directory(file: IO[bytes]) -> None:
-    """Raises `ValueError` where a zip lists far more files than an answer has: the list is read as
-    a whole (PKZIP's appnote, 4.3.16)."""
-    start = max(0, file.seek(0, io.SEEK_END) - 65_557)
-    file.seek(start)
-    end = file.read()
-    place = end.rfind(b"PK\x05\x06")
-    if place < 0 or int.from_bytes(end[place + 12 : place + 16], "little") > _MAX_DIRECTORY_BYTES:
-        raise ValueError("not a zip of an answer")

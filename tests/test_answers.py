@@ -2,6 +2,8 @@
 
 import gc
 import io
+import threading
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -12,6 +14,7 @@ from app import answers
 from app.answers import Answered, Answers
 from app.kept import recorded
 from app.questions import Questions
+from app.texts import say
 from app.visitors import small_trace
 from coprs_core import CoPRSError
 from coprs_core.photos import open_photo
@@ -96,6 +99,31 @@ def test_the_budget_holds_over_all_visitors_and_the_newest_stay(found, photo_fil
         visitors[0].add_finding("heads", None)
 
 
+def test_visitors_at_once_do_not_wait_for_each_other_for_ever(found, photo_file):
+    """Each keeps a finding with an answer that was packed, while others pack answers."""
+    one = an_answer(found, photo_file)
+    one.pack()
+    kept = Answers(8 * sum(sizes_of(one).values()))  # all fit, and none but the last whole
+    visitors = [an_answer(found, photo_file) for _ in range(4)]
+    for answered in visitors:
+        kept.keep(answered)
+    wrong = []
+
+    def find(number: int) -> None:
+        for i in range(50):
+            answered = visitors[(number + i) % 4]
+            answered.add_finding("heads", None)
+            if answered.is_gone or not answered.result.mask.any():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=find, args=(n,), daemon=True) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads) and not wrong
+
+
 def test_the_one_at_hand_is_kept_whatever_it_takes(found):
     kept, answered = Answers(budget=1), an_answer(found)
     kept.keep(answered)
@@ -161,6 +189,30 @@ def test_every_button_says_that_an_answer_had_to_go(mini, found):
             work()
     assert handlers.trace(gone) == handlers.trace(None)
     assert handlers.look_again(gone) == gr.skip()
+
+
+def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(mini, found):
+    handlers = handlers_for(mini)
+    request = SimpleNamespace(headers={"accept-language": "zh"}, session_hash="s")
+    gone = an_answer(found)
+    gone.pack()
+    gone.drop()
+    gone.is_gone = False  # as it was when it was looked at
+    event = SimpleNamespace(index=0, value="x", said="x")
+    questions = Questions(handlers.server, handlers.turns)
+    sentence = say("zh", "gone")
+    for work in (
+        lambda: handlers.look_again(gone, request),
+        lambda: handlers.words(gone, request),
+        lambda: handlers.edit(gone, (), event, request),
+        lambda: handlers.restore((gone,), event, request),
+        lambda: questions.ask_probe("heads", gone, request),
+        lambda: list(questions.export_replay(gone, request)),
+    ):
+        with pytest.raises(gr.Error) as problem:
+            work()
+        assert problem.value.message == sentence
+    assert sentence in handlers.trace(gone, request)
 
 
 def test_the_recorded_answer_is_everybodys_and_never_goes(mini):

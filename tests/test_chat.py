@@ -157,7 +157,7 @@ WITHOUT_BOUNDS = {
 def test_500_mb_are_not_read(chat, asked, way):
     chat.act = WITHOUT_BOUNDS[way]
     with pytest.raises(CoPRSError, match=r"sent over 1,\d{3},\d{3} bytes.*more than"):
-        told(asked)
+        told(replace(asked, seconds=60.0))
     assert chat.left.wait(10) and chat.written < 20_000_000  # what sockets hold on the way
 
 
@@ -323,6 +323,12 @@ READ = {
         '{"choices": [{"index": 0, "message": {"content": "A hat."}, "finish_reason": "stop"}]}',
     ],  # fmt: skip
     "an empty reply": ["", piece("stop", content="")],
+    "no blank line before [DONE]": [
+        "A hat.",
+        piece(content="A "),
+        f"{piece(content='hat.')}\n{DONE}",
+    ],
+    "a byte order mark": ["A hat.", "\ufeff" + piece(content="A "), piece("stop", content="hat.")],
 }
 
 
@@ -332,6 +338,12 @@ def test_an_odd_stream_is_read_right(chat, asked, way):
     says(chat, *lines)
     steps = list(asked.write(PICTURE, "Where?", 50))
     assert "".join(step.text for step in steps) == text and steps[-1].ends
+
+
+@pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+def test_a_reply_that_ran_out_of_tokens_has_not_ended(chat, asked, finish):
+    says(chat, piece(content="A "), piece(finish, content="hat"), DONE)
+    assert not list(asked.write(PICTURE, "Where?", 50))[-1].ends
 
 
 REFUSED = {
@@ -358,6 +370,28 @@ REFUSED = {
         r"failed: look at its own messages \(it says “out of memory”\)",
         ['data: {"error": {"message": "out of memory"}}'],
     ),
+    "an error of llama.cpp": (
+        r"longer context.*\(it says “the context is full”\)",
+        ['error: {"code": 400, "message": "the context is full", "type": "x"}'],
+    ),
+    "an error of llama.cpp in mid-answer": (
+        r"broke off in mid-answer: ask again \(it says “out of slots”\)",
+        [piece(content="A."), 'error: {"code": 500, "message": "out of slots"}'],
+    ),
+    "an error in a list": (r"failed.*\(it says “no”\)", ['data: {"error": ["no"]}']),
+    "an error that does not say so": (
+        rf"{NOTHING}.*\(it says “quota used up”\)",
+        ['{"success": false, "message": "quota used up", "code": 20041}'],
+    ),
+    "an error of FastAPI that does not say so": (
+        rf"{NOTHING}.*\(it says “not loaded”\)",
+        ['data: {"detail": "not loaded"}', DONE],
+    ),
+    "errors that do not say so": (
+        rf"{NOTHING}.*\(it says “no such model”\)",
+        ['{"success": false, "errors": [{"message": "no such model"}], "result": null}'],
+    ),
+    "a page": (rf"{NOTHING}.*\(it says “Log in”\)", ["<html><title>Log in</title>"]),
     "an error with its status": (
         r"has no room now.*\(it says “slow down”\)",
         ['data: {"error": {"message": "slow down", "code": 429}}'],
@@ -370,6 +404,7 @@ REFUSED = {
         r"refused the question.*\(it says “too many pictures”\)",
         ['data: {"object": "error", "message": "too many pictures", "code": 400}'],
     ),
+    "a filter of Google's": ("by a filter", [piece("SAFETY", content="A."), DONE]),
     "a filter": ("by a filter of its own", [piece("content_filter", content="A."), DONE]),
     "declined": (
         r"declines to answer.*\(it says “I cannot.”\)",
@@ -471,6 +506,47 @@ def test_parameters_that_a_server_refuses_are_named_otherwise_or_left_out(chat, 
     assert third.keys() == {"model", "messages", "stream", "max_completion_tokens"}
     assert told(asked, 78) == "A hat." and len(chat.asked) == 4  # it is remembered
     assert chat.asked[3]["max_completion_tokens"] == 78
+
+
+WORDINGS = {
+    "stream": [
+        "Your organization must be verified to stream this model.",
+        "Streaming is not supported with images.",
+    ],
+    "temperature": ["Temperature should be in (0, 2)", "`temperature` must be strictly positive"],
+    "max_tokens": [
+        "the supported range of maxOutputTokens is from 1 to 40",
+        "`inputs` tokens + `max_new_tokens` must be <= 2048",
+        "Max tokens must be at most 40",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WORDINGS)
+def test_refusals_are_understood_in_many_words(chat, asked, name):
+    for words in WORDINGS[name]:
+        chat.asked.clear()
+        asked.unsupported.clear()
+        chat.act = picky(lambda a, words=words: name in a and {"message": words})
+        assert told(asked) == "A hat.", words
+        first, second = chat.asked
+        assert first.keys() - second.keys() == {name}
+
+
+def test_a_reply_that_cannot_stream_comes_whole(chat, asked):
+    def act(handler, question):
+        if question.get("stream"):
+            handler.begin(400, "application/json")
+            handler.write('{"error": {"message": "no", "param": "stream"}}')
+        else:
+            handler.begin(200, "application/json")
+            message = {"reasoning_content": "So.", "content": "A hat."}
+            values = {"choices": [{"message": message, "finish_reason": "stop"}]}
+            handler.write(json.dumps(values))
+
+    chat.act = act
+    assert told(asked) == told(asked) == "<think>So.</think>A hat."
+    assert len(chat.asked) == 3
 
 
 TOO_LARGE = (

@@ -35,7 +35,9 @@ CHARACTERS_A_TOKEN, BYTES_A_TOKEN = 40, 2048
 alone takes some 300, with what hosted servers add to it 700)."""
 SHOWN = 240
 """Characters of a server's own reason that are quoted."""
-_TOKENS = re.compile(r"max_(?:completion_|new_)?tokens")
+_TOKENS = re.compile(r"max[_ ]?(?:(?:completion|new|output)[_ ]?)?tokens")
+_OPTIONAL = {"temperature": 0, "stream": True}
+"""What a question does without where a server refuses it."""
 _CONTEXT = re.compile(r"context|too long|(?:input|prompt) tokens", re.IGNORECASE)
 
 
@@ -100,9 +102,8 @@ class Server:
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "max_completion_tokens" if is_renamed else "max_tokens": max_new_tokens,
-            "stream": True,
         }
-        return asked if "temperature" in self.unsupported else asked | {"temperature": 0}
+        return asked | {n: v for n, v in _OPTIONAL.items() if n not in self.unsupported}
 
     def _without_refused(self, asked: dict[str, Any], named: str) -> dict[str, Any] | None:
         """What was asked, without the parameters that a refusal names; None where it names none.
@@ -110,10 +111,11 @@ class Server:
         Each goes once, so this ends. Without a bound of its own the server ends a reply as it
         sees fit, and here it is cut off as ever.
         """
-        changed = dict(asked)
-        if "temperature" in asked and "temperature" in named:
-            del changed["temperature"]
-            self.unsupported.add("temperature")
+        changed, named = dict(asked), named.lower()
+        for name in _OPTIONAL:
+            if name in asked and re.search(rf"\b{name}", named):
+                del changed[name]
+                self.unsupported.add(name)
         if "max_tokens" in asked and _TOKENS.search(named):
             most = changed.pop("max_tokens")
             # elsewhere the number is too large, and would be by any name
@@ -140,7 +142,7 @@ class Server:
                     clock.check(reply.length > length)
                     if reply.is_over:
                         break
-            yield Written(reply.end(), ends=reply.finish != "length")
+            yield Written(reply.end(), ends=not reply.is_cut_off)
         except Refused as problem:
             if reply.length:
                 raise self._fault(BROKEN_OFF, reason_in(problem.said)[0]) from None
@@ -166,7 +168,7 @@ class Server:
     def _refusal(self, problem: Refused) -> CoPRSError:
         """The sentence for a status of refusal, or an error in place of a reply."""
         status, (said, _) = problem.status, reason_in(problem.said)
-        if 300 <= status < 400:
+        if 300 <= status < 400 and problem.location:
             return self._fault(
                 f"sends the question on to another address (status {status}), which is not "
                 "followed: give that address itself, if you trust it",

@@ -11,10 +11,12 @@ MIN_SECRET = 8
 """A shorter key is none ("none", "EMPTY"), and may be a word of a reply."""
 _BROKEN = ("error", "abort")
 """What servers write as the reason why a reply has ended, where it was not the reply's end."""
+_CUT_OFF = ("length", "max_tokens", "model_length", "max_length")
+_FILTERED = ("content_filter", "safety")
 _TOOLS = ("tool_calls", "function_call")
 _TITLE = re.compile(r"<title>([^<]*)", re.IGNORECASE)
-_DEPTH = 4
-"""Servers put their reason into so many objects at most."""
+_DEPTH = 6
+"""Servers put their reason into so many objects and lists at most."""
 
 
 class NoAnswer(Exception):
@@ -60,13 +62,18 @@ class Redacted:
 
 class Reply:
     """A reply, read event by event. `length`: its characters so far; `finish`: why it ended, as the
-    server says."""
+    server says, in small letters."""
 
     def __init__(self, most: int, redacted: Redacted):
         self.length, self.finish, self.is_over = 0, "", False
         self._most, self._redacted = most, redacted
         self._is_done = self._in_thought = self._has_answer = False
-        self._declined, self._called = "", ""
+        self._declined, self._called, self._said = "", "", ""
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it ended for there were no more tokens."""
+        return self.finish in _CUT_OFF
 
     def add(self, event: bytes) -> str:
         """The text that an event adds, thoughts between <think> and </think>.
@@ -78,7 +85,10 @@ class Reply:
         if event == DONE:
             self._is_done = self.is_over = True
             return ""
-        text = "".join(map(self._text, _choices(event)))
+        choices = _choices(event)
+        if not choices:  # perhaps it says why there is no answer
+            self._said = self._said or reason_in(event.decode("utf-8", "replace"))[0]
+        text = "".join(map(self._text, choices))
         if self.length + len(text) > self._most:
             text, self.finish, self.is_over = text[: self._most - self.length], "length", True
         self.length += len(text)
@@ -86,14 +96,14 @@ class Reply:
 
     def end(self) -> str:
         """The text that is left; raises `NoAnswer` where it has no right end."""
-        if self.finish == "content_filter":
+        if self.finish in _FILTERED:
             raise NoAnswer(FILTERED)
         if self._declined and not self._has_answer:
             raise NoAnswer(DECLINED, self._declined)
         if (self._called or self.finish in _TOOLS) and not self._has_answer:
             raise NoAnswer(CALLED, self._called)
         if not self.finish and not self.length:
-            raise NoAnswer(NOTHING)
+            raise NoAnswer(NOTHING, self._said)
         if self.finish in _BROKEN or not (self.finish or self._is_done):
             raise NoAnswer(BROKEN_OFF)
         return self._redacted.rest() + ("</think>" if self._in_thought else "")
@@ -110,20 +120,21 @@ class Reply:
         self._declined += _joined(delta.get("refusal"))[: self._most - len(self._declined)]
         self._called = self._called or _tool(delta)
         finish = choice.get("finish_reason")
-        self.finish = finish if isinstance(finish, str) and finish else self.finish
+        self.finish = finish.lower() if isinstance(finish, str) and finish else self.finish
         return text + answer
 
 
 def _choices(event: bytes) -> list[dict[str, Any]]:
     """The parts of an event that belong to the one reply that was asked for."""
+    text = event.decode("utf-8", "replace")
     try:
-        told = json.loads(event.decode("utf-8", "replace"))
+        told = json.loads(text)
     except (ValueError, RecursionError):
-        raise NoAnswer(NOTHING) from None
+        raise NoAnswer(NOTHING, reason_in(text)[0]) from None
     if not isinstance(told, dict):
         raise NoAnswer(NOTHING)
     if told.get("error") or told.get("object") == "error":
-        raise Refused(_status(told), event.decode("utf-8", "replace"))
+        raise Refused(_status(told), text)
     choices = told.get("choices")
     choices = choices if isinstance(choices, list) else []
     return [c for c in choices if isinstance(c, dict) and c.get("index") in (0, None)]
@@ -178,14 +189,14 @@ def reason_in(body: str) -> tuple[str, str]:
 def _reason(told: Any, depth: int) -> str:
     if isinstance(told, str):
         return told
-    if isinstance(told, list):
-        told = told[0] if told else None
+    if isinstance(told, list) and told and depth:
+        return _reason(told[0], depth - 1)
     if not isinstance(told, dict) or not depth:
         return ""
     if isinstance(told.get("loc"), list):  # as FastAPI checks what it is sent
         place = ".".join(str(part) for part in told["loc"] if isinstance(part, int | str))
         return f"{place}: {_reason(told.get('msg'), depth - 1)}"
-    names = ("error", "message", "detail", "msg", "error_description", "title", "type")
+    names = ("error", "errors", "message", "detail", "msg", "error_description", "title", "type")
     return next((r for r in (_reason(told.get(n), depth - 1) for n in names) if r), "")
 
 

@@ -6,6 +6,7 @@ waits (for a connection, for a byte); closing a socket under a thread that reads
 """
 
 import asyncio
+import codecs
 import queue
 import ssl
 import threading
@@ -148,9 +149,13 @@ async def _data(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, N
     data, body, is_stream = bytearray(), bytearray(), False
     async with aclosing(_lines(response, most)) as lines:
         async for line in lines:
+            if line.startswith(b"error:"):  # llama.cpp's, which is no field of the protocol
+                line = b'data: {"error": %b}' % line.removeprefix(b"error:")
             if line.startswith(b"data:"):
                 text = line.removeprefix(b"data:").strip()
                 if text == DONE:
+                    if data:
+                        yield bytes(data)
                     yield DONE
                     return
                 data += b"\n" + text if data else text
@@ -168,7 +173,7 @@ async def _data(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, N
 
 async def _lines(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, None]:
     """The lines of a body, as they come."""
-    line, total = bytearray(), 0
+    line, total, mark = bytearray(), 0, codecs.BOM_UTF8
     async with aclosing(response.aiter_raw()) as chunks:
         async for chunk in chunks:
             total += len(chunk)
@@ -176,8 +181,9 @@ async def _lines(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, 
                 raise OutOfBounds(f"sent over {most:,} bytes, more than an answer can be")
             *ends, rest = chunk.split(b"\n")
             for end in ends:
-                yield bytes(line + end).removesuffix(b"\r")
+                yield bytes(line + end).removeprefix(mark).removesuffix(b"\r")
                 line.clear()
+                mark = b""  # it stands before the first line alone
             line += rest
             _check_event(len(line))
     yield bytes(line)

@@ -161,6 +161,8 @@ def test_the_app_fetches_nothing_for_a_stranger(url):
             *(f"gradio_api/{way}={address}" for way in ("file", "proxy")),
             *(f"gradio_api/{way}=https://example.org/x" for way in ("file", "proxy")),
             *(f"gradio_api/file={way}" for way in ("HTTP://example.org/x", "//example.org/x")),
+            f"gradio_api/file={address}{'%2F..' * 40}{use_private_folder()}/x",
+            f"gradio_api/file=https:/{'/%2e%2e' * 40}{use_private_folder()}/x",
             "gradio_api/file=http%3A%2F%2Fexample.org/x",
             "gradio_api/file/http://example.org/x",
         ):
@@ -263,6 +265,32 @@ def test_broken_requests_are_refused_without_a_traceback(url, capfd):
             assert answer.status_code == 400
         except httpx.TransportError:  # the server has stopped reading
             pass
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_session_has_a_short_name(url):
+    long, fine = "s" * 5000, "s" * 36
+    component = HTTP.get(f"{url}config").json()["components"][0]["id"]
+    for way, more in (
+        ("queue/join", {"fn_index": 0, "data": []}),
+        ("call/models", {"data": []}),
+        ("cancel", {"fn_index": 0, "event_id": "x"}),
+        ("component_server", {"component_id": component, "fn_name": "x", "data": None}),
+    ):
+        address = f"{url}gradio_api/{way}"
+        answer = HTTP.post(address, json=more | {"session_hash": long})
+        assert (answer.status_code, answer.json()["detail"]) == (400, UNUSABLE), way
+        assert HTTP.post(address, json=more | {"session_hash": fine}).text != answer.text, way
+    address = f"{url}gradio_api/component_server"
+    for length in (5000, 2_000_000):
+        form = {"session_hash": "s" * length, "component_id": str(component), "fn_name": "x"}
+        answer = HTTP.post(address, data=form, files={"file": ("f", b"x")})
+        assert (answer.status_code, answer.json()["detail"]) == (400, UNUSABLE)
+
+
+def test_a_session_of_no_letters_is_none(url, capfd):
+    for name in ("%0a", "%00", "a%20b", "..", "%2e"):
+        assert HTTP.get(f"{url}gradio_api/heartbeat/{name}").status_code == 404, name
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -3,7 +3,9 @@
 import io
 import itertools
 import json
+import struct
 import threading
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from coprs_core import CoPRSError
 from coprs_core.archive import open_answer, pixels_in, save_zip
 from coprs_core.photos import open_photo
 from tests.attack.test_doors import HTTP, last_message, started
@@ -205,6 +208,73 @@ def test_a_zip_is_weighed_before_it_is_read(tmp_path, found, hostile):
     assert pixels_in(hostile["tables"]) > 12_000_000
     (tmp_path / "none.zip").write_bytes(b"PK\x05\x06" + b"\0" * 40)
     assert pixels_in(tmp_path / "none.zip") == pixels_in(tmp_path / "missing.zip") == 0
+
+
+def long_list(told: bytes) -> bytes:
+    """A zip of nothing but a list of 9.4 MB, and its end, which tells another length."""
+    entry = b"PK\x01\x02" + struct.pack("<4B4H3L5H2L", 20, 0, 20, 0, *[0] * 7, 1, *[0] * 6) + b"a"
+    entries = entry * 200_000
+    whole = len(entries)
+    if told == b"PK\x05\x06":  # the end's own mark, once more inside of it
+        end = told + bytes(4) + told + struct.pack("<LLH", whole, 0, 0)
+    else:  # the right length stands in the records for large zips
+        end = b"PK\x06\x06" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, 1, 1, whole, 0)
+        end += b"PK\x06\x07" + struct.pack("<LQL", 0, whole, 1)
+        end += b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 1, 1, 50, 0, 0)
+    return entries + end
+
+
+def packed_otherwise(kind: int, name: str, photo: bytes) -> bytes:
+    """A zip in which a file of 200 MB is packed in a way that ours are not."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", kind) as archive:
+        if name != "photo.png":
+            archive.writestr("photo.png", photo, zipfile.ZIP_DEFLATED)
+        with archive.open(name, "w") as inside:
+            for _ in range(200):
+                inside.write(bytes(1_000_000))
+    return file.getvalue()
+
+
+def zip_for_a_prior(found) -> dict[str, bytes]:
+    """The files of an answer of 4 million pixels, whose prior is a zip with a long list."""
+    files = flat_answer(found[2].to_dict(), 2048, 1)
+    inside = long_list(b"PK\x05\x06")
+    return files | {"prior__npy": b"PK\x03\x04" + inside}
+
+
+NO_ZIP_OF_OURS = {
+    "a photo in bzip2": lambda f: packed_otherwise(zipfile.ZIP_BZIP2, "photo.png", b""),
+    "texts in bzip2": lambda f: packed_otherwise(zipfile.ZIP_BZIP2, "result.json", png((9, 9))),
+    "texts in LZMA": lambda f: packed_otherwise(zipfile.ZIP_LZMA, "result.json", png((9, 9))),
+    "a list of files that tells two lengths": lambda f: long_list(b"PK\x05\x06"),
+    "a list of files with two ends": lambda f: long_list(b"PK\x06\x06"),
+    "a zip in place of a prior": zip_for_a_prior,
+    "regions that are a text": lambda f: {
+        "result__json": json.dumps(f[2].to_dict() | {"regions": "a" * 3_000_000}).encode()
+    },
+}
+
+
+@pytest.mark.parametrize("what", NO_ZIP_OF_OURS)
+def test_what_a_stranger_says_of_a_zip_costs_nothing(tmp_path, found, what):
+    made = NO_ZIP_OF_OURS[what](found)
+    path = tmp_path / "hostile.zip"
+    if isinstance(made, dict):
+        path = zipped(tmp_path, found, **made)
+    else:
+        path.write_bytes(made)
+    most = 50e6 if "prior" in what else 12e6  # with a photo of 4 million pixels
+    del made
+    tracemalloc.start()
+    pixels_in(path)
+    before_it_is_read = tracemalloc.get_traced_memory()[1]
+    with pytest.raises(CoPRSError, match="answer"):
+        open_answer(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"{what}: {before_it_is_read / 1e6:.1f} and {peak / 1e6:.1f} MB")
+    assert before_it_is_read < 2e6 and peak < most
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "I;16", "1"])
