@@ -4,6 +4,7 @@ import ast
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -290,19 +291,18 @@ def test_the_handler_streams_thought_then_prior_then_mask(mini, photo, found, mo
 def test_a_thought_faster_than_a_page_shows_is_told_in_larger_steps(
     mini, photo, found, monkeypatch
 ):
-    engine, pause = Engine(mini.checkpoint), handlers.PAUSE
-    monkeypatch.setattr(handlers, "PAUSE", 0.2)
-    began = time.monotonic()
-    updates = list(handlers_for(engine).answer(photo, found[1].instruction, None))
-    thoughts = [u["thought"] for u in updates if "thought" in u]
-    assert len(thoughts) < (time.monotonic() - began) / 0.2 + 4 < found[2].tokens
-    assert 'class="sentence last"' in thoughts[-1]  # nothing is lost
-    monkeypatch.setattr(handlers, "PAUSE", pause)
-    _, undo = slowed(engine, 1.2 * pause)
-    updates = list(handlers_for(engine).answer(photo, "the largest thing", None))
-    undo()
-    told = [u for u in updates if "thought" in u and not u.get("answered")]
-    assert len(told) >= updates[-1]["answered"].result.tokens  # token by token
+    def told(seconds: float) -> list[str]:
+        """The states of the thought, where so many seconds pass between two looks at the clock."""
+        clock = itertools.count(step=seconds)
+        monkeypatch.setattr(handlers, "time", SimpleNamespace(monotonic=clock.__next__))
+        answering = handlers_for(Engine(mini.checkpoint)).answer
+        updates = list(answering(photo, found[1].instruction, None))
+        return [u["thought"] for u in updates if "thought" in u]
+
+    quick = told(handlers.PAUSE / 10)
+    assert len(quick) < found[2].tokens / 8 + 4
+    assert 'class="sentence last"' in quick[-1]  # nothing is lost
+    assert len(told(1.2 * handlers.PAUSE)) > found[2].tokens  # token by token
 
 
 def test_the_stages_say_how_long_they_take_and_how_fast_the_thought_is(
