@@ -6,9 +6,11 @@ for a thread that does not run: beside two busy loops a photo model did not answ
 
 import os
 
-SPINS = 3000
-"""Turns of that loop before a thread goes to sleep, some 50 to 150 µs: longer than most gaps
-between two operations of a network, far shorter than a thread is kept waiting for a core."""
+SPINS = 1500
+"""Turns of that loop before a thread goes to sleep, some 20 to 70 µs as the CPU's pause takes 14 to
+47 ns: longer than most gaps between two operations of a network, far shorter than a thread is kept
+waiting for a core. By figures (assets/docs/performance.md): none cost a third more time on a quiet
+machine, 3000 a fifth more beside others."""
 _SETTINGS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 
 
