@@ -704,6 +704,8 @@ def test_nothing_of_visitors_outlives_the_server(tmp_path, picture):
 def started(folder: Path, port: int, **more: str) -> subprocess.Popen:
     """The app in a process of its own, once it answers; its temporary files are in a folder, and
     `more` in its environment."""
+    with socket.socket() as other:  # else that one would be asked, and ended by another test
+        assert other.connect_ex(("127.0.0.1", port)), f"something else listens on port {port}"
     process = subprocess.Popen(
         [sys.executable, "app.py", "--port", str(port)],
         cwd=ROOT,

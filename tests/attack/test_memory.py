@@ -21,7 +21,7 @@ from coprs_core.archive import open_answer, pixels_in, save_zip
 from coprs_core.photos import open_photo
 from tests.attack.test_doors import HTTP, last_message, started
 
-PORT = 17873
+PORT = 17875
 VISITORS = 40
 
 
