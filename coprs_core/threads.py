@@ -9,8 +9,8 @@ import os
 SPINS = 1500
 """Turns of that loop before a thread goes to sleep, some 20 to 70 µs as the CPU's pause takes 14 to
 47 ns: longer than most gaps between two operations of a network, far shorter than a thread is kept
-waiting for a core. By figures (assets/docs/performance.md): none cost a third more time on a quiet
-machine, 3000 a fifth more beside others."""
+waiting for a core. By figures (assets/docs/performance.md): none cost 10 to 40 % more time on a
+quiet machine, 3,000 some 10 to 30 % more beside two busy loops."""
 _SETTINGS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 
 
