@@ -29,8 +29,8 @@ from coprs_core.probes.trace import Sentences
 MAX_PIXELS = 12_000_000
 """A visitor's photo of more pixels is brought down to so many."""
 WHOLE_SHARE = 0.25
-"""Of the budget: most of it is for packed answers, which take far less (a JPEG of 12 megapixels 96 MB
-whole, and packed little more than its file)."""
+"""Of the budget: most of it is for packed answers, which take far less (one about a JPEG of 12
+megapixels 96 MB whole, and packed little more than that file)."""
 SMALL_ARRAY = 4096
 """Arrays of fewer values are packed as they are: they are figures, not maps."""
 _uses, _opening = itertools.count(), threading.Lock()
