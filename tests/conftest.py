@@ -16,7 +16,7 @@ from coprs_core import load  # before torch, whose threads it lets sleep
 import torch
 
 from coprs_core.answer.engine import Engine
-from coprs_core.world.questions import examples
+from coprs_core.mini.world.questions import examples
 from tests.chat_server import ChatServer
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -10,9 +10,9 @@ from pathlib import Path
 from coprs_core import CoPRSError, load
 from coprs_core.answer.engine import Engine
 from coprs_core.metrics import iou
+from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.scenes import SIDE
 from coprs_core.probes import zoom
-from coprs_core.world.questions import examples
-from coprs_core.world.scenes import SIDE
 
 PATH = Path(__file__).with_name("golden") / "mini_scenes.json"
 COUNT = 60

@@ -15,22 +15,22 @@ pytest.importorskip("trl")
 
 from coprs_core import CoPRSError  # noqa: E402
 from coprs_core.__main__ import main  # noqa: E402
-from coprs_core.ablation import run  # noqa: E402
-from coprs_core.ablation.arms import ARMS, REFERENCE, TABLES, arms_of  # noqa: E402
-from coprs_core.ablation.camps import (  # noqa: E402
+from coprs_core.evaluation.rows import Row  # noqa: E402
+from coprs_core.mini.ablation import run
+from coprs_core.mini.ablation.arms import ARMS, REFERENCE, TABLES, arms_of  # noqa: E402
+from coprs_core.mini.ablation.camps import (  # noqa: E402
     CampCollator,
     HiddenStatePrompt,
     in_coordinates,
 )
-from coprs_core.ablation.run import Budget, Measured  # noqa: E402
-from coprs_core.ablation.tables import entries, figure, in_markdown  # noqa: E402
-from coprs_core.evaluation.rows import Row  # noqa: E402
+from coprs_core.mini.ablation.run import Budget, Measured  # noqa: E402
+from coprs_core.mini.ablation.tables import entries, figure, in_markdown  # noqa: E402
+from coprs_core.mini.train.data import batches  # noqa: E402
+from coprs_core.mini.train.recipe import MINI, Stage  # noqa: E402
+from coprs_core.mini.world.questions import examples  # noqa: E402
 from coprs_core.model.boxes import read_answer  # noqa: E402
 from coprs_core.model.decoder import PriorDecoder  # noqa: E402
-from coprs_core.training.mini.data import batches  # noqa: E402
-from coprs_core.training.mini.recipe import MINI, Stage  # noqa: E402
 from coprs_core.training.recipe import read_recipe  # noqa: E402
-from coprs_core.world.questions import examples  # noqa: E402
 
 ARM = {arm.name: arm for arm in ARMS}
 

@@ -43,7 +43,6 @@ from app.views import probes as probe_views
 from app.views.render import TEMPLATES
 from app.views.standalone import standalone
 from coprs_core import CoPRSError, Region, Result, load
-from coprs_core import calibrate as calibrating
 from coprs_core.answer.compare import against_truth
 from coprs_core.answer.engine import Engine, Update
 from coprs_core.checkpoints import catalogue
@@ -51,6 +50,8 @@ from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import Unwanted
 from coprs_core.masks import decode_prior, decode_rle
+from coprs_core.mini import calibrate as calibrating
+from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model import boxes
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import sentences
@@ -59,7 +60,6 @@ from coprs_core.probes.trace import FocusView, Sentences
 from coprs_core.probes.words import Words
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, PRIOR_KINDS
 from coprs_core.prompts import sentences as sentences_of
-from coprs_core.world.scenes import draw_scene
 from tests import tiny
 from tests.conftest import slowed
 from tests.record import tiny_targets

@@ -10,15 +10,15 @@ import torch
 from huggingface_hub import constants
 
 from coprs_core import CoPRSError, load
-from coprs_core.calibrate import best_heads, calibrate, cells_on
+from coprs_core.mini.calibrate import best_heads, calibrate, cells_on
+from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.attention import Looks, as_prior, observe, observing
 from coprs_core.model.language import LanguageModel
 from coprs_core.photos import open_photo
 from coprs_core.probes import attention
 from coprs_core.probes.looks import observed
 from coprs_core.prompts import IMAGE_SLOT, INSTRUCTION_SLOT
-from coprs_core.world.questions import examples
-from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
 TEMPLATE = f"<|im_start|>user\n<|vision_start|>{IMAGE_SLOT}<|vision_end|>{INSTRUCTION_SLOT}<|im_end|>\n<|im_start|>assistant\n"

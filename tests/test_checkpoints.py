@@ -14,9 +14,9 @@ from coprs_core.checkpoints.load import MINIATURE, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.machine import choose_device
+from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.model.decoder import FLOAT32_BUFFER
-from coprs_core.world.scenes import draw_scene
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from coprs_core.__main__ import main
 from coprs_core.batch import Answered, Item, Query, open_stored, segment_photos
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError
-from coprs_core.world.scenes import draw_scene
+from coprs_core.mini.world.scenes import draw_scene
 
 ray = pytest.importorskip("ray")
 LARGEST = Query("the largest thing", "mini")

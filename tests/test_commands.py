@@ -18,8 +18,8 @@ from coprs_core.checkpoints import load
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.errors import CoPRSError
 from coprs_core.masks import decode_rle
+from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.photos import open_photo
-from coprs_core.world.scenes import draw_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,6 +21,7 @@ from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.sams import _load_sam2
 from coprs_core.geometry import to_square
+from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.boxes import MAX_OBJECTS, breaks_off, read_answer, words_of_numbers
 from coprs_core.model.coordinates import SEG_ZERO, STOCK, VISUAL_TOKENS
 from coprs_core.model.decoding import Batch, Step
@@ -31,7 +32,6 @@ from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.looks import observed
 from coprs_core.prompts import format_score, is_well_formed, parse_reply, with_sentence
 from coprs_core.prompts import sentences as sentences_of
-from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
 SEEN, PHOTO = (100, 200), (200, 800)  # both are (height, width): scales are 4 across and 2 down

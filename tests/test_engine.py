@@ -15,9 +15,9 @@ from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS
 from coprs_core.errors import Unwanted
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import iou
+from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.decoding import Batch, Step
 from coprs_core.photos import open_photo
-from coprs_core.world.scenes import draw_scene
 
 
 def same(a, b):

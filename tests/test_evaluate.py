@@ -12,8 +12,8 @@ from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import evaluate, measure
 from coprs_core.masks import decode_rle, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, ciou, correlation, giou, iou
+from coprs_core.mini.world.questions import examples
 from coprs_core.prompts import is_well_formed
-from coprs_core.world.questions import examples
 
 
 def result(mask, reply, outcome):

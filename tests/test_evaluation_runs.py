@@ -39,7 +39,7 @@ from coprs_core.evaluation.run import (
     read_run,
     run,
 )
-from coprs_core.world.questions import examples as drawn
+from coprs_core.mini.world.questions import examples as drawn
 
 ROOT = Path(__file__).parents[1]
 SIZE = 4, 5

@@ -40,6 +40,8 @@ from coprs_core.checkpoints.tensors import written_whole  # noqa: E402
 from coprs_core.commands import train  # noqa: E402
 from coprs_core.datasets import open_dataset  # noqa: E402
 from coprs_core.datasets.folder import LISTING  # noqa: E402
+from coprs_core.mini.train.recipe import MINI  # noqa: E402
+from coprs_core.mini.world.questions import Asking, examples  # noqa: E402
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt, is_well_formed  # noqa: E402
 from coprs_core.training import embeddings, run_joint  # noqa: E402
 from coprs_core.training.embeddings import KeptEmbeddings  # noqa: E402
@@ -56,7 +58,6 @@ from coprs_core.training.joint import (  # noqa: E402
     flat_groups,
     with_flat_groups,
 )
-from coprs_core.training.mini.recipe import MINI  # noqa: E402
 from coprs_core.training.objective import (  # noqa: E402
     PRESETS,
     Rollouts,
@@ -69,7 +70,6 @@ from coprs_core.training.rates import HEADS, Rates  # noqa: E402
 from coprs_core.training.recipe import NAMES, JointRecipe, read_recipe  # noqa: E402
 from coprs_core.training.run_folder import keep_recipe  # noqa: E402
 from coprs_core.training.warmup import reply_for  # noqa: E402
-from coprs_core.world.questions import Asking, examples  # noqa: E402
 from tests import tiny  # noqa: E402
 
 ROOT = Path(__file__).parents[1]

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from coprs_core.training.mini import muon
+from coprs_core.mini.train import muon
 
 
 def test_singular_values_come_near_one_and_directions_stay():

@@ -4,7 +4,6 @@ import pytest
 from PIL import Image
 
 from coprs_core import CoPRSError
-from coprs_core.ablation.run import Budget, _begin
 from coprs_core.answer.compare import read_truth
 from coprs_core.archive import open_answer
 from coprs_core.batch import find_items
@@ -14,9 +13,10 @@ from coprs_core.checkpoints.heads import known_heads, place_of
 from coprs_core.checkpoints.hugging_face import read_config
 from coprs_core.datasets import open_dataset
 from coprs_core.evaluation.run import ROWS, RUN, read_rows, read_run
+from coprs_core.mini.ablation.run import Budget, _begin
+from coprs_core.mini.train.recipe import read_mini
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.parsing import from_json, from_toml
-from coprs_core.training.mini.recipe import read_mini
 from coprs_core.training.recipe import parse_change, read_recipe
 from coprs_core.training.run_folder import LOG, RECIPE, check_recipe, forget_after
 

@@ -23,8 +23,8 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.sams import SAMS
 from coprs_core.machine import choose_dtype
 from coprs_core.metrics import iou
-from coprs_core.world.questions import examples
-from coprs_core.world.scenes import draw_scene
+from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.scenes import draw_scene
 from tests import record, tiny
 
 ROOT = Path(__file__).resolve().parent.parent

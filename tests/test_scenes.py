@@ -10,13 +10,13 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from coprs_core.world import requests
-from coprs_core.world.drawings import COLOURS
-from coprs_core.world.kinds import CATEGORIES, KINDS, TABLE
-from coprs_core.world.meanings import Ambiguous, resolve
-from coprs_core.world.questions import FAMILIES, MORE_FAMILIES, Asking, ask, examples
-from coprs_core.world.replies import conclusions_of, reply_to
-from coprs_core.world.scenes import (
+from coprs_core.mini.world import requests
+from coprs_core.mini.world.drawings import COLOURS
+from coprs_core.mini.world.kinds import CATEGORIES, KINDS, TABLE
+from coprs_core.mini.world.meanings import Ambiguous, resolve
+from coprs_core.mini.world.questions import FAMILIES, MORE_FAMILIES, Asking, ask, examples
+from coprs_core.mini.world.replies import conclusions_of, reply_to
+from coprs_core.mini.world.scenes import (
     PLACES,
     SIDE,
     SQUARE,
@@ -24,7 +24,7 @@ from coprs_core.world.scenes import (
     draw_scene,
     random_size,
 )
-from coprs_core.world.unknown import MAX_QUOTED, NOUNS, QUALITIES, is_held_back
+from coprs_core.mini.world.unknown import MAX_QUOTED, NOUNS, QUALITIES, is_held_back
 
 COUNT = 5000
 KNOWN_THINGS = [

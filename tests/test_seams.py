@@ -22,10 +22,10 @@ from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.datasets import open_dataset
 from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import evaluate
+from coprs_core.mini.world.questions import examples
 from coprs_core.model.segmenter import Located, Place, Segmenter, Written
 from coprs_core.photos import open_photo
 from coprs_core.probes import PROBES, probe
-from coprs_core.world.questions import examples
 
 ROOT = Path(__file__).resolve().parent.parent
 

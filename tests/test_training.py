@@ -19,14 +19,14 @@ from coprs_core import CoPRSError, load
 from coprs_core.__main__ import main
 from coprs_core.geometry import to_photo_frame, to_sam_frame, unpadded_size
 from coprs_core.metrics import iou
+from coprs_core.mini.train import oracle, recipe, run
+from coprs_core.mini.train.build import build_miniature
+from coprs_core.mini.train.data import Collator, SceneData, batches, pack, reply_sections
+from coprs_core.mini.train.run import rate_factor, train_miniature
+from coprs_core.mini.train.stages import Scaffold
+from coprs_core.mini.world.questions import ask, examples
+from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.training.mini import oracle, recipe, run
-from coprs_core.training.mini.build import build_miniature
-from coprs_core.training.mini.data import Collator, SceneData, batches, pack, reply_sections
-from coprs_core.training.mini.run import rate_factor, train_miniature
-from coprs_core.training.mini.stages import Scaffold
-from coprs_core.world.questions import ask, examples
-from coprs_core.world.scenes import draw_scene
 
 ROOT = Path(__file__).parents[1]
 

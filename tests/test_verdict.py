@@ -8,8 +8,8 @@ import pytest
 from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Region
 from coprs_core.answer.verdict import LINKS, chain, first_broken
-from coprs_core.world.questions import examples
-from coprs_core.world.scenes import draw_scene
+from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.scenes import draw_scene
 
 RAIN = "assets/examples/rain.png"
 

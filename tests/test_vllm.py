@@ -14,8 +14,8 @@ from trl.generation import vllm_generation  # noqa: E402
 from coprs_core import CoPRSError  # noqa: E402
 from coprs_core.checkpoints.load import load_checkpoint  # noqa: E402
 from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
+from coprs_core.mini.train.recipe import MINI  # noqa: E402
 from coprs_core.training import run_joint  # noqa: E402
-from coprs_core.training.mini.recipe import MINI  # noqa: E402
 from coprs_core.training.recipe import read_recipe  # noqa: E402
 from coprs_core.training.run_folder import LOG  # noqa: E402
 from coprs_core.training.run_joint import train_joint  # noqa: E402

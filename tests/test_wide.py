@@ -6,8 +6,8 @@ from torch import nn
 
 from coprs_core.answer import engine
 from coprs_core.machine import computes_in_bfloat16
+from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model import wide
-from coprs_core.world.scenes import draw_scene
 
 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "no bfloat16"])

@@ -8,10 +8,10 @@ import pytest
 
 from coprs_core import CoPRSError
 from coprs_core.metrics import giou
+from coprs_core.mini.world.questions import examples
 from coprs_core.probes import zoom
 from coprs_core.probes.zoom import Crop, crop_around
 from coprs_core.prompts import FOUND
-from coprs_core.world.questions import examples
 from tests import record
 from tests.record import tiny_targets
 

@@ -51,12 +51,12 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     tell_no_makers()
 
-    from coprs_core.ablation.arms import arms_of
+    from coprs_core.mini.ablation.arms import arms_of
 
     arms = arms_of(options.arm)
     with training_libraries():
-        from coprs_core.ablation.run import Budget, ablate
-    from coprs_core.ablation.tables import entries, figure, in_markdown
+        from coprs_core.mini.ablation.run import Budget, ablate
+    from coprs_core.mini.ablation.tables import entries, figure, in_markdown
 
     budget = Budget(options.model, options.steps, options.camp_steps, options.scenes, options.start)
     device = own_device(options.device)

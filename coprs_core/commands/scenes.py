@@ -31,7 +31,7 @@ def run(options: Namespace) -> int:
     from tqdm import tqdm
 
     from coprs_core.archive import writable_folder
-    from coprs_core.world.questions import examples
+    from coprs_core.mini.world.questions import examples
 
     folder = writable_folder(options.out)
     drawn = examples(options.split, options.seed, options.count)

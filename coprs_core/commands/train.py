@@ -102,8 +102,8 @@ def _from_scratch(options: Namespace) -> int:
     from coprs_core.archive import writable_folder
     from coprs_core.errors import CoPRSError
     from coprs_core.machine import process
-    from coprs_core.training.mini import recipe
-    from coprs_core.training.mini.run import train_miniature
+    from coprs_core.mini.train import recipe
+    from coprs_core.mini.train.run import train_miniature
 
     if options.data or options.root or options.model or options.dry_run:
         raise CoPRSError(

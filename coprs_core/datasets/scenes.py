@@ -8,11 +8,11 @@ import numpy as np
 from coprs_core.answer.results import Result
 from coprs_core.datasets.example import Dataset, Example, Place, Tag
 from coprs_core.metrics import iou
+from coprs_core.mini.world import scenes
+from coprs_core.mini.world.questions import FAMILIES, MORE_FAMILIES, Question, examples
+from coprs_core.mini.world.replies import conclusions_of, seen_in
+from coprs_core.mini.world.scenes import UNSEEN_PAIRS, Scene
 from coprs_core.prompts import NOTHING_FOUND
-from coprs_core.world import scenes
-from coprs_core.world.questions import FAMILIES, MORE_FAMILIES, Question, examples
-from coprs_core.world.replies import conclusions_of, seen_in
-from coprs_core.world.scenes import UNSEEN_PAIRS, Scene
 
 _MORE: dict[str, dict] = {
     "several": {"family": "several"},

@@ -16,11 +16,11 @@ from coprs_core.datasets.example import Dataset
 from coprs_core.datasets.folder import photo_of
 from coprs_core.errors import CoPRSError
 from coprs_core.geometry import unpadded_size
+from coprs_core.mini.world.questions import FAMILY_WEIGHTS, USUAL, Asking, ask
+from coprs_core.mini.world.scenes import SQUARE, draw_scene, random_size
 from coprs_core.model.vision import VisionConfig
 from coprs_core.photos import open_photo
 from coprs_core.training.recipe import JointRecipe
-from coprs_core.world.questions import FAMILY_WEIGHTS, USUAL, Asking, ask
-from coprs_core.world.scenes import SQUARE, draw_scene, random_size
 
 _MIX = Asking(
     FAMILY_WEIGHTS | {"relation": 2.0, "two steps": 2.0, "exclusion": 1.5, "several": 1.0}, 0.1

@@ -22,9 +22,9 @@ from coprs_core.checkpoints.hugging_face import load_processor
 from coprs_core.checkpoints.limits import check_numbers
 from coprs_core.checkpoints.load import MINIATURE, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.random_weights import qwen_config
-from coprs_core.world.scenes import draw_scene
 from tests import tiny
 
 PARTS = ("image_encoder.safetensors", "prior.safetensors", "decoder.safetensors")

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from coprs_core.ablation.arms import JOINT, REFERENCE, TABLES, Arm
-from coprs_core.ablation.run import Budget, Measured
 from coprs_core.evaluation.compare import Difference, interval_of_mean, paired
 from coprs_core.evaluation.report import SEED
 from coprs_core.evaluation.rows import Row
+from coprs_core.mini.ablation.arms import JOINT, REFERENCE, TABLES, Arm
+from coprs_core.mini.ablation.run import Budget, Measured
 
 _INK, _MASK, _PRIOR = "#3a3a3a", "#00a090", "#e07020"
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from coprs_core.world.drawings import COLOURS, shaded
-from coprs_core.world.kinds import BY_NAME, CATEGORIES, KINDS, parts
+from coprs_core.mini.world.drawings import COLOURS, shaded
+from coprs_core.mini.world.kinds import BY_NAME, CATEGORIES, KINDS, parts
 
 SIDE = 256
 """Width and height of a scene in pixels; the longest side of one that is no square."""

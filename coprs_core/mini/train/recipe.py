@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from coprs_core.errors import CoPRSError, meant, shortened
+from coprs_core.mini.world.questions import FAMILY_WEIGHTS, Asking
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
 from coprs_core.training.recipe import FOLDER, parse_change, read_toml
-from coprs_core.world.questions import FAMILY_WEIGHTS, Asking
 
 PROMPT_TEMPLATE = (
     "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{instruction}<|im_end|>\n"

@@ -18,14 +18,14 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from coprs_core.mini.train.recipe import Recipe
+from coprs_core.mini.world.drawings import COLOURS
+from coprs_core.mini.world.kinds import KINDS
+from coprs_core.mini.world.meanings import Ambiguous
+from coprs_core.mini.world.questions import Asking, ask
+from coprs_core.mini.world.scenes import PLACES, draw_scene
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.training.mini.recipe import Recipe
-from coprs_core.world.drawings import COLOURS
-from coprs_core.world.kinds import KINDS
-from coprs_core.world.meanings import Ambiguous
-from coprs_core.world.questions import Asking, ask
-from coprs_core.world.scenes import PLACES, draw_scene
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

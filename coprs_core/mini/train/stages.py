@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from coprs_core.geometry import to_sam_frames, unpadded_size
+from coprs_core.mini.train import oracle
+from coprs_core.mini.train.data import Batch, Packed
+from coprs_core.mini.train.recipe import Recipe
+from coprs_core.mini.world.drawings import COLOURS
+from coprs_core.mini.world.kinds import KINDS
 from coprs_core.model.coprs import CoPRS
 from coprs_core.training.losses import segmentation_loss
-from coprs_core.training.mini import oracle
-from coprs_core.training.mini.data import Batch, Packed
-from coprs_core.training.mini.recipe import Recipe
-from coprs_core.world.drawings import COLOURS
-from coprs_core.world.kinds import KINDS
 
 
 def _attention_in_parts(

@@ -1,6 +1,6 @@
 """The words for the things that a `Filter` means: a red cup, all the pieces of furniture."""
 
-from coprs_core.world.meanings import Filter
+from coprs_core.mini.world.meanings import Filter
 
 _CATEGORY_WORDS = {
     "animal": "animal",

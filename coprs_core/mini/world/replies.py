@@ -3,11 +3,11 @@
 import math
 import re
 
+from coprs_core.mini.world.meanings import DISTANCE_MARGIN, SIZE_MARGIN, Filter, Meaning
+from coprs_core.mini.world.nouns import noun, nouns, with_article
+from coprs_core.mini.world.scenes import PLACES, SMALLEST, Thing
+from coprs_core.mini.world.unknown import MAX_QUOTED
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.world.meanings import DISTANCE_MARGIN, SIZE_MARGIN, Filter, Meaning
-from coprs_core.world.nouns import noun, nouns, with_article
-from coprs_core.world.scenes import PLACES, SMALLEST, Thing
-from coprs_core.world.unknown import MAX_QUOTED
 
 _CLOSEST = 10.0  # pixels; centres of two things are hardly ever nearer
 

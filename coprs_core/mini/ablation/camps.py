@@ -14,12 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coprs_core.ablation.arms import Arm
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
+from coprs_core.mini.ablation.arms import Arm
+from coprs_core.mini.train.build import build_miniature, build_processor
+from coprs_core.mini.train.data import Batch, Collator
+from coprs_core.mini.train.recipe import MINI, Recipe, Stage
+from coprs_core.mini.train.run import run_stage
+from coprs_core.mini.train.stages import Scaffold
+from coprs_core.mini.world.questions import Question
+from coprs_core.mini.world.scenes import Scene, Thing
 from coprs_core.model.coordinates import (
     QUESTION_SLOT,
     CoordinateModel,
@@ -33,13 +40,6 @@ from coprs_core.model.prior import mask_padding
 from coprs_core.model.sam import Sam1
 from coprs_core.model.segmenter import Segmenter
 from coprs_core.prompts import INSTRUCTION_SLOT
-from coprs_core.training.mini.build import build_miniature, build_processor
-from coprs_core.training.mini.data import Batch, Collator
-from coprs_core.training.mini.recipe import MINI, Recipe, Stage
-from coprs_core.training.mini.run import run_stage
-from coprs_core.training.mini.stages import Scaffold
-from coprs_core.world.questions import Question
-from coprs_core.world.scenes import Scene, Thing
 
 STAGE = Stage("joint", steps=600, scenes=12, questions=3, rate=1e-3, adam_rate=5e-4, hold=0.3)
 _MOST_TOKENS = 320

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 
-from coprs_core.ablation.arms import ARMS, Arm
-from coprs_core.ablation.camps import train_camp
 from coprs_core.answer.engine import Engine
 from coprs_core.archive import writable_folder
 from coprs_core.checkpoints.load import load_checkpoint
@@ -26,6 +24,8 @@ from coprs_core.evaluation.rows import Row
 from coprs_core.evaluation.run import Settings, read_rows, read_run
 from coprs_core.evaluation.run import run as measure
 from coprs_core.machine import choose_device
+from coprs_core.mini.ablation.arms import ARMS, Arm
+from coprs_core.mini.ablation.camps import train_camp
 from coprs_core.parsing import from_json
 from coprs_core.training.recipe import read_recipe
 from coprs_core.training.run_folder import CHECKPOINT

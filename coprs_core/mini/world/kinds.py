@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from coprs_core.world import drawings
+from coprs_core.mini.world import drawings
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from coprs_core.world.meanings import Ambiguous, Meaning, missing, propose, resolve
-from coprs_core.world.replies import reply_to
-from coprs_core.world.requests import (
+from coprs_core.mini.world.meanings import Ambiguous, Meaning, missing, propose, resolve
+from coprs_core.mini.world.replies import reply_to
+from coprs_core.mini.world.requests import (
     CAPITALS_SHARE,
     OTHER_VERBS,
     TYPO_SHARE,
@@ -15,7 +15,7 @@ from coprs_core.world.requests import (
     as_typed,
     instruction_of,
 )
-from coprs_core.world.scenes import SQUARE, Scene, draw_scene, random_size
+from coprs_core.mini.world.scenes import SQUARE, Scene, draw_scene, random_size
 
 FAMILIES = (
     "name",

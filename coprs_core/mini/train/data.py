@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from coprs_core.mini.train import oracle
+from coprs_core.mini.train.recipe import Recipe, Stage
+from coprs_core.mini.world.kinds import KINDS
+from coprs_core.mini.world.questions import Question, ask
+from coprs_core.mini.world.scenes import SIDE, SQUARE, Scene, Thing, draw_scene, random_size
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt
 from coprs_core.training.items import target_of
-from coprs_core.training.mini import oracle
-from coprs_core.training.mini.recipe import Recipe, Stage
-from coprs_core.world.kinds import KINDS
-from coprs_core.world.questions import Question, ask
-from coprs_core.world.scenes import SIDE, SQUARE, Scene, Thing, draw_scene, random_size
 
 PREFIX_END = "<|vision_end|>"
 

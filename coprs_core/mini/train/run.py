@@ -20,12 +20,12 @@ from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.tensors import written_whole
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, computes_in_bfloat16
-from coprs_core.training.mini import oracle
-from coprs_core.training.mini.build import build_miniature, build_processor, build_tokenizer
-from coprs_core.training.mini.data import Collator, batches
-from coprs_core.training.mini.muon import Muon
-from coprs_core.training.mini.recipe import Recipe, Stage
-from coprs_core.training.mini.stages import Scaffold
+from coprs_core.mini.train import oracle
+from coprs_core.mini.train.build import build_miniature, build_processor, build_tokenizer
+from coprs_core.mini.train.data import Collator, batches
+from coprs_core.mini.train.muon import Muon
+from coprs_core.mini.train.recipe import Recipe, Stage
+from coprs_core.mini.train.stages import Scaffold
 from coprs_core.training.run_folder import (
     check_recipe,
     in_any_process,

@@ -9,10 +9,10 @@ import math
 import random
 from dataclasses import dataclass
 
-from coprs_core.world.drawings import COLOURS
-from coprs_core.world.kinds import BY_NAME, CATEGORIES, KINDS
-from coprs_core.world.scenes import UNSEEN_PAIRS, Scene, Thing
-from coprs_core.world.unknown import foreign, nonsense, unknown_noun, unknown_quality
+from coprs_core.mini.world.drawings import COLOURS
+from coprs_core.mini.world.kinds import BY_NAME, CATEGORIES, KINDS
+from coprs_core.mini.world.scenes import UNSEEN_PAIRS, Scene, Thing
+from coprs_core.mini.world.unknown import foreign, nonsense, unknown_noun, unknown_quality
 
 RELATIONS = ("left of", "right of", "above", "below", "nearest to")
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")

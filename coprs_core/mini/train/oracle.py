@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coprs_core.world.drawings import COLOURS
-from coprs_core.world.kinds import KINDS
-from coprs_core.world.scenes import SIDE, Thing
+from coprs_core.mini.world.drawings import COLOURS
+from coprs_core.mini.world.kinds import KINDS
+from coprs_core.mini.world.scenes import SIDE, Thing
 
 _COLOUR_NAMES = list(COLOURS)
 _POSITIONS, _POSITION_WIDTH = torch.linspace(0, SIDE - 1, 12), 20.0

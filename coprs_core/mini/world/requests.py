@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coprs_core.world.meanings import Filter, Meaning
-from coprs_core.world.nouns import noun, nouns, with_article
+from coprs_core.mini.world.meanings import Filter, Meaning
+from coprs_core.mini.world.nouns import noun, nouns, with_article
 
 _EXTREME_WORDS = {
     "largest": ("largest", "biggest"),
