@@ -6,7 +6,7 @@ Each has an environment variable too, for Spaces.
 import signal
 
 from app.options import read_options
-from coprs_core.proxies import past_proxies
+from coprs_core.model.backends.remote.proxies import past_proxies
 
 options = read_options()  # `--help` ends here, before anything heavy is loaded
 

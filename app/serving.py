@@ -274,7 +274,7 @@ class ModelServer:
 
         It ends between two layers of the model where it is no longer wanted.
         """
-        from coprs_core.model.wanted import while_wanted
+        from coprs_core.model.backends.cancellation import while_wanted
 
         def watched(*given: Any) -> Any:
             with while_wanted(awaited):

@@ -26,8 +26,8 @@ from app.views import canvas, page, probes
 from app.views.standalone import script
 from app.visitors import in_a_sentence, language, picked
 from coprs_core.errors import CoPRSError
+from coprs_core.model.backends.remote.proxies import past_proxies
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
-from coprs_core.proxies import past_proxies
 
 ROOT = Path(__file__).resolve().parent
 _THOUGHT_USED = """

@@ -23,7 +23,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.sams import choose_sam
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, peak_memory
-from coprs_core.model.attention import as_prior
+from coprs_core.model.backends.attention import as_prior
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.model.segmenter import Place
 from coprs_core.model.vision import SAM_SIZES

@@ -28,7 +28,7 @@ from coprs_core.mini.ablation.tables import entries, figure, in_markdown  # noqa
 from coprs_core.mini.train.data import batches  # noqa: E402
 from coprs_core.mini.train.recipe import MINI, Stage  # noqa: E402
 from coprs_core.mini.world.questions import examples  # noqa: E402
-from coprs_core.model.boxes import read_answer  # noqa: E402
+from coprs_core.model.backends.boxes import read_answer  # noqa: E402
 from coprs_core.model.decoder import PriorDecoder  # noqa: E402
 from coprs_core.training.recipe import read_recipe  # noqa: E402
 

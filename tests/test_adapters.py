@@ -22,7 +22,7 @@ from coprs_core.checkpoints.doctor import examine
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.errors import CoPRSError
-from coprs_core.model.int8 import Int8Linear
+from coprs_core.model.backends.cpu.int8 import Int8Linear
 from tests import tiny
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -52,7 +52,7 @@ from coprs_core.errors import Unwanted
 from coprs_core.masks import decode_prior, decode_rle
 from coprs_core.mini import calibrate as calibrating
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model import boxes
+from coprs_core.model.backends import boxes
 from coprs_core.photos import Photo, open_photo
 from coprs_core.probes import sentences
 from coprs_core.probes.finding import Finding, Picture

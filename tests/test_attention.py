@@ -13,8 +13,8 @@ from coprs_core import CoPRSError, load
 from coprs_core.mini.calibrate import best_heads, calibrate, cells_on
 from coprs_core.mini.world.questions import examples
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.attention import Looks, as_prior, observe, observing
-from coprs_core.model.language import LanguageModel
+from coprs_core.model.backends.attention import Looks, as_prior, observe, observing
+from coprs_core.model.backends.language import LanguageModel
 from coprs_core.photos import open_photo
 from coprs_core.probes import attention
 from coprs_core.probes.looks import observed
@@ -117,7 +117,7 @@ def test_two_visitors_do_not_see_each_others_attention(tmp_path):
 
 
 def test_a_long_reply_keeps_its_last_words(monkeypatch):
-    monkeypatch.setattr("coprs_core.model.attention.MAX_BYTES", 5 * 4 * 6 * 2)
+    monkeypatch.setattr("coprs_core.model.backends.attention.MAX_BYTES", 5 * 4 * 6 * 2)
     looks = Looks((2, 3))
     for i in range(9):
         looks.add(torch.full((1, 4, 6), float(i)).half())
@@ -135,7 +135,7 @@ def test_a_long_reply_is_read_once_more_by_the_chosen_heads(tmp_path, monkeypatc
     result = engine.segment(photo, "it", 40)
     whole = observed(engine, photo, result, "words")
     one_word = whole.looks._kept[-1].nbytes
-    monkeypatch.setattr("coprs_core.model.attention.MAX_BYTES", 30 * one_word)
+    monkeypatch.setattr("coprs_core.model.backends.attention.MAX_BYTES", 30 * one_word)
     cut = observed(engine, photo, result, "words")
     assert len(cut.looks) == len(result.reply_ids) > 30 and not cut.looks.is_cut
     assert cut.looks.heads_in_all == whole.looks.heads_in_all

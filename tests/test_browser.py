@@ -33,7 +33,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.masks import decode_prior, encode_prior
 from coprs_core.metrics import iou_curve
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.decoding import Batch, Step
+from coprs_core.model.backends.decoding import Batch, Step
 from coprs_core.photos import open_photo
 from tests import tiny
 from tests.conftest import slowed

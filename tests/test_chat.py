@@ -11,10 +11,10 @@ import brotli
 import pytest
 
 from coprs_core import CoPRSError
-from coprs_core.model import chat as chat_model
-from coprs_core.model import event_stream
-from coprs_core.model.chat import Server
-from coprs_core.model.chat_reply import Redacted
+from coprs_core.model.backends.remote import chat as chat_model
+from coprs_core.model.backends.remote import event_stream
+from coprs_core.model.backends.remote.chat import Server
+from coprs_core.model.backends.remote.chat_reply import Redacted
 from tests.chat_server import ChatServer, answers
 
 KEY = "sk-very-secret-0123456789"

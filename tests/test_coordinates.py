@@ -22,10 +22,10 @@ from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.sams import _load_sam2
 from coprs_core.geometry import to_square
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.boxes import MAX_OBJECTS, breaks_off, read_answer, words_of_numbers
-from coprs_core.model.coordinates import SEG_ZERO, STOCK, VISUAL_TOKENS
-from coprs_core.model.decoding import Batch, Step
-from coprs_core.model.json_in_text import JsonInText
+from coprs_core.model.backends.boxes import MAX_OBJECTS, breaks_off, read_answer, words_of_numbers
+from coprs_core.model.backends.coordinates import SEG_ZERO, STOCK, VISUAL_TOKENS
+from coprs_core.model.backends.decoding import Batch, Step
+from coprs_core.model.backends.json_in_text import JsonInText
 from coprs_core.photos import open_photo
 from coprs_core.probes import attention, heads, sentences, words, zoom
 from coprs_core.probes.finding import NotApplicable

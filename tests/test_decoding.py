@@ -14,11 +14,11 @@ from coprs_core.answer.together import Question, answer_together
 from coprs_core.datasets import open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.metrics import iou
-from coprs_core.model import decoding
-from coprs_core.model.attention import Looks
-from coprs_core.model.decoding import AFTER_FOCUS, MOST_FOCUS_TOKENS, Batch
-from coprs_core.model.language import LanguageModel
-from coprs_core.model.mllm import Prefix, Reading
+from coprs_core.model.backends import decoding
+from coprs_core.model.backends.attention import Looks
+from coprs_core.model.backends.decoding import AFTER_FOCUS, MOST_FOCUS_TOKENS, Batch
+from coprs_core.model.backends.language import LanguageModel
+from coprs_core.model.backends.mllm import Prefix, Reading
 from tests import tiny
 
 MAKE = [tiny.qwen, tiny.qwen3, tiny.llava]

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [  # from the ground up; a tuple is one floor whose modules may import one another
     ("coprs_core.errors", "coprs_core.sizes", "coprs_core.threads"),
-    ("coprs_core.files", "coprs_core.orientation", "coprs_core.proxies"),
+    ("coprs_core.files", "coprs_core.orientation", "coprs_core.model.backends.remote.proxies"),
     ("coprs_core.levels", "coprs_core.picture_files", "coprs_core.unreadable"),
     ("coprs_core.photos", "coprs_core.prompts", "coprs_core.metrics", "coprs_core.geometry"),
     ("coprs_core.masks", "coprs_core.machine", "coprs_core.parsing"),

@@ -8,7 +8,7 @@ from coprs_core import load
 from coprs_core.checkpoints import quantization
 from coprs_core.machine import parse_dtype
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.int8 import MANY_ROWS, Int8Linear, in_8_bits, pack
+from coprs_core.model.backends.cpu.int8 import MANY_ROWS, Int8Linear, in_8_bits, pack
 from tests import tiny
 
 

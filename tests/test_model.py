@@ -9,9 +9,9 @@ import torch
 from segment_anything.modeling.image_encoder import Attention
 
 from coprs_core.geometry import prior_valid_size
+from coprs_core.model.backends.cpu.fused_attention import FusedAttention
+from coprs_core.model.backends.mllm import embed_prompt
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
-from coprs_core.model.fused_attention import FusedAttention
-from coprs_core.model.mllm import embed_prompt
 from coprs_core.model.prior import PADDING_LOGIT, PositionalPrior, mask_padding
 from coprs_core.model.vision import SAM_SIZES, VisionConfig, build_image_encoder
 from coprs_core.photos import open_photo

@@ -4,8 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from coprs_core.model import output
-from coprs_core.model.output import ShortlistedOutput, lengthen, likeliest, shorten
+from coprs_core.model.backends.cpu import output_layer as output
+from coprs_core.model.backends.cpu.output_layer import (
+    ShortlistedOutput,
+    lengthen,
+    likeliest,
+    shorten,
+)
 
 WIDTH, COUNT = 96, 3000
 

@@ -7,9 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import constants
 
-from coprs_core import CoPRSError, proxies
+from coprs_core import CoPRSError
 from coprs_core.checkpoints import doctor, remote
 from coprs_core.checkpoints.downloads import snapshot
+from coprs_core.model.backends.remote import proxies
 from tests.chat_server import ChatHandler
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")

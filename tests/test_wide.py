@@ -7,7 +7,7 @@ from torch import nn
 from coprs_core.answer import engine
 from coprs_core.machine import computes_in_bfloat16
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model import wide
+from coprs_core.model.backends.cpu import float32 as wide
 
 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "no bfloat16"])

@@ -20,11 +20,11 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError, Unwanted
 from coprs_core.machine import package_versions, within_memory
-from coprs_core.model.coordinates import CoordinateSegmenter
-from coprs_core.model.decoding import Turn
+from coprs_core.model.backends.cancellation import asked_here, watch, while_wanted
+from coprs_core.model.backends.coordinates import CoordinateSegmenter
+from coprs_core.model.backends.decoding import Turn
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Features, Located, Segmenter, Transcript
-from coprs_core.model.wanted import asked_here, watch, while_wanted
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.prompts import PriorKind, check_instruction, parse_reply
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from coprs_core.answer.results import Result
-from coprs_core.model.boxes import breaks_off, most_objects
+from coprs_core.model.backends.boxes import breaks_off, most_objects
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, FOUND, last_sentence
 
 FLAGS = {

@@ -61,7 +61,7 @@ from coprs_core.answer.values import (
 from coprs_core.errors import CoPRSError, plain
 from coprs_core.masks import decode_prior, resized_mask
 from coprs_core.metrics import agreement
-from coprs_core.model.boxes import most_objects
+from coprs_core.model.backends.boxes import most_objects
 from coprs_core.orientation import UPRIGHT, stored_array, stored_size
 from coprs_core.photos import MAX_SIDE
 from coprs_core.prompts import (

@@ -18,8 +18,8 @@ from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_ten
 from coprs_core.errors import CoPRSError, shortened
 from coprs_core.files import read_text
 from coprs_core.machine import COPY_AGAIN, computes_in_bfloat16, reading
-from coprs_core.model.int8 import pack
-from coprs_core.model.output import lengthen, shorten
+from coprs_core.model.backends.cpu.int8 import pack
+from coprs_core.model.backends.cpu.output_layer import lengthen, shorten
 from coprs_core.parsing import from_json
 from coprs_core.prompts import PriorKind
 

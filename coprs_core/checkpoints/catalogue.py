@@ -58,7 +58,7 @@ class Listed:
     def source(self, folder: Path) -> Source:
         """The model in a folder where it was downloaded."""
         from coprs_core.checkpoints.source import CoordinateSource, CoPRSSource
-        from coprs_core.model import coordinates
+        from coprs_core.model.backends import coordinates
 
         if self.prompt:
             return CoordinateSource(self.name, folder, getattr(coordinates, self.prompt))

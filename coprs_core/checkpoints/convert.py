@@ -43,8 +43,8 @@ from coprs_core.checkpoints.tensors import (
 from coprs_core.errors import CoPRSError
 from coprs_core.files import read_text, visible
 from coprs_core.machine import parse_dtype, within_memory
+from coprs_core.model.backends.mllm import Mllm
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
-from coprs_core.model.mllm import Mllm
 from coprs_core.parsing import from_json
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, IMAGE_SLOT, INSTRUCTION_SLOT, QWEN_TEMPLATE
 from coprs_core.sizes import expanded

@@ -30,7 +30,7 @@ from coprs_core.checkpoints.source import Source
 from coprs_core.errors import CoPRSError
 from coprs_core.files import visible
 from coprs_core.machine import choose_device, computes_in_bfloat16, free_memory, parse_dtype
-from coprs_core.proxies import shown
+from coprs_core.model.backends.remote.proxies import shown
 from coprs_core.sizes import expanded, free_disk, in_words
 
 _PACKAGES = (

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from coprs_core.errors import CoPRSError
 from coprs_core.files import read_text, visible
+from coprs_core.model.backends.remote.proxies import check_proxies
 from coprs_core.parsing import from_json
-from coprs_core.proxies import check_proxies
 from coprs_core.sizes import expanded, free_disk, in_words
 
 Report = Callable[[str], None]

@@ -12,7 +12,7 @@ from coprs_core.checkpoints.tensors import save_tensors
 from coprs_core.errors import CoPRSError
 from coprs_core.files import read_text
 from coprs_core.machine import reading
-from coprs_core.model.familiar import Familiar, learn, pictures_needed
+from coprs_core.model.backends.familiar import Familiar, learn, pictures_needed
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.parsing import from_json
 from coprs_core.photos import Photo

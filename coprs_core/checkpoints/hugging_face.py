@@ -26,10 +26,10 @@ from coprs_core.checkpoints.tensors import refuse
 from coprs_core.errors import CoPRSError, shortened
 from coprs_core.files import read_text, visible
 from coprs_core.machine import reading
-from coprs_core.model.coordinates import CHATML, QUESTION_SLOT
-from coprs_core.model.int8 import pack
-from coprs_core.model.mllm import ARCHITECTURES, Mllm
-from coprs_core.model.output import shorten
+from coprs_core.model.backends.coordinates import CHATML, QUESTION_SLOT
+from coprs_core.model.backends.cpu.int8 import pack
+from coprs_core.model.backends.cpu.output_layer import shorten
+from coprs_core.model.backends.mllm import ARCHITECTURES, Mllm
 from coprs_core.parsing import from_json
 from coprs_core.prompts import IMAGE_SLOT
 

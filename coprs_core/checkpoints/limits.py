@@ -5,7 +5,7 @@ from typing import Any
 
 from coprs_core.checkpoints.tensors import count_weights
 from coprs_core.errors import CoPRSError, shortened
-from coprs_core.model.mllm import Mllm
+from coprs_core.model.backends.mllm import Mllm
 
 _MOST = {
     "num_hidden_layers": 512,

@@ -7,7 +7,7 @@ from PIL import Image
 
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import reading
-from coprs_core.model.language import LanguageModel
+from coprs_core.model.backends.language import LanguageModel
 
 _PICTURE = Image.new("RGB", (56, 56), "gray")
 

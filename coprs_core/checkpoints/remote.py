@@ -14,11 +14,11 @@ from coprs_core.checkpoints.sams import choose_sam, open_sam
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_dtype
+from coprs_core.model.backends.remote.proxies import proxy_for
 from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
-from coprs_core.proxies import proxy_for
 
 if TYPE_CHECKING:
-    from coprs_core.model.chat import Server
+    from coprs_core.model.backends.remote.chat import Server
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class RemoteSource:
 
         Raises `CoPRSError`: the key, or the proxy that the environment names, cannot be used.
         """
-        from coprs_core.model.chat import Server
-        from coprs_core.model.remote import SECONDS
+        from coprs_core.model.backends.remote.chat import Server
+        from coprs_core.model.backends.remote.segmenter import SECONDS
 
         key = os.environ.get(KEY, "").strip()
         if not key.isascii() or not key.isprintable():
@@ -57,9 +57,9 @@ class RemoteSource:
 
         Raises `CoPRSError`: the server cannot be used, and why.
         """
-        from coprs_core.model.coordinates import QWEN3
-        from coprs_core.model.remote import RemoteSegmenter, ask_for_a_square
-        from coprs_core.model.wide import widen
+        from coprs_core.model.backends.coordinates import QWEN3
+        from coprs_core.model.backends.cpu.float32 import widen
+        from coprs_core.model.backends.remote.segmenter import RemoteSegmenter, ask_for_a_square
 
         say, server = report or on_terminal, self.server()
         say(f"asking {self.host} where a drawn square is")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from coprs_core.machine import DeviceName
-    from coprs_core.model.sam import Sam1, Sam2
+    from coprs_core.model.backends.sam import Sam1, Sam2
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class SamFile:
         import torch
 
         from coprs_core.checkpoints.tensors import place_sam, read_sam, sam_configs
-        from coprs_core.model.sam import Sam1
+        from coprs_core.model.backends.sam import Sam1
 
         if self.path.is_dir():
             return _load_sam2(self.path, device, dtype)
@@ -141,7 +141,7 @@ def _load_sam2(folder: Path, device: torch.device, dtype: torch.dtype) -> Sam2:
     from coprs_core.checkpoints.hugging_face import LOCAL, load_strictly, quietly
     from coprs_core.checkpoints.remedies import remedy
     from coprs_core.machine import reading
-    from coprs_core.model.sam import COORDINATE_ENCODERS, Sam2
+    from coprs_core.model.backends.sam import COORDINATE_ENCODERS, Sam2
 
     class _Sam2Model(Sam2Model):
         _keep_in_fp32_modules_strict = COORDINATE_ENCODERS

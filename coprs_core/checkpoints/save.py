@@ -15,8 +15,8 @@ from coprs_core.checkpoints.hugging_face import is_tied
 from coprs_core.checkpoints.source import PARTS
 from coprs_core.checkpoints.tensors import LazyTensors, lazy, save_tensors
 from coprs_core.errors import CoPRSError
+from coprs_core.model.backends.mllm import Mllm
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
-from coprs_core.model.mllm import Mllm
 from coprs_core.sizes import free_disk, in_words
 
 TIED_LAYER = "lm_head.weight"

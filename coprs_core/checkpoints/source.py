@@ -28,17 +28,17 @@ from coprs_core.checkpoints.sams import choose_sam, open_sam, place_of
 from coprs_core.checkpoints.tensors import count_weights, load_part
 from coprs_core.errors import CoPRSError, shortened
 from coprs_core.machine import choose_dtype, reading
-from coprs_core.model.coordinates import (
+from coprs_core.model.backends.coordinates import (
     PROMPTS,
     VISUAL_TOKENS,
     CoordinateModel,
     CoordinatePrompt,
     CoordinateSegmenter,
 )
+from coprs_core.model.backends.cpu.float32 import widen
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Segmenter
-from coprs_core.model.wide import widen
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, Detail, PriorKind
 
 PARTS = ("image_encoder", "prior", "decoder")

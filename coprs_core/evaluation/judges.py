@@ -19,7 +19,7 @@ from coprs_core.evaluation.rows import Row
 from coprs_core.photos import open_photo
 
 if TYPE_CHECKING:
-    from coprs_core.model.chat import Server
+    from coprs_core.model.backends.remote.chat import Server
 
 RULE = "rule"
 RUBRIC = """\

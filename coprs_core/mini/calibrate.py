@@ -17,7 +17,7 @@ from coprs_core.checkpoints.heads import keep_heads, place_of
 from coprs_core.datasets import open_dataset
 from coprs_core.datasets.example import Example
 from coprs_core.errors import CoPRSError
-from coprs_core.model.attention import LOCALIZATION_HEADS
+from coprs_core.model.backends.attention import LOCALIZATION_HEADS
 from coprs_core.probes.looks import observed, pointing_words
 
 SCENES, FIRST_SCENE = 60, 20_000

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from coprs_core.errors import CoPRSError, of_the_system, shortened
 from coprs_core.files import read_text
 from coprs_core.geometry import prior_valid_size
+from coprs_core.model.backends.mllm import Mllm
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
-from coprs_core.model.mllm import Mllm
 from coprs_core.model.prior import PositionalPrior
 from coprs_core.model.vision import VisionConfig, build_image_encoder
 from coprs_core.parsing import from_json

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from coprs_core.geometry import to_mllm_frame, to_photo_frame, to_sam_frame, unpadded_size
-from coprs_core.model.boxes import most_objects
+from coprs_core.model.backends.boxes import most_objects
+from coprs_core.model.backends.familiar import Familiar, describe
+from coprs_core.model.backends.language import LanguageModel
+from coprs_core.model.backends.mllm import Reading
 from coprs_core.model.coprs import CoPRS
-from coprs_core.model.familiar import Familiar, describe
-from coprs_core.model.language import LanguageModel
-from coprs_core.model.mllm import Reading
 from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Transcript, Written
 from coprs_core.photos import Photo
 from coprs_core.prompts import (

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coprs_core.model.attention import Looks
-from coprs_core.model.mllm import Prefix, VisualTokens
+from coprs_core.model.backends.attention import Looks
+from coprs_core.model.backends.mllm import Prefix, VisualTokens
 from coprs_core.photos import Photo
 from coprs_core.prompts import Detail, Outcome, PriorKind
 

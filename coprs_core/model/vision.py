@@ -72,7 +72,7 @@ def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
     import torch
     from segment_anything.modeling import ImageEncoderViT
 
-    from coprs_core.model.fused_attention import FusedAttention
+    from coprs_core.model.backends.cpu.fused_attention import FusedAttention
 
     layer_norm: Any = partial(torch.nn.LayerNorm, eps=1e-6)
     encoder = ImageEncoderViT(

@@ -111,7 +111,7 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Attention:
     Raises:
         CoPRSError: the photo or the model is not the one of the answer, or runs elsewhere.
     """
-    from coprs_core.model.attention import as_prior
+    from coprs_core.model.backends.attention import as_prior
 
     check_reply_ids(engine, result)
     language, ids = engine.local.language, list(result.reply_ids)

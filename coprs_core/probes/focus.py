@@ -12,7 +12,7 @@ import numpy as np
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.errors import CoPRSError
 from coprs_core.metrics import agreement
-from coprs_core.model.boxes import most_objects
+from coprs_core.model.backends.boxes import most_objects
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.trace import FocusView, spread
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coprs_core.answer.engine import Engine
-    from coprs_core.model.mllm import Reading
+    from coprs_core.model.backends.mllm import Reading
     from coprs_core.model.segmenter import PhotoFeatures
 
 P = ParamSpec("P")

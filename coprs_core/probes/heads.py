@@ -106,7 +106,7 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Heads:
 
 def _attended(engine: Engine, image: PhotoLike, result: Result, prior: np.ndarray) -> Heads:
     """The heads that tell a place, over the tokens that wrote the numbers."""
-    from coprs_core.model.attention import at_size
+    from coprs_core.model.backends.attention import at_size
 
     reply = observed(engine, image, result, "heads")
     words = pointing_words(engine, result)

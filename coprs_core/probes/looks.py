@@ -12,7 +12,7 @@ import numpy as np
 
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.metrics import agreement
-from coprs_core.model.boxes import words_of_numbers
+from coprs_core.model.backends.boxes import words_of_numbers
 from coprs_core.photos import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.focus import check_reply, check_reply_ids
@@ -21,8 +21,8 @@ from coprs_core.prompts import ATTENTION_PRIOR
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
-    from coprs_core.model.attention import Looks
-    from coprs_core.model.language import LanguageModel
+    from coprs_core.model.backends.attention import Looks
+    from coprs_core.model.backends.language import LanguageModel
 
 MAX_WORDS = 2048
 _TAGS = re.compile(r"</?(?:think|answer)>")
@@ -45,7 +45,7 @@ class Observed:
     def view(self, words: Iterable[int], text: str) -> FocusView:
         """The same as a prior beside the answer's own mask."""
         seen = self.seen(words)
-        from coprs_core.model.attention import as_prior
+        from coprs_core.model.backends.attention import as_prior
 
         prior = as_prior(seen, self.photo.size)
         mask = self.result.mask
@@ -63,7 +63,7 @@ def observed(engine: Engine, image: PhotoLike, result: Result, stem: str) -> Obs
         CoPRSError: the photo or the model is not the one of the answer, or runs elsewhere.
         NotApplicable: the reply is too long; `stem` begins the names of the probe's files.
     """
-    from coprs_core.model.attention import MOST_QUERIES, Looks
+    from coprs_core.model.backends.attention import MOST_QUERIES, Looks
 
     segmenter, photo = engine.local, open_photo(image)
     check_photo_size(result.photo_size, photo.size)

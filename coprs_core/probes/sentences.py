@@ -24,8 +24,8 @@ from coprs_core.prompts import SENTENCE_END, thought_end
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
+    from coprs_core.model.backends.language import LanguageModel
     from coprs_core.model.focus_token import FocusTokenSegmenter
-    from coprs_core.model.language import LanguageModel
 
 
 @guarded

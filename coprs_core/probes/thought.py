@@ -22,7 +22,7 @@ from coprs_core.prompts import (
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
-    from coprs_core.model.language import LanguageModel
+    from coprs_core.model.backends.language import LanguageModel
 
 MAX_CLOSING_TOKENS = 24
 MAX_THOUGHT_TOKENS = MAX_REPLY_IDS - 192

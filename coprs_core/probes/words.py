@@ -118,7 +118,7 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Words:
 
 
 def _attended(engine: Engine, image: PhotoLike, result: Result, words: list[str]) -> Words:
-    from coprs_core.model.attention import as_prior
+    from coprs_core.model.backends.attention import as_prior
 
     reply = observed(engine, image, result, "words")
     seen = [reply.seen([number]) for number in range(len(words))]

@@ -28,9 +28,9 @@ from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.checkpoints.tensors import written_whole
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.machine import is_out_of_memory, peak_memory, process, within_memory
+from coprs_core.model.backends.cpu.output_layer import lengthen
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.model.output import lengthen
 from coprs_core.sizes import expanded
 from coprs_core.training.focus import TRAINED, finish
 from coprs_core.training.items import Items, items_of

@@ -27,17 +27,17 @@ from coprs_core.mini.train.run import run_stage
 from coprs_core.mini.train.stages import Scaffold
 from coprs_core.mini.world.questions import Question
 from coprs_core.mini.world.scenes import Scene, Thing
-from coprs_core.model.coordinates import (
+from coprs_core.model.backends.coordinates import (
     QUESTION_SLOT,
     CoordinateModel,
     CoordinatePrompt,
     CoordinateSegmenter,
 )
+from coprs_core.model.backends.sam import Sam1
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.decoder import PriorDecoder
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.prior import mask_padding
-from coprs_core.model.sam import Sam1
 from coprs_core.model.segmenter import Segmenter
 from coprs_core.prompts import INSTRUCTION_SLOT
 

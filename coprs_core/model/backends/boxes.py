@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from coprs_core.model.json_in_text import JsonInText
+from coprs_core.model.backends.json_in_text import JsonInText
 
 MAX_OBJECTS, MAX_OBJECT_PIXELS = 32, 100_000_000
 """More things than this in one answer, or of more pixels together, are left out, and the answer

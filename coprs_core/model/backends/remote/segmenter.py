@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from coprs_core.model.boxes import THOUSANDTHS, drawn_prior, read_answer
-from coprs_core.model.chat import Server
-from coprs_core.model.coordinates import QWEN3, STOCK, CoordinatePrompt, Pointing, located
-from coprs_core.model.sam import PromptedSam
+from coprs_core.model.backends.boxes import THOUSANDTHS, drawn_prior, read_answer
+from coprs_core.model.backends.coordinates import QWEN3, STOCK, CoordinatePrompt, Pointing, located
+from coprs_core.model.backends.remote.chat import Server
+from coprs_core.model.backends.sam import PromptedSam
 from coprs_core.model.segmenter import Located, Transcript, Written
 from coprs_core.photos import Photo
 from coprs_core.prompts import COORDINATES_PRIOR, INSTRUCTION_SLOT, Detail, PriorKind

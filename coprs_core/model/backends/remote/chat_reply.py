@@ -5,7 +5,7 @@ import json
 import re
 from typing import Any
 
-from coprs_core.model.event_stream import DONE, Refused
+from coprs_core.model.backends.remote.event_stream import DONE, Refused
 
 MIN_SECRET = 8
 """A shorter key is none ("none", "EMPTY"), and may be a word of a reply."""

@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from coprs_core.model.mllm import Mllm, Reading
+from coprs_core.model.backends.mllm import Mllm, Reading
 
 NAME = "observed"
 MOST_QUERIES = 64

@@ -14,10 +14,17 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from coprs_core import proxies
 from coprs_core.errors import CoPRSError, shortened
-from coprs_core.model.chat_reply import BROKEN_OFF, NOTHING, NoAnswer, Redacted, Reply, reason_in
-from coprs_core.model.event_stream import (
+from coprs_core.model.backends.remote import proxies
+from coprs_core.model.backends.remote.chat_reply import (
+    BROKEN_OFF,
+    NOTHING,
+    NoAnswer,
+    Redacted,
+    Reply,
+    reason_in,
+)
+from coprs_core.model.backends.remote.event_stream import (
     ASK_SECONDS,
     FAILURES,
     MAX_EVENT_BYTES,

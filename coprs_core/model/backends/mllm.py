@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from coprs_core.errors import CoPRSError
-from coprs_core.model.output import likeliest
+from coprs_core.model.backends.cpu.output_layer import likeliest
 
 Mllm = Any
 """A Hugging Face model for images and text; its parts are read by name, whatever its class."""

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from coprs_core.geometry import to_square
-from coprs_core.model.attention import as_prior
-from coprs_core.model.boxes import THOUSANDTHS, Answer, read_answer, words_of_numbers
-from coprs_core.model.language import LanguageModel
-from coprs_core.model.mllm import Mllm, Prefix, Reading, VisualTokens
-from coprs_core.model.sam import PromptedSam
+from coprs_core.model.backends.attention import as_prior
+from coprs_core.model.backends.boxes import THOUSANDTHS, Answer, read_answer, words_of_numbers
+from coprs_core.model.backends.language import LanguageModel
+from coprs_core.model.backends.mllm import Mllm, Prefix, Reading, VisualTokens
+from coprs_core.model.backends.sam import PromptedSam
 from coprs_core.model.segmenter import Located, Place, Transcript, Written
 from coprs_core.photos import Photo
 from coprs_core.prompts import (

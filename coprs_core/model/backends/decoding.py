@@ -22,9 +22,9 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from coprs_core.machine import free_memory
-from coprs_core.model.attention import Looks, observing
-from coprs_core.model.mllm import Mllm, Reading, cache_argument
-from coprs_core.model.output import likeliest
+from coprs_core.model.backends.attention import Looks, observing
+from coprs_core.model.backends.cpu.output_layer import likeliest
+from coprs_core.model.backends.mllm import Mllm, Reading, cache_argument
 
 MOST_ROWS = 64
 """Replies in one step; more wait until one ends."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coprs_core.model.int8 import in_8_bits
+from coprs_core.model.backends.cpu.int8 import in_8_bits
 
 LEAST_WEIGHTS = 50_000_000
 """A smaller layer is read as it is."""

@@ -7,9 +7,9 @@ from typing import Any
 from PIL import Image
 from tokenizers.decoders import DecodeStream
 
-from coprs_core.model.attention import Looks, observe
-from coprs_core.model.decoding import Batch
-from coprs_core.model.mllm import (
+from coprs_core.model.backends.attention import Looks, observe
+from coprs_core.model.backends.decoding import Batch
+from coprs_core.model.backends.mllm import (
     Mllm,
     Prefix,
     Reading,

@@ -1,0 +1,1 @@
+"""What makes a model quick and small without a GPU."""
