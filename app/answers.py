@@ -22,7 +22,7 @@ from app.texts import say
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.masks import decode_prior, encode_prior
-from coprs_core.photos import Photo, open_photo
+from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.probes.finding import Finding
 from coprs_core.probes.trace import Sentences
 

@@ -16,8 +16,8 @@ from app.uploads import checked
 from app.visitors import in_a_sentence, save_answered
 from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.answer.results import Result
-from coprs_core.archive import open_answer, pixels_in
 from coprs_core.errors import CoPRSError
+from coprs_core.export.archive import open_answer, pixels_in
 from coprs_core.probes import PROBES, probe, words
 from coprs_core.probes.thought import focus_again
 

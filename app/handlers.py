@@ -34,9 +34,9 @@ from app.visitors import (
     why_not,
 )
 from coprs_core.answer.updates import Update
-from coprs_core.archive import pixels_in
 from coprs_core.errors import CoPRSError, Unwanted
-from coprs_core.photos import Photo
+from coprs_core.export.archive import pixels_in
+from coprs_core.photos.photo import Photo
 from coprs_core.probes import thought, words
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, check_instruction, with_sentence
 from coprs_core.prompts import sentences as sentences_of

@@ -11,8 +11,8 @@ from pathlib import Path
 from app.answers import MAX_PIXELS, Answered
 from app.uploads import LINKS, NO_ROOM, most_link_bytes, use_private_folder
 from app.visitors import small_trace
-from coprs_core.archive import open_answer
 from coprs_core.errors import CoPRSError
+from coprs_core.export.archive import open_answer
 
 RECORDED = Path(__file__).resolve().parent.parent / "assets" / "examples" / "recorded.zip"
 MAX_LINKS = 200

@@ -30,10 +30,10 @@ from app.visitors import (
 )
 from coprs_core.answer.compare import against_truth, read_truth
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import Photo
+from coprs_core.export.replay import save_replay
+from coprs_core.photos.photo import Photo
 from coprs_core.probes import probe
 from coprs_core.probes.finding import NotApplicable
-from coprs_core.replay import save_replay
 
 _NEEDS_A_PLACE = ("heads", "zoom")
 """Probes of an answer that found something."""

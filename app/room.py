@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from coprs_core.errors import Unwanted
 from coprs_core.machine import trim_memory
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 
 PIXELS_AT_ONCE = 12_000_000
 """Photos are worked on together up to so many pixels; a larger one is worked on alone."""

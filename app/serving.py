@@ -22,7 +22,7 @@ from coprs_core.checkpoints.memory import room_for_answers
 from coprs_core.checkpoints.options import LoadOptions, is_remote
 from coprs_core.errors import CoPRSError, Unwanted
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 from coprs_core.probes.finding import NotApplicable
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from gradio.utils import get_upload_folder
 
 from app.options import Listening
 from coprs_core.errors import CoPRSError, of_the_system
-from coprs_core.photos import decoding, file_of, open_image
+from coprs_core.photos.photo import decoding, file_of, open_image
 
 REFUSED = "This is not an uploaded file: upload it again."
 UNUSABLE = "These inputs are not what was asked for: see “Use via API” at the foot of the page."

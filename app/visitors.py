@@ -17,8 +17,8 @@ from app.texts import language_of, say, translated
 from app.uploads import NO_ROOM, has_room
 from coprs_core.answer.pictures import small_mask, small_prior
 from coprs_core.answer.results import Result
-from coprs_core.archive import save_zip
 from coprs_core.errors import CoPRSError
+from coprs_core.export.archive import save_zip
 from coprs_core.machine import clear_frames
 from coprs_core.probes import AUTOMATIC, probe, sentences
 from coprs_core.probes.finding import Finding

@@ -22,15 +22,15 @@ from PIL import Image
 from coprs_core.answer.flags import ABOUT_PHOTO, flags
 from coprs_core.answer.results import Result
 from coprs_core.answer.together import AT_ONCE, Question, answer_together
-from coprs_core.archive import save_answer, writable_folder
 from coprs_core.errors import CoPRSError, first_line, of_the_system
+from coprs_core.export.archive import save_answer, writable_folder
 from coprs_core.files import check_legible, found, read_text, visible
-from coprs_core.orientation import STORED, UPRIGHT
 from coprs_core.parsing import from_json
-from coprs_core.photos import Photo, open_photo
+from coprs_core.photos.orientation import STORED, UPRIGHT
+from coprs_core.photos.photo import Photo, open_photo
+from coprs_core.photos.unreadable import PHOTO_SUFFIXES
 from coprs_core.probes.finding import Finding
 from coprs_core.prompts import check_instruction
-from coprs_core.unreadable import PHOTO_SUFFIXES
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine

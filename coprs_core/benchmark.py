@@ -27,7 +27,7 @@ from coprs_core.model.backends.attention import as_prior
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.model.segmenter import Place
 from coprs_core.model.vision import SAM_SIZES
-from coprs_core.photos import Photo, open_photo
+from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.random_weights import (
     LLM_SIZES,
     POINTING,

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import MAX_SIDE
+from coprs_core.photos.photo import MAX_SIDE
 
 PRIOR_STEPS = 200
 """A prior's PNG holds the prior times this, rounded down; `app/static/view.js` divides by it."""

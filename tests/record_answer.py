@@ -10,8 +10,8 @@ from pathlib import Path
 
 from app.kept import RECORDED
 from coprs_core import load
-from coprs_core.archive import save_answer
-from coprs_core.photos import open_photo
+from coprs_core.export.archive import save_answer
+from coprs_core.photos.photo import open_photo
 from coprs_core.probes import sentences
 
 PICTURE, INSTRUCTION = "shirt.png", "the animal nearest to the purple shirt"

@@ -17,7 +17,7 @@ import numpy as np
 
 from coprs_core import load
 from coprs_core.checkpoints.load import MINIATURE
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "photo_descriptions.npz"
 PHOTOGRAPHS = (

@@ -17,7 +17,7 @@ from app.questions import Questions
 from app.texts import say
 from app.visitors import small_trace
 from coprs_core import CoPRSError
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from coprs_core.probes import heads, sentences, thought
 from tests.test_app import handlers_for
 

@@ -53,7 +53,7 @@ from coprs_core.masks import decode_prior, decode_rle
 from coprs_core.mini import calibrate as calibrating
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends import boxes
-from coprs_core.photos import Photo, open_photo
+from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.probes import sentences
 from coprs_core.probes.finding import Finding, Picture
 from coprs_core.probes.trace import FocusView, Sentences

@@ -7,7 +7,7 @@ import torch
 from coprs_core import load
 from coprs_core.geometry import to_mllm_frame
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from tests import tiny
 
 MAKERS = {"qwen2_5_vl": tiny.qwen, "qwen3_vl": tiny.qwen3, "llava": tiny.llava}

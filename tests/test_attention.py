@@ -15,7 +15,7 @@ from coprs_core.mini.world.questions import examples
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.attention import Looks, as_prior, observe, observing
 from coprs_core.model.backends.language import LanguageModel
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention
 from coprs_core.probes.looks import observed
 from coprs_core.prompts import IMAGE_SLOT, INSTRUCTION_SLOT

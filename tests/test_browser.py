@@ -25,16 +25,16 @@ from app.ui import build, launch
 from coprs_core import Region
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import mask_overlay, prior_overlay
-from coprs_core.archive import open_answer, save_zip
 from coprs_core.checkpoints.catalogue import NAMES
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError
+from coprs_core.export.archive import open_answer, save_zip
 from coprs_core.masks import decode_prior, encode_prior
 from coprs_core.metrics import iou_curve
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.decoding import Batch, Step
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from tests import tiny
 from tests.conftest import slowed
 from tests.record import tiny_targets

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from coprs_core.__main__ import main, parser
-from coprs_core.archive import open_answer, save_zip
 from coprs_core.batch import Query, find_items, segment_photos
 from coprs_core.checkpoints import load
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.errors import CoPRSError
+from coprs_core.export.archive import open_answer, save_zip
 from coprs_core.masks import decode_rle
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 
 ROOT = Path(__file__).resolve().parent.parent
 

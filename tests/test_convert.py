@@ -17,7 +17,7 @@ from coprs_core import CoPRSError, load
 from coprs_core.__main__ import main
 from coprs_core.checkpoints.convert import convert, prepare
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ from coprs_core.checkpoints.familiar import FILE, load_familiar, save_familiar
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.mini.world.questions import examples
 from coprs_core.model.backends.familiar import learn
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from tests import tiny
 from tests.record_photos import GOLDEN, weights
 

@@ -17,8 +17,8 @@ from coprs_core.datasets import open_dataset
 from coprs_core.datasets.folder import LISTING
 from coprs_core.errors import CoPRSError
 from coprs_core.files import check_legible, found, from_western, read_text
-from coprs_core.orientation import on_upright, upright_array
-from coprs_core.photos import orientation_of
+from coprs_core.photos.orientation import on_upright, upright_array
+from coprs_core.photos.photo import orientation_of
 from coprs_core.training.recipe import read_toml
 
 NFC, NFD = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))

@@ -14,7 +14,7 @@ from coprs_core.model.backends.mllm import embed_prompt
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
 from coprs_core.model.prior import PADDING_LOGIT, PositionalPrior, mask_padding
 from coprs_core.model.vision import SAM_SIZES, VisionConfig, build_image_encoder
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 
 GOLDEN = Path(__file__).with_name("golden") / "official_small.npz"
 SMALL = VisionConfig(side=256, patch=16, channels=32)

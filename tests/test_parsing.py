@@ -5,7 +5,6 @@ from PIL import Image
 
 from coprs_core import CoPRSError
 from coprs_core.answer.compare import read_truth
-from coprs_core.archive import open_answer
 from coprs_core.batch import find_items
 from coprs_core.checkpoints import adapters
 from coprs_core.checkpoints.downloads import missing_shards
@@ -13,6 +12,7 @@ from coprs_core.checkpoints.heads import known_heads, place_of
 from coprs_core.checkpoints.hugging_face import read_config
 from coprs_core.datasets import open_dataset
 from coprs_core.evaluation.run import ROWS, RUN, read_rows, read_run
+from coprs_core.export.archive import open_answer
 from coprs_core.mini.ablation.run import Budget, _begin
 from coprs_core.mini.train.recipe import read_mini
 from coprs_core.model.coprs import CoPRSConfig

@@ -13,14 +13,14 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageCms, ImageOps, features
 
 from coprs_core.errors import CoPRSError
-from coprs_core.orientation import (
+from coprs_core.photos.orientation import (
     stored_array,
     stored_point,
     stored_size,
     upright_array,
     upright_point,
 )
-from coprs_core.photos import MAX_SIDE, open_photo
+from coprs_core.photos.photo import MAX_SIDE, open_photo
 
 
 def saved(image, kind="PNG", **options):

@@ -16,7 +16,7 @@ from coprs_core.errors import Unwanted
 from coprs_core.metrics import iou
 from coprs_core.mini.world.questions import examples
 from coprs_core.model.backends.cancellation import asked_here, while_wanted
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention, heads, sentences, thought, trace, words
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.trace import FocusView, spread

@@ -27,7 +27,7 @@ from coprs_core.answer.flags import flags
 from coprs_core.checkpoints import doctor, remote
 from coprs_core.errors import Unwanted
 from coprs_core.model.backends.remote import segmenter as remote_model
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention, zoom
 from tests import tiny
 

@@ -29,14 +29,14 @@ from coprs_core.answer.pictures import (
     difference_overlay,
     mask_overlay,
 )
-from coprs_core.archive import open_answer, save_answer, save_zip
+from coprs_core.export.archive import open_answer, save_answer, save_zip
+from coprs_core.export.replay import save_replay
 from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
 from coprs_core.metrics import THRESHOLDS, iou, iou_curve
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from coprs_core.probes import sentences
 from coprs_core.prompts import FOUND
-from coprs_core.replay import save_replay
 
 
 def result_of(mask, prior=None, reasoning="It is the umbrella.", regions=None):

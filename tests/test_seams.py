@@ -17,14 +17,14 @@ from app.handlers import Frame, Handlers
 from app.serving import ModelServer
 from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
-from coprs_core.archive import open_answer, save_zip
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.datasets import open_dataset
 from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import evaluate
+from coprs_core.export.archive import open_answer, save_zip
 from coprs_core.mini.world.questions import examples
 from coprs_core.model.segmenter import Located, Place, Segmenter, Written
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from coprs_core.probes import PROBES, probe
 
 ROOT = Path(__file__).resolve().parent.parent

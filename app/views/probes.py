@@ -28,7 +28,7 @@ from coprs_core.answer.pictures import prior_overlay, small_prior, thumbnail
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
 from coprs_core.metrics import PRIOR_THRESHOLD
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 from coprs_core.probes.finding import Finding
 from coprs_core.probes.trace import FocusView, Sentences
 from coprs_core.probes.words import Words

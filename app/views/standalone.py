@@ -20,7 +20,7 @@ from coprs_core.answer.pictures import (
 )
 from coprs_core.answer.results import Result
 from coprs_core.masks import PRIOR_STEPS
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 from coprs_core.probes.trace import Sentences
 
 STATIC = Path(__file__).resolve().parent.parent / "static"

@@ -12,9 +12,9 @@ from coprs_core.errors import CoPRSError, plain
 from coprs_core.files import found, read_text
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
-from coprs_core.orientation import on_upright, stored_size
 from coprs_core.parsing import from_json
-from coprs_core.photos import decoding, file_of, open_image, orientation_of
+from coprs_core.photos.orientation import on_upright, stored_size
+from coprs_core.photos.photo import decoding, file_of, open_image, orientation_of
 
 _MAX_JSON_BYTES = 16_000_000
 _VOID = 255

@@ -25,7 +25,7 @@ from coprs_core.model.backends.coordinates import CoordinateSegmenter
 from coprs_core.model.backends.decoding import Turn
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Features, Located, Segmenter, Transcript
-from coprs_core.photos import Photo, PhotoLike, open_photo
+from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.prompts import PriorKind, check_instruction, parse_reply
 
 

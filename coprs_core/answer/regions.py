@@ -8,7 +8,7 @@ import numpy as np
 from coprs_core.answer.values import finite, text_of
 from coprs_core.masks import decode_rle, encode_prior, encode_rle
 from coprs_core.metrics import agreement
-from coprs_core.orientation import (
+from coprs_core.photos.orientation import (
     stored_array,
     stored_point,
     stored_size,

@@ -62,8 +62,8 @@ from coprs_core.errors import CoPRSError, plain
 from coprs_core.masks import decode_prior, resized_mask
 from coprs_core.metrics import agreement
 from coprs_core.model.backends.boxes import most_objects
-from coprs_core.orientation import UPRIGHT, stored_array, stored_size
-from coprs_core.photos import MAX_SIDE
+from coprs_core.photos.orientation import UPRIGHT, stored_array, stored_size
+from coprs_core.photos.photo import MAX_SIDE
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
     FOUND,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from coprs_core.answer.results import Result
 from coprs_core.answer.updates import Update
 from coprs_core.errors import CoPRSError, first_line
-from coprs_core.photos import Photo, PhotoLike
+from coprs_core.photos.photo import Photo, PhotoLike
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine

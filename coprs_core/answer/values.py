@@ -2,8 +2,8 @@
 
 import math
 
-from coprs_core.orientation import FRAMES, STORED
-from coprs_core.photos import MAX_SIDE
+from coprs_core.photos.orientation import FRAMES, STORED
+from coprs_core.photos.photo import MAX_SIDE
 
 MAX_TEXT = 100_000
 """Characters of a text."""

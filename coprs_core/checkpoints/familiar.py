@@ -15,7 +15,7 @@ from coprs_core.machine import reading
 from coprs_core.model.backends.familiar import Familiar, learn, pictures_needed
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.parsing import from_json
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 
 FILE = "familiar.safetensors"
 

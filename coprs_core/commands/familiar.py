@@ -9,7 +9,7 @@ from coprs_core.commands.options import DEVICE_HELP, positive_count
 from coprs_core.datasets import DATASETS
 
 if TYPE_CHECKING:
-    from coprs_core.photos import PhotoLike
+    from coprs_core.photos.photo import PhotoLike
 
 SUMMARY = "let a checkpoint know what its pictures look like"
 PAGE = """\
@@ -49,7 +49,7 @@ def run(options: Namespace) -> int:
     from coprs_core.checkpoints.options import LoadOptions
     from coprs_core.datasets import open_dataset
     from coprs_core.errors import CoPRSError
-    from coprs_core.photos import open_photo
+    from coprs_core.photos.photo import open_photo
 
     if not (options.checkpoint / "coprs.json").is_file():
         raise CoPRSError(

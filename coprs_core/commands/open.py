@@ -47,10 +47,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.archive import open_answer, save_answer, writable_folder
     from coprs_core.commands.segment import EXIT_CODES, summary
     from coprs_core.errors import CoPRSError
-    from coprs_core.replay import save_replay
+    from coprs_core.export.archive import open_answer, save_answer, writable_folder
+    from coprs_core.export.replay import save_replay
 
     if options.full_size and not options.out:
         raise CoPRSError("--full-size writes a file, and there is no folder for it: add --out DIR.")

@@ -89,7 +89,7 @@ def add_frame_option(parser: ArgumentParser) -> None:
 
 def frame_of(options: Namespace) -> str:
     """The frame of the masks that are written, one of `orientation.FRAMES`."""
-    from coprs_core.orientation import STORED, UPRIGHT
+    from coprs_core.photos.orientation import STORED, UPRIGHT
 
     return STORED if options.stored_pixels else UPRIGHT
 

@@ -30,7 +30,7 @@ def run(options: Namespace) -> int:
     from PIL import Image
     from tqdm import tqdm
 
-    from coprs_core.archive import writable_folder
+    from coprs_core.export.archive import writable_folder
     from coprs_core.mini.world.questions import examples
 
     folder = writable_folder(options.out)

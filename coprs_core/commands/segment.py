@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from coprs_core.answer.results import Result
     from coprs_core.answer.updates import Update
     from coprs_core.batch import Answered, Item, Query
-    from coprs_core.photos import Photo
+    from coprs_core.photos.photo import Photo
     from coprs_core.probes.finding import Finding
 
 SUMMARY = "find what an instruction means in a photo"
@@ -170,8 +170,8 @@ def _probes(text: str) -> list[str]:
 def run(options: Namespace) -> int:
     """Answer one instruction about one photo, streaming the thought, or about each of many."""
     from coprs_core.answer.compare import read_truth
-    from coprs_core.archive import save_answer, writable_folder
     from coprs_core.batch import find_items, open_stored
+    from coprs_core.export.archive import save_answer, writable_folder
     from coprs_core.files import found
 
     _check(options)

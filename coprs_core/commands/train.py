@@ -99,8 +99,8 @@ def run(options: Namespace) -> int:
 
 
 def _from_scratch(options: Namespace) -> int:
-    from coprs_core.archive import writable_folder
     from coprs_core.errors import CoPRSError
+    from coprs_core.export.archive import writable_folder
     from coprs_core.machine import process
     from coprs_core.mini.train import recipe
     from coprs_core.mini.train.run import train_miniature
@@ -173,8 +173,8 @@ def _quoted(text: str) -> str:
 def _jointly(options: Namespace) -> int:
     tell_no_makers()
 
-    from coprs_core.archive import writable_folder
     from coprs_core.errors import CoPRSError
+    from coprs_core.export.archive import writable_folder
     from coprs_core.sizes import expanded
     from coprs_core.training.recipe import read_recipe
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError, first_line, of_the_system
-from coprs_core.photos import PhotoLike
+from coprs_core.photos.photo import PhotoLike
 
 Tag = str | bool
 THINGS: dict[str, tuple[str, Tag]] = {

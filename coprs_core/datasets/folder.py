@@ -26,7 +26,7 @@ from coprs_core.datasets.stored import PICTURES, asked
 from coprs_core.errors import CoPRSError, shortened
 from coprs_core.files import found, read_text, visible
 from coprs_core.parsing import from_json
-from coprs_core.photos import Photo, open_photo
+from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.prompts import FOCUS_TOKEN, is_well_formed
 
 LISTING = "items.jsonl"

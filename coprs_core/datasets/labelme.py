@@ -11,7 +11,7 @@ import numpy as np
 
 from coprs_core.datasets.stored import is_drawable, needed, size_of
 from coprs_core.errors import CoPRSError, shortened
-from coprs_core.photos import MAX_SIDE, file_of, open_image
+from coprs_core.photos.photo import MAX_SIDE, file_of, open_image
 
 _FILLED = ("polygon", "rectangle", "circle", "mask")
 _NO_AREA = ("line", "linestrip", "point", "points")

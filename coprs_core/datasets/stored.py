@@ -15,9 +15,9 @@ from coprs_core.errors import CoPRSError, first_line, shortened
 from coprs_core.files import check_legible, found, from_western, read_text, visible
 from coprs_core.machine import reading
 from coprs_core.masks import decode_rle
-from coprs_core.orientation import cannot_tell, stored_array, stored_size
 from coprs_core.parsing import from_json
-from coprs_core.photos import Photo, open_photo
+from coprs_core.photos.orientation import cannot_tell, stored_array, stored_size
+from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.prompts import check_instruction
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")

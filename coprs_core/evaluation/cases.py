@@ -8,7 +8,7 @@ from PIL import Image
 from coprs_core.answer.pictures import mask_overlay, prior_overlay
 from coprs_core.answer.results import Result
 from coprs_core.datasets.example import Example
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 
 SIDE, GAP, QUALITY = 220, 4, 80
 

@@ -16,7 +16,7 @@ from coprs_core.answer.results import Result
 from coprs_core.datasets.example import Example
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.rows import Row
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 
 if TYPE_CHECKING:
     from coprs_core.model.backends.remote.chat import Server

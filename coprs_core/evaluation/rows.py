@@ -16,7 +16,7 @@ from coprs_core.datasets.example import Example, Tag, Unread
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.evaluation.protocols import USUAL, Protocol
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
     FOUND,

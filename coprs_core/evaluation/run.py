@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coprs_core.answer.results import Result
-from coprs_core.archive import writable_folder
 from coprs_core.datasets.example import Dataset, Example
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.cases import save_case
 from coprs_core.evaluation.judges import Judge
 from coprs_core.evaluation.protocols import PROTOCOLS, Protocol
 from coprs_core.evaluation.rows import Row, answered
+from coprs_core.export.archive import writable_folder
 from coprs_core.machine import package_versions
 from coprs_core.parsing import from_json
 

@@ -15,7 +15,7 @@ from coprs_core.model.backends.language import LanguageModel
 from coprs_core.model.backends.mllm import Reading
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Transcript, Written
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
     FOUND,

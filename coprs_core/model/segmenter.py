@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coprs_core.model.backends.attention import Looks
 from coprs_core.model.backends.mllm import Prefix, VisualTokens
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 from coprs_core.prompts import Detail, Outcome, PriorKind
 
 

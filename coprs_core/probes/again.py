@@ -13,7 +13,7 @@ from PIL import Image
 from coprs_core.answer.compare import against_answer
 from coprs_core.answer.pictures import difference_overlay
 from coprs_core.answer.results import Result
-from coprs_core.photos import PhotoLike, open_photo
+from coprs_core.photos.photo import PhotoLike, open_photo
 from coprs_core.probes.finding import OtherResult
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 from coprs_core.answer.pictures import prior_overlay, small_size, thumbnail
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
-from coprs_core.photos import Photo, PhotoLike
+from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
 from coprs_core.probes.focus import check_reply_ids, guarded
 from coprs_core.probes.looks import observed, shown

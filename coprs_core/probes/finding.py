@@ -14,7 +14,7 @@ from PIL import Image
 from coprs_core.answer.pictures import chain_figure
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import Photo, PhotoLike, open_photo
+from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

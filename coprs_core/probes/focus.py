@@ -13,7 +13,7 @@ from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.errors import CoPRSError
 from coprs_core.metrics import agreement
 from coprs_core.model.backends.boxes import most_objects
-from coprs_core.photos import Photo, PhotoLike, open_photo
+from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.probes.trace import FocusView, spread
 
 if TYPE_CHECKING:

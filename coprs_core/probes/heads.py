@@ -15,7 +15,7 @@ import numpy as np
 from coprs_core.answer.pictures import COLOUR_MAP, heatmap, prior_overlay, stretched
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
-from coprs_core.photos import Photo, PhotoLike
+from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
 from coprs_core.probes.focus import guarded, reread
 from coprs_core.probes.looks import observed, pointing_words

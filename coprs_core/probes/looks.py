@@ -13,7 +13,7 @@ import numpy as np
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.metrics import agreement
 from coprs_core.model.backends.boxes import words_of_numbers
-from coprs_core.photos import Photo, PhotoLike, open_photo
+from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.focus import check_reply, check_reply_ids
 from coprs_core.probes.trace import FocusView, spread

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from coprs_core.answer.results import Result
 from coprs_core.metrics import agreement
-from coprs_core.photos import PhotoLike
+from coprs_core.photos.photo import PhotoLike
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.focus import check_reply_ids, guarded, reread, view_at
 from coprs_core.probes.looks import observed, shown

@@ -10,7 +10,7 @@ from coprs_core.answer.compare import against_answer
 from coprs_core.answer.results import MAX_REPLY_IDS, Region, Result
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import package_versions
-from coprs_core.photos import PhotoLike, open_photo
+from coprs_core.photos.photo import PhotoLike, open_photo
 from coprs_core.probes.finding import OtherResult
 from coprs_core.probes.focus import guarded
 from coprs_core.prompts import (

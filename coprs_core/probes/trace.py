@@ -22,7 +22,7 @@ from coprs_core.answer.pictures import (
 )
 from coprs_core.masks import encode_prior, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
-from coprs_core.photos import Photo, PhotoLike
+from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, MAX_READ_CHARACTERS, PRIOR_KINDS, PriorKind
 

@@ -10,7 +10,7 @@ import numpy as np
 from coprs_core.answer.compare import AgainstTruth, against_truth
 from coprs_core.answer.pictures import truth_figure
 from coprs_core.answer.results import Result
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 from coprs_core.probes.finding import Finding
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from coprs_core.answer.pictures import small_size
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.masks import encode_prior
-from coprs_core.photos import Photo, PhotoLike
+from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable
 from coprs_core.probes.focus import check_reply, check_reply_ids, guarded, reread, view_at
 from coprs_core.probes.looks import observed

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coprs_core.answer.results import Region, Result, check_photo_size
-from coprs_core.photos import Photo, PhotoLike, open_photo
+from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable, OtherResult
 from coprs_core.probes.focus import check_model, guarded, reread
 

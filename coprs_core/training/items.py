@@ -19,7 +19,7 @@ from coprs_core.geometry import unpadded_size
 from coprs_core.mini.world.questions import FAMILY_WEIGHTS, USUAL, Asking, ask
 from coprs_core.mini.world.scenes import SQUARE, draw_scene, random_size
 from coprs_core.model.vision import VisionConfig
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from coprs_core.training.recipe import JointRecipe
 
 _MIX = Asking(

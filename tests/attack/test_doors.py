@@ -27,7 +27,7 @@ from app.serving import ModelServer
 from app.ui import build, launch
 from app.uploads import NO_ROOM, REFUSED, UNEXPECTED, UNUSABLE, bound, use_private_folder
 from coprs_core.answer.engine import Engine
-from coprs_core.photos import open_photo
+from coprs_core.photos.photo import open_photo
 from tests.conftest import slowed
 
 ROOT = Path(__file__).resolve().parents[2]

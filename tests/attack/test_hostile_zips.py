@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from coprs_core.archive import save_zip
-from coprs_core.photos import open_photo
+from coprs_core.export.archive import save_zip
+from coprs_core.photos.photo import open_photo
 from tests.test_browser import browser, open_tab, page, server  # noqa: F401  (fixtures)
 
 HOSTILE = [

@@ -17,8 +17,8 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from coprs_core import CoPRSError
-from coprs_core.archive import open_answer, pixels_in, save_zip
-from coprs_core.photos import open_photo
+from coprs_core.export.archive import open_answer, pixels_in, save_zip
+from coprs_core.photos.photo import open_photo
 from tests.attack.test_doors import HTTP, last_message, started
 
 PORT = 17875

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from coprs_core.answer.engine import Engine
-from coprs_core.archive import writable_folder
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.datasets import open_dataset
@@ -23,6 +22,7 @@ from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import Row
 from coprs_core.evaluation.run import Settings, read_rows, read_run
 from coprs_core.evaluation.run import run as measure
+from coprs_core.export.archive import writable_folder
 from coprs_core.machine import choose_device
 from coprs_core.mini.ablation.arms import ARMS, Arm
 from coprs_core.mini.ablation.camps import train_camp

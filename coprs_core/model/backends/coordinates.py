@@ -19,7 +19,7 @@ from coprs_core.model.backends.language import LanguageModel
 from coprs_core.model.backends.mllm import Mllm, Prefix, Reading, VisualTokens
 from coprs_core.model.backends.sam import PromptedSam
 from coprs_core.model.segmenter import Located, Place, Transcript, Written
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 from coprs_core.prompts import (
     ATTENTION_PRIOR,
     FOUND,

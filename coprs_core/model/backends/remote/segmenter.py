@@ -20,7 +20,7 @@ from coprs_core.model.backends.coordinates import QWEN3, STOCK, CoordinatePrompt
 from coprs_core.model.backends.remote.chat import Server
 from coprs_core.model.backends.sam import PromptedSam
 from coprs_core.model.segmenter import Located, Transcript, Written
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 from coprs_core.prompts import COORDINATES_PRIOR, INSTRUCTION_SLOT, Detail, PriorKind
 
 SIDE = 1024

@@ -41,9 +41,9 @@ from coprs_core.answer.pictures import (
 )
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
-from coprs_core.orientation import UPRIGHT
 from coprs_core.parsing import from_json
-from coprs_core.photos import MAX_SIDE, Photo, open_photo, readable
+from coprs_core.photos.orientation import UPRIGHT
+from coprs_core.photos.photo import MAX_SIDE, Photo, open_photo, readable
 from coprs_core.probes import STEMS
 from coprs_core.probes.finding import Finding
 from coprs_core.probes.trace import MASKS, MAX_SAVED_PIXELS, Sentences, opened

@@ -16,7 +16,7 @@ from coprs_core.answer.pictures import (
 )
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
-from coprs_core.photos import Photo
+from coprs_core.photos.photo import Photo
 from coprs_core.probes.trace import Sentences
 
 PICTURE_SIDE, THOUGHT_WIDTH, GAP, TOP = 300, 400, 16, 44

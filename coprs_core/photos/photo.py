@@ -14,7 +14,14 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from coprs_core.errors import CoPRSError, of_the_system
-from coprs_core.levels import (
+from coprs_core.photos.file_formats import (
+    PictureFile,
+    RawFile,
+    is_taken_apart,
+    profile_of,
+    taken_apart,
+)
+from coprs_core.photos.levels import (
     Levels,
     are_dark,
     grey_of,
@@ -22,15 +29,8 @@ from coprs_core.levels import (
     levels_of,
     stretched_colours,
 )
-from coprs_core.orientation import upright_image
-from coprs_core.picture_files import (
-    PictureFile,
-    RawFile,
-    is_taken_apart,
-    profile_of,
-    taken_apart,
-)
-from coprs_core.unreadable import HEAD_BYTES, unreadable
+from coprs_core.photos.orientation import upright_image
+from coprs_core.photos.unreadable import HEAD_BYTES, unreadable
 
 MAX_SIDE, MAX_ASPECT = 8192, 100
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")

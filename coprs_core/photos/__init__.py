@@ -1,0 +1,1 @@
+"""From whatever a person brings to an upright RGB photo."""
