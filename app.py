@@ -11,10 +11,10 @@ from coprs_core.model.backends.remote.proxies import past_proxies
 options = read_options()  # `--help` ends here, before anything heavy is loaded
 
 with past_proxies():  # Gradio opens a connection as it is imported, and uses it never
-    from app.serving import ModelServer
-    from app.space import borrowed_gpu
+    from app.server.model import ModelServer
+    from app.server.space import borrowed_gpu
+    from app.server.uploads import end, or_end
     from app.ui import build, launch
-    from app.uploads import end, or_end
 
 with or_end():
     at_once = options.listening.at_once

@@ -10,9 +10,9 @@ from typing import Any
 
 import gradio as gr
 
-from app.answers import MAX_PIXELS, Answered, opened_photo
-from app.serving import ModelServer
-from app.uploads import checked
+from app.server.answers import MAX_PIXELS, Answered, opened_photo
+from app.server.model import ModelServer
+from app.server.uploads import checked
 from app.visitors import in_a_sentence, save_answered
 from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.answer.results import Result

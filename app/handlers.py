@@ -13,14 +13,14 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from app.answers import Answered, opened_photo
 from app.frame import Frame, Values
 from app.kept import linked, opened, recorded
 from app.models import Models
-from app.serving import ModelServer
+from app.server.answers import Answered, opened_photo
+from app.server.model import ModelServer
 from app.texts import say, translated
 from app.views import canvas, page
-from app.views import probes as probe_views
+from app.views import findings as probe_views
 from app.visitors import (
     Turns,
     called,

@@ -8,8 +8,8 @@ import threading
 from functools import cache
 from pathlib import Path
 
-from app.answers import MAX_PIXELS, Answered
-from app.uploads import LINKS, NO_ROOM, most_link_bytes, use_private_folder
+from app.server.answers import MAX_PIXELS, Answered
+from app.server.uploads import LINKS, NO_ROOM, most_link_bytes, use_private_folder
 from app.visitors import small_trace
 from coprs_core.errors import CoPRSError
 from coprs_core.export.archive import open_answer

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import gradio as gr
 
 from app.frame import Frame, Values
-from app.serving import ModelServer
+from app.server.model import ModelServer
 from app.texts import say
 from app.views import page
 from app.visitors import in_a_sentence, language

@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from app.answers import Answered
+from app.actions import Questions, named
 from app.handlers import Frame, Handlers, Values
-from app.questions import Questions, named
+from app.server.answers import Answered
+from app.server.uploads import bound_paintings, read_by
 from app.texts import I18N, say
-from app.uploads import bound_paintings, read_by
 from app.views import page
 from app.visitors import language
 from coprs_core.probes import PROBES

@@ -12,17 +12,18 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from app import api
-from app.answers import Answered
 from app.examples import examples
-from app.guard import Guard
 from app.handlers import Frame, Handlers, Values
 from app.options import Listening
-from app.serving import ModelServer
+from app.server.answers import Answered
+from app.server.guard import Guard
+from app.server.model import ModelServer
+from app.server.uploads import Page, bound, read_by, use_private_folder
 from app.tabs import LAST, MODEL, NO_AUTOCOMPLETE, QUIET, AtHand, Recent, Tab, build_tabs
 from app.texts import I18N, say
 from app.theme import theme
-from app.uploads import Page, bound, read_by, use_private_folder
-from app.views import canvas, page, probes
+from app.views import canvas, page
+from app.views import findings as probes
 from app.views.standalone import script
 from app.visitors import in_a_sentence, language, picked
 from coprs_core.errors import CoPRSError

@@ -11,10 +11,10 @@ from typing import Any
 
 import gradio as gr
 
-from app.answers import Answered
-from app.serving import ModelServer
+from app.server.answers import Answered
+from app.server.model import ModelServer
+from app.server.uploads import NO_ROOM, has_room
 from app.texts import language_of, say, translated
-from app.uploads import NO_ROOM, has_room
 from coprs_core.answer.pictures import small_mask, small_prior
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError

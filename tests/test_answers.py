@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app import answers
-from app.answers import Answered, Answers
+from app.actions import Questions
 from app.kept import recorded
-from app.questions import Questions
+from app.server import answers
+from app.server.answers import Answered, Answers
 from app.texts import say
 from app.visitors import small_trace
 from coprs_core import CoPRSError

@@ -30,16 +30,17 @@ from gradio_client.exceptions import AppError
 from markupsafe import escape
 from PIL import Image
 
-from app import handlers, kept, texts, uploads, visitors
-from app.answers import Answered
+from app import handlers, kept, texts, visitors
+from app.actions import Questions
 from app.examples import EXAMPLES, examples
 from app.handlers import Frame, Handlers
-from app.questions import Questions
-from app.room import Room
-from app.serving import ModelServer
+from app.server import uploads
+from app.server.answers import Answered
+from app.server.model import ModelServer
+from app.server.queue import Room
 from app.ui import build, launch
 from app.views import canvas, page
-from app.views import probes as probe_views
+from app.views import findings as probe_views
 from app.views.render import TEMPLATES
 from app.views.standalone import standalone
 from coprs_core import CoPRSError, Region, Result, load

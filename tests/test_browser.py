@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from app.kept import recorded
-from app.serving import ModelServer
+from app.server.model import ModelServer
 from app.texts import CHINESE
 from app.ui import build, launch
 from coprs_core import Region

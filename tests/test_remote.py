@@ -19,7 +19,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from app.serving import ModelServer
+from app.server.model import ModelServer
 from app.ui import build, launch
 from coprs_core import CoPRSError, load
 from coprs_core.__main__ import main

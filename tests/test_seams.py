@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from app.handlers import Frame, Handlers
-from app.serving import ModelServer
+from app.server.model import ModelServer
 from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.source import Checkpoint
@@ -65,8 +65,8 @@ from pathlib import Path
 from PIL import Image
 from gradio_client import Client, handle_file
 from app.handlers import Frame, Handlers
-from app.questions import Questions
-from app.serving import ModelServer
+from app.actions import Questions
+from app.server.model import ModelServer
 from app.ui import build, launch
 from coprs_core import load
 from coprs_core.__main__ import main

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from app.options import Listening
-from app.space import MAX_SECONDS, PROBE_SECONDS, borrowed_gpu, seconds_needed
+from app.server.space import MAX_SECONDS, PROBE_SECONDS, borrowed_gpu, seconds_needed
 from coprs_core.answer.engine import Engine
 from coprs_core.probes import heads
 
@@ -34,7 +34,7 @@ assert entry.server.is_ready and not spaces.CALLS
 import dataclasses
 names = handlers.Frame(**{f.name: f.name for f in dataclasses.fields(handlers.Frame)})
 page = handlers.Handlers(entry.server, names)
-from app.questions import Questions
+from app.actions import Questions
 from types import SimpleNamespace
 from coprs_core.prompts import sentences
 questions = Questions(entry.server, page.turns)
@@ -167,7 +167,7 @@ def test_the_first_request_is_answered_soon_and_the_model_comes_behind(started):
 
 
 def test_a_password_is_asked_for_where_one_is_set(mini):
-    from app.serving import ModelServer
+    from app.server.model import ModelServer
     from app.ui import build, launch
     from coprs_core import CoPRSError
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from app.views import canvas, page, probes
+from app.views import canvas, page
+from app.views import findings as probes
 from app.views.render import render
 from coprs_core.answer.pictures import (
     DIM,

@@ -21,11 +21,11 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from app.guard import MAX_WRONG_PASSWORDS, NO_DOOR, NO_ENDPOINT, QUEUE_FULL, UPLOAD_TOO_LARGE
 from app.options import Listening
-from app.serving import ModelServer
+from app.server.guard import MAX_WRONG_PASSWORDS, NO_DOOR, NO_ENDPOINT, QUEUE_FULL, UPLOAD_TOO_LARGE
+from app.server.model import ModelServer
+from app.server.uploads import NO_ROOM, REFUSED, UNEXPECTED, UNUSABLE, bound, use_private_folder
 from app.ui import build, launch
-from app.uploads import NO_ROOM, REFUSED, UNEXPECTED, UNUSABLE, bound, use_private_folder
 from coprs_core.answer.engine import Engine
 from coprs_core.photos.photo import open_photo
 from tests.conftest import slowed
@@ -325,7 +325,7 @@ def test_work_is_bounded_whatever_the_door(mini):
 def test_a_full_queue_is_said_in_our_words_and_an_unread_question_is_given_up(
     mini, picture, monkeypatch
 ):
-    monkeypatch.setattr("app.guard.UNREAD_SECONDS", 1.0)
+    monkeypatch.setattr("app.server.guard.UNREAD_SECONDS", 1.0)
     engine = Engine(mini.checkpoint)
     demo = build(ModelServer(engine))
     _, url, _ = launch(demo, Listening(queue=1, at_once=1), quiet=True)

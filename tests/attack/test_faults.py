@@ -19,8 +19,8 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from app.guard import NO_ROOM
-from app.serving import ModelServer
+from app.server.guard import NO_ROOM
+from app.server.model import ModelServer
 from app.ui import build, launch
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.load import MINIATURE
@@ -172,7 +172,7 @@ TOO_LITTLE = """
 import os, resource, sys
 import torch, transformers
 from coprs_core import CoPRSError, load
-from app.serving import ModelServer
+from app.server.model import ModelServer
 from coprs_core.checkpoints.options import LoadOptions
 
 torch.set_num_threads(1)

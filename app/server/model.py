@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.context import LocalContext
 
-from app.answers import Answers
 from app.options import Listening
-from app.room import Room
+from app.server.answers import Answers
+from app.server.queue import Room
 from coprs_core.checkpoints.memory import room_for_answers
 from coprs_core.checkpoints.options import LoadOptions, is_remote
 from coprs_core.errors import CoPRSError, Unwanted

@@ -10,13 +10,13 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from app.answers import Answered
 from app.kept import keep
-from app.serving import ModelServer
+from app.server.answers import Answered
+from app.server.model import ModelServer
+from app.server.uploads import painted_mask
 from app.texts import say, translated
-from app.uploads import painted_mask
+from app.views import findings as probe_views
 from app.views import page
-from app.views import probes as probe_views
 from app.views.standalone import standalone
 from app.visitors import (
     Turns,

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request, cookie_parser
 from starlette.responses import JSONResponse
 
 from app.options import Listening
-from app.uploads import (
+from app.server.uploads import (
     NO_ROOM,
     REFUSED,
     UNUSABLE,

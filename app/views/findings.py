@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from app.answers import Answered
+from app.server.answers import Answered
 from app.texts import say
 from app.views.canvas import (
     SMALL_SIDE,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 
-from app.serving import Worker
+from app.server.model import Worker
 
 TOKENS_PER_SECOND, READING_SECONDS, PROBE_SECONDS = 20, 10, 30
 MAX_SECONDS = 120
