@@ -5,7 +5,6 @@ Tests compare with it scene by scene. Run it only after a change that is meant t
 
 import json
 from contextlib import suppress
-from pathlib import Path
 
 from coprs_core import CoPRSError, load
 from coprs_core.answer.engine import Engine
@@ -13,8 +12,9 @@ from coprs_core.metrics import iou
 from coprs_core.mini.world.questions import examples
 from coprs_core.mini.world.scenes import SIDE
 from coprs_core.probes import zoom
+from tests import GOLDEN
 
-PATH = Path(__file__).with_name("golden") / "mini_scenes.json"
+PATH = GOLDEN / "mini_scenes.json"
 COUNT = 60
 
 

@@ -10,12 +10,12 @@ import subprocess
 import sys
 from collections import defaultdict
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 CONSTRAINTS = ROOT / "assets" / "docs" / "constraints.txt"
 LICENCES = ROOT / "assets" / "docs" / "dependencies.md"
 PYTHON = "3.12"

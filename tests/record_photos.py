@@ -18,8 +18,9 @@ import numpy as np
 from coprs_core import load
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.photos.photo import open_photo
+from tests import GOLDEN
 
-GOLDEN = Path(__file__).resolve().parent / "golden" / "photo_descriptions.npz"
+DESCRIPTIONS = GOLDEN / "photo_descriptions.npz"
 PHOTOGRAPHS = (
     *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png"),
     *("coffee.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png"),
@@ -39,7 +40,9 @@ def main() -> None:
     descriptions = [
         engine.segmenter.describe(open_photo(folder / name)).numpy() for name in PHOTOGRAPHS
     ]
-    np.savez(GOLDEN, names=PHOTOGRAPHS, descriptions=np.stack(descriptions), weights=weights())
+    np.savez(
+        DESCRIPTIONS, names=PHOTOGRAPHS, descriptions=np.stack(descriptions), weights=weights()
+    )
 
 
 if __name__ == "__main__":

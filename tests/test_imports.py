@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 ROOMS = [  # from the ground up; a tuple is one floor whose modules may import one another
     ("coprs_core.errors", "coprs_core.sizes", "coprs_core.threads"),
     ("coprs_core.files",),

@@ -26,8 +26,7 @@ from coprs_core.mini.world.questions import examples
 from coprs_core.model.segmenter import Located, Place, Segmenter, Written
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import PROBES, probe
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
 
 
 @pytest.fixture(scope="module")

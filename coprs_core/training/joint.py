@@ -79,7 +79,7 @@ _Engine: Any = GRPOTrainer
 class JointTrainer(Learner, _Engine):
     """`GRPOTrainer` with the mask's reward, and λ_SEG · L_SEG added to its loss.
 
-    Its overridden methods are TRL 1.16's; `tests/test_joint.py` holds their signatures.
+    Its overridden methods are TRL 1.16's; its tests hold their signatures.
     """
 
     def __init__(

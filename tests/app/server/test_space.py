@@ -1,0 +1,180 @@
+"""On a Space with a borrowed GPU: the real entry, with a stand-in for `spaces` that holds to its
+rules; and how soon it opens."""
+
+import os
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import yaml
+
+from app.options import Listening
+from app.server.space import MAX_SECONDS, PROBE_SECONDS, borrowed_gpu, seconds_needed
+from coprs_core.answer.engine import Engine
+from coprs_core.probes import heads
+from tests import ROOT
+
+VISIT = """
+import os, sys
+sys.path.insert(0, "tests/stand_in")
+sys.argv = ["app.py"]
+import torch
+torch.set_num_threads(1)
+import app.handlers as handlers
+import importlib.util
+spec = importlib.util.spec_from_file_location("entry", "app.py")
+entry = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(entry)  # models at module scope
+import spaces
+assert entry.server.is_ready and not spaces.CALLS
+import dataclasses
+names = handlers.Frame(**{f.name: f.name for f in dataclasses.fields(handlers.Frame)})
+page = handlers.Handlers(entry.server, names)
+from app.actions import Questions
+from types import SimpleNamespace
+from coprs_core.prompts import sentences
+questions = Questions(entry.server, page.turns)
+def change(value):
+    said = sentences(answered.result.reasoning)[0]
+    return page.edit(answered, (), SimpleNamespace(index=0, value=value, said=said))
+photo, words = "assets/examples/rain.png", "the thing that keeps the rain off"
+*_, last = page.answer(photo, words, None)
+answered = last["answered"]
+assert answered.result.outcome == "found" and spaces.CALLS[-1][0] != os.getpid()
+first = spaces.CALLS[-1][1]
+assert entry.server.engine.kept(answered.photo), "what was read inside is lost outside"
+*_, again = page.answer(photo, "the largest thing", None)
+assert again["answered"].result.photo_reused and spaces.CALLS[-1][1] < first, "the photo was read twice"
+assert "the focus settles here" in questions.ask_probe("sentences", answered)
+assert questions.ask_probe("heads", answered).count("<img") == 5
+assert change("That is the other one.")["answered"].result.is_thought_given
+try:
+    change("x" * 9000)
+except Exception as problem:
+    assert "shorten it" in str(problem), problem
+else:
+    raise AssertionError("no sentence came from the worker")
+streaming = page.answer(photo, "the smallest thing", None)
+for _ in range(4):
+    next(streaming)
+streaming.close()  # Stop: the stand-in checks that the worker ends
+streaming = page.answer(photo, "the smallest thing", None)
+for _ in range(4):
+    next(streaming)
+os.kill(spaces.CALLS[-1][0], 9)  # the GPU is taken away in mid-answer
+try:
+    list(streaming)
+except Exception as problem:
+    assert "was taken away before this was finished: ask again" in str(problem), problem
+else:
+    raise AssertionError("nothing was said of the lost worker")
+calls = len(spaces.CALLS)
+*_, last = page.answer(photo, words, None)
+assert last["answered"].result.outcome == "found"
+print("fine", calls)
+"""
+
+
+def test_hardware_of_ones_own_is_not_borrowed(monkeypatch):
+    """The package `spaces` is installed on every Space."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "stand_in"))
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert borrowed_gpu() is None
+    monkeypatch.setenv("SPACES_ZERO_GPU", "false")
+    assert borrowed_gpu() is None
+
+
+def test_the_entry_keeps_the_rules_of_a_borrowed_gpu():
+    environment = os.environ | {
+        "COPRS_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "SPACES_ZERO_GPU": "true",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", VISIT],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0 and run.stdout.startswith("fine"), run.stderr[-3000:]
+
+
+def test_the_gpu_is_asked_for_as_long_as_the_work_may_take():
+    short, long = (seconds_needed(Engine.stream, None, None, ("x", n)) for n in (160, 2000))
+    assert short < long <= MAX_SECONDS
+    assert seconds_needed(Engine.stream, None, object(), ("x", 160)) < short
+    assert seconds_needed(heads.ask, None, None, ("result",)) == PROBE_SECONDS
+
+
+def test_the_front_matter_of_a_space_is_there():
+    text = (ROOT / "README.md").read_text()
+    facts = yaml.safe_load(text.split("---")[1])
+    assert (
+        facts["sdk"] == "gradio"
+        and facts["app_file"] == "app.py"
+        and len(facts["short_description"]) <= 60
+    )
+    assert {
+        "title",
+        "emoji",
+        "colorFrom",
+        "colorTo",
+        "sdk_version",
+        "python_version",
+        "license",
+    } <= facts.keys()
+    pinned = next(
+        line
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if line.startswith("gradio")
+    )
+    assert pinned.startswith(f"gradio>={facts['sdk_version'].rsplit('.', 1)[0]}")
+
+
+@pytest.fixture
+def started():
+    """The app as a process of its own, and when it was started."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", "7999"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    yield process, start
+    process.terminate()
+    process.wait(20)
+
+
+def test_the_first_request_is_answered_soon_and_the_model_comes_behind(started):
+    _, start = started
+    while time.perf_counter() - start < 60:
+        try:
+            answer = httpx.get("http://127.0.0.1:7999/")
+            break
+        except httpx.TransportError:
+            time.sleep(0.1)
+    seconds = time.perf_counter() - start
+    print(f"first request answered after {seconds:.1f} s")
+    assert answer.status_code == 200 and "CoPRS" in answer.text
+    assert seconds < 30  # 10 s at rest on two cores; tests run beside others
+
+
+def test_a_password_is_asked_for_where_one_is_set(mini):
+    from app.server.model import ModelServer
+    from app.ui import build, launch
+    from coprs_core import CoPRSError
+
+    demo = build(ModelServer(mini))
+    with pytest.raises(CoPRSError, match="NAME:PASSWORD"):
+        launch(demo, Listening(password="secret"))
+    _, url, _ = launch(demo, Listening(password="me:secret"), quiet=True)
+    assert httpx.get(f"{url}config").status_code == 401
+    with httpx.Client() as client:
+        client.post(f"{url}login", data={"username": "me", "password": "secret"})
+        assert client.get(f"{url}config").status_code == 200
+    demo.close()
