@@ -21,11 +21,11 @@ from app.views.standalone import standalone
 from app.visitors import (
     Turns,
     given,
-    in_a_sentence,
     language,
     save_answered,
     small_finding,
     traced,
+    user_errors_as_gr_error,
     why_not,
 )
 from coprs_core.answer.compare import against_truth, read_truth
@@ -78,7 +78,7 @@ class Questions:
     ) -> Any:
         """A probe's finding as HTML; it is kept with the answer, for the zip."""
         lang, turn = language(request), self.turns.now(request)
-        with in_a_sentence(lang):
+        with user_errors_as_gr_error(lang):
             answered = given(lang, answered)
             try:
                 finding = answered.findings.get(name) or self.server.ask(
@@ -100,7 +100,7 @@ class Questions:
     ) -> Any:
         """An earlier answer about the same photo against the one at hand."""
         lang, turn, recent = language(request), self.turns.now(request), recent or ()
-        with in_a_sentence(lang):
+        with user_errors_as_gr_error(lang):
             answered = given(lang, answered)
             if not isinstance(earlier, int) or not 0 <= earlier < len(recent):
                 raise CoPRSError(say(lang, "gone"))
@@ -120,7 +120,7 @@ class Questions:
         """The answer at hand against a true mask, a file's, else what was painted; and the verdict,
         which knows the truth now."""
         lang, turn = language(request), self.turns.now(request)
-        with in_a_sentence(lang):
+        with user_errors_as_gr_error(lang):
             answered = given(lang, answered)
             photo, result = answered.photo, answered.result
             if file:
@@ -137,7 +137,7 @@ class Questions:
     def export(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[Any]:
         """The answer's files as one zip, with what probes found and the trace."""
         lang, turn = language(request), self.turns.now(request)
-        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+        with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             file = save_answered(Path(folder), self.server, given(lang, answered))
             yield self.turns.still(request, turn, str(file))
 
@@ -146,7 +146,7 @@ class Questions:
     ) -> Iterator[Any]:
         """The answer as one HTML file that needs no server: canvases, replay and all."""
         lang, turn = language(request), self.turns.now(request)
-        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+        with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = given(lang, answered)
             path = Path(folder) / "coprs-answer.html"
             trace, reason = None, self.why_no_replay(lang, answered)
@@ -163,7 +163,7 @@ class Questions:
     ) -> Iterator[Any]:
         """The replay as an animated picture; raises where the thought cannot be traced."""
         lang, turn = language(request), self.turns.now(request)
-        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+        with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = given(lang, answered)
             trace = traced(self.server, answered)
             if trace is None:
@@ -175,7 +175,7 @@ class Questions:
     def link(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """A link under which this server opens the answer again."""
         lang, turn = language(request), self.turns.now(request)
-        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+        with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             file = save_answered(Path(folder), self.server, given(lang, answered))
             return self.turns.still(request, turn, page.link(lang, keep(file)))
 

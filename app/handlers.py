@@ -26,15 +26,15 @@ from app.visitors import (
     called,
     can_probe,
     given,
-    in_a_sentence,
     language,
     picked,
     remembered,
     traced,
+    user_errors_as_gr_error,
     why_not,
 )
 from coprs_core.answer.updates import Update
-from coprs_core.errors import CoPRSError, Unwanted
+from coprs_core.errors import Cancelled, CoPRSError
 from coprs_core.export.archive import pixels_in
 from coprs_core.photos.photo import Photo
 from coprs_core.probes import thought, words
@@ -70,7 +70,7 @@ class Handlers:
         yield {self.frame.steps: gr.skip()}  # Gradio empties what a generator never gave
         if photo_path is None or turn is None:
             return
-        with in_a_sentence(lang), suppress(Unwanted):
+        with user_errors_as_gr_error(lang), suppress(Cancelled):
             self.server.wait()
             if not self.server.is_idle:
                 return
@@ -102,7 +102,7 @@ class Handlers:
         About a picture that the model does not know it is asked first whether to answer `anyway`.
         """
         lang, update, told = language(request), Update("reading"), -PAUSE
-        with in_a_sentence(lang), suppress(Unwanted):
+        with user_errors_as_gr_error(lang), suppress(Cancelled):
             photo, instruction = opened_photo(photo_path), check_instruction(instruction)
             turn = self.turns.take(request)
             is_wanted = partial(self.turns.has, request, turn)
@@ -256,7 +256,7 @@ class Handlers:
     ) -> Values:
         """An earlier answer of this visit, as it was."""
         lang, recent = language(request), recent or ()
-        with in_a_sentence(lang):
+        with user_errors_as_gr_error(lang):
             chosen = given(lang, recent[picked(lang, event, len(recent))])
             self.halt(request)
             with self.server.room.taken(pixels=chosen.pixels):
@@ -267,7 +267,7 @@ class Handlers:
     ) -> Values:
         """A saved answer, without the model; it joins the recent ones."""
         lang = language(request)
-        with in_a_sentence(lang):
+        with user_errors_as_gr_error(lang):
             if path is None:
                 raise CoPRSError(say(lang, "gone"))
             with self.server.room.taken(pixels=pixels_in(path)):
@@ -290,7 +290,7 @@ class Handlers:
 
     def look_again(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """After another model was loaded: the thought with what that one can do with it."""
-        with in_a_sentence(lang := language(request)):
+        with user_errors_as_gr_error(lang := language(request)):
             is_there = answered is not None and not answered.is_gone
             return self._thought(lang, answered) if is_there else gr.skip()
 
@@ -338,7 +338,7 @@ class Handlers:
         """A sentence of the thought was changed: the model reads the thought so, and focuses
         again. What comes is the answer at hand, drawn over the one before it."""
         lang, finding = language(request), None
-        with in_a_sentence(lang), suppress(Unwanted):
+        with user_errors_as_gr_error(lang), suppress(Cancelled):
             answered = given(lang, answered)
             before = answered.result
             now = sentences_of(before.reasoning)
@@ -366,7 +366,7 @@ class Handlers:
     def words(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """The thought with its words below it, each a button of the pictures."""
         lang, turn = language(request), self.turns.now(request)
-        with in_a_sentence(lang):
+        with user_errors_as_gr_error(lang):
             answered = given(lang, answered)
             if "words" not in answered.found:
                 finding = self.server.ask(words.ask, answered.photo, answered.result)

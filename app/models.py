@@ -8,7 +8,7 @@ from app.frame import Frame, Values
 from app.server.model import ModelServer
 from app.texts import say
 from app.views import page
-from app.visitors import in_a_sentence, language
+from app.visitors import language, user_errors_as_gr_error
 from coprs_core.checkpoints.options import AUTO
 from coprs_core.errors import CoPRSError
 
@@ -47,7 +47,7 @@ class Models:
         """Load the model for photos that fits this machine; raises where it cannot be loaded, and
         the ways stay."""
         lang, frame = language(request), self.frame
-        with in_a_sentence(lang):
+        with user_errors_as_gr_error(lang):
             try:
                 for line in self.server.switch_model(AUTO):
                     yield {frame.unfamiliar: page.loading(lang, line)}

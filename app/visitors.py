@@ -98,7 +98,7 @@ def small_finding(finding: Finding) -> Finding:
 
 
 @contextmanager
-def in_a_sentence(lang: str, on_page: bool = True) -> Generator[None, None, None]:
+def user_errors_as_gr_error(lang: str, on_page: bool = True) -> Generator[None, None, None]:
     """A `CoPRSError` inside becomes the page's message, where it is no markup, or a client's
     `AppError`."""
     try:

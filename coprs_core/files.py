@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, truncated
 
 _MARKS = {  # what a text begins with that tells its encoding; the longer ones first
     b"\xff\xfe\0\0": "utf-32",
@@ -107,7 +107,7 @@ def check_legible(text: str, where: str) -> str:
             continue
         raise CoPRSError(
             f"{where} was written in another encoding than it was read in (it holds "
-            f"{shortened(run, 20)!r} for {shortened(meant, 20)!r}): write it again as UTF-8."
+            f"{truncated(run, 20)!r} for {truncated(meant, 20)!r}): write it again as UTF-8."
         )
     return text
 

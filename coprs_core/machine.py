@@ -273,7 +273,7 @@ _NOT_OURS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 
 
 @contextmanager
-def reading(
+def as_user_error(
     fault: str,
     remedy: str | Callable[[Exception], str] = COPY_AGAIN,
     file: Path | None = None,

@@ -20,7 +20,7 @@ from app.server.answers import Answers
 from app.server.queue import Room
 from coprs_core.checkpoints.memory import room_for_answers
 from coprs_core.checkpoints.options import LoadOptions, is_remote
-from coprs_core.errors import CoPRSError, Unwanted
+from coprs_core.errors import Cancelled, CoPRSError
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
 from coprs_core.photos.photo import Photo
 from coprs_core.probes.finding import NotApplicable
@@ -208,7 +208,7 @@ class ModelServer:
     ) -> Generator[Any, None, None]:
         """Everything that `work(engine, photo, *args)` yields, or the one thing it returns.
 
-        Closing the generator ends the work. Raises `CoPRSError` as `work` does, and `Unwanted`
+        Closing the generator ends the work. Raises `CoPRSError` as `work` does, and `Cancelled`
         where it is no longer wanted, or nobody waits for it any more, before there is room for it.
         """
         is_wanted = while_awaited(is_wanted)
@@ -274,10 +274,10 @@ class ModelServer:
 
         It ends between two layers of the model where it is no longer wanted.
         """
-        from coprs_core.model.backends.cancellation import while_wanted
+        from coprs_core.model.backends.cancellation import cancellable
 
         def watched(*given: Any) -> Any:
-            with while_wanted(awaited):
+            with cancellable(awaited):
                 return work(*given)
 
         awaited = while_awaited(is_wanted)
@@ -297,7 +297,7 @@ class ModelServer:
                 yield from answer
             else:
                 yield answer
-        except Unwanted:
+        except Cancelled:
             raise  # in this process alone is there somebody to ask
         except NotApplicable as problem:
             yield Failure(str(problem), problem.stem)

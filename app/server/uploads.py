@@ -20,7 +20,7 @@ from gradio.components.image_editor import AcceptBlobs
 from gradio.utils import get_upload_folder
 
 from app.options import Listening
-from coprs_core.errors import CoPRSError, of_the_system
+from coprs_core.errors import CoPRSError, from_os_error
 from coprs_core.photos.photo import decoding, file_of, open_image
 
 REFUSED = "This is not an uploaded file: upload it again."
@@ -75,7 +75,7 @@ def or_end() -> Generator[None, None, None]:
     except CoPRSError as problem:
         sentence = str(problem)
     except OSError as problem:
-        sentence = of_the_system(problem)
+        sentence = str(from_os_error(problem))
     else:
         return
     print(f"error: {sentence}", file=sys.stderr, flush=True)
@@ -231,7 +231,7 @@ class Page(gr.Blocks):
 
 def _no_room(problem: OSError) -> gr.Error:
     """For the visitor; which file it was is told to whoever runs the server alone."""
-    print(f"error: {of_the_system(problem)}", file=sys.stderr, flush=True)
+    print(f"error: {from_os_error(problem)}", file=sys.stderr, flush=True)
     return gr.Error(NO_ROOM, print_exception=False)
 
 

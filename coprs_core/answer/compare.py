@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from coprs_core.answer.results import Result
-from coprs_core.errors import CoPRSError, plain
+from coprs_core.errors import CoPRSError, without_markup
 from coprs_core.files import found, read_text
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
@@ -169,7 +169,7 @@ def read_mask(
         raise
     except Exception as problem:  # decoders of foreign files raise anything at all
         raise CoPRSError(
-            f"This true mask cannot be read ({plain(problem)}): {_TRUTH}."
+            f"This true mask cannot be read ({without_markup(problem)}): {_TRUTH}."
         ) from problem
     # what is void goes with what is there: the two are turned alike
     both = truth.astype(np.uint8) if void is None else truth + 2 * void.astype(np.uint8)

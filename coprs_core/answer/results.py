@@ -58,7 +58,7 @@ from coprs_core.answer.values import (
     text_of,
     told_orientation,
 )
-from coprs_core.errors import CoPRSError, plain
+from coprs_core.errors import CoPRSError, without_markup
 from coprs_core.masks import decode_prior, resized_mask
 from coprs_core.metrics import agreement
 from coprs_core.model.backends.boxes import most_objects
@@ -276,7 +276,11 @@ class Result:
             MemoryError,
         ) as problem:
             # what other exceptions say is about the reader, not about the answer
-            why = f" ({plain(problem)})" if isinstance(problem, ValueError | KeyError) else ""
+            why = (
+                f" ({without_markup(problem)})"
+                if isinstance(problem, ValueError | KeyError)
+                else ""
+            )
             raise CoPRSError(f"This answer of CoPRS is broken{why}: save it again.") from problem
 
 

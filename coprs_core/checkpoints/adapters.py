@@ -15,9 +15,9 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
 from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, truncated
 from coprs_core.files import read_text
-from coprs_core.machine import COPY_AGAIN, computes_in_bfloat16, reading
+from coprs_core.machine import COPY_AGAIN, as_user_error, computes_in_bfloat16
 from coprs_core.model.backends.cpu.int8 import pack
 from coprs_core.model.backends.cpu.output_layer import lengthen, shorten
 from coprs_core.parsing import from_json
@@ -113,7 +113,7 @@ def base_of(name: str, folder: Path, is_downloaded: bool) -> str:
     path = folder / CONFIG
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise CoPRSError(f"{path} is over 1 MB and no config: copy it again from its source.")
-    with reading(f"{path} cannot be read"):
+    with as_user_error(f"{path} cannot be read"):
         values = from_json(read_text(path))
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         raise CoPRSError(f"{path} does not describe LoRA adapters: only those are supported.")
@@ -146,10 +146,10 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
         ) from problem
     device = next(mllm.parameters()).device
     fault = f"{folder} does not fit its base"
-    with reading(fault, file=folder / WEIGHTS):
+    with as_user_error(fault, file=folder / WEIGHTS):
         state = load_file(folder / WEIGHTS, device=str(device))
     helps = "name the model that they were trained on as base_model_name_or_path"
-    with reading(fault, f"in {CONFIG}, {helps}"):
+    with as_user_error(fault, f"in {CONFIG}, {helps}"):
         config: Any = LoraConfig.from_pretrained(str(folder))
         config.inference_mode, config.init_lora_weights = True, True
         config.base_model_name_or_path = None  # else PEFT warns that it is loaded from elsewhere
@@ -172,7 +172,7 @@ def _check_sizes(config: Any, state: dict[str, Tensor], path: Path) -> None:
     for entry, ranks in (("r", [config.r]), ("rank_pattern", (config.rank_pattern or {}).values())):
         if wrong := [r for r in ranks if type(r) is not int or not 1 <= r <= most]:
             raise CoPRSError(
-                f"{path}: {entry} is {shortened(wrong[0], 40)} and no side of the weights is over "
+                f"{path}: {entry} is {truncated(wrong[0], 40)} and no side of the weights is over "
                 f"{most}: take config and weights of the same adapters."
             )
     if sum(end - start for start, end in config.layer_replication or ()) > len(state):
@@ -206,7 +206,7 @@ def without_patterns(config: Any, names: list[str], path: Path) -> None:
         for name in [given] if isinstance(given, str) else given:
             if not re.fullmatch(r"[\w.]+", name):
                 raise CoPRSError(
-                    f"{path}: {entry} has {shortened(name, 40)!r} and names of modules were "
+                    f"{path}: {entry} has {truncated(name, 40)!r} and names of modules were "
                     "expected: write those."
                 )
 
@@ -234,7 +234,7 @@ class _Matcher:
             ]
         except TimeoutError as problem:
             raise CoPRSError(
-                f"{self.path}: {entry} is {shortened(pattern, 40)!r}, which takes too long to "
+                f"{self.path}: {entry} is {truncated(pattern, 40)!r}, which takes too long to "
                 "match: write a list of the modules' names."
             ) from problem
 

@@ -23,9 +23,9 @@ from coprs_core.checkpoints.pages import letting_pages_go
 from coprs_core.checkpoints.quantization import is_packed
 from coprs_core.checkpoints.remedies import check_quantized, remedy
 from coprs_core.checkpoints.tensors import refuse
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, truncated
 from coprs_core.files import read_text, visible
-from coprs_core.machine import reading
+from coprs_core.machine import as_user_error
 from coprs_core.model.backends.coordinates import CHATML, QUESTION_SLOT
 from coprs_core.model.backends.cpu.int8 import pack
 from coprs_core.model.backends.cpu.output_layer import shorten
@@ -45,7 +45,7 @@ def read_config(folder: Path) -> Any:
         raise CoPRSError(
             f"The checkpoint has no {path}: copy its folder {folder.name}/ again from its source."
         )
-    with reading(f"{path} cannot be read", remedy(folder)):
+    with as_user_error(f"{path} cannot be read", remedy(folder)):
         values = from_json(read_text(path))
         check_numbers(values, path)
         _check_type(values, path)
@@ -62,7 +62,7 @@ def _check_type(values: dict, path: Path) -> None:
         " and brings code of its own (auto_map), which is never run" if "auto_map" in values else ""
     )
     raise CoPRSError(
-        f"{path} is of type {shortened(kind)!r}{own}: only {', '.join(ARCHITECTURES)} are "
+        f"{path} is of type {truncated(kind)!r}{own}: only {', '.join(ARCHITECTURES)} are "
         "supported."
     )
 
@@ -77,11 +77,11 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, all of them there."""
     missing = missing_shards(folder) if folder.is_dir() else ["*.safetensors"]
     if missing:
-        lacks = f"The language model lacks {folder / shortened(missing[0])}"
+        lacks = f"The language model lacks {folder / truncated(missing[0])}"
         others = sorted(p.name for p in folder.glob("*") if p.suffix in _OTHER_WEIGHTS)
         if others and not visible(folder.glob("*.safetensors")):
             raise CoPRSError(
-                f"{lacks} and holds {shortened(others[0])}: take the model's weights as "
+                f"{lacks} and holds {truncated(others[0])}: take the model's weights as "
                 "safetensors, which alone are read."
             )
         raise CoPRSError(f"{lacks}: copy it again from its source.")
@@ -107,7 +107,7 @@ def load_mllm(
         if not is_ours:
             options["quantization_config"] = _quantization_config(empty, dtype, quantization)
     fault = f"The language model in {folder} cannot be loaded"
-    with pages, reading(fault, remedy(folder)):
+    with pages, as_user_error(fault, remedy(folder)):
         kept = torch.bfloat16 if is_ours else dtype
         mllm = load_strictly(AutoModelForImageTextToText, folder, device, kept, **options)
         if is_ours:
@@ -141,7 +141,7 @@ def load_strictly(
 def empty_mllm(config: Any, folder: Path) -> Mllm:
     """The model that a folder's config describes, on the meta device: sizes without weights."""
     fault = f"{folder / 'config.json'} does not describe a model"
-    with reading(fault, remedy(folder)), torch.device("meta"):
+    with as_user_error(fault, remedy(folder)), torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
@@ -186,7 +186,7 @@ def load_tokenizer(folder: Path) -> Any:
 def load_image_processor(folder: Path) -> Any:
     """The image processor of a Hugging Face folder, of the sizes of its model."""
     image_processor, config = _load(folder, AutoImageProcessor), read_config(folder)
-    with reading(f"The image processor in {folder} cannot be used", remedy(folder)):
+    with as_user_error(f"The image processor in {folder} cannot be used", remedy(folder)):
         check_image_processor(image_processor, config.vision_config, folder)
     return image_processor
 
@@ -199,7 +199,7 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
     """
     fault = f"The chat template in {folder} cannot be used"
     helps = "correct it, or take it away; then the usual one is used"
-    with reading(fault, helps):
+    with as_user_error(fault, helps):
         template = getattr(load_processor(folder), "chat_template", None) or tokenizer.chat_template
         if not template:
             return CHATML
@@ -218,13 +218,13 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
 
 
 def _load(folder: Path, kind: Any) -> Any:
-    with reading(f"Tokenizer or processor in {folder} cannot be loaded", remedy(folder)):
+    with as_user_error(f"Tokenizer or processor in {folder} cannot be loaded", remedy(folder)):
         return kind.from_pretrained(folder, **LOCAL)
 
 
 def focus_token_id(tokenizer: Any, focus_token: str, where: Path) -> int:
     """The focus token's id; raises `CoPRSError` where the tokenizer does not know it."""
-    with reading(f"The tokenizer in {where} cannot be used"):
+    with as_user_error(f"The tokenizer in {where} cannot be used"):
         focus_id = tokenizer.convert_tokens_to_ids(focus_token)
     if focus_id is None or focus_id == tokenizer.unk_token_id:
         raise CoPRSError(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.checkpoints.tensors import count_weights
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, truncated
 from coprs_core.model.backends.mllm import Mllm
 
 _MOST = {
@@ -60,7 +60,7 @@ def check_numbers(values: Any, path: Path) -> None:
             expected = "a name without “/”, which would be code to download,"
         if expected:
             raise CoPRSError(
-                f"{path}: {shortened(name, 40)} is {shortened(value, 40)} and {expected} was "
+                f"{path}: {truncated(name, 40)} is {truncated(value, 40)} and {expected} was "
                 "expected: correct it, or copy the file again from its source."
             )
 
@@ -95,7 +95,7 @@ def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> No
         found, expected = getattr(image_processor, name), getattr(vision, name_in_model)
         if found != expected:
             raise CoPRSError(
-                f"The image processor in {folder} has {name} {shortened(found, 40)} and its model "
+                f"The image processor in {folder} has {name} {truncated(found, 40)} and its model "
                 f"{expected}: the two are of different models."
             )
     for group in ("size", "crop_size", "pad_size"):
@@ -105,7 +105,7 @@ def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> No
                 most = 2**30  # an upper bound stretches nothing
             if value is not None and not (type(value) is int and 1 <= value <= most):
                 raise CoPRSError(
-                    f"The image processor in {folder} has {group}.{shortened(name, 40)} "
-                    f"{shortened(value, 40)} and a whole number from 1 to {most:,} was expected: "
+                    f"The image processor in {folder} has {group}.{truncated(name, 40)} "
+                    f"{truncated(value, 40)} and a whole number from 1 to {most:,} was expected: "
                     "correct it, or copy the file again from its source."
                 )

@@ -10,7 +10,7 @@ from coprs_core.checkpoints.memory import smaller_choice
 from coprs_core.checkpoints.options import AUTO, LoadOptions, is_remote
 from coprs_core.checkpoints.quantization import check_quantization
 from coprs_core.checkpoints.source import Checkpoint, CoordinateSource, CoPRSSource, Source
-from coprs_core.errors import CoPRSError, meant
+from coprs_core.errors import CoPRSError, did_you_mean
 from coprs_core.machine import choose_device, parse_dtype, trim_memory, within_memory
 from coprs_core.sizes import expanded
 
@@ -121,7 +121,7 @@ def _none_there(name: str) -> str:
     """The same for a folder without a checkpoint and for no folder: whoever may load models here
     learns nothing else of the disk."""
     return (
-        f"There is no checkpoint {name!r}{meant(name, (AUTO, *NAMES))}: give a folder that holds "
-        "coprs.json (CoPRS), adapter_config.json (adapters) or config.json (a Hugging Face folder "
+        f"There is no checkpoint {name!r}{did_you_mean(name, (AUTO, *NAMES))}: give a folder that "
+        "holds coprs.json (CoPRS), adapter_config.json (adapters) or config.json (a Hugging Face folder "
         f"of Qwen2.5-VL or Qwen3-VL), a Hugging Face id, or one of auto, {', '.join(NAMES)}."
     )

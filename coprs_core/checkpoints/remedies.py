@@ -7,7 +7,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, truncated
 from coprs_core.files import FETCH, has_mark, is_pointer, visible
 from coprs_core.machine import COPY_AGAIN
 from coprs_core.parsing import from_json
@@ -45,8 +45,8 @@ def check_quantized(values: dict, path: Path) -> None:
 
 
 def remedy(folder: Path) -> Callable[[Exception], str]:
-    """For `reading`: what helps where a folder's config, weights, tokenizer or processor cannot be
-    loaded, for the end of a sentence."""
+    """For `as_user_error`: what helps where a folder's config, weights, tokenizer or processor
+    cannot be loaded, for the end of a sentence."""
     return partial(_remedy, folder)
 
 
@@ -64,7 +64,7 @@ def _remedy(folder: Path, problem: Exception) -> str:
     if word := _unknown_word(folder, files):
         return word
     if method := _method(files["config.json"]):
-        return f"its weights are quantized by {shortened(method, 40)}; {_UNQUANTIZED}"
+        return f"its weights are quantized by {truncated(method, 40)}; {_UNQUANTIZED}"
     if isinstance(problem, ImportError):
         return "install the library that this names, or take a model that does without"
     is_damaged = isinstance(problem, JSONDecodeError | UnicodeDecodeError | OSError)
@@ -82,7 +82,7 @@ def _unknown_word(folder: Path, files: dict[str, dict]) -> str:
             if not isinstance(word, str) or hasattr(transformers, word):
                 continue
             right = f"write {_WORDS[kind][number]}" if kind in _WORDS else "correct it"
-            said = f"{folder / name} has {entry} {shortened(word, 60)}"
+            said = f"{folder / name} has {entry} {truncated(word, 60)}"
             return f"{said}, which transformers does not know; {right}"
     return ""
 

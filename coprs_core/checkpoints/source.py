@@ -26,8 +26,8 @@ from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.rehearsal import rehearse
 from coprs_core.checkpoints.sams import choose_sam, open_sam, place_of
 from coprs_core.checkpoints.tensors import count_weights, load_part
-from coprs_core.errors import CoPRSError, shortened
-from coprs_core.machine import choose_dtype, reading
+from coprs_core.errors import CoPRSError, truncated
+from coprs_core.machine import as_user_error, choose_dtype
 from coprs_core.model.backends.coordinates import (
     PROMPTS,
     VISUAL_TOKENS,
@@ -140,7 +140,7 @@ class CoPRSSource:
                 "the two are of different models."
             )
         fault = "coprs.json does not describe a CoPRS model"
-        with reading(fault, "correct its sizes"), torch.device("meta"):
+        with as_user_error(fault, "correct its sizes"), torch.device("meta"):
             model = CoPRS(config, nn.Module())
         model.mllm = mllm
         for part, file in zip(PARTS, self._parts(), strict=True):
@@ -217,7 +217,7 @@ def choose_detail(detail: str, device: torch.device) -> Detail:
         return "low" if device.type == "cpu" else "normal"
     if detail not in VISUAL_TOKENS:
         raise CoPRSError(
-            f"Detail {shortened(detail, 40)!r} is not known: choose auto, {', '.join(DETAILS)}."
+            f"Detail {truncated(detail, 40)!r} is not known: choose auto, {', '.join(DETAILS)}."
         )
     return detail
 

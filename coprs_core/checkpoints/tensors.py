@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, first_line, shortened
+from coprs_core.errors import CoPRSError, first_line, truncated
 from coprs_core.files import FETCH, is_pointer
-from coprs_core.machine import reading
+from coprs_core.machine import as_user_error
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
 from coprs_core.sizes import free_disk, in_words
@@ -82,7 +82,7 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
 def _opened(path: Path, fault: str = "") -> Generator[Any, None, None]:
     """A safetensors file; raises `CoPRSError` where it is broken."""
     broken = fault or f"{path} is broken"
-    with reading(broken, file=path), safe_open(path, framework="pt") as file:
+    with as_user_error(broken, file=path), safe_open(path, framework="pt") as file:
         yield file
 
 
@@ -193,7 +193,7 @@ def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[st
     ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            shown = ", ".join(shortened(name) for name in names[:3])
+            shown = ", ".join(truncated(name) for name in names[:3])
             raise CoPRSError(
                 f"{path} {what} {shown}{more}: it is not of this model; "
                 "take all files of a model from one source."

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, of_the_system, shortened
+from coprs_core.errors import CoPRSError, from_os_error, truncated
 from coprs_core.files import read_text
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.backends.mllm import Mllm
@@ -74,7 +74,7 @@ class CoPRSConfig:
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise CoPRSError(
-                f"This checkpoint has format version {shortened(repr(version), 40)} and "
+                f"This checkpoint has format version {truncated(repr(version), 40)} and "
                 f"{FORMAT_VERSION} is read: use the matching release."
             )
         _check_entries("", values, asdict(cls(1)))
@@ -84,7 +84,7 @@ class CoPRSConfig:
             return cls(vision=vision, decoder=decoder, **_tuples(values))
         except (KeyError, TypeError) as problem:
             raise CoPRSError(
-                f"coprs.json does not describe a CoPRS model ({shortened(problem, 120)}): copy it "
+                f"coprs.json does not describe a CoPRS model ({truncated(problem, 120)}): copy it "
                 "again from its source."
             ) from problem
 
@@ -94,10 +94,10 @@ class CoPRSConfig:
         try:
             return cls.from_dict(from_json(read_text(path)))
         except OSError as problem:
-            raise CoPRSError(of_the_system(problem)) from problem
+            raise from_os_error(problem) from problem
         except ValueError as problem:
             raise CoPRSError(
-                f"{path} cannot be read as JSON ({shortened(problem, 120)}): copy it again from "
+                f"{path} cannot be read as JSON ({truncated(problem, 120)}): copy it again from "
                 "its source."
             ) from problem
 
@@ -129,7 +129,7 @@ def _check_entries(prefix: str, values: dict, like: dict) -> None:
         what, is_right = _judged(key, value, like[name])
         if not is_right:
             raise CoPRSError(
-                f"coprs.json: {key} is {shortened(value, 40)!r} and {what} was expected: correct "
+                f"coprs.json: {key} is {truncated(value, 40)!r} and {what} was expected: correct "
                 "it, or copy the file again from its source."
             )
         if isinstance(like[name], dict):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from coprs_core.errors import CoPRSError, of_the_system
+from coprs_core.errors import CoPRSError, from_os_error
 from coprs_core.photos.file_formats import (
     PictureFile,
     RawFile,
@@ -113,7 +113,7 @@ def decoding(source: PhotoLike, what: str = "This file") -> Generator[None, None
         raise CoPRSError("The picture does not fit into memory: make it smaller.") from problem
     except Exception as problem:  # decoders of foreign files raise anything at all
         if isinstance(problem, OSError) and problem.errno:  # decoders' own have no number
-            raise CoPRSError(of_the_system(problem)) from problem
+            raise from_os_error(problem) from problem
         raise CoPRSError(_why_unreadable(source, problem, what)) from problem
 
 

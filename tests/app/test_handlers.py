@@ -49,7 +49,7 @@ from coprs_core.answer.engine import Engine, Update
 from coprs_core.checkpoints import catalogue
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.errors import Unwanted
+from coprs_core.errors import Cancelled
 from coprs_core.masks import decode_prior, decode_rle
 from coprs_core.mini import calibrate as calibrating
 from coprs_core.mini.world.scenes import draw_scene
@@ -724,7 +724,7 @@ def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
 
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(block)
     try:
-        with pytest.raises(Unwanted):
+        with pytest.raises(Cancelled):
             list(server.read_ahead(own, lambda: True))
     finally:
         hooked.remove()

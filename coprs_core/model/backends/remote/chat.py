@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, truncated
 from coprs_core.model.backends.remote import proxies
 from coprs_core.model.backends.remote.chat_reply import (
     BROKEN_OFF,
@@ -168,7 +168,7 @@ class Server:
     def _fault(self, fault: str, said: str = "") -> CoPRSError:
         """The sentence for a fault of the server's, with its own reason, without the key."""
         through = f" (through the proxy {proxies.shown(self.proxy)})" if self.proxy else ""
-        said = shortened(Redacted(self.key).all(said).strip(), SHOWN)
+        said = truncated(Redacted(self.key).all(said).strip(), SHOWN)
         why = f" (it says “{said}”)" if said else ""
         return CoPRSError(f"The server {self.host}{through} {fault}{why}.")
 
@@ -213,7 +213,7 @@ class Server:
         else:
             also = ", and the proxy" if self.proxy else ""
             fault = f"cannot be reached: check that it runs, and the address{also}"
-        detail = shortened(Redacted(self.key).all(str(problem))).rstrip(".")
+        detail = truncated(Redacted(self.key).all(str(problem))).rstrip(".")
         return self._fault(f"{fault} ({detail})" if detail else fault)
 
 
