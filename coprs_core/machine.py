@@ -76,11 +76,13 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as problem:
         raise CoPRSError(
-            f"Device {device!r} is not known: choose auto, cuda, cuda:1, mps or cpu."
+            "Device {device!r} is not known: choose auto, cuda, cuda:1, mps or cpu.", device=device
         ) from problem
     index_is_free = chosen.type != "cuda" or (chosen.index or 0) < torch.cuda.device_count()
     if not has.get(chosen.type, False) or not index_is_free:
-        raise CoPRSError(f"This machine has no device {device!r}: choose auto or cpu.")
+        raise CoPRSError(
+            "This machine has no device {device!r}: choose auto or cpu.", device=device
+        )
     return chosen
 
 
@@ -117,7 +119,11 @@ def parse_dtype(dtype: str) -> torch.dtype:
     import torch
 
     if dtype not in DTYPES:
-        raise CoPRSError(f"Precision {dtype!r} is not known: choose auto, {', '.join(DTYPES)}.")
+        raise CoPRSError(
+            "Precision {dtype!r} is not known: choose auto, {names}.",
+            dtype=dtype,
+            names=", ".join(DTYPES),
+        )
     return getattr(torch, DTYPES[dtype])
 
 
@@ -218,7 +224,11 @@ def too_large(what: str, device: torch.device, smaller: str) -> CoPRSError:
     """The sentence for what ran out of memory: what is free, and the next smaller choice."""
     free = in_words(free_memory(device))
     return CoPRSError(
-        f"{what} needs more memory than there is and {device} has {free} free: {smaller}."
+        "{what} needs more memory than there is and {device} has {free} free: {hint}.",
+        what=what,
+        device=device,
+        free=free,
+        hint=smaller,
     )
 
 
@@ -300,7 +310,9 @@ def as_user_error(
             helps = FETCH
         else:
             helps = remedy if isinstance(remedy, str) else remedy(problem)
-        raise CoPRSError(f"{fault} ({first_line(problem)}): {helps}.") from problem
+        raise CoPRSError(
+            "{fault} ({reason}): {hint}.", fault=fault, reason=first_line(problem), hint=helps
+        ) from problem
 
 
 def process() -> tuple[int, int]:

@@ -94,8 +94,9 @@ def check_instruction(instruction: str) -> str:
         )
     if len(instruction) > MAX_INSTRUCTION_CHARACTERS:
         raise CoPRSError(
-            f"The instruction has {len(instruction):,} characters and at most "
-            f"{MAX_INSTRUCTION_CHARACTERS:,} are read: shorten it."
+            "The instruction has {count:,} characters and at most {most:,} are read: shorten it.",
+            count=len(instruction),
+            most=MAX_INSTRUCTION_CHARACTERS,
         )
     return check_characters(instruction, "instruction")
 
@@ -105,7 +106,7 @@ def check_characters(text: str, what: str) -> str:
     and no file takes."""
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise CoPRSError(
-            f"The {what} contains an invalid character (a lone surrogate): type it again."
+            "The {what} contains an invalid character (a lone surrogate): type it again.", what=what
         )
     return text
 

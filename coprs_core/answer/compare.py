@@ -169,7 +169,9 @@ def read_mask(
         raise
     except Exception as problem:  # decoders of foreign files raise anything at all
         raise CoPRSError(
-            f"This true mask cannot be read ({without_markup(problem)}): {_TRUTH}."
+            "This true mask cannot be read ({reason}): {hint}.",
+            reason=without_markup(problem),
+            hint=_TRUTH,
         ) from problem
     # what is void goes with what is there: the two are turned alike
     both = truth.astype(np.uint8) if void is None else truth + 2 * void.astype(np.uint8)
@@ -236,6 +238,11 @@ def _from_indices(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 def _check_size(truth_size: tuple[int, int], photo_size: tuple[int, int]) -> None:
     if tuple(truth_size) != tuple(photo_size):
         raise CoPRSError(
-            f"The true mask has {truth_size[1]}×{truth_size[0]} pixels and the photo "
-            f"{photo_size[1]}×{photo_size[0]}: {_TRUTH}."
+            "The true mask has {width}×{height} pixels and the photo "
+            "{photo_width}×{photo_height}: {hint}.",
+            width=truth_size[1],
+            height=truth_size[0],
+            photo_width=photo_size[1],
+            photo_height=photo_size[0],
+            hint=_TRUTH,
         )

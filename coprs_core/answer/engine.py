@@ -67,8 +67,9 @@ class Engine:
         """The model as one that writes a focus token; raises `CoPRSError` where it is none."""
         if not isinstance(self.segmenter, FocusTokenSegmenter):
             raise CoPRSError(
-                f"{self.name} writes coordinates and this asks about a focus token: "
-                "load a CoPRS checkpoint."
+                "{model} writes coordinates and this asks about a focus token: load a CoPRS "
+                "checkpoint.",
+                model=self.name,
             )
         return self.segmenter
 
@@ -83,8 +84,9 @@ class Engine:
         not."""
         if not isinstance(self.segmenter, FocusTokenSegmenter | CoordinateSegmenter):
             raise CoPRSError(
-                f"{self.name} runs elsewhere and its attention is not seen from here: load a model "
-                "that runs here."
+                "{model} runs elsewhere and its attention is not seen from here: load a model "
+                "that runs here.",
+                model=self.name,
             )
         return self.segmenter
 

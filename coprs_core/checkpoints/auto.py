@@ -77,10 +77,15 @@ def choose(machine: Machine, options: LoadOptions | None = None) -> Choice:
             return choice
     least = choices[-1]
     raise CoPRSError(
-        f"No listed model for photos fits: {least.model.name} needs {in_words(least.memory)} of "
-        f"memory on {machine.device} and {in_words(least.download)} of disk, and "
-        f"{in_words(machine.memory)} and {in_words(machine.disk)} are free: close other programs, "
-        "make room, or stay with mini."
+        "No listed model for photos fits: {model} needs {memory} of memory on {device} "
+        "and {download} of disk, and {free_memory} and {free_disk} are free: close other "
+        "programs, make room, or stay with mini.",
+        model=least.model.name,
+        memory=in_words(least.memory),
+        device=machine.device,
+        download=in_words(least.download),
+        free_memory=in_words(machine.memory),
+        free_disk=in_words(machine.disk),
     )
 
 

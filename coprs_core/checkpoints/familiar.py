@@ -26,8 +26,10 @@ def learn_from(segmenter: FocusTokenSegmenter, pictures: Iterable[Photo]) -> Fam
     needed = pictures_needed(segmenter.model.config.vision.channels)
     if len(descriptions) < needed:
         raise CoPRSError(
-            f"There are {len(descriptions):,} pictures and this model needs at least {needed:,} to "
-            "tell what is unlike them: give more."
+            "There are {count:,} pictures and this model needs at least {needed:,} to tell "
+            "what is unlike them: give more.",
+            count=len(descriptions),
+            needed=needed,
         )
     return learn(torch.stack(descriptions))
 
@@ -62,7 +64,7 @@ def load_familiar(folder: Path, channels: int) -> Familiar | None:
     shapes = {"mean": [numbers], "whitening": [numbers, numbers], "border": [1]}
     is_right = {name: list(t.shape) for name, t in tensors.items()} == shapes
     if not is_right or not all(t.isfinite().all() for t in tensors.values()):
-        raise CoPRSError(f"{path} is not of this model: write it again with `familiar`.")
+        raise CoPRSError("{path} is not of this model: write it again with `familiar`.", path=path)
     if tensors["border"] <= 0:
-        raise CoPRSError(f"{path} has a border of 0: write it again with `familiar`.")
+        raise CoPRSError("{path} has a border of 0: write it again with `familiar`.", path=path)
     return Familiar(**tensors)

@@ -43,7 +43,9 @@ def read_config(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise CoPRSError(
-            f"The checkpoint has no {path}: copy its folder {folder.name}/ again from its source."
+            "The checkpoint has no {path}: copy its folder {name}/ again from its source.",
+            path=path,
+            name=folder.name,
         )
     with as_user_error(f"{path} cannot be read", remedy(folder)):
         values = from_json(read_text(path))
@@ -62,8 +64,11 @@ def _check_type(values: dict, path: Path) -> None:
         " and brings code of its own (auto_map), which is never run" if "auto_map" in values else ""
     )
     raise CoPRSError(
-        f"{path} is of type {truncated(kind)!r}{own}: only {', '.join(ARCHITECTURES)} are "
-        "supported."
+        "{path} is of type {kind!r}{own}: only {names} are supported.",
+        path=path,
+        kind=truncated(kind),
+        own=own,
+        names=", ".join(ARCHITECTURES),
     )
 
 
@@ -81,10 +86,12 @@ def weight_files(folder: Path) -> list[Path]:
         others = sorted(p.name for p in folder.glob("*") if p.suffix in _OTHER_WEIGHTS)
         if others and not visible(folder.glob("*.safetensors")):
             raise CoPRSError(
-                f"{lacks} and holds {truncated(others[0])}: take the model's weights as "
-                "safetensors, which alone are read."
+                "{lacks} and holds {file}: take the model's weights as safetensors, which alone "
+                "are read.",
+                lacks=lacks,
+                file=truncated(others[0]),
             )
-        raise CoPRSError(f"{lacks}: copy it again from its source.")
+        raise CoPRSError("{lacks}: copy it again from its source.", lacks=lacks)
     return visible(folder.glob("*.safetensors"))
 
 
@@ -213,7 +220,9 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
         image_token = tokenizer.convert_ids_to_tokens(image_id)
         filled = filled.replace(image_token, IMAGE_SLOT)
     if filled.count(IMAGE_SLOT) != 1 or filled.count(QUESTION_SLOT) != 1:
-        raise CoPRSError(f"{fault}: it takes no picture and question; {helps}.")
+        raise CoPRSError(
+            "{fault}: it takes no picture and question; {hint}.", fault=fault, hint=helps
+        )
     return filled
 
 
@@ -228,7 +237,9 @@ def focus_token_id(tokenizer: Any, focus_token: str, where: Path) -> int:
         focus_id = tokenizer.convert_tokens_to_ids(focus_token)
     if focus_id is None or focus_id == tokenizer.unk_token_id:
         raise CoPRSError(
-            f"The tokenizer in {where} does not know the focus token {focus_token}: add it."
+            "The tokenizer in {where} does not know the focus token {token}: add it.",
+            where=where,
+            token=focus_token,
         )
     return focus_id
 
@@ -238,7 +249,11 @@ def check_focus_token(tokenizer: Any, focus_token: str, embeddings: int, where: 
     focus_id = focus_token_id(tokenizer, focus_token, where)
     if focus_id >= embeddings:
         raise CoPRSError(
-            f"The focus token {focus_token} has id {focus_id} and the embeddings in {where} have "
-            f"{embeddings} rows: tokenizer and weights are of different models."
+            "The focus token {token} has id {id} and the embeddings in {where} have {rows} "
+            "rows: tokenizer and weights are of different models.",
+            token=focus_token,
+            id=focus_id,
+            where=where,
+            rows=embeddings,
         )
     return focus_id

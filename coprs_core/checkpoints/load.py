@@ -72,14 +72,18 @@ def check_name(name: str) -> None:
     """Raises `CoPRSError` where it is clear without a download that a name means no model."""
     choices = f"a folder, a Hugging Face id or one of auto, {', '.join(NAMES)}"
     if not isinstance(name, str) or not 0 < len(name) < 200:
-        raise CoPRSError(f"{str(name)[:40]!r} is not a model: give {choices}.")
+        raise CoPRSError(
+            "{name!r} is not a model: give {choices}.", name=str(name)[:40], choices=choices
+        )
     if name in ("mini", AUTO):
         return
     known = listed(name)
     if known and known.repo is None:
         raise CoPRSError(
-            f"{name!r} stands for {known.about}, such as --model path/to/folder "
-            "or --model you/your-model."
+            "{name!r} stands for {about}, such as --model path/to/folder or --model "
+            "you/your-model.",
+            name=name,
+            about=known.about,
         )
     if known or expanded(name).is_dir():
         return
@@ -94,8 +98,9 @@ def _opened(
     if (folder / adapters.CONFIG).is_file():
         if is_base:
             raise CoPRSError(
-                f"{name} is named as the base of adapters and holds adapters too: merge those "
-                f"first with `python -m coprs_core convert {name} --out DIR`."
+                "{name} is named as the base of adapters and holds adapters too: merge those "
+                "first with `python -m coprs_core convert {name} --out DIR`.",
+                name=name,
             )
         base = adapters.base_of(name, folder, is_downloaded)
         beside = folder / base
@@ -106,8 +111,11 @@ def _opened(
                 found = find(base, report, is_base=True)
         except CoPRSError as problem:
             raise CoPRSError(
-                f"The base of {name} cannot be used, which its {adapters.CONFIG} names as "
-                f"base_model_name_or_path: {problem}"
+                "The base of {name} cannot be used, which its {file} names as "
+                "base_model_name_or_path: {reason}",
+                name=name,
+                file=adapters.CONFIG,
+                reason=problem,
             ) from problem
         return adapters.AdapterSource(name, folder, found)
     if (folder / "coprs.json").is_file():
@@ -122,6 +130,6 @@ def _none_there(name: str) -> str:
     learns nothing else of the disk."""
     return (
         f"There is no checkpoint {name!r}{did_you_mean(name, (AUTO, *NAMES))}: give a folder that "
-        "holds coprs.json (CoPRS), adapter_config.json (adapters) or config.json (a Hugging Face folder "
-        f"of Qwen2.5-VL or Qwen3-VL), a Hugging Face id, or one of auto, {', '.join(NAMES)}."
+        "holds coprs.json (CoPRS), adapter_config.json (adapters) or config.json (a Hugging Face "
+        f"folder of Qwen2.5-VL or Qwen3-VL), a Hugging Face id, or one of auto, {', '.join(NAMES)}."
     )

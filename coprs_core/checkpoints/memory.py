@@ -109,8 +109,13 @@ def check_memory(
     fitting = next((text for text, size in choices if size <= free), smaller_choice(quantization))
     precision = str(dtype).removeprefix("torch.")
     raise CoPRSError(
-        f"{name} in {precision} needs about {in_words(required)} "
-        f"and {device} has {in_words(free)} free: {fitting}."
+        "{name} in {precision} needs about {needed} and {device} has {free} free: {hint}.",
+        name=name,
+        precision=precision,
+        needed=in_words(required),
+        device=device,
+        free=in_words(free),
+        hint=fitting,
     )
 
 

@@ -30,14 +30,21 @@ def _check_tokens(language: LanguageModel, folder: Path) -> None:
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise CoPRSError(
-            f"The tokenizer in {folder} writes ids up to {largest:,} and the embeddings have "
-            f"{rows:,} rows: tokenizer and weights are of different models."
+            "The tokenizer in {folder} writes ids up to {largest:,} and the embeddings have "
+            "{rows:,} rows: tokenizer and weights are of different models.",
+            folder=folder,
+            largest=largest,
+            rows=rows,
         )
     image_id = language.mllm.config.image_token_id
     if image_id not in tokenizer.added_tokens_decoder:
         raise CoPRSError(
-            f"{folder / 'config.json'} has image_token_id {image_id}, which is no special token of "
-            "the tokenizer: the two are of different models."
+            "{path} has image_token_id {image_id}, which is no special token of the "
+            "tokenizer: the two are of different models.",
+            path=folder / "config.json",
+            image_id=image_id,
         )
     if not hasattr(tokenizer, "backend_tokenizer"):
-        raise CoPRSError(f"The tokenizer in {folder} is of an old kind: add its tokenizer.json.")
+        raise CoPRSError(
+            "The tokenizer in {folder} is of an old kind: add its tokenizer.json.", folder=folder
+        )

@@ -39,8 +39,12 @@ def check_quantized(values: dict, path: Path) -> None:
     method = _method(values)
     if method in UNSUPPORTED:
         raise CoPRSError(
-            f"{path} says that the weights are quantized by {method}: that needs the library "
-            f"{UNSUPPORTED[method]}, which is not supported; {_UNQUANTIZED}."
+            "{path} says that the weights are quantized by {method}: that needs the library "
+            "{library}, which is not supported; {hint}.",
+            path=path,
+            method=method,
+            library=UNSUPPORTED[method],
+            hint=_UNQUANTIZED,
         )
 
 

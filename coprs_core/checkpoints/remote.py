@@ -49,7 +49,9 @@ class RemoteSource:
 
         key = os.environ.get(KEY, "").strip()
         if not key.isascii() or not key.isprintable():
-            raise CoPRSError(f"{KEY} holds signs that no key has: copy the key again.")
+            raise CoPRSError(
+                "{variable} holds signs that no key has: copy the key again.", variable=KEY
+            )
         return Server(self.url, self.model, key or "none", proxy_for(self.url), SECONDS)
 
     def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
@@ -89,7 +91,9 @@ def parse(name: str) -> RemoteSource:
         is_address = is_bare = False
     if not model or not is_address or not is_bare:
         raise CoPRSError(
-            f"A model on another machine is given as {FORM}, and its key by the environment "
-            f"variable {KEY}: write it so."
+            "A model on another machine is given as {form}, and its key by the environment "
+            "variable {variable}: write it so.",
+            form=FORM,
+            variable=KEY,
         )
     return RemoteSource(model, url)

@@ -104,8 +104,11 @@ def written_whole(path: Path) -> Generator[None, None, None]:
         if not any(sign in str(problem).lower() for sign in signs):
             raise
         raise CoPRSError(
-            f"{path} could not be written ({first_line(problem)}), for {in_words(free_disk(path))} "
-            "are free on that disk: make room and start the same command again."
+            "{path} could not be written ({reason}), for {free} are free on that disk: make "
+            "room and start the same command again.",
+            path=path,
+            reason=first_line(problem),
+            free=in_words(free_disk(path)),
         ) from problem
 
 
@@ -121,7 +124,9 @@ def count_weights(path: Path) -> tuple[int, int]:
         those of the language model's linear layers, and all others.
     """
     if not path.is_file():
-        raise CoPRSError(f"The checkpoint has no file {path}: copy it again from its source.")
+        raise CoPRSError(
+            "The checkpoint has no file {path}: copy it again from its source.", path=path
+        )
     with _opened(path) as file:
         sizes = {k: torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()}
     linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "vision" not in k)
@@ -195,8 +200,12 @@ def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[st
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             shown = ", ".join(truncated(name) for name in names[:3])
             raise CoPRSError(
-                f"{path} {what} {shown}{more}: it is not of this model; "
-                "take all files of a model from one source."
+                "{path} {what} {shown}{more}: it is not of this model; take all files of a model "
+                "from one source.",
+                path=path,
+                what=what,
+                shown=shown,
+                more=more,
             )
 
 
@@ -215,8 +224,10 @@ def sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, Dec
         return vision_config_of(encoder_tensors(state)), decoder_config_of(state)
     except (KeyError, ValueError, IndexError) as problem:
         raise CoPRSError(
-            f"{path} is not a SAM (ViT-B, L or H) file; it lacks {problem}: "
-            "give one of segment_anything's published files."
+            "{path} is not a SAM (ViT-B, L or H) file; it lacks {reason}: give one of "
+            "segment_anything's published files.",
+            path=path,
+            reason=problem,
         ) from problem
 
 
@@ -241,12 +252,20 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
         is_zip = zipfile.is_zipfile(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except FileNotFoundError as problem:
-        raise CoPRSError(f"There is no file {path}: {expected} was expected there.") from problem
+        raise CoPRSError(
+            "There is no file {path}: {expected} was expected there.", path=path, expected=expected
+        ) from problem
     except pickle.UnpicklingError as problem:
         is_unsafe = "GLOBAL" in str(problem) or "Unsupported" in str(problem)
         what = "holds code, which is never run" if is_unsafe else "is not a torch file"
         helps = FETCH if is_pointer(path) else "get it again from a source that you trust"
-        raise CoPRSError(f"{path} {what}: {expected} was expected; {helps}.") from problem
+        raise CoPRSError(
+            "{path} {what}: {expected} was expected; {hint}.",
+            path=path,
+            what=what,
+            expected=expected,
+            hint=helps,
+        ) from problem
     except (
         RuntimeError,
         OSError,
@@ -261,7 +280,17 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
         broken = f"is broken or cut short ({first_line(problem)})"
         what = broken if was_zip else "is not a torch file"
         helps = FETCH if is_pointer(path) else "copy it again"
-        raise CoPRSError(f"{path} {what}: {expected} was expected; {helps}.") from problem
+        raise CoPRSError(
+            "{path} {what}: {expected} was expected; {hint}.",
+            path=path,
+            what=what,
+            expected=expected,
+            hint=helps,
+        ) from problem
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CoPRSError(f"{path} holds no table of tensors: {expected} was expected.")
+        raise CoPRSError(
+            "{path} holds no table of tensors: {expected} was expected.",
+            path=path,
+            expected=expected,
+        )
     return state

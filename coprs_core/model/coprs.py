@@ -51,14 +51,19 @@ class CoPRSConfig:
         for slot in (IMAGE_SLOT, INSTRUCTION_SLOT):
             if self.prompt_template.count(slot) != 1:
                 raise CoPRSError(
-                    f"The prompt template must contain {slot} exactly once: correct it (--prompt "
-                    "or coprs.json)."
+                    "The prompt template must contain {slot} exactly once: correct it (--prompt or "
+                    "coprs.json).",
+                    slot=slot,
                 )
         for name, whole, divisor_name, divisor in _multiples(self):
             if whole % divisor:
                 raise CoPRSError(
-                    f"{name} is {whole} and a multiple of {divisor_name} {divisor} was expected: "
-                    "correct coprs.json."
+                    "{name} is {whole} and a multiple of {divisor_name} {divisor} was expected: "
+                    "correct coprs.json.",
+                    name=name,
+                    whole=whole,
+                    divisor_name=divisor_name,
+                    divisor=divisor,
                 )
 
     def to_dict(self) -> dict:
@@ -74,8 +79,10 @@ class CoPRSConfig:
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise CoPRSError(
-                f"This checkpoint has format version {truncated(repr(version), 40)} and "
-                f"{FORMAT_VERSION} is read: use the matching release."
+                "This checkpoint has format version {version} and {own} is read: use the "
+                "matching release.",
+                version=truncated(repr(version), 40),
+                own=FORMAT_VERSION,
             )
         _check_entries("", values, asdict(cls(1)))
         try:
@@ -84,8 +91,9 @@ class CoPRSConfig:
             return cls(vision=vision, decoder=decoder, **_tuples(values))
         except (KeyError, TypeError) as problem:
             raise CoPRSError(
-                f"coprs.json does not describe a CoPRS model ({truncated(problem, 120)}): copy it "
-                "again from its source."
+                "coprs.json does not describe a CoPRS model ({reason}): copy it again from its "
+                "source.",
+                reason=truncated(problem, 120),
             ) from problem
 
     @classmethod
@@ -97,8 +105,9 @@ class CoPRSConfig:
             raise from_os_error(problem) from problem
         except ValueError as problem:
             raise CoPRSError(
-                f"{path} cannot be read as JSON ({truncated(problem, 120)}): copy it again from "
-                "its source."
+                "{path} cannot be read as JSON ({reason}): copy it again from its source.",
+                path=path,
+                reason=truncated(problem, 120),
             ) from problem
 
 
@@ -129,8 +138,11 @@ def _check_entries(prefix: str, values: dict, like: dict) -> None:
         what, is_right = _judged(key, value, like[name])
         if not is_right:
             raise CoPRSError(
-                f"coprs.json: {key} is {truncated(value, 40)!r} and {what} was expected: correct "
-                "it, or copy the file again from its source."
+                "coprs.json: {key} is {value!r} and {what} was expected: correct it, or copy the "
+                "file again from its source.",
+                key=key,
+                value=truncated(value, 40),
+                what=what,
             )
         if isinstance(like[name], dict):
             _check_entries(f"{key}.", value, like[name])

@@ -110,6 +110,9 @@ def on_upright(
 def cannot_tell(what: str, orientation: int) -> CoPRSError:
     """The sentence for what fits a photo both as it is stored and as it is shown."""
     return CoPRSError(
-        f"{what} fits the photo both as it is stored and as its EXIF tag turns it (orientation "
-        f"{orientation}): save the photo upright, without the tag, and the mask for that."
+        "{what} fits the photo both as it is stored and as its EXIF tag turns it "
+        "(orientation {orientation}): save the photo upright, without the tag, and the "
+        "mask for that.",
+        what=what,
+        orientation=orientation,
     )

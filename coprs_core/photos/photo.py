@@ -83,7 +83,7 @@ def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
     if isinstance(source, Photo):
         return source
     if source is None:
-        raise CoPRSError(f"There is no picture yet: {_WHAT_TO_DO}.")
+        raise CoPRSError("There is no picture yet: {hint}.", hint=_WHAT_TO_DO)
     with decoding(source):
         return _read(source, file_of(source), most_pixels)
 
@@ -101,13 +101,16 @@ def decoding(source: PhotoLike, what: str = "This file") -> Generator[None, None
         raise
     except Image.DecompressionBombError as problem:
         raise CoPRSError(
-            f"The picture is far over {MAX_SIDE:,} pixels a side: make it smaller."
+            "The picture is far over {most:,} pixels a side: make it smaller.", most=MAX_SIDE
         ) from problem
     except FileNotFoundError as problem:
-        raise CoPRSError(f"There is no file {str(source)!r}: check the path.") from problem
+        raise CoPRSError(
+            "There is no file {path!r}: check the path.", path=str(source)
+        ) from problem
     except IsADirectoryError as problem:
         raise CoPRSError(
-            f"{str(source)!r} is a folder and one picture was expected: name a file in it."
+            "{path!r} is a folder and one picture was expected: name a file in it.",
+            path=str(source),
         ) from problem
     except MemoryError as problem:
         raise CoPRSError("The picture does not fit into memory: make it smaller.") from problem
@@ -225,8 +228,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
         or not array.size
     ):
         raise CoPRSError(
-            f"The picture is an array of {array.dtype} {list(array.shape)} and uint8 [H, W], "
-            "[H, W, 3] or [H, W, 4] was expected: convert it."
+            "The picture is an array of {dtype} {shape} and uint8 [H, W], [H, W, 3] or [H, "
+            "W, 4] was expected: convert it.",
+            dtype=array.dtype,
+            shape=list(array.shape),
         )
     return Image.fromarray(array)
 
@@ -234,15 +239,21 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _check_size(image: Image.Image) -> None:
     if max(image.size) > MAX_SIDE:
         raise CoPRSError(
-            f"The picture is {image.width:,}×{image.height:,} pixels and at most {MAX_SIDE:,} a "
-            "side are read: make it smaller."
+            "The picture is {width:,}×{height:,} pixels and at most {most:,} a side are "
+            "read: make it smaller.",
+            width=image.width,
+            height=image.height,
+            most=MAX_SIDE,
         )
     if min(image.size) < 1:
-        raise CoPRSError(f"The picture is empty: {_WHAT_TO_DO}.")
+        raise CoPRSError("The picture is empty: {hint}.", hint=_WHAT_TO_DO)
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise CoPRSError(
-            f"The picture is {image.width:,}×{image.height:,} pixels, over {MAX_ASPECT} times as "
-            "long as wide: crop it."
+            "The picture is {width:,}×{height:,} pixels, over {most} times as long as wide: "
+            "crop it.",
+            width=image.width,
+            height=image.height,
+            most=MAX_ASPECT,
         )
 
 

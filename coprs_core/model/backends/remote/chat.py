@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from coprs_core.errors import CoPRSError, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.model.backends.remote import proxies
 from coprs_core.model.backends.remote.chat_reply import (
     BROKEN_OFF,
@@ -170,7 +170,13 @@ class Server:
         through = f" (through the proxy {proxies.shown(self.proxy)})" if self.proxy else ""
         said = truncated(Redacted(self.key).all(said).strip(), SHOWN)
         why = f" (it says “{said}”)" if said else ""
-        return CoPRSError(f"The server {self.host}{through} {fault}{why}.")
+        return CoPRSError(
+            "The server {server}{through} {fault}{why}.",
+            server=self.host,
+            through=through,
+            fault=fault,
+            why=why,
+        )
 
     def _refusal(self, problem: Refused) -> CoPRSError:
         """The sentence for a status of refusal, or an error in place of a reply."""
@@ -225,7 +231,7 @@ def _advice(status: int, said: str) -> str:
     return f": {'do what it says, or ' if said else ''}choose a model that reads pictures"
 
 
-class TooSlow(Exception):
+class TooSlow(Phrase, Exception):
     """Nobody waits so long; the message says what the server did."""
 
 
@@ -259,6 +265,8 @@ class Clock:
         if has_text:
             self._waited = 0.0
         if self._waited > self._quiet:
-            raise TooSlow(f"sent nothing for {self._quiet:.0f} s that belongs to an answer")
+            raise TooSlow(
+                "sent nothing for {seconds:.0f} s that belongs to an answer", seconds=self._quiet
+            )
         if self._total > self._whole:
-            raise TooSlow(f"has not ended its answer after {self._total:.0f} s")
+            raise TooSlow("has not ended its answer after {seconds:.0f} s", seconds=self._total)

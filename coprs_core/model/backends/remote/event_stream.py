@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 import httpx2
 
+from coprs_core.errors import Phrase
+
 MAX_EVENT_BYTES = 1 << 20
 """Of one event, or of a body that is none: a piece of a reply is a few hundred bytes, a reply of
 8,192 tokens in one piece some 50,000."""
@@ -60,7 +62,7 @@ class Refused(Exception):
         self.status, self.said, self.location = status, said, location
 
 
-class OutOfBounds(Exception):
+class OutOfBounds(Phrase, Exception):
     """The server sent what is not read; the message says what it did."""
 
 
@@ -178,7 +180,7 @@ async def _lines(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, 
         async for chunk in chunks:
             total += len(chunk)
             if total > most:
-                raise OutOfBounds(f"sent over {most:,} bytes, more than an answer can be")
+                raise OutOfBounds("sent over {most:,} bytes, more than an answer can be", most=most)
             *ends, rest = chunk.split(b"\n")
             for end in ends:
                 yield bytes(line + end).removeprefix(mark).removesuffix(b"\r")
@@ -203,5 +205,5 @@ async def _start(response: httpx2.Response, most: int) -> bytes:
 def _check_event(size: int) -> None:
     if size > MAX_EVENT_BYTES:
         raise OutOfBounds(
-            f"sent over {MAX_EVENT_BYTES:,} bytes in one piece, more than a piece can be"
+            "sent over {most:,} bytes in one piece, more than a piece can be", most=MAX_EVENT_BYTES
         )

@@ -111,11 +111,15 @@ def _check(proxy: str, otherwise: str) -> None:
         parts, is_usable = None, False
     if parts is None or not is_usable:
         raise CoPRSError(
-            f"The environment names the proxy {shown(proxy)}, and only addresses such as "
-            f"http://host:port and socks5://host:port can be used: mend it, or {otherwise}."
+            "The environment names the proxy {proxy}, and only addresses such as "
+            "http://host:port and socks5://host:port can be used: mend it, or {other}.",
+            proxy=shown(proxy),
+            other=otherwise,
         )
     if parts.scheme.startswith("socks") and find_spec("socksio") is None:
         raise CoPRSError(
-            f"The environment names the proxy {shown(proxy)}, for which the package socksio is "
-            f"missing: run pip install socksio, or {otherwise}."
+            "The environment names the proxy {proxy}, for which the package socksio is "
+            "missing: run pip install socksio, or {other}.",
+            proxy=shown(proxy),
+            other=otherwise,
         )
