@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from app.kept import keep
-from app.server.answers import Answered
+from app.server.answers import Answered, no_answer
 from app.server.model import ModelServer
 from app.server.uploads import painted_mask
 from app.texts import say, translated
@@ -79,13 +79,13 @@ class Questions:
         """A probe's finding as HTML; it is kept with the answer, for the zip."""
         lang, turn = language(request), self.turns.now(request)
         with user_errors_as_gr_error(lang):
-            answered = given(lang, answered)
+            answered = given(answered)
             try:
                 finding = answered.findings.get(name) or self.server.ask(
                     probe(name).ask, answered.photo, answered.result
                 )
             except NotApplicable as nothing:  # no mistake of anybody's
-                reason = translated(lang, str(nothing))
+                reason = translated(lang, nothing)
                 return self.turns.still(request, turn, page.reason(lang, reason))
             answered.add_finding(name, small_finding(finding))
             view = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
@@ -101,10 +101,10 @@ class Questions:
         """An earlier answer about the same photo against the one at hand."""
         lang, turn, recent = language(request), self.turns.now(request), recent or ()
         with user_errors_as_gr_error(lang):
-            answered = given(lang, answered)
+            answered = given(answered)
             if not isinstance(earlier, int) or not 0 <= earlier < len(recent):
-                raise CoPRSError(say(lang, "gone"))
-            both = given(lang, recent[earlier]), answered
+                raise no_answer()
+            both = given(recent[earlier]), answered
             results = both[0].result, both[1].result
             names = named(lang, both[0]), named(lang, both[1])
             view = probe_views.comparison(lang, answered.photo, results, names)
@@ -121,7 +121,7 @@ class Questions:
         which knows the truth now."""
         lang, turn = language(request), self.turns.now(request)
         with user_errors_as_gr_error(lang):
-            answered = given(lang, answered)
+            answered = given(answered)
             photo, result = answered.photo, answered.result
             if file:
                 truth = truth_of(file, photo)
@@ -138,7 +138,7 @@ class Questions:
         """The answer's files as one zip, with what probes found and the trace."""
         lang, turn = language(request), self.turns.now(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            file = save_answered(Path(folder), self.server, given(lang, answered))
+            file = save_answered(Path(folder), self.server, given(answered))
             yield self.turns.still(request, turn, str(file))
 
     def export_page(
@@ -147,13 +147,14 @@ class Questions:
         """The answer as one HTML file that needs no server: canvases, replay and all."""
         lang, turn = language(request), self.turns.now(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = given(lang, answered)
+            answered = given(answered)
             path = Path(folder) / "coprs-answer.html"
             trace, reason = None, self.why_no_replay(lang, answered)
             try:
                 trace = traced(self.server, answered)
             except (CoPRSError, gr.Error) as problem:  # the page comes without a replay, says so
-                reason = getattr(problem, "message", str(problem))
+                is_told = isinstance(problem, gr.Error)
+                reason = problem.message if is_told else translated(lang, problem)
             text = standalone(lang, answered.photo, answered.result, trace, reason)
             path.write_text(text, encoding="utf-8")
             yield self.turns.still(request, turn, str(path))
@@ -164,7 +165,7 @@ class Questions:
         """The replay as an animated picture; raises where the thought cannot be traced."""
         lang, turn = language(request), self.turns.now(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = given(lang, answered)
+            answered = given(answered)
             trace = traced(self.server, answered)
             if trace is None:
                 raise CoPRSError(self.why_no_replay(lang, answered))
@@ -176,7 +177,7 @@ class Questions:
         """A link under which this server opens the answer again."""
         lang, turn = language(request), self.turns.now(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            file = save_answered(Path(folder), self.server, given(lang, answered))
+            file = save_answered(Path(folder), self.server, given(answered))
             return self.turns.still(request, turn, page.link(lang, keep(file)))
 
 

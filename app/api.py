@@ -120,7 +120,9 @@ class Api:
     def use_model(self, name: str) -> Iterator[str]:
         """Load another model for everybody who uses this app; yields what is going on."""
         with _user_errors_as_gr_error():
-            yield from self.server.switch_model(name.strip() if isinstance(name, str) else name)
+            yield from map(
+                str, self.server.switch_model(name.strip() if isinstance(name, str) else name)
+            )
             yield f"{self.server.engine.name} is in use."
 
 

@@ -16,15 +16,16 @@ import numpy as np
 from app.frame import Frame, Values
 from app.kept import linked, opened, recorded
 from app.models import Models
-from app.server.answers import Answered, opened_photo
+from app.server.answers import Answered, no_answer, opened_photo
 from app.server.model import ModelServer
-from app.texts import say, translated
+from app.texts import translated
 from app.views import canvas, page
 from app.views import findings as probe_views
 from app.visitors import (
     Turns,
     called,
     can_probe,
+    edited,
     given,
     language,
     picked,
@@ -257,7 +258,7 @@ class Handlers:
         """An earlier answer of this visit, as it was."""
         lang, recent = language(request), recent or ()
         with user_errors_as_gr_error(lang):
-            chosen = given(lang, recent[picked(lang, event, len(recent))])
+            chosen = given(recent[picked(event, len(recent))])
             self.halt(request)
             with self.server.room.taken(pixels=chosen.pixels):
                 return self._restored(lang, chosen)
@@ -269,7 +270,7 @@ class Handlers:
         lang = language(request)
         with user_errors_as_gr_error(lang):
             if path is None:
-                raise CoPRSError(say(lang, "gone"))
+                raise no_answer()
             with self.server.room.taken(pixels=pixels_in(path)):
                 answered = opened(path)
                 self.halt(request)
@@ -312,7 +313,7 @@ class Handlers:
             if trace := traced(self.server, answered):
                 return probe_views.strip_view(lang, answered.photo, trace)
         except CoPRSError as problem:  # a thought without sentences, or memory that ran out
-            return probe_views.untraced(lang, translated(lang, str(problem)))
+            return probe_views.untraced(lang, translated(lang, problem))
         return probe_views.empty_strip(lang, "strip_none")
 
     def _why_untraced(self, answered: Answered) -> str:
@@ -339,13 +340,10 @@ class Handlers:
         again. What comes is the answer at hand, drawn over the one before it."""
         lang, finding = language(request), None
         with user_errors_as_gr_error(lang), suppress(Cancelled):
-            answered = given(lang, answered)
+            answered = given(answered)
             before = answered.result
             now = sentences_of(before.reasoning)
-            number = picked(lang, event, len(now))
-            text, was = getattr(event, "value", ""), getattr(event, "said", None)
-            if not isinstance(text, str) or was != now[number]:
-                raise CoPRSError(say(lang, "changed_meanwhile"))
+            number, text = edited(event, now)
             is_wanted = partial(self.turns.has, request, self.turns.take(request))
             said = with_sentence(before.reasoning, number, text)
             photo, asked = answered.photo, (before, said)
@@ -367,7 +365,7 @@ class Handlers:
         """The thought with its words below it, each a button of the pictures."""
         lang, turn = language(request), self.turns.now(request)
         with user_errors_as_gr_error(lang):
-            answered = given(lang, answered)
+            answered = given(answered)
             if "words" not in answered.found:
                 finding = self.server.ask(words.ask, answered.photo, answered.result)
                 answered.add_finding("words", finding)
@@ -388,7 +386,7 @@ class Handlers:
                 with self.server.room.taken(pixels=pixels_in(path)):
                     return self._restored(lang, opened(path))
             except CoPRSError as gone:  # the page opens all the same
-                gr.Warning(translated(lang, str(gone)))
+                gr.Warning(translated(lang, gone))
         one = recorded()  # what is found in it stays with this visitor
         answered = Answered(one.photo, one.result, trace=one.trace, is_recorded=True)
         return {frame.steps: page.steps(lang), **self._at_hand(lang, answered)}

@@ -190,7 +190,7 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     def pick(event: gr.EventData, request: gr.Request) -> Values:
         lang = language(request)
         with user_errors_as_gr_error(lang):
-            example = shown[picked(lang, event, len(shown))]
+            example = shown[picked(event, len(shown))]
         # they tell what the miniature answers
         words = example.explanation.get(lang, "") if handlers.server.name == "mini" else ""
         return {

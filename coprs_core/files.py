@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from coprs_core.errors import CoPRSError, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncated
 
 _MARKS = {  # what a text begins with that tells its encoding; the longer ones first
     b"\xff\xfe\0\0": "utf-32",
@@ -20,7 +20,7 @@ _WESTERN = _QUOTES | frozenset(
     "€™ £«°´»½¿¡" + "".join(chr(c) for c in range(0xC0, 0x100) if c not in (0xD7, 0xF7))
 )
 _POINTER = b"version https://git-lfs"
-FETCH = "it is a pointer of Git LFS; run `git lfs pull` there"
+FETCH = Phrase("it is a pointer of Git LFS; run `git lfs pull` there")
 _STRAY, _FOREIGN = re.compile("[\udc80-\udcff]"), re.compile("[^\0-\x7f]+")
 _ILLEGIBLE = re.compile("[\0\x80-\x84\x86-\x9f\ufffd]")
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from coprs_core.errors import CoPRSError, first_line
+from coprs_core.errors import CoPRSError, Phrase, first_line
 from coprs_core.files import FETCH, is_pointer
 from coprs_core.sizes import GB, in_words
 
@@ -199,7 +199,10 @@ def package_versions() -> dict[str, str]:
 
 @contextmanager
 def within_memory(
-    what: str, device: torch.device, smaller: str, release: Callable[[], None] | None = None
+    what: str | Phrase,
+    device: torch.device,
+    smaller: str | Phrase,
+    release: Callable[[], None] | None = None,
 ) -> Generator[None, None, None]:
     """Where memory runs out inside, give it back and raise a `CoPRSError`.
 
@@ -220,7 +223,7 @@ def within_memory(
         raise too_large(what, device, smaller) from None
 
 
-def too_large(what: str, device: torch.device, smaller: str) -> CoPRSError:
+def too_large(what: str | Phrase, device: torch.device, smaller: str | Phrase) -> CoPRSError:
     """The sentence for what ran out of memory: what is free, and the next smaller choice."""
     free = in_words(free_memory(device))
     return CoPRSError(
@@ -277,15 +280,15 @@ def is_out_of_memory(problem: BaseException) -> bool:
     return not isinstance(problem, CoPRSError) and any(said in words for said in _OUT_OF_MEMORY)
 
 
-COPY_AGAIN = "copy it again from its source"
+COPY_AGAIN = Phrase("copy it again from its source")
 _NOT_OURS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """The system's problems with a file that are of its folder, not of this machine."""
 
 
 @contextmanager
 def as_user_error(
-    fault: str,
-    remedy: str | Callable[[Exception], str] = COPY_AGAIN,
+    fault: str | Phrase,
+    remedy: str | Phrase | Callable[[Exception], Phrase] = COPY_AGAIN,
     file: Path | None = None,
 ) -> Generator[None, None, None]:
     """For a library that reads a file of others: whatever it raises becomes a `CoPRSError`, but for
@@ -305,11 +308,11 @@ def as_user_error(
         if is_out_of_memory(problem):
             raise
         if isinstance(problem, OSError) and problem.errno and problem.errno not in _NOT_OURS:
-            helps = "check its permissions and the disk"
+            helps: str | Phrase = Phrase("check its permissions and the disk")
         elif file and is_pointer(file):
             helps = FETCH
         else:
-            helps = remedy if isinstance(remedy, str) else remedy(problem)
+            helps = remedy(problem) if callable(remedy) else remedy
         raise CoPRSError(
             "{fault} ({reason}): {hint}.", fault=fault, reason=first_line(problem), hint=helps
         ) from problem

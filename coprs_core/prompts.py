@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 
 FOCUS_TOKEN = "<REF_POS>"
 """The paper's concentration token: its hidden state is the focus embedding."""
@@ -98,10 +98,10 @@ def check_instruction(instruction: str) -> str:
             count=len(instruction),
             most=MAX_INSTRUCTION_CHARACTERS,
         )
-    return check_characters(instruction, "instruction")
+    return check_characters(instruction, Phrase("instruction"))
 
 
-def check_characters(text: str, what: str) -> str:
+def check_characters(text: str, what: str | Phrase) -> str:
     """The text as it is; raises `CoPRSError` where it holds half a character, which no tokenizer
     and no file takes."""
     if any("\ud800" <= c <= "\udfff" for c in text):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,9 @@ from app.server.answers import Answers
 from app.server.queue import Room
 from coprs_core.checkpoints.memory import room_for_answers
 from coprs_core.checkpoints.options import LoadOptions, is_remote
-from coprs_core.errors import Cancelled, CoPRSError
+from coprs_core.errors import Cancelled, CoPRSError, Phrase
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
 from coprs_core.photos.photo import Photo
-from coprs_core.probes.finding import NotApplicable
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine, Update
@@ -36,15 +36,6 @@ TRIM_SECONDS = 10.0
 """Memory is given back at most so often: it takes some 30 ms."""
 Worker = Callable[[Work], Work]
 """Wraps the generator function through which all work goes."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sentence for the user from a worker in another process, where exceptions do not cross;
-    `stem` is that of a `NotApplicable`."""
-
-    sentence: str
-    stem: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +121,7 @@ class ModelServer:
             work.start()
 
     def _load(
-        self, name: str, report: Callable[[str], None] | None = None, on_cpu: bool = False
+        self, name: str, report: Callable[[Phrase], None] | None = None, on_cpu: bool = False
     ) -> Engine:
         from coprs_core.answer.engine import Engine
         from coprs_core.checkpoints.load import load_checkpoint
@@ -219,10 +210,8 @@ class ModelServer:
             for message in working:
                 if isinstance(message, Kept):
                     self.engine.keep(photo, message.features)
-                elif isinstance(message, Failure):
-                    if message.stem:
-                        raise NotApplicable(message.sentence, message.stem)
-                    raise CoPRSError(message.sentence)
+                elif isinstance(message, CoPRSError):
+                    raise message
                 else:
                     yield message
         self._trim()
@@ -299,10 +288,9 @@ class ModelServer:
                 yield answer
         except Cancelled:
             raise  # in this process alone is there somebody to ask
-        except NotApplicable as problem:
-            yield Failure(str(problem), problem.stem)
         except CoPRSError as problem:
-            yield Failure(str(problem))
+            # given, not raised: exceptions do not leave another process; without what holds memory
+            yield copy(problem)
         if self._has_worker and not features and (kept := engine.kept(photo)):
             yield Kept(kept.to("cpu"))
 
@@ -321,7 +309,7 @@ class ModelServer:
 
         return choose(this_machine(choose_device(self._options.device)), self._options)
 
-    def switch_model(self, name: str) -> Iterator[str]:
+    def switch_model(self, name: str) -> Iterator[Phrase]:
         """Load another model in place of the one in use; yields what is going on, one line at a
         time.
 
@@ -345,15 +333,15 @@ class ModelServer:
         if name in (self._loaded_as, self.engine.name):
             self._lock.release()
             return
-        lines: queue.Queue[str | Exception | None] = queue.Queue()
+        lines: queue.Queue[Phrase | Exception | None] = queue.Queue()
         threading.Thread(target=self._switch, args=(name, lines), daemon=True).start()
-        yield f"Loading {name}"
-        while isinstance(line := lines.get(), str):
+        yield Phrase("Loading {name}", name=name)
+        while isinstance(line := lines.get(), Phrase) and not isinstance(line, Exception):
             yield line
         if line is not None:
             raise line
 
-    def _switch(self, name: str, lines: queue.Queue[str | Exception | None]) -> None:
+    def _switch(self, name: str, lines: queue.Queue[Phrase | Exception | None]) -> None:
         """The work of `switch_model`, which ends what it began whoever still looks on; tells its
         progress, at last None or the problem."""
         old = self._loaded_as

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from coprs_core.answer.results import Result
-from coprs_core.errors import CoPRSError, without_markup
+from coprs_core.errors import CoPRSError, Phrase, without_markup
 from coprs_core.files import found, read_text
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
@@ -21,7 +21,7 @@ _VOID = 255
 STAYED_IOU, MOVED_IOU = 0.8, 0.2
 """Masks that agree so far are called the same place, and another below the second."""
 Move = Literal["stayed", "changed", "moved", "appeared", "vanished", "neither"]
-_TRUTH = "give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON"
+_TRUTH = Phrase("give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON")
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _opened(path: Path, sizes: tuple[tuple[int, int], ...]) -> "Image.Image | di
         if not isinstance(values, dict):
             raise ValueError("no JSON object")
         return values
-    with decoding(path, "This true mask"):
+    with decoding(path, Phrase("This true mask")):
         image = open_image(path, file_of(path))
         if (image.height, image.width) not in sizes:  # before anything is decoded
             _check_size((image.height, image.width), sizes[0])

@@ -18,7 +18,7 @@ from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint
-from coprs_core.errors import Cancelled, CoPRSError
+from coprs_core.errors import Cancelled, CoPRSError, Phrase
 from coprs_core.machine import package_versions, within_memory
 from coprs_core.model.backends.cancellation import cancellable, current_check, install_checks
 from coprs_core.model.backends.coordinates import CoordinateSegmenter
@@ -179,11 +179,12 @@ class Engine:
     def within_memory(self) -> AbstractContextManager[None]:
         """For work with the model: where memory runs out, the kept features go and a `CoPRSError`
         says so."""
-        smaller = (
+        smaller = Phrase(
             "ask again with a smaller photo, or start with --quantize nf4, --sam sam2.1-tiny "
             "or a smaller model"
         )
-        return within_memory("This answer", self.segmenter.device, smaller, self._features.clear)
+        what, device = Phrase("This answer"), self.segmenter.device
+        return within_memory(what, device, smaller, self._features.clear)
 
     # --- what is kept of photos
 

@@ -277,13 +277,11 @@ class Result:
             MemoryError,
         ) as problem:
             # what other exceptions say is about the reader, not about the answer
-            why = (
-                f" ({without_markup(problem)})"
-                if isinstance(problem, ValueError | KeyError)
-                else ""
-            )
+            if not isinstance(problem, ValueError | KeyError):
+                raise CoPRSError("This answer of CoPRS is broken: save it again.") from problem
             raise CoPRSError(
-                "This answer of CoPRS is broken{why}: save it again.", why=why
+                "This answer of CoPRS is broken ({reason}): save it again.",
+                reason=without_markup(problem),
             ) from problem
 
 

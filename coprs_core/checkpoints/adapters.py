@@ -15,7 +15,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
 from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
-from coprs_core.errors import CoPRSError, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text
 from coprs_core.machine import COPY_AGAIN, as_user_error, computes_in_bfloat16
 from coprs_core.model.backends.cpu.int8 import pack
@@ -71,7 +71,7 @@ class AdapterSource:
         weights = self.folder / WEIGHTS
         if not weights.is_file():
             older = self.folder / "adapter_model.bin"
-            helps = "save them as safetensors" if older.is_file() else COPY_AGAIN
+            helps = Phrase("save them as safetensors") if older.is_file() else COPY_AGAIN
             raise CoPRSError("The adapters lack {weights}: {hint}.", weights=weights, hint=helps)
         asked = options.quantization
         is_packed_later = asked in ("auto", "int8") and not computes_in_bfloat16(device)
@@ -117,7 +117,7 @@ def base_of(name: str, folder: Path, is_downloaded: bool) -> str:
         raise CoPRSError(
             "{path} is over 1 MB and no config: copy it again from its source.", path=path
         )
-    with as_user_error(f"{path} cannot be read"):
+    with as_user_error(Phrase("{path} cannot be read", path=path)):
         values = from_json(read_text(path))
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         raise CoPRSError(
@@ -156,11 +156,14 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
             "{folder} holds adapters, which need the library peft: pip install peft.", folder=folder
         ) from problem
     device = next(mllm.parameters()).device
-    fault = f"{folder} does not fit its base"
+    fault = Phrase("{folder} does not fit its base", folder=folder)
     with as_user_error(fault, file=folder / WEIGHTS):
         state = load_file(folder / WEIGHTS, device=str(device))
-    helps = "name the model that they were trained on as base_model_name_or_path"
-    with as_user_error(fault, f"in {CONFIG}, {helps}"):
+    helps = Phrase(
+        "in {config}, name the model that they were trained on as base_model_name_or_path",
+        config=CONFIG,
+    )
+    with as_user_error(fault, helps):
         config: Any = LoraConfig.from_pretrained(str(folder))
         config.inference_mode, config.init_lora_weights = True, True
         config.base_model_name_or_path = None  # else PEFT warns that it is loaded from elsewhere

@@ -26,17 +26,17 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.files import read_text, visible
 from coprs_core.model.backends.remote.proxies import check_proxies
 from coprs_core.parsing import from_json
 from coprs_core.sizes import expanded, free_disk, in_words
 
-Report = Callable[[str], None]
+Report = Callable[[Phrase], None]
 """Told one line of progress at a time."""
 
 
-def on_terminal(line: str) -> None:
+def on_terminal(line: Phrase) -> None:
     """A `Report` for whoever gives none: beside the answer, which goes to standard output."""
     print(line, file=sys.stderr)
 
@@ -283,7 +283,14 @@ def _reporting(report: Report, what: str) -> type[tqdm]:
         def update(self, n: float | None = 1) -> bool | None:
             shown = super().update(n)
             if self.unit == "B" and self.total and n:
-                report(f"Downloading {what}: {in_words(self.n)} of {in_words(self.total)}")
+                report(
+                    Phrase(
+                        "Downloading {what}: {done} of {total}",
+                        what=what,
+                        done=in_words(self.n),
+                        total=in_words(self.total),
+                    )
+                )
             return shown
 
     return Bar

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from coprs_core.checkpoints.tensors import save_tensors
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.files import read_text
 from coprs_core.machine import as_user_error
 from coprs_core.model.backends.familiar import Familiar, learn, pictures_needed
@@ -58,7 +58,7 @@ def load_familiar(folder: Path, channels: int) -> Familiar | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    with as_user_error(f"{path} is broken", file=path):
+    with as_user_error(Phrase("{path} is broken", path=path), file=path):
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     numbers = 2 * channels
     shapes = {"mean": [numbers], "whitening": [numbers, numbers], "border": [1]}

@@ -23,7 +23,7 @@ from coprs_core.checkpoints.pages import letting_pages_go
 from coprs_core.checkpoints.quantization import is_packed
 from coprs_core.checkpoints.remedies import check_quantized, remedy
 from coprs_core.checkpoints.tensors import refuse
-from coprs_core.errors import CoPRSError, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text, visible
 from coprs_core.machine import as_user_error
 from coprs_core.model.backends.coordinates import CHATML, QUESTION_SLOT
@@ -47,7 +47,7 @@ def read_config(folder: Path) -> Any:
             path=path,
             name=folder.name,
         )
-    with as_user_error(f"{path} cannot be read", remedy(folder)):
+    with as_user_error(Phrase("{path} cannot be read", path=path), remedy(folder)):
         values = from_json(read_text(path))
         check_numbers(values, path)
         _check_type(values, path)
@@ -60,9 +60,9 @@ def _check_type(values: dict, path: Path) -> None:
     kind = values.get("model_type")
     if kind in ARCHITECTURES:
         return
-    own = (
-        " and brings code of its own (auto_map), which is never run" if "auto_map" in values else ""
-    )
+    own = Phrase("")
+    if "auto_map" in values:
+        own = Phrase(" and brings code of its own (auto_map), which is never run")
     raise CoPRSError(
         "{path} is of type {kind!r}{own}: only {names} are supported.",
         path=path,
@@ -82,16 +82,18 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, all of them there."""
     missing = missing_shards(folder) if folder.is_dir() else ["*.safetensors"]
     if missing:
-        lacks = f"The language model lacks {folder / truncated(missing[0])}"
+        lacks = folder / truncated(missing[0])
         others = sorted(p.name for p in folder.glob("*") if p.suffix in _OTHER_WEIGHTS)
         if others and not visible(folder.glob("*.safetensors")):
             raise CoPRSError(
-                "{lacks} and holds {file}: take the model's weights as safetensors, which alone "
-                "are read.",
-                lacks=lacks,
+                "The language model lacks {path} and holds {file}: take the model's "
+                "weights as safetensors, which alone are read.",
+                path=lacks,
                 file=truncated(others[0]),
             )
-        raise CoPRSError("{lacks}: copy it again from its source.", lacks=lacks)
+        raise CoPRSError(
+            "The language model lacks {path}: copy it again from its source.", path=lacks
+        )
     return visible(folder.glob("*.safetensors"))
 
 
@@ -113,7 +115,7 @@ def load_mllm(
         pages = letting_pages_go(files)
         if not is_ours:
             options["quantization_config"] = _quantization_config(empty, dtype, quantization)
-    fault = f"The language model in {folder} cannot be loaded"
+    fault = Phrase("The language model in {folder} cannot be loaded", folder=folder)
     with pages, as_user_error(fault, remedy(folder)):
         kept = torch.bfloat16 if is_ours else dtype
         mllm = load_strictly(AutoModelForImageTextToText, folder, device, kept, **options)
@@ -147,7 +149,7 @@ def load_strictly(
 
 def empty_mllm(config: Any, folder: Path) -> Mllm:
     """The model that a folder's config describes, on the meta device: sizes without weights."""
-    fault = f"{folder / 'config.json'} does not describe a model"
+    fault = Phrase("{path} does not describe a model", path=folder / "config.json")
     with as_user_error(fault, remedy(folder)), torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
@@ -193,7 +195,8 @@ def load_tokenizer(folder: Path) -> Any:
 def load_image_processor(folder: Path) -> Any:
     """The image processor of a Hugging Face folder, of the sizes of its model."""
     image_processor, config = _load(folder, AutoImageProcessor), read_config(folder)
-    with as_user_error(f"The image processor in {folder} cannot be used", remedy(folder)):
+    fault = Phrase("The image processor in {folder} cannot be used", folder=folder)
+    with as_user_error(fault, remedy(folder)):
         check_image_processor(image_processor, config.vision_config, folder)
     return image_processor
 
@@ -204,8 +207,8 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
 
     Raises `CoPRSError` where the template does not take a picture and a question.
     """
-    fault = f"The chat template in {folder} cannot be used"
-    helps = "correct it, or take it away; then the usual one is used"
+    fault = Phrase("The chat template in {folder} cannot be used", folder=folder)
+    helps = Phrase("correct it, or take it away; then the usual one is used")
     with as_user_error(fault, helps):
         template = getattr(load_processor(folder), "chat_template", None) or tokenizer.chat_template
         if not template:
@@ -227,13 +230,14 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
 
 
 def _load(folder: Path, kind: Any) -> Any:
-    with as_user_error(f"Tokenizer or processor in {folder} cannot be loaded", remedy(folder)):
+    fault = Phrase("Tokenizer or processor in {folder} cannot be loaded", folder=folder)
+    with as_user_error(fault, remedy(folder)):
         return kind.from_pretrained(folder, **LOCAL)
 
 
 def focus_token_id(tokenizer: Any, focus_token: str, where: Path) -> int:
     """The focus token's id; raises `CoPRSError` where the tokenizer does not know it."""
-    with as_user_error(f"The tokenizer in {where} cannot be used"):
+    with as_user_error(Phrase("The tokenizer in {folder} cannot be used", folder=where)):
         focus_id = tokenizer.convert_tokens_to_ids(focus_token)
     if focus_id is None or focus_id == tokenizer.unk_token_id:
         raise CoPRSError(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.checkpoints.tensors import count_weights
-from coprs_core.errors import CoPRSError, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.model.backends.mllm import Mllm
 
 _MOST = {
@@ -49,15 +49,15 @@ def check_numbers(values: Any, path: Path) -> None:
         raise CoPRSError("{path} holds no entries: copy it again from its source.", path=path)
     for name, value in values.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        expected = ""
+        expected = None
         if isinstance(value, dict):
             check_numbers(value, path)
         if name in _MOST and is_number and not 1 <= value <= _MOST[name]:
-            expected = f"a number from 1 to {_MOST[name]:,}"
+            expected = Phrase("a number from 1 to {most:,}", most=_MOST[name])
         elif isinstance(value, list) and len(value) > _MOST_IN_LIST:
-            expected = f"a list of at most {_MOST_IN_LIST:,}"
+            expected = Phrase("a list of at most {most:,}", most=_MOST_IN_LIST)
         elif name.endswith("attn_implementation") and "/" in str(value):
-            expected = "a name without “/”, which would be code to download,"
+            expected = Phrase("a name without “/”, which would be code to download,")
         if expected:
             raise CoPRSError(
                 "{path}: {name} is {value} and {expected} was expected: correct it, or copy the "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import as_user_error
 from coprs_core.model.backends.language import LanguageModel
 
@@ -15,8 +15,10 @@ _PICTURE = Image.new("RGB", (56, 56), "gray")
 def rehearse(language: LanguageModel, template: str, folder: Path) -> None:
     """Raises `CoPRSError` where tokenizer, image processor and model of a folder cannot read a
     question together, or would fail over one word of it."""
-    fault = f"Tokenizer, image processor and model in {folder} do not work together"
-    with as_user_error(fault, "take all files of a model from one source"):
+    fault = Phrase(
+        "Tokenizer, image processor and model in {folder} do not work together", folder=folder
+    )
+    with as_user_error(fault, Phrase("take all files of a model from one source")):
         _check_tokens(language, folder)
         visual = language.see(_PICTURE)
         prefix = language.prefix(template, visual)

@@ -26,7 +26,7 @@ from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.rehearsal import rehearse
 from coprs_core.checkpoints.sams import choose_sam, open_sam, place_of
 from coprs_core.checkpoints.tensors import count_weights, load_part
-from coprs_core.errors import CoPRSError, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.machine import as_user_error, choose_dtype
 from coprs_core.model.backends.coordinates import (
     PROMPTS,
@@ -141,8 +141,8 @@ class CoPRSSource:
                 stated=config.llm_width,
                 width=width,
             )
-        fault = "coprs.json does not describe a CoPRS model"
-        with as_user_error(fault, "correct its sizes"), torch.device("meta"):
+        fault = Phrase("coprs.json does not describe a CoPRS model")
+        with as_user_error(fault, Phrase("correct its sizes")), torch.device("meta"):
             model = CoPRS(config, nn.Module())
         model.mllm = mllm
         for part, file in zip(PARTS, self._parts(), strict=True):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, first_line, truncated
+from coprs_core.errors import CoPRSError, Phrase, first_line, truncated
 from coprs_core.files import FETCH, is_pointer
 from coprs_core.machine import as_user_error
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
@@ -64,7 +64,7 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
     where: dict[str, Path] = {}
     shapes = {}
     for path in files:
-        with _opened(path, f"{path} is broken or cut short") as file:
+        with _opened(path, Phrase("{path} is broken or cut short", path=path)) as file:
             for name in file.keys():
                 view = file.get_slice(name)
                 where[name] = path
@@ -79,9 +79,9 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
 
 
 @contextmanager
-def _opened(path: Path, fault: str = "") -> Generator[Any, None, None]:
+def _opened(path: Path, fault: Phrase | None = None) -> Generator[Any, None, None]:
     """A safetensors file; raises `CoPRSError` where it is broken."""
-    broken = fault or f"{path} is broken"
+    broken = fault or Phrase("{path} is broken", path=path)
     with as_user_error(broken, file=path), safe_open(path, framework="pt") as file:
         yield file
 
@@ -192,12 +192,12 @@ def refuse_mismatch(
 def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
     """Raises `CoPRSError` naming the first few tensors of the first kind of mismatch there is."""
     for what, names in (
-        ("lacks", missing),
-        ("has unexpected tensors:", unexpected),
-        ("has a wrong size:", wrong),
+        (Phrase("lacks"), missing),
+        (Phrase("has unexpected tensors:"), unexpected),
+        (Phrase("has a wrong size:"), wrong),
     ):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            more = Phrase(" and {count} more", count=len(names) - 3) if names[3:] else Phrase("")
             shown = ", ".join(truncated(name) for name in names[:3])
             raise CoPRSError(
                 "{path} {what} {shown}{more}: it is not of this model; take all files of a model "
@@ -215,7 +215,7 @@ def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[st
 def read_sam(path: Path) -> dict[str, Tensor]:
     """The tensors of a SAM .pth file, read lazily; raises `CoPRSError` where it is something
     else."""
-    return read_pickle(path, "a SAM file (.pth)")
+    return read_pickle(path, Phrase("a SAM file (.pth)"))
 
 
 def sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, DecoderConfig]:
@@ -242,7 +242,10 @@ def decoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if k.startswith(DECODER_PREFIXES)}
 
 
-def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
+_NO_TORCH_FILE = Phrase("is not a torch file")
+
+
+def read_pickle(path: Path, expected: str | Phrase) -> dict[str, Tensor]:
     """A torch file that holds a dict of tensors, read with weights_only: no code in it is run.
 
     Raises:
@@ -257,8 +260,9 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
         ) from problem
     except pickle.UnpicklingError as problem:
         is_unsafe = "GLOBAL" in str(problem) or "Unsupported" in str(problem)
-        what = "holds code, which is never run" if is_unsafe else "is not a torch file"
-        helps = FETCH if is_pointer(path) else "get it again from a source that you trust"
+        what = Phrase("holds code, which is never run") if is_unsafe else _NO_TORCH_FILE
+        trusted = Phrase("get it again from a source that you trust")
+        helps = FETCH if is_pointer(path) else trusted
         raise CoPRSError(
             "{path} {what}: {expected} was expected; {hint}.",
             path=path,
@@ -277,9 +281,9 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
     ) as problem:
         with open(path, "rb") as file:
             was_zip = file.read(2) == b"PK"
-        broken = f"is broken or cut short ({first_line(problem)})"
-        what = broken if was_zip else "is not a torch file"
-        helps = FETCH if is_pointer(path) else "copy it again"
+        broken = Phrase("is broken or cut short ({reason})", reason=first_line(problem))
+        what = broken if was_zip else _NO_TORCH_FILE
+        helps = FETCH if is_pointer(path) else Phrase("copy it again")
         raise CoPRSError(
             "{path} {what}: {expected} was expected; {hint}.",
             path=path,

@@ -40,7 +40,7 @@ from coprs_core.answer.pictures import (
     prior_overlay,
 )
 from coprs_core.answer.results import Result
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.parsing import from_json
 from coprs_core.photos.orientation import UPRIGHT
 from coprs_core.photos.photo import MAX_SIDE, Photo, open_photo, readable
@@ -59,7 +59,7 @@ _OURS = re.compile(
     r"|mask_full_size\.png"
     rf"|({'|'.join(STEMS)})\.(json|npy|png)"
 )
-_EXPECTED = "give a zip or folder that “Take away” or `segment --out` wrote"
+_EXPECTED = Phrase("give a zip or folder that “Take away” or `segment --out` wrote")
 
 
 Read = Callable[[str, int], bytes]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, from_os_error, truncated
+from coprs_core.errors import CoPRSError, Phrase, from_os_error, truncated
 from coprs_core.files import read_text
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.backends.mllm import Mllm
@@ -148,21 +148,23 @@ def _check_entries(prefix: str, values: dict, like: dict) -> None:
             _check_entries(f"{key}.", value, like[name])
 
 
-def _judged(key: str, value: Any, like: Any) -> tuple[str, bool]:
+def _judged(key: str, value: Any, like: Any) -> tuple[Phrase, bool]:
     """What is expected of an entry, in words, and whether its value is that."""
     least, most = _LEAST.get(key, 1), _MOST.get(key, 65536)
     if isinstance(like, dict):
-        return "a group of entries", isinstance(value, dict)
+        return Phrase("a group of entries"), isinstance(value, dict)
     if isinstance(like, str):
         is_right = isinstance(value, str) and least <= len(value) <= most
         is_right = is_right and not any("\ud800" <= c <= "\udfff" for c in value)
         if key == "focus_token":
-            return f"one line of {least} to {most} characters", is_right and value.isprintable()
-        return f"valid text of {least} to {most:,} characters", is_right
+            one_line = Phrase("one line of {least} to {most} characters", least=least, most=most)
+            return one_line, is_right and value.isprintable()
+        text = Phrase("valid text of {least} to {most:,} characters", least=least, most=most)
+        return text, is_right
     if isinstance(like, float):
         is_right = type(value) in (int, float) and least <= value <= most
-        return f"a number from {least} to {most}", is_right
-    what = f"a whole number from {least} to {most}"
+        return Phrase("a number from {least} to {most}", least=least, most=most), is_right
+    what = Phrase("a whole number from {least} to {most}", least=least, most=most)
     numbers = value if isinstance(like, tuple) else [value]
     is_right = (
         isinstance(numbers, list | tuple)
@@ -172,21 +174,27 @@ def _judged(key: str, value: Any, like: Any) -> tuple[str, bool]:
     if key == "mllm_pixels":
         is_right = is_right and len(numbers) == 2 and numbers[0] <= numbers[1]
         is_right = is_right and numbers[0] <= _MOST_LEAST_PIXELS
-        first = f"the first up to {_MOST_LEAST_PIXELS} and not above the second"
-        return f"two numbers, each {what}, {first},", is_right
-    return (f"a list, each {what}," if isinstance(like, tuple) else what), is_right
+        two = Phrase(
+            "two numbers, each {what}, the first up to {bound} and not above the second,",
+            what=what,
+            bound=_MOST_LEAST_PIXELS,
+        )
+        return two, is_right
+    if isinstance(like, tuple):
+        what = Phrase("a list, each {what},", what=what)
+    return what, is_right
 
 
-def _multiples(config: "CoPRSConfig") -> tuple[tuple[str, int, str, int], ...]:
+def _multiples(config: "CoPRSConfig") -> tuple[tuple[str | Phrase, int, str | Phrase, int], ...]:
     """What must be a multiple of what: names and values."""
     vision, decoder = config.vision, config.decoder
     return (
         ("prior_width", config.prior_width, "prior_heads", config.prior_heads),
         ("vision.side", vision.side, "vision.patch", vision.patch),
         ("vision.width", vision.width, "vision.heads", vision.heads),
-        ("vision.channels", vision.channels, "the number", 8),
-        ("half of vision.channels", vision.channels // 2, "decoder.heads", decoder.heads),
-        ("decoder.mask_channels", decoder.mask_channels, "the number", 4),
+        ("vision.channels", vision.channels, Phrase("the number"), 8),
+        (Phrase("half of vision.channels"), vision.channels // 2, "decoder.heads", decoder.heads),
+        ("decoder.mask_channels", decoder.mask_channels, Phrase("the number"), 4),
     )
 
 

@@ -6,7 +6,7 @@ An orientation is a number from 1, stored upright, to 8 (EXIF 3.0, tag 0x0112).
 import numpy as np
 from PIL import Image
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 
 UPRIGHT, STORED = "upright", "stored"
 FRAMES = (UPRIGHT, STORED)
@@ -104,10 +104,10 @@ def on_upright(
     turned = upright_array(mask, orientation)
     if is_stored or as_stored != size or np.array_equal(turned, mask):
         return turned
-    raise cannot_tell("The mask", orientation)
+    raise cannot_tell(Phrase("The mask"), orientation)
 
 
-def cannot_tell(what: str, orientation: int) -> CoPRSError:
+def cannot_tell(what: str | Phrase, orientation: int) -> CoPRSError:
     """The sentence for what fits a photo both as it is stored and as it is shown."""
     return CoPRSError(
         "{what} fits the photo both as it is stored and as its EXIF tag turns it "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from coprs_core.answer.compare import against_answer
 from coprs_core.answer.results import MAX_REPLY_IDS, Region, Result
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import package_versions
 from coprs_core.photos.photo import PhotoLike, open_photo
 from coprs_core.probes.finding import OtherResult
@@ -112,7 +112,7 @@ def _given(language: LanguageModel, thought: str) -> list[int]:
             count=len(thought),
             most=MAX_READ_CHARACTERS,
         )
-    check_characters(thought, "thought")
+    check_characters(thought, Phrase("thought"))
     ids = language.ids_of(thought.strip(), plain=True)
     if len(ids) > MAX_THOUGHT_TOKENS:  # one character may be several tokens
         raise CoPRSError(

@@ -155,21 +155,22 @@ class Server:
                 raise self._fault(BROKEN_OFF, reason_in(problem.said)[0]) from None
             raise
         except NoAnswer as problem:
-            raise self._fault(str(problem), problem.said) from None
-        except OutOfBounds as problem:
-            raise self._fault(f"{problem}: check the address, or take another server") from None
-        except TooSlow as problem:
-            raise self._fault(f"{problem}: ask again, or try a smaller model") from None
+            raise self._fault(problem.fault, problem.said) from None
+        except (OutOfBounds, TooSlow) as problem:
+            raise self._fault(problem) from None
         except FAILURES as problem:
             raise self._unconnected(problem, has_begun) from None
 
     # --- sentences
 
-    def _fault(self, fault: str, said: str = "") -> CoPRSError:
+    def _fault(self, fault: Phrase, said: str = "") -> CoPRSError:
         """The sentence for a fault of the server's, with its own reason, without the key."""
-        through = f" (through the proxy {proxies.shown(self.proxy)})" if self.proxy else ""
+        through = why = Phrase("")
+        if self.proxy:
+            through = Phrase(" (through the proxy {proxy})", proxy=proxies.shown(self.proxy))
         said = truncated(Redacted(self.key).all(said).strip(), SHOWN)
-        why = f" (it says “{said}”)" if said else ""
+        if said:
+            why = Phrase(" (it says “{said}”)", said=said)
         return CoPRSError(
             "The server {server}{through} {fault}{why}.",
             server=self.host,
@@ -183,52 +184,73 @@ class Server:
         status, (said, _) = problem.status, reason_in(problem.said)
         if 300 <= status < 400 and problem.location:
             return self._fault(
-                f"sends the question on to another address (status {status}), which is not "
-                "followed: give that address itself, if you trust it",
+                Phrase(
+                    "sends the question on to another address (status {status}), which is not "
+                    "followed: give that address itself, if you trust it",
+                    status=status,
+                ),
                 problem.location,
             )
         if status == 407 and self.proxy:
-            return self._fault("was not asked, for the proxy wants a password: mend its address")
+            return self._fault(
+                Phrase("was not asked, for the proxy wants a password: mend its address")
+            )
         if status in (401, 403):
-            return self._fault("refuses the key: set COPRS_API_KEY to one that it takes", said)
+            return self._fault(
+                Phrase("refuses the key: set COPRS_API_KEY to one that it takes"), said
+            )
         if status == 404:
             return self._fault(
-                f"knows no model {self.model!r} at this address: give "
-                "openai:NAME@http://host:port/v1 with a name that it lists",
+                Phrase(
+                    "knows no model {model!r} at this address: give "
+                    "openai:NAME@http://host:port/v1 with a name that it lists",
+                    model=self.model,
+                ),
                 said,
             )
         if status == 429:
-            return self._fault("has no room now, or its quota is used up: ask again later", said)
-        if 400 <= status < 500:
             return self._fault(
-                f"refused the question with its picture{_advice(status, said)}", said
+                Phrase("has no room now, or its quota is used up: ask again later"), said
             )
-        code = f" (status {status})" if status else ""
-        return self._fault(f"failed{code}: look at its own messages", said)
+        if 400 <= status < 500:
+            advice = _advice(status, said)
+            refused = Phrase("refused the question with its picture{advice}", advice=advice)
+            return self._fault(refused, said)
+        if not status:
+            return self._fault(Phrase("failed: look at its own messages"), said)
+        return self._fault(
+            Phrase("failed (status {status}): look at its own messages", status=status), said
+        )
 
     def _unconnected(self, problem: Exception, has_begun: bool) -> CoPRSError:
         """The sentence for a connection that failed."""
         if has_begun:
             return self._fault(BROKEN_OFF)
         if isinstance(problem, httpx2.ProxyError):
-            fault = (
-                f"was not asked, for the proxy refused: mend it, or name {self.host} in NO_PROXY"
+            fault = Phrase(
+                "was not asked, for the proxy refused: mend it, or name {host} in NO_PROXY",
+                host=self.host,
             )
         elif isinstance(problem, httpx2.ProtocolError):
             fault = NOTHING
+        elif self.proxy:
+            fault = Phrase("cannot be reached: check that it runs, and the address, and the proxy")
         else:
-            also = ", and the proxy" if self.proxy else ""
-            fault = f"cannot be reached: check that it runs, and the address{also}"
+            fault = Phrase("cannot be reached: check that it runs, and the address")
         detail = truncated(Redacted(self.key).all(str(problem))).rstrip(".")
-        return self._fault(f"{fault} ({detail})" if detail else fault)
+        return self._fault(
+            Phrase("{fault} ({detail})", fault=fault, detail=detail) if detail else fault
+        )
 
 
-def _advice(status: int, said: str) -> str:
+def _advice(status: int, said: str) -> Phrase:
     if status == 413:
-        return " as too large (status 413): let it take bodies of 2 MB"
+        return Phrase(" as too large (status 413): let it take bodies of 2 MB")
     if _CONTEXT.search(said):
-        return ": serve the model with a longer context, or allow fewer tokens"
-    return f": {'do what it says, or ' if said else ''}choose a model that reads pictures"
+        return Phrase(": serve the model with a longer context, or allow fewer tokens")
+    if said:
+        return Phrase(": do what it says, or choose a model that reads pictures")
+    return Phrase(": choose a model that reads pictures")
 
 
 class TooSlow(Phrase, Exception):
@@ -266,7 +288,12 @@ class Clock:
             self._waited = 0.0
         if self._waited > self._quiet:
             raise TooSlow(
-                "sent nothing for {seconds:.0f} s that belongs to an answer", seconds=self._quiet
+                "sent nothing for {seconds:.0f} s that belongs to an answer: ask again, or try "
+                "a smaller model",
+                seconds=self._quiet,
             )
         if self._total > self._whole:
-            raise TooSlow("has not ended its answer after {seconds:.0f} s", seconds=self._total)
+            raise TooSlow(
+                "has not ended its answer after {seconds:.0f} s: ask again, or try a smaller model",
+                seconds=self._total,
+            )

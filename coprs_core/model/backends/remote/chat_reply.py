@@ -5,6 +5,7 @@ import json
 import re
 from typing import Any
 
+from coprs_core.errors import Phrase
 from coprs_core.model.backends.remote.event_stream import DONE, Refused
 
 MIN_SECRET = 8
@@ -20,19 +21,19 @@ _DEPTH = 6
 
 
 class NoAnswer(Exception):
-    """The events are no answer: the message says what the server did and what to do; `said` is its
+    """The events are no answer: `fault` says what the server did and what to do; `said` is its
     own reason."""
 
-    def __init__(self, fault: str, said: str = ""):
-        super().__init__(fault)
-        self.said = said
+    def __init__(self, fault: Phrase, said: str = ""):
+        super().__init__(str(fault))
+        self.fault, self.said = fault, said
 
 
-NOTHING = "sent something that is no answer: check that the address ends in /v1"
-BROKEN_OFF = "broke off in mid-answer: ask again"
-FILTERED = "stopped the answer by a filter of its own: ask in other words, or another model"
-DECLINED = "has a model that declines to answer: ask in other words, or another model"
-CALLED = "has a model that called a tool in place of an answer: serve it without tools"
+NOTHING = Phrase("sent something that is no answer: check that the address ends in /v1")
+BROKEN_OFF = Phrase("broke off in mid-answer: ask again")
+FILTERED = Phrase("stopped the answer by a filter of its own: ask in other words, or another model")
+DECLINED = Phrase("has a model that declines to answer: ask in other words, or another model")
+CALLED = Phrase("has a model that called a tool in place of an answer: serve it without tools")
 
 
 class Redacted:

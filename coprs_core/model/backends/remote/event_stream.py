@@ -139,7 +139,10 @@ async def _read(request: Request, put: Callable[[bytes], None]) -> None:
             location = response.headers.get("Location", "")
             raise Refused(response.status_code, said.decode("utf-8", "replace"), location)
         if not is_plain:
-            raise OutOfBounds("sent a compressed answer, which was not asked for")
+            raise OutOfBounds(
+                "sent a compressed answer, which was not asked for: check the address, or "
+                "take another server"
+            )
         put(b"")
         async with aclosing(_data(response, request.max_bytes)) as data:
             async for event in data:
@@ -180,7 +183,11 @@ async def _lines(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, 
         async for chunk in chunks:
             total += len(chunk)
             if total > most:
-                raise OutOfBounds("sent over {most:,} bytes, more than an answer can be", most=most)
+                raise OutOfBounds(
+                    "sent over {most:,} bytes, more than an answer can be: check the "
+                    "address, or take another server",
+                    most=most,
+                )
             *ends, rest = chunk.split(b"\n")
             for end in ends:
                 yield bytes(line + end).removeprefix(mark).removesuffix(b"\r")
@@ -205,5 +212,7 @@ async def _start(response: httpx2.Response, most: int) -> bytes:
 def _check_event(size: int) -> None:
     if size > MAX_EVENT_BYTES:
         raise OutOfBounds(
-            "sent over {most:,} bytes in one piece, more than a piece can be", most=MAX_EVENT_BYTES
+            "sent over {most:,} bytes in one piece, more than a piece can be: check the address, "
+            "or take another server",
+            most=MAX_EVENT_BYTES,
         )

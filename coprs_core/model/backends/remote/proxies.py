@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from coprs_core.errors import CoPRSError, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncated
 
 _USABLE = ("http", "https", "socks5", "socks5h")
 _NAMES_OF_THIS_MACHINE = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
@@ -28,7 +28,7 @@ def proxy_for(url: str) -> str | None:
         return None
     named = _named()
     if proxy := named.get(parts.scheme) or named.get("all"):
-        _check(proxy, f"name {truncated(host)} in NO_PROXY")
+        _check(proxy, Phrase("name {host} in NO_PROXY", host=truncated(host)))
     return proxy
 
 
@@ -37,7 +37,7 @@ def check_proxies() -> None:
     not. Raises `CoPRSError` where one cannot be used."""
     if "*" not in _exceptions():
         for scheme, proxy in _named().items():
-            _check(proxy, f"unset {scheme.upper()}_PROXY")
+            _check(proxy, Phrase("unset {name}", name=f"{scheme.upper()}_PROXY"))
 
 
 def shown(proxy: str) -> str:
@@ -103,7 +103,7 @@ def _is_excepted(host: str) -> bool:
     return False
 
 
-def _check(proxy: str, otherwise: str) -> None:
+def _check(proxy: str, otherwise: Phrase) -> None:
     try:
         parts = urlsplit(proxy)
         is_usable = parts.scheme in _USABLE and bool(parts.hostname) and (parts.port or 1) > 0
