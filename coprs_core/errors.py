@@ -8,35 +8,39 @@ from typing import Any
 _AS_THEY_ARE = (str, int, float, type(None))
 
 
-class Phrase:
-    """English words with places for values, and the values: `Phrase("{count:,} pixels", count=9)`.
+class Phrase(str):
+    """English text that remembers how it was made: `Phrase("{count:,} pixels", count=9)`.
 
-    The template is the key under which another language keeps its own, as with gettext, so that the
-    English stands in one place: where it is said. Without values nothing is filled in, and braces
-    are braces. A value may be a `Phrase`, too. Anything else is kept as text, so that no message
-    holds a tensor, and all of them go through pickle.
+    Its `template` is the key under which another language keeps its own, as with gettext, so that
+    the English stands in one place: where it is said; its `values` are filled into that, too.
+    Without values nothing is filled in, and braces are braces. A value may be a `Phrase`; what is
+    no text and no number is kept as text, so that no message holds a tensor.
     """
 
     template: str
     values: dict[str, Any]
 
+    def __new__(cls, template: str, /, **values: Any):
+        kept = {n: v if isinstance(v, _AS_THEY_ARE) else _text_of(v) for n, v in values.items()}
+        self = super().__new__(cls, template.format(**kept) if kept else template)
+        self.template, self.values = template, kept
+        return self
+
+
+def _text_of(value: object) -> str:
+    return value.phrase if isinstance(value, CoPRSError) else str(value)
+
+
+class CoPRSError(Exception):
+    """A problem that the user can fix. The message is one sentence: what was expected, what came,
+    what to do. It is a `phrase` (see `Phrase`)."""
+
     def __init__(self, template: str, /, **values: Any):
-        self.template = template
-        self.values = {
-            name: value if isinstance(value, (*_AS_THEY_ARE, Phrase)) else str(value)
-            for name, value in values.items()
-        }
+        # `args`, which pickle makes it anew from, are set before this, whatever a subclass takes
+        self.phrase = Phrase(template, **values)
 
     def __str__(self) -> str:
-        return self.template.format(**self.values) if self.values else self.template
-
-    def __format__(self, spec: str) -> str:
-        return format(str(self), spec)
-
-
-class CoPRSError(Phrase, Exception):
-    """A problem that the user can fix. The message is one sentence: what was expected, what came,
-    what to do."""
+        return str(self.phrase)
 
 
 class Cancelled(CoPRSError):

@@ -199,9 +199,9 @@ def package_versions() -> dict[str, str]:
 
 @contextmanager
 def within_memory(
-    what: str | Phrase,
+    what: str,
     device: torch.device,
-    smaller: str | Phrase,
+    smaller: str,
     release: Callable[[], None] | None = None,
 ) -> Generator[None, None, None]:
     """Where memory runs out inside, give it back and raise a `CoPRSError`.
@@ -223,7 +223,7 @@ def within_memory(
         raise too_large(what, device, smaller) from None
 
 
-def too_large(what: str | Phrase, device: torch.device, smaller: str | Phrase) -> CoPRSError:
+def too_large(what: str, device: torch.device, smaller: str) -> CoPRSError:
     """The sentence for what ran out of memory: what is free, and the next smaller choice."""
     free = in_words(free_memory(device))
     return CoPRSError(
@@ -287,8 +287,8 @@ _NOT_OURS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 
 @contextmanager
 def as_user_error(
-    fault: str | Phrase,
-    remedy: str | Phrase | Callable[[Exception], Phrase] = COPY_AGAIN,
+    fault: str,
+    remedy: str | Callable[[Exception], Phrase] = COPY_AGAIN,
     file: Path | None = None,
 ) -> Generator[None, None, None]:
     """For a library that reads a file of others: whatever it raises becomes a `CoPRSError`, but for
@@ -308,7 +308,7 @@ def as_user_error(
         if is_out_of_memory(problem):
             raise
         if isinstance(problem, OSError) and problem.errno and problem.errno not in _NOT_OURS:
-            helps: str | Phrase = Phrase("check its permissions and the disk")
+            helps: str = Phrase("check its permissions and the disk")
         elif file and is_pointer(file):
             helps = FETCH
         else:

@@ -101,7 +101,7 @@ def check_instruction(instruction: str) -> str:
     return check_characters(instruction, Phrase("instruction"))
 
 
-def check_characters(text: str, what: str | Phrase) -> str:
+def check_characters(text: str, what: str) -> str:
     """The text as it is; raises `CoPRSError` where it holds half a character, which no tokenizer
     and no file takes."""
     if any("\ud800" <= c <= "\udfff" for c in text):

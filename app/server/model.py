@@ -121,7 +121,7 @@ class ModelServer:
             work.start()
 
     def _load(
-        self, name: str, report: Callable[[Phrase], None] | None = None, on_cpu: bool = False
+        self, name: str, report: Callable[[str], None] | None = None, on_cpu: bool = False
     ) -> Engine:
         from coprs_core.answer.engine import Engine
         from coprs_core.checkpoints.load import load_checkpoint
@@ -309,7 +309,7 @@ class ModelServer:
 
         return choose(this_machine(choose_device(self._options.device)), self._options)
 
-    def switch_model(self, name: str) -> Iterator[Phrase]:
+    def switch_model(self, name: str) -> Iterator[str]:
         """Load another model in place of the one in use; yields what is going on, one line at a
         time.
 
@@ -333,15 +333,15 @@ class ModelServer:
         if name in (self._loaded_as, self.engine.name):
             self._lock.release()
             return
-        lines: queue.Queue[Phrase | Exception | None] = queue.Queue()
+        lines: queue.Queue[str | Exception | None] = queue.Queue()
         threading.Thread(target=self._switch, args=(name, lines), daemon=True).start()
         yield Phrase("Loading {name}", name=name)
-        while isinstance(line := lines.get(), Phrase) and not isinstance(line, Exception):
+        while isinstance(line := lines.get(), str):
             yield line
         if line is not None:
             raise line
 
-    def _switch(self, name: str, lines: queue.Queue[Phrase | Exception | None]) -> None:
+    def _switch(self, name: str, lines: queue.Queue[str | Exception | None]) -> None:
         """The work of `switch_model`, which ends what it began whoever still looks on; tells its
         progress, at last None or the problem."""
         old = self._loaded_as

@@ -8,7 +8,7 @@ import gradio as gr
 from app.texts.chinese import CHINESE
 from app.texts.chinese_errors import CHINESE_ERRORS
 from app.texts.english import ENGLISH
-from coprs_core.errors import Phrase
+from coprs_core.errors import CoPRSError, Phrase
 
 LANGUAGES = {"en": ENGLISH, "zh": CHINESE}
 I18N = gr.I18n(**LANGUAGES)
@@ -25,16 +25,17 @@ def language_of(accepted: str | None) -> str:
     return code if code in LANGUAGES else "en"
 
 
-def translated(language: str, said: Phrase | str) -> str:
+def translated(language: str, said: str | CoPRSError) -> str:
     """What the core or the server says, in a language: its template there, filled with the same
     values, those that are phrases translated, too. What has no translation stays as it is."""
-    if isinstance(said, str):
-        return ERRORS[language].get(said, said)
+    words = said.phrase if isinstance(said, CoPRSError) else said
+    if not isinstance(words, Phrase):
+        return ERRORS[language].get(words, words)
     values = {
         name: translated(language, value) if isinstance(value, Phrase) else value
-        for name, value in said.values.items()
+        for name, value in words.values.items()
     }
-    return str(Phrase(ERRORS[language].get(said.template, said.template), **values))
+    return str(Phrase(ERRORS[language].get(words.template, words.template), **values))
 
 
 def say(language: str, key: str, **values) -> str:

@@ -11,7 +11,7 @@ from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Result
 from coprs_core.answer.updates import Update
 from coprs_core.answer.verdict import chain, first_broken
-from coprs_core.errors import Phrase
+from coprs_core.errors import CoPRSError
 from coprs_core.prompts import (
     FOCUS_TOKEN,
     FOCUS_TOKEN_PRIOR,
@@ -299,7 +299,7 @@ def choices(rows: "list[Row]") -> list[tuple[str, str]]:
     ]
 
 
-def loading(lang: str, line: Phrase | str, failed: bool = False) -> str:
+def loading(lang: str, line: str | CoPRSError, failed: bool = False) -> str:
     """What is going on while a model is loaded."""
     return render(lang, "loading", line=translated(lang, line), failed=failed) if line else ""
 

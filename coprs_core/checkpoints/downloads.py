@@ -32,11 +32,11 @@ from coprs_core.model.backends.remote.proxies import check_proxies
 from coprs_core.parsing import from_json
 from coprs_core.sizes import expanded, free_disk, in_words
 
-Report = Callable[[Phrase], None]
+Report = Callable[[str], None]
 """Told one line of progress at a time."""
 
 
-def on_terminal(line: Phrase) -> None:
+def on_terminal(line: str) -> None:
     """A `Report` for whoever gives none: beside the answer, which goes to standard output."""
     print(line, file=sys.stderr)
 

@@ -245,7 +245,7 @@ def decoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
 _NO_TORCH_FILE = Phrase("is not a torch file")
 
 
-def read_pickle(path: Path, expected: str | Phrase) -> dict[str, Tensor]:
+def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
     """A torch file that holds a dict of tensors, read with weights_only: no code in it is run.
 
     Raises:

@@ -185,7 +185,7 @@ def _judged(key: str, value: Any, like: Any) -> tuple[Phrase, bool]:
     return what, is_right
 
 
-def _multiples(config: "CoPRSConfig") -> tuple[tuple[str | Phrase, int, str | Phrase, int], ...]:
+def _multiples(config: "CoPRSConfig") -> tuple[tuple[str, int, str, int], ...]:
     """What must be a multiple of what: names and values."""
     vision, decoder = config.vision, config.decoder
     return (

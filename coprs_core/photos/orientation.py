@@ -107,7 +107,7 @@ def on_upright(
     raise cannot_tell(Phrase("The mask"), orientation)
 
 
-def cannot_tell(what: str | Phrase, orientation: int) -> CoPRSError:
+def cannot_tell(what: str, orientation: int) -> CoPRSError:
     """The sentence for what fits a photo both as it is stored and as it is shown."""
     return CoPRSError(
         "{what} fits the photo both as it is stored and as its EXIF tag turns it "

@@ -13,7 +13,7 @@ from PIL import Image
 from app.actions import Questions
 from app.kept import recorded
 from app.server import answers
-from app.server.answers import Answered, Answers
+from app.server.answers import Answered, Answers, no_answer
 from app.texts import translated
 from app.visitors import small_trace
 from coprs_core import CoPRSError

@@ -155,15 +155,15 @@ class Server:
                 raise self._fault(BROKEN_OFF, reason_in(problem.said)[0]) from None
             raise
         except NoAnswer as problem:
-            raise self._fault(problem.fault, problem.said) from None
+            raise self._fault(problem.args[0], problem.said) from None
         except (OutOfBounds, TooSlow) as problem:
-            raise self._fault(problem) from None
+            raise self._fault(problem.args[0]) from None
         except FAILURES as problem:
             raise self._unconnected(problem, has_begun) from None
 
     # --- sentences
 
-    def _fault(self, fault: Phrase, said: str = "") -> CoPRSError:
+    def _fault(self, fault: str, said: str = "") -> CoPRSError:
         """The sentence for a fault of the server's, with its own reason, without the key."""
         through = why = Phrase("")
         if self.proxy:
@@ -253,7 +253,7 @@ def _advice(status: int, said: str) -> Phrase:
     return Phrase(": choose a model that reads pictures")
 
 
-class TooSlow(Phrase, Exception):
+class TooSlow(Exception):
     """Nobody waits so long; the message says what the server did."""
 
 
@@ -288,12 +288,17 @@ class Clock:
             self._waited = 0.0
         if self._waited > self._quiet:
             raise TooSlow(
-                "sent nothing for {seconds:.0f} s that belongs to an answer: ask again, or try "
-                "a smaller model",
-                seconds=self._quiet,
+                Phrase(
+                    "sent nothing for {seconds:.0f} s that belongs to an answer: ask again, or try "
+                    "a smaller model",
+                    seconds=self._quiet,
+                )
             )
         if self._total > self._whole:
             raise TooSlow(
-                "has not ended its answer after {seconds:.0f} s: ask again, or try a smaller model",
-                seconds=self._total,
+                Phrase(
+                    "has not ended its answer after {seconds:.0f} s: ask again, or try a smaller "
+                    "model",
+                    seconds=self._total,
+                )
             )

@@ -21,12 +21,12 @@ _DEPTH = 6
 
 
 class NoAnswer(Exception):
-    """The events are no answer: `fault` says what the server did and what to do; `said` is its
+    """The events are no answer: the message says what the server did and what to do; `said` is its
     own reason."""
 
-    def __init__(self, fault: Phrase, said: str = ""):
-        super().__init__(str(fault))
-        self.fault, self.said = fault, said
+    def __init__(self, fault: str, said: str = ""):
+        super().__init__(fault)
+        self.said = said
 
 
 NOTHING = Phrase("sent something that is no answer: check that the address ends in /v1")

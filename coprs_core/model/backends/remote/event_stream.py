@@ -62,7 +62,7 @@ class Refused(Exception):
         self.status, self.said, self.location = status, said, location
 
 
-class OutOfBounds(Phrase, Exception):
+class OutOfBounds(Exception):
     """The server sent what is not read; the message says what it did."""
 
 
@@ -140,8 +140,10 @@ async def _read(request: Request, put: Callable[[bytes], None]) -> None:
             raise Refused(response.status_code, said.decode("utf-8", "replace"), location)
         if not is_plain:
             raise OutOfBounds(
-                "sent a compressed answer, which was not asked for: check the address, or "
-                "take another server"
+                Phrase(
+                    "sent a compressed answer, which was not asked for: check the address, or "
+                    "take another server"
+                )
             )
         put(b"")
         async with aclosing(_data(response, request.max_bytes)) as data:
@@ -184,9 +186,11 @@ async def _lines(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, 
             total += len(chunk)
             if total > most:
                 raise OutOfBounds(
-                    "sent over {most:,} bytes, more than an answer can be: check the "
-                    "address, or take another server",
-                    most=most,
+                    Phrase(
+                        "sent over {most:,} bytes, more than an answer can be: check the "
+                        "address, or take another server",
+                        most=most,
+                    )
                 )
             *ends, rest = chunk.split(b"\n")
             for end in ends:
@@ -212,7 +216,9 @@ async def _start(response: httpx2.Response, most: int) -> bytes:
 def _check_event(size: int) -> None:
     if size > MAX_EVENT_BYTES:
         raise OutOfBounds(
-            "sent over {most:,} bytes in one piece, more than a piece can be: check the address, "
-            "or take another server",
-            most=MAX_EVENT_BYTES,
+            Phrase(
+                "sent over {most:,} bytes in one piece, more than a piece can be: check the "
+                "address, or take another server",
+                most=MAX_EVENT_BYTES,
+            )
         )
