@@ -33,7 +33,10 @@ def _text_of(value: object) -> str:
 
 class CoPRSError(Exception):
     """A problem that the user can fix. The message is one sentence: what was expected, what came,
-    what to do. It is a `phrase` (see `Phrase`)."""
+    what to do. It is a `phrase` (see `Phrase`).
+
+    What can reach the page is given as a template and values, for other languages; what the command
+    line, training or evaluation alone can say may come as it is, from an f-string."""
 
     def __init__(self, template: str, /, **values: Any):
         # `args`, which pickle makes it anew from, are set before this, whatever a subclass takes

@@ -170,9 +170,7 @@ def test_the_server_itself_refuses_in_chinese(mini):
     with httpx.Client(headers=ZH.headers) as visitor:
         nothing = visitor.get(f"{url}nothing").json()["detail"]
         page_events = visitor.get(f"{url}config").json()["dependencies"]
-        event = next(
-            d for d in page_events if not d["api_name"] and d["inputs"] and d["backend_fn"]
-        )
+        event = next(d for d in page_events if d["api_visibility"] == "private" and d["inputs"])
         data = [{"path": "/etc/passwd"}] * len(event["inputs"])
         body = {"fn_index": event["id"], "session_hash": "zh", "data": data, "trigger_id": None}
         visitor.post(f"{url}gradio_api/queue/join", json=body)
