@@ -69,7 +69,7 @@ def test_what_a_photo_begins_with_is_read_once_and_changes_no_bit(engine):
         lambda _, args, kwargs: fed.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     for words in ("the smallest thing", "the largest thing of all", "the smallest thing"):
-        before = [t.clone() for layer in prefix.layers for t in layer]
+        before = [t.clone() for state in prefix.states for t in state]
         kept = engine.focus.reading(words, features)
         assert fed == [len(engine.focus.prompt(words, features)) - count]
         anew = engine.focus.reading(words, engine.focus.read(photo))
