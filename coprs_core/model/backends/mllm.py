@@ -8,6 +8,7 @@ disturb each other through the state that Hugging Face models keep between calls
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,6 +106,13 @@ def _see_llava(
     return VisualTokens(seen, tuple(pixels.shape[-2:]))
 
 
+def _see_internvl(
+    mllm: Mllm, image_processor: Any, photo: Image.Image, most: int | None
+) -> VisualTokens:
+    # as one picture: among tiles of it a token's number would not tell its place
+    return _see_llava(mllm, partial(image_processor, crop_to_patches=False), photo, most)
+
+
 def _positions_llava(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
     return torch.arange(ids.shape[1], device=ids.device)[None]
 
@@ -113,7 +121,9 @@ _QWEN = Architecture(_see_qwen, _positions_qwen)
 ARCHITECTURES = {
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
+    "qwen3_5": _QWEN,
     "llava": Architecture(_see_llava, _positions_llava),
+    "internvl": Architecture(_see_internvl, _positions_llava),
 }
 """By `model_type` of the Hugging Face config."""
 
@@ -144,7 +154,7 @@ def embed_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens) -> tuple[Tens
 
     Returns:
         embeddings [1, L, D] with the visual tokens put in, and rope positions ([3, 1, L] for Qwen,
-        [1, L] for LLaVA).
+        [1, L] for others).
     """
     tokens = torch.tensor([ids], device=mllm.device)
     is_image = tokens == mllm.config.image_token_id
