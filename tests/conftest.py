@@ -21,6 +21,21 @@ from tests.chat_server import ChatServer
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+_configs = []
+
+
+def pytest_configure(config):
+    _configs.append(config)
+
+
+def pytest_runtest_logreport(report):
+    """Each failure is told when it happens; pytest itself names them at the end, of many minutes."""
+    terminal = _configs[0].pluginmanager.get_plugin("terminalreporter")
+    if report.failed and terminal:  # the test processes of xdist have none
+        crash = getattr(report.longrepr, "reprcrash", None)
+        reason = (crash.message if crash else str(report.longrepr)).strip().partition("\n")[0]
+        terminal.write_line(f"\nFAILED {report.nodeid}: {reason}", red=True)
+
 
 @pytest.fixture(scope="session")
 def mini() -> Engine:

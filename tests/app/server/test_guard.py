@@ -28,7 +28,7 @@ from app.server.uploads import NO_ROOM, REFUSED, UNEXPECTED, UNUSABLE, bound, us
 from app.ui import build, launch
 from coprs_core.answer.engine import Engine
 from coprs_core.photos.photo import open_photo
-from tests import ROOT
+from tests import ROOT, free_port
 from tests.conftest import slowed
 
 
@@ -684,9 +684,9 @@ def _until(happens: Callable[[], bool]) -> None:
 def test_nothing_of_visitors_outlives_the_server(tmp_path, picture):
     dead = tmp_path / "coprs-uploads-999999999-x"
     dead.mkdir()
-    process = started(tmp_path, port=17871)
+    process, url = started(tmp_path)
     try:
-        client = Client("http://127.0.0.1:17871/", verbose=False)
+        client = Client(url, verbose=False)
         job = client.submit(handle_file(picture), "the red thing", api_name="/segment")
         next(iter(job))
         [folder] = tmp_path.glob("coprs-*")  # that of a killed server is gone
@@ -700,11 +700,10 @@ def test_nothing_of_visitors_outlives_the_server(tmp_path, picture):
         process.kill()
 
 
-def started(folder: Path, port: int, **more: str) -> subprocess.Popen:
-    """The app in a process of its own, once it answers; its temporary files are in a folder, and
-    `more` in its environment."""
-    with socket.socket() as other:  # else that one would be asked, and ended by another test
-        assert other.connect_ex(("127.0.0.1", port)), f"something else listens on port {port}"
+def started(folder: Path, **more: str) -> tuple[subprocess.Popen, str]:
+    """The app in a process of its own, once it answers, and its address; its temporary files are in
+    a folder, and `more` in its environment."""
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "app.py", "--port", str(port)],
         cwd=ROOT,
@@ -712,15 +711,13 @@ def started(folder: Path, port: int, **more: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
-    for _ in range(300):
+    url = f"http://127.0.0.1:{port}/"
+    while process.poll() is None:
         try:
-            httpx.get(f"http://127.0.0.1:{port}/")
-            return process
+            httpx.get(url)
+            return process, url
         except httpx.HTTPError:
-            time.sleep(0.2)
-        if process.poll() is not None:
-            break
-    process.kill()
+            time.sleep(0.1)
     raise AssertionError(f"the app does not start: {process.communicate()[1]}")
 
 
@@ -754,9 +751,9 @@ def bombs(result: dict) -> dict[str, dict]:
 def running(tmp_path_factory, picture):
     """The app in a process of its own, its model loaded: (its address, the process)."""
     folder = tmp_path_factory.mktemp("temporary")
-    process = started(folder, port=17872)
-    _found(Client("http://127.0.0.1:17872/", verbose=False), handle_file(picture))
-    yield "http://127.0.0.1:17872/", psutil.Process(process.pid)
+    process, url = started(folder)
+    _found(Client(url, verbose=False), handle_file(picture))
+    yield url, psutil.Process(process.pid)
     process.kill()
 
 

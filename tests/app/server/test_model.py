@@ -115,9 +115,9 @@ def test_an_answer_that_could_not_be_replaced_is_not_taken_for_whole(tmp_path):
 
 
 def test_a_server_with_a_full_disk_says_so_and_goes_on(tmp_path):
-    process = started(tmp_path, port=17873)
+    process, url = started(tmp_path)
     try:
-        client = Client("http://127.0.0.1:17873/", verbose=False)
+        client = Client(url, verbose=False)
         photo = tmp_path / "noise.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), "uint8")).save(photo)
         first = client.predict(handle_file(ROOT / RAIN), WORDS, api_name="/segment")["result"]
@@ -152,9 +152,9 @@ def test_the_page_starts_past_the_proxies_of_the_environment(tmp_path, names):
     if names == "lower":
         environment = {name.lower(): value for name, value in environment.items()}
         environment["no_proxy"] = "example.org,::1"
-    process = started(tmp_path, port=17874, **environment)
+    process, url = started(tmp_path, **environment)
     try:
-        client = Client("http://127.0.0.1:17874/", verbose=False)
+        client = Client(url, verbose=False)
         answer = client.predict(handle_file(ROOT / RAIN), WORDS, api_name="/segment")["result"]
         assert answer["outcome"] == "found" and not proxy.came
     finally:
