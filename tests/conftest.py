@@ -34,6 +34,15 @@ def pytest_configure(config):
     _configs.append(config)
 
 
+LONG = ("test_ui.py", "test_joint.py", "test_visitors.py", "test_guard.py", "test_stored.py")
+"""The longest files are begun first: none is left for one process alone at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
 def pytest_runtest_logreport(report):
     """Each failure is told when it happens; pytest itself names them at the end, of many minutes."""
     terminal = _configs[0].pluginmanager.get_plugin("terminalreporter")

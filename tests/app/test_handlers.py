@@ -33,6 +33,7 @@ from app import handlers, kept, texts, visitors
 from app.actions import Questions
 from app.examples import EXAMPLES, examples
 from app.handlers import Frame, Handlers
+from app.options import Listening
 from app.server import uploads
 from app.server.answers import Answered
 from app.server.model import ModelServer
@@ -482,7 +483,6 @@ def test_opening_the_page_is_light(server):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--port", "many"], "not a number from 1 to 65535"),
         (["--model", "nowhere"], "no checkpoint"),
         (["--device", "abacus"], "not known"),
     ],
@@ -497,6 +497,11 @@ def test_a_wrong_option_of_the_app_is_one_sentence(options, words):
     )
     assert run.returncode == 1 and words in run.stderr and "Traceback" not in run.stderr
     assert run.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_port_that_is_none_is_one_sentence(mini):
+    with pytest.raises(CoPRSError, match="'many' is not a number from 1 to 65535"):
+        launch(build(ModelServer(mini)), Listening(port="many"), quiet=True)
 
 
 # --- models

@@ -84,7 +84,6 @@ def test_hostile_words_stay_words(page, hostile):  # noqa: F811
     for path in hostile:
         page.reload()
         page.wait_for_selector("#trace [data-sentence]")
-        page.wait_for_timeout(600)
         open_tab(page, "Take away")
         page.set_input_files("#saved input[type=file]", str(path))
         page.wait_for_selector(".toast-body.error, .verdict.found, .verdict.none")

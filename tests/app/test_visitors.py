@@ -14,7 +14,7 @@ from PIL import Image
 from tests.app.server.test_guard import HTTP, last_message, started
 from tests.coprs_core.export.test_archive import hostile  # noqa: F401  (a fixture)
 
-VISITORS = 40
+VISITORS = 20  # their photos alone would take 720 MB
 
 
 @pytest.fixture(scope="module")

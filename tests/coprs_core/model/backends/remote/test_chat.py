@@ -6,6 +6,7 @@ import json
 import time
 import zlib
 from dataclasses import replace
+from threading import Event
 
 import brotli
 import pytest
@@ -89,8 +90,8 @@ WITHOUT_END = {
     "usage": for_ever(b'data: {"choices": [], "usage": {"total_tokens": 1}}\n\n'),
     "other choices": for_ever(f"{piece(index=1, content='x')}\n\n".encode()),
     "headers": for_ever(b"HTTP/1.1 100 Continue\r\n\r\n", begins=False),
-    "silence": lambda handler, asked: time.sleep(20),
-    "silence after a beginning": lambda handler, asked: (handler.begin(), time.sleep(20)),
+    "silence": lambda handler, asked: Event().wait(PATIENCE),
+    "silence after a beginning": lambda handler, asked: handler.begin() or Event().wait(PATIENCE),
 }
 
 
