@@ -13,6 +13,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test processes share the cores
 
 import gradio.routes
+import httpx
 import pytest
 
 from coprs_core import load  # before torch, whose threads it lets sleep
@@ -27,6 +28,10 @@ from tests.chat_server import ChatServer
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+PATIENCE = 240
+"""Seconds after which what is waited for will not come: a safety net alone, no test's measure."""
+for _part in ("connect", "read", "write", "pool"):  # of all requests that say nothing else
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _part, PATIENCE)
 _configs = []
 
 
@@ -112,10 +117,6 @@ def chromium() -> str:
             "no Chromium on this machine: install Debian's package chromium to run the browser tests"
         )
     return path
-
-
-PATIENCE = 240
-"""Seconds after which what is waited for will not come: a safety net alone, no test's measure."""
 
 
 def until(happens: Callable[[], object]) -> None:

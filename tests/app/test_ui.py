@@ -115,7 +115,7 @@ def watched(page):
     page.under_way = set()
     page.on("request", lambda one: "/heartbeat/" in one.url or page.under_way.add(one))
     for ends in ("requestfinished", "requestfailed"):
-        page.on(ends, page.under_way.discard)
+        page.on(ends, lambda one: page.under_way.discard(one))
     return page
 
 
