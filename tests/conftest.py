@@ -12,7 +12,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test processes share the cores
 
-import gradio.routes
 import httpx
 import pytest
 
@@ -155,7 +154,9 @@ def held_steps(engine: Engine, number: int):
 @pytest.fixture
 def cancelling(monkeypatch):
     """An event: a running page was told that somebody gives up, and has begun to cancel the work."""
-    begun, cancel = threading.Event(), gradio.routes.cancel_tasks
+    from gradio import routes
+
+    begun, cancel = threading.Event(), routes.cancel_tasks
 
     async def noted(names) -> None:
         task = asyncio.ensure_future(cancel(names))
@@ -163,7 +164,7 @@ def cancelling(monkeypatch):
         begun.set()
         await task
 
-    monkeypatch.setattr(gradio.routes, "cancel_tasks", noted)
+    monkeypatch.setattr(routes, "cancel_tasks", noted)
     return begun
 
 
