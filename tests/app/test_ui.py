@@ -48,7 +48,7 @@ CHEETAH = str(Path(gradio.__file__).parent / "media_assets" / "images" / "cheeta
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 THINKING = "(document.querySelector('.thought:not(.empty, .done)')?.innerText.length ?? 0) > 25"
-WORDS = 20  # enough for a beginning, and no whole thought
+WORDS = 12  # enough for a beginning, and no whole thought
 FOUND = ".verdict.found:not(.recorded)"
 FINISHED = f"{FOUND}, .verdict.none:not(.recorded)"
 """A recorded answer stands on the first screen."""
@@ -343,17 +343,15 @@ def test_recent_answers_can_be_restored_and_are_this_visits_only(page, browser, 
 
 
 def test_stop_keeps_the_partial_thought_and_the_next_question_works(
-    page, server, photo, thinking, cancelling, shoot
+    page, server, photo, thinking, shoot
 ):
     steps, let_go = thinking
     upload_and_ask(page, photo, "the largest thing")
     page.wait_for_function(THINKING)
     shoot(page, "thinking")
-    cancelling.clear()
     page.click("#stop")
-    until(lambda: painted(page) or cancelling.is_set())
-    let_go()
     page.wait_for_selector(".thought:has-text('stopped')")
+    let_go()
     until(lambda: server[2].room.is_empty)
     assert len(steps) <= WORDS + 2  # the generator is closed
     assert "I see" in page.inner_text(".thought")
