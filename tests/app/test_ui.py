@@ -148,7 +148,7 @@ def upload_and_ask(page, photo, instruction):
 
 
 def ask_example(page, number=0):
-    page.evaluate("document.querySelector('.verdict').classList.add('recorded')")  # the one before
+    page.evaluate("document.querySelector('.verdict')?.classList.add('recorded')")  # the one before
     page.click(f"#examples button.thumbnail-item >> nth={number}")
     page.wait_for_selector(FINISHED)
     at_rest(page)
