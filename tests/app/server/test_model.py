@@ -24,7 +24,7 @@ from app.server.model import ModelServer
 from app.ui import build, launch
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.load import MINIATURE
-from coprs_core.errors import Unwanted
+from coprs_core.errors import Cancelled
 from coprs_core.photos.photo import open_photo
 from tests import ROOT
 from tests.app.server.test_guard import started
@@ -281,7 +281,7 @@ def test_whoever_goes_frees_the_worker_within_two_words(mini, cancelling, way):
                 while len(steps) < 5:
                     next(answer)
                 is_wanted[0] = False
-                with pytest.raises(Unwanted) if way == "unwanted" else nullcontext():
+                with pytest.raises(Cancelled) if way == "unwanted" else nullcontext():
                     list(answer) if way == "unwanted" else answer.close()
             elif way == "cancelled":
                 job = Client(url, verbose=False).submit(
