@@ -70,23 +70,25 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_every_module_stands_in_a_room_and_imports_downwards(path):
-    name = name_of(path)
-    room = room_of(name)
-    if room is None:
-        assert name in ("coprs_core", "coprs_core.mini", "app"), f"{name} stands in no room"
-        return
-    above = {
-        n
-        for n in imported(path)
-        if (other := room_of(n)) and other != room and FLOOR_OF[other] > FLOOR_OF[room]
-    }
-    assert not above, f"{name} imports upwards"
+def test_every_module_stands_in_a_room():
+    faces = {"coprs_core", "coprs_core.mini", "app"}
+    homeless = [n for n in map(name_of, MODULES) if room_of(n) is None and n not in faces]
+    assert not homeless
 
 
-@pytest.mark.parametrize("room", [r for r in FLOOR_OF if (ROOT / r.replace(".", "/")).is_dir()])
-def test_inside_a_room_there_is_no_circle(room):
+def test_imports_point_downwards():
+    upwards = []
+    for path in MODULES:
+        room = room_of(name_of(path))
+        for name in imported(path) if room else ():
+            other = room_of(name)
+            if other and other != room and FLOOR_OF[other] > FLOOR_OF[room]:
+                upwards.append(f"{name_of(path)} imports {name}")
+    assert not upwards, "\n".join(sorted(upwards))
+
+
+def circle(room: str) -> set[str]:
+    """The modules of a room that import one another in a circle, or stand between circles."""
     arrows = {
         name_of(p): {n for n in imported(p) if n.startswith(f"{room}.") and n != name_of(p)}
         for p in MODULES
@@ -95,27 +97,62 @@ def test_inside_a_room_there_is_no_circle(room):
     arrows = {name: targets & arrows.keys() for name, targets in arrows.items()}
     while leaves := {name for name, targets in arrows.items() if not targets}:
         arrows = {n: targets - leaves for n, targets in arrows.items() if n not in leaves}
-    assert not arrows, f"a circle among {sorted(arrows)}"
+    return set(arrows)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_files_and_functions_are_short(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= MAX_LINES
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+def test_inside_a_room_there_is_no_circle():
+    circles = {room: sorted(found) for room in FLOOR_OF if (found := circle(room))}
+    assert not circles
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_the_core_knows_no_gradio_and_the_app_no_tensor(path):
-    strangers = {
-        "coprs_core": ("gradio", "app"),
-        "app": ("torch", "transformers", "segment_anything"),
-    }
-    package = name_of(path).split(".")[0]
-    found = {n.split(".")[0] for n in imported(path)}
-    assert not found & {*strangers[package], "tests"}
+def test_files_and_functions_are_short():
+    long = []
+    for path in MODULES:
+        text = path.read_text()
+        lines = len(text.splitlines())
+        if lines > MAX_LINES:
+            long.append(f"{name_of(path)} has {lines} lines; {MAX_LINES} are the most")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    long.append(
+                        f"{name_of(path)}.{node.name} has {lines} lines; {MAX_FUNCTION_LINES} are the most"
+                    )
+    assert not long, "\n".join(long)
+
+
+STRANGERS = {
+    "coprs_core": {"gradio", "app", "tests"},
+    "app": {"torch", "transformers", "segment_anything", "tests"},
+}
+
+
+def test_the_core_knows_no_gradio_and_the_app_no_tensor():
+    wrong = [
+        f"{name_of(path)} imports {name}"
+        for path in MODULES
+        for name in imported(path)
+        if name.split(".")[0] in STRANGERS[name_of(path).split(".")[0]]
+    ]
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+WHOLE = {"dependencies", "imports", "quality", "seams"}
+"""Tests of the whole product; they stand at the top, as tests/test_X.py."""
+
+
+def test_tests_mirror_the_packages_path_for_path():
+    """tests/a/b/test_c.py tests a/b/c.py, or the package a/b/c."""
+    modules = {path.relative_to(ROOT).with_suffix("") for path in MODULES}
+    rooms = {module.parent for module in modules}
+    astray = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        inside = path.relative_to(ROOT / "tests")
+        tested = inside.with_name(path.stem.removeprefix("test_"))
+        if not (tested in modules | rooms or (inside.parent == Path() and tested.name in WHOLE)):
+            astray.append(f"tests/{inside} tests no module of its path")
+    assert not astray, "\n".join(astray)
 
 
 def test_app_py_stays_thin():

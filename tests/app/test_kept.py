@@ -8,7 +8,7 @@ import pytest
 
 from coprs_core.export.archive import save_zip
 from coprs_core.photos.photo import open_photo
-from tests.app.test_ui import browser, open_tab, page, server  # noqa: F401  (fixtures)
+from tests.app.test_ui import at_rest, browser, open_tab, page, server  # noqa: F401  (fixtures)
 
 HOSTILE = [
     "<img src=x onerror='window.hacked=1'>",
@@ -83,12 +83,11 @@ def test_hostile_words_stay_words(page, hostile):  # noqa: F811
     shown = 0
     for path in hostile:
         page.reload()
-        page.wait_for_selector("#find")
-        page.wait_for_timeout(600)
+        page.wait_for_selector("#trace [data-sentence]")
         open_tab(page, "Take away")
         page.set_input_files("#saved input[type=file]", str(path))
-        page.wait_for_selector(".toast-body.error, .verdict.found, .verdict.none", timeout=20000)
-        page.wait_for_timeout(200)
+        page.wait_for_selector(".toast-body.error, .verdict.found, .verdict.none")
+        at_rest(page)
         shown += page.locator(".toast-body.error").count() == 0
         assert page.evaluate("window.hacked") is None, path
         found = page.locator(ELEMENTS).evaluate_all("all => all.map(e => e.outerHTML)")

@@ -1,5 +1,6 @@
 """The doors of the running app: paths, bypasses, other pages, passwords, headers, uploads."""
 
+import asyncio
 import base64
 import io
 import json
@@ -10,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -28,8 +29,8 @@ from app.server.uploads import NO_ROOM, REFUSED, UNEXPECTED, UNUSABLE, bound, us
 from app.ui import build, launch
 from coprs_core.answer.engine import Engine
 from coprs_core.photos.photo import open_photo
-from tests import ROOT
-from tests.conftest import slowed
+from tests import ROOT, free_port
+from tests.conftest import PATIENCE, held_steps, nobody_reads, until
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def asked(url: str, number: int, data: list, session: str = "s") -> dict:
 def last_message(url: str, session: str) -> dict:
     """The last message of what a session has just asked."""
     with HTTP.stream(
-        "GET", f"{url}gradio_api/queue/data", params={"session_hash": session}, timeout=60
+        "GET", f"{url}gradio_api/queue/data", params={"session_hash": session}, timeout=PATIENCE
     ) as stream:
         for line in stream.iter_lines():
             if line.startswith("data:"):
@@ -132,12 +133,9 @@ def test_no_door_is_open_that_the_page_does_not_use(mini):
         answering = set()
         for route in routes:
             method, path = route.split(" ")
-            try:
-                with HTTP.stream(method, f"{url}{path[1:]}", timeout=3) as answer:
-                    text = answer.read().decode() if answer.status_code == 404 else ""
-                    is_door = NO_DOOR not in text and (method, answer.status_code) != ("HEAD", 404)
-            except httpx.ReadTimeout:  # a stream that goes on
-                is_door = True
+            with HTTP.stream(method, f"{url}{path[1:]}", timeout=PATIENCE) as answer:
+                text = answer.read().decode() if answer.status_code == 404 else ""
+                is_door = NO_DOOR not in text and (method, answer.status_code) != ("HEAD", 404)
             if is_door and answer.status_code != 403:
                 answering.add(route)
         assert answering == OPEN
@@ -166,7 +164,7 @@ def test_the_app_fetches_nothing_for_a_stranger(url):
             "gradio_api/file/http://example.org/x",
         ):
             for method in ("GET", "HEAD"):
-                answer = HTTP.request(method, f"{url}{path}", timeout=5)
+                answer = HTTP.request(method, f"{url}{path}", timeout=PATIENCE)
                 assert answer.status_code in (403, 404), (method, path)
                 sentence = answer.json()["detail"] if method == "GET" else REFUSED
                 assert sentence in (REFUSED, NO_DOOR)
@@ -240,7 +238,7 @@ def test_no_statistics_are_made_that_nobody_reads(engine):
     _, url, _ = launch(demo, quiet=True)
     number = next(e["id"] for e in events(url) if e["api"] == "in_use")
     assert asked(url, number, [], "statistics")["success"]
-    time.sleep(0.5)  # they would be made after the answer
+    assert asked(url, number, [], "statistics")["success"]  # they would be made after the first
     assert demo._queue.event_analytics
     assert demo._queue.cached_event_analytics_summary == {"functions": {}}
     demo.close()
@@ -305,12 +303,13 @@ def test_the_door_beside_the_queue_is_closed(url):
 
 def test_work_is_bounded_whatever_the_door(mini):
     server, most, running = ModelServer(Engine(mini.checkpoint), at_once=2), [], []
+    together = threading.Barrier(2, timeout=PATIENCE)
     photo = open_photo(np.zeros((9, 9, 3), np.uint8))
 
     def work(engine, photo):
         running.append(1)
         most.append(len(running))
-        time.sleep(0.1)
+        together.wait()  # the two that are let in work at the same time
         running.pop()
 
     threads = [threading.Thread(target=server.ask, args=(work, photo)) for _ in range(8)]
@@ -324,9 +323,17 @@ def test_work_is_bounded_whatever_the_door(mini):
 def test_a_full_queue_is_said_in_our_words_and_an_unread_question_is_given_up(
     mini, picture, monkeypatch
 ):
-    monkeypatch.setattr("app.server.guard.UNREAD_SECONDS", 1.0)
+    is_time = threading.Event()  # to give up what is unread
+
+    async def waits(seconds) -> None:
+        while not is_time.is_set():
+            await asyncio.sleep(0.01)
+
+    own = SimpleNamespace(**vars(asyncio) | {"sleep": waits})
+    monkeypatch.setattr("app.server.guard.asyncio", own)
     engine = Engine(mini.checkpoint)
-    demo = build(ModelServer(engine))
+    server = ModelServer(engine)
+    demo = build(server)
     _, url, _ = launch(demo, Listening(queue=1, at_once=1), quiet=True)
     client = Client(url, verbose=False)
     uploaded = client.predict(handle_file(picture), "x", api_name="/segment")["result"]
@@ -335,23 +342,23 @@ def test_a_full_queue_is_said_in_our_words_and_an_unread_question_is_given_up(
         [path] = httpx.post(f"{url}gradio_api/upload", files={"files": file}).json()
     segment = next(e["id"] for e in events(url) if e["api"] == "segment")
     photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    counted, undo = slowed(engine, 0.2)
 
     def join(session, headers=None):
         body = {"fn_index": segment, "data": [photo, "the red thing"], "session_hash": session}
         return httpx.post(f"{url}gradio_api/queue/join", json=body, headers=headers or {})
 
-    assert join("a").status_code == 200
-    time.sleep(0.5)  # it runs
-    assert join("b").status_code == 200  # it waits
-    program, page = join("c"), join("d", {"Sec-Fetch-Site": "same-origin"})
-    assert program.status_code == 503 and page.status_code == 429
-    assert program.json() == page.json() == {"detail": QUEUE_FULL}
-    time.sleep(2.5)
-    steps = len(counted)
-    time.sleep(1)
-    assert 0 < len(counted) <= steps + 1, "what nobody reads goes on"
-    undo()
+    with held_steps(engine, 3) as (steps, let_go):
+        assert join("a").status_code == 200
+        until(lambda: len(steps) == 3)  # it runs
+        assert join("b").status_code == 200  # it waits
+        program, page = join("c"), join("d", {"Sec-Fetch-Site": "same-origin"})
+        assert program.status_code == 503 and page.status_code == 429
+        assert program.json() == page.json() == {"detail": QUEUE_FULL}
+        is_time.set()
+        until(lambda: nobody_reads(demo))
+        let_go()
+        until(lambda: server.room.is_empty)
+        assert len(steps) <= 4, "what nobody reads goes on"
     demo.close()
 
 
@@ -509,7 +516,7 @@ def test_paintings_are_few_and_small(running):
             f"{url}gradio_api/component_server",
             data=form,
             files={"files": ("blob", content)},
-            timeout=60,
+            timeout=PATIENCE,
         ).status_code
 
     before = process.memory_info().rss
@@ -648,8 +655,8 @@ def test_an_upload_that_breaks_off_leaves_nothing(url, capfd):
     for _ in range(3):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(head.encode() + start)
-            _until(lambda: set(use_private_folder().iterdir()) != before)
-    _until(lambda: set(use_private_folder().iterdir()) == before)
+            until(lambda: set(use_private_folder().iterdir()) != before)
+    until(lambda: set(use_private_folder().iterdir()) == before)
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -670,41 +677,31 @@ def test_one_upload_is_bounded_whatever_its_parts(url):
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     answer = httpx.post(f"{url}gradio_api/upload", content=unstated(), headers=kind)
     assert answer.status_code == 413 and answer.json()["detail"] == UPLOAD_TOO_LARGE
-    _until(lambda: set(use_private_folder().iterdir()) == before)
-
-
-def _until(happens: Callable[[], bool]) -> None:
-    for _ in range(100):
-        if happens():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen within 5 seconds")
+    until(lambda: set(use_private_folder().iterdir()) == before)
 
 
 def test_nothing_of_visitors_outlives_the_server(tmp_path, picture):
     dead = tmp_path / "coprs-uploads-999999999-x"
     dead.mkdir()
-    process = started(tmp_path, port=17871)
+    process, url = started(tmp_path)
     try:
-        client = Client("http://127.0.0.1:17871/", verbose=False)
+        client = Client(url, verbose=False)
         job = client.submit(handle_file(picture), "the red thing", api_name="/segment")
         next(iter(job))
         [folder] = tmp_path.glob("coprs-*")  # that of a killed server is gone
         assert folder != dead and any(folder.rglob("secret.png"))
-        start = time.perf_counter()
         process.terminate()  # in mid-answer
-        assert process.wait(10) == 0 and time.perf_counter() - start < 2
+        assert process.wait(PATIENCE) == 0
         assert not any(tmp_path.glob("coprs-*"))
         assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()
 
 
-def started(folder: Path, port: int, **more: str) -> subprocess.Popen:
-    """The app in a process of its own, once it answers; its temporary files are in a folder, and
-    `more` in its environment."""
-    with socket.socket() as other:  # else that one would be asked, and ended by another test
-        assert other.connect_ex(("127.0.0.1", port)), f"something else listens on port {port}"
+def started(folder: Path, **more: str) -> tuple[subprocess.Popen, str]:
+    """The app in a process of its own, once it answers, and its address; its temporary files are in
+    a folder, and `more` in its environment."""
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "app.py", "--port", str(port)],
         cwd=ROOT,
@@ -712,15 +709,13 @@ def started(folder: Path, port: int, **more: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
-    for _ in range(300):
+    url = f"http://127.0.0.1:{port}/"
+    while process.poll() is None:
         try:
-            httpx.get(f"http://127.0.0.1:{port}/")
-            return process
+            httpx.get(url)
+            return process, url
         except httpx.HTTPError:
-            time.sleep(0.2)
-        if process.poll() is not None:
-            break
-    process.kill()
+            time.sleep(0.1)
     raise AssertionError(f"the app does not start: {process.communicate()[1]}")
 
 
@@ -754,9 +749,9 @@ def bombs(result: dict) -> dict[str, dict]:
 def running(tmp_path_factory, picture):
     """The app in a process of its own, its model loaded: (its address, the process)."""
     folder = tmp_path_factory.mktemp("temporary")
-    process = started(folder, port=17872)
-    _found(Client("http://127.0.0.1:17872/", verbose=False), handle_file(picture))
-    yield "http://127.0.0.1:17872/", psutil.Process(process.pid)
+    process, url = started(folder)
+    _found(Client(url, verbose=False), handle_file(picture))
+    yield url, psutil.Process(process.pid)
     process.kill()
 
 
@@ -766,7 +761,7 @@ def test_nothing_small_costs_much(running, picture):
     photo = handle_file(picture)
     result = _found(client, photo)
     for name, hostile in bombs(result).items():
-        before, start = process.memory_info().rss, time.perf_counter()
+        before, worked = process.memory_info().rss, sum(process.cpu_times()[:2])
         for endpoint, values in (
             ("/sentences", (photo, hostile)),
             ("/download", (photo, hostile)),
@@ -777,7 +772,7 @@ def test_nothing_small_costs_much(running, picture):
             print(name, endpoint, (process.memory_info().rss - before) / 1e6)
             assert len(str(error.value)) < 400
         assert process.memory_info().rss - before < 300e6, name
-        assert time.perf_counter() - start < 20, name
+        assert sum(process.cpu_times()[:2]) - worked < 60, name  # of work, not of a clock
 
 
 def _found(client, photo) -> dict:

@@ -8,7 +8,8 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
+import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -23,9 +24,11 @@ from app.server.model import ModelServer
 from app.ui import build, launch
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.errors import Cancelled
+from coprs_core.photos.photo import open_photo
 from tests import ROOT
 from tests.app.server.test_guard import started
-from tests.conftest import slowed
+from tests.conftest import PATIENCE, held, held_steps, nobody_reads, slowed, until
 from tests.coprs_core.model.backends.remote.test_proxies import Proxy
 
 RAIN, WORDS = "assets/examples/rain.png", "something to stay dry with"
@@ -49,7 +52,7 @@ def run(*arguments: str, largest_file: int | None = None, **more) -> subprocess.
         preexec_fn=partial(_without_privileges, largest_file),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 
@@ -64,18 +67,30 @@ def read_only(tmp_path):
 # --- folders that cannot be written to
 
 
-@pytest.mark.parametrize("command", [
-    ("segment", RAIN, WORDS, "--out"),
-    ("segment", "assets/examples", WORDS, "--out"),
-    ("scenes", "--count", "1", "--out"),
-    ("evaluate", "--limit", "1", "--out"),
-    ("train", "mini", "--out"),
-])  # fmt: skip
-def test_a_folder_that_cannot_be_written_to_is_named(read_only, command):
-    done = run("-m", "coprs_core", *command, read_only / "out")
-    assert done.returncode == 2, done
-    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
-    assert str(read_only) in done.stderr
+WRITING = (
+    ("segment", RAIN, WORDS),
+    ("segment", "assets/examples", WORDS),
+    ("scenes", "--count", "1"),
+    ("evaluate", "--limit", "1"),
+    ("train", "mini"),
+)
+EACH = """
+import sys
+from coprs_core.__main__ import main
+for command in {commands}:
+    print(main([*command, "--out", {out!r}]), flush=True)
+    print("next", file=sys.stderr, flush=True)
+"""
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(read_only):
+    """By each command, all in one process without privileges."""
+    done = run("-c", EACH.format(commands=WRITING, out=str(read_only / "out")))
+    *said, rest = done.stderr.split("next\n")
+    assert done.returncode == 0 and done.stdout.split() == ["2"] * len(WRITING), done
+    for told in said:
+        assert told.count("error:") == 1 and "Traceback" not in told and str(read_only) in told
+    assert not rest
 
 
 @pytest.mark.parametrize("folder", ["", "further/down"])
@@ -115,9 +130,9 @@ def test_an_answer_that_could_not_be_replaced_is_not_taken_for_whole(tmp_path):
 
 
 def test_a_server_with_a_full_disk_says_so_and_goes_on(tmp_path):
-    process = started(tmp_path, port=17873)
+    process, url = started(tmp_path)
     try:
-        client = Client("http://127.0.0.1:17873/", verbose=False)
+        client = Client(url, verbose=False)
         photo = tmp_path / "noise.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), "uint8")).save(photo)
         first = client.predict(handle_file(ROOT / RAIN), WORDS, api_name="/segment")["result"]
@@ -134,7 +149,7 @@ def test_a_server_with_a_full_disk_says_so_and_goes_on(tmp_path):
     finally:
         process.terminate()
         assert "Traceback" not in process.stderr.read()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 # --- proxies
@@ -152,15 +167,15 @@ def test_the_page_starts_past_the_proxies_of_the_environment(tmp_path, names):
     if names == "lower":
         environment = {name.lower(): value for name, value in environment.items()}
         environment["no_proxy"] = "example.org,::1"
-    process = started(tmp_path, port=17874, **environment)
+    process, url = started(tmp_path, **environment)
     try:
-        client = Client("http://127.0.0.1:17874/", verbose=False)
+        client = Client(url, verbose=False)
         answer = client.predict(handle_file(ROOT / RAIN), WORDS, api_name="/segment")["result"]
         assert answer["outcome"] == "found" and not proxy.came
     finally:
         process.terminate()
         assert "Traceback" not in process.stderr.read()
-        process.wait(10)
+        process.wait(PATIENCE)
         proxy.shutdown()
         proxy.server_close()
 
@@ -232,15 +247,15 @@ def test_a_broken_model_leaves_the_one_in_use_and_loses_nobody(mini, broken):
         visitor, owner = Client(url, verbose=False), Client(url, verbose=False)
         ask = partial(visitor.predict, handle_file(ROOT / RAIN), WORDS, api_name="/segment")
         before = ask()["result"]
-        _, undo = slowed(engine, 0.05)
+        steps, undo = slowed(engine, 0.05)
         on_its_way = visitor.submit(handle_file(ROOT / RAIN), WORDS, api_name="/segment")
-        time.sleep(0.5)
+        until(lambda: steps)
         for folder in broken:
             with pytest.raises(Exception, match="broken|cannot be read|cannot be loaded"):
                 owner.predict(str(folder), api_name="/use_model")
             assert ask()["result"]["regions"] == before["regions"]
             assert server.engine.name == "mini"
-        assert on_its_way.result(60)["result"]["regions"] == before["regions"]
+        assert on_its_way.result(PATIENCE)["result"]["regions"] == before["regions"]
         undo()
     finally:
         demo.close()
@@ -249,42 +264,46 @@ def test_a_broken_model_leaves_the_one_in_use_and_loses_nobody(mini, broken):
 # --- who asks and goes away
 
 
-@pytest.mark.parametrize("way", ["closed", "cancelled", "gone"])
-def test_whoever_goes_frees_the_worker_within_two_words(mini, way):
-    """The generator closed, a client's job cancelled, a client's process killed in mid-answer."""
+@pytest.mark.parametrize("way", ["closed", "unwanted", "cancelled", "gone"])
+def test_whoever_goes_frees_the_worker_within_two_words(mini, cancelling, way):
+    """The generator closed, an answer no longer wanted, a client's job cancelled, a client's
+    process killed in mid-answer."""
     engine = Engine(mini.checkpoint)
-    steps, undo = slowed(engine, 0.15)
-    demo = build(ModelServer(engine, at_once=1))
+    server = ModelServer(engine, at_once=1)
+    demo = build(server)
     _, url, _ = launch(demo, quiet=True)
+    asks_here = way in ("closed", "unwanted")
     try:
-        if way == "closed":
-            answer = engine.stream(ROOT / RAIN, WORDS)
-            while len(steps) < 5:
-                next(answer)
-            answer.close()
-            left = 0
-        elif way == "cancelled":
-            job = Client(url, verbose=False).submit(
-                handle_file(ROOT / RAIN), WORDS, api_name="/segment"
-            )
-            _wait_for(steps, 5)
-            left = len(steps)
-            job.cancel()
-        else:
-            code = (
-                "from gradio_client import Client, handle_file\n"
-                f"Client({url!r}, verbose=False).predict("
-                f"handle_file({str(ROOT / RAIN)!r}), {WORDS!r}, api_name='/segment')"
-            )
-            process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-            _wait_for(steps, 5)
-            left = len(steps)
-            process.kill()
-            process.wait()
-        left = left or len(steps)
-        time.sleep(1.5)  # ten words
-        assert len(steps) - left <= 2, f"{len(steps) - left} words after"
-        undo()
+        with held_steps(engine, 10**9 if asks_here else 5) as (steps, let_go):
+            if asks_here:
+                is_wanted = [True]
+                answer = server.stream(open_photo(ROOT / RAIN), WORDS, lambda: is_wanted[0])
+                while len(steps) < 5:
+                    next(answer)
+                is_wanted[0] = False
+                with pytest.raises(Cancelled) if way == "unwanted" else nullcontext():
+                    list(answer) if way == "unwanted" else answer.close()
+            elif way == "cancelled":
+                job = Client(url, verbose=False).submit(
+                    handle_file(ROOT / RAIN), WORDS, api_name="/segment"
+                )
+                until(lambda: len(steps) == 5)
+                threading.Thread(target=job.cancel).start()
+                assert cancelling.wait(PATIENCE)
+            else:
+                code = (
+                    "from gradio_client import Client, handle_file\n"
+                    f"Client({url!r}, verbose=False).predict("
+                    f"handle_file({str(ROOT / RAIN)!r}), {WORDS!r}, api_name='/segment')"
+                )
+                process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+                until(lambda: len(steps) == 5)
+                process.kill()
+                process.wait()
+                until(lambda: nobody_reads(demo))
+            let_go()
+            until(lambda: server.room.is_empty)
+            assert len(steps) - 5 <= 2, f"{len(steps) - 5} words after"
         again = Client(url, verbose=False).predict(
             handle_file(ROOT / RAIN), WORDS, api_name="/segment"
         )
@@ -295,22 +314,17 @@ def test_whoever_goes_frees_the_worker_within_two_words(mini, way):
 
 @pytest.mark.parametrize("asked", ["focus_again", "word"])
 def test_a_given_reply_is_read_no_further_when_its_reader_has_gone(mini, asked, tmp_path):
-    """A changed thought, and a reply that a program sends back: 24 passes or more through a layer,
-    each of which takes a while; the program ends after a few."""
+    """A changed thought, and a reply that a program sends back: 24 passes or more through a layer;
+    the program ends after a few."""
     engine = Engine(mini.checkpoint)
     photo = ROOT / RAIN
     result, language = engine.segment(photo, WORDS), engine.focus.language
     ids = (*result.reply_ids[:-1] * 80, result.reply_ids[-1])[-4000:]
     long = replace(result, reply_ids=ids, reply=language.text_of(list(ids)))
     (tmp_path / "long.json").write_text(json.dumps(long.to_dict(with_priors=True)))
-    passes, layers = [], engine.model.mllm.model.language_model.layers
-
-    def hook(*_) -> None:
-        passes.append(1)
-        time.sleep(0.25)
-
-    hooks = [layer.register_forward_hook(hook) for layer in layers]
-    demo = build(ModelServer(engine, at_once=1))
+    layers = engine.model.mllm.model.language_model.layers
+    server = ModelServer(engine, at_once=1)
+    demo = build(server)
     _, url, _ = launch(demo, quiet=True)
     given = {
         "focus_again": f"{WORDS!r}, 'It is the red one. ' * 400",
@@ -322,26 +336,23 @@ def test_a_given_reply_is_read_no_further_when_its_reader_has_gone(mini, asked, 
         f"handle_file({str(photo)!r}), {given[asked]}, api_name='/{asked}')"
     )
     try:
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-        _wait_for(passes, len(layers) + 2)  # the question is read, the reply is begun
-        left = len(passes)
-        process.kill()
-        process.wait()
-        time.sleep(6)  # ten passes or more
-        assert len(passes) - left <= 4, f"{len(passes) - left} passes after"
-        for one in hooks:
-            one.remove()
+        # the question has been read by the first layer, and the reply is begun
+        with held(layers[0], 2) as (begun, let_go):
+            others = [one.register_forward_hook(lambda *_: begun.append(1)) for one in layers[1:]]
+            process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+            until(lambda: len(begun) > len(layers))
+            left = len(begun)
+            process.kill()
+            process.wait()
+            until(lambda: nobody_reads(demo))
+            let_go()
+            until(lambda: server.room.is_empty)
+            assert len(begun) - left <= 4, f"{len(begun) - left} passes after"
+            for one in others:
+                one.remove()
         again = Client(url, verbose=False).predict(
             handle_file(photo), WORDS, "It is the red one.", api_name="/focus_again"
         )
         assert again["thought_given"]
     finally:
         demo.close()
-
-
-def _wait_for(steps: list, count: int) -> None:
-    for _ in range(400):
-        if len(steps) >= count:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the answer did not begin")

@@ -3,7 +3,6 @@ focus token."""
 
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +17,7 @@ from coprs_core.metrics import iou
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.decoding import Batch, Step
 from coprs_core.photos.photo import open_photo
+from tests.conftest import PATIENCE, until
 
 
 def same(a, b):
@@ -139,23 +139,22 @@ def test_what_is_read_ahead_gives_way_to_another_photo_and_not_to_its_own(fresh)
 
         def hold(*_, begun=begun, waits=waits):
             begun.set()
-            assert waits.wait(20)
+            assert waits.wait(PATIENCE)
 
         held = fresh.model.image_encoder.blocks[0].register_forward_hook(hold)
         with ThreadPoolExecutor(2) as pool:
             read = pool.submit(lambda: list(fresh.read_ahead(ahead)))
-            assert begun.wait(20)
+            assert begun.wait(PATIENCE)
             held.remove()
             answer = pool.submit(fresh.segment, asked, "the car", 1)
-            while fresh._awaited.total() < 2:
-                time.sleep(0.01)
+            until(lambda: fresh._awaited.total() == 2)
             waits.set()
-            assert answer.result(60).photo_size == asked.size
+            assert answer.result(PATIENCE).photo_size == asked.size
             if is_kept:
-                assert len(read.result(60)) == 2
+                assert len(read.result(PATIENCE)) == 2
             else:
                 with pytest.raises(Cancelled):
-                    read.result(60)
+                    read.result(PATIENCE)
         assert (fresh.kept(ahead) is not None) is is_kept and not fresh._awaited
 
 

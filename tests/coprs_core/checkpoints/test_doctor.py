@@ -4,7 +4,6 @@ that tests make."""
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -275,12 +274,10 @@ def test_quantization_where_it_cannot_work_is_said(monkeypatch):
 # --- doctor and benchmark
 
 
-def test_the_doctor_is_quick_and_says_ready(tmp_path):
-    start = time.perf_counter()
+def test_the_doctor_says_ready(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "coprs_core", "doctor"], cwd=ROOT, capture_output=True, text=True
     )
-    assert time.perf_counter() - start < 30  # 6 s at rest on two cores; tests run beside others
     assert run.returncode == 0 and run.stdout.splitlines()[-1] == "ready" and not run.stderr
     for words in ("torch 2", "cpu", "cache", "nf4 and int8", "<REF_POS> 10", "model.safetensors"):
         assert words in run.stdout

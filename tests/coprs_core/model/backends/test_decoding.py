@@ -1,7 +1,6 @@
 """Replies written together: the same words as alone, whoever joins, leaves or fails meanwhile."""
 
 import threading
-import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -21,6 +20,7 @@ from coprs_core.model.backends.decoding import AFTER_FOCUS, MOST_FOCUS_TOKENS, B
 from coprs_core.model.backends.language import LanguageModel
 from coprs_core.model.backends.mllm import Prefix, Reading
 from tests import tiny
+from tests.conftest import PATIENCE
 
 MAKE = [tiny.qwen, tiny.qwen3, tiny.llava, tiny.qwen3_5, tiny.lfm2, tiny.internvl]
 WORDS = ["the cat", "the largest thing on the left of the two birds", "x", "the second one"]
@@ -192,10 +192,8 @@ def test_who_finds_no_room_stops_nobody(language, monkeypatch):
         target=lambda: second.extend(tokens(batch.write(read(language, 1), None, set(), 12)))
     )
     waits.start()
-    for step in first:
-        got.append(step.token)
-        time.sleep(0.02)  # the other takes steps for it meanwhile
-    waits.join(20)
+    got += tokens(first)  # the other takes steps for it meanwhile
+    waits.join(PATIENCE)
     assert got == alone[0] and second == alone[1]
 
 
@@ -210,7 +208,7 @@ def test_many_threads_each_get_their_own(language):
 
     threads = [threading.Thread(target=visit, args=(n,)) for n in range(8)]
     [thread.start() for thread in threads]
-    [thread.join(60) for thread in threads]
+    [thread.join(PATIENCE) for thread in threads]
     assert len(results) == 24 and len(batch) == 0
     for (number, again), written in results.items():
         assert written == alone[number % 4][: 12 if again else 5]

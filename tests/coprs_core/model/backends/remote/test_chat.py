@@ -6,6 +6,7 @@ import json
 import time
 import zlib
 from dataclasses import replace
+from threading import Event
 
 import brotli
 import pytest
@@ -16,6 +17,7 @@ from coprs_core.model.backends.remote import event_stream
 from coprs_core.model.backends.remote.chat import Server
 from coprs_core.model.backends.remote.chat_reply import Redacted
 from tests.chat_server import ChatServer, answers
+from tests.conftest import PATIENCE
 
 KEY = "sk-very-secret-0123456789"
 PICTURE = "data:image/jpeg;base64,AAAA"
@@ -23,8 +25,26 @@ PICTURE = "data:image/jpeg;base64,AAAA"
 
 @pytest.fixture
 def asked(chat):
-    """A server to ask, with the patience of a second."""
-    return Server(chat.url, "pointer", KEY, None, 1.0)
+    """A server to ask, with more patience than a slow machine needs."""
+    return Server(chat.url, "pointer", KEY, None, 600.0)
+
+
+class OwnClock:
+    """What patience is measured by here: it stands, or each look at it takes `step` seconds."""
+
+    def __init__(self):
+        self.now, self.step = 0.0, 0.0
+
+    def monotonic(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = OwnClock()
+    monkeypatch.setattr(chat_model, "time", clock)
+    return clock
 
 
 def told(server: Server, tokens: int = 50) -> str:
@@ -70,63 +90,63 @@ WITHOUT_END = {
     "usage": for_ever(b'data: {"choices": [], "usage": {"total_tokens": 1}}\n\n'),
     "other choices": for_ever(f"{piece(index=1, content='x')}\n\n".encode()),
     "headers": for_ever(b"HTTP/1.1 100 Continue\r\n\r\n", begins=False),
-    "silence": lambda handler, asked: time.sleep(20),
-    "silence after a beginning": lambda handler, asked: (handler.begin(), time.sleep(20)),
+    "silence": lambda handler, asked: Event().wait(PATIENCE),
+    "silence after a beginning": lambda handler, asked: handler.begin() or Event().wait(PATIENCE),
 }
 
 
 @pytest.mark.parametrize("way", WITHOUT_END)
-def test_what_is_no_answer_is_waited_for_so_long_and_no_longer(chat, asked, way):
-    chat.act = WITHOUT_END[way]
-    began = time.monotonic()
+def test_what_is_no_answer_is_waited_for_so_long_and_no_longer(chat, asked, clock, way):
+    chat.act, clock.step = WITHOUT_END[way], 0.6
     with pytest.raises(CoPRSError, match="sent nothing for 1 s that belongs to an answer"):
-        told(asked)
-    assert time.monotonic() - began < 15
-    assert "silence" in way or chat.left.wait(10)  # the request has ended
+        told(replace(asked, seconds=1.0))
+    assert "silence" in way or chat.left.wait(PATIENCE)  # the request has ended
 
 
-def test_after_the_first_piece_each_next_one_is_waited_for_as_long(chat, asked):
+def test_after_the_first_piece_each_next_one_is_waited_for_as_long(chat, asked, clock):
     def act(handler, question):
         handler.begin()
         handler.delta(content="A ")
         for_ever(b": ping\n\n")(handler, question)
 
     chat.act = act
-    steps = asked.write(PICTURE, "Where?", 50)
+    steps = replace(asked, seconds=1.0).write(PICTURE, "Where?", 50)
     assert next(step.text for step in steps if step.text) == "A "
+    clock.step = 0.6
     with pytest.raises(CoPRSError, match="sent nothing for 1 s that belongs to an answer"):
         list(steps)
 
 
-def test_an_answer_that_drips_for_ever_has_an_end(chat, asked, monkeypatch):
+def test_an_answer_that_drips_for_ever_has_an_end(chat, asked, clock, monkeypatch):
     monkeypatch.setattr(chat_model, "SECONDS_A_TOKEN", 0.01)
+    clock.step = 0.05
 
     def act(handler, question):
         handler.begin()
         while True:
             handler.delta(content="a")
-            time.sleep(0.1)
+            time.sleep(0.01)
 
     chat.act = act
     with pytest.raises(CoPRSError, match="has not ended its answer after"):
-        told(asked)
-    assert chat.left.wait(10)
+        told(replace(asked, seconds=1.0))
+    assert chat.left.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("way", WITHOUT_END)
 def test_whoever_waits_can_stop_and_the_request_ends(chat, asked, way):
-    chat.act, patient = WITHOUT_END[way], replace(asked, seconds=600.0)
-    steps = patient.write(PICTURE, "Where?", 50)
+    chat.act = WITHOUT_END[way]
+    steps = asked.write(PICTURE, "Where?", 50)
     assert next(steps).text == ""
     steps.close()
-    assert "silence" in way or chat.left.wait(10)
+    assert "silence" in way or chat.left.wait(PATIENCE)
 
 
-def test_seconds_in_which_nobody_waits_are_not_counted(chat, asked):
+def test_seconds_in_which_nobody_waits_are_not_counted(chat, asked, clock):
     chat.act = answers("A ", "hat.")
-    steps = asked.write(PICTURE, "Where?", 50)
+    steps = replace(asked, seconds=1.0).write(PICTURE, "Where?", 50)
     text = next(step.text for step in steps if step.text)
-    time.sleep(1.5)
+    clock.now += 1000
     assert text + "".join(step.text for step in steps) == "A hat."
 
 
@@ -157,8 +177,8 @@ WITHOUT_BOUNDS = {
 def test_500_mb_are_not_read(chat, asked, way):
     chat.act = WITHOUT_BOUNDS[way]
     with pytest.raises(CoPRSError, match=r"sent over 1,\d{3},\d{3} bytes.*more than"):
-        told(replace(asked, seconds=60.0))
-    assert chat.left.wait(10) and chat.written < 20_000_000  # what sockets hold on the way
+        told(asked)
+    assert chat.left.wait(PATIENCE) and chat.written < 20_000_000  # what sockets hold on the way
 
 
 @pytest.mark.parametrize("name", ["content", "reasoning", "refusal"])
@@ -200,7 +220,7 @@ def test_an_error_without_an_end_is_read_at_its_beginning(chat, asked, status):
     with pytest.raises(CoPRSError) as problem:
         told(asked)
     assert len(str(problem.value)) < 500
-    assert chat.left.wait(10) and chat.written < 20_000_000
+    assert chat.left.wait(PATIENCE) and chat.written < 20_000_000
 
 
 # --- the key

@@ -3,6 +3,7 @@ that servers answer, and in every way that they fail."""
 
 import base64
 import io
+import itertools
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,10 +28,12 @@ from coprs_core.__main__ import main
 from coprs_core.answer.flags import flags
 from coprs_core.checkpoints import doctor, remote
 from coprs_core.errors import Cancelled
+from coprs_core.model.backends.remote import chat
 from coprs_core.model.backends.remote import segmenter as remote_model
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention, zoom
-from tests import tiny
+from tests import free_port, tiny
+from tests.conftest import PATIENCE, until
 
 KEY = "sk-very-secret-0123456789"
 PHOTO = np.full((900, 1500, 3), 255, np.uint8)
@@ -66,7 +70,7 @@ class Pointer(BaseHTTPRequestHandler):
         if server.failure == "html":
             return self._send(200, "text/html", "<html>Welcome</html>")
         if server.failure == "slow":
-            time.sleep(3)
+            server.goes_on.wait(PATIENCE)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
@@ -135,6 +139,7 @@ def server(monkeypatch):
     server.asked, server.sent, server.left = [], [], threading.Event()
     server.form, server.unit, server.failure = "inline", "thousandths", None
     server.pause, server.finish = 0.0, "stop"
+    server.goes_on = threading.Event()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.name = f"openai:pointer@http://127.0.0.1:{server.server_port}/v1"
     yield server
@@ -218,24 +223,25 @@ def test_what_a_server_refuses_is_one_sentence_without_the_key(server, sam, fail
         ("event", "broke off in mid-answer: ask again"),
         ("garbage", "sent something that is no answer"),
         ("html", "sent something that is no answer: check that the address ends in /v1"),
-        ("slow", "sent nothing for 1 s"),
+        ("slow", "sent nothing for 120 s"),
     ],
 )
 def test_what_goes_wrong_in_mid_answer_is_one_sentence(server, sam, failure, sentence, monkeypatch):
-    monkeypatch.setattr(remote_model, "SECONDS", 1.0)
     engine = load(server.name, device="cpu", sam=sam, report=lambda line: None)
     server.failure = failure
     server.sent.clear()
-    with pytest.raises(CoPRSError, match=sentence):
+    with pytest.raises(CoPRSError, match=sentence), monkeypatch.context() as patch:
+        if failure == "slow":  # each look at the clock takes a minute
+            clock = itertools.count(step=60.0)
+            patch.setattr(chat, "time", SimpleNamespace(monotonic=clock.__next__))
         engine.segment(PHOTO, "the red thing")
+    server.goes_on.set()
     server.failure = None  # nothing is lost: the next question is answered
     assert engine.segment(PHOTO, "the red thing").outcome == "found"
 
 
 def test_nobody_there_is_one_sentence(sam):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.raises(CoPRSError, match=f"127.0.0.1:{port} cannot be reached: check that it runs"):
         load(f"openai:x@http://127.0.0.1:{port}/v1", device="cpu", sam=sam)
 
@@ -255,7 +261,7 @@ def test_stop_ends_the_request(server, sam):
     stream = engine.stream(PHOTO, "the red thing")
     next(u for u in stream if u.text)
     stream.close()
-    assert server.left.wait(10)
+    assert server.left.wait(PATIENCE)
 
 
 def silent(server):
@@ -286,7 +292,7 @@ def test_stop_works_while_a_server_sends_no_answer(server, sam, monkeypatch, way
         is_wanted[0] = False
         with pytest.raises(Cancelled):
             list(stream)
-    assert server.left.wait(10) and models.room.is_empty
+    assert server.left.wait(PATIENCE) and models.room.is_empty
 
 
 def test_a_client_that_goes_frees_its_place_though_no_answer_comes(server, sam, monkeypatch):
@@ -299,10 +305,9 @@ def test_a_client_that_goes_frees_its_place_though_no_answer_comes(server, sam, 
     client, photo = Client(url, verbose=False), handle_file("assets/examples/rain.png")
     try:
         job = client.submit(photo, "the red thing", api_name="/segment")
-        while not any(o["stage"] == "thinking" for o in job.outputs()):
-            time.sleep(0.05)
+        until(lambda: any(o["stage"] == "thinking" for o in job.outputs()))
         job.cancel()
-        assert server.left.wait(20)
+        assert server.left.wait(PATIENCE)
         monkeypatch.setattr(Pointer, "do_POST", answering)
         told = client.predict(photo, "the red thing", api_name="/segment")["result"]
         assert told["model"] == "openai:pointer" and told["settings"]["decoding"] == "greedy"
@@ -390,14 +395,18 @@ def test_the_doctor_tells_the_server_and_whether_there_is_a_key(monkeypatch):
 # --- transformers' own server
 
 
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """`transformers serve` with a tiny Qwen3-VL of ours: (its address, the model's folder)."""
     folder = tiny.save_mllm(tmp_path_factory.mktemp("served") / "model", tiny.qwen3())
     (folder / "chat_template.jinja").write_text(tiny.CHAT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -405,12 +414,8 @@ def served(tmp_path_factory):
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     try:
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline and process.poll() is None:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.3)
-        else:
+        until(lambda: process.poll() is not None or listens(port))
+        if process.poll() is not None:
             pytest.fail(log.read_text()[-2000:])
         yield f"http://127.0.0.1:{port}/v1", folder
     finally:
