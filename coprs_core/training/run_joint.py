@@ -322,7 +322,7 @@ def _joint(
         temperature=recipe.temperature,
         beta=objective.kl,
         epsilon=objective.clip,
-        loss_type="bnpo",
+        loss_type="bnpo",  # averaged over all written tokens together, not reply by reply
         scale_rewards="group",
         use_bias_correction_kl=False,
         reward_weights=[objective.mask_share, 1 - objective.mask_share],

@@ -59,17 +59,15 @@ from coprs_core.training.joint import (  # noqa: E402
 )
 from coprs_core.training.objective import (  # noqa: E402
     PRESETS,
-    Rollouts,
     reply_scores,
-    unified_loss,
 )  # noqa: E402
 from coprs_core.training.plan import Plan, plan  # noqa: E402
-from coprs_core.training.policy import group_advantages  # noqa: E402
 from coprs_core.training.rates import HEADS, Rates  # noqa: E402
 from coprs_core.training.recipe import NAMES, JointRecipe, read_recipe  # noqa: E402
 from coprs_core.training.run_folder import keep_recipe  # noqa: E402
 from coprs_core.training.warmup import reply_for  # noqa: E402
 from tests import ROOT, tiny  # noqa: E402
+from tests.formulas import Rollouts, group_advantages, unified_loss  # noqa: E402
 
 FAMILIES = Asking({"name": 1.0, "colour": 1.0, "several": 1.0}, nothing=0.3)
 OBJECTIVE = PRESETS["paper"]
