@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from coprs_core.answer.results import Result
-from coprs_core.datasets.example import Example
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.rows import Row
-from coprs_core.photos.photo import open_photo
+from coprs_core.example import Example
 
 if TYPE_CHECKING:
     from coprs_core.model.backends.remote.chat import Server
@@ -60,7 +59,7 @@ class ModelJudge:
     server: "Server"
 
     def judged(self, row: Row, example: Example, result: Result) -> Row:
-        image = open_photo(example.photo).image
+        image = example.opened().image.copy()
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         told = io.BytesIO()
         image.save(told, "JPEG", quality=90)

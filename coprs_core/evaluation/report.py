@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from coprs_core.datasets.example import Tag
 from coprs_core.evaluation.protocols import USUAL, Protocol
 from coprs_core.evaluation.rows import STEPS, Row
+from coprs_core.example import Tag
 from coprs_core.metrics import correlation
 
 SIZES = (

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coprs_core.answer.results import Result
-from coprs_core.datasets.example import Dataset, Example
+from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.cases import save_case
 from coprs_core.evaluation.judges import Judge
 from coprs_core.evaluation.protocols import PROTOCOLS, Protocol
 from coprs_core.evaluation.rows import Row, answered
+from coprs_core.example import Example
 from coprs_core.export.archive import writable_folder
 from coprs_core.machine import package_versions
 from coprs_core.parsing import from_json
@@ -119,14 +120,14 @@ def run(
     path = folder / ROWS.format(shard.number, shard.count)
     done = _done(folder, path)
     left = (n for n in numbers_of(dataset, settings, shard) if n not in done)
-    examples = (example for n in left if (example := dataset.tried(n)))
+    examples = (example for n in left if (example := dataset.read(n)))
     cases = _Cases(folder / CASES, path)
     counting, at_once = settings.counting, settings.at_once
     with path.open("a", encoding="utf-8", errors=NAMES) as file:
         for row, example, result in answered(
             engine, examples, counting, at_once, settings.max_new_tokens
         ):
-            if isinstance(example, Example) and result is not None:
+            if result is not None:
                 row = row if judge is None else judge.judged(row, example, result)
                 cases.consider(row, example, result)
             file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
@@ -213,7 +214,7 @@ def left_to_others(folder: Path, dataset: Dataset, settings: Settings, own: rang
     """How many items of a run beside the `own` ones are not there yet."""
     there = {row.index for row in _all_rows(folder)}.union(own)
     left = [n for n in numbers_of(dataset, settings, Shard()) if n not in there]
-    return len(left) if any(dataset.tried(n) for n in left) else 0  # else they are passed over
+    return len(left) if any(dataset.read(n) for n in left) else 0  # else they are passed over
 
 
 def answered_before(folder: Path, numbers: range) -> int:

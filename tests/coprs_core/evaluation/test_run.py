@@ -20,7 +20,7 @@ from PIL import Image
 from coprs_core.__main__ import main
 from coprs_core.answer.results import Region, Result
 from coprs_core.datasets import open_dataset, scenes
-from coprs_core.datasets.example import Dataset, Example
+from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation import run as runs
 from coprs_core.evaluation.compare import compare, paired
@@ -39,6 +39,7 @@ from coprs_core.evaluation.run import (
     read_run,
     run,
 )
+from coprs_core.example import Example
 from coprs_core.mini.world.questions import examples as drawn
 from tests import ROOT
 
@@ -65,7 +66,7 @@ def result(mask: np.ndarray, outcome: str = "found", prior: np.ndarray | None = 
 def example(index: int, truth: np.ndarray, ignore: np.ndarray | None = None) -> Example:
     masks = (truth,) if truth.any() else ()
     photo = Image.new("RGB", SIZE[::-1], (index % 255, 9, 9))
-    return Example(index, photo, f"thing {index}", masks, SIZE, ignore=ignore)
+    return Example(photo, f"thing {index}", masks, SIZE, index=index, ignore=ignore)
 
 
 # --- protocols, counted by hand
