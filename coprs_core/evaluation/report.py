@@ -32,7 +32,7 @@ PROBLEMS = 20
 
 
 @dataclass(frozen=True)
-class Line:
+class Regression:
     """Least squares of mask IoU on prior IoU (paper, figure 3).
 
     Attributes:
@@ -50,7 +50,7 @@ class Line:
     band: tuple[float, ...]
 
 
-def line_of(rows: list[Row]) -> Line | None:
+def line_of(rows: list[Row]) -> Regression | None:
     """The line through a run; None where there is none to draw."""
     pairs = np.array([(r.prior_iou, r.mask_iou) for r in rows if r.is_masked])
     if len(pairs) < 3 or pairs[:, 0].std() == 0:
@@ -62,7 +62,7 @@ def line_of(rows: list[Row]) -> Line | None:
     spread = np.sqrt(1 / len(x) + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
     band = tuple((1.96 * error * spread).tolist())
     r = correlation(x, y)
-    return Line(float(slope), float(intercept), r, len(x), float((y > x).mean()), band)
+    return Regression(float(slope), float(intercept), r, len(x), float((y > x).mean()), band)
 
 
 def averages(rows: list[Row]) -> dict[str, float | None]:
