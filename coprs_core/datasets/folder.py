@@ -35,7 +35,7 @@ _FORM = '{"photo": "a.jpg", "instruction": "the cat", "masks": ["a_cat.png"]}'
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedExample:
     """One line of a listing, checked; `photo` and `masks` are paths."""
 
     photo: Path
@@ -83,11 +83,11 @@ def _ignored(masks: list[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray | 
     return np.logical_or.reduce(void) & ~np.logical_or.reduce([mask for mask, _ in masks])
 
 
-def lines(root: Path, is_lenient: bool = False) -> list[Entry | CoPRSError]:
+def lines(root: Path, is_lenient: bool = False) -> list[ListedExample | CoPRSError]:
     """The lines of a folder's listing; raises `CoPRSError` where one is none, or names a file that
     is not there. Where `is_lenient`, that stands in the line's place, if any line is one."""
     listing = found(root / LISTING)
-    told: list[Entry | CoPRSError] = []
+    told: list[ListedExample | CoPRSError] = []
     for line in _listed(listing) if listing.is_file() else _beside(root):
         if isinstance(line, CoPRSError) and not is_lenient:
             raise line
@@ -96,12 +96,14 @@ def lines(root: Path, is_lenient: bool = False) -> list[Entry | CoPRSError]:
         raise CoPRSError(f"{listing} holds no items: write lines such as {_FORM}.")
     if not told:
         raise CoPRSError(f"There is no {listing}: write one line an item, such as {_FORM}.")
-    if isinstance(told[0], CoPRSError) and not any(isinstance(line, Entry) for line in told):
+    if isinstance(told[0], CoPRSError) and not any(
+        isinstance(line, ListedExample) for line in told
+    ):
         raise told[0]
     return told
 
 
-def _listed(listing: Path) -> Iterator[Entry | CoPRSError]:
+def _listed(listing: Path) -> Iterator[ListedExample | CoPRSError]:
     for number, text in enumerate(read_text(listing).split("\n"), 1):
         if text.strip():
             try:
@@ -110,7 +112,7 @@ def _listed(listing: Path) -> Iterator[Entry | CoPRSError]:
                 yield problem
 
 
-def _beside(root: Path) -> Iterator[Entry | CoPRSError]:
+def _beside(root: Path) -> Iterator[ListedExample | CoPRSError]:
     """Photos with their texts and masks beside them, by name."""
     files = visible(root.iterdir()) if root.is_dir() else []
     pictures = [path for path in files if path.suffix.lower() in PICTURES]
@@ -132,7 +134,7 @@ def _stem(path: Path) -> str:
     return unicodedata.normalize("NFC", path.stem)
 
 
-def _from_names(text: Path, photo: Path | None, masks: list[Path]) -> Entry:
+def _from_names(text: Path, photo: Path | None, masks: list[Path]) -> ListedExample:
     """The item of a text with what is called like it."""
     if photo is None:
         raise CoPRSError(f"{text} has no photo beside it: {text.stem}.jpg or .png is expected.")
@@ -143,7 +145,7 @@ def _from_names(text: Path, photo: Path | None, masks: list[Path]) -> Entry:
                 f"{mask} is no name of a mask: {text.stem}_mask.png, or {text.stem}_mask_1.png "
                 "and so on, is expected."
             )
-    return Entry(photo, instruction, tuple(sorted(masks, key=_in_order)), None)
+    return ListedExample(photo, instruction, tuple(sorted(masks, key=_in_order)), None)
 
 
 def _in_order(path: Path) -> list[tuple[int, str]]:
@@ -151,7 +153,7 @@ def _in_order(path: Path) -> list[tuple[int, str]]:
     return [(int(n or -1), word) for word, n in re.findall(r"(\D+)(\d*)", path.name)]
 
 
-def _line(listing: Path, number: int, text: str) -> Entry:
+def _line(listing: Path, number: int, text: str) -> ListedExample:
     try:
         row = from_json(text)
         names = [row["photo"], *row["masks"]]
@@ -176,7 +178,7 @@ def _line(listing: Path, number: int, text: str) -> Entry:
             f"<think>…</think> and then {_tokens(len(masks))}, or leave it out."
         )
     instruction = asked(row["instruction"].strip(), f"line {number} of {listing}")
-    return Entry(photo, instruction, tuple(masks), reply)
+    return ListedExample(photo, instruction, tuple(masks), reply)
 
 
 def _tokens(count: int) -> str:

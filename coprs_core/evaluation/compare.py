@@ -8,7 +8,7 @@ import numpy as np
 
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.report import RESAMPLES, SEED, SHARE, averages, grouped, in_digits
-from coprs_core.evaluation.rows import Row
+from coprs_core.evaluation.rows import Measurement
 from coprs_core.evaluation.run import read_rows, read_run
 
 FLIPS = 10_000
@@ -63,7 +63,7 @@ class Comparison:
 
     names: tuple[str, str]
     differences: dict[str, Difference]
-    rows: tuple[list[Row], list[Row]]
+    rows: tuple[list[Measurement], list[Measurement]]
     groups: dict
     alone: int
     unread: int = 0

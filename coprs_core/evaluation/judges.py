@@ -14,7 +14,7 @@ from PIL import Image
 
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
-from coprs_core.evaluation.rows import Row
+from coprs_core.evaluation.rows import Measurement
 from coprs_core.example import Example
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _SCORE = re.compile(
 class Judge(Protocol):
     """Scores thoughts."""
 
-    def judged(self, row: Row, example: Example, result: Result) -> Row:
+    def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
         """The row with its thought scored; as it is where that cannot be told."""
         ...
 
@@ -48,7 +48,7 @@ class Judge(Protocol):
 class RuleJudge:
     """Counts by what the data set knows."""
 
-    def judged(self, row: Row, example: Example, result: Result) -> Row:
+    def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
         return row if example.grade is None else replace(row, thought=example.grade(result))
 
 
@@ -58,7 +58,7 @@ class ModelJudge:
 
     server: "Server"
 
-    def judged(self, row: Row, example: Example, result: Result) -> Row:
+    def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
         image = example.opened().image.copy()
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         told = io.BytesIO()

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from coprs_core.evaluation.report import AT, Regression, faults, in_digits
-from coprs_core.evaluation.rows import STEPS, Row
+from coprs_core.evaluation.rows import STEPS, Measurement
 from coprs_core.evaluation.run import CASES, NAMES, SHOWN, Settings
 
 PAGE = "report.html"
@@ -31,7 +31,7 @@ _TEMPLATES = Environment(
 _TEMPLATES.filters["digits"] = in_digits
 
 
-def write_page(folder: Path, rows: list[Row], run: dict[str, Any], scores: dict) -> Path:
+def write_page(folder: Path, rows: list[Measurement], run: dict[str, Any], scores: dict) -> Path:
     """Write the page of a run into its folder: `run` as `read_run` gives it, `scores` as
     `report`."""
     line = scores["line"] and Regression(**scores["line"])
@@ -59,7 +59,7 @@ def _shares(measures: dict, side: str) -> str:
     return " · ".join(in_digits(measures[f"{side}@{at}"]) for at in AT)
 
 
-def _scatter(rows: list[Row], line: Regression | None) -> Markup:
+def _scatter(rows: list[Measurement], line: Regression | None) -> Markup:
     shown = [r for r in rows if r.is_masked]
     if len(shown) > MOST_POINTS:
         chosen = np.random.default_rng(0).choice(len(shown), MOST_POINTS, replace=False)
@@ -103,7 +103,7 @@ def _svg(figure: Figure) -> Markup:
     return Markup(drawn.partition("?>")[2].partition('svg11.dtd">')[2] or drawn)
 
 
-def _cases(rows: list[Row], folder: Path) -> dict[str, list[dict[str, Any]]]:
+def _cases(rows: list[Measurement], folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows that have a picture, the worst, some at random and the best, by that name."""
     there = [r for r in rows if (folder / f"{r.index}.webp").is_file()]
     ordered = sorted(there, key=lambda r: (r.mask_iou, r.index))
@@ -114,7 +114,7 @@ def _cases(rows: list[Row], folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: [_case(row, folder) for row in chosen] for name, chosen in shown.items()}
 
 
-def _case(row: Row, folder: Path) -> dict[str, Any]:
+def _case(row: Measurement, folder: Path) -> dict[str, Any]:
     picture = base64.b64encode((folder / f"{row.index}.webp").read_bytes()).decode()
     text = folder / f"{row.index}.txt"
     reply = text.read_text(encoding="utf-8")[:_MOST_LETTERS] if text.is_file() else ""

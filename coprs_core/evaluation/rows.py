@@ -32,8 +32,9 @@ STEPS = tuple(round(float(t), 2) for t in THRESHOLDS[CURVE])
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One example: what was asked and how the answer compares with the truth.
+class Measurement:
+    """One example measured: what was asked and how the answer compares with the truth; a line of a
+    run's file.
 
     Attributes:
         index, tags: of the example.
@@ -103,7 +104,7 @@ class Row:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Row:
+    def from_dict(cls, values: dict[str, Any]) -> Measurement:
         """A row that `to_dict` wrote; raises `TypeError` or `LookupError` where it is none."""
         told: dict[str, Any] = dict(values)
         for name in ("mask", "prior", "curve"):
@@ -114,7 +115,7 @@ class Row:
 FAILED = "failed"
 
 
-def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Row:
+def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Measurement:
     """Compare one answer with the truth; raises `CoPRSError` where the data set's mask is not of
     its photo's size."""
     truth, ignore = example.truth, example.ignore
@@ -151,7 +152,7 @@ def _has_form(result: Result, example: Example) -> bool:
     return result.outcome != UNFINISHED
 
 
-def not_answered(example: Example, problem: str, protocol: Protocol = USUAL) -> Row:
+def not_answered(example: Example, problem: str, protocol: Protocol = USUAL) -> Measurement:
     """The row of an item that could not be answered, or not even read: it counts, with its
     reason."""
     if example.problem:
@@ -161,14 +162,14 @@ def not_answered(example: Example, problem: str, protocol: Protocol = USUAL) -> 
     return replace(_blank(example, truth), reason=problem, problem=problem, mask=areas, prior=areas)
 
 
-def _unread(index: int, problem: str) -> Row:
+def _unread(index: int, problem: str) -> Measurement:
     row = _blank(Example(None, "", index=index), np.zeros((1, 1), bool))
     return replace(row, reason=problem, problem=problem, unread=True)
 
 
-def _blank(example: Example, truth: np.ndarray) -> Row:
+def _blank(example: Example, truth: np.ndarray) -> Measurement:
     """What every row says of its example."""
-    return Row(
+    return Measurement(
         index=example.index,
         tags=example.tags,
         instruction=example.instruction,
@@ -192,7 +193,7 @@ def answered(
     protocol: Protocol = USUAL,
     at_once: int = AT_ONCE,
     max_new_tokens: int | None = None,
-) -> Iterator[tuple[Row, Example, Result | None]]:
+) -> Iterator[tuple[Measurement, Example, Result | None]]:
     """Answer examples, `at_once` together: a row each, in the order in which they end. Nothing is
     skipped: what cannot be read or answered is a row, too."""
     last = time.perf_counter()
@@ -205,7 +206,7 @@ def answered(
 
 def _row(
     example: Example, answer: Result | CoPRSError, protocol: Protocol
-) -> tuple[Row, Result | None]:
+) -> tuple[Measurement, Result | None]:
     """The row of an answer, and the answer where there is one that can be measured."""
     try:
         if isinstance(answer, Result):
@@ -222,7 +223,7 @@ def evaluate(
     examples: Iterable[Example],
     protocol: Protocol = USUAL,
     at_once: int = AT_ONCE,
-) -> Iterator[Row]:
+) -> Iterator[Measurement]:
     """Answer examples, one row each, in the order in which they end."""
     for row, _, _ in answered(engine, examples, protocol, at_once):
         yield row

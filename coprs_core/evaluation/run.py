@@ -20,7 +20,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.cases import save_case
 from coprs_core.evaluation.judges import Judge
 from coprs_core.evaluation.protocols import PROTOCOLS, Protocol
-from coprs_core.evaluation.rows import Row, answered
+from coprs_core.evaluation.rows import Measurement, answered
 from coprs_core.example import Example
 from coprs_core.export.archive import writable_folder
 from coprs_core.machine import package_versions
@@ -110,7 +110,7 @@ def run(
     folder: Path,
     shard: Shard = Shard(),  # noqa: B008
     judge: Judge | None = None,
-) -> Iterator[Row]:
+) -> Iterator[Measurement]:
     """Answer what is left of a run, and write it.
 
     Yields the rows as they are written; an item that cannot be read is one, too. Memory stays that
@@ -184,12 +184,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     return values
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path) -> list[Measurement]:
     """All rows of a folder's run, by number, each once; raises `CoPRSError` where there are none.
 
     A last line that a kill cut short is not one.
     """
-    rows: dict[int, Row] = {}
+    rows: dict[int, Measurement] = {}
     for row in _all_rows(folder):
         if row.index not in rows or rows[row.index].problem:  # it was asked anew
             rows[row.index] = row
@@ -198,11 +198,11 @@ def read_rows(folder: Path) -> list[Row]:
     return [rows[index] for index in sorted(rows)]
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[Measurement]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield Row.from_dict(from_json(line))
+                yield Measurement.from_dict(from_json(line))
             except (ValueError, TypeError, LookupError):
                 if line.endswith("\n"):
                     raise CoPRSError(
@@ -235,7 +235,7 @@ def _written(folder: Path) -> set[int]:
     return {row.index for row in _all_rows(folder) if not row.problem}
 
 
-def _all_rows(folder: Path) -> Iterator[Row]:
+def _all_rows(folder: Path) -> Iterator[Measurement]:
     return (row for path in sorted(folder.glob(ROWS.format("*", "*"))) for row in _rows(path))
 
 
@@ -249,7 +249,7 @@ class _Cases:
             if self._path(row.index).is_file():
                 self._wanted(row)
 
-    def consider(self, row: Row, example: Example, result: Result) -> None:
+    def consider(self, row: Measurement, example: Example, result: Result) -> None:
         """Keep a picture of an item where it is among those; let go of what no longer is."""
         before = self._kept()
         if self._wanted(row):
@@ -259,7 +259,7 @@ class _Cases:
             self._path(index).unlink(missing_ok=True)
             self._path(index).with_suffix(".txt").unlink(missing_ok=True)
 
-    def _wanted(self, row: Row) -> bool:
+    def _wanted(self, row: Measurement) -> bool:
         chance = int.from_bytes(hashlib.sha256(str(row.index).encode()).digest()[:4], "big")
         keys = {"best": row.mask_iou, "worst": -row.mask_iou, "random": float(chance)}
         if row.size is None:  # a picture of nothing where nothing is tells little

@@ -19,7 +19,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.datasets import open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.report import report
-from coprs_core.evaluation.rows import Row
+from coprs_core.evaluation.rows import Measurement
 from coprs_core.evaluation.run import Settings, read_rows, read_run
 from coprs_core.evaluation.run import run as measure
 from coprs_core.export.archive import writable_folder
@@ -61,7 +61,7 @@ class Measured:
 
     arm: Arm
     seed: int
-    rows: list[Row]
+    rows: list[Measurement]
 
 
 def ablate(
@@ -187,7 +187,7 @@ def _trained(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> 
     return Engine(load_checkpoint(model, LoadOptions(device=device)))
 
 
-def _measured(engine: Engine, budget: Budget, folder: Path) -> list[Row]:
+def _measured(engine: Engine, budget: Budget, folder: Path) -> list[Measurement]:
     dataset = open_dataset("scenes", None, "test")
     where = "scenes", "test", dataset.about, "coprs", "none", budget.first, budget.scenes
     settings = Settings(budget.model, *where, at_once=64)

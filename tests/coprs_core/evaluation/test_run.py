@@ -28,7 +28,7 @@ from coprs_core.evaluation.judges import open_judge, read_score
 from coprs_core.evaluation.page import write_page
 from coprs_core.evaluation.protocols import PROTOCOLS
 from coprs_core.evaluation.report import line_of, report, table
-from coprs_core.evaluation.rows import Row, measure
+from coprs_core.evaluation.rows import Measurement, measure
 from coprs_core.evaluation.run import (
     Settings,
     Shard,
@@ -652,7 +652,7 @@ def test_a_model_judges_over_the_network(tmp_path):
     told, judge = open_judge(name, knows_truth=False)
     rows = list(run(Stub(), dataset_of(3), settings(judge=told), tmp_path, judge=judge))
     server.shutdown()
-    assert [row.thought for row in rows] == [6.0] * 3 and isinstance(rows[0], Row)
+    assert [row.thought for row in rows] == [6.0] * 3 and isinstance(rows[0], Measurement)
     picture, question = server.asked[0]["messages"][0]["content"]
     assert (
         picture["image_url"]["url"].startswith("data:image/jpeg")

@@ -15,7 +15,7 @@ pytest.importorskip("trl")
 
 from coprs_core import CoPRSError  # noqa: E402
 from coprs_core.__main__ import main  # noqa: E402
-from coprs_core.evaluation.rows import Row  # noqa: E402
+from coprs_core.evaluation.rows import Measurement  # noqa: E402
 from coprs_core.mini.ablation import run
 from coprs_core.mini.ablation.arms import ARMS, REFERENCE, TABLES, arms_of  # noqa: E402
 from coprs_core.mini.ablation.camps import (  # noqa: E402
@@ -102,8 +102,8 @@ def test_a_hidden_state_prompts_the_decoder_and_nothing_is_drawn_in_the_padding(
     assert all(p.grad is not None for p in head.mlp.parameters())
 
 
-def row(index: int, mask_iou: float, named: bool, outcome: str = "found") -> Row:
-    return Row(
+def row(index: int, mask_iou: float, named: bool, outcome: str = "found") -> Measurement:
+    return Measurement(
         index, {}, "the cat", 1, 0.1, outcome, "", True, {"named": named}, (1, 2), (1, 2),
         mask_iou, mask_iou / 2, (), 5, None, 20, 0.1,
     )  # fmt: skip
