@@ -15,7 +15,7 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("coprs_core.files",),
     ("coprs_core.photos",),
     ("coprs_core.prompts", "coprs_core.metrics", "coprs_core.geometry", "coprs_core.example"),
-    ("coprs_core.masks", "coprs_core.machine", "coprs_core.parsing"),
+    ("coprs_core.masks", "coprs_core.machine", "coprs_core.parsing", "coprs_core.run_settings"),
     ("coprs_core.mini.world",),
     ("coprs_core.model",),
     ("coprs_core.checkpoints",),

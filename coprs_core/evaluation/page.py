@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from coprs_core.evaluation.report import AT, Regression, faults, in_digits
 from coprs_core.evaluation.rows import STEPS, Measurement
-from coprs_core.evaluation.run import CASES, NAMES, SHOWN, Settings
+from coprs_core.evaluation.run import CASES, SHOWN, Settings
+from coprs_core.run_settings import NAMES
 
 PAGE = "report.html"
 MOST_POINTS = 3000

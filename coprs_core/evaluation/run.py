@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,13 +24,12 @@ from coprs_core.example import Example
 from coprs_core.export.archive import writable_folder
 from coprs_core.machine import package_versions
 from coprs_core.parsing import from_json
+from coprs_core.run_settings import NAMES, check_settings, write_settings
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
 
 RUN, ROWS, CASES = "run.json", "rows-{}-of-{}.jsonl", "cases"
-NAMES = "backslashreplace"
-"""How a file's name that is no UTF-8 is written: in JSON that is its own escape, too."""
 SHOWN = 8
 """Pictures of each: the best, the worst, and some at random."""
 
@@ -138,26 +136,17 @@ def run(
 def begin(folder: Path, settings: Settings, engine: Engine, dataset: Dataset) -> None:
     """Write what a folder's run is; raises `CoPRSError` where it holds another."""
     path = writable_folder(folder) / RUN
-    ours = json.loads(json.dumps(asdict(settings)))
+    ours = asdict(settings)
     engine_now = {"name": engine.name, **engine.settings}
     if path.is_file():
         told = read_run(folder)
-        before = asdict(Settings(**told["settings"]))
-        if changed := [name for name in ours if ours[name] != before[name]]:
-            name = changed[0]
-            raise CoPRSError(
-                f"{folder} holds a run with {name} {before.get(name)!r}, and {ours[name]!r} is "
-                "asked for: choose another --out."
-            )
+        check_settings(folder, asdict(Settings(**told["settings"])), ours)
         _check_same(folder, told["engine"], engine_now)
         return
     began = datetime.now(timezone.utc).isoformat(timespec="seconds")
     told = {"settings": ours, "began": began, "engine": engine_now, "groups": dataset.groups}
     told["versions"] = package_versions()
-    part = path.with_suffix(f".{os.getpid()}")  # several processes may begin together
-    written = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
-    part.write_text(written, encoding="utf-8", errors=NAMES)
-    part.replace(path)
+    write_settings(path, told)
 
 
 def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from coprs_core.evaluation.compare import Difference, interval_of_mean, paired
+from coprs_core.evaluation.compare import PairedDifference, interval_of_mean, paired
 from coprs_core.evaluation.report import SEED
 from coprs_core.evaluation.rows import Measurement
 from coprs_core.mini.ablation.arms import JOINT, REFERENCE, TABLES, Arm
-from coprs_core.mini.ablation.run import Budget, Measured
+from coprs_core.mini.ablation.run import ArmResult, Budget
 
 _INK, _MASK, _PRIOR = "#3a3a3a", "#00a090", "#e07020"
 
@@ -37,10 +37,10 @@ class Entry:
     by_seed: tuple[float, ...]
     unusable: float
     tokens: float
-    against: Difference | None = None
+    against: PairedDifference | None = None
 
 
-def entries(measured: list[Measured]) -> dict[str, list[Entry]]:
+def entries(measured: list[ArmResult]) -> dict[str, list[Entry]]:
     """The rows of every table that has any, the reference of each among them."""
     seeds: dict[Arm, list[list[Measurement]]] = {}
     for one in measured:
