@@ -53,4 +53,6 @@ def _further(stream: Iterator[Update]) -> Result | CoPRSError | None:
         return problem
     except Exception as problem:  # one example must not take all others with it
         why = f"{type(problem).__name__}: {first_line(problem)}"
-        return CoPRSError(f"The answer ended in an error that is none of yours ({why}): report it.")
+        return CoPRSError(
+            "The answer ended in an error that is none of yours ({why}): report it.", why=why
+        )

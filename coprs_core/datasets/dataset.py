@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coprs_core.errors import CoPRSError, first_line, of_the_system
+from coprs_core.errors import CoPRSError, first_line, from_os_error
 from coprs_core.example import Example, Tag
 
 THINGS: dict[str, tuple[str, Tag]] = {
@@ -79,7 +79,7 @@ class Dataset:
         except CoPRSError as problem:
             told = str(problem)
         except OSError as problem:
-            told = of_the_system(problem)
+            told = str(from_os_error(problem))
         except Exception as problem:  # a library may raise anything over a broken file
             told = f"Item {number} cannot be read ({first_line(problem)}): correct it."
         return Example(None, "", index=number, problem=told)
