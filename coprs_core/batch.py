@@ -21,8 +21,9 @@ from PIL import Image
 
 from coprs_core.answer.flags import ABOUT_PHOTO, flags
 from coprs_core.answer.results import Result
-from coprs_core.answer.together import AT_ONCE, Question, answer_together
+from coprs_core.answer.together import AT_ONCE, answer_together
 from coprs_core.errors import CoPRSError, first_line, from_os_error
+from coprs_core.example import Example
 from coprs_core.export.archive import save_answer, writable_folder
 from coprs_core.files import check_legible, found, read_text, visible
 from coprs_core.parsing import from_json
@@ -43,11 +44,11 @@ Ask = Callable[["Engine", Photo, Result], Iterator[Finding]]
 
 
 @dataclass(frozen=True)
-class Query:
-    """What one photo of a batch is asked; written beside its answer, so that it is done once.
+class BatchOptions:
+    """How the photos of a batch are answered; written beside each answer, so that it is done once.
 
     Attributes:
-        instruction, model: as for one photo.
+        model: as for one photo.
         probe, word, thought, again, again_model: further questions, as the command line has them.
         max_new_tokens: bound of the reply; None for the model's own.
         dtype, quantization, sam, detail: how the model is loaded, as in `LoadOptions`.
@@ -55,7 +56,6 @@ class Query:
         stored_pixels: whether masks fit the photo's file as it is stored (see `save_answer`).
     """
 
-    instruction: str
     model: str
     probe: tuple[str, ...] = ()
     word: tuple[str, ...] = ()
@@ -70,15 +70,17 @@ class Query:
     figures: bool = False
     stored_pixels: bool = False
 
-    def to_dict(self) -> dict:
+    def asked_of(self, example: Example) -> dict:
         """As it is written to asked.json."""
-        return asdict(self) | {"probe": list(self.probe), "word": list(self.word)}
+        lists = {"probe": list(self.probe), "word": list(self.word)}
+        return {"instruction": example.instruction} | asdict(self) | lists
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
-    """One photo of a batch: the answer's `outcome`, and what is doubtful about the photo (names of
-    `flags.ABOUT_PHOTO`), or the `problem` in a sentence; neither where it was done before."""
+class BatchOutcome:
+    """What became of one photo of a batch: the answer's `outcome`, and what is doubtful about the
+    photo (names of `flags.ABOUT_PHOTO`), or the `problem` in a sentence; neither where it was done
+    before."""
 
     name: str
     folder: Path
@@ -87,53 +89,42 @@ class Answered:
     doubts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Item:
-    """One photo of many (a path, or an address such as s3://…), what is asked about it, and the
-    name of its answer's folder."""
-
-    photo: str
-    instruction: str
-    name: str
-
-
 def segment_photos(
-    items: list[Item],
-    query: Query,
+    examples: list[Example],
+    options: BatchOptions,
     out: Path,
     engine: Callable[[], Engine],
     further: Ask | None = None,
     at_once: int = AT_ONCE,
-) -> Iterator[Answered]:
+) -> Iterator[BatchOutcome]:
     """Answer a question about each of many photos; one folder each under `out`.
 
     Photos are opened ahead and answers written in threads, while the model works.
 
     Args:
-        items: what is asked about which photo.
-        query: how it is asked. A folder that holds all of it is not done again.
+        examples: photos, each a path or an address such as s3://…, with an instruction and the
+            `name` of its answer's folder, which no other has.
+        options: how they are answered. A folder that holds all of it is not done again.
         out: the folder of folders.
         engine: gives the engine; called only when a photo is to be answered.
         further: asked of each answer.
         at_once: how many are answered together.
 
     Yields:
-        An `Answered` for each photo, as they are done. A photo that cannot be answered is reported
-        and skipped.
+        A `BatchOutcome` for each photo, as they are done. A photo that cannot be answered is
+        reported and skipped.
     """
-    left, done = parted(items, query, out)
+    left, done = parted(examples, options, out)
     yield from done
     if not left:
         return
-    answering = engine()
+    answering, stored = engine(), {example.name: example for example in left}
     with ThreadPoolExecutor(WRITERS) as writers, ThreadPoolExecutor(READERS) as readers:
-        questions = _questions(left, readers)
-        writing: deque[Future[Answered]] = deque()
-        for question, answer in answer_together(
-            answering, questions, at_once, query.max_new_tokens
-        ):
-            asked = replace(query, instruction=question.instruction)
-            job = partial(_write, answering, question, answer, out, asked, further)
+        opening = _opened_ahead(left, readers)
+        writing: deque[Future[BatchOutcome]] = deque()
+        for example, answer in answer_together(answering, opening, at_once, options.max_new_tokens):
+            place = str(stored[example.name].photo)
+            job = partial(_write, answering, example, answer, out, options, further, place)
             writing.append(writers.submit(job))
             while writing and (writing[0].done() or len(writing) > AHEAD):
                 yield writing.popleft().result()
@@ -141,12 +132,12 @@ def segment_photos(
             yield writing.popleft().result()
 
 
-def _questions(items: list[Item], readers: ThreadPoolExecutor) -> Iterator[Question]:
-    """Questions in order, the photos of some opened ahead."""
-    opening: deque[Question] = deque()
-    for item in items:
-        photo = readers.submit(open_stored, item.photo)
-        opening.append(Question(photo, item.instruction, item))
+def _opened_ahead(examples: list[Example], readers: ThreadPoolExecutor) -> Iterator[Example]:
+    """Examples in order, the photos of some opened ahead."""
+    opening: deque[Example] = deque()
+    for example in examples:
+        photo = readers.submit(open_stored, str(example.photo))
+        opening.append(replace(example, photo=photo))
         if len(opening) == AHEAD:
             yield opening.popleft()
     yield from opening
@@ -154,38 +145,39 @@ def _questions(items: list[Item], readers: ThreadPoolExecutor) -> Iterator[Quest
 
 def _write(
     engine: Engine,
-    question: Question,
+    example: Example,
     answer: Result | CoPRSError,
     out: Path,
-    query: Query,
+    options: BatchOptions,
     further: Ask | None,
-) -> Answered:
-    """One answer's folder, and what else is asked of it."""
-    name = question.about.name
+    place: str,
+) -> BatchOutcome:
+    """One answer's folder, and what else is asked of it; `place`: where the photo lies."""
+    name = example.name
     folder = out / name
     try:
         if isinstance(answer, CoPRSError):
             raise answer
-        photo = open_photo(question.opened())
+        photo = example.opened()
         # first: until all is written, the folder holds neither this answer nor one before
         (writable_folder(folder) / "asked.json").unlink(missing_ok=True)
-        frame = STORED if query.stored_pixels else UPRIGHT
-        save_answer(folder, photo, answer, has_figures=query.figures, frame=frame)
+        frame = STORED if options.stored_pixels else UPRIGHT
+        save_answer(folder, photo, answer, has_figures=options.figures, frame=frame)
         if further:
             for finding in further(engine, photo, answer):
                 finding.save(folder, photo)
         # last: it says that nothing is missing
-        asked = query.to_dict() | {"photo": _identity(question.about.photo)}
+        asked = options.asked_of(example) | {"photo": _identity(place)}
         (folder / "asked.json").write_text(json.dumps(asked, indent=1) + "\n")
         doubts = tuple(flag for flag in flags(answer) if flag in ABOUT_PHOTO)
-        return Answered(name, folder, answer.outcome, doubts=doubts)
+        return BatchOutcome(name, folder, answer.outcome, doubts=doubts)
     except CoPRSError as problem:
-        return Answered(name, folder, problem=str(problem))
+        return BatchOutcome(name, folder, problem=str(problem))
     except OSError as problem:
-        return Answered(name, folder, problem=str(from_os_error(problem)))
+        return BatchOutcome(name, folder, problem=str(from_os_error(problem)))
 
 
-def find_items(given: str, instruction: str | None) -> list[Item]:
+def find_items(given: str, instruction: str | None) -> list[Example]:
     """What a path means: the photos of `find_photos`, each with the instruction, or the lines of a
     manifest (.jsonl).
 
@@ -203,14 +195,15 @@ def find_items(given: str, instruction: str | None) -> list[Item]:
         paths = [photo.removeprefix(scheme) for photo in photos]
         root = posixpath.commonpath([posixpath.dirname(path) for path in paths])
         names = [posixpath.relpath(path, root) for path in paths]
-        return [Item(photo, instruction, name) for photo, name in zip(photos, names, strict=True)]
+        return [Example(p, instruction, name=n) for p, n in zip(photos, names, strict=True)]
     paths = [Path(photo).absolute() for photo in photos]
     root = os.path.commonpath([path.parent for path in paths])
-    return [Item(str(path), instruction, os.path.relpath(path, root)) for path in paths]
+    names = [os.path.relpath(path, root) for path in paths]
+    return [Example(str(p), instruction, name=n) for p, n in zip(paths, names, strict=True)]
 
 
-def _manifest(path: Path, instruction: str | None) -> list[Item]:
-    items: dict[str, Item] = {}
+def _manifest(path: Path, instruction: str | None) -> list[Example]:
+    items: dict[str, Example] = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -228,7 +221,7 @@ def _manifest(path: Path, instruction: str | None) -> list[Item]:
         place = photo if "://" in photo else str(found(path.absolute().parent / photo))
         tries = (name if n == 1 else f"{name}-{n}" for n in count(1))
         own = next(one for one in tries if one not in items)  # a photo may come again
-        items[own] = Item(place, check_instruction(asked), own)
+        items[own] = Example(place, check_instruction(asked), name=own)
     if not items:
         raise CoPRSError(f"{path} holds no items: write lines like {_FORM}.")
     return list(items.values())
@@ -284,20 +277,22 @@ def _found_elsewhere(given: str) -> list[str]:
     return photos
 
 
-def parted(items: list[Item], query: Query, out: Path) -> tuple[list[Item], list[Answered]]:
+def parted(
+    examples: list[Example], options: BatchOptions, out: Path
+) -> tuple[list[Example], list[BatchOutcome]]:
     """What is left to do, and what was done before."""
     left, done = [], []
-    for item in items:
-        if is_done(item, query, out):
-            done.append(Answered(item.name, out / item.name))
+    for example in examples:
+        if is_done(example, options, out):
+            done.append(BatchOutcome(example.name, out / example.name))
         else:
-            left.append(item)
+            left.append(example)
     return left, done
 
 
-def is_done(item: Item, query: Query, out: Path) -> bool:
-    """Whether the folder of an item holds the answer to its query, all of it."""
-    folder, asked = out / item.name, replace(query, instruction=item.instruction).to_dict()
+def is_done(example: Example, options: BatchOptions, out: Path) -> bool:
+    """Whether the folder of an example holds all that is asked of it."""
+    folder, asked = out / example.name, options.asked_of(example)
     try:
         if not (folder / "result.json").exists():
             return False
@@ -305,7 +300,7 @@ def is_done(item: Item, query: Query, out: Path) -> bool:
         earlier.setdefault("stored_pixels", False)  # older answers do not tell
         has_figures = earlier.pop("figures", True)
         photo = earlier.pop("photo", None)
-        if photo is not None and photo != _identity(item.photo):
+        if photo is not None and photo != _identity(str(example.photo)):
             return False
     except (OSError, ValueError, AttributeError):
         return False
@@ -322,8 +317,9 @@ def _identity(photo: str) -> list[str | int]:
 
 
 def open_stored(photo: str) -> Photo:
-    """The photo of an `Item`: of a path, or of an address that fsspec knows (s3://, gs://, https://,
-    …). Raises `CoPRSError` where it is not there or is none."""
+    """The photo of a path, or of an address that fsspec knows (s3://, gs://, https://, …).
+
+    Raises `CoPRSError` where it is not there or is none."""
     if "://" not in photo:
         return open_photo(photo)
     try:

@@ -42,21 +42,6 @@ def _reached(highest: np.ndarray) -> np.ndarray:
     return np.bincount(highest, minlength=101)[::-1].cumsum()[::-1]
 
 
-def giou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """gIoU: the mean IoU of (predicted, true) masks, both empty counting 1 (ReasonSeg's
-    convention)."""
-    return float(np.mean([iou(a, b) for a, b in pairs]))
-
-
-def ciou(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """cIoU: summed intersections over summed unions of (predicted, true) masks; 1 where every mask
-    is empty."""
-    sums = np.sum(
-        [(np.logical_and(a, b).sum(), np.logical_or(a, b).sum()) for a, b in pairs], axis=0
-    )
-    return float(sums[0] / sums[1]) if sums[1] else 1.0
-
-
 def correlation(x: Iterable[float], y: Iterable[float]) -> float:
     """Pearson's R in [−1, 1]; nan where either side does not vary."""
     x, y = np.asarray(list(x), float), np.asarray(list(y), float)

@@ -14,8 +14,8 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("coprs_core.errors", "coprs_core.sizes", "coprs_core.threads"),
     ("coprs_core.files",),
     ("coprs_core.photos",),
-    ("coprs_core.prompts", "coprs_core.metrics", "coprs_core.geometry"),
-    ("coprs_core.masks", "coprs_core.machine", "coprs_core.parsing"),
+    ("coprs_core.prompts", "coprs_core.metrics", "coprs_core.geometry", "coprs_core.example"),
+    ("coprs_core.masks", "coprs_core.machine", "coprs_core.parsing", "coprs_core.run_settings"),
     ("coprs_core.mini.world",),
     ("coprs_core.model",),
     ("coprs_core.checkpoints",),
@@ -23,7 +23,7 @@ ROOMS = [  # from the ground up; a tuple is one floor whose modules may import o
     ("coprs_core.datasets",),
     ("coprs_core.probes",),
     ("coprs_core.export",),
-    ("coprs_core.batch", "coprs_core.evaluation", "coprs_core.mini.calibrate"),
+    ("coprs_core.batch", "coprs_core.evaluation", "coprs_core.calibrate"),
     ("coprs_core.random_weights", "coprs_core.cluster"),
     ("coprs_core.benchmark",),
     ("coprs_core.training",),
@@ -190,3 +190,11 @@ def test_help_loads_no_library(command):
     code += "print([m for m in ('torch', 'numpy', 'gradio', 'PIL') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.splitlines()[-1] == "[]" and "usage:" in run.stdout, run.stderr
+
+
+def test_the_drawn_world_is_entered_by_its_data_set_and_by_commands_alone():
+    enters = ("coprs_core.mini", "coprs_core.datasets.scenes", "coprs_core.commands")
+    for path in MODULES:
+        if not name_of(path).startswith(enters):
+            inside = {n for n in imported(path) if n.startswith("coprs_core.mini")}
+            assert not inside, f"{name_of(path)} enters the drawn world"

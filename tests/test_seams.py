@@ -133,15 +133,16 @@ READER = '''
 import numpy as np
 from PIL import Image
 
-from coprs_core.datasets.example import Dataset, Example
+from coprs_core.datasets.dataset import Dataset
+from coprs_core.example import Example
 
 
 def splits(name):
     return ("test",)
 
 
-def read(place):
-    found = sorted(place.folder.glob("*.txt"))
+def read(split):
+    found = sorted(split.folder.glob("*.txt"))
 
     def item(i):
         path = found[i]
@@ -149,7 +150,7 @@ def read(place):
         words = path.read_text()
         tags = {"long": len(words) > 20}
         masks = (mask,) if mask.any() else ()
-        return Example(i, path.with_suffix(".png"), words, masks, mask.shape, tags=tags)
+        return Example(path.with_suffix(".png"), words, masks, mask.shape, index=i, tags=tags)
 
     return Dataset(f"{len(found)} texts", len(found), item, {"long": ("long", True)})
 '''

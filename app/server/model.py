@@ -147,7 +147,7 @@ class ModelServer:
         if engine.local.language.heads:
             return
 
-        from coprs_core.mini.calibrate import calibrate
+        from coprs_core.calibrate import calibrate
 
         def work() -> None:
             steps = calibrate(engine)

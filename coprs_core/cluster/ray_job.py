@@ -16,11 +16,13 @@ from typing import Any
 import psutil
 
 from coprs_core.answer.together import AT_ONCE
-from coprs_core.batch import Answered, Item, Query, parted, segment_photos
+from coprs_core.batch import BatchOptions, BatchOutcome, parted, segment_photos
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError, first_line
+from coprs_core.example import Example
 
 LOCAL = "local"
+_GIVEN = ("photo", "instruction", "name")
 _COLUMNS = ("name", "problem", "outcome", "doubts", "no_engine")
 
 
@@ -43,20 +45,20 @@ class Cluster:
 
 
 def segment_on_ray(
-    items: list[Item],
-    query: Query,
+    examples: list[Example],
+    options: BatchOptions,
     out: Path,
-    options: LoadOptions,
+    loading: LoadOptions,
     cluster: Cluster,
     at_once: int = AT_ONCE,
     say: Callable[[str], None] = lambda _: None,
-) -> Iterator[Answered]:
+) -> Iterator[BatchOutcome]:
     """As `batch.segment_photos`, on a cluster; `out` is a folder that all machines share. `say` is
     told who can reach the Ray that is started here.
 
     Raises `CoPRSError` where Ray is not installed, or the cluster cannot be reached.
     """
-    left, done = parted(items, query, out)
+    left, done = parted(examples, options, out)
     yield from done
     if not left:
         return
@@ -64,10 +66,10 @@ def segment_on_ray(
     if cluster.address == LOCAL:
         say(_reached_by())
     actors = cluster.actors or _actors(data, cluster)
-    rows = [{"photo": i.photo, "asked": i.instruction, "name": i.name} for i in left]
+    rows = [{name: str(getattr(e, name)) for name in _GIVEN} for e in left]
     jobs = data.from_items(rows, override_num_blocks=math.ceil(len(rows) / at_once)).map_batches(
         _Actor,
-        fn_constructor_args=(query, str(out.absolute()), options, at_once),
+        fn_constructor_args=(options, str(out.absolute()), loading, at_once),
         batch_size=at_once,
         compute=data.ActorPoolStrategy(size=actors),
         num_gpus=cluster.gpus,
@@ -80,7 +82,8 @@ def segment_on_ray(
             if row["no_engine"]:
                 raise CoPRSError(row["no_engine"])
             doubts = tuple(row["doubts"].split())
-            yield Answered(row["name"], out / row["name"], row["outcome"], row["problem"], doubts)
+            place = out / row["name"]
+            yield BatchOutcome(row["name"], place, row["outcome"], row["problem"], doubts)
     except RayError as problem:
         raise CoPRSError(
             f"The Ray cluster gave up ({first_line(problem)}): what was answered is kept, run this "
@@ -91,26 +94,25 @@ def segment_on_ray(
 class _Actor:
     """One engine, loaded once."""
 
-    def __init__(self, query: Query, out: str, options: LoadOptions, at_once: int):
+    def __init__(self, options: BatchOptions, out: str, loading: LoadOptions, at_once: int):
         from coprs_core.answer.engine import Engine
         from coprs_core.checkpoints.load import load_checkpoint
 
-        self.query, self.out, self.at_once = query, Path(out), at_once
+        self.options, self.out, self.at_once = options, Path(out), at_once
         self.problem = ""
         try:
-            self.engine = Engine(load_checkpoint(query.model, options))
+            self.engine = Engine(load_checkpoint(options.model, loading))
         except CoPRSError as problem:  # raised here, Ray would wrap it in pages of its own
             self.problem = str(problem)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        columns = zip(batch["photo"], batch["asked"], batch["name"], strict=True)
-        items = [Item(str(photo), str(asked), str(name)) for photo, asked, name in columns]
+        columns = zip(*(map(str, batch[column]) for column in _GIVEN), strict=True)
+        examples = [Example(photo, asked, name=name) for photo, asked, name in columns]
         if self.problem:
             return {column: [self.problem] for column in _COLUMNS}
         done: dict[str, list[str]] = {column: [] for column in _COLUMNS}
-        for one in segment_photos(
-            items, self.query, self.out, lambda: self.engine, None, self.at_once
-        ):
+        where = self.options, self.out, lambda: self.engine
+        for one in segment_photos(examples, *where, at_once=self.at_once):
             done["name"].append(one.name)
             done["problem"].append(one.problem)
             done["outcome"].append(one.outcome)

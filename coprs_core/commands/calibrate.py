@@ -34,8 +34,8 @@ def run(options: Namespace) -> int:
     from tqdm import tqdm
 
     from coprs_core.answer.engine import Engine
+    from coprs_core.calibrate import calibrate
     from coprs_core.checkpoints.load import load_checkpoint
-    from coprs_core.mini.calibrate import calibrate
 
     engine = Engine(load_checkpoint(options.model, load_options(options)))
     with tqdm(total=options.scenes, unit="scene") as bar:

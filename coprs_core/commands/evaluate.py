@@ -18,7 +18,7 @@ from coprs_core.datasets import DATASETS
 from coprs_core.errors import CoPRSError, did_you_mean
 
 if TYPE_CHECKING:
-    from coprs_core.datasets.example import Dataset
+    from coprs_core.datasets.dataset import Dataset
     from coprs_core.evaluation.run import Settings
 
 SUMMARY = "measure a model on a data set"

@@ -62,7 +62,7 @@ def run(options: Namespace) -> int:
         images: Iterator[PhotoLike] = iter(find_photos(str(options.pictures)))
     else:
         dataset = open_dataset(options.data, options.root, options.split)
-        images = (example.photo for example in dataset.examples(0, options.count))
+        images = (example.opened() for example in dataset.examples(0, options.count))
     photos = (open_photo(image) for image in islice(images, options.count))
     familiar = learn_from(segmenter, tqdm(photos, unit="picture"))
     save_familiar(options.checkpoint, familiar, options.note)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
     from coprs_core.answer.results import Result
     from coprs_core.answer.updates import Update
-    from coprs_core.batch import Answered, Item, Query
+    from coprs_core.batch import BatchOptions, BatchOutcome
+    from coprs_core.example import Example
     from coprs_core.photos.photo import Photo
     from coprs_core.probes.finding import Finding
 
@@ -175,13 +176,13 @@ def run(options: Namespace) -> int:
     from coprs_core.files import found
 
     _check(options)
-    items = find_items(options.photo, options.instruction)
+    examples = find_items(options.photo, options.instruction)
     folder = writable_folder(options.out) if options.out else None
     is_listing = options.photo.lower().endswith(".jsonl")
-    is_many = len(items) > 1 or found(Path(options.photo)).is_dir() or is_listing
+    is_many = len(examples) > 1 or found(Path(options.photo)).is_dir() or is_listing
     if is_many or options.ray:
-        return _run_many(options, items, folder)
-    photo = open_stored(items[0].photo)
+        return _run_many(options, examples, folder)
+    photo = open_stored(str(examples[0].photo))
     truth = read_truth(options.truth, photo.size, photo.orientation) if options.truth else None
     engine = _load(options)
     result = _stream(engine, photo, options)
@@ -231,20 +232,19 @@ def _stream(engine: "Engine", photo: "Photo", options: Namespace) -> "Result":
     return last_result(printed())
 
 
-def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> int:
+def _run_many(options: Namespace, examples: "list[Example]", folder: Path | None) -> int:
     """One folder a photo under --out."""
     from tqdm import tqdm
 
     from coprs_core.answer.flags import FLAGS
     from coprs_core.answer.verdict import LINKS
-    from coprs_core.batch import Query
+    from coprs_core.batch import BatchOptions
 
     if folder is None:
         raise CoPRSError("Many photos need a folder for their answers: add --out DIR.")
     if options.truth or options.json:
         raise CoPRSError("--truth and --json are for one photo: leave them out.")
-    query = Query(
-        instruction=options.instruction or "",
+    batch = BatchOptions(
         model=options.model,
         probe=tuple(options.probe),
         word=tuple(options.word),
@@ -261,10 +261,10 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
     )
     failed = 0
     if options.ray:
-        answered = _on_ray(options, items, query, folder)
+        answered = _on_ray(options, examples, batch, folder)
     else:
-        answered = _here(options, items, query, folder)
-    with tqdm(answered, total=len(items), unit="photo", file=sys.stderr) as bar:
+        answered = _here(options, examples, batch, folder)
+    with tqdm(answered, total=len(examples), unit="photo", file=sys.stderr) as bar:
         for one in bar:
             if one.problem:
                 failed += 1
@@ -275,15 +275,14 @@ def _run_many(options: Namespace, items: "list[Item]", folder: Path | None) -> i
                 told = f"{one.outcome}. {doubts}" if doubts else one.outcome
                 bar.write(f"{one.name}: {told}", file=sys.stdout)
     if failed:
-        print(
-            f"{failed} of {len(items)} photos failed; the others are in {folder}", file=sys.stderr
-        )
+        told = f"{failed} of {len(examples)} photos failed; the others are in {folder}"
+        print(told, file=sys.stderr)
     return SOME_FAILED if failed else 0
 
 
 def _here(
-    options: Namespace, items: "list[Item]", query: "Query", folder: Path
-) -> "Iterator[Answered]":
+    options: Namespace, examples: "list[Example]", batch: "BatchOptions", folder: Path
+) -> "Iterator[BatchOutcome]":
     """Many photos, in this process."""
     from coprs_core.batch import segment_photos
 
@@ -294,8 +293,8 @@ def _here(
             return load_other()
 
     return segment_photos(
-        items,
-        query,
+        examples,
+        batch,
         folder,
         cache(lambda: _load(options)),
         lambda engine, photo, result: _findings(options, engine, other, photo, result),
@@ -304,17 +303,17 @@ def _here(
 
 
 def _on_ray(
-    options: Namespace, items: "list[Item]", query: "Query", folder: Path
-) -> "Iterator[Answered]":
+    options: Namespace, examples: "list[Example]", batch: "BatchOptions", folder: Path
+) -> "Iterator[BatchOutcome]":
     """Many photos, on a Ray cluster."""
     from coprs_core.cluster.ray_job import Cluster, segment_on_ray
 
-    if query.probe or query.word or any((query.thought, query.again, query.again_model)):
+    if batch.probe or batch.word or any((batch.thought, batch.again, batch.again_model)):
         raise CoPRSError("Probes are not asked on a cluster: leave them out, or leave out --ray.")
     cluster = Cluster(options.ray, options.ray_actors, options.ray_gpus, options.ray_cpus)
     say = partial(print, file=sys.stderr)
     loading = load_options(options)
-    return segment_on_ray(items, query, folder, loading, cluster, options.at_once, say)
+    return segment_on_ray(examples, batch, folder, loading, cluster, options.at_once, say)
 
 
 def _findings(

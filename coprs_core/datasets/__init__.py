@@ -1,6 +1,6 @@
 """Data sets to evaluate and to train on, one file each.
 
-A reader's file holds `splits(name)`, the first of which is the usual one, and `read(place)`, which
+A reader's file holds `splits(name)`, the first of which is the usual one, and `read(split)`, which
 gives a `Dataset`. Its name in `DATASETS` makes it a choice of `--data`.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coprs_core.datasets.example import Dataset
+    from coprs_core.datasets.dataset import Dataset
 
 DATASETS = {  # name: its reader
     "scenes": "scenes",
@@ -32,7 +32,7 @@ def open_dataset(
     item when its turn comes. Raises `CoPRSError` where it has no such split, or `root` does not
     hold it.
     """
-    from coprs_core.datasets.example import Place
+    from coprs_core.datasets.dataset import Split
     from coprs_core.errors import CoPRSError, did_you_mean
     from coprs_core.files import found
 
@@ -46,5 +46,5 @@ def open_dataset(
         raise CoPRSError(f"The data set {name} has no split {split!r}: choose {', '.join(splits)}.")
     if root is None and name != "scenes":
         raise CoPRSError(f"The data set {name} lies on a disk: give its folder with --root.")
-    place = Place(name, root and found(root), split, is_lenient)
-    return replace(reader.read(place), split=split)
+    where = Split(name, split, root and found(root), is_lenient)
+    return replace(reader.read(where), split=split)

@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from coprs_core.answer.compare import read_mask
-from coprs_core.datasets.example import THINGS, Dataset, Example, Place, Tag, things
+from coprs_core.datasets.dataset import THINGS, Dataset, Split, things
 from coprs_core.datasets.stored import PICTURES, asked
 from coprs_core.errors import CoPRSError, truncated
+from coprs_core.example import Example
 from coprs_core.files import found, read_text, visible
 from coprs_core.parsing import from_json
 from coprs_core.photos.photo import Photo, open_photo
@@ -34,7 +35,7 @@ _FORM = '{"photo": "a.jpg", "instruction": "the cat", "masks": ["a_cat.png"]}'
 
 
 @dataclass(frozen=True)
-class Line:
+class ListedExample:
     """One line of a listing, checked; `photo` and `masks` are paths."""
 
     photo: Path
@@ -48,9 +49,9 @@ def splits(name: str) -> tuple[str, ...]:
     return ("all",)
 
 
-def read(place: Place) -> Dataset:
+def read(split: Split) -> Dataset:
     """The items of a folder."""
-    listed = lines(place.folder, place.is_lenient)
+    listed = lines(split.folder, split.is_lenient)
 
     def item(number: int) -> Example:
         line = listed[number]
@@ -59,12 +60,18 @@ def read(place: Place) -> Dataset:
         photo = photo_of(line.photo)
         read = [mask_of(path, photo.size, photo.orientation) for path in line.masks]
         masks = tuple(mask for mask, _ in read)
-        tags: dict[str, Tag] = {"things": things(len(masks))}
-        asked = line.instruction, masks, photo.size
-        ignore = _ignored(read)
-        return Example(number, photo, *asked, ignore=ignore, tags=tags, reply=line.reply)
+        return Example(
+            photo,
+            line.instruction,
+            masks,
+            photo.size,
+            index=number,
+            ignore=_ignored(read),
+            tags={"things": things(len(masks))},
+            reply=line.reply,
+        )
 
-    about = f"folder {place.folder.name}: {len(listed):,} items"
+    about = f"folder {split.folder.name}: {len(listed):,} items"
     return Dataset(about, len(listed), item, THINGS)
 
 
@@ -76,11 +83,11 @@ def _ignored(masks: list[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray | 
     return np.logical_or.reduce(void) & ~np.logical_or.reduce([mask for mask, _ in masks])
 
 
-def lines(root: Path, is_lenient: bool = False) -> list[Line | CoPRSError]:
+def lines(root: Path, is_lenient: bool = False) -> list[ListedExample | CoPRSError]:
     """The lines of a folder's listing; raises `CoPRSError` where one is none, or names a file that
     is not there. Where `is_lenient`, that stands in the line's place, if any line is one."""
     listing = found(root / LISTING)
-    told: list[Line | CoPRSError] = []
+    told: list[ListedExample | CoPRSError] = []
     for line in _listed(listing) if listing.is_file() else _beside(root):
         if isinstance(line, CoPRSError) and not is_lenient:
             raise line
@@ -89,12 +96,14 @@ def lines(root: Path, is_lenient: bool = False) -> list[Line | CoPRSError]:
         raise CoPRSError(f"{listing} holds no items: write lines such as {_FORM}.")
     if not told:
         raise CoPRSError(f"There is no {listing}: write one line an item, such as {_FORM}.")
-    if isinstance(told[0], CoPRSError) and not any(isinstance(line, Line) for line in told):
+    if isinstance(told[0], CoPRSError) and not any(
+        isinstance(line, ListedExample) for line in told
+    ):
         raise told[0]
     return told
 
 
-def _listed(listing: Path) -> Iterator[Line | CoPRSError]:
+def _listed(listing: Path) -> Iterator[ListedExample | CoPRSError]:
     for number, text in enumerate(read_text(listing).split("\n"), 1):
         if text.strip():
             try:
@@ -103,7 +112,7 @@ def _listed(listing: Path) -> Iterator[Line | CoPRSError]:
                 yield problem
 
 
-def _beside(root: Path) -> Iterator[Line | CoPRSError]:
+def _beside(root: Path) -> Iterator[ListedExample | CoPRSError]:
     """Photos with their texts and masks beside them, by name."""
     files = visible(root.iterdir()) if root.is_dir() else []
     pictures = [path for path in files if path.suffix.lower() in PICTURES]
@@ -125,7 +134,7 @@ def _stem(path: Path) -> str:
     return unicodedata.normalize("NFC", path.stem)
 
 
-def _from_names(text: Path, photo: Path | None, masks: list[Path]) -> Line:
+def _from_names(text: Path, photo: Path | None, masks: list[Path]) -> ListedExample:
     """The item of a text with what is called like it."""
     if photo is None:
         raise CoPRSError(f"{text} has no photo beside it: {text.stem}.jpg or .png is expected.")
@@ -136,7 +145,7 @@ def _from_names(text: Path, photo: Path | None, masks: list[Path]) -> Line:
                 f"{mask} is no name of a mask: {text.stem}_mask.png, or {text.stem}_mask_1.png "
                 "and so on, is expected."
             )
-    return Line(photo, instruction, tuple(sorted(masks, key=_in_order)), None)
+    return ListedExample(photo, instruction, tuple(sorted(masks, key=_in_order)), None)
 
 
 def _in_order(path: Path) -> list[tuple[int, str]]:
@@ -144,7 +153,7 @@ def _in_order(path: Path) -> list[tuple[int, str]]:
     return [(int(n or -1), word) for word, n in re.findall(r"(\D+)(\d*)", path.name)]
 
 
-def _line(listing: Path, number: int, text: str) -> Line:
+def _line(listing: Path, number: int, text: str) -> ListedExample:
     try:
         row = from_json(text)
         names = [row["photo"], *row["masks"]]
@@ -169,7 +178,7 @@ def _line(listing: Path, number: int, text: str) -> Line:
             f"<think>…</think> and then {_tokens(len(masks))}, or leave it out."
         )
     instruction = asked(row["instruction"].strip(), f"line {number} of {listing}")
-    return Line(photo, instruction, tuple(masks), reply)
+    return ListedExample(photo, instruction, tuple(masks), reply)
 
 
 def _tokens(count: int) -> str:

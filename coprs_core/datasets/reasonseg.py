@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from coprs_core.datasets.example import Dataset, Example, Place, Tag
+from coprs_core.datasets.dataset import Dataset, Split
 from coprs_core.datasets.labelme import frame_of, mask_of_shapes
 from coprs_core.datasets.stored import PICTURES, Table, asked, nothing_found, picture
 from coprs_core.errors import CoPRSError
+from coprs_core.example import Example, Tag
 from coprs_core.files import decoded, found, from_western, is_pointer, visible
 from coprs_core.machine import COPY_AGAIN, as_user_error
 from coprs_core.parsing import from_json
@@ -29,20 +30,20 @@ def splits(name: str) -> tuple[str, ...]:
     return "val", "test", "train"
 
 
-def read(place: Place) -> Dataset:
+def read(split: Split) -> Dataset:
     """The items of a split, one a picture."""
-    root, split = place.folder, place.split
-    folders = [root / split, root / "ReasonSeg" / split]
+    root, name = split.folder, split.name
+    folders = [root / name, root / "ReasonSeg" / name]
     for folder in folders:
         if files := visible(folder.glob("*.json")):
-            about = f"reasonseg {split}, LISA's folder: {len(files):,} items"
+            about = f"reasonseg {name}, LISA's folder: {len(files):,} items"
             return Dataset(about, len(files), lambda i: _item(files[i], i), GROUPS)
-    tables = [root / f"ReasonSeg_{split}", *([root] if split in root.name else [])]
+    tables = [root / f"ReasonSeg_{name}", *([root] if name in root.name else [])]
     for folder in tables:
         # each of the two repositories calls its one split "test"
         if files := visible(folder.glob("data/*.parquet")) or visible(folder.glob("*.parquet")):
-            return _from_table(split, files)
-    raise nothing_found(f"ReasonSeg, split {split}", [*folders, *tables[:1]], root)
+            return _from_table(name, files)
+    raise nothing_found(f"ReasonSeg, split {name}", [*folders, *tables[:1]], root)
 
 
 def _from_table(split: str, files: list[Path]) -> Dataset:
@@ -72,7 +73,14 @@ def _item(path: Path, number: int) -> Example:
     masks = (target,) if target.any() else ()
     question = asked(text, str(path))
     return Example(
-        number, image, question, masks, size, ignore=ignore, tags=tags, left_out=left_out
+        image,
+        question,
+        masks,
+        size,
+        index=number,
+        ignore=ignore,
+        tags=tags,
+        left_out=left_out,
     )
 
 
@@ -109,4 +117,4 @@ def _row(table: Table, number: int) -> Example:
             "copy the data set again."
         )
     masks = (mask,) if mask.any() else ()
-    return Example(number, image, asked(row["text"], f"row {number}"), masks, mask.shape)
+    return Example(image, asked(row["text"], f"row {number}"), masks, mask.shape, index=number)

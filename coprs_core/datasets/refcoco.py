@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from coprs_core.datasets.example import THINGS, Dataset, Example, Place, Tag, things
+from coprs_core.datasets.dataset import THINGS, Dataset, Split, things
 from coprs_core.datasets.stored import (
     Table,
     asked,
@@ -28,6 +28,7 @@ from coprs_core.datasets.stored import (
     size_of,
 )
 from coprs_core.errors import CoPRSError
+from coprs_core.example import Example, Tag
 from coprs_core.files import found, visible
 from coprs_core.machine import as_user_error
 from coprs_core.parsing import from_json
@@ -56,21 +57,21 @@ def splits(name: str) -> tuple[str, ...]:
     return _SPLITS[name]
 
 
-def read(place: Place) -> Dataset:
+def read(split: Split) -> Dataset:
     """The expressions of a split, in order."""
-    root, name = place.folder, place.name
+    root, name = split.folder, split.dataset
     homes = (root / name, root / "refer_seg" / name, root)
     form = "grefs({}).json" if name == "grefcoco" else "refs({}).p"
     for home in homes:
         for partition in _PARTITIONS.get(name, ("unc", "google")):
             refs = found(home / form.format(partition))
             if refs.is_file():
-                return _classic(place, refs)
-    if files := _tables(root, place.split):
-        return _from_table(place, files)
+                return _classic(split, refs)
+    if files := _tables(root, split.name):
+        return _from_table(split, files)
     wanted = [home / form.format("…") for home in homes]
-    wanted.append(root / "data" / f"{place.split}-….parquet")
-    raise nothing_found(f"{name}, split {place.split}", wanted, root)
+    wanted.append(root / "data" / f"{split.name}-….parquet")
+    raise nothing_found(f"{name}, split {split.name}", wanted, root)
 
 
 def _length(text: str) -> str:
@@ -86,7 +87,7 @@ def _tables(root: Path, split: str) -> list[Path]:
     return []
 
 
-def _classic(place: Place, refs: Path) -> Dataset:
+def _classic(split: Split, refs: Path) -> Dataset:
     """refs(…).p: [{ref_id, ann_id, image_id, split, sentences [{sent}]}], in grefs(…).json with a
     list of ann_id, [-1] or `no_target` where nothing is meant; instances.json as COCO writes it."""
     instances = found(refs.with_name("instances.json"))
@@ -94,14 +95,14 @@ def _classic(place: Place, refs: Path) -> Dataset:
         raise CoPRSError(f"{refs} is there and {instances} is not: copy the data set again.")
     with as_user_error(f"{refs} and instances.json: they are {_NO_LAYOUT}"):
         every = read_json(refs) if refs.suffix.lower() == ".json" else plain_pickle(refs)
-        chosen = [ref for ref in every if _split_of(ref) in (place.split, None)]
+        chosen = [ref for ref in every if _split_of(ref) in (split.name, None)]
         written = read_json(instances)
         wanted = {n for ref in chosen for n in _meant(ref) if isinstance(n, int | str)}
         annotations = {n: a for n, a in _by_id(written["annotations"]).items() if n in wanted}
         images = _by_id(written["images"])
-        for ref in () if place.is_lenient else chosen:
+        for ref in () if split.is_lenient else chosen:
             _found_in(ref, images, annotations)
-    pictures = _pictures(place.folder, refs.parent)
+    pictures = _pictures(split.folder, refs.parent)
 
     def open_one(number: int) -> _Object:
         image, things = _found_in(chosen[number], images, annotations)
@@ -111,7 +112,7 @@ def _classic(place: Place, refs: Path) -> Dataset:
         return picture(file, told=told, reach=_reach(segmentations)), segmentations, name
 
     said = [_texts(ref.get("sentences") if isinstance(ref, dict) else None) for ref in chosen]
-    return _listed(place, refs.name, said, open_one)
+    return _listed(split, refs.name, said, open_one)
 
 
 def _split_of(ref: Any) -> Any:
@@ -152,12 +153,12 @@ def _texts(sentences: Any) -> list[str | None]:
         return [None]
 
 
-def _from_table(place: Place, files: list[Path]) -> Dataset:
+def _from_table(split: Split, files: list[Path]) -> Dataset:
     table = Table(files)
     if {"sentences", "raw_anns", "image_path"} <= table.columns:
         with as_user_error(f"{files[0]} is {_NO_LAYOUT}"):
             said = [_texts(row) for row in table.column("sentences")]
-        pictures = _pictures(place.folder, place.folder)
+        pictures = _pictures(split.folder, split.folder)
 
         def open_one(number: int) -> _Object:
             row = table.row(number)
@@ -167,7 +168,7 @@ def _from_table(place: Place, files: list[Path]) -> Dataset:
             image = picture(at, told=told, reach=reach_of(segmentation))
             return image, [segmentation], f"row {number}"
 
-        return _listed(place, files[0].name, said, open_one)
+        return _listed(split, files[0].name, said, open_one)
     if {"answer", "segmentation", "image"} <= table.columns:
         with as_user_error(f"{files[0]} is {_NO_LAYOUT}"):
             none: list[str | None] = [None]
@@ -180,7 +181,7 @@ def _from_table(place: Place, files: list[Path]) -> Dataset:
             image = picture(row["image"]["bytes"], where, reach=reach_of(segmentation))
             return image, [segmentation], where
 
-        return _listed(place, files[0].name, said, open_inside)
+        return _listed(split, files[0].name, said, open_inside)
     columns = ", ".join(sorted(table.columns))
     raise CoPRSError(
         f"{files[0]} has the columns {columns}: sentences, raw_anns and image_path, or answer, "
@@ -189,7 +190,7 @@ def _from_table(place: Place, files: list[Path]) -> Dataset:
 
 
 def _listed(
-    place: Place,
+    split: Split,
     file: str,
     said: Iterable[list[str | None]],
     open_one: Callable[[int], _Object],
@@ -199,9 +200,9 @@ def _listed(
         texts = list(said)
         expressions = [(number, text) for number, its in enumerate(texts) for text in its]
     if not expressions:
-        raise CoPRSError(f"{file} holds nothing of the split {place.split}: choose another.")
+        raise CoPRSError(f"{file} holds nothing of the split {split.name}: choose another.")
     broken = [text is None for _, text in expressions]
-    if all(broken) or (any(broken) and not place.is_lenient):
+    if all(broken) or (any(broken) and not split.is_lenient):
         raise CoPRSError(f"{file} is {_NO_LAYOUT} (an expression cannot be read): copy it again.")
 
     def item(i: int) -> Example:
@@ -217,14 +218,14 @@ def _listed(
         masks = [mask_of(segmentation, size, where) for segmentation in segmentations]
         left_out = sum(polygons_of(segmentation)[1] for segmentation in segmentations)
         tags: dict[str, Tag] = {"words": _length(text)}
-        if place.name == "grefcoco":
+        if split.dataset == "grefcoco":
             masks = sorted(masks, key=_place)
             tags["things"] = things(len(masks))
-        return Example(i, image, question, tuple(masks), size, tags=tags, left_out=left_out)
+        return Example(image, question, tuple(masks), size, index=i, tags=tags, left_out=left_out)
 
     counts = f"{len(expressions):,} expressions of {len(texts):,} objects"
-    about = f"{place.name} {place.split} from {file}: {counts}"
-    groups = GROUPS | (THINGS if place.name == "grefcoco" else {})
+    about = f"{split.dataset} {split.name} from {file}: {counts}"
+    groups = GROUPS | (THINGS if split.dataset == "grefcoco" else {})
     return Dataset(about, len(expressions), item, groups)
 
 

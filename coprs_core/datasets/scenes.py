@@ -1,17 +1,30 @@
 """Drawn scenes as a data set: every thing of a picture is known, so an answer's thought can be
-scored too."""
+scored too.
 
+The one way from a data set into the drawn world, `coprs_core.mini`.
+"""
+
+import random
 from functools import partial
 
 import numpy as np
 
 from coprs_core.answer.results import Result
-from coprs_core.datasets.example import Dataset, Example, Place, Tag
+from coprs_core.datasets.dataset import Dataset, Split
+from coprs_core.example import Example, Tag
 from coprs_core.metrics import iou
 from coprs_core.mini.world import scenes
-from coprs_core.mini.world.questions import FAMILIES, MORE_FAMILIES, Question, examples
+from coprs_core.mini.world.questions import (
+    FAMILIES,
+    FAMILY_WEIGHTS,
+    MORE_FAMILIES,
+    Asking,
+    Question,
+    ask,
+    examples,
+)
 from coprs_core.mini.world.replies import conclusions_of, seen_in
-from coprs_core.mini.world.scenes import UNSEEN_PAIRS, Scene
+from coprs_core.mini.world.scenes import SQUARE, UNSEEN_PAIRS, Scene, draw_scene, random_size
 from coprs_core.prompts import NOTHING_FOUND
 
 _MORE: dict[str, dict] = {
@@ -26,6 +39,10 @@ GROUPS: dict[str, tuple[str, Tag]] = {
     "unseen wording": ("unseen_wording", True),
 }
 _NOT_KNOWN = "that I do not know"
+JOINT_ASKING = Asking(
+    FAMILY_WEIGHTS | {"relation": 2.0, "two steps": 2.0, "exclusion": 1.5, "several": 1.0}, 0.1
+)
+"""What joint training asks about scenes: more often what the miniature learns last."""
 _SPLITS = (
     *("test", "validation", "train"),
     *(f"{split}-{more}" for split in scenes.SPLITS for more in _MORE),
@@ -38,16 +55,35 @@ def splits(name: str) -> tuple[str, ...]:
     return _SPLITS
 
 
-def read(place: Place) -> Dataset:
+def read(split: Split) -> Dataset:
     """The scenes of a split, by seed. One that allows no question of the split's family is passed
     over."""
-    drawn_from, _, more = place.split.partition("-")
+    drawn_from, _, more = split.name.partition("-")
 
     def item(seed: int) -> Example | None:
         asked = next(examples(drawn_from, seed, 1, **_MORE.get(more, {})), None)
         return asked and example_of(seed, *asked)
 
-    return Dataset(f"drawn scenes, split {place.split}", None, item, GROUPS, has_grades=True)
+    return Dataset(f"drawn scenes, split {split.name}", None, item, GROUPS, has_grades=True)
+
+
+def training_scenes(
+    count: int,
+    other_shapes: float = 0.0,
+    asking: Asking = JOINT_ASKING,
+    name: str = "joint items",
+) -> Dataset:
+    """Scenes of the training split with a question each, the same in every run; those of another
+    `name` are others. `other_shapes` is the share of pictures that are no squares."""
+
+    def item(index: int) -> Example:
+        seed = f"{name} {index}"
+        rng = random.Random(seed)
+        size = random_size(rng) if rng.random() < other_shapes else SQUARE
+        scene = draw_scene(seed, size=size)
+        return example_of(index, scene, ask(scene, rng, None, asking))
+
+    return Dataset(f"drawn scenes, {name}", count, item, GROUPS, has_grades=True)
 
 
 def example_of(index: int, scene: Scene, question: Question) -> Example:
@@ -59,11 +95,11 @@ def example_of(index: int, scene: Scene, question: Question) -> Example:
         "unseen_wording": question.unseen_wording,
     }
     return Example(
-        index,
         scene.image,
         question.instruction,
         tuple(scene.mask(i) for i in question.targets),
         scene.image.shape[:2],
+        index=index,
         tags=tags,
         score=partial(_score, scene, question),
         grade=partial(grade, scene, question),

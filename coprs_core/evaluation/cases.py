@@ -7,8 +7,7 @@ from PIL import Image
 
 from coprs_core.answer.pictures import mask_overlay, prior_overlay
 from coprs_core.answer.results import Result
-from coprs_core.datasets.example import Example
-from coprs_core.photos.photo import open_photo
+from coprs_core.example import Example
 
 SIDE, GAP, QUALITY = 220, 4, 80
 
@@ -16,7 +15,7 @@ SIDE, GAP, QUALITY = 220, 4, 80
 def save_case(path: Path, example: Example, result: Result) -> None:
     """Write photo, prior, mask and truth side by side, each at most `SIDE` pixels, as WebP, and
     the reply beside it as text."""
-    photo = open_photo(example.photo).image
+    photo = example.opened().image
     small = photo.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     size, pixels = small.size, np.asarray(small)

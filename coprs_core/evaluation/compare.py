@@ -8,7 +8,7 @@ import numpy as np
 
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.report import RESAMPLES, SEED, SHARE, averages, grouped, in_digits
-from coprs_core.evaluation.rows import Row
+from coprs_core.evaluation.rows import Measurement
 from coprs_core.evaluation.run import read_rows, read_run
 
 FLIPS = 10_000
@@ -17,7 +17,7 @@ _SAME = ("data", "split", "about", "protocol")
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """One measure of B less that of A, over the same items.
 
     Attributes:
@@ -35,7 +35,7 @@ class Difference:
     worse: int
 
 
-def paired(a: np.ndarray, b: np.ndarray) -> Difference:
+def paired(a: np.ndarray, b: np.ndarray) -> PairedDifference:
     """The difference between two measures [N] of the same N items."""
     rng, gap = np.random.default_rng(SEED), b - a
     low, high = interval_of_mean(gap, rng)
@@ -46,7 +46,7 @@ def paired(a: np.ndarray, b: np.ndarray) -> Difference:
         beyond += abs(float(flipped @ apart)) >= abs(float(apart.sum())) - 1e-12
     p = (beyond + 1) / (FLIPS + 1) if len(apart) else 1.0
     better, worse = int((gap > 0).sum()), int((gap < 0).sum())
-    return Difference(float(a.mean()), float(b.mean()), low, high, p, better, worse)
+    return PairedDifference(float(a.mean()), float(b.mean()), low, high, p, better, worse)
 
 
 def interval_of_mean(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
@@ -62,8 +62,8 @@ class Comparison:
     one has, and how many were `unread` in one or both."""
 
     names: tuple[str, str]
-    differences: dict[str, Difference]
-    rows: tuple[list[Row], list[Row]]
+    differences: dict[str, PairedDifference]
+    rows: tuple[list[Measurement], list[Measurement]]
     groups: dict
     alone: int
     unread: int = 0

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from coprs_core.answer.results import Result
-from coprs_core.datasets.example import Example
 from coprs_core.errors import CoPRSError
-from coprs_core.evaluation.rows import Row
-from coprs_core.photos.photo import open_photo
+from coprs_core.evaluation.rows import Measurement
+from coprs_core.example import Example
 
 if TYPE_CHECKING:
     from coprs_core.model.backends.remote.chat import Server
@@ -40,7 +39,7 @@ _SCORE = re.compile(
 class Judge(Protocol):
     """Scores thoughts."""
 
-    def judged(self, row: Row, example: Example, result: Result) -> Row:
+    def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
         """The row with its thought scored; as it is where that cannot be told."""
         ...
 
@@ -49,7 +48,7 @@ class Judge(Protocol):
 class RuleJudge:
     """Counts by what the data set knows."""
 
-    def judged(self, row: Row, example: Example, result: Result) -> Row:
+    def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
         return row if example.grade is None else replace(row, thought=example.grade(result))
 
 
@@ -59,8 +58,8 @@ class ModelJudge:
 
     server: "Server"
 
-    def judged(self, row: Row, example: Example, result: Result) -> Row:
-        image = open_photo(example.photo).image
+    def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
+        image = example.opened().image.copy()
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         told = io.BytesIO()
         image.save(told, "JPEG", quality=90)

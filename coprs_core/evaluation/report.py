@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from coprs_core.datasets.example import Tag
 from coprs_core.evaluation.protocols import USUAL, Protocol
-from coprs_core.evaluation.rows import STEPS, Row
+from coprs_core.evaluation.rows import STEPS, Measurement
+from coprs_core.example import Tag
 from coprs_core.metrics import correlation
 
 SIZES = (
@@ -32,7 +32,7 @@ PROBLEMS = 20
 
 
 @dataclass(frozen=True)
-class Line:
+class Regression:
     """Least squares of mask IoU on prior IoU (paper, figure 3).
 
     Attributes:
@@ -50,7 +50,7 @@ class Line:
     band: tuple[float, ...]
 
 
-def line_of(rows: list[Row]) -> Line | None:
+def line_of(rows: list[Measurement]) -> Regression | None:
     """The line through a run; None where there is none to draw."""
     pairs = np.array([(r.prior_iou, r.mask_iou) for r in rows if r.is_masked])
     if len(pairs) < 3 or pairs[:, 0].std() == 0:
@@ -62,10 +62,10 @@ def line_of(rows: list[Row]) -> Line | None:
     spread = np.sqrt(1 / len(x) + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
     band = tuple((1.96 * error * spread).tolist())
     r = correlation(x, y)
-    return Line(float(slope), float(intercept), r, len(x), float((y > x).mean()), band)
+    return Regression(float(slope), float(intercept), r, len(x), float((y > x).mean()), band)
 
 
-def averages(rows: list[Row]) -> dict[str, float | None]:
+def averages(rows: list[Measurement]) -> dict[str, float | None]:
     """The measures of a group of rows: `count`, `seconds` and `tokens` (means), `thought` from 0 to
     10, and the rest in [0, 1].
 
@@ -90,7 +90,7 @@ def averages(rows: list[Row]) -> dict[str, float | None]:
     }
 
 
-def intervals(rows: list[Row]) -> dict[str, tuple[float, float]]:
+def intervals(rows: list[Measurement]) -> dict[str, tuple[float, float]]:
     """95 % intervals of the means, by bootstrap over items: 1,000 resamples of a fixed seed."""
     if len(rows) < 2:
         return {}
@@ -122,7 +122,7 @@ def intervals(rows: list[Row]) -> dict[str, tuple[float, float]]:
 
 
 def report(
-    rows: list[Row],
+    rows: list[Measurement],
     groups: dict[str, tuple[str, Tag]] | None = None,
     protocol: Protocol = USUAL,
 ) -> dict:
@@ -167,14 +167,16 @@ def report(
     }
 
 
-def grouped(rows: list[Row], groups: dict[str, tuple[str, Tag]]) -> dict[str, list[Row]]:
+def grouped(
+    rows: list[Measurement], groups: dict[str, tuple[str, Tag]]
+) -> dict[str, list[Measurement]]:
     """Rows by the data set's groups, then by what every data set has; empty groups of the latter
     are left out."""
-    members: dict[str, Callable[[Row], bool]] = {}
+    members: dict[str, Callable[[Measurement], bool]] = {}
     for name, (tag, value) in groups.items():
         members[name] = lambda r, tag=tag, value=value: r.tags.get(tag) == value
     found = {name: [r for r in rows if is_in(r)] for name, is_in in members.items()}
-    measured: tuple[tuple[str, tuple, Callable[[Row], float | None]], ...] = (
+    measured: tuple[tuple[str, tuple, Callable[[Measurement], float | None]], ...] = (
         ("target", SIZES, lambda r: r.size),
         ("", _TARGETS, lambda r: None if r.unread else r.things),
         ("instruction", _INSTRUCTIONS, lambda r: len(r.instruction.split()) or None),

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coprs_core.answer.results import Result
-from coprs_core.answer.together import AT_ONCE, Question, answer_together
-from coprs_core.datasets.example import Example, Tag, Unread
+from coprs_core.answer.together import AT_ONCE, answer_together
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.evaluation.protocols import USUAL, Protocol
+from coprs_core.example import Example, Tag
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS
-from coprs_core.photos.photo import Photo
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
     FOUND,
@@ -34,8 +32,9 @@ STEPS = tuple(round(float(t), 2) for t in THRESHOLDS[CURVE])
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One example: what was asked and how the answer compares with the truth.
+class Measurement:
+    """One example measured: what was asked and how the answer compares with the truth; a line of a
+    run's file.
 
     Attributes:
         index, tags: of the example.
@@ -105,7 +104,7 @@ class Row:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Row:
+    def from_dict(cls, values: dict[str, Any]) -> Measurement:
         """A row that `to_dict` wrote; raises `TypeError` or `LookupError` where it is none."""
         told: dict[str, Any] = dict(values)
         for name in ("mask", "prior", "curve"):
@@ -116,7 +115,7 @@ class Row:
 FAILED = "failed"
 
 
-def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Row:
+def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Measurement:
     """Compare one answer with the truth; raises `CoPRSError` where the data set's mask is not of
     its photo's size."""
     truth, ignore = example.truth, example.ignore
@@ -153,25 +152,24 @@ def _has_form(result: Result, example: Example) -> bool:
     return result.outcome != UNFINISHED
 
 
-def not_answered(example: Example | Unread, problem: str, protocol: Protocol = USUAL) -> Row:
+def not_answered(example: Example, problem: str, protocol: Protocol = USUAL) -> Measurement:
     """The row of an item that could not be answered, or not even read: it counts, with its
     reason."""
-    if isinstance(example, Unread):
+    if example.problem:
         return _unread(example.index, problem)
     truth = example.truth
     areas = protocol.areas(np.zeros_like(truth), truth, example.ignore)
     return replace(_blank(example, truth), reason=problem, problem=problem, mask=areas, prior=areas)
 
 
-def _unread(index: int, problem: str) -> Row:
-    nothing = Example(index, None, "", (), (1, 1))
-    row = _blank(nothing, nothing.truth)
+def _unread(index: int, problem: str) -> Measurement:
+    row = _blank(Example(None, "", index=index), np.zeros((1, 1), bool))
     return replace(row, reason=problem, problem=problem, unread=True)
 
 
-def _blank(example: Example, truth: np.ndarray) -> Row:
+def _blank(example: Example, truth: np.ndarray) -> Measurement:
     """What every row says of its example."""
-    return Row(
+    return Measurement(
         index=example.index,
         tags=example.tags,
         instruction=example.instruction,
@@ -191,39 +189,27 @@ def _blank(example: Example, truth: np.ndarray) -> Row:
 
 def answered(
     engine: Engine,
-    examples: Iterable[Example | Unread],
+    examples: Iterable[Example],
     protocol: Protocol = USUAL,
     at_once: int = AT_ONCE,
     max_new_tokens: int | None = None,
-) -> Iterator[tuple[Row, Example | Unread, Result | None]]:
+) -> Iterator[tuple[Measurement, Example, Result | None]]:
     """Answer examples, `at_once` together: a row each, in the order in which they end. Nothing is
     skipped: what cannot be read or answered is a row, too."""
     last = time.perf_counter()
-    for question, answer in answer_together(
-        engine, map(_question, examples), at_once, max_new_tokens
-    ):
-        example, now = question.about, time.perf_counter()
+    for example, answer in answer_together(engine, examples, at_once, max_new_tokens):
+        now = time.perf_counter()
         row, result = _row(example, answer, protocol)
         yield replace(row, seconds=round(now - last, 4)), example, result
         last = now
 
 
-def _question(example: Example | Unread) -> Question:
-    """What is asked about an example. One that could not be read is a photo that cannot be
-    opened."""
-    if isinstance(example, Example):
-        return Question(example.photo, example.instruction, example)
-    opening: Future[Photo] = Future()
-    opening.set_exception(CoPRSError(example.problem))
-    return Question(opening, "", example)
-
-
 def _row(
-    example: Example | Unread, answer: Result | CoPRSError, protocol: Protocol
-) -> tuple[Row, Result | None]:
+    example: Example, answer: Result | CoPRSError, protocol: Protocol
+) -> tuple[Measurement, Result | None]:
     """The row of an answer, and the answer where there is one that can be measured."""
     try:
-        if isinstance(example, Example) and isinstance(answer, Result):
+        if isinstance(answer, Result):
             return measure(example, answer, protocol), answer
         return not_answered(example, str(answer), protocol), None
     except Exception as problem:  # masks of a data set that do not go together
@@ -237,7 +223,7 @@ def evaluate(
     examples: Iterable[Example],
     protocol: Protocol = USUAL,
     at_once: int = AT_ONCE,
-) -> Iterator[Row]:
+) -> Iterator[Measurement]:
     """Answer examples, one row each, in the order in which they end."""
     for row, _, _ in answered(engine, examples, protocol, at_once):
         yield row

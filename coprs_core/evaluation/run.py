@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,22 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coprs_core.answer.results import Result
-from coprs_core.datasets.example import Dataset, Example
+from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.cases import save_case
 from coprs_core.evaluation.judges import Judge
 from coprs_core.evaluation.protocols import PROTOCOLS, Protocol
-from coprs_core.evaluation.rows import Row, answered
+from coprs_core.evaluation.rows import Measurement, answered
+from coprs_core.example import Example
 from coprs_core.export.archive import writable_folder
 from coprs_core.machine import package_versions
 from coprs_core.parsing import from_json
+from coprs_core.run_settings import NAMES, check_settings, write_settings
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
 
 RUN, ROWS, CASES = "run.json", "rows-{}-of-{}.jsonl", "cases"
-NAMES = "backslashreplace"
-"""How a file's name that is no UTF-8 is written: in JSON that is its own escape, too."""
 SHOWN = 8
 """Pictures of each: the best, the worst, and some at random."""
 
@@ -109,7 +108,7 @@ def run(
     folder: Path,
     shard: Shard = Shard(),  # noqa: B008
     judge: Judge | None = None,
-) -> Iterator[Row]:
+) -> Iterator[Measurement]:
     """Answer what is left of a run, and write it.
 
     Yields the rows as they are written; an item that cannot be read is one, too. Memory stays that
@@ -119,14 +118,14 @@ def run(
     path = folder / ROWS.format(shard.number, shard.count)
     done = _done(folder, path)
     left = (n for n in numbers_of(dataset, settings, shard) if n not in done)
-    examples = (example for n in left if (example := dataset.tried(n)))
+    examples = (example for n in left if (example := dataset.read(n)))
     cases = _Cases(folder / CASES, path)
     counting, at_once = settings.counting, settings.at_once
     with path.open("a", encoding="utf-8", errors=NAMES) as file:
         for row, example, result in answered(
             engine, examples, counting, at_once, settings.max_new_tokens
         ):
-            if isinstance(example, Example) and result is not None:
+            if result is not None:
                 row = row if judge is None else judge.judged(row, example, result)
                 cases.consider(row, example, result)
             file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
@@ -137,26 +136,17 @@ def run(
 def begin(folder: Path, settings: Settings, engine: Engine, dataset: Dataset) -> None:
     """Write what a folder's run is; raises `CoPRSError` where it holds another."""
     path = writable_folder(folder) / RUN
-    ours = json.loads(json.dumps(asdict(settings)))
+    ours = asdict(settings)
     engine_now = {"name": engine.name, **engine.settings}
     if path.is_file():
         told = read_run(folder)
-        before = asdict(Settings(**told["settings"]))
-        if changed := [name for name in ours if ours[name] != before[name]]:
-            name = changed[0]
-            raise CoPRSError(
-                f"{folder} holds a run with {name} {before.get(name)!r}, and {ours[name]!r} is "
-                "asked for: choose another --out."
-            )
+        check_settings(folder, asdict(Settings(**told["settings"])), ours)
         _check_same(folder, told["engine"], engine_now)
         return
     began = datetime.now(timezone.utc).isoformat(timespec="seconds")
     told = {"settings": ours, "began": began, "engine": engine_now, "groups": dataset.groups}
     told["versions"] = package_versions()
-    part = path.with_suffix(f".{os.getpid()}")  # several processes may begin together
-    written = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
-    part.write_text(written, encoding="utf-8", errors=NAMES)
-    part.replace(path)
+    write_settings(path, told)
 
 
 def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -183,12 +173,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     return values
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path) -> list[Measurement]:
     """All rows of a folder's run, by number, each once; raises `CoPRSError` where there are none.
 
     A last line that a kill cut short is not one.
     """
-    rows: dict[int, Row] = {}
+    rows: dict[int, Measurement] = {}
     for row in _all_rows(folder):
         if row.index not in rows or rows[row.index].problem:  # it was asked anew
             rows[row.index] = row
@@ -197,11 +187,11 @@ def read_rows(folder: Path) -> list[Row]:
     return [rows[index] for index in sorted(rows)]
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[Measurement]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield Row.from_dict(from_json(line))
+                yield Measurement.from_dict(from_json(line))
             except (ValueError, TypeError, LookupError):
                 if line.endswith("\n"):
                     raise CoPRSError(
@@ -213,7 +203,7 @@ def left_to_others(folder: Path, dataset: Dataset, settings: Settings, own: rang
     """How many items of a run beside the `own` ones are not there yet."""
     there = {row.index for row in _all_rows(folder)}.union(own)
     left = [n for n in numbers_of(dataset, settings, Shard()) if n not in there]
-    return len(left) if any(dataset.tried(n) for n in left) else 0  # else they are passed over
+    return len(left) if any(dataset.read(n) for n in left) else 0  # else they are passed over
 
 
 def answered_before(folder: Path, numbers: range) -> int:
@@ -234,7 +224,7 @@ def _written(folder: Path) -> set[int]:
     return {row.index for row in _all_rows(folder) if not row.problem}
 
 
-def _all_rows(folder: Path) -> Iterator[Row]:
+def _all_rows(folder: Path) -> Iterator[Measurement]:
     return (row for path in sorted(folder.glob(ROWS.format("*", "*"))) for row in _rows(path))
 
 
@@ -248,7 +238,7 @@ class _Cases:
             if self._path(row.index).is_file():
                 self._wanted(row)
 
-    def consider(self, row: Row, example: Example, result: Result) -> None:
+    def consider(self, row: Measurement, example: Example, result: Result) -> None:
         """Keep a picture of an item where it is among those; let go of what no longer is."""
         before = self._kept()
         if self._wanted(row):
@@ -258,7 +248,7 @@ class _Cases:
             self._path(index).unlink(missing_ok=True)
             self._path(index).with_suffix(".txt").unlink(missing_ok=True)
 
-    def _wanted(self, row: Row) -> bool:
+    def _wanted(self, row: Measurement) -> bool:
         chance = int.from_bytes(hashlib.sha256(str(row.index).encode()).digest()[:4], "big")
         keys = {"best": row.mask_iou, "worst": -row.mask_iou, "random": float(chance)}
         if row.size is None:  # a picture of nothing where nothing is tells little

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from coprs_core.checkpoints.tensors import written_whole
+from coprs_core.example import Example
 from coprs_core.model.vision import VisionConfig
-from coprs_core.training.items import Item
 
 
 def bytes_of(vision: VisionConfig) -> int:
@@ -22,22 +22,19 @@ def bytes_of(vision: VisionConfig) -> int:
 class KeptEmbeddings:
     """Embeddings [C, h, w] by picture and backbone, float16, a file each, in 256 folders.
 
-    The folder may be shared by runs and processes: a file is whole or not there. A picture without
-    a key (see `Item`) is computed every time.
+    The folder may be shared by runs and processes: a file is whole or not there.
     """
 
-    def __init__(self, folder: Path, encoder: nn.Module, encode: Callable[[Item], Tensor]):
+    def __init__(self, folder: Path, encoder: nn.Module, encode: Callable[[Example], Tensor]):
         self._folder, self._encode = folder / _key_of(encoder), encode
 
-    def __call__(self, item: Item) -> Tensor:
-        """The embedding of an item's picture, float16, on the CPU; as `encode` gives it where the
-        picture has no key."""
-        if not item.key:
-            return self._encode(item)
-        path = self._folder / item.key[:2] / f"{item.key}.safetensors"
+    def __call__(self, example: Example) -> Tensor:
+        """The embedding of an example's photo, float16, on the CPU."""
+        key = example.opened().key
+        path = self._folder / key[:2] / f"{key}.safetensors"
         if path.is_file():
             return load_file(path)["embedding"]
-        embedding = self._encode(item).half().cpu()
+        embedding = self._encode(example).half().cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
         try:

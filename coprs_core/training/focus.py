@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from coprs_core.checkpoints.tensors import written_whole
+from coprs_core.datasets.dataset import Dataset
+from coprs_core.example import Example
 from coprs_core.geometry import to_mllm_frame, to_sam_frame, unpadded_size
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import encode_prompt
+from coprs_core.training.data import target_of
 from coprs_core.training.embeddings import KeptEmbeddings
-from coprs_core.training.items import Item, Items, target_of
 from coprs_core.training.rates import HEADS, Rates
 
 TRAINED = "trained.safetensors"
@@ -48,12 +50,14 @@ class TrainedFocus:
     `embeddings` is a folder for what the image encoder sees, which is the same in every run.
     """
 
-    def __init__(self, model: CoPRS, processor: Any, items: Items, embeddings: Path | None = None):
+    def __init__(
+        self, model: CoPRS, processor: Any, dataset: Dataset, embeddings: Path | None = None
+    ):
         self.model, self.tokenizer = model, processor.tokenizer
         self.image_processor = processor.image_processor
         self.focus_id: int = self.tokenizer.convert_tokens_to_ids(model.config.focus_token)
-        self.item = lru_cache(REMEMBERED_ITEMS)(items.__getitem__)
-        encode: Callable[[Item], Tensor] = self._encode
+        self.item = lru_cache(REMEMBERED_ITEMS)(dataset.__getitem__)
+        encode: Callable[[Example], Tensor] = self._encode
         if embeddings is not None:
             encode = KeptEmbeddings(embeddings, model.image_encoder, encode)
         self._encoded, self._embeddings = encode, dict[str, Tensor]()
@@ -112,22 +116,21 @@ class TrainedFocus:
         self.model.mllm.__dict__.pop("forward", None)  # a trainer's stood before the class's own
         return self.model
 
-    def embedding(self, item: Item) -> Tensor:
-        """SAM's image embedding [C, h, w], remembered by the photo's key: an item, as a key, would
-        keep its photo."""
-        if not item.key:
-            return self._encoded(item)
-        if item.key not in self._embeddings:
+    def embedding(self, example: Example) -> Tensor:
+        """SAM's image embedding [C, h, w], remembered by the photo's key: an example, as a key,
+        would keep its photo."""
+        key = example.opened().key
+        if key not in self._embeddings:
             if len(self._embeddings) >= REMEMBERED:
                 del self._embeddings[next(iter(self._embeddings))]  # the oldest
-            self._embeddings[item.key] = self._encoded(item)
-        return self._embeddings[item.key]
+            self._embeddings[key] = self._encoded(example)
+        return self._embeddings[key]
 
-    def picture(self, item: Item) -> Any:
+    def picture(self, example: Example) -> Any:
         """The photo as the language model is shown it."""
-        return to_mllm_frame(item.photo, self.model.config.mllm_pixels)
+        return to_mllm_frame(example.opened().image, self.model.config.mllm_pixels)
 
-    def inputs(self, items: list[Item], replies: list[list[int]]) -> tuple[dict, list[int]]:
+    def inputs(self, items: list[Example], replies: list[list[int]]) -> tuple[dict, list[int]]:
         """What the model reads, [B, L] padded on the right, for prompts with their replies in
         tokens; and where each reply begins."""
         pictures = [self.picture(item) for item in items]
@@ -152,7 +155,7 @@ class TrainedFocus:
         return {name: value.to(self.model.device) for name, value in read.items()}, starts
 
     def rows(
-        self, items: list[Item], ids: Tensor, starts: list[int], ends: list[int] | None = None
+        self, items: list[Example], ids: Tensor, starts: list[int], ends: list[int] | None = None
     ) -> FocusRows:
         """The focus tokens of replies that have a thing to find, in order, the k-th with the k-th
         thing; replies begin at `starts` and are `ends` tokens long."""
@@ -201,11 +204,13 @@ class TrainedFocus:
         self._hidden = outputs.last_hidden_state
 
     @torch.no_grad()
-    def _encode(self, item: Item) -> Tensor:
+    def _encode(self, example: Example) -> Tensor:
         """SAM's image embedding [C, h, w]."""
         encoder, side = self.model.image_encoder, self.model.config.vision.side
         place = next(encoder.parameters())
-        embedding = encoder(to_sam_frame(item.photo, side).to(place.device, place.dtype))[0]
+        embedding = encoder(
+            to_sam_frame(example.opened().image, side).to(place.device, place.dtype)
+        )[0]
         return embedding.to(self.model.dtype)
 
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather
-from datasets import Dataset
+from datasets import Dataset as TableOfNumbers
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.utils import ModelOutput
 from trl import GRPOConfig, GRPOTrainer
 
+from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError
+from coprs_core.example import Example
 from coprs_core.metrics import iou
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import FOCUS_TOKEN, IMAGE_SLOT, INSTRUCTION_SLOT
@@ -30,7 +32,6 @@ from coprs_core.training.focus import (
     Learner,
     TrainedFocus,
 )
-from coprs_core.training.items import Item, Items
 from coprs_core.training.objective import Objective, reply_scores, segmentation_term
 from coprs_core.training.rates import HEADS, Rates
 from coprs_core.training.rewards import mask_reward
@@ -86,14 +87,14 @@ class JointTrainer(Learner, _Engine):
         self,
         model: CoPRS,
         processor: Any,
-        items: Items,
+        dataset: Dataset,
         objective: Objective,
         args: GRPOConfig,
         rates: Rates = Rates(),  # noqa: B008
         embeddings: Path | None = None,
         **options: Any,
     ):
-        self.focus = TrainedFocus(model, processor, items, embeddings)
+        self.focus = TrainedFocus(model, processor, dataset, embeddings)
         # one picture for all replies to a question: each part of a step asks for all of the step's
         self._picture = lru_cache(REMEMBERED_ITEMS)(
             lambda number: self.focus.picture(self.focus.item(number))
@@ -103,7 +104,7 @@ class JointTrainer(Learner, _Engine):
         mllm = model.mllm
         processor.tokenizer.padding_side = "left"  # as TRL pads prompts
         processor.chat_template = chat_template(model.config.prompt_template)
-        numbers = Dataset.from_dict({"index": range(len(items))})
+        numbers = TableOfNumbers.from_dict({"index": range(len(dataset))})
         super().__init__(
             model=mllm,
             reward_funcs=[mask, form],
@@ -171,7 +172,7 @@ class JointTrainer(Learner, _Engine):
         return with_flat_groups(everyone, self.num_generations, self._is_flat)
 
     @torch.no_grad()
-    def _earned(self, items: list[Item], written: list[list[int]]) -> list[tuple[float, float]]:
+    def _earned(self, items: list[Example], written: list[list[int]]) -> list[tuple[float, float]]:
         """(mask, form) of each reply: it is read once more, and prior and mask are drawn."""
         inputs, starts = self.focus.inputs(items, written)
         rows = self.focus.rows(items, inputs["input_ids"], starts)

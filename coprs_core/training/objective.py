@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coprs_core.prompts import FOCUS_TOKEN, format_score, is_well_formed
-from coprs_core.training.policy import CLIP, clipped_policy_loss, kl_to_reference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +25,8 @@ class Objective:
         dice, focal: λ_d and λ_f of L_SEG, up to step `switch_at`.
         later_dice, later_focal: the same from that step on; None keeps them.
         kl: weight of the KL to the model that training began with.
-        clip: see `policy.clipped_policy_loss`.
+        clip: how far a token's probability may move, by ratio, before its gain counts no more (PPO,
+            arXiv 1707.06347).
         group: replies to each question, G.
         mask_share: of the reward; the format has the rest.
         least_spread: a group whose rewards lie closer together than this teaches nothing; scaled by
@@ -41,7 +41,7 @@ class Objective:
     later_dice: float | None = None
     later_focal: float | None = None
     kl: float = 5e-3
-    clip: float = CLIP
+    clip: float = 0.2
     group: int = 8
     mask_share: float = 0.7
     least_spread: float = 0.0
@@ -64,33 +64,6 @@ PRESETS = {
 """The paper gives no weight of the KL: there it is that of the scripts' base configuration."""
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The objective and what it is made of, scalars; `total` carries the gradient."""
-
-    total: Tensor
-    policy: Tensor
-    kl: Tensor
-    segmentation: Tensor
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """What the policy's part of a step is computed from.
-
-    Attributes:
-        log_probs, old_log_probs, reference: [B, T], see `policy`.
-        advantages: [B].
-        written: [B, T].
-    """
-
-    log_probs: Tensor
-    old_log_probs: Tensor
-    reference: Tensor
-    advantages: Tensor
-    written: Tensor
-
-
 def segmentation_term(
     objective: Objective, prior_logits: Tensor, mask_logits: Tensor, target: Tensor, step: int = 0
 ) -> Tensor:
@@ -101,31 +74,6 @@ def segmentation_term(
     from coprs_core.training.losses import segmentation_loss
 
     return segmentation_loss(prior_logits, mask_logits, target, *objective.weights(step))
-
-
-def unified_loss(
-    objective: Objective,
-    rollouts: Rollouts,
-    prior_logits: Tensor,
-    mask_logits: Tensor,
-    target: Tensor,
-    step: int = 0,
-) -> Terms:
-    """L_GRPO + λ_SEG · L_SEG.
-
-    Args:
-        prior_logits, mask_logits, target: [N, 1, h, w], of the N replies that have a focus token
-            and a thing to find; N may be 0, then L_SEG is 0.
-    """
-    r = rollouts
-    policy = clipped_policy_loss(
-        r.log_probs, r.old_log_probs, r.advantages, r.written, objective.clip
-    )
-    kl = kl_to_reference(r.log_probs, r.reference, r.written)
-    segmentation = segmentation_term(objective, prior_logits, mask_logits, target, step)
-    grpo = policy + objective.kl * kl
-    total = objective.policy * grpo + objective.segmentation * segmentation
-    return Terms(total, policy.detach(), kl.detach(), segmentation.detach())
 
 
 def reply_scores(reply: str, mask_reward: float, targets: int = 1) -> tuple[float, float]:

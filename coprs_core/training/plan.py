@@ -15,8 +15,8 @@ from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, free_memory, process
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.sizes import free_disk, in_words
+from coprs_core.training.data import training_data
 from coprs_core.training.embeddings import bytes_of
-from coprs_core.training.items import items_of
 from coprs_core.training.recipe import JointRecipe
 
 ADAPTED = r".*language_model.*\.(?:[qkvo]_proj|gate_proj|up_proj|down_proj)"
@@ -188,7 +188,7 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
     if recipe.data != "scenes":
         vision = CoPRSConfig.read(source.folder / "coprs.json").vision
         asked = (recipe.steps + recipe.warmup_steps) * recipe.questions
-        embeddings = min(len(items_of(recipe)), asked) * bytes_of(vision)
+        embeddings = min(len(training_data(recipe)), asked) * bytes_of(vision)
     return Plan(
         parts=sizes.parts(recipe),
         free=free_memory(place),

@@ -1,7 +1,5 @@
 """The folder of a run of the joint stage: its recipe, its log, its saved steps, its checkpoint."""
 
-import json
-import os
 import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -13,45 +11,24 @@ import torch.distributed as dist
 
 from coprs_core.errors import CoPRSError
 from coprs_core.parsing import from_json
+from coprs_core.run_settings import check_settings, read_settings, write_settings
 
 RECIPE, LOG, CHECKPOINT = "recipe.json", "metrics.jsonl", "checkpoint"
 _CHANGEABLE = (
-    *(
-        "steps",
-        "rows_at_once",
-        "rate",
-        "warmup_rate",
-        "prior",
-        "prompt_encoder",
-        "mask_decoder",
-        "final_rate",
-    ),
-    *("checkpointing", "vllm", "most_kl", "save_every", "pictures"),
+    *("steps", "rows_at_once", "rate", "warmup_rate", "prior", "prompt_encoder", "mask_decoder"),
+    *("final_rate", "checkpointing", "vllm", "most_kl", "save_every", "pictures"),
 )
 """What a run may go on with otherwise than it began."""
 
 
 def check_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Raises `CoPRSError` where a folder holds another run, by the values of a recipe."""
-    path = folder / RECIPE
-    try:
-        before = dict(from_json(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError) as problem:
-        raise CoPRSError(f"{path} is broken: delete it, or choose another --out.") from problem
-    for name, value in json.loads(json.dumps(recipe)).items():
-        if before.get(name, value) != value and name not in _CHANGEABLE:
-            raise CoPRSError(
-                f"{folder} holds a run with {name} {before[name]!r}, and {value!r} is asked for: "
-                "choose another --out."
-            )
+    check_settings(folder, read_settings(folder / RECIPE), recipe, _CHANGEABLE)
 
 
 def keep_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Write what a folder's run rests on."""
-    path = folder / RECIPE
-    part = path.with_suffix(f".{os.getpid()}")  # several processes may begin together
-    part.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_settings(folder / RECIPE, recipe)
 
 
 def forget_after(step: int, folder: Path) -> None:

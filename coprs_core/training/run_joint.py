@@ -26,14 +26,15 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.checkpoints.tensors import written_whole
+from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.machine import is_out_of_memory, peak_memory, process, within_memory
 from coprs_core.model.backends.cpu.output_layer import lengthen
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.sizes import expanded
+from coprs_core.training.data import training_data
 from coprs_core.training.focus import TRAINED, finish
-from coprs_core.training.items import Items, items_of
 from coprs_core.training.joint import JointTrainer
 from coprs_core.training.plan import ADAPTED, whole_source
 from coprs_core.training.recipe import JointRecipe
@@ -88,18 +89,18 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
             "with torchrun --nproc_per_node N -m coprs_core …, or leave sharded out."
         )
     check_recipe(_kept(recipe), folder)
-    items, start, warm = items_of(recipe), recipe.model, folder / WARM
-    _check_shares(recipe, items)
+    dataset, start, warm = training_data(recipe), recipe.model, folder / WARM
+    _check_shares(recipe, dataset)
     if recipe.warmup_steps:
         start = str(warm)
         if not (warm / "coprs.json").exists() and not _stage(
-            _warm_up, recipe, recipe.model, items, folder / f"{WARM}-steps", warm, device
+            _warm_up, recipe, recipe.model, dataset, folder / f"{WARM}-steps", warm, device
         ):
             return None
         if not recipe.steps:
             return warm
     done = folder / CHECKPOINT
-    return done if _stage(_joint, recipe, start, items, folder, done, device) else None
+    return done if _stage(_joint, recipe, start, dataset, folder, done, device) else None
 
 
 def measured_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int]:
@@ -113,9 +114,9 @@ def measured_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int
     short = replace(recipe, steps=steps, warmup_steps=0, pictures=0)
     with TemporaryDirectory(prefix="coprs-") as name:
         folder = Path(name)
-        where, items = (folder, folder / EMBEDDINGS, device), items_of(short)
-        _check_shares(short, items)
-        start, watch, trainer = _set_up(_joint, short, recipe.model, items, *where)
+        where, dataset = (folder, folder / EMBEDDINGS, device), training_data(short)
+        _check_shares(short, dataset)
+        start, watch, trainer = _set_up(_joint, short, recipe.model, dataset, *where)
         trainer.args.save_strategy = SaveStrategy.NO
         with within_memory("This training", start.model.device, _SMALLER):
             trainer.train()
@@ -126,7 +127,7 @@ def _stage(
     make: Callable[..., Any],
     recipe: JointRecipe,
     name: str,
-    items: Items,
+    dataset: Dataset,
     folder: Path,
     out: Path,
     device: str,
@@ -139,10 +140,10 @@ def _stage(
     if is_whole and _is_newer(out, Path(saved)):
         return True
     where = folder, out.parent / EMBEDDINGS, device
-    start, watch, trainer = _set_up(make, recipe, name, items, *where)
+    start, watch, trainer = _set_up(make, recipe, name, dataset, *where)
     keep_recipe(_kept(recipe), out.parent)
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
-        trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, items, recipe))
+        trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, dataset, recipe))
     memory = within_memory("This training", start.model.device, _SMALLER)
     with memory, written_whole(folder), told_to_stop() as watch.is_told:
         if is_whole and not recipe.sharded:  # it was killed while the checkpoint was written
@@ -164,7 +165,7 @@ def _kept(recipe: JointRecipe) -> dict[str, Any]:
     return {"kind": "joint", **asdict(recipe)}
 
 
-def _check_shares(recipe: JointRecipe, items: Items) -> None:
+def _check_shares(recipe: JointRecipe, dataset: Dataset) -> None:
     """Raises `CoPRSError` where a stage cannot share its questions out."""
     if recipe.warmup_steps and recipe.questions % process()[1]:
         raise CoPRSError(
@@ -173,10 +174,10 @@ def _check_shares(recipe: JointRecipe, items: Items) -> None:
         )
     if not recipe.steps:
         return
-    if len(items) < recipe.questions:
+    if len(dataset) < recipe.questions:
         raise CoPRSError(
-            f"A step asks {recipe.questions} questions and the data holds {len(items)} items: set "
-            f"questions to {len(items)} at most, with a fitting rows_at_once, or add items."
+            f"A step asks {recipe.questions} questions and the data holds {len(dataset)} items: "
+            f"set questions to {len(dataset)} at most, with a fitting rows_at_once, or add items."
         )
     rows = recipe.questions * recipe.objective.group
     at_once = recipe.rows_at_once * process()[1]
@@ -198,7 +199,7 @@ def _set_up(
     make: Callable[..., Any],
     recipe: JointRecipe,
     name: str,
-    items: Items,
+    dataset: Dataset,
     folder: Path,
     embeddings: Path,
     device: str,
@@ -207,7 +208,7 @@ def _set_up(
     loading = LoadOptions(device=device, quantization=recipe.quantize)
     start = _start(recipe, name, loading, embeddings)
     watch = Watch(folder, recipe, "joint" if make is _joint else "warm-up")
-    trainer = make(recipe, folder, start, items, watch)
+    trainer = make(recipe, folder, start, dataset, watch)
     trainer.remove_callback(PrinterCallback)
     return start, watch, trainer
 
@@ -289,7 +290,7 @@ def _seen_from(folder: Path, name: str) -> str:
 
 
 def _warm_up(
-    recipe: JointRecipe, folder: Path, start: _Start, items: Items, watch: Watch
+    recipe: JointRecipe, folder: Path, start: _Start, dataset: Dataset, watch: Watch
 ) -> WarmUp:
     if start.adapters is not None:
         start.adapters.trainable_token_indices = _focus_rows(start)
@@ -303,12 +304,12 @@ def _warm_up(
         **_common(recipe, folder, start.model),
     )
     options = {"adapters": start.adapters, "callbacks": [watch], "embeddings": start.embeddings}
-    where = start.model, start.processor, items, recipe.objective
+    where = start.model, start.processor, dataset, recipe.objective
     return WarmUp(*where, args, recipe.rates, **options)
 
 
 def _joint(
-    recipe: JointRecipe, folder: Path, start: _Start, items: Items, watch: Watch
+    recipe: JointRecipe, folder: Path, start: _Start, dataset: Dataset, watch: Watch
 ) -> JointTrainer:
     objective = recipe.objective
     rows = recipe.questions * objective.group
@@ -325,7 +326,7 @@ def _joint(
         temperature=recipe.temperature,
         beta=objective.kl,
         epsilon=objective.clip,
-        loss_type="bnpo",
+        loss_type="bnpo",  # averaged over all written tokens together, not reply by reply
         scale_rewards="group",
         use_bias_correction_kl=False,
         reward_weights=[objective.mask_share, 1 - objective.mask_share],
@@ -340,7 +341,7 @@ def _joint(
     options["embeddings"] = start.embeddings
     try:
         return JointTrainer(
-            start.model, start.processor, items, objective, args, recipe.rates, **options
+            start.model, start.processor, dataset, objective, args, recipe.rates, **options
         )
     except (ImportError, ConnectionError, RuntimeError) as problem:
         if not recipe.vllm or is_out_of_memory(problem):

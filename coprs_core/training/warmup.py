@@ -10,17 +10,18 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import Trainer, TrainingArguments, set_seed
 
+from coprs_core.datasets.dataset import Dataset
+from coprs_core.example import Example
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import FOCUS_TOKEN
 from coprs_core.training.focus import Learner, TrainedFocus
-from coprs_core.training.items import Item, Items
 from coprs_core.training.objective import Objective, segmentation_term
 from coprs_core.training.rates import Rates
 
 _Engine: Any = Trainer
 
 
-def reply_for(item: Item) -> str:
+def reply_for(item: Example) -> str:
     """The reply to imitate: the item's own, or one that has the form and no more."""
     if item.reply:
         return item.reply
@@ -39,7 +40,7 @@ class WarmUp(Learner, _Engine):
         self,
         model: CoPRS,
         processor: Any,
-        items: Items,
+        dataset: Dataset,
         objective: Objective,
         args: TrainingArguments,
         rates: Rates,
@@ -47,10 +48,10 @@ class WarmUp(Learner, _Engine):
         embeddings: Path | None = None,
         **options: Any,
     ):
-        self.focus = TrainedFocus(model, processor, items, embeddings)
+        self.focus = TrainedFocus(model, processor, dataset, embeddings)
         self.rates, self._objective = rates, objective
         set_seed(args.seed)  # the adapters are drawn before the trainer does so
-        numbers: Any = [{"index": i} for i in range(len(items))]
+        numbers: Any = [{"index": i} for i in range(len(dataset))]
         super().__init__(
             model=get_peft_model(model.mllm, adapters) if adapters else model.mllm,
             args=args,

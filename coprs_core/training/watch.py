@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import chain_figure
 from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError
-from coprs_core.training.items import Items
 from coprs_core.training.recipe import JointRecipe
 from coprs_core.training.run_folder import LOG, forget_after, in_any_process, last_step
 
@@ -88,8 +88,13 @@ class Watch(TrainerCallback):
 class Pictures(TrainerCallback):
     """With every saved step, thought, prior and mask of the first items as pictures."""
 
-    def __init__(self, folder: Path, checkpoint: Checkpoint, items: Items, recipe: JointRecipe):
-        self.folder, self.checkpoint, self.items, self.recipe = folder, checkpoint, items, recipe
+    def __init__(self, folder: Path, checkpoint: Checkpoint, dataset: Dataset, recipe: JointRecipe):
+        self.folder, self.checkpoint, self.dataset, self.recipe = (
+            folder,
+            checkpoint,
+            dataset,
+            recipe,
+        )
 
     def on_save(self, args, state, control, **_):
         if not state.is_world_process_zero:
@@ -97,9 +102,9 @@ class Pictures(TrainerCallback):
         # a new engine: what it keeps of a photo is of the weights of its day
         engine = Engine(self.checkpoint)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for i in range(min(self.recipe.pictures, len(self.items))):
-            item = self.items[i]
-            most = self.recipe.max_new_tokens
-            result = engine.segment(item.photo, item.instruction, max_new_tokens=most)
-            figure = chain_figure(np.asarray(item.photo), result)
+        for i in range(min(self.recipe.pictures, len(self.dataset))):
+            example = self.dataset[i]
+            photo, most = example.opened(), self.recipe.max_new_tokens
+            result = engine.segment(photo, example.instruction, max_new_tokens=most)
+            figure = chain_figure(np.asarray(photo.image), result)
             figure.savefig(self.folder / f"step-{state.global_step:05}-{i}.png", dpi=90)

@@ -19,14 +19,14 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.datasets import open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.report import report
-from coprs_core.evaluation.rows import Row
+from coprs_core.evaluation.rows import Measurement
 from coprs_core.evaluation.run import Settings, read_rows, read_run
 from coprs_core.evaluation.run import run as measure
 from coprs_core.export.archive import writable_folder
 from coprs_core.machine import choose_device
 from coprs_core.mini.ablation.arms import ARMS, Arm
 from coprs_core.mini.ablation.camps import train_camp
-from coprs_core.parsing import from_json
+from coprs_core.run_settings import check_settings, read_settings, write_settings
 from coprs_core.training.recipe import read_recipe
 from coprs_core.training.run_folder import CHECKPOINT
 from coprs_core.training.run_joint import WARM, train_joint
@@ -56,12 +56,12 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ArmResult:
     """An arm that was trained with a seed, and its rows."""
 
     arm: Arm
     seed: int
-    rows: list[Row]
+    rows: list[Measurement]
 
 
 def ablate(
@@ -72,7 +72,7 @@ def ablate(
     device: str = "auto",
     said: Callable[[str], None] = print,
     at_once: int = 1,
-) -> list[Measured]:
+) -> list[ArmResult]:
     """Train and measure what is left of the arms; all arms that the folder holds then.
 
     Each seed of an arm is trained by itself, `at_once` of them side by side, each in a process of
@@ -143,10 +143,10 @@ def _train_and_measure(arm: Arm, seed: int, budget: Budget, folder: Path, device
     (folder / REPORT).write_text(json.dumps(scores, indent=1) + "\n")
 
 
-def found(folder: Path) -> list[Measured]:
+def found(folder: Path) -> list[ArmResult]:
     """All arms that a folder holds, measured to their end."""
     return [
-        Measured(arm, seed, read_rows(own / ROWS))
+        ArmResult(arm, seed, read_rows(own / ROWS))
         for arm in ARMS
         for seed in range(arm.seeds)
         if ((own := folder / f"{arm.slug}-{seed}") / REPORT).is_file()
@@ -156,15 +156,9 @@ def found(folder: Path) -> list[Measured]:
 def _begin(folder: Path, budget: Budget) -> None:
     path = writable_folder(folder) / RUN
     begun = any(p.name != LOG for p in folder.glob("*/*"))
-    if not path.is_file() or not begun:  # nothing was trained: it may be another
-        path.write_text(json.dumps(asdict(budget), indent=1) + "\n")
-        return
-    try:
-        before = Budget(**from_json(path.read_text()))
-    except (ValueError, TypeError) as problem:
-        raise CoPRSError(f"{path} cannot be read: choose another --out.") from problem
-    if before != budget:
-        raise CoPRSError(f"{folder} holds a run of another budget, {before}: choose another --out.")
+    if begun:  # else nothing was trained: it may be another
+        check_settings(folder, read_settings(path), asdict(budget))
+    write_settings(path, asdict(budget))
 
 
 def _trained(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> Engine:
@@ -187,7 +181,7 @@ def _trained(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> 
     return Engine(load_checkpoint(model, LoadOptions(device=device)))
 
 
-def _measured(engine: Engine, budget: Budget, folder: Path) -> list[Row]:
+def _measured(engine: Engine, budget: Budget, folder: Path) -> list[Measurement]:
     dataset = open_dataset("scenes", None, "test")
     where = "scenes", "test", dataset.about, "coprs", "none", budget.first, budget.scenes
     settings = Settings(budget.model, *where, at_once=64)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from coprs_core.evaluation.compare import Difference, interval_of_mean, paired
+from coprs_core.evaluation.compare import PairedDifference, interval_of_mean, paired
 from coprs_core.evaluation.report import SEED
-from coprs_core.evaluation.rows import Row
+from coprs_core.evaluation.rows import Measurement
 from coprs_core.mini.ablation.arms import JOINT, REFERENCE, TABLES, Arm
-from coprs_core.mini.ablation.run import Budget, Measured
+from coprs_core.mini.ablation.run import ArmResult, Budget
 
 _INK, _MASK, _PRIOR = "#3a3a3a", "#00a090", "#e07020"
 
@@ -37,12 +37,12 @@ class Entry:
     by_seed: tuple[float, ...]
     unusable: float
     tokens: float
-    against: Difference | None = None
+    against: PairedDifference | None = None
 
 
-def entries(measured: list[Measured]) -> dict[str, list[Entry]]:
+def entries(measured: list[ArmResult]) -> dict[str, list[Entry]]:
     """The rows of every table that has any, the reference of each among them."""
-    seeds: dict[Arm, list[list[Row]]] = {}
+    seeds: dict[Arm, list[list[Measurement]]] = {}
     for one in measured:
         seeds.setdefault(one.arm, []).append(one.rows)
     masks = {arm.name: _means(rows, "mask_iou") for arm, rows in seeds.items()}
@@ -56,7 +56,9 @@ def entries(measured: list[Measured]) -> dict[str, list[Entry]]:
     return found
 
 
-def _entry(arm: Arm, rows: list[list[Row]], masks: dict[str, np.ndarray], reference: str) -> Entry:
+def _entry(
+    arm: Arm, rows: list[list[Measurement]], masks: dict[str, np.ndarray], reference: str
+) -> Entry:
     everything = [row for seed in rows for row in seed]
     against = None
     if arm.name != reference and reference in masks:
@@ -74,13 +76,13 @@ def _entry(arm: Arm, rows: list[list[Row]], masks: dict[str, np.ndarray], refere
     )
 
 
-def _means(rows: list[list[Row]], name: str) -> np.ndarray:
+def _means(rows: list[list[Measurement]], name: str) -> np.ndarray:
     """One value for each scene [N]: the mean over the seeds."""
     values = [[_value(r, name) for r in seed] for seed in rows]
     return np.mean(np.array(values, float), axis=0)
 
 
-def _value(row: Row, name: str) -> float:
+def _value(row: Measurement, name: str) -> float:
     return float(row.scores.get("named", False)) if name == "named" else getattr(row, name)
 
 

@@ -19,7 +19,7 @@ from coprs_core.mini.world.kinds import KINDS
 from coprs_core.mini.world.questions import Question, ask
 from coprs_core.mini.world.scenes import SIDE, SQUARE, Scene, Thing, draw_scene, random_size
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt
-from coprs_core.training.items import target_of
+from coprs_core.training.data import target_of
 
 PREFIX_END = "<|vision_end|>"
 

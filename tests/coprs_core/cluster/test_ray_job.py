@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 
 from coprs_core.__main__ import main
-from coprs_core.batch import Answered, Item, Query, open_stored, segment_photos
+from coprs_core.batch import BatchOptions, BatchOutcome, open_stored, segment_photos
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError
+from coprs_core.example import Example
 from coprs_core.mini.world.scenes import draw_scene
 from tests import ROOT
 
 ray = pytest.importorskip("ray")
-LARGEST = Query("the largest thing", "mini")
+LARGEST = BatchOptions("mini")
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,8 @@ def cluster():
     ray.shutdown()
 
 
-def items_of(folder: Path) -> list[Item]:
-    return [Item(str(path), LARGEST.instruction, path.name) for path in sorted(folder.iterdir())]
+def items_of(folder: Path) -> list[Example]:
+    return [Example(str(p), "the largest thing", name=p.name) for p in sorted(folder.iterdir())]
 
 
 def essence(out: Path) -> dict:
@@ -57,7 +58,7 @@ def test_an_actor_that_is_killed_loses_nothing(photos, cluster, tmp_path, mini):
     items = items_of(photos)
     here = list(segment_photos(items, LARGEST, tmp_path / "here", lambda: mini))
     out, options = tmp_path / "there", LoadOptions(device="cpu")
-    done: list[Answered] = []
+    done: list[BatchOutcome] = []
     for one in segment_on_ray(items, LARGEST, out, options, cluster, at_once=4):
         done.append(one)
         if len(done) == 1:  # one of the two engines dies in the middle

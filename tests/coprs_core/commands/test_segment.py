@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from coprs_core.__main__ import main, parser
-from coprs_core.batch import Query, find_items, segment_photos
+from coprs_core.batch import BatchOptions, find_items, segment_photos
 from coprs_core.checkpoints import load
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.errors import CoPRSError
@@ -348,9 +348,11 @@ def test_a_probe_that_does_not_apply_says_why_in_its_file(photo, tmp_path):
 
 
 def test_no_photos_are_no_answers(tmp_path):
-    query = Query("the umbrella", "mini")
+    options = BatchOptions("mini")
     assert (
-        list(segment_photos([], query, tmp_path, engine=lambda: pytest.fail("no model is needed")))
+        list(
+            segment_photos([], options, tmp_path, engine=lambda: pytest.fail("no model is needed"))
+        )
         == []
     )
 

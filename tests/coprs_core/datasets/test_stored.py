@@ -820,7 +820,7 @@ def test_a_name_that_no_disk_holds_is_one_item(tmp_path):
     rows = ({"photo": n, "instruction": "the cat", "masks": []} for n in names)
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset = open_dataset("folder", tmp_path, is_lenient=True)
-    tried = [dataset.tried(i) for i in range(3)]
+    tried = [dataset.read(i) for i in range(3)]
     assert tried[0].instruction == "the cat"
     assert all("which is not there" in one.problem for one in tried[1:])
 
@@ -990,5 +990,5 @@ def test_one_wrong_object_is_one_item_and_not_the_whole_data_set(tmp_path):
     (root / "refcoco" / "instances.json").write_text(json.dumps(instances))
     dataset = open_dataset("refcoco", root, "val", is_lenient=True)
     assert dataset.size == 6 and dataset.item(0).masks
-    said = [dataset.tried(i).problem for i in (4, 5)]
+    said = [dataset.read(i).problem for i in (4, 5)]
     assert all("cannot be asked" in one for one in said), said

@@ -20,7 +20,7 @@ from PIL import Image
 from coprs_core.__main__ import main
 from coprs_core.answer.results import Region, Result
 from coprs_core.datasets import open_dataset, scenes
-from coprs_core.datasets.example import Dataset, Example
+from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation import run as runs
 from coprs_core.evaluation.compare import compare, paired
@@ -28,7 +28,7 @@ from coprs_core.evaluation.judges import open_judge, read_score
 from coprs_core.evaluation.page import write_page
 from coprs_core.evaluation.protocols import PROTOCOLS
 from coprs_core.evaluation.report import line_of, report, table
-from coprs_core.evaluation.rows import Row, measure
+from coprs_core.evaluation.rows import Measurement, measure
 from coprs_core.evaluation.run import (
     Settings,
     Shard,
@@ -39,6 +39,7 @@ from coprs_core.evaluation.run import (
     read_run,
     run,
 )
+from coprs_core.example import Example
 from coprs_core.mini.world.questions import examples as drawn
 from tests import ROOT
 
@@ -65,7 +66,7 @@ def result(mask: np.ndarray, outcome: str = "found", prior: np.ndarray | None = 
 def example(index: int, truth: np.ndarray, ignore: np.ndarray | None = None) -> Example:
     masks = (truth,) if truth.any() else ()
     photo = Image.new("RGB", SIZE[::-1], (index % 255, 9, 9))
-    return Example(index, photo, f"thing {index}", masks, SIZE, ignore=ignore)
+    return Example(photo, f"thing {index}", masks, SIZE, index=index, ignore=ignore)
 
 
 # --- protocols, counted by hand
@@ -651,7 +652,7 @@ def test_a_model_judges_over_the_network(tmp_path):
     told, judge = open_judge(name, knows_truth=False)
     rows = list(run(Stub(), dataset_of(3), settings(judge=told), tmp_path, judge=judge))
     server.shutdown()
-    assert [row.thought for row in rows] == [6.0] * 3 and isinstance(rows[0], Row)
+    assert [row.thought for row in rows] == [6.0] * 3 and isinstance(rows[0], Measurement)
     picture, question = server.asked[0]["messages"][0]["content"]
     assert (
         picture["image_url"]["url"].startswith("data:image/jpeg")

@@ -38,19 +38,18 @@ from coprs_core.checkpoints.save import save_checkpoint  # noqa: E402
 from coprs_core.checkpoints.tensors import written_whole  # noqa: E402
 from coprs_core.commands import train  # noqa: E402
 from coprs_core.datasets import open_dataset  # noqa: E402
+from coprs_core.datasets.dataset import Dataset  # noqa: E402
 from coprs_core.datasets.folder import LISTING  # noqa: E402
+from coprs_core.datasets.scenes import training_scenes  # noqa: E402
+from coprs_core.example import Example  # noqa: E402
 from coprs_core.mini.train.recipe import MINI  # noqa: E402
 from coprs_core.mini.world.questions import Asking, examples  # noqa: E402
+from coprs_core.photos.photo import Photo  # noqa: E402
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt, is_well_formed  # noqa: E402
 from coprs_core.training import embeddings, run_joint  # noqa: E402
+from coprs_core.training.data import target_of  # noqa: E402
 from coprs_core.training.embeddings import KeptEmbeddings  # noqa: E402
 from coprs_core.training.focus import Learner  # noqa: E402
-from coprs_core.training.items import (  # noqa: E402
-    DatasetItems,
-    Item,
-    SceneItems,
-    target_of,
-)
 from coprs_core.training.joint import (  # noqa: E402
     JointTrainer,
     chat_template,
@@ -59,17 +58,15 @@ from coprs_core.training.joint import (  # noqa: E402
 )
 from coprs_core.training.objective import (  # noqa: E402
     PRESETS,
-    Rollouts,
     reply_scores,
-    unified_loss,
 )  # noqa: E402
 from coprs_core.training.plan import Plan, plan  # noqa: E402
-from coprs_core.training.policy import group_advantages  # noqa: E402
 from coprs_core.training.rates import HEADS, Rates  # noqa: E402
 from coprs_core.training.recipe import NAMES, JointRecipe, read_recipe  # noqa: E402
 from coprs_core.training.run_folder import keep_recipe  # noqa: E402
 from coprs_core.training.warmup import reply_for  # noqa: E402
 from tests import ROOT, tiny  # noqa: E402
+from tests.formulas import Rollouts, group_advantages, unified_loss  # noqa: E402
 
 FAMILIES = Asking({"name": 1.0, "colour": 1.0, "several": 1.0}, nothing=0.3)
 OBJECTIVE = PRESETS["paper"]
@@ -89,7 +86,7 @@ def trainer(folder, items=None, peft=None, **changes) -> JointTrainer:
     return JointTrainer(
         model,
         AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False),
-        items or SceneItems(64, FAMILIES, name="joint test"),
+        items or training_scenes(64, asking=FAMILIES, name="joint test"),
         OBJECTIVE,
         GRPOConfig(**options | changes),
         peft_config=peft,
@@ -318,7 +315,7 @@ def test_focus_tokens_are_paired_with_things(made, said, things, rows):
     one, _ = made
     photo = Image.new("RGB", (256, 256))
     masks = tuple(np.eye(256, dtype=bool) for _ in range(things))
-    item = Item(photo, "the cup", masks)
+    item = Example(photo, "the cup", masks)
     ids = torch.tensor([[5, 6, *one._tokenizer(WRITTEN[said]).input_ids]])
     found = one.focus.rows([item], ids, [2])
     assert len(found.rows) == rows == len(found.target) and found.embedding.shape[0] == rows
@@ -576,15 +573,15 @@ def test_every_recipe_of_ours_can_be_shared_out(monkeypatch):
     for name in NAMES:
         recipe = read_recipe(name)
         monkeypatch.setenv("WORLD_SIZE", "8" if name.endswith("-8gpu") else "1")
-        run_joint._check_shares(recipe, SceneItems(recipe.questions))
+        run_joint._check_shares(recipe, training_scenes(recipe.questions))
         assert recipe.sharded == name.endswith("-8gpu"), name
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(CoPRSError, match="512 replies .* and all processes hold 24"):
         run_joint._check_shares(
-            read_recipe("qwen2.5-vl-3b-8gpu", ["warmup_steps=0"]), SceneItems(64)
+            read_recipe("qwen2.5-vl-3b-8gpu", ["warmup_steps=0"]), training_scenes(64)
         )
     with pytest.raises(CoPRSError, match=r"64 replies \(questions\) and 3 processes share them"):
-        run_joint._check_shares(read_recipe("qwen2.5-vl-3b-8gpu"), SceneItems(64))
+        run_joint._check_shares(read_recipe("qwen2.5-vl-3b-8gpu"), training_scenes(64))
 
 
 def folder_of_items(folder) -> list[dict]:
@@ -604,8 +601,8 @@ def folder_of_items(folder) -> list[dict]:
     return lines
 
 
-def items_in(root) -> DatasetItems:
-    return DatasetItems(open_dataset("folder", root))
+def items_in(root) -> Dataset:
+    return open_dataset("folder", root)
 
 
 def test_a_plain_folder_is_read_and_its_mistakes_are_sentences(tmp_path):
@@ -763,7 +760,7 @@ def test_adapters_teach_a_prepared_model_to_write_its_focus_token(tmp_path, tied
     assert run_joint.train_joint(recipe, out, "cpu")
     rows = load_file(out / "warm-steps" / "adapters" / "adapter_model.safetensors")
     assert sum("trainable_tokens" in name for name in rows) == (1 if tied else 2)
-    item = DatasetItems(open_dataset("folder", tmp_path / "data"))[0]
+    item = open_dataset("folder", tmp_path / "data")[0]
     for folder, quantization in (
         (out / "warm", "none"),
         (out / "checkpoint", "none"),
@@ -805,10 +802,10 @@ def test_the_commands_of_the_readme_lead_from_a_folder_to_an_answer(tmp_path, mo
 def test_a_reply_without_a_thought_of_its_own_has_the_form():
     photo, mask = Image.new("RGB", (8, 8)), np.ones((8, 8), bool)
     for things in range(3):
-        reply = reply_for(Item(photo, "the <REF_POS> cat.", (mask,) * things))
+        reply = reply_for(Example(photo, "the <REF_POS> cat.", (mask,) * things))
         assert is_well_formed(reply, things) and reply.count(FOCUS_TOKEN) == things
         assert reply_scores(reply, 1.0, things) == (1.0, 1.0)
-    assert reply_for(Item(photo, "x", (), "as it is")) == "as it is"
+    assert reply_for(Example(photo, "x", reply="as it is")) == "as it is"
 
 
 def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
@@ -874,13 +871,11 @@ def test_a_folder_holds_one_kind_of_run(tmp_path):
 def test_what_is_remembered_of_photos_holds_no_photo(made):
     one, _ = made
     photo = Image.new("RGB", (64, 64))
-    item = Item(photo, "the cat", (), key="once")
+    item = Example(photo, "the cat")
     first = one.focus.embedding(item)
     kept = weakref.ref(item)
     del item
-    assert kept() is None and torch.equal(
-        first, one.focus.embedding(Item(photo, "x", (), key="once"))
-    )
+    assert kept() is None and torch.equal(first, one.focus.embedding(Example(photo, "x")))
 
 
 def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
@@ -965,7 +960,7 @@ def test_a_disk_that_is_full_is_one_sentence(tmp_path, monkeypatch):
         raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
     monkeypatch.setattr(embeddings, "save_file", full)
-    item = Item(Image.new("RGB", (8, 8)), "x", (), key="ab12")
+    item = Example(Image.new("RGB", (8, 8)), "x")
     kept = KeptEmbeddings(tmp_path, torch.nn.Linear(2, 2), lambda _: torch.zeros(1, 1, 1))
     with pytest.raises(CoPRSError, match="No space left.*make room and start the same command"):
         kept(item)
@@ -991,21 +986,19 @@ def test_a_model_without_a_focus_token_is_not_trained(tmp_path):
 
 def test_embeddings_are_computed_once_and_kept_by_picture_and_backbone(tmp_path, mini):
     encoder, calls = mini.model.image_encoder, []
-    photo = Image.new("RGB", (8, 8))
+    photo = Photo(Image.new("RGB", (8, 8)), "ab12")
 
-    def encode(item):
-        calls.append(item.key)
+    def encode(example):
+        calls.append(example.photo.key)
         return torch.full((4, 2, 2), float(len(calls)))
 
     kept = KeptEmbeddings(tmp_path, encoder, encode)
-    first, again = (Item(photo, "x", (), key="ab12") for _ in range(2))
+    first, again = (Example(photo, "x") for _ in range(2))
     assert torch.equal(kept(first), kept(again)) and kept(first).dtype == torch.float16
     assert calls == ["ab12"] and len(list(tmp_path.rglob("ab/ab12.safetensors"))) == 1
     assert torch.equal(KeptEmbeddings(tmp_path, encoder, encode)(first), kept(first))
     other = torch.nn.Linear(2, 2)
     assert KeptEmbeddings(tmp_path, other, encode)(first).mean() == 2  # another backbone
-    drawn = Item(photo, "x", ())
-    assert kept(drawn).mean() == 3 and kept(drawn).mean() == 4  # it does not come again
 
 
 def test_a_run_on_photos_keeps_their_embeddings_and_says_their_size_before(tmp_path, capsys):

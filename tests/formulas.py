@@ -1,23 +1,16 @@
-"""L_GRPO of the paper (section 3.3), as pure functions.
-
-Advantages within a group, the clipped policy loss, and the KL to the model as it began.
+"""The joint objective in plain formulas, to hold the code and TRL against.
 
 GRPO: Shao et al., 2024 (arXiv 2402.03300); clipping: Schulman et al., 2017 (arXiv 1707.06347).
 """
 
-from __future__ import annotations
+from dataclasses import dataclass
 
-from typing import TYPE_CHECKING
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-CLIP, STD_EPS = 0.2, 1e-6
-"""How far a token's probability may move before its gain counts no more; what keeps the division by
-a group's deviation finite."""
+from coprs_core.training.objective import Objective, segmentation_term
 
 
-def group_advantages(rewards: Tensor, eps: float = STD_EPS) -> Tensor:
+def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
     """(reward − mean of its group) / (deviation of its group + eps): DeepSeek-R1, equation 3; GRPO
     (arXiv 2402.03300), section 4.1.2.
 
@@ -31,17 +24,12 @@ def group_advantages(rewards: Tensor, eps: float = STD_EPS) -> Tensor:
     return centred / (rewards.std(-1, keepdim=True) + eps)
 
 
-def flat_share(rewards: Tensor, least: float = 1e-6) -> float:
-    """The share of groups [groups, G] whose rewards differ by no more than `least`."""
-    return float((rewards.amax(-1) - rewards.amin(-1) <= least).float().mean())
-
-
 def clipped_policy_loss(
     log_probs: Tensor,
     old_log_probs: Tensor,
     advantages: Tensor,
     written: Tensor,
-    clip: float = CLIP,
+    clip: float = 0.2,
 ) -> Tensor:
     """−min(ratio · A, clip(ratio, 1 ± clip) · A), averaged over all written tokens together, and
     not reply by reply as in GRPO's paper (TRL's "bnpo").
@@ -74,3 +62,56 @@ def kl_to_reference(log_probs: Tensor, reference: Tensor, written: Tensor) -> Te
 def mean_of_written(values: Tensor, written: Tensor) -> Tensor:
     """The mean of values [B, T] where tokens were written, all replies together; 0 without any."""
     return (values * written).sum() / written.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The objective and what it is made of, scalars; `total` carries the gradient."""
+
+    total: Tensor
+    policy: Tensor
+    kl: Tensor
+    segmentation: Tensor
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What the policy's part of a step is computed from.
+
+    Attributes:
+        log_probs, old_log_probs, reference: [B, T], of the tokens of each reply, by the
+            model that is trained, the one that wrote them, the one that training began with.
+        advantages: [B].
+        written: [B, T].
+    """
+
+    log_probs: Tensor
+    old_log_probs: Tensor
+    reference: Tensor
+    advantages: Tensor
+    written: Tensor
+
+
+def unified_loss(
+    objective: Objective,
+    rollouts: Rollouts,
+    prior_logits: Tensor,
+    mask_logits: Tensor,
+    target: Tensor,
+    step: int = 0,
+) -> Terms:
+    """L_GRPO + λ_SEG · L_SEG.
+
+    Args:
+        prior_logits, mask_logits, target: [N, 1, h, w], of the N replies that have a focus token
+            and a thing to find; N may be 0, then L_SEG is 0.
+    """
+    r = rollouts
+    policy = clipped_policy_loss(
+        r.log_probs, r.old_log_probs, r.advantages, r.written, objective.clip
+    )
+    kl = kl_to_reference(r.log_probs, r.reference, r.written)
+    segmentation = segmentation_term(objective, prior_logits, mask_logits, target, step)
+    grpo = policy + objective.kl * kl
+    total = objective.policy * grpo + objective.segmentation * segmentation
+    return Terms(total, policy.detach(), kl.detach(), segmentation.detach())
