@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from coprs_core.checkpoints.options import DETAILS, SAM_NAMES, LoadOptions
 
@@ -88,13 +88,14 @@ def read_options(arguments: list[str] | None = None) -> Options:
             default = os.environ.get("GRADIO_SERVER_NAME", default)
         value = os.environ.get(f"COPRS_{name.upper().replace('-', '_')}", default)
         now = "" if name in ("port", "names", "password") else " (now %(default)s)"
-        parser.add_argument(f"--{name}", default=value, help=meaning + now)
+        field = "quantization" if name == "quantize" else name.replace("-", "_")
+        parser.add_argument(f"--{name}", dest=field, default=value, help=meaning + now)
     given, unknown = parser.parse_known_args(arguments)
     for option in unknown:  # whoever hosts the page may add some of their own
         print(f"warning: the option {option} is not known: see --help.", file=sys.stderr)
     return Options(
         model=given.model,
-        loading=LoadOptions(given.device, given.dtype, given.quantize, given.sam, given.detail),
+        loading=LoadOptions(**{f.name: getattr(given, f.name) for f in fields(LoadOptions)}),
         listening=Listening(
             host=given.host,
             port=given.port,

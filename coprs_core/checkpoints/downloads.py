@@ -63,10 +63,10 @@ def cached_snapshot(repo: str) -> Path | None:
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         return None
     whole = any(visible(folder.rglob("*.json"))) and all(p.exists() for p in folder.rglob("*"))
-    return folder if whole and not missing_shards(folder) and not _cut_short(folder) else None
+    return folder if whole and not missing_shards(folder) and not _truncated_files(folder) else None
 
 
-def _cut_short(folder: Path) -> list[Path]:
+def _truncated_files(folder: Path) -> list[Path]:
     """The safetensors files under a folder that are shorter than their headers say: a disk was
     full, or a copy was broken off."""
     return [path for path in visible(folder.rglob("*.safetensors")) if not _is_whole(path)]
@@ -111,7 +111,7 @@ def snapshot(repo: str, report: Report | None = None) -> Path:
     bar: Any = _reporting(report, repo) if report else None
     silent: Any = _Silent
     try:
-        _forget_cut_short(repo)
+        _delete_truncated(repo)
         files = snapshot_download(repo, allow_patterns=_PATTERNS, dry_run=True, tqdm_class=silent)
         _check_disk(
             Path(constants.HF_HUB_CACHE),
@@ -120,21 +120,21 @@ def snapshot(repo: str, report: Report | None = None) -> Path:
         )
         return Path(snapshot_download(repo, allow_patterns=_PATTERNS, tqdm_class=bar))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
-        raise _sentence(repo, problem) from problem
+        raise _download_error(repo, problem) from problem
 
 
-def _forget_cut_short(repo: str) -> None:
+def _delete_truncated(repo: str) -> None:
     """Delete what is cut short in the cache, else it would be taken for what was downloaded."""
     try:
         folder = Path(snapshot_download(repo, allow_patterns=_PATTERNS, local_files_only=True))
     except LocalEntryNotFoundError:
         return
-    for path in _cut_short(folder):
+    for path in _truncated_files(folder):
         path.resolve().unlink(missing_ok=True)  # the cache's links point to where the bytes are
         path.unlink(missing_ok=True)
 
 
-def _sentence(repo: str, problem: Exception) -> CoPRSError:
+def _download_error(repo: str, problem: Exception) -> CoPRSError:
     """What a failed download of a repository means for the person who asked for it."""
     if isinstance(problem, DryRunError) and isinstance(problem.__cause__, Exception):
         problem = problem.__cause__

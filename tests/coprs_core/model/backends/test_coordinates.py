@@ -19,7 +19,7 @@ from coprs_core.answer.results import Region, Result
 from coprs_core.answer.verdict import chain
 from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE
-from coprs_core.checkpoints.sams import _load_sam2
+from coprs_core.checkpoints.sams import load_sam
 from coprs_core.geometry import to_square
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.boxes import MAX_OBJECTS, breaks_off, read_answer, words_of_numbers
@@ -480,7 +480,7 @@ def test_coordinates_reach_sam2_unrounded_in_any_precision(qwen3_folders):
     box = torch.tensor([[[900.3, 914.6, 950.2, 1001.7]]])
     encoded = []
     for dtype in (torch.float32, torch.bfloat16):
-        loaded = _load_sam2(qwen3_folders[1], torch.device("cpu"), dtype)
+        loaded = load_sam(str(qwen3_folders[1]), torch.device("cpu"), dtype)
         assert loaded.dtype == dtype
         encoder = loaded.model.prompt_encoder
         encoder.input_image_size = 1024
@@ -623,7 +623,7 @@ def test_a_broken_sam2_is_one_sentence(qwen3_folders, tmp_path):
         folder = tmp_path / name
         shutil.copytree(qwen3_folders[1], folder)
         (folder / name).write_bytes(content)
-        with pytest.raises(CoPRSError, match="SAM 2|broken"):
+        with pytest.raises(CoPRSError, match="The SAM in|broken"):
             load(str(qwen3_folders[0]), device="cpu", sam=str(folder))
     state = load_file(qwen3_folders[1] / "model.safetensors")
     state.pop("no_memory_embedding")

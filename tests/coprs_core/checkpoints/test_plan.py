@@ -11,13 +11,12 @@ from transformers import (
 )
 
 from coprs_core import CoPRSError
-from coprs_core.checkpoints import auto, load, quantization
-from coprs_core.checkpoints.auto import Machine, choose
-from coprs_core.checkpoints.catalogue import CATALOGUE, listed
+from coprs_core.checkpoints import catalogue, load, plan, sams
+from coprs_core.checkpoints.catalogue import CATALOGUE, choose_model, listed
 from coprs_core.checkpoints.options import SAM_NAMES, LoadOptions
+from coprs_core.checkpoints.plan import Machine, choose_quantization
 from coprs_core.checkpoints.sams import SAMS
 from coprs_core.checkpoints.tensors import _LINEAR
-from coprs_core.machine import DeviceName
 from coprs_core.random_weights import (
     HIERA_SIZES,
     QWEN3_SIZES,
@@ -45,52 +44,49 @@ MACHINES = [  # free memory of a machine with that much: the system and the scre
 
 @pytest.fixture(autouse=True)
 def nothing_cached(monkeypatch):
-    monkeypatch.setattr("coprs_core.checkpoints.catalogue.cached_snapshot", lambda repo: None)
-    monkeypatch.setattr("coprs_core.checkpoints.catalogue.is_cached", lambda name: False)
+    for module in (catalogue, sams):
+        monkeypatch.setattr(module, "cached_snapshot", lambda repo: None)
 
 
 @pytest.mark.parametrize("row", MACHINES, ids=[row[0] for row in MACHINES])
 def test_what_is_chosen_fits_and_is_free_for_everyone(row):
     _, device, memory, model, sam, quantization = row
-    choice = choose(Machine(device, int(memory * GB), DISK))
-    assert (choice.model.name, choice.sam, choice.quantization) == (model, sam, quantization)
-    assert choice.memory <= memory * GB and choice.model.licence == "Apache-2.0"
+    choice = choose_model(Machine(device, int(memory * GB), DISK))
+    assert (choice.model, choice.sam, choice.quantization) == (model, sam, quantization)
+    assert choice.memory <= memory * GB and choice.licence == "Apache-2.0"
     assert f"{model} with {sam}" in str(choice) and "GB to download" in str(choice)
 
 
 def test_a_precision_that_is_named_counts():
     card = Machine("cuda", 23 * GB, DISK)
-    whole = choose(card, LoadOptions(dtype="float32"))
-    assert choose(card).model.name == "qwen3-vl-8b" and choose(card).quantization == "none"
-    assert (whole.model.name, whole.quantization) != ("qwen3-vl-8b", "none")
+    whole = choose_model(card, LoadOptions(dtype="float32"))
+    assert choose_model(card).model == "qwen3-vl-8b" and choose_model(card).quantization == "none"
+    assert (whole.model, whole.quantization) != ("qwen3-vl-8b", "none")
     assert whole.memory <= card.memory
 
 
 def test_a_cpu_that_is_slow_in_4_bits_takes_8_where_they_fit():
-    wide, narrow = (choose(Machine("cpu", int(m * GB), DISK, False)) for m in (5, 3.95))
+    wide, narrow = (choose_model(Machine("cpu", int(m * GB), DISK, False)) for m in (5, 3.95))
     assert (wide.quantization, narrow.quantization) == ("int8", "nf4")
-    assert wide.model.name == narrow.model.name == "qwen3-vl-2b"
+    assert wide.model == narrow.model == "qwen3-vl-2b"
 
 
 @pytest.mark.parametrize("is_quick, chosen", [(True, "nf4"), (False, "int8")])
-def test_large_models_are_quantized_on_a_cpu_as_it_is_quicker(monkeypatch, is_quick, chosen):
-    cpu = DeviceName("cpu")
-    monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda _: is_quick)
-    assert quantization.choose_quantization("auto", cpu, 4 * GB) == chosen
-    assert quantization.choose_quantization("auto", cpu, GB // 2) == "none"
-    assert quantization.choose_quantization("none", cpu, 4 * GB) == "none"
+def test_large_models_are_quantized_on_a_cpu_as_it_is_quicker(is_quick, chosen):
+    cpu = Machine("cpu", 20 * GB, DISK, is_quick)
+    assert choose_quantization("auto", cpu, 4 * GB) == chosen
+    assert choose_quantization("auto", cpu, GB // 2) == "none"
+    assert choose_quantization("none", cpu, 4 * GB) == "none"
 
 
 def test_what_is_named_is_kept():
     named = LoadOptions(sam="vit_b", quantization="int8")
-    choice = choose(Machine("cuda", 30 * GB, DISK), named)
+    choice = choose_model(Machine("cuda", 30 * GB, DISK), named)
     assert (choice.sam, choice.quantization) == ("vit_b", "int8")
-    own = choose(Machine("cuda", 30 * GB, DISK), LoadOptions(sam="/my/sam.pth"))
-    assert own.loading(LoadOptions("cuda", "bf16")) == LoadOptions(
-        "cuda", "bf16", own.quantization, "/my/sam.pth"
-    )
+    own = choose_model(Machine("cuda", 30 * GB, DISK), LoadOptions(sam="/my/sam.pth"))
+    assert own.sam == "/my/sam.pth" and own.device == "cuda"
     assert (
-        choose(Machine("cpu", 20 * GB, DISK), LoadOptions(quantization="none")).quantization
+        choose_model(Machine("cpu", 20 * GB, DISK), LoadOptions(quantization="none")).quantization
         == "none"
     )
 
@@ -100,20 +96,20 @@ def test_where_nothing_fits_the_sentence_says_what_is_missing(memory, disk):
     with pytest.raises(
         CoPRSError, match="No listed model for photos fits: qwen3-vl-2b needs .*or stay with mini"
     ):
-        choose(Machine("cpu", memory * GB, disk * GB))
+        choose_model(Machine("cpu", memory * GB, disk * GB))
 
 
 def test_what_is_downloaded_already_needs_no_disk(monkeypatch):
-    monkeypatch.setattr("coprs_core.checkpoints.catalogue.cached_snapshot", lambda repo: repo)
-    monkeypatch.setattr("coprs_core.checkpoints.catalogue.is_cached", lambda name: True)
-    choice = choose(Machine("cpu", 20 * GB, 0))
+    for module in (catalogue, sams):
+        monkeypatch.setattr(module, "cached_snapshot", lambda repo: repo)
+    choice = choose_model(Machine("cpu", 20 * GB, 0))
     assert choice.download == 0 and ": downloaded, about" in str(choice)
 
 
 def test_auto_says_its_choice_in_one_line_and_loads_it(monkeypatch):
-    monkeypatch.setattr(auto, "free_memory", lambda device: 20 * GB)
-    monkeypatch.setattr(auto, "computes_in_bfloat16", lambda device: True)
-    monkeypatch.setattr(load, "find", lambda name, report: Found(name))
+    monkeypatch.setattr(plan, "free_memory", lambda device: 20 * GB)
+    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(load, "find_source", lambda name, report: Found(name))
     lines = []
     found = load.load_checkpoint("auto", LoadOptions("cpu"), lines.append)
     assert found == ("qwen3-vl-2b", "sam2.1-tiny", "nf4")
@@ -127,8 +123,11 @@ class Found:
     def __init__(self, name):
         self.name = name
 
-    def load(self, options, device, report):
-        return self.name, options.sam, options.quantization
+    def plan(self, options, machine):
+        return listed(self.name).plan(options, machine)
+
+    def load(self, plan, report):
+        return self.name, plan.sam, plan.quantization
 
 
 # --- the sizes follow from the published configs
@@ -141,9 +140,9 @@ def test_the_catalogue_counts_as_the_published_config_does(size):
     sizes = {n: p.numel() for n, p in model.named_parameters()}
     linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "visual" not in k)
     known = listed(f"qwen3-vl-{size}")
-    assert (known.linear, known.other) == (linear, sum(sizes.values()) - linear)
+    assert (known.size.linear, known.size.other) == (linear, sum(sizes.values()) - linear)
     assert known.download == pytest.approx(2 * sum(sizes.values()), rel=0.005)
-    assert listed("egm-4b").linear == listed("qwen3-vl-4b").linear
+    assert listed("egm-4b").size == listed("qwen3-vl-4b").size
 
 
 @pytest.mark.parametrize("size", HIERA_SIZES)
@@ -153,11 +152,11 @@ def test_sam2_counts_as_the_published_config_does(size):
         used = Sam2Model(Sam2Config(vision_config=vision))
         published = Sam2VideoModel(Sam2VideoConfig(vision_config=vision))
     known = SAMS[f"sam2.1-{size}"]
-    assert known.parameters == sum(p.numel() for p in used.parameters())
+    assert known.size.other == sum(p.numel() for p in used.parameters())
     assert known.download == 4 * sum(p.numel() for p in published.parameters())
 
 
 def test_names_are_the_same_everywhere():
     assert tuple(SAMS) == SAM_NAMES
-    assert set(auto.BEST_FIRST) <= {m.name for m in CATALOGUE}
-    assert all(listed(name).licence == "Apache-2.0" for name in auto.BEST_FIRST)
+    assert set(catalogue.BEST_FIRST) <= {m.name for m in CATALOGUE}
+    assert all(listed(name).licence == "Apache-2.0" for name in catalogue.BEST_FIRST)

@@ -19,7 +19,7 @@ _PAGEOUT = 21
 
 
 @contextmanager
-def letting_pages_go(files: list[Path]) -> Generator[None, None, None]:
+def releasing_pages(files: list[Path]) -> Generator[None, None, None]:
     """Inside, pages of these files are let go twice a second (Linux; elsewhere nothing happens).
 
     What is needed again is read again from the file.
@@ -31,7 +31,7 @@ def letting_pages_go(files: list[Path]) -> Generator[None, None, None]:
 
     def keep_letting_go() -> None:
         while not over.wait(EVERY_SECONDS):
-            let_pages_go(files)
+            release_pages(files)
 
     thread = threading.Thread(target=keep_letting_go, daemon=True)
     thread.start()
@@ -40,10 +40,10 @@ def letting_pages_go(files: list[Path]) -> Generator[None, None, None]:
     finally:
         over.set()
         thread.join()
-        let_pages_go(files)
+        release_pages(files)
 
 
-def let_pages_go(files: list[Path]) -> None:
+def release_pages(files: list[Path]) -> None:
     """Let go of the pages of these files where they are mapped, now; links are followed, as the
     cache of Hugging Face has them."""
     libc, ours = ctypes.CDLL(None), {str(path.resolve()) for path in files}
