@@ -69,16 +69,16 @@ def examine(model: str, options: LoadOptions | None = None) -> list[Check]:
             options = replace(options, sam=chosen.sam, quantization=chosen.quantization)
         except CoPRSError as problem:
             return [*checks, Check("model", model, str(problem))]
-    is_well = not any(c.problem for c in checks)
     source, check = _source(model)
     checks.append(check)
-    if source is None:  # of a listed one it is known before the download
-        known = listed(model)
-        return checks + (_plan(known, options) if known and known.repo and is_well else [])
+    if source is None:
+        known = listed(model)  # what a listed one needs is known before it is here
+        return checks + (_plan(known, options, has_problem=True) if known and known.repo else [])
     checks += _files(source, _sam(options))
-    if not any(c.problem for c in checks):
-        checks += [_tokens(source), *_plan(source, options)]
-    return checks
+    has_problem = any(c.problem for c in checks)
+    if not has_problem:
+        checks.append(_tokens(source))
+    return checks + _plan(source, options, has_problem)
 
 
 def screen(checks: list[Check]) -> str:
@@ -217,15 +217,16 @@ def _tokens(source: Source) -> Check:
     return Check("special tokens", " · ".join(f"{k} {v}" for k, v in found.items()))
 
 
-def _plan(model: Source | Listed, options: LoadOptions) -> list[Check]:
-    """How the model would be loaded, as the loader does it."""
+def _plan(model: Source | Listed, options: LoadOptions, has_problem: bool) -> list[Check]:
+    """How the model would be loaded, as the loader does it; nothing where that cannot be known for
+    a problem that was told already."""
     try:
         plan = model.plan(options, this_machine(options.device))
     except CoPRSError as problem:
-        return [Check("loaded as", "cannot be read", str(problem))]
+        return [] if has_problem else [Check("plan", "cannot be made", str(problem))]
     found = f"{in_words(plan.memory)} needed, {in_words(plan.free_memory)} free"
     problem = f"{plan.model} {plan.problem}" if plan.problem else ""
-    return [Check("loaded as", plan.summary), Check("memory", found, problem)]
+    return [Check("plan", plan.summary), Check("memory", found, problem)]
 
 
 def _photos(device: str) -> list[Check]:

@@ -164,9 +164,12 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Sam2
 
     with reading(f"The SAM in {folder} cannot be loaded", how_to_fix(folder)):
         published: Any = getattr(transformers, SAM_CLASSES[_model_type(folder)])
-        kind = type(published)(
-            "Sam", (published,), {"_keep_in_fp32_modules_strict": COORDINATE_ENCODERS}
-        )
+        # named as of transformers' own module, for which alone it renames SAM 3's tensors
+        changes = {
+            "__module__": published.__module__,
+            "_keep_in_fp32_modules_strict": COORDINATE_ENCODERS,
+        }
+        kind = type(published)(published.__name__, (published,), changes)
         with silence_transformers():  # the config may be of the model for videos
             config = published.config_class.from_pretrained(folder, **LOCAL)
         model = load_strictly(kind, folder, device, dtype, config=config)

@@ -1,8 +1,13 @@
 """Which model fits which machine, and what the catalogue says of their sizes."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
+    AutoModelForImageTextToText,
     Qwen3VLForConditionalGeneration,
     Sam2Config,
     Sam2Model,
@@ -11,18 +16,21 @@ from transformers import (
 )
 
 from coprs_core import CoPRSError
-from coprs_core.checkpoints import catalogue, load, plan, sams
-from coprs_core.checkpoints.catalogue import CATALOGUE, choose_model, listed
+from coprs_core.checkpoints import catalogue, doctor, load, plan, sams
+from coprs_core.checkpoints.catalogue import CATALOGUE, choose_model, listed, model_rows
 from coprs_core.checkpoints.options import SAM_NAMES, LoadOptions
-from coprs_core.checkpoints.plan import Machine, choose_quantization
+from coprs_core.checkpoints.plan import LoadPlan, Machine, choose_quantization
 from coprs_core.checkpoints.sams import SAMS
+from coprs_core.checkpoints.sources import CoordinateSource, CoPRSSource
 from coprs_core.checkpoints.tensors import _LINEAR
 from coprs_core.random_weights import (
     HIERA_SIZES,
     QWEN3_SIZES,
     qwen3_config,
+    qwen_config,
     sam2_vision_config,
 )
+from coprs_core.sizes import in_words
 
 GB = 1_000_000_000
 DISK = 100 * GB
@@ -128,6 +136,95 @@ class Found:
 
     def load(self, plan, report):
         return self.name, plan.sam, plan.quantization
+
+
+# --- one plan: what `models` and `doctor` print, "auto" chooses from and the loader carries out
+
+LOADABLE = [m for m in CATALOGUE if m.repo or m.name == "mini"]
+
+
+def write_empty_model(folder: Path, size: str) -> Path:
+    """A folder of a published model: its config, and its tensors' names and shapes over a file
+    without content."""
+    make = qwen3_config if size in QWEN3_SIZES else qwen_config
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(make(size))
+    model.config.save_pretrained(folder)
+    header, end = {}, 0
+    for name, tensor in model.named_parameters():
+        begin, end = end, end + 2 * tensor.numel()
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Listed name → folder of such a model."""
+    sizes = {size: tmp_path_factory.mktemp(size) for size in (*QWEN3_SIZES, "3b", "7b")}
+    for size, folder in sizes.items():
+        write_empty_model(folder, size)
+    return {m.name: sizes[m.name[-2:]] for m in LOADABLE if m.repo} | {"mini": load.MINIATURE}
+
+
+@pytest.mark.parametrize("memory", [5, 12, 60])
+@pytest.mark.parametrize("quantization, has_bfloat16", [("auto", 1), ("auto", 0), ("none", 1)])
+@pytest.mark.parametrize("model", LOADABLE, ids=lambda m: m.name)
+def test_models_doctor_auto_and_the_loader_say_the_same(
+    folders, monkeypatch, model, memory, quantization, has_bfloat16
+):
+    monkeypatch.setattr(plan, "free_memory", lambda device: memory * GB)
+    monkeypatch.setattr(plan, "free_disk", lambda folder: DISK)
+    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: bool(has_bfloat16))
+    for module in (load, doctor):
+        monkeypatch.setattr(
+            module, "find_source", lambda *_: model.source(folders[model.name]), raising=True
+        )
+    monkeypatch.setattr(doctor, "cached_snapshot", lambda repo: folders[model.name])
+    carried_out = []
+    for kind in (CoordinateSource, CoPRSSource):
+        monkeypatch.setattr(kind, "load", lambda self, plan, report: carried_out.append(plan))
+    options = LoadOptions("cpu", quantization=quantization)
+
+    [row] = [r for r in model_rows(options) if r.name == model.name]
+    checks = {c.name: c for c in doctor.examine(model.name, options)}
+    chosen = [p for p in [_chosen(options)] if p and p.model == model.name]
+    if row.fits:
+        load.load_checkpoint(model.name, options)
+        [done] = carried_out
+        assert replace(row.plan, licence="", download=0) == replace(done, download=0)
+    else:
+        with pytest.raises(CoPRSError) as refused:
+            load.load_checkpoint(model.name, options)
+        assert str(refused.value) == f"{model.name} {row.reason}." and not carried_out
+    assert checks["plan"].found == row.plan.summary
+    assert checks["memory"].problem == (f"{model.name} {row.reason}" if row.reason else "")
+    assert in_words(row.plan.memory) in checks["memory"].found
+    for choice in chosen:
+        again = replace(options, sam=choice.sam, quantization=choice.quantization)
+        [row] = [r for r in model_rows(again) if r.name == model.name]
+        assert row.plan == choice and row.fits
+
+
+def _chosen(options: LoadOptions) -> LoadPlan | None:
+    try:
+        return choose_model(plan.this_machine("cpu"), options)
+    except CoPRSError:
+        return None
+
+
+def test_what_does_not_fit_is_refused_before_it_is_downloaded(monkeypatch):
+    monkeypatch.setattr(plan, "free_memory", lambda device: GB)
+    monkeypatch.setattr(load, "find_source", lambda *_: pytest.fail("it was downloaded"))
+    with pytest.raises(CoPRSError, match="qwen3-vl-8b in bfloat16 needs about .* cpu has 1.0 GB"):
+        load.load_checkpoint("qwen3-vl-8b", LoadOptions("cpu"))
 
 
 # --- the sizes follow from the published configs

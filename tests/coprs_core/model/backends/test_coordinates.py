@@ -11,7 +11,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, Sam2ImageProcessor, Sam2Model, Sam2Processor
+from transformers import (
+    AutoProcessor,
+    Sam2ImageProcessor,
+    Sam2Model,
+    Sam2Processor,
+    Sam3ImageProcessor,
+    Sam3TrackerModel,
+    Sam3TrackerProcessor,
+)
 
 from coprs_core import CoPRSError, load
 from coprs_core.answer.flags import flags
@@ -473,6 +481,38 @@ def test_the_mask_is_what_transformers_own_sam2_processor_draws(
         drawn = model(**inputs, multimask_output=False).pred_masks
     [mask] = processor.post_process_masks(drawn, inputs["original_sizes"])
     assert np.array_equal(mask[0, 0].numpy(), region.mask) and 0 < region.mask.mean() < 1
+
+
+@pytest.mark.parametrize("model_type", ["sam3_tracker", "sam3_tracker_video"])
+def test_the_sam3_tracker_draws_what_transformers_own_processor_does(
+    qwen3_folders, tmp_path, monkeypatch, model_type
+):
+    folder = tiny.save_sam3(tmp_path / "sam3")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+    engine = load(str(qwen3_folders[0]), device="cpu", sam=str(folder))
+    photo = draw_scene(1).image[:200]
+    writes(
+        monkeypatch, engine, '</think>[{"bbox_2d": [100, 250, 500, 750], "point_2d": [300, 500]}]'
+    )
+    region = engine.segment(photo, "it").regions[0]
+    model = Sam3TrackerModel.from_pretrained(folder)
+    processor = Sam3TrackerProcessor(Sam3ImageProcessor.from_pretrained(folder), target_size=112)
+    inputs = processor(
+        images=Image.fromarray(photo),
+        input_boxes=[[list(region.box)]],
+        input_points=[[[list(p) for p in region.points]]],
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        drawn = model(**inputs, multimask_output=False).pred_masks
+    [mask] = processor.post_process_masks(drawn, inputs["original_sizes"])
+    assert np.array_equal(mask[0, 0].numpy(), region.mask) and 0 < region.mask.mean() < 1
+
+
+def test_a_folder_of_another_kind_is_no_sam(qwen3_folders):
+    with pytest.raises(CoPRSError, match="is of type 'qwen3_vl' and a SAM of type sam2, "):
+        load(str(qwen3_folders[0]), device="cpu", sam=str(qwen3_folders[0]))
 
 
 def test_coordinates_reach_sam2_unrounded_in_any_precision(qwen3_folders):
