@@ -51,7 +51,10 @@ _OPTIONS = {
     "device": ("auto", "auto, cuda, cuda:1, mps or cpu"),
     "dtype": ("auto", "auto, bf16, fp16 or fp32"),
     "quantize": ("auto", "auto (on a CPU from 1 GB of weights on), none, nf4 or int8"),
-    "sam": ("auto", f"auto, {', '.join(SAM_NAMES)} or a file, for models that write coordinates"),
+    "sam": (
+        "auto",
+        f"auto, {', '.join(SAM_NAMES)}, a file or a folder, for models that write coordinates",
+    ),
     "detail": (
         "auto",
         f"auto (low on a CPU), {', '.join(DETAILS)}: how closely such a model sees a photo",

@@ -224,7 +224,7 @@ def _plan(model: Source | Listed, options: LoadOptions, has_problem: bool) -> li
         plan = model.plan(options, this_machine(options.device))
     except CoPRSError as problem:
         return [] if has_problem else [Check("plan", "cannot be made", str(problem))]
-    found = f"{in_words(plan.memory)} needed, {in_words(plan.free_memory)} free"
+    found = f"{in_words(plan.memory)} needed, {in_words(plan.machine.memory)} free"
     problem = f"{plan.model} {plan.problem}" if plan.problem else ""
     return [Check("plan", plan.summary), Check("memory", found, problem)]
 

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import constants
 
@@ -105,42 +105,45 @@ class LoadPlan:
 
     Attributes:
         model: its name.
-        device: as torch names it.
+        machine: where, as it was then.
         dtype: "float32", "bfloat16" or "float16".
         quantization: "none", "nf4" or "int8".
+        size: what it weighs, SAM included.
+        memory: bytes that it needs on the device.
         sam: name or path of the SAM that it prompts; "" where it has its own.
         detail: how closely it sees a photo; "" where that is its own.
-        size: what it weighs, SAM included.
-        memory, free_memory: bytes that it needs on the device, and that are free there.
-        download, free_disk: bytes that are still to be downloaded, and free disk for them.
+        download: bytes that are still to be downloaded.
         licence: of a listed model.
     """
 
     model: str
-    device: str
+    machine: Machine
     dtype: str
     quantization: str
-    sam: str
-    detail: str
     size: ModelSize
     memory: int
-    free_memory: int
-    download: int
-    free_disk: int
+    sam: str = ""
+    detail: str = ""
+    download: int = 0
     licence: str = ""
+
+    @property
+    def device(self) -> str:
+        """As torch names it."""
+        return self.machine.device
 
     @property
     def problem(self) -> str:
         """Why it cannot be loaded so, with the way out, as the end of a sentence; "" if it can."""
-        if self.download > self.free_disk:
+        if self.download > self.machine.disk:
             return (
-                f"needs {in_words(self.download)} of disk, {in_words(self.free_disk)} free: "
+                f"needs {in_words(self.download)} of disk, {in_words(self.machine.disk)} free: "
                 "set HF_HOME and TORCH_HOME to a larger one"
             )
-        if self.memory > self.free_memory:
+        if self.memory > self.machine.memory:
             return (
                 f"in {self.dtype} needs about {in_words(self.memory)} and {self.device} has "
-                f"{in_words(self.free_memory)} free: {self._way_out()}"
+                f"{in_words(self.machine.memory)} free: {self._way_out()}"
             )
         return ""
 
@@ -180,10 +183,10 @@ class LoadPlan:
             )
             half = self.size.memory(self.quantization)
             choices.append((f"--dtype bf16 needs {in_words(half)}{quantized}", half))
-        if self.device.startswith(("cpu", "cuda")) and self.size.linear:
+        if self.machine.kind in ("cpu", "cuda") and self.size.linear:
             least = self.size.memory("nf4")
             choices.append((f"--quantize nf4{in_half} needs {in_words(least)}", least))
-        return next((text for text, size in choices if size <= self.free_memory), self.smaller)
+        return next((text for text, size in choices if size <= self.machine.memory), self.smaller)
 
     def __str__(self) -> str:
         sam = f" with {self.sam}" if self.sam else ""
@@ -195,34 +198,14 @@ class LoadPlan:
 
 
 def make_plan(
-    model: str,
-    size: ModelSize,
-    options: LoadOptions,
-    machine: Machine,
-    sam: str = "",
-    detail: str = "",
-    download: int = 0,
-    licence: str = "",
+    model: str, size: ModelSize, options: LoadOptions, machine: Machine, **known: Any
 ) -> LoadPlan:
-    """The plan of a model of that size; every "auto" of `options` is decided. Raises `CoPRSError`
-    for a precision that is not known."""
+    """The plan of a model of that size, every "auto" of `options` decided; `known` are further
+    fields of it. Raises `CoPRSError` for a precision that is not known."""
     dtype = choose_dtype(options.dtype, machine, size.half_bytes)
     quantization = choose_quantization(options.quantization, machine, size.half_bytes)
     memory = size.memory(quantization, 4 if dtype == "float32" else 2)
-    return LoadPlan(
-        model=model,
-        device=machine.device,
-        dtype=dtype,
-        quantization=quantization,
-        sam=sam,
-        detail=detail,
-        size=size,
-        memory=memory,
-        free_memory=machine.memory,
-        download=download,
-        free_disk=machine.disk,
-        licence=licence,
-    )
+    return LoadPlan(model, machine, dtype, quantization, size, memory, **known)
 
 
 # --- what "auto" stands for

@@ -57,9 +57,8 @@ class RemoteSource:
         """How its SAM will be loaded here."""
         sam = choose_sam(options.sam, machine.kind)
         options = replace(options, quantization="none")
-        return make_plan(
-            self.name, sam_size(sam), options, machine, sam, download=missing_sam_bytes(sam)
-        )
+        known = {"sam": sam, "download": missing_sam_bytes(sam)}
+        return make_plan(self.name, sam_size(sam), options, machine, **known)
 
     def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
         """The model, asked once where a drawn square is, and a SAM on a device.

@@ -198,7 +198,8 @@ class CoordinateSource:
         sam = choose_sam(options.sam, machine.kind)
         size = _size_of(weight_files(self.folder)) + sam_size(sam)
         detail = choose_detail(options.detail, machine.kind)
-        return make_plan(self.name, size, options, machine, sam, detail, missing_sam_bytes(sam))
+        known = {"sam": sam, "detail": detail, "download": missing_sam_bytes(sam)}
+        return make_plan(self.name, size, options, machine, **known)
 
     def _prompt(self) -> CoordinatePrompt:
         kind = read_config(self.folder).model_type

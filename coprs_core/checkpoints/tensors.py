@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from coprs_core.errors import CoPRSError, first_line, shortened
 from coprs_core.files import FETCH, is_pointer
-from coprs_core.machine import reading
+from coprs_core.machine import COPY_AGAIN, reading
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
 from coprs_core.sizes import free_disk, in_words
@@ -66,7 +67,7 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
     where: dict[str, Path] = {}
     shapes = {}
     for path in files:
-        with _opened(path, f"{path} is broken or cut short") as file:
+        with _open_safetensors(path, f"{path} is broken or cut short") as file:
             for name in file.keys():
                 view = file.get_slice(name)
                 where[name] = path
@@ -81,11 +82,19 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
 
 
 @contextmanager
-def _opened(path: Path, fault: str = "") -> Generator[Any, None, None]:
+def _open_safetensors(path: Path, fault: str = "") -> Generator[Any, None, None]:
     """A safetensors file; raises `CoPRSError` where it is broken."""
     broken = fault or f"{path} is broken"
-    with reading(broken, file=path), safe_open(path, framework="pt") as file:
+    with reading(broken, replace_file(path), path), safe_open(path, framework="pt") as file:
         yield file
+
+
+def replace_file(path: Path) -> str:
+    """What helps where a file is broken, for the end of a sentence: one that was downloaded is
+    downloaded again once it is gone. Links of the cache point to where the bytes are."""
+    stored = path.resolve()
+    is_downloaded = Path(constants.HF_HUB_CACHE).resolve() in stored.parents
+    return f"delete {stored}, and it is downloaded again" if is_downloaded else COPY_AGAIN
 
 
 def save_tensors(state: dict[str, Tensor], path: Path) -> None:
@@ -124,7 +133,7 @@ def count_parameters(path: Path) -> tuple[int, int]:
     """
     if not path.is_file():
         raise CoPRSError(f"The checkpoint has no file {path}: copy it again from its source.")
-    with _opened(path) as file:
+    with _open_safetensors(path) as file:
         sizes = {k: torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()}
     linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "vision" not in k)
     return linear, sum(sizes.values()) - linear
@@ -132,7 +141,7 @@ def count_parameters(path: Path) -> tuple[int, int]:
 
 def load_module(module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Put the tensors of a safetensors file into a module; see `load_state`."""
-    with _opened(path) as file:
+    with _open_safetensors(path) as file:
         state = {k: file.get_tensor(k) for k in file.keys()}
         load_state(module, state, path, device, dtype)
 
