@@ -190,10 +190,15 @@ def choose_model(machine: Machine, options: LoadOptions | None = None) -> LoadPl
             return plan
     least = plans[-1]
     raise CoPRSError(
-        f"No listed model for photos fits: {least.model} needs {in_words(least.memory)} of "
-        f"memory on {machine.device} and {in_words(least.download)} of disk, and "
-        f"{in_words(machine.memory)} and {in_words(machine.disk)} are free: close other programs, "
-        "make room, or stay with mini."
+        "No listed model for photos fits: {model} needs {memory} of memory on {device} "
+        "and {download} of disk, and {free_memory} and {free_disk} are free: close other "
+        "programs, make room, or stay with mini.",
+        model=least.model,
+        memory=in_words(least.memory),
+        device=machine.device,
+        download=in_words(least.download),
+        free_memory=in_words(machine.memory),
+        free_disk=in_words(machine.disk),
     )
 
 

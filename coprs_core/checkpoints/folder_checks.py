@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.checkpoints.tensors import count_parameters
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import FETCH, has_mark, is_pointer, visible
 from coprs_core.machine import COPY_AGAIN
 from coprs_core.model.backends.mllm import Mllm
@@ -53,22 +53,26 @@ def check_numbers(values: Any, path: Path) -> None:
     """Raises `CoPRSError` where config.json is no table, or an entry is too large or small to build
     or names code."""
     if not isinstance(values, dict):
-        raise CoPRSError(f"{path} holds no entries: copy it again from its source.")
+        raise CoPRSError("{path} holds no entries: copy it again from its source.", path=path)
     for name, value in values.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        expected = ""
+        expected = None
         if isinstance(value, dict):
             check_numbers(value, path)
         if name in _MAX_VALUES and is_number and not 1 <= value <= _MAX_VALUES[name]:
-            expected = f"a number from 1 to {_MAX_VALUES[name]:,}"
+            expected = Phrase("a number from 1 to {most:,}", most=_MAX_VALUES[name])
         elif isinstance(value, list) and len(value) > _MAX_LIST:
-            expected = f"a list of at most {_MAX_LIST:,}"
+            expected = Phrase("a list of at most {most:,}", most=_MAX_LIST)
         elif name.endswith("attn_implementation") and "/" in str(value):
-            expected = "a name without “/”, which would be code to download,"
+            expected = Phrase("a name without “/”, which would be code to download,")
         if expected:
             raise CoPRSError(
-                f"{path}: {shortened(name, 40)} is {shortened(value, 40)} and {expected} was "
-                "expected: correct it, or copy the file again from its source."
+                "{path}: {name} is {value} and {expected} was expected: correct it, or copy the "
+                "file again from its source.",
+                path=path,
+                name=truncated(name, 40),
+                value=truncated(value, 40),
+                expected=expected,
             )
 
 
@@ -84,8 +88,11 @@ def check_size(empty: Mllm, files: list[Path], is_tied: bool, folder: Path) -> N
     packed = 8 if getattr(empty.config, "quantization_config", None) else 1
     if described > 2 * held * packed:
         raise CoPRSError(
-            f"{folder / 'config.json'} describes a model of {described:,} weights and the files "
-            f"hold {held:,}: copy the folder again from its source."
+            "{path} describes a model of {described:,} weights and the files hold {held:,}: "
+            "copy the folder again from its source.",
+            path=folder / "config.json",
+            described=described,
+            held=held,
         )
 
 
@@ -95,15 +102,21 @@ def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> No
     takes_areas = "image_grid_thw" in type(image_processor).model_input_names
     if takes_areas != hasattr(vision, "spatial_merge_size"):
         raise CoPRSError(
-            f"The image processor in {folder} is a {type(image_processor).__name__}, which its "
-            "model cannot use: the two are of different models."
+            "The image processor in {folder} is a {kind}, which its model cannot use: the "
+            "two are of different models.",
+            folder=folder,
+            kind=type(image_processor).__name__,
         )
     for name, name_in_model in _EQUAL_ENTRIES.items() if takes_areas else ():
         found, expected = getattr(image_processor, name), getattr(vision, name_in_model)
         if found != expected:
             raise CoPRSError(
-                f"The image processor in {folder} has {name} {shortened(found, 40)} and its model "
-                f"{expected}: the two are of different models."
+                "The image processor in {folder} has {name} {found} and its model {expected}: "
+                "the two are of different models.",
+                folder=folder,
+                name=name,
+                found=truncated(found, 40),
+                expected=expected,
             )
     for group in ("size", "crop_size", "pad_size"):
         for name, value in dict(getattr(image_processor, group, None) or {}).items():
@@ -112,9 +125,14 @@ def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> No
                 most = 2**30  # an upper bound stretches nothing
             if value is not None and not (type(value) is int and 1 <= value <= most):
                 raise CoPRSError(
-                    f"The image processor in {folder} has {group}.{shortened(name, 40)} "
-                    f"{shortened(value, 40)} and a whole number from 1 to {most:,} was expected: "
-                    "correct it, or copy the file again from its source."
+                    "The image processor in {folder} has {group}.{name} {value} and a whole number "
+                    "from 1 to {most:,} was expected: correct it, or copy the file again from its "
+                    "source.",
+                    folder=folder,
+                    group=group,
+                    name=truncated(name, 40),
+                    value=truncated(value, 40),
+                    most=most,
                 )
 
 
@@ -122,7 +140,7 @@ def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> No
 
 UNSUPPORTED = {"awq": "gptqmodel (once autoawq)", "gptq": "gptqmodel"}
 """Ways of quantizing, by `quant_method`, and the libraries that their weights need."""
-_UNQUANTIZED = (
+_UNQUANTIZED = Phrase(
     "take the same model with unquantized weights, which --quantize nf4 or int8 makes small here"
 )
 _FILES = (
@@ -147,40 +165,50 @@ def check_quantized(values: dict, path: Path) -> None:
     method = _quantization_method(values)
     if method in UNSUPPORTED:
         raise CoPRSError(
-            f"{path} says that the weights are quantized by {method}: that needs the library "
-            f"{UNSUPPORTED[method]}, which is not supported; {_UNQUANTIZED}."
+            "{path} says that the weights are quantized by {method}: that needs the library "
+            "{library}, which is not supported; {hint}.",
+            path=path,
+            method=method,
+            library=UNSUPPORTED[method],
+            hint=_UNQUANTIZED,
         )
 
 
-def how_to_fix(folder: Path) -> Callable[[Exception], str]:
-    """For `reading`: what helps where a folder's config, weights, tokenizer or processor cannot be
-    loaded, for the end of a sentence."""
+def how_to_fix(folder: Path) -> Callable[[Exception], Phrase]:
+    """For `as_user_error`: what helps where a folder's config, weights, tokenizer or processor
+    cannot be loaded, for the end of a sentence."""
     return partial(_how_to_fix, folder)
 
 
-def _how_to_fix(folder: Path, problem: Exception) -> str:
+def _how_to_fix(folder: Path, problem: Exception) -> Phrase:
     if pointers := [path for path in visible(folder.glob("*")) if is_pointer(path)]:
-        return f"look at {pointers[0].name}: {FETCH}"
+        return Phrase("look at {file}: {hint}", file=pointers[0].name, hint=FETCH)
     if marked := [path for path in visible(folder.glob("*.json")) if has_mark(path)]:
-        return f"save {marked[0].name} as UTF-8 without the mark (BOM) that it begins with"
+        return Phrase(
+            "save {file} as UTF-8 without the mark (BOM) that it begins with", file=marked[0].name
+        )
     files = {name: _entries(folder / name) for name in _FILES}
     if "trust_remote_code" in str(problem) or "custom code" in str(problem):
-        return (
+        return Phrase(
             "it brings code of its own (auto_map), which is never run; take a model that "
             "transformers itself knows"
         )
     if right_class := _unknown_class(folder, files):
         return right_class
     if method := _quantization_method(files["config.json"]):
-        return f"its weights are quantized by {shortened(method, 40)}; {_UNQUANTIZED}"
+        return Phrase(
+            "its weights are quantized by {method}; {hint}",
+            method=truncated(method, 40),
+            hint=_UNQUANTIZED,
+        )
     if isinstance(problem, ImportError):
-        return "install the library that this names, or take a model that does without"
+        return Phrase("install the library that this names, or take a model that does without")
     is_damaged = isinstance(problem, JSONDecodeError | UnicodeDecodeError | OSError)
-    return COPY_AGAIN if is_damaged else f"correct it, or {COPY_AGAIN}"
+    return COPY_AGAIN if is_damaged else Phrase("correct it, or copy it again from its source")
 
 
-def _unknown_class(folder: Path, files: dict[str, dict]) -> str:
-    """A class that transformers does not have, and the right one; "" where there is none such."""
+def _unknown_class(folder: Path, files: dict[str, dict]) -> Phrase | None:
+    """A class that transformers does not have, and the right one; None where there is none such."""
     import transformers
 
     kind = str(files["config.json"].get("model_type"))
@@ -189,10 +217,17 @@ def _unknown_class(folder: Path, files: dict[str, dict]) -> str:
             word = values.get(entry)
             if not isinstance(word, str) or hasattr(transformers, word):
                 continue
-            right = f"write {_CLASSES[kind][number]}" if kind in _CLASSES else "correct it"
-            said = f"{folder / name} has {entry} {shortened(word, 60)}"
-            return f"{said}, which transformers does not know; {right}"
-    return ""
+            right = Phrase("correct it")
+            if kind in _CLASSES:
+                right = Phrase("write {name}", name=_CLASSES[kind][number])
+            return Phrase(
+                "{path} has {entry} {word}, which transformers does not know; {hint}",
+                path=folder / name,
+                entry=entry,
+                word=truncated(word, 60),
+                hint=right,
+            )
+    return None
 
 
 def _quantization_method(values: dict) -> Any:

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from coprs_core.checkpoints.downloads import sam_cache
 from coprs_core.checkpoints.options import DETAILS, QUANTIZATIONS, LoadOptions
-from coprs_core.errors import CoPRSError, first_line, shortened
+from coprs_core.errors import CoPRSError, Phrase, first_line, truncated
 from coprs_core.machine import (
     DTYPES,
     DeviceName,
@@ -136,14 +136,19 @@ class LoadPlan:
     def problem(self) -> str:
         """Why it cannot be loaded so, with the way out, as the end of a sentence; "" if it can."""
         if self.download > self.machine.disk:
-            return (
-                f"needs {in_words(self.download)} of disk, {in_words(self.machine.disk)} free: "
-                "set HF_HOME and TORCH_HOME to a larger one"
+            return Phrase(
+                "needs {needed} of disk, {free} free: set HF_HOME and TORCH_HOME to a larger one",
+                needed=in_words(self.download),
+                free=in_words(self.machine.disk),
             )
         if self.memory > self.machine.memory:
-            return (
-                f"in {self.dtype} needs about {in_words(self.memory)} and {self.device} has "
-                f"{in_words(self.machine.memory)} free: {self._way_out()}"
+            return Phrase(
+                "in {precision} needs about {needed} and {device} has {free} free: {hint}",
+                precision=self.dtype,
+                needed=in_words(self.memory),
+                device=self.device,
+                free=in_words(self.machine.memory),
+                hint=self._way_out(),
             )
         return ""
 
@@ -162,39 +167,51 @@ class LoadPlan:
         return f"{self.precision} on {self.device}{sam}{detail}"
 
     @property
-    def smaller(self) -> str:
+    def smaller(self) -> Phrase:
         """What to try where memory runs out all the same."""
-        quantize = "--quantize nf4, " if self.size.linear and self.quantization != "nf4" else ""
-        return f"try {quantize}--sam sam2.1-tiny, --model auto, which takes what fits, or mini"
+        return Phrase(
+            "try {quantize}--sam sam2.1-tiny, --model auto, which takes what fits, or mini",
+            quantize="--quantize nf4, " if self._can_be_nf4 else "",
+        )
+
+    @property
+    def _can_be_nf4(self) -> bool:
+        return bool(self.size.linear) and self.quantization != "nf4"
 
     def check(self) -> None:
         """Raises `CoPRSError` where it does not fit, before anything is loaded: a CPU that runs out
         of memory kills the process without a word."""
         if self.problem:
-            raise CoPRSError(f"{self.model} {self.problem}.")
+            raise CoPRSError("{name} {problem}.", name=self.model, problem=self.problem)
 
-    def _way_out(self) -> str:
+    def _way_out(self) -> Phrase:
         """The first smaller choice that would fit."""
         choices = []
         in_half = " --dtype bf16" if self.dtype == "float32" else ""
         if in_half:
-            quantized = (
-                "" if self.quantization == "none" else f" with --quantize {self.quantization}"
-            )
-            half = self.size.memory(self.quantization)
-            choices.append((f"--dtype bf16 needs {in_words(half)}{quantized}", half))
-        if self.machine.kind in ("cpu", "cuda") and self.size.linear:
-            least = self.size.memory("nf4")
-            choices.append((f"--quantize nf4{in_half} needs {in_words(least)}", least))
-        return next((text for text, size in choices if size <= self.machine.memory), self.smaller)
+            also = "" if self.quantization == "none" else f" --quantize {self.quantization}"
+            choices.append((f"--dtype bf16{also}", self.size.memory(self.quantization)))
+        if self._can_be_nf4 and self.machine.kind in ("cpu", "cuda"):
+            choices.append((f"--quantize nf4{in_half}", self.size.memory("nf4")))
+        for choice, size in choices:
+            if size <= self.machine.memory:
+                return Phrase("{choice} needs {size}", choice=choice, size=in_words(size))
+        return self.smaller
 
-    def __str__(self) -> str:
-        sam = f" with {self.sam}" if self.sam else ""
-        quantized = "" if self.quantization == "none" else f", {self.quantization}"
-        fetched = f"{in_words(self.download)} to download" if self.download else "downloaded"
-        licence = f" ({self.licence})" if self.licence else ""
-        memory = f"about {in_words(self.memory)} of memory"
-        return f"{self.model}{sam}{quantized}: {fetched}, {memory}{licence}"
+    def in_words(self) -> Phrase:
+        """What a listed model is, takes and asks for, in one line."""
+        fetched = Phrase("downloaded")
+        if self.download:
+            fetched = Phrase("{size} to download", size=in_words(self.download))
+        return Phrase(
+            "{model} with {sam}{quantized}: {fetched}, about {memory} of memory ({licence})",
+            model=self.model,
+            sam=self.sam,
+            quantized="" if self.quantization == "none" else f", {self.quantization}",
+            fetched=fetched,
+            memory=in_words(self.memory),
+            licence=self.licence,
+        )
 
 
 def make_plan(
@@ -219,7 +236,11 @@ def choose_dtype(dtype: str, machine: Machine, weight_bytes: int) -> str:
     if dtype == "auto":
         return "float32" if machine.kind == "cpu" and weight_bytes < GB else "bfloat16"
     if dtype not in DTYPES:
-        raise CoPRSError(f"Precision {dtype!r} is not known: choose auto, {', '.join(DTYPES)}.")
+        raise CoPRSError(
+            "Precision {dtype!r} is not known: choose auto, {names}.",
+            dtype=dtype,
+            names=", ".join(DTYPES),
+        )
     return DTYPES[dtype]
 
 
@@ -238,7 +259,9 @@ def choose_detail(detail: str, device_kind: str) -> Detail:
         return "low" if device_kind == "cpu" else "normal"
     if detail not in DETAILS:
         raise CoPRSError(
-            f"Detail {shortened(detail, 40)!r} is not known: choose auto, {', '.join(DETAILS)}."
+            "Detail {detail!r} is not known: choose auto, {names}.",
+            detail=truncated(detail, 40),
+            names=", ".join(DETAILS),
         )
     return detail
 
@@ -279,14 +302,18 @@ def check_quantization(quantization: str, device: torch.device | DeviceName) -> 
     """Raises `CoPRSError` where a quantization is not known or cannot work on a device."""
     if quantization not in ("auto", *QUANTIZATIONS):
         raise CoPRSError(
-            f"Quantization {quantization!r} is not known: choose auto, {', '.join(QUANTIZATIONS)}."
+            "Quantization {quantization!r} is not known: choose auto, {names}.",
+            quantization=quantization,
+            names=", ".join(QUANTIZATIONS),
         )
     if quantization in ("auto", "none") or uses_own_int8(quantization, device):
         return
     if device.type not in ("cuda", "cpu"):
         raise CoPRSError(
-            f"Quantization {quantization} works on CUDA and on the CPU, not on {device}: "
-            "choose --quantize none."
+            "Quantization {quantization} works on CUDA and on the CPU, not on {device}: "
+            "choose --quantize none.",
+            quantization=quantization,
+            device=device,
         )
     # it warns of a faster kernel that is not published
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -294,8 +321,8 @@ def check_quantization(quantization: str, device: torch.device | DeviceName) -> 
         import bitsandbytes  # noqa: F401  (its native part may be missing)
     except Exception as problem:  # a broken install raises anything at all
         raise CoPRSError(
-            f"bitsandbytes, which quantizes, does not work here ({first_line(problem)}): "
-            "choose --quantize none."
+            "bitsandbytes, which quantizes, does not work here ({reason}): choose --quantize none.",
+            reason=first_line(problem),
         ) from problem
 
 

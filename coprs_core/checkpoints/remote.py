@@ -13,7 +13,7 @@ from coprs_core.checkpoints.options import FORM, KEY, SCHEME, LoadOptions
 from coprs_core.checkpoints.plan import LoadPlan, Machine, choose_sam, make_plan
 from coprs_core.checkpoints.sams import load_sam, missing_sam_bytes, sam_size
 from coprs_core.checkpoints.sources import Checkpoint
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import parse_dtype
 from coprs_core.model.backends.remote.proxies import proxy_for
 from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
@@ -50,7 +50,9 @@ class RemoteSource:
 
         key = os.environ.get(KEY, "").strip()
         if not key.isascii() or not key.isprintable():
-            raise CoPRSError(f"{KEY} holds signs that no key has: copy the key again.")
+            raise CoPRSError(
+                "{variable} holds signs that no key has: copy the key again.", variable=KEY
+            )
         return Server(self.url, self.model, key or "none", proxy_for(self.url), SECONDS)
 
     def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
@@ -70,13 +72,16 @@ class RemoteSource:
         from coprs_core.model.backends.remote.segmenter import RemoteSegmenter, ask_for_a_square
 
         say, server = report or on_terminal, self.server()
-        say(f"asking {self.host} where a drawn square is")
+        say(Phrase("asking {host} where a drawn square is", host=self.host))
         prompt = ask_for_a_square(server)
         if prompt is None:
-            say(
-                f"warning: {self.model} on {self.host} did not tell where a drawn red square is: "
-                "its boxes may be wrong"
+            doubt = Phrase(
+                "warning: {model} on {host} did not tell where a drawn red square is: its boxes "
+                "may be wrong",
+                model=self.model,
+                host=self.host,
             )
+            say(doubt)
         device, dtype = torch.device(plan.device), parse_dtype(plan.dtype)
         sam = load_sam(plan.sam, device, dtype, report).eval().requires_grad_(False)
         widen(sam)
@@ -96,7 +101,9 @@ def parse(name: str) -> RemoteSource:
         is_address = is_bare = False
     if not model or not is_address or not is_bare:
         raise CoPRSError(
-            f"A model on another machine is given as {FORM}, and its key by the environment "
-            f"variable {KEY}: write it so."
+            "A model on another machine is given as {form}, and its key by the environment "
+            "variable {variable}: write it so.",
+            form=FORM,
+            variable=KEY,
         )
     return RemoteSource(model, url)

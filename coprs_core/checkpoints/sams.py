@@ -18,7 +18,7 @@ from coprs_core.checkpoints.downloads import (
     snapshot,
 )
 from coprs_core.checkpoints.plan import LIBRARIES, ModelSize, room_for_encoding
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text
 from coprs_core.model.vision import SAM_SIZES
 from coprs_core.parsing import from_json
@@ -159,10 +159,11 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Sam2
 
     from coprs_core.checkpoints.folder_checks import how_to_fix
     from coprs_core.checkpoints.hugging_face import LOCAL, load_strictly, silence_transformers
-    from coprs_core.machine import reading
+    from coprs_core.machine import as_user_error
     from coprs_core.model.backends.sam import COORDINATE_ENCODERS, Sam2
 
-    with reading(f"The SAM in {folder} cannot be loaded", how_to_fix(folder)):
+    fault = Phrase("The SAM in {folder} cannot be loaded", folder=folder)
+    with as_user_error(fault, how_to_fix(folder)):
         published: Any = getattr(transformers, SAM_CLASSES[_model_type(folder)])
         # named as of transformers' own module, for which alone it renames SAM 3's tensors
         changes = {
@@ -184,7 +185,10 @@ def _model_type(folder: Path) -> str:
     found = values.get("model_type") if isinstance(values, dict) else None
     if found not in SAM_CLASSES:
         raise CoPRSError(
-            f"{path} is of type {shortened(found)!r} and a SAM of type {', '.join(SAM_CLASSES)} "
-            "was expected: give the folder of one, or segment_anything's .pth file."
+            "{path} is of type {found!r} and a SAM of type {names} was expected: give the folder "
+            "of one, or segment_anything's .pth file.",
+            path=path,
+            found=truncated(found),
+            names=", ".join(SAM_CLASSES),
         )
     return found

@@ -33,8 +33,8 @@ from coprs_core.checkpoints.plan import (
 )
 from coprs_core.checkpoints.sams import load_sam, missing_sam_bytes, sam_size, sam_weights_path
 from coprs_core.checkpoints.tensors import count_parameters, load_module
-from coprs_core.errors import CoPRSError
-from coprs_core.machine import parse_dtype, reading
+from coprs_core.errors import CoPRSError, Phrase
+from coprs_core.machine import as_user_error, parse_dtype
 from coprs_core.model.backends.coordinates import (
     PROMPTS,
     CoordinateModel,
@@ -148,11 +148,13 @@ class CoPRSSource:
         width = mllm.get_input_embeddings().embedding_dim
         if width != config.llm_width:
             raise CoPRSError(
-                f"coprs.json says llm_width {config.llm_width} and mllm/ has {width}: "
-                "the two are of different models."
+                "coprs.json says llm_width {stated} and mllm/ has {width}: the two are of "
+                "different models.",
+                stated=config.llm_width,
+                width=width,
             )
-        fault = "coprs.json does not describe a CoPRS model"
-        with reading(fault, "correct its sizes"), torch.device("meta"):
+        fault = Phrase("coprs.json does not describe a CoPRS model")
+        with as_user_error(fault, Phrase("correct its sizes")), torch.device("meta"):
             model = CoPRS(config, nn.Module())
         model.mllm = mllm
         for part, file in zip(PARTS, self._parts(), strict=True):
@@ -205,9 +207,11 @@ class CoordinateSource:
         kind = read_config(self.folder).model_type
         if kind not in PROMPTS:
             raise CoPRSError(
-                f"{self.name} is of type {kind!r} and coordinates are read from "
-                f"{', '.join(PROMPTS)}: choose a model that `python -m coprs_core models` lists "
-                "with coordinates."
+                "{model} is of type {kind!r} and coordinates are read from {names}: choose a "
+                "model that `python -m coprs_core models` lists with coordinates.",
+                model=self.name,
+                kind=kind,
+                names=", ".join(PROMPTS),
             )
         return self.prompt or PROMPTS[kind]
 
@@ -245,8 +249,10 @@ _GREY_PHOTO = Image.new("RGB", (56, 56), "gray")
 def _check_generation(language: LanguageModel, template: str, folder: Path) -> None:
     """Raises `CoPRSError` where tokenizer, image processor and model of a folder cannot read a
     question together, or would fail over one word of it."""
-    fault = f"Tokenizer, image processor and model in {folder} do not work together"
-    with reading(fault, "take all files of a model from one source"):
+    fault = Phrase(
+        "Tokenizer, image processor and model in {folder} do not work together", folder=folder
+    )
+    with as_user_error(fault, Phrase("take all files of a model from one source")):
         _check_tokens(language, folder)
         visual = language.see(_GREY_PHOTO)
         prefix = language.prefix(template, visual)
@@ -260,14 +266,21 @@ def _check_tokens(language: LanguageModel, folder: Path) -> None:
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise CoPRSError(
-            f"The tokenizer in {folder} writes ids up to {largest:,} and the embeddings have "
-            f"{rows:,} rows: tokenizer and weights are of different models."
+            "The tokenizer in {folder} writes ids up to {largest:,} and the embeddings have "
+            "{rows:,} rows: tokenizer and weights are of different models.",
+            folder=folder,
+            largest=largest,
+            rows=rows,
         )
     image_id = language.mllm.config.image_token_id
     if image_id not in tokenizer.added_tokens_decoder:
         raise CoPRSError(
-            f"{folder / 'config.json'} has image_token_id {image_id}, which is no special token of "
-            "the tokenizer: the two are of different models."
+            "{path} has image_token_id {image_id}, which is no special token of the "
+            "tokenizer: the two are of different models.",
+            path=folder / "config.json",
+            image_id=image_id,
         )
     if not hasattr(tokenizer, "backend_tokenizer"):
-        raise CoPRSError(f"The tokenizer in {folder} is of an old kind: add its tokenizer.json.")
+        raise CoPRSError(
+            "The tokenizer in {folder} is of an old kind: add its tokenizer.json.", folder=folder
+        )

@@ -62,7 +62,7 @@ def test_what_is_chosen_fits_and_is_free_for_everyone(row):
     choice = choose_model(Machine(device, int(memory * GB), DISK))
     assert (choice.model, choice.sam, choice.quantization) == (model, sam, quantization)
     assert choice.memory <= memory * GB and choice.licence == "Apache-2.0"
-    assert f"{model} with {sam}" in str(choice) and "GB to download" in str(choice)
+    assert f"{model} with {sam}" in choice.in_words() and "GB to download" in choice.in_words()
 
 
 def test_a_precision_that_is_named_counts():
@@ -111,7 +111,7 @@ def test_what_is_downloaded_already_needs_no_disk(monkeypatch):
     for module in (catalogue, sams):
         monkeypatch.setattr(module, "cached_snapshot", lambda repo: repo)
     choice = choose_model(Machine("cpu", 20 * GB, 0))
-    assert choice.download == 0 and ": downloaded, about" in str(choice)
+    assert choice.download == 0 and ": downloaded, about" in choice.in_words()
 
 
 def test_auto_says_its_choice_in_one_line_and_loads_it(monkeypatch):
