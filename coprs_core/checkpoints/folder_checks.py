@@ -21,6 +21,11 @@ _MAX_VALUES = {
     "num_key_value_heads": 1024,
     "num_heads": 1024,
     "head_dim": 4096,
+    "linear_num_key_heads": 1024,
+    "linear_num_value_heads": 1024,
+    "linear_key_head_dim": 4096,
+    "linear_value_head_dim": 4096,
+    "linear_conv_kernel_dim": 256,
     "hidden_size": 65536,
     "out_hidden_size": 65536,
     "embed_dim": 65536,
@@ -152,7 +157,9 @@ _FILES = (
 _CLASSES = {
     "qwen2_5_vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor", "Qwen2Tokenizer"),
     "qwen3_vl": ("Qwen2VLImageProcessor", "Qwen3VLProcessor", "Qwen2Tokenizer"),
+    "qwen3_5": ("Qwen2VLImageProcessor", "Qwen3VLProcessor", "Qwen3_5Tokenizer"),
     "llava": ("CLIPImageProcessor", "LlavaProcessor", "LlamaTokenizer"),
+    "internvl": ("GotOcr2ImageProcessor", "InternVLProcessor", "Qwen2Tokenizer"),
 }
 _CLASS_ENTRIES = ("image_processor_type", "processor_class", "tokenizer_class")
 """Entries that name a class of transformers; of each type of model the right ones, in their
