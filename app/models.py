@@ -31,7 +31,7 @@ class Models:
                 problem = translated(lang, none_fits)
         note = self.server.engine.segmenter.note
         key = "photo_model_answer" if is_asked else "photo_model"
-        label = say(lang, key, name=choice.model.name) if choice else ""
+        label = say(lang, key, name=choice.model) if choice else ""
         return {
             self.frame.ways: gr.update(visible=True),
             self.frame.unfamiliar: page.unfamiliar(lang, note, choice, problem),

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from coprs_core.checkpoints.options import DETAILS, SAM_NAMES, LoadOptions
 
@@ -51,7 +51,10 @@ _OPTIONS = {
     "device": ("auto", "auto, cuda, cuda:1, mps or cpu"),
     "dtype": ("auto", "auto, bf16, fp16 or fp32"),
     "quantize": ("auto", "auto (on a CPU from 1 GB of weights on), none, nf4 or int8"),
-    "sam": ("auto", f"auto, {', '.join(SAM_NAMES)} or a file, for models that write coordinates"),
+    "sam": (
+        "auto",
+        f"auto, {', '.join(SAM_NAMES)}, a file or a folder, for models that write coordinates",
+    ),
     "detail": (
         "auto",
         f"auto (low on a CPU), {', '.join(DETAILS)}: how closely such a model sees a photo",
@@ -88,13 +91,14 @@ def read_options(arguments: list[str] | None = None) -> Options:
             default = os.environ.get("GRADIO_SERVER_NAME", default)
         value = os.environ.get(f"COPRS_{name.upper().replace('-', '_')}", default)
         now = "" if name in ("port", "names", "password") else " (now %(default)s)"
-        parser.add_argument(f"--{name}", default=value, help=meaning + now)
+        field = "quantization" if name == "quantize" else name.replace("-", "_")
+        parser.add_argument(f"--{name}", dest=field, default=value, help=meaning + now)
     given, unknown = parser.parse_known_args(arguments)
     for option in unknown:  # whoever hosts the page may add some of their own
         print(f"warning: the option {option} is not known: see --help.", file=sys.stderr)
     return Options(
         model=given.model,
-        loading=LoadOptions(given.device, given.dtype, given.quantize, given.sam, given.detail),
+        loading=LoadOptions(**{f.name: getattr(given, f.name) for f in fields(LoadOptions)}),
         listening=Listening(
             host=given.host,
             port=given.port,

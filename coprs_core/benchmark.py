@@ -20,7 +20,7 @@ from PIL import Image
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.checkpoints.sams import choose_sam
+from coprs_core.checkpoints.plan import choose_sam
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, peak_memory
 from coprs_core.model.backends.attention import as_prior
@@ -89,7 +89,7 @@ def benchmark(
     is_pointing = size in POINTING
     if options.sam == "auto":
         device = choose_device(options.device)
-        options = replace(options, sam=choose_sam("auto", device) if is_pointing else "vit_h")
+        options = replace(options, sam=choose_sam("auto", device.type) if is_pointing else "vit_h")
     place = folder or Path(tempfile.mkdtemp(prefix="coprs-"))
     try:
         write: Any = write_random_pointing if is_pointing else write_random_checkpoint

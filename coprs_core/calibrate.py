@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from coprs_core.answer.engine import Engine
-from coprs_core.checkpoints.heads import keep_heads, place_of
+from coprs_core.checkpoints.localization_heads import heads_path, save_heads
 from coprs_core.datasets import open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.example import Example
@@ -96,7 +96,7 @@ def calibrate(engine: Engine, count: int = SCENES) -> Iterator[int | Calibrated]
     language, folder = engine.local.language, engine.checkpoint.language_folder
     if folder is None:
         raise CoPRSError(f"{engine.name} lies in no folder: load it by its name.")
-    saved = place_of(folder).with_suffix(".npz")
+    saved = heads_path(folder).with_suffix(".npz")
     language.heads = ()
     seen = _Seen.read(saved)
     saved.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def calibrate(engine: Engine, count: int = SCENES) -> Iterator[int | Calibrated]
     language.heads = best_heads(maps, targets)
     hits, own = _score(maps[:, list(language.heads)].sum(1), targets)[0], float(np.mean(seen.own))
     facts = {"model": engine.name, "scenes": seen.done, "answers": len(maps), "hits": hits}
-    path = keep_heads(folder, language.heads, facts)
+    path = save_heads(folder, language.heads, facts)
     yield Calibrated(language.heads, hits, own, len(maps), path)
 
 

@@ -26,7 +26,7 @@ import psutil
 
 from coprs_core.errors import CoPRSError, Phrase, first_line
 from coprs_core.files import FETCH, is_pointer
-from coprs_core.sizes import GB, in_words
+from coprs_core.sizes import in_words
 
 if TYPE_CHECKING:
     import torch
@@ -84,19 +84,6 @@ def choose_device(device: str) -> torch.device:
             "This machine has no device {device!r}: choose auto or cpu.", device=device
         )
     return chosen
-
-
-def choose_dtype(dtype: str, device: torch.device, weight_bytes: int = 0) -> torch.dtype:
-    """The precision of a name.
-
-    "auto" is bfloat16 on a GPU; on a CPU it is float32, but bfloat16 from 1 GB of weights on.
-    """
-    import torch
-
-    if dtype == "auto":
-        is_small = device.type == "cpu" and weight_bytes < GB
-        return torch.float32 if is_small else torch.bfloat16
-    return parse_dtype(dtype)
 
 
 def computes_in_bfloat16(device: torch.device | DeviceName) -> bool:

@@ -21,7 +21,7 @@ from transformers import (
 
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.save import language_tensors, write_checkpoint, write_language_model
-from coprs_core.checkpoints.source import PARTS
+from coprs_core.checkpoints.sources import PARTS
 from coprs_core.checkpoints.tensors import LazyTensors
 from coprs_core.errors import CoPRSError
 from coprs_core.model.coprs import CoPRS, CoPRSConfig

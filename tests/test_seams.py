@@ -17,7 +17,7 @@ from app.handlers import Frame, Handlers
 from app.server.model import ModelServer
 from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
-from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.datasets import open_dataset
 from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import evaluate

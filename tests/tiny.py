@@ -28,6 +28,9 @@ from transformers import (
     Sam2VideoConfig,
     Sam2VideoModel,
     Sam2VisionConfig,
+    Sam3ImageProcessor,
+    Sam3TrackerConfig,
+    Sam3TrackerModel,
 )
 
 from coprs_core.checkpoints.hugging_face import load_tokenizer
@@ -272,4 +275,40 @@ def save_sam2(folder: Path) -> Path:
     spread(Sam2VideoModel(config), 4).save_pretrained(folder)
     size = {"height": 128, "width": 128}
     Sam2ImageProcessor(size=size, mask_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def save_sam3(folder: Path) -> Path:
+    """A folder of the SAM 3 tracker."""
+    backbone = {
+        "model_type": "sam3_vit_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 112,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+        "pretrain_image_size": 56,
+    }
+    vision = {
+        "model_type": "sam3_vision_model",
+        "backbone_config": backbone,
+        "fpn_hidden_size": 32,
+        "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+    }
+    decoder = {
+        "hidden_size": 32,
+        "mlp_dim": 64,
+        "iou_head_hidden_dim": 32,
+        "num_attention_heads": 2,
+    }
+    config = Sam3TrackerConfig(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": 32, "image_size": 112},
+        mask_decoder_config=decoder,
+    )
+    spread(Sam3TrackerModel(config), 4).save_pretrained(folder)
+    size = {"height": 112, "width": 112}
+    Sam3ImageProcessor(size=size, mask_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder

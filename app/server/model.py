@@ -19,16 +19,16 @@ from gradio.context import LocalContext
 from app.options import Listening
 from app.server.answers import Answers
 from app.server.queue import Room
-from coprs_core.checkpoints.memory import room_for_answers
 from coprs_core.checkpoints.options import LoadOptions, is_remote
+from coprs_core.checkpoints.plan import room_for_answers
 from coprs_core.errors import Cancelled, CoPRSError, Phrase
-from coprs_core.machine import choose_device, give_memory_back, trim_memory
+from coprs_core.machine import give_memory_back, trim_memory
 from coprs_core.photos.photo import Photo
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine, Update
-    from coprs_core.checkpoints.auto import Choice
-    from coprs_core.checkpoints.catalogue import Row
+    from coprs_core.checkpoints.catalogue import ModelRow
+    from coprs_core.checkpoints.plan import LoadPlan
     from coprs_core.model.segmenter import Features
 
 Work = Callable[..., Generator[Any, None, None]]
@@ -296,18 +296,19 @@ class ModelServer:
 
     # --- models
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ModelRow]:
         """The table of models for this machine as it is now."""
-        from coprs_core.checkpoints.catalogue import rows
+        from coprs_core.checkpoints.catalogue import model_rows
 
-        return rows(choose_device(self._options.device), self._options)
+        return model_rows(self._options)
 
-    def for_photos(self) -> Choice:
-        """The best listed model for photos that fits this machine as it is now; raises `CoPRSError`
-        where none does."""
-        from coprs_core.checkpoints.auto import choose, this_machine
+    def for_photos(self) -> LoadPlan:
+        """How the best listed model for photos that fits this machine as it is now would be loaded;
+        raises `CoPRSError` where none does."""
+        from coprs_core.checkpoints.catalogue import choose_model
+        from coprs_core.checkpoints.plan import this_machine
 
-        return choose(this_machine(choose_device(self._options.device)), self._options)
+        return choose_model(this_machine(self._options.device), self._options)
 
     def switch_model(self, name: str) -> Iterator[str]:
         """Load another model in place of the one in use; yields what is going on, one line at a

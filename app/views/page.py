@@ -23,8 +23,8 @@ from coprs_core.prompts import (
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
-    from coprs_core.checkpoints.auto import Choice
-    from coprs_core.checkpoints.catalogue import Row
+    from coprs_core.checkpoints.catalogue import ModelRow
+    from coprs_core.checkpoints.plan import LoadPlan
 
 STAGES = ("reading", "thinking", "focusing", "drawing")
 _UNDER_WAY = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}
@@ -88,7 +88,7 @@ def notice(lang: str, model_note: str, may_switch: bool = False) -> str:
     return render(lang, "notice", note=note, may_switch=may_switch) if note else ""
 
 
-def unfamiliar(lang: str, note: str, choice: "Choice | None", problem: str | None) -> Markup:
+def unfamiliar(lang: str, note: str, choice: "LoadPlan | None", problem: str | None) -> Markup:
     """What a model says before it answers about a picture that it does not know: what it knows,
     and the `choice` of a model for photos, or the `problem` why there is none."""
     words = translated(lang, choice.in_words()) if choice else ""
@@ -284,12 +284,12 @@ def link(lang: str, token: str) -> Markup:
     return render(lang, "taken", href=f"?answer={token}")
 
 
-def models(lang: str, rows: "list[Row]") -> Markup:
+def models(lang: str, rows: "list[ModelRow]") -> Markup:
     """The table of models, as `python -m coprs_core models` prints it."""
     return render(lang, "models", rows=rows)
 
 
-def choices(rows: "list[Row]") -> list[tuple[str, str]]:
+def choices(rows: "list[ModelRow]") -> list[tuple[str, str]]:
     """(label, name) of every model that has a name of its own to load; one that does not fit says
     why."""
     return [

@@ -6,6 +6,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from coprs_core.answer.results import Region, Result, highest_of
 from coprs_core.answer.updates import Update, check_max_new_tokens, last_result
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.load import load_checkpoint
-from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
 from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.checkpoints.plan import MAX_KEPT_PHOTOS, room_for_photos
+from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.errors import Cancelled, CoPRSError, Phrase
 from coprs_core.machine import package_versions, within_memory
 from coprs_core.model.backends.cancellation import cancellable, current_check, install_checks
@@ -357,19 +358,16 @@ class _Answer:
 
 def load(
     name: str = "mini",
-    device: str = "auto",
-    dtype: str = "auto",
-    quantization: str = "auto",
-    sam: str = "auto",
-    detail: str = "auto",
+    options: LoadOptions | None = None,
     report: Report | None = None,
+    **choices: str,
 ) -> Engine:
     """An engine for "mini", a listed name, a folder or a Hugging Face id.
 
-    The choices are those of `LoadOptions`; raises `CoPRSError` as `load_checkpoint` does.
+    `choices` are fields of `LoadOptions`, in place of those of `options`: `load("mini",
+    device="cpu")`. Raises `CoPRSError` as `load_checkpoint` does.
     """
-    options = LoadOptions(device, dtype, quantization, sam, detail)
-    return Engine(load_checkpoint(name, options, report))
+    return Engine(load_checkpoint(name, replace(options or LoadOptions(), **choices), report))
 
 
 class _Clock:

@@ -12,12 +12,17 @@ from torch import Tensor, nn
 
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.checkpoints.quantization import choose_quantization
-from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
-from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
+from coprs_core.checkpoints.plan import LoadPlan, Machine, uses_own_int8
+from coprs_core.checkpoints.sources import PARTS, Checkpoint, Source
+from coprs_core.checkpoints.tensors import (
+    inherit_folder_mode,
+    load_module,
+    refuse_mismatch,
+    save_tensors,
+)
 from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text
-from coprs_core.machine import COPY_AGAIN, as_user_error, computes_in_bfloat16
+from coprs_core.machine import COPY_AGAIN, as_user_error
 from coprs_core.model.backends.cpu.int8 import pack
 from coprs_core.model.backends.cpu.output_layer import lengthen, shorten
 from coprs_core.parsing import from_json
@@ -25,10 +30,10 @@ from coprs_core.prompts import PriorKind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1_000_000
-_MOST_SECONDS, _MOST_CHARACTERS = 5.0, 50_000
+_MAX_SECONDS, _MAX_CHARACTERS = 5.0, 50_000
 """How long matching a model's names may take, a thousand times what published patterns do; and how
 long a pattern may be."""
-_TRAINED = PARTS[1:]
+_TRAINED_PARTS = PARTS[1:]
 """Parts of a CoPRS checkpoint that are trained beside adapters: the image encoder is not."""
 
 
@@ -60,29 +65,34 @@ class AdapterSource:
         return self.base.language_folder
 
     def files(self, sam: str) -> list[Path]:
-        own = [self.folder / f"{part}.safetensors" for part in _TRAINED]
+        own = [self.folder / f"{part}.safetensors" for part in _TRAINED_PARTS]
         there = [path for path in own if path.is_file()]
         return [self.folder / CONFIG, self.folder / WEIGHTS, *there, *self.base.files(sam)]
 
     def special_tokens(self) -> dict[str, int]:
         return self.base.special_tokens()
 
-    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
-        weights = self.folder / WEIGHTS
+    def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
+        plan = self.base.plan(options, machine)
+        if _is_quantized_after_merging(plan):
+            whole = self.base.plan(replace(options, quantization="none"), machine)
+            plan = replace(plan, memory=whole.memory)
+        return replace(plan, model=self.name)
+
+    def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
+        weights, device = self.folder / WEIGHTS, torch.device(plan.device)
         if not weights.is_file():
             older = self.folder / "adapter_model.bin"
             helps = Phrase("save them as safetensors") if older.is_file() else COPY_AGAIN
             raise CoPRSError("The adapters lack {weights}: {hint}.", weights=weights, hint=helps)
-        asked = options.quantization
-        is_packed_later = asked in ("auto", "int8") and not computes_in_bfloat16(device)
-        if is_packed_later:  # adapters can be merged into whole weights alone
-            options = replace(options, quantization="none")
-        checkpoint = self.base.load(options, device, report)
+        is_quantized_after = _is_quantized_after_merging(plan)
+        base_plan = replace(plan, quantization="none") if is_quantized_after else plan
+        checkpoint = self.base.load(base_plan, report)
         segmenter: Any = checkpoint.segmenter
         model = segmenter.model
         was_short = lengthen(model.mllm)  # adapters know plain layers
-        adapt(model.mllm, self.folder, is_merged=checkpoint.quantization == "none")
-        for part in _TRAINED:
+        apply_adapters(model.mllm, self.folder, is_merged=checkpoint.quantization == "none")
+        for part in _TRAINED_PARTS:
             file = self.folder / f"{part}.safetensors"
             if file.is_file():
                 if part not in dict(model.named_children()):
@@ -92,21 +102,23 @@ class AdapterSource:
                         file=file,
                         base=self.base.name,
                     )
-                load_part(model.get_submodule(part), file, device, model.dtype)
+                load_module(model.get_submodule(part), file, device, model.dtype)
         model.eval().requires_grad_(False)
         if was_short:
             shorten(model.mllm)
-        quantization, folder = checkpoint.quantization, checkpoint.language_folder
-        if is_packed_later:
-            size = 2 * sum(p.numel() for p in model.parameters())
-            quantization = choose_quantization(asked, device, size)
-            if quantization == "int8":
-                pack(model.mllm.model.language_model)
-                shorten(model.mllm)
-        return Checkpoint(self.name, checkpoint.segmenter, quantization, folder)
+        if is_quantized_after:
+            pack(model.mllm.model.language_model)
+            shorten(model.mllm)
+        folder = checkpoint.language_folder
+        return Checkpoint(self.name, checkpoint.segmenter, plan.quantization, folder)
 
 
-def base_of(name: str, folder: Path, is_downloaded: bool) -> str:
+def _is_quantized_after_merging(plan: LoadPlan) -> bool:
+    """Adapters can be merged into whole weights alone, and our own int8 holds none beside it."""
+    return uses_own_int8(plan.quantization, torch.device(plan.device))
+
+
+def base_model_name(name: str, folder: Path, is_downloaded: bool) -> str:
     """The name of the model that the adapters in a folder belong to, or its folder from this one.
 
     Raises `CoPRSError` where the config names none, or adapters of another kind. What was
@@ -144,7 +156,7 @@ def base_of(name: str, folder: Path, is_downloaded: bool) -> str:
     return base
 
 
-def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
+def apply_adapters(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
     """Put the adapters of a folder into a language model, strictly; `is_merged`: into its weights.
 
     Raises `CoPRSError` where PEFT is not installed, or a tensor has no place or a place no tensor.
@@ -167,19 +179,19 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
         config: Any = LoraConfig.from_pretrained(str(folder))
         config.inference_mode, config.init_lora_weights = True, True
         config.base_model_name_or_path = None  # else PEFT warns that it is loaded from elsewhere
-        _check_sizes(config, state, folder / CONFIG)
-        without_patterns(config, [name for name, _ in mllm.named_modules()], folder / CONFIG)
+        _check_ranks(config, state, folder / CONFIG)
+        resolve_patterns(config, [name for name, _ in mllm.named_modules()], folder / CONFIG)
         adapted: Any = get_peft_model(mllm, config, autocast_adapter_dtype=False)
-        told = set_peft_model_state_dict(adapted, state)
+        loaded = set_peft_model_state_dict(adapted, state)
     own = {name for name, _ in adapted.named_parameters()}  # what is tied counts once
-    learnt = {name for name in own if "lora_" in name or "trainable_tokens" in name}
-    missing = sorted(learnt.intersection(told.missing_keys))
-    refuse(folder / WEIGHTS, missing, sorted(told.unexpected_keys), [])
+    trainable = {name for name in own if "lora_" in name or "trainable_tokens" in name}
+    missing = sorted(trainable.intersection(loaded.missing_keys))
+    refuse_mismatch(folder / WEIGHTS, missing, sorted(loaded.unexpected_keys), [])
     if is_merged:
         adapted.merge_and_unload()
 
 
-def _check_sizes(config: Any, state: dict[str, Tensor], path: Path) -> None:
+def _check_ranks(config: Any, state: dict[str, Tensor], path: Path) -> None:
     """Raises `CoPRSError` where a config asks for more than the weights hold: PEFT would make it
     up, and take the memory."""
     most = max((side for tensor in state.values() for side in tensor.shape), default=0)
@@ -201,7 +213,7 @@ def _check_sizes(config: Any, state: dict[str, Tensor], path: Path) -> None:
         )
 
 
-def without_patterns(config: Any, names: list[str], path: Path) -> None:
+def resolve_patterns(config: Any, names: list[str], path: Path) -> None:
     """Put the modules' names in the place of a `LoraConfig`'s regular expressions: PEFT would match
     them by `re`, which takes longer than anybody waits over some.
 
@@ -238,14 +250,14 @@ class _Matcher:
 
     names: list[str]
     path: Path
-    ends: float = field(default_factory=lambda: time.monotonic() + _MOST_SECONDS)
+    ends: float = field(default_factory=lambda: time.monotonic() + _MAX_SECONDS)
 
     def matched(self, entry: str, pattern: str) -> list[str]:
         """The names that a pattern fits as a whole."""
         import regex  # what transformers requires; it can be told how long it may take
 
         try:
-            if len(pattern) > _MOST_CHARACTERS:
+            if len(pattern) > _MAX_CHARACTERS:
                 raise TimeoutError
             compiled = regex.compile(pattern)
             return [
@@ -272,4 +284,4 @@ def save_adapters(folder: Path, adapted: Any, base: str, parts: dict[str, nn.Mod
         save_tensors(state, folder / f"{part}.safetensors")
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
-    let_read(folder / WEIGHTS)
+    inherit_folder_mode(folder / WEIGHTS)

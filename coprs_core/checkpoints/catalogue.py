@@ -1,31 +1,37 @@
 """What can be loaded by name: what it is, what it downloads and needs, and whether it fits here,
-read live."""
+read live; `--model auto` takes the best that fits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import constants
-
-from coprs_core.checkpoints.downloads import cached_snapshot, sam_cache
-from coprs_core.checkpoints.memory import memory_needed
+from coprs_core.checkpoints.downloads import cached_snapshot
 from coprs_core.checkpoints.options import FORM, KEY, LoadOptions
-from coprs_core.checkpoints.quantization import choose_quantization
-from coprs_core.checkpoints.sams import SAMS, choose_sam, is_cached
-from coprs_core.machine import free_memory
+from coprs_core.checkpoints.plan import (
+    LoadPlan,
+    Machine,
+    ModelSize,
+    choose_detail,
+    choose_sam,
+    make_plan,
+    room_for_encoding,
+    this_machine,
+)
+from coprs_core.checkpoints.sams import LARGEST_SAM, SAMS, missing_sam_bytes, sam_size
+from coprs_core.errors import CoPRSError
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
-from coprs_core.sizes import free_disk, in_words
+from coprs_core.sizes import in_words
 
 if TYPE_CHECKING:
-    import torch
+    from coprs_core.checkpoints.sources import Source
 
-    from coprs_core.checkpoints.source import Source
-    from coprs_core.machine import DeviceName
-
-OWN_SAM = "vit_h"
-"""With which a CoPRS checkpoint is reckoned: it brings its own image encoder and decoder."""
+BEST_FIRST = ("qwen3-vl-8b", "qwen3-vl-4b", "qwen3-vl-2b")
+"""What "auto" chooses among, all under a licence that is fit for everyone, Apache-2.0."""
+ON_A_CPU = ("qwen3-vl-2b",)
+"""A larger one would keep a person waiting for minutes."""
+SMALLER_SAMS = ("sam2.1-base-plus", "sam2.1-tiny")
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,7 @@ class Listed:
         prompt: how it is asked, where it writes coordinates (a name in `model.coordinates`); empty
             for a CoPRS checkpoint.
         download: bytes, without SAM.
-        linear: weights of the language model that can be quantized.
-        other: all its other weights, without SAM.
+        size: what it weighs, with its own image encoder where it has one, without SAM.
     """
 
     name: str
@@ -48,8 +53,7 @@ class Listed:
     repo: str | None = None
     prompt: str = ""
     download: int = 0
-    linear: int = 0
-    other: int = 0
+    size: ModelSize = ModelSize()
 
     @property
     def prior_kind(self) -> PriorKind:
@@ -57,35 +61,48 @@ class Listed:
 
     def source(self, folder: Path) -> Source:
         """The model in a folder where it was downloaded."""
-        from coprs_core.checkpoints.source import CoordinateSource, CoPRSSource
+        from coprs_core.checkpoints.sources import CoordinateSource, CoPRSSource
         from coprs_core.model.backends import coordinates
 
         if self.prompt:
             return CoordinateSource(self.name, folder, getattr(coordinates, self.prompt))
         return CoPRSSource(self.name, folder)
 
-    def memory_needed(self, quantization: str, sam: str, bytes_per_weight: int = 2) -> int:
-        """Bytes on the device while answering; `bytes_per_weight` of what is not quantized."""
-        if self.name == "mini":
-            return 300_000_000
-        used = SAMS[sam if self.repo else OWN_SAM]
-        other = self.other + used.parameters
-        return memory_needed(self.linear, other, quantization, bytes_per_weight, used.room)
+    def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
+        """How it would be loaded, as its source plans it when it is here."""
+        if not self.prompt:
+            return make_plan(self.name, self.size, options, machine, licence=self.licence)
+        sam = choose_sam(options.sam, machine.kind)
+        language = 0 if self.repo and cached_snapshot(self.repo) else self.download
+        return make_plan(
+            self.name,
+            self.size + sam_size(sam),
+            options,
+            machine,
+            sam=sam,
+            detail=choose_detail(options.detail, machine.kind),
+            download=language + missing_sam_bytes(sam),
+            licence=self.licence,
+        )
 
 
-_2B_QWEN3 = {"download": 4_260_000_000, "linear": 1_409_286_144, "other": 718_245_888}
-_4B_QWEN3 = {"download": 8_890_000_000, "linear": 3_633_315_840, "other": 804_499_968}
-_8B_QWEN3 = {"download": 17_540_000_000, "linear": 6_945_767_424, "other": 1_821_356_272}
-_3B = {"download": 7_509_000_000, "linear": 2_774_532_096, "other": 980_090_880}
-_7B = {"download": 16_585_000_000, "linear": 6_525_288_448, "other": 1_766_878_208}
+_2B_QWEN3 = {"download": 4_260_000_000, "size": ModelSize(1_409_286_144, 718_245_888)}
+_4B_QWEN3 = {"download": 8_890_000_000, "size": ModelSize(3_633_315_840, 804_499_968)}
+_8B_QWEN3 = {"download": 17_540_000_000, "size": ModelSize(6_945_767_424, 1_821_356_272)}
+_3B = {"download": 7_509_000_000, "size": ModelSize(2_774_532_096, 980_090_880)}
+_7B = {"download": 16_585_000_000, "size": ModelSize(6_525_288_448, 1_766_878_208)}
 CATALOGUE = (
-    Listed("mini", "the bundled miniature: picture-book scenes only", "Apache-2.0"),
+    Listed(
+        "mini",
+        "the bundled miniature: picture-book scenes only",
+        "Apache-2.0",
+        size=ModelSize(2_727_936, 3_151_165, room_for_encoding(20, 128)),
+    ),
     Listed(
         "coprs",
         "a CoPRS checkpoint of yours: give its folder or hub id instead of this name",
         "its own",
-        linear=_3B["linear"],
-        other=_3B["other"] + 1_100_000,
+        size=_3B["size"] + ModelSize(other=1_100_000) + SAMS[LARGEST_SAM].size,
     ),
     Listed(
         "qwen3-vl-2b",
@@ -155,10 +172,62 @@ CATALOGUE = (
 NAMES = tuple(m.name for m in CATALOGUE)
 
 
+def listed(name: str) -> Listed | None:
+    """The listed model of a name or of a Hugging Face repository."""
+    return next((m for m in CATALOGUE if name in (m.name, m.repo)), None)
+
+
+def choose_model(machine: Machine, options: LoadOptions | None = None) -> LoadPlan:
+    """`--model auto`: the plan of the best listed model for photos that fits: the largest, first in
+    16 bits, then in 4; on a CPU the smallest, in 4 bits, or in 8 where the CPU is slow in 4. A SAM
+    or a quantization that `options` name is kept.
+
+    Raises `CoPRSError` where none fits, with what is missing.
+    """
+    plans = _plans(machine, options or LoadOptions())
+    for plan in plans:
+        if not plan.problem:
+            return plan
+    least = plans[-1]
+    raise CoPRSError(
+        "No listed model for photos fits: {model} needs {memory} of memory on {device} "
+        "and {download} of disk, and {free_memory} and {free_disk} are free: close other "
+        "programs, make room, or stay with mini.",
+        model=least.model,
+        memory=in_words(least.memory),
+        device=machine.device,
+        download=in_words(least.download),
+        free_memory=in_words(machine.memory),
+        free_disk=in_words(machine.disk),
+    )
+
+
+def _plans(machine: Machine, options: LoadOptions) -> list[LoadPlan]:
+    """Everything that "auto" may choose on such a machine, the best first."""
+    is_cpu = machine.kind == "cpu"
+    preferred = choose_sam(options.sam, machine.kind)
+    sams = [preferred, *(SMALLER_SAMS if options.sam == "auto" and not is_cpu else ())]
+    quantizations = ("none", "nf4") if machine.kind in ("cpu", "cuda") else ("none",)
+    if is_cpu:
+        quantizations = ("nf4",) if machine.has_bfloat16 else ("int8", "nf4")
+    if options.quantization != "auto":
+        quantizations = (options.quantization,)
+    models = [m for name in (ON_A_CPU if is_cpu else BEST_FIRST) if (m := listed(name))]
+    return [
+        model.plan(replace(options, quantization=quantization, sam=sam), machine)
+        for model in models
+        for quantization in quantizations
+        for sam in sams
+    ]
+
+
+# --- the table
+
+
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """A listed model on this machine. Sizes are bytes. `reason` says why it cannot be loaded as
-    asked; "" if it can."""
+    asked; "" if it can. `plan`: how it would be loaded."""
 
     name: str
     prior: str
@@ -171,81 +240,45 @@ class Row:
     cached: bool
     fits: bool
     reason: str
+    plan: LoadPlan
 
 
-def listed(name: str) -> Listed | None:
-    """The listed model of a name or of a Hugging Face repository."""
-    return next((m for m in CATALOGUE if name in (m.name, m.repo)), None)
-
-
-def rows(device: torch.device | DeviceName, options: LoadOptions | None = None) -> list[Row]:
-    """The table of models for this machine as it is now.
-
-    `options` say how they would be loaded; a SAM file of one's own counts as vit_h.
-    """
+def model_rows(options: LoadOptions | None = None) -> list[ModelRow]:
+    """The table of models for this machine as it is now, as `options` would load them."""
     options = options or LoadOptions()
-    sam = reckoned(choose_sam(options.sam, device))
-    return [_row(m, device, options.quantization, sam) for m in CATALOGUE]
+    machine = this_machine(options.device)
+    return [_row(m, m.plan(options, machine)) for m in CATALOGUE]
 
 
-def reckoned(sam: str) -> str:
-    """The published SAM by which sizes are reckoned: itself, or vit_h for a file of one's own."""
-    return sam if sam in SAMS else OWN_SAM
-
-
-def missing_bytes(model: Listed, sam: str) -> int:
-    """What is still to be downloaded of a model and its SAM, in bytes."""
-    if model.repo is None:
-        return 0
-    language = 0 if cached_snapshot(model.repo) else model.download
-    return language + (0 if is_cached(sam) else SAMS[sam].download)
-
-
-def _row(model: Listed, device: torch.device | DeviceName, quantization: str, sam: str) -> Row:
-    missing = missing_bytes(model, sam)
-    wanted = choose_quantization(quantization, device, 2 * (model.linear + model.other))
-    reason = _reason(model, device, wanted, sam, missing)
+def _row(model: Listed, plan: LoadPlan) -> ModelRow:
+    sam = SAMS.get(plan.sam)
     if model.repo:
-        files = f"{model.repo} + {SAMS[sam].repo or sam}"
+        files = f"{model.repo} + {(sam and sam.repo) or plan.sam}"
     else:
         files = "in this repository" if model.name == "mini" else "your folder"
-    return Row(
+    return ModelRow(
         name=model.name,
         prior=model.prior_kind,
         about=model.about,
         files=files,
-        download=model.download + (SAMS[sam].download if model.repo else 0),
-        memory_bf16=model.memory_needed("none", sam),
-        memory_nf4=model.memory_needed("nf4", sam),
+        download=model.download + (sam.download if sam else 0),
+        memory_bf16=plan.size.memory("none"),
+        memory_nf4=plan.size.memory("nf4"),
         licence=model.licence,
-        cached=not missing and model.name != "coprs",
-        fits=not reason,
-        reason=reason,
+        cached=not plan.download and model.name != "coprs",
+        fits=not plan.problem,
+        reason=plan.problem,
+        plan=plan,
     )
 
 
-def _reason(
-    model: Listed, device: torch.device | DeviceName, quantization: str, sam: str, missing: int
-) -> str:
-    """Why a model cannot be loaded here, with the way out; "" if it can."""
-    for folder in (Path(constants.HF_HUB_CACHE), sam_cache()):
-        free = free_disk(folder)
-        if missing > free:
-            return (
-                f"needs {in_words(missing)} of disk, {in_words(free)} free: "
-                "set HF_HOME and TORCH_HOME to a larger one"
-            )
-    needed, free = model.memory_needed(quantization, sam), free_memory(device)
-    if needed <= free:
-        return ""
-    smaller = model.memory_needed("nf4", sam)
-    quantized = f"--quantize nf4 needs {in_words(smaller)}"
-    is_fit = smaller <= free and device.type in ("cpu", "cuda")
-    way_out = quantized if is_fit else "choose a smaller model"
-    return f"needs {in_words(needed)} of memory on {device}, {in_words(free)} free: {way_out}"
+def _fits_in_words(row: ModelRow) -> str:
+    if row.reason:
+        return f"no: {row.reason}"
+    return f"yes, about {in_words(row.plan.memory)} in {row.plan.precision}"
 
 
-def table(listed_rows: list[Row]) -> str:
+def model_table(rows: list[ModelRow]) -> str:
     """The rows as text for a terminal."""
     head = (
         "name",
@@ -264,16 +297,18 @@ def table(listed_rows: list[Row]) -> str:
             f"{in_words(r.memory_bf16)} / {in_words(r.memory_nf4)}",
             r.licence,
             "yes" if r.cached else "no" if r.download else "–",
-            "yes" if r.fits else f"no: {r.reason}",
+            f"yes, about {in_words(r.plan.memory)} in {r.plan.precision}"
+            if r.fits
+            else f"no: {r.reason}",
         )
-        for r in listed_rows
+        for r in rows
     ]
     widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head) - 1)]
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(line, (*widths, 0), strict=True)).rstrip()
         for line in (head, *body)
     ]
-    about = "\n".join(f"  {r.name:<18} {r.about} ({r.files})" for r in listed_rows)
+    about = "\n".join(f"  {r.name:<18} {r.about} ({r.files})" for r in rows)
     sam = " · ".join(f"{name} {in_words(s.download)}" for name, s in SAMS.items())
     return (
         "\n".join(lines) + f"\n\n{about}\n\nSAM (--sam, for models without a CoPRS folder): {sam}\n"

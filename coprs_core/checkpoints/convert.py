@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from coprs_core.checkpoints.adapters import AdapterSource
 from coprs_core.checkpoints.downloads import Report, sam_file, snapshot
-from coprs_core.checkpoints.familiar import copy_familiar
+from coprs_core.checkpoints.fsdp_shards import merge_shards, read_shards
 from coprs_core.checkpoints.hugging_face import (
     check_focus_token,
     empty_mllm,
@@ -22,22 +22,23 @@ from coprs_core.checkpoints.hugging_face import (
     load_tokenizer,
     read_config,
 )
-from coprs_core.checkpoints.load import find
+from coprs_core.checkpoints.load import find_source
+from coprs_core.checkpoints.ood_statistics import copy_familiar
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.plan import this_machine
 from coprs_core.checkpoints.save import TIED_LAYER, new_folder, save_checkpoint, write_checkpoint
-from coprs_core.checkpoints.shards import merged_shards, read_shards
 from coprs_core.checkpoints.tensors import (
     DECODER_PREFIXES,
     LazyTensors,
+    check_shapes,
     check_tensors,
     decoder_tensors,
     encoder_tensors,
-    lazy,
+    lazy_tensors,
+    load_sam_modules,
     open_safetensors,
-    place_sam,
-    read_pickle,
-    read_sam,
-    refuse_mismatch,
+    read_sam_file,
+    read_torch_file,
     sam_configs,
 )
 from coprs_core.errors import CoPRSError
@@ -87,12 +88,12 @@ def convert(
         )
     config, tokenizer = read_config(source), load_tokenizer(source)
     shards = read_shards(folder)
-    language = _exported(source) or merged_shards(shards, ("llm.",), folder)
+    language = _exported(source) or merge_shards(shards, ("llm.",), folder)
     heads = _heads(folder, shards)
     mllm = empty_mllm(config, source)
     names = _old_names(mllm, language)
     path = sam_file(sam)
-    state = read_sam(path)
+    state = read_sam_file(path)
     coprs = _config(config, heads, state, path, prompt)
     parts = _checked_parts(coprs, heads, state, folder / HEADS_FILE, path, precision)
     _check_row(tokenizer, coprs.focus_token, mllm, language, names, source)
@@ -115,7 +116,7 @@ def merge(name: str, out: Path, dtype: str = "bf16") -> Path:
     Raises `CoPRSError` where `name` are no such adapters, or what is missing or does not fit;
     nothing is written then.
     """
-    precision, source = parse_dtype(dtype), find(name)
+    precision, source = parse_dtype(dtype), find_source(name)
     if not isinstance(source, AdapterSource) or source.prior_kind != FOCUS_TOKEN_PRIOR:
         raise CoPRSError(
             f"{name} are no adapters to a CoPRS checkpoint: give a folder that holds "
@@ -123,7 +124,9 @@ def merge(name: str, out: Path, dtype: str = "bf16") -> Path:
         )
     cpu = torch.device("cpu")
     with within_memory(name, cpu, "use a machine with more memory"):
-        loaded = source.load(LoadOptions("cpu", dtype, quantization="none"), cpu, None)
+        plan = source.plan(LoadOptions("cpu", dtype, quantization="none"), this_machine("cpu"))
+        plan.check()
+        loaded = source.load(plan, None)
     segmenter: Any = loaded.segmenter
     model = segmenter.model
     size = sum(p.numel() for p in model.parameters()) * precision.itemsize
@@ -152,7 +155,7 @@ def prepare(
     folder = folder if folder.is_dir() else snapshot(base, report)
     config = read_config(folder)
     path = sam_file(sam, report)
-    state = read_sam(path)
+    state = read_sam_file(path)
     vision, decoder = sam_configs(state, path)
     processor = load_processor(folder)
     width = config.get_text_config().hidden_size
@@ -166,7 +169,7 @@ def prepare(
     ) as new:
         _add_focus_token(mllm, processor.tokenizer, coprs.focus_token)
         model = CoPRS(coprs, mllm)
-        place_sam(model, state, path, cpu, precision)
+        load_sam_modules(model, state, path, cpu, precision)
         save_checkpoint(new, model, processor)
     return out
 
@@ -215,20 +218,22 @@ def _exported(folder: Path) -> LazyTensors | None:
     if files := visible(folder.glob("*.safetensors")):
         return open_safetensors(files)
     if files := visible(folder.glob("*.bin")):
-        parts = [read_pickle(path, "weights of a language model") for path in files]
-        return lazy(folder, {k: v for part in parts for k, v in part.items()})
+        parts = [read_torch_file(path, "weights of a language model") for path in files]
+        return lazy_tensors(folder, {k: v for part in parts for k, v in part.items()})
     return None
 
 
 def _heads(folder: Path, shards: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     if (folder / HEADS_FILE).is_file():
-        return read_pickle(folder / HEADS_FILE, "the query head, prompt encoder and mask decoder")
+        return read_torch_file(
+            folder / HEADS_FILE, "the query head, prompt encoder and mask decoder"
+        )
     if not shards:
         raise CoPRSError(
             f"{folder} lacks {HEADS_FILE} (query head and decoder) and has no FSDP shards: "
             "copy that file too."
         )
-    heads = merged_shards(shards, (_PRIOR, *DECODER_PREFIXES), folder)
+    heads = merge_shards(shards, (_PRIOR, *DECODER_PREFIXES), folder)
     return {k: heads.get(k) for k in heads.shapes}
 
 
@@ -248,7 +253,7 @@ def _old_names(mllm: Mllm, language: LazyTensors) -> dict[str, str]:
     if is_tied(mllm.config):
         expected.pop(TIED_LAYER, None)
         _check_tied(language, names)
-    refuse_mismatch(
+    check_shapes(
         language.path, expected, {new: language.shapes[old][0] for new, old in names.items()}
     )
     return names
@@ -318,9 +323,9 @@ def _checked_parts(
     check_tensors(model.decoder, decoder, heads_path)
     check_tensors(model.image_encoder, encoder, sam_path)
     return {
-        "image_encoder": lazy(sam_path, encoder, dtype),
-        "prior": lazy(heads_path, prior),
-        "decoder": lazy(heads_path, decoder),
+        "image_encoder": lazy_tensors(sam_path, encoder, dtype),
+        "prior": lazy_tensors(heads_path, prior),
+        "decoder": lazy_tensors(heads_path, decoder),
     }
 
 

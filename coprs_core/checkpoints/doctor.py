@@ -7,26 +7,30 @@ import importlib.metadata
 import os
 import platform
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
 
 from coprs_core.checkpoints import remote
-from coprs_core.checkpoints.auto import choose, this_machine
-from coprs_core.checkpoints.catalogue import listed
+from coprs_core.checkpoints.catalogue import Listed, choose_model, listed
 from coprs_core.checkpoints.downloads import (
     cached_snapshot,
     missing_shards,
     sam_cache,
 )
-from coprs_core.checkpoints.load import find
-from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_answers, room_for_photos
+from coprs_core.checkpoints.load import find_source
 from coprs_core.checkpoints.options import AUTO, KEY, QUANTIZATIONS, LoadOptions, is_remote
-from coprs_core.checkpoints.quantization import check_quantization, choose_quantization
-from coprs_core.checkpoints.sams import SAMS, choose_sam
-from coprs_core.checkpoints.source import Source
+from coprs_core.checkpoints.plan import (
+    MAX_KEPT_PHOTOS,
+    check_quantization,
+    choose_sam,
+    room_for_answers,
+    room_for_photos,
+    this_machine,
+)
+from coprs_core.checkpoints.sources import Source
 from coprs_core.errors import CoPRSError
 from coprs_core.files import visible
 from coprs_core.machine import choose_device, computes_in_bfloat16, free_memory, parse_dtype
@@ -60,17 +64,21 @@ def examine(model: str, options: LoadOptions | None = None) -> list[Check]:
     checks += _photos(options.device)
     if model == AUTO:
         try:
-            model = choose(this_machine(choose_device(options.device)), options).model.name
+            chosen = choose_model(this_machine(options.device), options)
+            model = chosen.model
+            options = replace(options, sam=chosen.sam, quantization=chosen.quantization)
         except CoPRSError as problem:
             return [*checks, Check("model", model, str(problem))]
     source, check = _source(model)
     checks.append(check)
     if source is None:
-        return checks
+        known = listed(model)  # what a listed one needs is known before it is here
+        return checks + (_plan(known, options, has_problem=True) if known and known.repo else [])
     checks += _files(source, _sam(options))
-    if not any(c.problem for c in checks):
-        checks += [_tokens(source), *_memory(model, options)]
-    return checks
+    has_problem = any(c.problem for c in checks)
+    if not has_problem:
+        checks.append(_tokens(source))
+    return checks + _plan(source, options, has_problem)
 
 
 def screen(checks: list[Check]) -> str:
@@ -155,7 +163,7 @@ def _source(model: str) -> tuple[Source | None, Check]:
             f"start the app once with the network on; it downloads {repo}{size}",
         )
     try:
-        source = find(model)
+        source = find_source(model)
     except CoPRSError as problem:
         return None, Check("model", model, str(problem))
     return source, Check("model", f"{model}: {source.folder}, prior: {source.prior_kind}")
@@ -178,9 +186,9 @@ def _remote(model: str) -> Check:
 def _sam(options: LoadOptions) -> str:
     """The SAM that would be loaded; a device that is not there counts as a CPU."""
     try:
-        return choose_sam(options.sam, choose_device(options.device))
+        return choose_sam(options.sam, choose_device(options.device).type)
     except CoPRSError:
-        return choose_sam(options.sam, torch.device("cpu"))
+        return choose_sam(options.sam, "cpu")
 
 
 def _files(source: Source, sam: str) -> list[Check]:
@@ -209,17 +217,16 @@ def _tokens(source: Source) -> Check:
     return Check("special tokens", " · ".join(f"{k} {v}" for k, v in found.items()))
 
 
-def _memory(model: str, options: LoadOptions) -> list[Check]:
-    known, device = listed(model), choose_device(options.device)
-    sam = choose_sam(options.sam, device)
-    if known is None or sam not in SAMS:
-        return []
-    bytes_per_weight = 4 if options.dtype in ("fp32", "float32") else 2
-    weight_bytes = 2 * (known.linear + known.other)
-    quantization = choose_quantization(options.quantization, device, weight_bytes)
-    needed, free = known.memory_needed(quantization, sam, bytes_per_weight), free_memory(device)
-    problem = "" if needed <= free else "choose --quantize nf4, --sam sam2.1-tiny or --model auto"
-    return [Check("memory", f"{in_words(needed)} needed, {in_words(free)} free", problem)]
+def _plan(model: Source | Listed, options: LoadOptions, has_problem: bool) -> list[Check]:
+    """How the model would be loaded, as the loader does it; nothing where that cannot be known for
+    a problem that was told already."""
+    try:
+        plan = model.plan(options, this_machine(options.device))
+    except CoPRSError as problem:
+        return [] if has_problem else [Check("plan", "cannot be made", str(problem))]
+    found = f"{in_words(plan.memory)} needed, {in_words(plan.machine.memory)} free"
+    problem = f"{plan.model} {plan.problem}" if plan.problem else ""
+    return [Check("plan", plan.summary), Check("memory", found, problem)]
 
 
 def _photos(device: str) -> list[Check]:

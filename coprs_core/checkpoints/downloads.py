@@ -50,8 +50,6 @@ SAM_FILES = {  # name: (file, bytes); six digits of each file's SHA-256 stand in
 _BROKEN = ValueError, LookupError, TypeError, AttributeError, RecursionError, CoPRSError
 """What is raised over a file that is no JSON, or another than was expected."""
 _DISK_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
-_MAX_HEADER_BYTES = 100_000_000
-"""Of a safetensors file, as the format says."""
 _SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
 """COPRS_SAM_URL names a mirror."""
 
@@ -63,26 +61,7 @@ def cached_snapshot(repo: str) -> Path | None:
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         return None
     whole = any(visible(folder.rglob("*.json"))) and all(p.exists() for p in folder.rglob("*"))
-    return folder if whole and not missing_shards(folder) and not _cut_short(folder) else None
-
-
-def _cut_short(folder: Path) -> list[Path]:
-    """The safetensors files under a folder that are shorter than their headers say: a disk was
-    full, or a copy was broken off."""
-    return [path for path in visible(folder.rglob("*.safetensors")) if not _is_whole(path)]
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file ends where its header says (the format: 8 bytes with the length of
-    a JSON header, the header, the tensors)."""
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = from_json(file.read(min(length, _MAX_HEADER_BYTES)))
-        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-        return path.stat().st_size >= 8 + length + max(ends, default=0)
-    except (*_BROKEN, OSError):
-        return False
+    return folder if whole and not missing_shards(folder) else None
 
 
 def missing_shards(folder: Path) -> list[str]:
@@ -111,7 +90,6 @@ def snapshot(repo: str, report: Report | None = None) -> Path:
     bar: Any = _reporting(report, repo) if report else None
     silent: Any = _Silent
     try:
-        _forget_cut_short(repo)
         files = snapshot_download(repo, allow_patterns=_PATTERNS, dry_run=True, tqdm_class=silent)
         _check_disk(
             Path(constants.HF_HUB_CACHE),
@@ -120,21 +98,10 @@ def snapshot(repo: str, report: Report | None = None) -> Path:
         )
         return Path(snapshot_download(repo, allow_patterns=_PATTERNS, tqdm_class=bar))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
-        raise _sentence(repo, problem) from problem
+        raise _download_error(repo, problem) from problem
 
 
-def _forget_cut_short(repo: str) -> None:
-    """Delete what is cut short in the cache, else it would be taken for what was downloaded."""
-    try:
-        folder = Path(snapshot_download(repo, allow_patterns=_PATTERNS, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return
-    for path in _cut_short(folder):
-        path.resolve().unlink(missing_ok=True)  # the cache's links point to where the bytes are
-        path.unlink(missing_ok=True)
-
-
-def _sentence(repo: str, problem: Exception) -> CoPRSError:
+def _download_error(repo: str, problem: Exception) -> CoPRSError:
     """What a failed download of a repository means for the person who asked for it."""
     if isinstance(problem, DryRunError) and isinstance(problem.__cause__, Exception):
         problem = problem.__cause__

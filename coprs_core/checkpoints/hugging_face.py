@@ -19,11 +19,16 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from coprs_core.checkpoints.downloads import missing_shards
-from coprs_core.checkpoints.limits import check_image_processor, check_numbers, check_size
-from coprs_core.checkpoints.pages import letting_pages_go
-from coprs_core.checkpoints.quantization import is_packed
-from coprs_core.checkpoints.remedies import check_quantized, remedy
-from coprs_core.checkpoints.tensors import refuse
+from coprs_core.checkpoints.folder_checks import (
+    check_image_processor,
+    check_numbers,
+    check_quantized,
+    check_size,
+    how_to_fix,
+)
+from coprs_core.checkpoints.mapped_files import releasing_pages
+from coprs_core.checkpoints.plan import uses_own_int8
+from coprs_core.checkpoints.tensors import refuse_mismatch
 from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text, visible
 from coprs_core.machine import as_user_error
@@ -48,7 +53,7 @@ def read_config(folder: Path) -> Any:
             path=path,
             name=folder.name,
         )
-    with as_user_error(Phrase("{path} cannot be read", path=path), remedy(folder)):
+    with as_user_error(Phrase("{path} cannot be read", path=path), how_to_fix(folder)):
         values = from_json(read_text(path))
         check_numbers(values, path)
         _check_type(values, path)
@@ -104,23 +109,23 @@ def load_mllm(
     """A Hugging Face model by its architecture, strictly.
 
     Where it is quantized, so are the language model's linear layers and nothing else: by
-    bitsandbytes, or by `model.int8` (see `is_packed`).
+    bitsandbytes, or by `model.int8` (see `uses_own_int8`).
     """
-    is_ours = is_packed(quantization, device)
+    own_int8 = uses_own_int8(quantization, device)
     config, options = read_config(folder), {}
     pages: Any = nullcontext()
     empty = empty_mllm(config, folder)
     files = weight_files(folder)
     check_size(empty, files, is_tied(config), folder)
     if quantization != "none":
-        pages = letting_pages_go(files)
-        if not is_ours:
+        pages = releasing_pages(files)
+        if not own_int8:
             options["quantization_config"] = _quantization_config(empty, dtype, quantization)
     fault = Phrase("The language model in {folder} cannot be loaded", folder=folder)
-    with pages, as_user_error(fault, remedy(folder)):
-        kept = torch.bfloat16 if is_ours else dtype
-        mllm = load_strictly(AutoModelForImageTextToText, folder, device, kept, **options)
-        if is_ours:
+    with pages, as_user_error(fault, how_to_fix(folder)):
+        load_dtype = torch.bfloat16 if own_int8 else dtype
+        mllm = load_strictly(AutoModelForImageTextToText, folder, device, load_dtype, **options)
+        if own_int8:
             pack(mllm.model.language_model)
             mllm.to(dtype)
     if quantization != "none":
@@ -133,7 +138,7 @@ def load_strictly(
 ) -> Any:
     """A model of a kind of transformers; raises `CoPRSError` where a tensor has no place or a place
     no tensor."""
-    with quietly():
+    with silence_transformers():
         model, info = kind.from_pretrained(
             folder,
             dtype=dtype,
@@ -144,14 +149,14 @@ def load_strictly(
             **options,
         )
     wrong = [str(m) for m in info["mismatched_keys"]]
-    refuse(folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), wrong)
+    refuse_mismatch(folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), wrong)
     return model
 
 
 def empty_mllm(config: Any, folder: Path) -> Mllm:
     """The model that a folder's config describes, on the meta device: sizes without weights."""
     fault = Phrase("{path} does not describe a model", path=folder / "config.json")
-    with as_user_error(fault, remedy(folder)), torch.device("meta"):
+    with as_user_error(fault, how_to_fix(folder)), torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
@@ -172,7 +177,7 @@ def _quantization_config(empty: Mllm, dtype: torch.dtype, quantization: str) -> 
 
 
 @contextmanager
-def quietly() -> Generator[None, None, None]:
+def silence_transformers() -> Generator[None, None, None]:
     """Without the progress bar and the warnings of transformers; what is wrong is said by us."""
     was_on, level = (
         transformers_logging.is_progress_bar_enabled(),
@@ -202,7 +207,7 @@ def load_image_processor(folder: Path) -> Any:
     """The image processor of a Hugging Face folder, of the sizes of its model."""
     image_processor, config = _load(folder, AutoImageProcessor), read_config(folder)
     fault = Phrase("The image processor in {folder} cannot be used", folder=folder)
-    with as_user_error(fault, remedy(folder)):
+    with as_user_error(fault, how_to_fix(folder)):
         check_image_processor(image_processor, config.vision_config, folder)
     return image_processor
 
@@ -237,7 +242,7 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
 
 def _load(folder: Path, kind: Any) -> Any:
     fault = Phrase("Tokenizer or processor in {folder} cannot be loaded", folder=folder)
-    with as_user_error(fault, remedy(folder)):
+    with as_user_error(fault, how_to_fix(folder)):
         return kind.from_pretrained(folder, **LOCAL)
 
 

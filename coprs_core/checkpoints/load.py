@@ -1,15 +1,14 @@
 """From a name to a loaded model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from coprs_core.checkpoints import adapters, remote
-from coprs_core.checkpoints.auto import choose, this_machine
-from coprs_core.checkpoints.catalogue import NAMES, listed
+from coprs_core.checkpoints.catalogue import NAMES, choose_model, listed
 from coprs_core.checkpoints.downloads import Report, on_terminal, snapshot
-from coprs_core.checkpoints.memory import smaller_choice
 from coprs_core.checkpoints.options import AUTO, LoadOptions, is_remote
-from coprs_core.checkpoints.quantization import check_quantization
-from coprs_core.checkpoints.source import Checkpoint, CoordinateSource, CoPRSSource, Source
+from coprs_core.checkpoints.plan import check_quantization, this_machine
+from coprs_core.checkpoints.sources import Checkpoint, CoordinateSource, CoPRSSource, Source
 from coprs_core.errors import CoPRSError, Phrase, did_you_mean
 from coprs_core.machine import choose_device, parse_dtype, trim_memory, within_memory
 from coprs_core.sizes import expanded
@@ -23,8 +22,8 @@ def load_checkpoint(
     """Load a model, strictly: every tensor has its place and every place its tensor.
 
     Args:
-        name: "mini", "auto" (see `auto`), a listed name (see `catalogue`), a folder, a Hugging
-            Face id, or "openai:NAME@URL" (see `remote`).
+        name: "mini", "auto" (see `choose_model`), a listed name (see `catalogue`), a folder, a
+            Hugging Face id, or "openai:NAME@URL" (see `remote`).
         options: device, precision, quantization and SAM.
         report: given the progress of downloads, one line at a time.
 
@@ -36,19 +35,25 @@ def load_checkpoint(
     check_quantization(options.quantization, device)
     if options.dtype != "auto":
         parse_dtype(options.dtype)
+    machine = this_machine(options.device)
     if name == AUTO:
-        choice = choose(this_machine(device), options)
-        (report or on_terminal)(Phrase("auto: {choice}", choice=choice.in_words()))
-        name, options = choice.model.name, choice.loading(options)
+        chosen = choose_model(machine, options)
+        (report or on_terminal)(Phrase("auto: {choice}", choice=chosen.in_words()))
+        name = chosen.model
+        options = replace(options, sam=chosen.sam, quantization=chosen.quantization)
         check_quantization(options.quantization, device)
-    source = remote.parse(name) if is_remote(name) else find(name, report)
-    with within_memory(source.name, device, smaller_choice(options.quantization)):
-        checkpoint = source.load(options, device, report)
+    if (known := listed(name)) and known.repo:
+        known.plan(options, machine).check()  # before gigabytes are downloaded in vain
+    source = remote.parse(name) if is_remote(name) else find_source(name, report)
+    plan = source.plan(options, machine)
+    plan.check()
+    with within_memory(source.name, device, plan.smaller):
+        checkpoint = source.load(plan, report)
     trim_memory()  # what quantizing and the first word left behind
     return checkpoint
 
 
-def find(name: str, report: Report | None = None, is_base: bool = False) -> Source:
+def find_source(name: str, report: Report | None = None, is_base: bool = False) -> Source:
     """What a name means: "mini", a listed name, a folder or a Hugging Face id; `is_base`: of
     adapters.
 
@@ -59,13 +64,13 @@ def find(name: str, report: Report | None = None, is_base: bool = False) -> Sour
     if name == "mini":
         return CoPRSSource(name, MINIATURE)
     if name == AUTO:  # it stands for none before the machine is looked at
-        raise _none_there(name)
+        raise _no_checkpoint(name)
     if (known := listed(name)) and known.repo:
         return known.source(snapshot(known.repo, report))
     folder, is_downloaded = expanded(name), False
     if not folder.is_dir():
         folder, is_downloaded = snapshot(name, report), True
-    return _opened(name, folder, is_downloaded, report, is_base)
+    return _in_folder(name, folder, is_downloaded, report, is_base)
 
 
 def check_name(name: str) -> None:
@@ -88,10 +93,10 @@ def check_name(name: str) -> None:
     if known or expanded(name).is_dir():
         return
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        raise _none_there(name)
+        raise _no_checkpoint(name)
 
 
-def _opened(
+def _in_folder(
     name: str, folder: Path, is_downloaded: bool, report: Report | None, is_base: bool = False
 ) -> Source:
     """What kind of checkpoint a folder is."""
@@ -102,13 +107,13 @@ def _opened(
                 "first with `python -m coprs_core convert {name} --out DIR`.",
                 name=name,
             )
-        base = adapters.base_of(name, folder, is_downloaded)
+        base = adapters.base_model_name(name, folder, is_downloaded)
         beside = folder / base
         try:
             if beside.is_dir():
-                found = _opened(base, beside.resolve(), is_downloaded, report, is_base=True)
+                found = _in_folder(base, beside.resolve(), is_downloaded, report, is_base=True)
             else:
-                found = find(base, report, is_base=True)
+                found = find_source(base, report, is_base=True)
         except CoPRSError as problem:
             raise CoPRSError(
                 "The base of {name} cannot be used, which its {file} names as "
@@ -122,10 +127,10 @@ def _opened(
         return CoPRSSource(name, folder)
     if (folder / "config.json").is_file():
         return CoordinateSource(name, folder)
-    raise _none_there(name)
+    raise _no_checkpoint(name)
 
 
-def _none_there(name: str) -> CoPRSError:
+def _no_checkpoint(name: str) -> CoPRSError:
     """The same for a folder without a checkpoint and for no folder: whoever may load models here
     learns nothing else of the disk."""
     return CoPRSError(

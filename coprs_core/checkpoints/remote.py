@@ -2,7 +2,7 @@
 the program."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
@@ -10,10 +10,11 @@ import torch
 
 from coprs_core.checkpoints.downloads import Report, on_terminal
 from coprs_core.checkpoints.options import FORM, KEY, SCHEME, LoadOptions
-from coprs_core.checkpoints.sams import choose_sam, open_sam
-from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.checkpoints.plan import LoadPlan, Machine, choose_sam, make_plan
+from coprs_core.checkpoints.sams import load_sam, missing_sam_bytes, sam_size
+from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.errors import CoPRSError, Phrase
-from coprs_core.machine import choose_dtype
+from coprs_core.machine import parse_dtype
 from coprs_core.model.backends.remote.proxies import proxy_for
 from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
 
@@ -54,7 +55,14 @@ class RemoteSource:
             )
         return Server(self.url, self.model, key or "none", proxy_for(self.url), SECONDS)
 
-    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
+    def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
+        """How its SAM will be loaded here."""
+        sam = choose_sam(options.sam, machine.kind)
+        options = replace(options, quantization="none")
+        known = {"sam": sam, "download": missing_sam_bytes(sam)}
+        return make_plan(self.name, sam_size(sam), options, machine, **known)
+
+    def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
         """The model, asked once where a drawn square is, and a SAM on a device.
 
         Raises `CoPRSError`: the server cannot be used, and why.
@@ -74,11 +82,10 @@ class RemoteSource:
                 host=self.host,
             )
             say(doubt)
-        sam = open_sam(choose_sam(options.sam, device), report)
-        dtype = choose_dtype(options.dtype, device, 2 * sam.weights)
-        loaded = sam.load(device, dtype).eval().requires_grad_(False)
-        widen(loaded)
-        segmenter = RemoteSegmenter(server, loaded, prompt or QWEN3)
+        device, dtype = torch.device(plan.device), parse_dtype(plan.dtype)
+        sam = load_sam(plan.sam, device, dtype, report).eval().requires_grad_(False)
+        widen(sam)
+        segmenter = RemoteSegmenter(server, sam, prompt or QWEN3)
         return Checkpoint(self.name, segmenter, "none", is_proven=prompt is not None)
 
 

@@ -1,10 +1,12 @@
-"""The published SAMs by name: where they come from, what they weigh, and how they are loaded."""
+"""SAMs: the published ones by name, others by file or folder; where they lie, what they weigh, and
+how they are loaded."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coprs_core.checkpoints.downloads import (
     SAM_FILES,
@@ -15,14 +17,28 @@ from coprs_core.checkpoints.downloads import (
     sam_path,
     snapshot,
 )
-from coprs_core.checkpoints.memory import LIBRARIES, room_for_encoding
+from coprs_core.checkpoints.plan import LIBRARIES, ModelSize, room_for_encoding
+from coprs_core.errors import CoPRSError, Phrase, truncated
+from coprs_core.files import read_text
 from coprs_core.model.vision import SAM_SIZES
+from coprs_core.parsing import from_json
+from coprs_core.sizes import expanded
 
 if TYPE_CHECKING:
     import torch
 
-    from coprs_core.machine import DeviceName
     from coprs_core.model.backends.sam import Sam1, Sam2
+
+SAM_CLASSES = {
+    "sam2": "Sam2Model",
+    "sam2_video": "Sam2Model",
+    "sam3_tracker": "Sam3TrackerModel",
+    "sam3_tracker_video": "Sam3TrackerModel",
+}
+"""Class of transformers by the `model_type` of a folder's config. Published files name the model
+that also follows objects through videos; what it has for that is not loaded."""
+LARGEST_SAM = "vit_h"
+"""As which a SAM counts whose own size is not known."""
 
 
 @dataclass(frozen=True)
@@ -30,31 +46,30 @@ class PublishedSam:
     """A SAM that can be chosen by name.
 
     Attributes:
-        parameters: how many weights it has.
+        size: what it weighs and takes while it works.
         download: bytes.
-        room: bytes that it takes while it works, beside its weights.
         repo: on Hugging Face; None for segment_anything's own files.
     """
 
-    parameters: int
+    size: ModelSize
     download: int
-    room: int
     repo: str | None = None
 
 
-def _sam1(name: str, parameters: int) -> PublishedSam:
-    size = SAM_SIZES[name]
-    return PublishedSam(parameters, SAM_FILES[name][1], room_for_encoding(size.grid, size.width))
+def _sam1(name: str, weights: int) -> PublishedSam:
+    vision = SAM_SIZES[name]
+    size = ModelSize(other=weights, working=room_for_encoding(vision.grid, vision.width))
+    return PublishedSam(size, SAM_FILES[name][1])
 
 
-def _sam2(size: str, parameters: int) -> PublishedSam:
-    download = 4 * (parameters + _OF_VIDEOS)
-    return PublishedSam(parameters, download, ROOM_SAM2, f"facebook/sam2.1-hiera-{size}")
+def _sam2(name: str, weights: int) -> PublishedSam:
+    size = ModelSize(other=weights, working=_WORKING_OF_TRANSFORMERS)
+    return PublishedSam(size, 4 * (weights + _OF_VIDEOS), f"facebook/sam2.1-hiera-{name}")
 
 
 _OF_VIDEOS = 7_521_777
-"""Weights in each file of SAM 2.1 that follow things from frame to frame; they are not loaded."""
-ROOM_SAM2 = 400_000_000 + LIBRARIES
+"""Weights in each file of SAM 2.1 that follow objects from frame to frame; they are not loaded."""
+_WORKING_OF_TRANSFORMERS = 400_000_000 + LIBRARIES
 SAMS = {
     "sam2.1-tiny": _sam2("tiny", 31_440_721),
     "sam2.1-small": _sam2("small", 38_538_577),
@@ -66,91 +81,114 @@ SAMS = {
 }
 
 
-def choose_sam(name: str, device: torch.device | DeviceName) -> str:
-    """The SAM of a name; "auto" is SAM 2.1 large on a GPU, and its tiny on a CPU, where it takes a
-    tenth of ViT-H's time."""
-    if name != "auto":
-        return name
-    return "sam2.1-tiny" if device.type == "cpu" else "sam2.1-large"
+def sam_size(name: str) -> ModelSize:
+    """What a SAM weighs: a published one is known, another is measured; one that cannot be read
+    counts as the largest (`load_sam` says what is wrong with it)."""
+    if name in SAMS:
+        return SAMS[name].size
+    with suppress(CoPRSError):
+        return _measured(expanded(name))
+    return SAMS[LARGEST_SAM].size
 
 
-def is_cached(name: str) -> bool:
-    """Whether a published SAM is in its cache."""
+def missing_sam_bytes(name: str) -> int:
+    """What is still to be downloaded of a SAM, in bytes."""
+    if name not in SAMS:
+        return 0
     sam = SAMS[name]
-    return bool(cached_snapshot(sam.repo) if sam.repo else cached_sam(name))
+    is_cached = cached_snapshot(sam.repo) if sam.repo else cached_sam(name)
+    return 0 if is_cached else sam.download
 
 
-def place_of(name: str) -> Path:
-    """Where a SAM lies or would lie: a folder or a file, for messages and checks."""
+def sam_weights_path(name: str) -> Path:
+    """The weights of a SAM where they lie or would lie, for messages and checks."""
     known = SAMS.get(name)
     if known and known.repo:
         cached = cached_snapshot(known.repo)
         return (cached or Path(known.repo)) / "model.safetensors"
-    return sam_path(name)
+    path = sam_path(name)
+    return path / "model.safetensors" if path.is_dir() else path
 
 
-@dataclass(frozen=True)
-class SamFile:
-    """A SAM on this disk, not loaded yet: what it weighs and takes, and how it is loaded."""
+def load_sam(
+    name: str, device: torch.device, dtype: torch.dtype, report: Report | None = None
+) -> Sam1 | Sam2:
+    """A SAM by name, downloaded where it is not cached; or by its path: a .pth file of
+    segment_anything, or a folder of transformers (see `SAM_CLASSES`).
 
-    path: Path
-    weights: int
-    room: int
-
-    def load(self, device: torch.device, dtype: torch.dtype) -> Sam1 | Sam2:
-        """The SAM, strictly: every tensor has its place; raises `CoPRSError` where it is broken."""
-        import torch
-
-        from coprs_core.checkpoints.tensors import place_sam, read_sam, sam_configs
-        from coprs_core.model.backends.sam import Sam1
-
-        if self.path.is_dir():
-            return _load_sam2(self.path, device, dtype)
-        state = read_sam(self.path)
-        vision, decoder = sam_configs(state, self.path)
-        with torch.device("meta"):
-            sam = Sam1(vision, decoder)
-        place_sam(sam, state, self.path, device, dtype)
-        return sam
-
-
-def open_sam(name: str, report: Report | None = None) -> SamFile:
-    """A SAM by name, downloaded where it is not cached, or by its path (a .pth file of SAM, a
-    folder of SAM 2); raises `CoPRSError` where there is none or it is broken."""
-    from coprs_core.checkpoints.hugging_face import weight_files
-    from coprs_core.checkpoints.tensors import count_weights, read_sam, sam_configs
-
+    Every tensor has its place; raises `CoPRSError` where there is no such SAM or it is broken.
+    """
     known = SAMS.get(name)
     if known and known.repo:
-        folder = snapshot(known.repo, report)
-    elif Path(name).is_dir():
-        folder = Path(name)
-    else:
-        path = sam_file(name, report)
-        state = read_sam(path)
-        vision, _ = sam_configs(state, path)
-        weights = sum(v.numel() for v in state.values())
-        return SamFile(path, weights, room_for_encoding(vision.grid, vision.width))
-    weights = sum(sum(count_weights(path)) for path in weight_files(folder))
-    return SamFile(folder, weights, SAMS["sam2.1-tiny"].room)
+        return _load_folder(snapshot(known.repo, report), device, dtype)
+    if expanded(name).is_dir():
+        return _load_folder(expanded(name), device, dtype)
+    return _load_file(sam_file(name, report), device, dtype)
 
 
-def _load_sam2(folder: Path, device: torch.device, dtype: torch.dtype) -> Sam2:
-    from transformers import AutoImageProcessor, Sam2Config, Sam2Model
+def _measured(path: Path) -> ModelSize:
+    """The size of a SAM of one's own, from its file or folder."""
+    from coprs_core.checkpoints.hugging_face import weight_files
+    from coprs_core.checkpoints.tensors import count_parameters, read_sam_file, sam_configs
 
-    from coprs_core.checkpoints.hugging_face import LOCAL, load_strictly, quietly
-    from coprs_core.checkpoints.remedies import remedy
-    from coprs_core.errors import Phrase
+    if path.is_dir():
+        weights = sum(sum(count_parameters(file)) for file in weight_files(path))
+        return ModelSize(other=weights, working=_WORKING_OF_TRANSFORMERS)
+    state = read_sam_file(path)
+    vision, _ = sam_configs(state, path)
+    weights = sum(tensor.numel() for tensor in state.values())
+    return ModelSize(other=weights, working=room_for_encoding(vision.grid, vision.width))
+
+
+def _load_file(path: Path, device: torch.device, dtype: torch.dtype) -> Sam1:
+    import torch
+
+    from coprs_core.checkpoints.tensors import load_sam_modules, read_sam_file, sam_configs
+    from coprs_core.model.backends.sam import Sam1
+
+    state = read_sam_file(path)
+    vision, decoder = sam_configs(state, path)
+    with torch.device("meta"):
+        sam = Sam1(vision, decoder)
+    load_sam_modules(sam, state, path, device, dtype)
+    return sam
+
+
+def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Sam2:
+    import transformers
+
+    from coprs_core.checkpoints.folder_checks import how_to_fix
+    from coprs_core.checkpoints.hugging_face import LOCAL, load_strictly, silence_transformers
     from coprs_core.machine import as_user_error
     from coprs_core.model.backends.sam import COORDINATE_ENCODERS, Sam2
 
-    class _Sam2Model(Sam2Model):
-        _keep_in_fp32_modules_strict = COORDINATE_ENCODERS
-
-    fault = Phrase("SAM 2 in {folder} cannot be loaded", folder=folder)
-    with as_user_error(fault, remedy(folder)):
-        with quietly():  # published files name the model that also follows things through videos
-            config = Sam2Config.from_pretrained(folder, **LOCAL)
-        model = load_strictly(_Sam2Model, folder, device, dtype, config=config)
-        image_processor = AutoImageProcessor.from_pretrained(folder, **LOCAL)
+    fault = Phrase("The SAM in {folder} cannot be loaded", folder=folder)
+    with as_user_error(fault, how_to_fix(folder)):
+        published: Any = getattr(transformers, SAM_CLASSES[_model_type(folder)])
+        # named as of transformers' own module, for which alone it renames SAM 3's tensors
+        changes = {
+            "__module__": published.__module__,
+            "_keep_in_fp32_modules_strict": COORDINATE_ENCODERS,
+        }
+        kind = type(published)(published.__name__, (published,), changes)
+        with silence_transformers():  # the config may be of the model for videos
+            config = published.config_class.from_pretrained(folder, **LOCAL)
+        model = load_strictly(kind, folder, device, dtype, config=config)
+        image_processor = transformers.AutoImageProcessor.from_pretrained(folder, **LOCAL)
     return Sam2(model.eval().requires_grad_(False), image_processor)
+
+
+def _model_type(folder: Path) -> str:
+    """The type of a SAM's folder; raises `CoPRSError` where it is none of `SAM_CLASSES`."""
+    path = folder / "config.json"
+    values = from_json(read_text(path))
+    found = values.get("model_type") if isinstance(values, dict) else None
+    if found not in SAM_CLASSES:
+        raise CoPRSError(
+            "{path} is of type {found!r} and a SAM of type {names} was expected: give the folder "
+            "of one, or segment_anything's .pth file.",
+            path=path,
+            found=truncated(found),
+            names=", ".join(SAM_CLASSES),
+        )
+    return found

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
 from coprs_core.checkpoints.hugging_face import is_tied
-from coprs_core.checkpoints.source import PARTS
-from coprs_core.checkpoints.tensors import LazyTensors, lazy, save_tensors
+from coprs_core.checkpoints.sources import PARTS
+from coprs_core.checkpoints.tensors import LazyTensors, lazy_tensors, save_tensors
 from coprs_core.errors import CoPRSError
 from coprs_core.model.backends.mllm import Mllm
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
@@ -35,8 +35,12 @@ def save_checkpoint(
     config.save_pretrained(place)
     model.mllm.generation_config.save_pretrained(place)
     processor.save_pretrained(place)
-    parts = {part: lazy(folder, model.get_submodule(part).state_dict(), dtype) for part in PARTS}
-    write_checkpoint(folder, model.config, lazy(folder, language_tensors(model.mllm), dtype), parts)
+    parts = {
+        part: lazy_tensors(folder, model.get_submodule(part).state_dict(), dtype) for part in PARTS
+    }
+    write_checkpoint(
+        folder, model.config, lazy_tensors(folder, language_tensors(model.mllm), dtype), parts
+    )
 
 
 def language_tensors(mllm: Mllm) -> dict[str, torch.Tensor]:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from coprs_core.errors import CoPRSError, Phrase, first_line, truncated
 from coprs_core.files import FETCH, is_pointer
-from coprs_core.machine import as_user_error
+from coprs_core.machine import COPY_AGAIN, as_user_error
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
 from coprs_core.sizes import free_disk, in_words
@@ -49,7 +50,9 @@ class LazyTensors:
     get: Callable[[str], Tensor]
 
 
-def lazy(path: Path, state: dict[str, Tensor], dtype: torch.dtype | None = None) -> LazyTensors:
+def lazy_tensors(
+    path: Path, state: dict[str, Tensor], dtype: torch.dtype | None = None
+) -> LazyTensors:
     """Tensors that are there already, each in `dtype` or as it is; SAM's positional matrix as it
     is, for places are told apart by it."""
     shapes = {
@@ -64,7 +67,7 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
     where: dict[str, Path] = {}
     shapes = {}
     for path in files:
-        with _opened(path, Phrase("{path} is broken or cut short", path=path)) as file:
+        with _open_safetensors(path, Phrase("{path} is broken or cut short", path=path)) as file:
             for name in file.keys():
                 view = file.get_slice(name)
                 where[name] = path
@@ -79,22 +82,32 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
 
 
 @contextmanager
-def _opened(path: Path, fault: Phrase | None = None) -> Generator[Any, None, None]:
+def _open_safetensors(path: Path, fault: Phrase | None = None) -> Generator[Any, None, None]:
     """A safetensors file; raises `CoPRSError` where it is broken."""
     broken = fault or Phrase("{path} is broken", path=path)
-    with as_user_error(broken, file=path), safe_open(path, framework="pt") as file:
+    with as_user_error(broken, replace_file(path), path), safe_open(path, framework="pt") as file:
         yield file
+
+
+def replace_file(path: Path) -> Phrase:
+    """What helps where a file is broken, for the end of a sentence: one that was downloaded is
+    downloaded again once it is gone. Links of the cache point to where the bytes are."""
+    stored = path.resolve()
+    is_downloaded = Path(constants.HF_HUB_CACHE).resolve() in stored.parents
+    if not is_downloaded:
+        return COPY_AGAIN
+    return Phrase("delete {path}, and it is downloaded again", path=stored)
 
 
 def save_tensors(state: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file; raises `CoPRSError` where there is no room for it."""
-    with written_whole(path):
+    with explain_write_errors(path):
         save_file(state, path, metadata={"format": "pt"})
-    let_read(path)
+    inherit_folder_mode(path)
 
 
 @contextmanager
-def written_whole(path: Path) -> Generator[None, None, None]:
+def explain_write_errors(path: Path) -> Generator[None, None, None]:
     """Where weights cannot be written inside, a `CoPRSError` says so: the libraries' own errors are
     none of the system's."""
     try:
@@ -112,12 +125,12 @@ def written_whole(path: Path) -> Generator[None, None, None]:
         ) from problem
 
 
-def let_read(path: Path) -> None:
+def inherit_folder_mode(path: Path) -> None:
     """Whoever may read the folder may read this file; the library writes for its own user alone."""
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
-def count_weights(path: Path) -> tuple[int, int]:
+def count_parameters(path: Path) -> tuple[int, int]:
     """How many weights a safetensors file holds, from its header alone.
 
     Returns:
@@ -127,20 +140,20 @@ def count_weights(path: Path) -> tuple[int, int]:
         raise CoPRSError(
             "The checkpoint has no file {path}: copy it again from its source.", path=path
         )
-    with _opened(path) as file:
+    with _open_safetensors(path) as file:
         sizes = {k: torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()}
     linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "vision" not in k)
     return linear, sum(sizes.values()) - linear
 
 
-def load_part(module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype) -> None:
-    """Put the tensors of a safetensors file into a module; see `place`."""
-    with _opened(path) as file:
+def load_module(module: nn.Module, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Put the tensors of a safetensors file into a module; see `load_state`."""
+    with _open_safetensors(path) as file:
         state = {k: file.get_tensor(k) for k in file.keys()}
-        place(module, state, path, device, dtype)
+        load_state(module, state, path, device, dtype)
 
 
-def place(
+def load_state(
     module: nn.Module,
     state: dict[str, Tensor],
     path: Path,
@@ -158,7 +171,7 @@ def place(
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def place_sam(
+def load_sam_modules(
     model: nn.Module,
     state: dict[str, Tensor],
     path: Path,
@@ -166,19 +179,17 @@ def place_sam(
     dtype: torch.dtype,
 ) -> None:
     """Put a SAM file's tensors into a model's `image_encoder` and `decoder`."""
-    place(model.get_submodule("image_encoder"), encoder_tensors(state), path, device, dtype)
-    place(model.get_submodule("decoder"), decoder_tensors(state), path, device, dtype)
+    load_state(model.get_submodule("image_encoder"), encoder_tensors(state), path, device, dtype)
+    load_state(model.get_submodule("decoder"), decoder_tensors(state), path, device, dtype)
 
 
 def check_tensors(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Raises `CoPRSError` naming tensors that are missing, not known, or of another shape."""
     expected = {k: v.shape for k, v in module.state_dict().items()}
-    refuse_mismatch(path, expected, {k: v.shape for k, v in state.items()})
+    check_shapes(path, expected, {k: v.shape for k, v in state.items()})
 
 
-def refuse_mismatch(
-    path: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]
-) -> None:
+def check_shapes(path: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
     """Raises `CoPRSError` where the tensors found (name → shape) are not those expected."""
     wrong = [
         f"{k} is {list(found[k])} and {list(shape)} was expected"
@@ -186,10 +197,12 @@ def refuse_mismatch(
         if k in found and found[k] != shape
     ]
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
-    refuse(path, sorted(missing), sorted(unexpected), wrong)
+    refuse_mismatch(path, sorted(missing), sorted(unexpected), wrong)
 
 
-def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
+def refuse_mismatch(
+    path: Path, missing: list[str], unexpected: list[str], wrong: list[str]
+) -> None:
     """Raises `CoPRSError` naming the first few tensors of the first kind of mismatch there is."""
     for what, names in (
         (Phrase("lacks"), missing),
@@ -212,10 +225,10 @@ def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[st
 # --- torch's own files
 
 
-def read_sam(path: Path) -> dict[str, Tensor]:
+def read_sam_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a SAM .pth file, read lazily; raises `CoPRSError` where it is something
     else."""
-    return read_pickle(path, Phrase("a SAM file (.pth)"))
+    return read_torch_file(path, Phrase("a SAM file (.pth)"))
 
 
 def sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, DecoderConfig]:
@@ -245,7 +258,7 @@ def decoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
 _NO_TORCH_FILE = Phrase("is not a torch file")
 
 
-def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
+def read_torch_file(path: Path, expected: str) -> dict[str, Tensor]:
     """A torch file that holds a dict of tensors, read with weights_only: no code in it is run.
 
     Raises:

@@ -27,10 +27,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.checkpoints.catalogue import rows, table
-    from coprs_core.machine import device_of
+    from coprs_core.checkpoints.catalogue import model_rows, model_table
 
-    chosen = LoadOptions(quantization=options.quantization, sam=options.sam)
-    listed = rows(device_of(options.device), chosen)
-    print(json.dumps([asdict(r) for r in listed], indent=1) if options.json else table(listed))
+    rows = model_rows(
+        LoadOptions(options.device, quantization=options.quantization, sam=options.sam)
+    )
+    print(json.dumps([asdict(r) for r in rows], indent=1) if options.json else model_table(rows))
     return 0

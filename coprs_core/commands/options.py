@@ -52,8 +52,8 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--sam",
         default="auto",
-        metavar="NAME|FILE",
-        help=f"auto, {', '.join(SAM_NAMES)} or a file, for models that write coordinates "
+        metavar="NAME|FILE|FOLDER",
+        help=f"auto, {', '.join(SAM_NAMES)}, a file or a folder, for models that write coordinates "
         "(default auto: sam2.1-tiny on a CPU, sam2.1-large on a GPU)",
     )
     parser.add_argument(

@@ -8,9 +8,9 @@ import torch
 
 from coprs_core.checkpoints.adapters import AdapterSource
 from coprs_core.checkpoints.hugging_face import weight_files
-from coprs_core.checkpoints.load import find
-from coprs_core.checkpoints.source import PARTS, CoPRSSource, Source
-from coprs_core.checkpoints.tensors import count_weights, open_safetensors
+from coprs_core.checkpoints.load import find_source
+from coprs_core.checkpoints.sources import PARTS, CoPRSSource, Source
+from coprs_core.checkpoints.tensors import count_parameters, open_safetensors
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, free_memory, process
 from coprs_core.model.coprs import CoPRSConfig
@@ -136,7 +136,9 @@ def _sizes(recipe: JointRecipe, source: CoPRSSource, place: torch.device) -> _Si
     shapes = open_safetensors(weight_files(source.language_folder)).shapes
     counts = {name: torch.Size(shape).numel() for name, (shape, _) in shapes.items()}
     layers = {n: s for n, (s, _) in shapes.items() if re.fullmatch(ADAPTED + r"\.weight", n)}
-    encoder, *heads = (sum(count_weights(source.folder / f"{part}.safetensors")) for part in PARTS)
+    encoder, *heads = (
+        sum(count_parameters(source.folder / f"{part}.safetensors")) for part in PARTS
+    )
     cards = process()[1] if recipe.sharded else 1
     if recipe.sharded and cards == 1 and place.type == "cuda":
         cards = torch.cuda.device_count()  # a dry run stands for one process a card
@@ -154,7 +156,7 @@ def _sizes(recipe: JointRecipe, source: CoPRSSource, place: torch.device) -> _Si
 
 def whole_source(name: str) -> Source:
     """The model that a run begins with, by name; raises `CoPRSError` where it is adapters."""
-    source = find(name)
+    source = find_source(name)
     if isinstance(source, AdapterSource):
         raise CoPRSError(
             f"{name} are adapters: train from a full checkpoint, made of them with "

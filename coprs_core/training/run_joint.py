@@ -19,13 +19,13 @@ from trl import GRPOConfig
 
 from coprs_core.checkpoints.adapters import save_adapters
 from coprs_core.checkpoints.convert import merge
-from coprs_core.checkpoints.familiar import copy_familiar
 from coprs_core.checkpoints.hugging_face import is_tied
 from coprs_core.checkpoints.load import load_checkpoint
+from coprs_core.checkpoints.ood_statistics import copy_familiar
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
-from coprs_core.checkpoints.source import Checkpoint
-from coprs_core.checkpoints.tensors import written_whole
+from coprs_core.checkpoints.sources import Checkpoint
+from coprs_core.checkpoints.tensors import explain_write_errors
 from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.machine import is_out_of_memory, peak_memory, process, within_memory
@@ -145,7 +145,7 @@ def _stage(
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
         trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, dataset, recipe))
     memory = within_memory("This training", start.model.device, _SMALLER)
-    with memory, written_whole(folder), told_to_stop() as watch.is_told:
+    with memory, explain_write_errors(folder), told_to_stop() as watch.is_told:
         if is_whole and not recipe.sharded:  # it was killed while the checkpoint was written
             trainer._load_from_checkpoint(saved)
             trainer.state.global_step = step_of(saved)

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import chain_figure
-from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.training.recipe import JointRecipe

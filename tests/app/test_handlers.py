@@ -45,7 +45,7 @@ from app.views.standalone import standalone
 from coprs_core import CoPRSError, Region, Result, load
 from coprs_core.answer.compare import against_truth
 from coprs_core.answer.engine import Engine, Update
-from coprs_core.checkpoints import catalogue
+from coprs_core.checkpoints import catalogue, plan
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import Cancelled
@@ -507,12 +507,12 @@ def test_a_port_that_is_none_is_one_sentence(mini):
 
 
 def test_the_page_lists_every_model_and_why_one_does_not_fit(mini, monkeypatch):
-    monkeypatch.setattr(catalogue, "free_memory", lambda device: 9_000_000_000)
+    monkeypatch.setattr(plan, "free_memory", lambda device: 9_000_000_000)
     unquantized = LoadOptions("cpu", quantization="none", sam="vit_h")
     rows = ModelServer(mini, unquantized).rows()
     table, choices = page.models("en", rows), {n: label for label, n in page.choices(rows)}
     assert all(name in table for name in catalogue.NAMES)
-    needs = "does not fit: needs 10.3 GB of memory on cpu, 9.0 GB free"
+    needs = "does not fit: in bfloat16 needs about 10.3 GB and cpu has 9.0 GB free"
     assert "mini" in choices and needs in choices["qwen2.5-vl-3b"]
     assert "--quantize nf4 needs 6.7 GB" in choices["qwen2.5-vl-3b"]
 

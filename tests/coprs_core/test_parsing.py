@@ -8,8 +8,8 @@ from coprs_core.answer.compare import read_truth
 from coprs_core.batch import find_items
 from coprs_core.checkpoints import adapters
 from coprs_core.checkpoints.downloads import missing_shards
-from coprs_core.checkpoints.heads import known_heads, place_of
 from coprs_core.checkpoints.hugging_face import read_config
+from coprs_core.checkpoints.localization_heads import heads_path, load_heads
 from coprs_core.datasets import open_dataset
 from coprs_core.evaluation.run import ROWS, RUN, read_rows, read_run
 from coprs_core.export.archive import open_answer
@@ -62,7 +62,7 @@ READERS = {
     "a true mask": lambda f, t: read_truth(written(f, "a.json", t) / "a.json", (8, 8)),
     "coprs.json": lambda f, t: CoPRSConfig.read(written(f, "coprs.json", t) / "coprs.json"),
     "config.json": lambda f, t: read_config(written(f, "config.json", t)),
-    "adapters": lambda f, t: adapters.base_of("x", written(f, adapters.CONFIG, t), False),
+    "adapters": lambda f, t: adapters.base_model_name("x", written(f, adapters.CONFIG, t), False),
     "a folder of photos": data_set("folder", "items.jsonl"),
     "ReasonSeg": data_set("reasonseg", "val/a.json"),
 }
@@ -87,9 +87,9 @@ def test_a_file_that_is_none_is_one_sentence(tmp_path, reader, text):
 def test_what_can_be_done_without_is_passed_over(tmp_path, text, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     (tmp_path / "config.json").write_text("{}")
-    place_of(tmp_path).parent.mkdir(parents=True)
-    place_of(tmp_path).write_text(text)
-    assert known_heads(tmp_path) == ()
+    heads_path(tmp_path).parent.mkdir(parents=True)
+    heads_path(tmp_path).write_text(text)
+    assert load_heads(tmp_path) == ()
     (tmp_path / "model.safetensors.index.json").write_text(text)
     assert missing_shards(tmp_path)
 

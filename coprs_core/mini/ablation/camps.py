@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.checkpoints.source import Checkpoint
+from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.mini.ablation.arms import Arm
 from coprs_core.mini.train.build import build_miniature, build_processor

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from coprs_core.checkpoints.save import save_checkpoint
-from coprs_core.checkpoints.tensors import written_whole
+from coprs_core.checkpoints.tensors import explain_write_errors
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, computes_in_bfloat16
 from coprs_core.mini.train import oracle
@@ -305,6 +305,6 @@ def _save(path: Path, parts: dict[str, nn.Module], chosen: list, step: int, seco
         "step": step,
         "seconds": seconds,
     }
-    with written_whole(path):
+    with explain_write_errors(path):
         torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)

@@ -10,7 +10,7 @@ import pytest
 
 from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
-from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS
+from coprs_core.checkpoints.plan import MAX_KEPT_PHOTOS
 from coprs_core.errors import Cancelled
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import iou

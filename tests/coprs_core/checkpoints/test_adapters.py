@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 
 from coprs_core import load
 from coprs_core.__main__ import main
-from coprs_core.checkpoints import adapters, quantization
+from coprs_core.checkpoints import adapters, plan
 from coprs_core.checkpoints import load as loading
 from coprs_core.checkpoints.adapters import save_adapters
 from coprs_core.checkpoints.doctor import examine
@@ -87,9 +87,8 @@ def test_merged_adapters_are_the_merged_model(made):
 def test_where_the_cpu_is_slow_in_bfloat16_they_are_merged_and_kept_in_8_bits(
     made, monkeypatch, asked, size
 ):
-    monkeypatch.setattr(adapters, "computes_in_bfloat16", lambda device: False)
-    monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda device: False)
-    monkeypatch.setattr(quantization, "GB", size)  # from so many bytes on "auto" quantizes
+    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(plan, "GB", size)  # from so many bytes on "auto" quantizes
     ours = load(str(made / "own"), device="cpu", dtype="bf16", quantization=asked)
     packed = sum(isinstance(layer, Int8Linear) for layer in ours.model.modules())
     is_meant = asked == "int8" or size == 1
@@ -246,7 +245,7 @@ SLOW = r"(\w|\w\w|\w\.|\.)*[^\w]$"
     ids=lambda values: next(iter(values)),
 )
 def test_what_takes_for_ever_is_refused(own, values, monkeypatch):
-    monkeypatch.setattr(adapters, "_MOST_SECONDS", 0.5)
+    monkeypatch.setattr(adapters, "_MAX_SECONDS", 0.5)
     change(own, **values)
     began = time.process_time()
     with pytest.raises(CoPRSError) as raised:
@@ -279,7 +278,7 @@ def test_the_first_of_several_patterns_counts(own):
     config.alpha_pattern = {r"b\.[qk]": 7}
     config.exclude_modules, config.target_modules = r"b\..*", r".*\.(q|k)"
     names = ["", "a", "a.q", "a.k", "b", "b.q", "b.k"]
-    adapters.without_patterns(config, names, own / CONFIG)
+    adapters.resolve_patterns(config, names, own / CONFIG)
     assert config.target_modules == {"a.q", "a.k", "b.q", "b.k"}
     assert config.exclude_modules == {"b.q", "b.k"}
     assert config.rank_pattern == {r"a\.q": 3, r"b\.q": 4, r"a\.k|b\.k": 5}

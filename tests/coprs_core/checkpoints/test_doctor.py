@@ -16,11 +16,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from coprs_core import CoPRSError, load, random_weights
 from coprs_core.__main__ import main
 from coprs_core.answer.engine import Engine
-from coprs_core.checkpoints import catalogue, doctor, hugging_face, memory, quantization
+from coprs_core.checkpoints import doctor, hugging_face, plan
 from coprs_core.checkpoints.catalogue import CATALOGUE, listed
 from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.plan import Machine, choose_dtype
 from coprs_core.checkpoints.sams import SAMS
-from coprs_core.machine import choose_dtype
 from coprs_core.metrics import iou
 from coprs_core.mini.world.questions import examples
 from coprs_core.mini.world.scenes import draw_scene
@@ -39,8 +39,11 @@ def test_the_tables_weights_are_those_of_the_published_configs(name, size):
         if isinstance(m, torch.nn.Linear)
     )
     row = listed(name)
-    assert (row.linear, row.other) == (linear, sum(p.numel() for p in model.parameters()) - linear)
-    assert row.download == pytest.approx(2 * (row.linear + row.other), rel=0.001)
+    assert (row.size.linear, row.size.other) == (
+        linear,
+        sum(p.numel() for p in model.parameters()) - linear,
+    )
+    assert row.download == pytest.approx(2 * (row.size.linear + row.size.other), rel=0.001)
 
 
 def test_the_tables_sam_sizes_are_segment_anythings():
@@ -48,8 +51,8 @@ def test_the_tables_sam_sizes_are_segment_anythings():
         known = SAMS[name]
         with torch.device("meta"):
             counted = sum(p.numel() for p in sam_model_registry[name]().parameters())
-        assert counted == known.parameters
-        assert known.download == pytest.approx(4 * known.parameters, rel=0.001)
+        assert counted == known.size.other
+        assert known.download == pytest.approx(4 * known.size.other, rel=0.001)
 
 
 def test_models_lists_every_name_and_reads_the_machine_live(capsys, monkeypatch):
@@ -68,7 +71,7 @@ def test_models_lists_every_name_and_reads_the_machine_live(capsys, monkeypatch)
         < rows["qwen2.5-vl-3b"]["memory_bf16"]
         < rows["qwen2.5-vl-7b"]["memory_bf16"]
     )
-    monkeypatch.setattr(catalogue, "free_disk", lambda folder: 5_000_000_000)
+    monkeypatch.setattr(plan, "free_disk", lambda folder: 5_000_000_000)
     main(["models", "--json", "--device", "cpu"])
     row = {r["name"]: r for r in json.loads(capsys.readouterr().out)}["seg-zero-7b"]
     assert not row["fits"] and "of disk, 5.0 GB free" in row["reason"]
@@ -91,11 +94,9 @@ def test_every_listed_model_with_a_prompt_of_its_own_is_a_coordinates_model():
 
 
 def test_auto_precision_follows_device_and_size():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert choose_dtype("auto", cpu, 10**8) == torch.float32
-    assert (
-        choose_dtype("auto", cpu, 8 * 10**9) == choose_dtype("auto", cuda, 10**8) == torch.bfloat16
-    )
+    cpu, cuda = Machine("cpu", 0, 0), Machine("cuda", 0, 0)
+    assert choose_dtype("auto", cpu, 10**8) == "float32"
+    assert choose_dtype("auto", cpu, 8 * 10**9) == choose_dtype("auto", cuda, 10**8) == "bfloat16"
 
 
 def test_sharded_weights_load_and_a_missing_shard_is_named(tmp_path):
@@ -155,13 +156,13 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, monkeypatch
 
 
 def test_what_cannot_fit_is_refused_before_it_is_loaded(monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda device: 20_000_000)
+    monkeypatch.setattr(plan, "free_memory", lambda device: 20_000_000)
     with pytest.raises(CoPRSError) as error:
         load("mini", device="cpu")
     assert "mini in float32 needs about" in str(error.value) and "has 20 MB free" in str(
         error.value
     )
-    monkeypatch.setattr(memory, "free_memory", lambda device: 18_000_000)
+    monkeypatch.setattr(plan, "free_memory", lambda device: 18_000_000)
     with pytest.raises(CoPRSError, match="--dtype bf16 needs|--quantize nf4 --dtype bf16 needs"):
         load("mini", device="cpu")
 
@@ -209,7 +210,7 @@ def test_the_language_models_linear_layers_are_quantized_and_nothing_else(
     tmp_path, monkeypatch, kind, layer, make
 ):
     # on a CPU without these instructions int8 is our own (test_int8)
-    monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: True)
     mllm = make()
     folder = tmp_path / "checkpoint"
     folder.mkdir()
@@ -265,7 +266,7 @@ def test_quantization_where_it_cannot_work_is_said(monkeypatch):
     with pytest.raises(
         CoPRSError, match="works on CUDA and on the CPU, not on mps: choose --quantize none"
     ):
-        quantization.check_quantization("nf4", torch.device("mps"))
+        plan.check_quantization("nf4", torch.device("mps"))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(CoPRSError, match="bitsandbytes, which quantizes, does not work here"):
         load("mini", device="cpu", quantization="nf4")

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.doctor import examine
+from coprs_core.checkpoints.folder_checks import check_numbers
 from coprs_core.checkpoints.hugging_face import load_processor, read_config
-from coprs_core.checkpoints.limits import check_numbers
 from coprs_core.checkpoints.load import MINIATURE, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.mini.world.scenes import draw_scene

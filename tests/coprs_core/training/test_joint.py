@@ -35,7 +35,7 @@ from coprs_core.answer.engine import Engine  # noqa: E402
 from coprs_core.checkpoints.load import MINIATURE, load_checkpoint  # noqa: E402
 from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
 from coprs_core.checkpoints.save import save_checkpoint  # noqa: E402
-from coprs_core.checkpoints.tensors import written_whole  # noqa: E402
+from coprs_core.checkpoints.tensors import explain_write_errors  # noqa: E402
 from coprs_core.commands import train  # noqa: E402
 from coprs_core.datasets import open_dataset  # noqa: E402
 from coprs_core.datasets.dataset import Dataset  # noqa: E402
@@ -967,10 +967,10 @@ def test_a_disk_that_is_full_is_one_sentence(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     with (
         pytest.raises(CoPRSError, match="make room"),
-        written_whole(tmp_path),
+        explain_write_errors(tmp_path),
     ):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
-    with pytest.raises(RuntimeError, match="other"), written_whole(tmp_path):
+    with pytest.raises(RuntimeError, match="other"), explain_write_errors(tmp_path):
         raise RuntimeError("other")
 
 

@@ -11,7 +11,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, Sam2ImageProcessor, Sam2Model, Sam2Processor
+from transformers import (
+    AutoProcessor,
+    Sam2ImageProcessor,
+    Sam2Model,
+    Sam2Processor,
+    Sam3ImageProcessor,
+    Sam3TrackerModel,
+    Sam3TrackerProcessor,
+)
 
 from coprs_core import CoPRSError, load
 from coprs_core.answer.flags import flags
@@ -19,7 +27,7 @@ from coprs_core.answer.results import Region, Result
 from coprs_core.answer.verdict import chain
 from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE
-from coprs_core.checkpoints.sams import _load_sam2
+from coprs_core.checkpoints.sams import load_sam
 from coprs_core.geometry import to_square
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.boxes import MAX_OBJECTS, breaks_off, read_answer, words_of_numbers
@@ -475,12 +483,44 @@ def test_the_mask_is_what_transformers_own_sam2_processor_draws(
     assert np.array_equal(mask[0, 0].numpy(), region.mask) and 0 < region.mask.mean() < 1
 
 
+@pytest.mark.parametrize("model_type", ["sam3_tracker", "sam3_tracker_video"])
+def test_the_sam3_tracker_draws_what_transformers_own_processor_does(
+    qwen3_folders, tmp_path, monkeypatch, model_type
+):
+    folder = tiny.save_sam3(tmp_path / "sam3")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+    engine = load(str(qwen3_folders[0]), device="cpu", sam=str(folder))
+    photo = draw_scene(1).image[:200]
+    writes(
+        monkeypatch, engine, '</think>[{"bbox_2d": [100, 250, 500, 750], "point_2d": [300, 500]}]'
+    )
+    region = engine.segment(photo, "it").regions[0]
+    model = Sam3TrackerModel.from_pretrained(folder)
+    processor = Sam3TrackerProcessor(Sam3ImageProcessor.from_pretrained(folder), target_size=112)
+    inputs = processor(
+        images=Image.fromarray(photo),
+        input_boxes=[[list(region.box)]],
+        input_points=[[[list(p) for p in region.points]]],
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        drawn = model(**inputs, multimask_output=False).pred_masks
+    [mask] = processor.post_process_masks(drawn, inputs["original_sizes"])
+    assert np.array_equal(mask[0, 0].numpy(), region.mask) and 0 < region.mask.mean() < 1
+
+
+def test_a_folder_of_another_kind_is_no_sam(qwen3_folders):
+    with pytest.raises(CoPRSError, match="is of type 'qwen3_vl' and a SAM of type sam2, "):
+        load(str(qwen3_folders[0]), device="cpu", sam=str(qwen3_folders[0]))
+
+
 def test_coordinates_reach_sam2_unrounded_in_any_precision(qwen3_folders):
     """On a side of 1,024 pixels, where bfloat16 has steps of four."""
     box = torch.tensor([[[900.3, 914.6, 950.2, 1001.7]]])
     encoded = []
     for dtype in (torch.float32, torch.bfloat16):
-        loaded = _load_sam2(qwen3_folders[1], torch.device("cpu"), dtype)
+        loaded = load_sam(str(qwen3_folders[1]), torch.device("cpu"), dtype)
         assert loaded.dtype == dtype
         encoder = loaded.model.prompt_encoder
         encoder.input_image_size = 1024
@@ -623,7 +663,7 @@ def test_a_broken_sam2_is_one_sentence(qwen3_folders, tmp_path):
         folder = tmp_path / name
         shutil.copytree(qwen3_folders[1], folder)
         (folder / name).write_bytes(content)
-        with pytest.raises(CoPRSError, match="SAM 2|broken"):
+        with pytest.raises(CoPRSError, match="The SAM in|broken"):
             load(str(qwen3_folders[0]), device="cpu", sam=str(folder))
     state = load_file(qwen3_folders[1] / "model.safetensors")
     state.pop("no_memory_embedding")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from coprs_core import load
-from coprs_core.checkpoints import quantization
+from coprs_core.checkpoints import plan
 from coprs_core.machine import parse_dtype
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.cpu.int8 import MANY_ROWS, Int8Linear, in_8_bits, pack
@@ -58,7 +58,7 @@ def test_packing_replaces_linear_layers_and_nothing_else():
 def test_the_language_model_alone_is_packed_where_the_cpu_is_slow(
     tmp_path, monkeypatch, make, dtype
 ):
-    monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: False)
     mllm = make()
     (tmp_path / "checkpoint").mkdir()
     folder = tiny.save_checkpoint_by_hand(tmp_path / "checkpoint", tiny.coprs(mllm))
@@ -72,7 +72,7 @@ def test_the_language_model_alone_is_packed_where_the_cpu_is_slow(
 
 
 def test_the_miniature_in_8_bits_answers_as_it_does_in_16(monkeypatch):
-    monkeypatch.setattr(quantization, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: False)
     eight = load("mini", device="cpu", dtype="bf16", quantization="int8")
     sixteen = load("mini", device="cpu", dtype="bf16")
     assert any(isinstance(m, Int8Linear) for m in eight.model.modules())

@@ -20,7 +20,7 @@ from coprs_core.photos.photo import Photo
 FILE = "familiar.safetensors"
 
 
-def learn_from(segmenter: FocusTokenSegmenter, pictures: Iterable[Photo]) -> Familiar:
+def learn_statistics(segmenter: FocusTokenSegmenter, pictures: Iterable[Photo]) -> Familiar:
     """What these pictures look like to a model; raises `CoPRSError` where they are too few."""
     descriptions = [segmenter.describe(picture) for picture in pictures]
     needed = pictures_needed(segmenter.model.config.vision.channels)

@@ -11,7 +11,7 @@ from torch.distributed.tensor import (  # importing it also lets weights_only re
     Shard,
 )
 
-from coprs_core.checkpoints.tensors import LazyTensors, read_pickle
+from coprs_core.checkpoints.tensors import LazyTensors, read_torch_file
 from coprs_core.errors import CoPRSError
 
 _NAME = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
@@ -42,7 +42,7 @@ def read_shards(folder: Path) -> list[dict[str, Tensor]]:
                 f"of {worlds[0]} shards): copy it from the training machine."
             )
     shards = [
-        read_pickle(found[worlds[0], rank], "a shard of an FSDP checkpoint")
+        read_torch_file(found[worlds[0], rank], "a shard of an FSDP checkpoint")
         for rank in range(worlds[0])
     ]
     for rank, shard in enumerate(shards):
@@ -54,7 +54,7 @@ def read_shards(folder: Path) -> list[dict[str, Tensor]]:
     return shards
 
 
-def merged_shards(
+def merge_shards(
     shards: list[dict[str, Tensor]], prefixes: tuple[str, ...], folder: Path
 ) -> LazyTensors:
     """The whole tensors of the shards whose names begin so."""

@@ -14,8 +14,8 @@ from PIL import Image
 from coprs_core import CoPRSError, Result, load
 from coprs_core.__main__ import main
 from coprs_core.answer.flags import flags
-from coprs_core.checkpoints.familiar import FILE, load_familiar, save_familiar
 from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.ood_statistics import FILE, load_familiar, save_familiar
 from coprs_core.mini.world.questions import examples
 from coprs_core.model.backends.familiar import learn
 from coprs_core.photos.photo import open_photo

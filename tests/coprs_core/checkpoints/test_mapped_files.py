@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from coprs_core.checkpoints.pages import let_pages_go
+from coprs_core.checkpoints.mapped_files import release_pages
 
 COUNT = 5_000_000
 
@@ -34,10 +34,10 @@ def test_pages_are_let_go_through_links_and_nothing_written_is_lost(tmp_path):
     mapped = torch.from_file(str(link), shared=False, size=COUNT, dtype=torch.float32)
     assert torch.equal(mapped, values) and held(blob) > 3.9 * COUNT
     mapped[1000] = -1.0  # into this process's own copy
-    let_pages_go([link])
+    release_pages([link])
     assert held(blob) < 0.1 * 4 * COUNT
     values[1000] = -1.0
     assert torch.equal(mapped, values)
     other = torch.arange(COUNT, dtype=torch.float32)  # memory of other kinds is left alone
-    let_pages_go([tmp_path / "other.safetensors"])
+    release_pages([tmp_path / "other.safetensors"])
     assert held(blob) > 3.9 * COUNT and torch.equal(other[1001:], values[1001:])

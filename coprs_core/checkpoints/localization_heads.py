@@ -14,7 +14,7 @@ from coprs_core.files import visible
 from coprs_core.parsing import from_json
 
 
-def place_of(folder: Path) -> Path:
+def heads_path(folder: Path) -> Path:
     """Where the heads of the language model in a folder are kept: a name for its config and its
     weights' sizes."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
@@ -23,19 +23,19 @@ def place_of(folder: Path) -> Path:
     return Path(constants.HF_HOME) / "coprs" / "heads" / f"{digest.hexdigest()[:16]}.json"
 
 
-def known_heads(folder: Path) -> tuple[int, ...]:
+def load_heads(folder: Path) -> tuple[int, ...]:
     """The heads that are kept for the language model in a folder, the best first; none where it was
     not calibrated, or the file is broken."""
     try:
-        heads = from_json(place_of(folder).read_text(encoding="utf-8"))["heads"]
+        heads = from_json(heads_path(folder).read_text(encoding="utf-8"))["heads"]
         return tuple(heads) if all(type(h) is int and 0 <= h < 2**16 for h in heads) else ()
     except (OSError, ValueError, KeyError, TypeError):
         return ()
 
 
-def keep_heads(folder: Path, heads: tuple[int, ...], facts: dict) -> Path:
+def save_heads(folder: Path, heads: tuple[int, ...], facts: dict) -> Path:
     """Keep the heads of the language model in a folder, with the facts of how they were found."""
-    path = place_of(folder)
+    path = heads_path(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"heads": list(heads), **facts}) + "\n", encoding="utf-8")

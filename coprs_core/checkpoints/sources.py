@@ -1,15 +1,14 @@
-"""Where models of each kind lie, which files they want, and how they are loaded."""
+"""The kinds of models on disk: which files each has, how it is planned and loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import torch
+from PIL import Image
 from torch import nn
 
 from coprs_core.checkpoints.downloads import Report
-from coprs_core.checkpoints.familiar import load_familiar
-from coprs_core.checkpoints.heads import known_heads
 from coprs_core.checkpoints.hugging_face import (
     chat_template,
     check_focus_token,
@@ -20,22 +19,30 @@ from coprs_core.checkpoints.hugging_face import (
     read_config,
     weight_files,
 )
-from coprs_core.checkpoints.memory import check_memory, room_for_encoding
-from coprs_core.checkpoints.options import DETAILS, LoadOptions
-from coprs_core.checkpoints.quantization import choose_quantization
-from coprs_core.checkpoints.rehearsal import rehearse
-from coprs_core.checkpoints.sams import choose_sam, open_sam, place_of
-from coprs_core.checkpoints.tensors import count_weights, load_part
-from coprs_core.errors import CoPRSError, Phrase, truncated
-from coprs_core.machine import as_user_error, choose_dtype
+from coprs_core.checkpoints.localization_heads import load_heads
+from coprs_core.checkpoints.ood_statistics import load_familiar
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.plan import (
+    LoadPlan,
+    Machine,
+    ModelSize,
+    choose_detail,
+    choose_sam,
+    make_plan,
+    room_for_encoding,
+)
+from coprs_core.checkpoints.sams import load_sam, missing_sam_bytes, sam_size, sam_weights_path
+from coprs_core.checkpoints.tensors import count_parameters, load_module
+from coprs_core.errors import CoPRSError, Phrase
+from coprs_core.machine import as_user_error, parse_dtype
 from coprs_core.model.backends.coordinates import (
     PROMPTS,
-    VISUAL_TOKENS,
     CoordinateModel,
     CoordinatePrompt,
     CoordinateSegmenter,
 )
 from coprs_core.model.backends.cpu.float32 import widen
+from coprs_core.model.backends.language import LanguageModel
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Segmenter
@@ -82,11 +89,16 @@ class Source(Protocol):
         """Ids of the tokens that it cannot do without; raises `CoPRSError` where one is missing."""
         ...
 
-    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
-        """The model, on a device, strictly.
+    def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
+        """How it will be loaded, from its files' headers alone; raises `CoPRSError`: what is
+        missing or broken."""
+        ...
+
+    def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
+        """The model as planned, strictly.
 
         Weights are read straight from the files' pages as they are needed: loading takes little
-        more memory than the model. Raises `CoPRSError`: what is missing, broken, or too large.
+        more memory than the model. Raises `CoPRSError`: what is missing or broken.
         """
         ...
 
@@ -123,16 +135,16 @@ class CoPRSSource:
         tokenizer = load_tokenizer(self.language_folder)
         return tokens | {focus_token: focus_token_id(tokenizer, focus_token, self.language_folder)}
 
-    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
+    def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
+        vision = CoPRSConfig.read(self.folder / "coprs.json").vision
+        size = _size_of([*weight_files(self.language_folder), *self._parts()])
+        size += ModelSize(working=room_for_encoding(vision.grid, vision.width))
+        return make_plan(self.name, size, options, machine)
+
+    def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
         config = CoPRSConfig.read(self.folder / "coprs.json")
-        weights = _sum(
-            count_weights(p) for p in (*weight_files(self.language_folder), *self._parts())
-        )
-        dtype = choose_dtype(options.dtype, device, sum(weights) * 2)
-        quantization = choose_quantization(options.quantization, device, sum(weights) * 2)
-        room = room_for_encoding(config.vision.grid, config.vision.width)
-        check_memory(self.name, weights, device, dtype, quantization, room)
-        mllm = load_mllm(self.language_folder, device, dtype, quantization)
+        device, dtype = torch.device(plan.device), parse_dtype(plan.dtype)
+        mllm = load_mllm(self.language_folder, device, dtype, plan.quantization)
         width = mllm.get_input_embeddings().embedding_dim
         if width != config.llm_width:
             raise CoPRSError(
@@ -146,7 +158,7 @@ class CoPRSSource:
             model = CoPRS(config, nn.Module())
         model.mllm = mllm
         for part, file in zip(PARTS, self._parts(), strict=True):
-            load_part(model.get_submodule(part), file, device, dtype)
+            load_module(model.get_submodule(part), file, device, dtype)
         tokenizer = load_tokenizer(self.language_folder)
         image_processor = load_image_processor(self.language_folder)
         rows = mllm.get_input_embeddings().num_embeddings
@@ -155,9 +167,9 @@ class CoPRSSource:
         widen(model)
         familiar = load_familiar(self.folder, config.vision.channels)
         segmenter = FocusTokenSegmenter(model, tokenizer, image_processor, familiar)
-        segmenter.language.heads = known_heads(self.language_folder)
-        rehearse(segmenter.language, config.prompt_template, self.language_folder)
-        return Checkpoint(self.name, segmenter, quantization, self.language_folder)
+        segmenter.language.heads = load_heads(self.language_folder)
+        _check_generation(segmenter.language, config.prompt_template, self.language_folder)
+        return Checkpoint(self.name, segmenter, plan.quantization, self.language_folder)
 
 
 @dataclass(frozen=True)
@@ -177,13 +189,21 @@ class CoordinateSource:
         return self.folder
 
     def files(self, sam: str) -> list[Path]:
-        return [place_of(sam)]
+        return [sam_weights_path(sam)]
 
     def special_tokens(self) -> dict[str, int]:
         load_tokenizer(self.folder)
         return _image_token(self.folder)
 
-    def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
+    def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
+        self._prompt()
+        sam = choose_sam(options.sam, machine.kind)
+        size = _size_of(weight_files(self.folder)) + sam_size(sam)
+        detail = choose_detail(options.detail, machine.kind)
+        known = {"sam": sam, "detail": detail, "download": missing_sam_bytes(sam)}
+        return make_plan(self.name, size, options, machine, **known)
+
+    def _prompt(self) -> CoordinatePrompt:
         kind = read_config(self.folder).model_type
         if kind not in PROMPTS:
             raise CoPRSError(
@@ -193,45 +213,74 @@ class CoordinateSource:
                 kind=kind,
                 names=", ".join(PROMPTS),
             )
-        prompt = self.prompt or PROMPTS[kind]
-        sam = open_sam(choose_sam(options.sam, device), report)
-        weights = _sum([*(count_weights(p) for p in weight_files(self.folder)), (0, sam.weights)])
-        dtype = choose_dtype(options.dtype, device, sum(weights) * 2)
-        quantization = choose_quantization(options.quantization, device, sum(weights) * 2)
-        check_memory(self.name, weights, device, dtype, quantization, sam.room)
-        model = CoordinateModel(
-            sam.load(device, dtype), load_mllm(self.folder, device, dtype, quantization)
-        )
+        return self.prompt or PROMPTS[kind]
+
+    def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
+        prompt, device, dtype = self._prompt(), torch.device(plan.device), parse_dtype(plan.dtype)
+        sam = load_sam(plan.sam, device, dtype, report)
+        model = CoordinateModel(sam, load_mllm(self.folder, device, dtype, plan.quantization))
         tokenizer = load_tokenizer(self.folder)
         image_processor = load_image_processor(self.folder)
         model.eval().requires_grad_(False)
         widen(model)
         chat = chat_template(self.folder, tokenizer, model.mllm.config.image_token_id)
-        detail = choose_detail(options.detail, device)
+        detail = cast(Detail, plan.detail)
         segmenter = CoordinateSegmenter(model, tokenizer, image_processor, prompt, chat, detail)
-        segmenter.language.heads = known_heads(self.folder)
-        rehearse(segmenter.language, segmenter.template, self.folder)
-        return Checkpoint(self.name, segmenter, quantization, self.folder)
+        segmenter.language.heads = load_heads(self.folder)
+        _check_generation(segmenter.language, segmenter.template, self.folder)
+        return Checkpoint(self.name, segmenter, plan.quantization, self.folder)
 
 
-def choose_detail(detail: str, device: torch.device) -> Detail:
-    """The detail of a name; "auto" is low on a CPU, where each visual token is waited for, and
-    normal on a GPU. Raises `CoPRSError` for any other."""
-    if detail == "auto":
-        return "low" if device.type == "cpu" else "normal"
-    if detail not in VISUAL_TOKENS:
-        raise CoPRSError(
-            "Detail {detail!r} is not known: choose auto, {names}.",
-            detail=truncated(detail, 40),
-            names=", ".join(DETAILS),
-        )
-    return detail
-
-
-def _sum(counts) -> tuple[int, int]:
-    linear, other = zip(*counts)
-    return sum(linear), sum(other)
+def _size_of(files: list[Path]) -> ModelSize:
+    """What is in safetensors files, from their headers alone."""
+    linear, other = zip(*(count_parameters(path) for path in files), strict=True)
+    return ModelSize(sum(linear), sum(other))
 
 
 def _image_token(folder: Path) -> dict[str, int]:
     return {"image": read_config(folder).image_token_id}
+
+
+# --- the first word, so that what cannot answer is refused now, not at the first question
+
+_GREY_PHOTO = Image.new("RGB", (56, 56), "gray")
+
+
+def _check_generation(language: LanguageModel, template: str, folder: Path) -> None:
+    """Raises `CoPRSError` where tokenizer, image processor and model of a folder cannot read a
+    question together, or would fail over one word of it."""
+    fault = Phrase(
+        "Tokenizer, image processor and model in {folder} do not work together", folder=folder
+    )
+    with as_user_error(fault, Phrase("take all files of a model from one source")):
+        _check_tokens(language, folder)
+        visual = language.see(_GREY_PHOTO)
+        prefix = language.prefix(template, visual)
+        reading_so_far = language.reading(template, "the umbrella", visual, prefix)
+        for _ in language.write(reading_so_far, None, 2):
+            pass
+
+
+def _check_tokens(language: LanguageModel, folder: Path) -> None:
+    tokenizer, rows = language.tokenizer, language.vocabulary
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise CoPRSError(
+            "The tokenizer in {folder} writes ids up to {largest:,} and the embeddings have "
+            "{rows:,} rows: tokenizer and weights are of different models.",
+            folder=folder,
+            largest=largest,
+            rows=rows,
+        )
+    image_id = language.mllm.config.image_token_id
+    if image_id not in tokenizer.added_tokens_decoder:
+        raise CoPRSError(
+            "{path} has image_token_id {image_id}, which is no special token of the "
+            "tokenizer: the two are of different models.",
+            path=folder / "config.json",
+            image_id=image_id,
+        )
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise CoPRSError(
+            "The tokenizer in {folder} is of an old kind: add its tokenizer.json.", folder=folder
+        )

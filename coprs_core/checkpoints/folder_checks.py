@@ -1,0 +1,256 @@
+"""What a Hugging Face folder may say, checked before anything is built; and what helps where
+transformers cannot read it: to copy it again does only where a file came damaged."""
+
+from collections.abc import Callable
+from functools import partial
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any
+
+from coprs_core.checkpoints.tensors import count_parameters
+from coprs_core.errors import CoPRSError, Phrase, truncated
+from coprs_core.files import FETCH, has_mark, is_pointer, visible
+from coprs_core.machine import COPY_AGAIN
+from coprs_core.model.backends.mllm import Mllm
+from coprs_core.parsing import from_json
+
+_MAX_VALUES = {
+    "num_hidden_layers": 512,
+    "depth": 512,
+    "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
+    "num_heads": 1024,
+    "head_dim": 4096,
+    "linear_num_key_heads": 1024,
+    "linear_num_value_heads": 1024,
+    "linear_key_head_dim": 4096,
+    "linear_value_head_dim": 4096,
+    "linear_conv_kernel_dim": 256,
+    "hidden_size": 65536,
+    "out_hidden_size": 65536,
+    "embed_dim": 65536,
+    "projection_dim": 65536,
+    "intermediate_size": 2**20,
+    "vocab_size": 10_000_000,
+    "max_position_embeddings": 2**28,
+    "num_position_embeddings": 2**20,
+    "image_size": 4096,
+    "window_size": 4096,
+    "patch_size": 256,
+    "temporal_patch_size": 16,
+    "spatial_merge_size": 16,
+    "in_channels": 16,
+    "num_channels": 16,
+}
+"""Largest value of an entry of config.json, wherever it stands; the least is 1."""
+_MAX_LIST = 4096
+_MAX_PIXELS, _MAX_SIDE = 2**20, 4096
+"""Largest area or side that an image processor may stretch a small photo to."""
+_EQUAL_ENTRIES = {
+    "patch_size": "patch_size",
+    "merge_size": "spatial_merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
+"""Entries of an image processor, and of the vision config, that must be equal."""
+
+
+def check_numbers(values: Any, path: Path) -> None:
+    """Raises `CoPRSError` where config.json is no table, or an entry is too large or small to build
+    or names code."""
+    if not isinstance(values, dict):
+        raise CoPRSError("{path} holds no entries: copy it again from its source.", path=path)
+    for name, value in values.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        expected = None
+        if isinstance(value, dict):
+            check_numbers(value, path)
+        if name in _MAX_VALUES and is_number and not 1 <= value <= _MAX_VALUES[name]:
+            expected = Phrase("a number from 1 to {most:,}", most=_MAX_VALUES[name])
+        elif isinstance(value, list) and len(value) > _MAX_LIST:
+            expected = Phrase("a list of at most {most:,}", most=_MAX_LIST)
+        elif name.endswith("attn_implementation") and "/" in str(value):
+            expected = Phrase("a name without “/”, which would be code to download,")
+        if expected:
+            raise CoPRSError(
+                "{path}: {name} is {value} and {expected} was expected: correct it, or copy the "
+                "file again from its source.",
+                path=path,
+                name=truncated(name, 40),
+                value=truncated(value, 40),
+                expected=expected,
+            )
+
+
+def check_size(empty: Mllm, files: list[Path], is_tied: bool, folder: Path) -> None:
+    """Raises `CoPRSError` where a config describes far more weights than the files hold: those
+    missing would be made up, and take the memory."""
+    described = sum(
+        p.numel()
+        for name, p in empty.named_parameters()
+        if not (is_tied and name == "lm_head.weight")
+    )
+    held = sum(sum(count_parameters(path)) for path in files)
+    packed = 8 if getattr(empty.config, "quantization_config", None) else 1
+    if described > 2 * held * packed:
+        raise CoPRSError(
+            "{path} describes a model of {described:,} weights and the files hold {held:,}: "
+            "copy the folder again from its source.",
+            path=folder / "config.json",
+            described=described,
+            held=held,
+        )
+
+
+def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> None:
+    """Raises `CoPRSError` where an image processor cuts a photo otherwise than the model reads it,
+    or would make it huge."""
+    takes_areas = "image_grid_thw" in type(image_processor).model_input_names
+    if takes_areas != hasattr(vision, "spatial_merge_size"):
+        raise CoPRSError(
+            "The image processor in {folder} is a {kind}, which its model cannot use: the "
+            "two are of different models.",
+            folder=folder,
+            kind=type(image_processor).__name__,
+        )
+    for name, name_in_model in _EQUAL_ENTRIES.items() if takes_areas else ():
+        found, expected = getattr(image_processor, name), getattr(vision, name_in_model)
+        if found != expected:
+            raise CoPRSError(
+                "The image processor in {folder} has {name} {found} and its model {expected}: "
+                "the two are of different models.",
+                folder=folder,
+                name=name,
+                found=truncated(found, 40),
+                expected=expected,
+            )
+    for group in ("size", "crop_size", "pad_size"):
+        for name, value in dict(getattr(image_processor, group, None) or {}).items():
+            most = _MAX_PIXELS if takes_areas else _MAX_SIDE
+            if takes_areas and name == "longest_edge":
+                most = 2**30  # an upper bound stretches nothing
+            if value is not None and not (type(value) is int and 1 <= value <= most):
+                raise CoPRSError(
+                    "The image processor in {folder} has {group}.{name} {value} and a whole number "
+                    "from 1 to {most:,} was expected: correct it, or copy the file again from its "
+                    "source.",
+                    folder=folder,
+                    group=group,
+                    name=truncated(name, 40),
+                    value=truncated(value, 40),
+                    most=most,
+                )
+
+
+# --- what helps
+
+UNSUPPORTED = {"awq": "gptqmodel (once autoawq)", "gptq": "gptqmodel"}
+"""Ways of quantizing, by `quant_method`, and the libraries that their weights need."""
+_UNQUANTIZED = Phrase(
+    "take the same model with unquantized weights, which --quantize nf4 or int8 makes small here"
+)
+_FILES = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+)
+_CLASSES = {
+    "qwen2_5_vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor", "Qwen2Tokenizer"),
+    "qwen3_vl": ("Qwen2VLImageProcessor", "Qwen3VLProcessor", "Qwen2Tokenizer"),
+    "qwen3_5": ("Qwen2VLImageProcessor", "Qwen3VLProcessor", "Qwen3_5Tokenizer"),
+    "llava": ("CLIPImageProcessor", "LlavaProcessor", "LlamaTokenizer"),
+    "internvl": ("GotOcr2ImageProcessor", "InternVLProcessor", "Qwen2Tokenizer"),
+}
+_CLASS_ENTRIES = ("image_processor_type", "processor_class", "tokenizer_class")
+"""Entries that name a class of transformers; of each type of model the right ones, in their
+order."""
+
+
+def check_quantized(values: dict, path: Path) -> None:
+    """Raises `CoPRSError` where a config.json is of weights that are quantized in a way that is not
+    supported."""
+    method = _quantization_method(values)
+    if method in UNSUPPORTED:
+        raise CoPRSError(
+            "{path} says that the weights are quantized by {method}: that needs the library "
+            "{library}, which is not supported; {hint}.",
+            path=path,
+            method=method,
+            library=UNSUPPORTED[method],
+            hint=_UNQUANTIZED,
+        )
+
+
+def how_to_fix(folder: Path) -> Callable[[Exception], Phrase]:
+    """For `as_user_error`: what helps where a folder's config, weights, tokenizer or processor
+    cannot be loaded, for the end of a sentence."""
+    return partial(_how_to_fix, folder)
+
+
+def _how_to_fix(folder: Path, problem: Exception) -> Phrase:
+    if pointers := [path for path in visible(folder.glob("*")) if is_pointer(path)]:
+        return Phrase("look at {file}: {hint}", file=pointers[0].name, hint=FETCH)
+    if marked := [path for path in visible(folder.glob("*.json")) if has_mark(path)]:
+        return Phrase(
+            "save {file} as UTF-8 without the mark (BOM) that it begins with", file=marked[0].name
+        )
+    files = {name: _entries(folder / name) for name in _FILES}
+    if "trust_remote_code" in str(problem) or "custom code" in str(problem):
+        return Phrase(
+            "it brings code of its own (auto_map), which is never run; take a model that "
+            "transformers itself knows"
+        )
+    if right_class := _unknown_class(folder, files):
+        return right_class
+    if method := _quantization_method(files["config.json"]):
+        return Phrase(
+            "its weights are quantized by {method}; {hint}",
+            method=truncated(method, 40),
+            hint=_UNQUANTIZED,
+        )
+    if isinstance(problem, ImportError):
+        return Phrase("install the library that this names, or take a model that does without")
+    is_damaged = isinstance(problem, JSONDecodeError | UnicodeDecodeError | OSError)
+    return COPY_AGAIN if is_damaged else Phrase("correct it, or copy it again from its source")
+
+
+def _unknown_class(folder: Path, files: dict[str, dict]) -> Phrase | None:
+    """A class that transformers does not have, and the right one; None where there is none such."""
+    import transformers
+
+    kind = str(files["config.json"].get("model_type"))
+    for number, entry in enumerate(_CLASS_ENTRIES):
+        for name, values in files.items():
+            word = values.get(entry)
+            if not isinstance(word, str) or hasattr(transformers, word):
+                continue
+            right = Phrase("correct it")
+            if kind in _CLASSES:
+                right = Phrase("write {name}", name=_CLASSES[kind][number])
+            return Phrase(
+                "{path} has {entry} {word}, which transformers does not know; {hint}",
+                path=folder / name,
+                entry=entry,
+                word=truncated(word, 60),
+                hint=right,
+            )
+    return None
+
+
+def _quantization_method(values: dict) -> Any:
+    """How a config says that weights are quantized; None by no means, or as it is done here."""
+    quantized = values.get("quantization_config")
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    return method if isinstance(method, str) and method != "bitsandbytes" else None
+
+
+def _entries(path: Path) -> dict:
+    """A JSON file's entries, those of its image processor among them; none where it is broken."""
+    try:
+        values = from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    inner = values.get("image_processor")
+    return (inner if isinstance(inner, dict) else {}) | values
