@@ -14,7 +14,9 @@ from coprs_core.errors import CoPRSError, meant
 from coprs_core.machine import choose_device, parse_dtype, trim_memory, within_memory
 from coprs_core.sizes import expanded
 
-MINIATURE = Path(__file__).resolve().parents[2] / "assets" / "mini"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# a checkout has it beside the package; what is installed has it inside (see pyproject.toml)
+MINIATURE = (_PACKAGE if (_PACKAGE / "assets").is_dir() else _PACKAGE.parent) / "assets" / "mini"
 
 
 def load_checkpoint(
@@ -95,7 +97,7 @@ def _opened(
         if is_base:
             raise CoPRSError(
                 f"{name} is named as the base of adapters and holds adapters too: merge those "
-                f"first with `python -m coprs_core convert {name} --out DIR`."
+                f"first with `coprs convert {name} --out DIR`."
             )
         base = adapters.base_of(name, folder, is_downloaded)
         beside = folder / base
