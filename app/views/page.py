@@ -282,7 +282,7 @@ def link(lang: str, token: str) -> Markup:
 
 
 def models(lang: str, rows: "list[Row]") -> Markup:
-    """The table of models, as `python -m coprs_core models` prints it."""
+    """The table of models, as `coprs models` prints it."""
     return render(lang, "models", rows=rows)
 
 

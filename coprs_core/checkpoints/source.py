@@ -186,7 +186,7 @@ class CoordinateSource:
         if kind not in PROMPTS:
             raise CoPRSError(
                 f"{self.name} is of type {kind!r} and coordinates are read from "
-                f"{', '.join(PROMPTS)}: choose a model that `python -m coprs_core models` lists "
+                f"{', '.join(PROMPTS)}: choose a model that `coprs models` lists "
                 "with coordinates."
             )
         prompt = self.prompt or PROMPTS[kind]

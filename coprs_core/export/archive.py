@@ -256,7 +256,7 @@ def _photo_file(read: Read, most_pixels: int | None) -> bytes:
     if most_pixels and pixels > most_pixels:
         raise CoPRSError(
             f"The photo of this answer has over {most_pixels / 1e6:.0f} million pixels: look "
-            "at it with `python -m coprs_core open`."
+            "at it with `coprs open`."
         )
     return file
 
