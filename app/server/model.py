@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,9 @@ from app.server.answers import Answers
 from app.server.queue import Room
 from coprs_core.checkpoints.memory import room_for_answers
 from coprs_core.checkpoints.options import LoadOptions, is_remote
-from coprs_core.errors import CoPRSError, Unwanted
+from coprs_core.errors import Cancelled, CoPRSError, Phrase
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
 from coprs_core.photos.photo import Photo
-from coprs_core.probes.finding import NotApplicable
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine, Update
@@ -36,15 +36,6 @@ TRIM_SECONDS = 10.0
 """Memory is given back at most so often: it takes some 30 ms."""
 Worker = Callable[[Work], Work]
 """Wraps the generator function through which all work goes."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sentence for the user from a worker in another process, where exceptions do not cross;
-    `stem` is that of a `NotApplicable`."""
-
-    sentence: str
-    stem: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +199,7 @@ class ModelServer:
     ) -> Generator[Any, None, None]:
         """Everything that `work(engine, photo, *args)` yields, or the one thing it returns.
 
-        Closing the generator ends the work. Raises `CoPRSError` as `work` does, and `Unwanted`
+        Closing the generator ends the work. Raises `CoPRSError` as `work` does, and `Cancelled`
         where it is no longer wanted, or nobody waits for it any more, before there is room for it.
         """
         is_wanted = while_awaited(is_wanted)
@@ -219,10 +210,8 @@ class ModelServer:
             for message in working:
                 if isinstance(message, Kept):
                     self.engine.keep(photo, message.features)
-                elif isinstance(message, Failure):
-                    if message.stem:
-                        raise NotApplicable(message.sentence, message.stem)
-                    raise CoPRSError(message.sentence)
+                elif isinstance(message, CoPRSError):
+                    raise message
                 else:
                     yield message
         self._trim()
@@ -274,10 +263,10 @@ class ModelServer:
 
         It ends between two layers of the model where it is no longer wanted.
         """
-        from coprs_core.model.backends.cancellation import while_wanted
+        from coprs_core.model.backends.cancellation import cancellable
 
         def watched(*given: Any) -> Any:
-            with while_wanted(awaited):
+            with cancellable(awaited):
                 return work(*given)
 
         awaited = while_awaited(is_wanted)
@@ -297,12 +286,11 @@ class ModelServer:
                 yield from answer
             else:
                 yield answer
-        except Unwanted:
+        except Cancelled:
             raise  # in this process alone is there somebody to ask
-        except NotApplicable as problem:
-            yield Failure(str(problem), problem.stem)
         except CoPRSError as problem:
-            yield Failure(str(problem))
+            # given, not raised: exceptions do not leave another process; without what holds memory
+            yield copy(problem)
         if self._has_worker and not features and (kept := engine.kept(photo)):
             yield Kept(kept.to("cpu"))
 
@@ -347,7 +335,7 @@ class ModelServer:
             return
         lines: queue.Queue[str | Exception | None] = queue.Queue()
         threading.Thread(target=self._switch, args=(name, lines), daemon=True).start()
-        yield f"Loading {name}"
+        yield Phrase("Loading {name}", name=name)
         while isinstance(line := lines.get(), str):
             yield line
         if line is not None:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from coprs_core.errors import Unwanted
+from coprs_core.errors import Cancelled
 from coprs_core.machine import trim_memory
 from coprs_core.photos.photo import Photo
 
@@ -44,7 +44,7 @@ class Room:
     ) -> Generator[None, None, None]:
         """Inside there is room for work, on a photo, on other `pixels` or on none; waits for it.
 
-        Raises `Unwanted` where the work is no longer wanted while it waits.
+        Raises `Cancelled` where the work is no longer wanted while it waits.
         """
         if photo:
             pixels = photo.size[0] * photo.size[1]
@@ -69,7 +69,7 @@ class Room:
             while self._line[0] is not own or not self._fits(pixels):
                 self._changed.wait(_ASK_SECONDS)
                 if is_wanted and not is_wanted():
-                    raise Unwanted("Nobody waits any more for this: ask again.")
+                    raise Cancelled("Nobody waits any more for this: ask again.")
         finally:
             self._line.remove(own)
             for key in keys:
