@@ -45,7 +45,7 @@ class Listening:
 _OPTIONS = {
     "model": (
         "mini",
-        "a name of `python -m coprs_core models`, auto (the best for photos that fits this "
+        "a name of `coprs models`, auto (the best for photos that fits this "
         "machine), a folder, a Hugging Face id, or openai:NAME@http://host:port/v1",
     ),
     "device": ("auto", "auto, cuda, cuda:1, mps or cpu"),

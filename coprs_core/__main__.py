@@ -1,4 +1,4 @@
-"""`python -m coprs_core`: finds the command and says errors in a sentence."""
+"""`coprs`, also `python -m coprs_core`: finds the command and says errors in a sentence."""
 
 import argparse
 import io
@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; no library is loaded for it."""
-    main_parser = _Parser("python -m coprs_core", description=ABOUT)
+    main_parser = _Parser("coprs", description=ABOUT)
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = command(name)

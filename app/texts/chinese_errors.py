@@ -79,7 +79,7 @@ CHINESE_ERRORS = {
     # saved answers
     "give a zip or folder that “Take away” or `segment --out` wrote": "请给出由“带走”或 `segment --out` 写成的 zip 或文件夹",
     "{path} holds several answers, one folder each: give one of those folders.": "{path} 中有多个回答，各在一个文件夹中：请给出其中一个文件夹。",
-    "The photo of this answer has over {millions:.0f} million pixels: look at it with `python -m coprs_core open`.": "这个回答的照片超过 {millions:.0f} 百万像素：请用 `python -m coprs_core open` 查看。",
+    "The photo of this answer has over {millions:.0f} million pixels: look at it with `coprs open`.": "这个回答的照片超过 {millions:.0f} 百万像素：请用 `coprs open` 查看。",
     "The folder {folder!r} cannot be made or written to ({reason}): choose another --out.": "无法创建或写入文件夹 {folder!r}（{reason}）：请选择另一个 --out。",
     "{file} lacks a file or an entry of a saved answer: {hint}.": "{file} 缺少已保存回答的文件或条目：{hint}。",
     "{file} cannot be read as a saved answer: {hint}.": "无法将 {file} 作为已保存的回答读取：{hint}。",
@@ -187,7 +187,7 @@ CHINESE_ERRORS = {
     "There is no checkpoint {name!r}{near}: give a folder that holds coprs.json (CoPRS), adapter_config.json (adapters) or config.json (a Hugging Face folder of Qwen2.5-VL or Qwen3-VL), a Hugging Face id, or one of auto, {names}.": "没有检查点 {name!r}{near}：请给出含有 coprs.json（CoPRS）、adapter_config.json（适配器）或 config.json（Qwen2.5-VL 或 Qwen3-VL 的 Hugging Face 文件夹）的文件夹、Hugging Face id，或 auto、{names} 之一。",
     "{name!r} is not a model: give a folder, a Hugging Face id or one of auto, {names}.": "{name!r} 不是模型：请给出文件夹、Hugging Face id，或 auto、{names} 之一。",
     "{name!r} stands for a CoPRS checkpoint of yours: give its folder or hub id instead of this name, such as --model path/to/folder or --model you/your-model.": "{name!r} 代表您自己的 CoPRS 检查点：请用它的文件夹或 hub id 代替这个名称，例如 --model path/to/folder 或 --model you/your-model。",
-    "{name} is named as the base of adapters and holds adapters too: merge those first with `python -m coprs_core convert {name} --out DIR`.": "{name} 被指定为适配器的基础模型，而它自己也含有适配器：请先用 `python -m coprs_core convert {name} --out DIR` 合并。",
+    "{name} is named as the base of adapters and holds adapters too: merge those first with `coprs convert {name} --out DIR`.": "{name} 被指定为适配器的基础模型，而它自己也含有适配器：请先用 `coprs convert {name} --out DIR` 合并。",
     "The base of {name} cannot be used, which its {file} names as base_model_name_or_path: {reason}": "无法使用 {name} 的基础模型（其 {file} 中的 base_model_name_or_path）：{reason}",
     # downloads
     "{repo} is not complete in the cache {cache} and Hugging Face cannot be reached: connect and run this again (files that are there already are kept), or copy a filled cache here.": "{repo} 在缓存 {cache} 中不完整，且无法连接 Hugging Face：请联网后重试（已有的文件会保留），或将完整的缓存复制到这里。",
@@ -232,7 +232,7 @@ CHINESE_ERRORS = {
     "{path} is of type {kind!r}{own}: only {names} are supported.": "{path} 的类型是 {kind!r}{own}：仅支持 {names}。",
     " and brings code of its own (auto_map), which is never run": "，并带有自己的代码（auto_map），而代码绝不会被运行",
     "Models of type {kind!r} are not supported: use one of {names}.": "不支持 {kind!r} 类型的模型：请使用 {names} 之一。",
-    "{model} is of type {kind!r} and coordinates are read from {names}: choose a model that `python -m coprs_core models` lists with coordinates.": "{model} 的类型是 {kind!r}，而坐标可由 {names} 读出：请选择 `python -m coprs_core models` 中标有坐标的模型。",
+    "{model} is of type {kind!r} and coordinates are read from {names}: choose a model that `coprs models` lists with coordinates.": "{model} 的类型是 {kind!r}，而坐标可由 {names} 读出：请选择 `coprs models` 中标有坐标的模型。",
     "Detail {detail!r} is not known: choose auto, {names}.": "未知的细节级别 {detail!r}：请选择 auto、{names}。",
     "The language model in {folder} cannot be loaded": "无法加载 {folder} 中的语言模型",
     "The language model lacks {path}: copy it again from its source.": "语言模型缺少 {path}：请从来源处重新复制。",

@@ -285,7 +285,7 @@ def link(lang: str, token: str) -> Markup:
 
 
 def models(lang: str, rows: "list[ModelRow]") -> Markup:
-    """The table of models, as `python -m coprs_core models` prints it."""
+    """The table of models, as `coprs models` prints it."""
     return render(lang, "models", rows=rows)
 
 

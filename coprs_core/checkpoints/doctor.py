@@ -98,7 +98,7 @@ def _versions() -> Check:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             found.append(f"{package} –")
-            missing = missing or f"install {package}: pip install -r requirements.txt"
+            missing = missing or f"{package} is not installed: pip install {package}"
     return Check("versions", " · ".join(found), missing)
 
 

@@ -13,7 +13,9 @@ from coprs_core.errors import CoPRSError, Phrase, did_you_mean
 from coprs_core.machine import choose_device, parse_dtype, trim_memory, within_memory
 from coprs_core.sizes import expanded
 
-MINIATURE = Path(__file__).resolve().parents[2] / "assets" / "mini"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# a checkout has it beside the package; what is installed has it inside (see pyproject.toml)
+MINIATURE = (_PACKAGE if (_PACKAGE / "assets").is_dir() else _PACKAGE.parent) / "assets" / "mini"
 
 
 def load_checkpoint(
@@ -104,7 +106,7 @@ def _in_folder(
         if is_base:
             raise CoPRSError(
                 "{name} is named as the base of adapters and holds adapters too: merge those "
-                "first with `python -m coprs_core convert {name} --out DIR`.",
+                "first with `coprs convert {name} --out DIR`.",
                 name=name,
             )
         base = adapters.base_model_name(name, folder, is_downloaded)

@@ -208,7 +208,7 @@ class CoordinateSource:
         if kind not in PROMPTS:
             raise CoPRSError(
                 "{model} is of type {kind!r} and coordinates are read from {names}: choose a "
-                "model that `python -m coprs_core models` lists with coordinates.",
+                "model that `coprs models` lists with coordinates.",
                 model=self.name,
                 kind=kind,
                 names=", ".join(PROMPTS),

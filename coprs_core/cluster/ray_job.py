@@ -133,7 +133,7 @@ def _connected(cluster: Cluster) -> Any:
     except ModuleNotFoundError as problem:
         raise CoPRSError(
             f"--ray needs {problem.name}, which is not installed: "
-            "pip install -r coprs_core/cluster/requirements.txt."
+            'pip install -e ".[ray]" in the folder of CoPRS.'
         ) from problem
     from ray.exceptions import RayError
 

@@ -25,12 +25,12 @@ camp           focus token and prior (CoPRS), hidden state (LISA), coordinates i
 image encoder  a smaller and a larger one, from nothing
 
 A run that was stopped goes on; --arm chooses arms or tables. OUT/ablation.md and
-ablation.png hold what is there. It needs coprs_core/training/requirements.txt.
+ablation.png hold what is there. It needs more libraries: pip install -e ".[train]".
 
 examples:
-  python -m coprs_core ablate --out runs/ablation
-  python -m coprs_core ablate --out runs/ablation --arm joint --arm camp --seeds 1
-  python -m coprs_core ablate --out runs/small --steps 2 --camp-steps 4 --scenes 20
+  coprs ablate --out runs/ablation
+  coprs ablate --out runs/ablation --arm joint --arm camp --seeds 1
+  coprs ablate --out runs/small --steps 2 --camp-steps 4 --scenes 20
 """
 
 

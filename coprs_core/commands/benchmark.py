@@ -16,10 +16,10 @@ deleted unless --folder keeps it. 3b and 7b are CoPRS checkpoints, the others wr
 coordinates.
 
 examples:
-  python -m coprs_core benchmark --random-weights qwen3-vl-2b --tokens 60 --picture 640x480
-  python -m coprs_core benchmark --random-weights 3b --dtype bf16 --quantize none
-  python -m coprs_core benchmark --random-weights 7b --device cuda --quantize nf4 --folder /tmp/7b
-  python -m coprs_core benchmark --model mini
+  coprs benchmark --random-weights qwen3-vl-2b --tokens 60 --picture 640x480
+  coprs benchmark --random-weights 3b --dtype bf16 --quantize none
+  coprs benchmark --random-weights 7b --device cuda --quantize nf4 --folder /tmp/7b
+  coprs benchmark --model mini
 """
 
 

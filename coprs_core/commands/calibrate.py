@@ -14,8 +14,8 @@ and for the probes of attention. Without it every answer chooses its own heads.
 It can be stopped and goes on where it was.
 
 examples:
-  python -m coprs_core calibrate --model qwen3-vl-2b
-  python -m coprs_core calibrate --model auto --scenes 120
+  coprs calibrate --model qwen3-vl-2b
+  coprs calibrate --model auto --scenes 120
 """
 
 

@@ -9,7 +9,7 @@ Hold two runs of `evaluate` against each other, item by item: the difference of 
 measure with its 95 % interval, and the p of a paired permutation test.
 
 example:
-  python -m coprs_core compare runs/before runs/after
+  coprs compare runs/before runs/after
 """
 
 

@@ -15,8 +15,8 @@ Or merge adapters (a folder or Hugging Face id with adapter_config.json) into th
 checkpoint that they name.
 
 examples:
-  python -m coprs_core convert step_500_ep_1/actor --sam sam_vit_h_4b8939.pth --out coprs-3b
-  python -m coprs_core convert runs/own/checkpoint --out coprs-own
+  coprs convert step_500_ep_1/actor --sam sam_vit_h_4b8939.pth --out coprs-3b
+  coprs convert runs/own/checkpoint --out coprs-own
 """
 
 

@@ -11,7 +11,7 @@ special tokens, quantization. The last line says "ready" or the first thing to d
 Loads no weights and does not use the network.
 
 example:
-  python -m coprs_core doctor --model qwen2.5-vl-3b --quantize nf4
+  coprs doctor --model qwen2.5-vl-3b --quantize nf4
 
 exit codes:
   0 ready · 1 something is to be done first

@@ -41,8 +41,8 @@ grefcoco    grefs(…).json with instances.json: several targets, or none
 reasonseg   LISA's folders, or the tables of Ricky06662
 
 examples:
-  python -m coprs_core evaluate --model mini --data scenes --limit 1000 --out runs/mini
-  python -m coprs_core evaluate --model qwen3-vl-2b --data reasonseg --root ReasonSeg \\
+  coprs evaluate --model mini --data scenes --limit 1000 --out runs/mini
+  coprs evaluate --model qwen3-vl-2b --data reasonseg --root ReasonSeg \\
       --split val --protocol lisa --out runs/reasonseg
   torchrun --nproc_per_node 2 -m coprs_core evaluate --out runs/mini
 """

@@ -19,8 +19,8 @@ Every answer then carries that distance; the page asks before it answers a pictu
 that is unlike them all.
 
 examples:
-  python -m coprs_core familiar my-checkpoint --pictures training/images
-  python -m coprs_core familiar my-checkpoint --data scenes --split train --count 8000 \\
+  coprs familiar my-checkpoint --pictures training/images
+  coprs familiar my-checkpoint --data scenes --split train --count 8000 \\
       --note "picture-book scenes"
 """
 
@@ -54,7 +54,7 @@ def run(options: Namespace) -> int:
     if not (options.checkpoint / "coprs.json").is_file():
         raise CoPRSError(
             f"{options.checkpoint} is no CoPRS checkpoint folder, which holds coprs.json: give one "
-            "(adapters are merged by `python -m coprs_core convert`)."
+            "(adapters are merged by `coprs convert`)."
         )
     checkpoint = load_checkpoint(str(options.checkpoint), LoadOptions(options.device))
     segmenter: Any = checkpoint.segmenter

@@ -13,8 +13,8 @@ List the models that can be loaded by name: what kind of prior they have, what t
 download and need, their licence, and whether they fit this machine as it is now.
 
 examples:
-  python -m coprs_core models
-  python -m coprs_core models --quantize nf4 --sam vit_b --json
+  coprs models
+  coprs models --quantize nf4 --sam vit_b --json
 """
 
 

@@ -12,9 +12,9 @@ Needs no model. --out writes its files anew, --replay the thought and its looks 
 picture; the app opens the zip too.
 
 examples:
-  python -m coprs_core open answer.zip
-  python -m coprs_core open answer.zip --replay replay.webp
-  python -m coprs_core open answer.zip --out answer --full-size
+  coprs open answer.zip
+  coprs open answer.zip --replay replay.webp
+  coprs open answer.zip --out answer --full-size
 
 exit codes:
   0 found · 3 nothing found · 4 unfinished · 2 no saved answer

@@ -29,7 +29,7 @@ def training_libraries() -> Generator[None, None, None]:
     except ModuleNotFoundError as problem:
         raise CoPRSError(
             f"Joint training needs {problem.name}, which is not installed: "
-            "pip install -r coprs_core/training/requirements.txt."
+            'pip install -e ".[train]" in the folder of CoPRS.'
         ) from problem
 
 

@@ -10,7 +10,7 @@ Make the starting point of training: a published model with the focus token adde
 SAM's image encoder, prompt encoder and mask decoder, and a fresh query head.
 
 example:
-  python -m coprs_core prepare Qwen/Qwen2.5-VL-3B-Instruct --sam vit_h --out start-3b
+  coprs prepare Qwen/Qwen2.5-VL-3B-Instruct --sam vit_h --out start-3b
 """
 
 

@@ -14,7 +14,7 @@ always draws the same scenes; no two splits share one. The test split also holds
 pairs of kind and colour, and wordings, that training never shows.
 
 example:
-  python -m coprs_core scenes --seed 7 --count 20 --out scenes
+  coprs scenes --seed 7 --count 20 --out scenes
 """
 
 

@@ -37,13 +37,13 @@ Find what an instruction means in a photo. The model thinks aloud, then points:
 its focus token becomes a heatmap (the positional prior), and the heatmap a mask.
 
 examples:
-  python -m coprs_core segment assets/examples/rain.png "something to stay dry with" --out answer
-  python -m coprs_core segment photo.jpg "the smaller dog" --model path/to/checkpoint --json
-  python -m coprs_core segment photos/ "the umbrella" --out answers --probe sentences
-  python -m coprs_core segment photo.jpg "the smaller dog" --out answer \\
+  coprs segment assets/examples/rain.png "something to stay dry with" --out answer
+  coprs segment photo.jpg "the smaller dog" --model path/to/checkpoint --json
+  coprs segment photos/ "the umbrella" --out answers --probe sentences
+  coprs segment photo.jpg "the smaller dog" --out answer \\
       --again "the larger dog" --truth true.png
 
-The bundled model "mini" knows picture-book scenes only; `python -m coprs_core scenes` draws some.
+The bundled model "mini" knows picture-book scenes only; `coprs scenes` draws some.
 
 Many photos (a folder, a glob in quotes, or a .jsonl with lines such as
 {"photo": "a.jpg", "instruction": "the cat"}): one folder each under --out, several

@@ -42,13 +42,13 @@ FILE.toml   a recipe of your own; those of this repository lie in
             coprs_core/training/recipes.
 
 Joint training needs more libraries:
-  pip install -r coprs_core/training/requirements.txt
+  pip install -e ".[train]"
 
 examples:
-  python -m coprs_core train mini --out runs/mini
-  python -m coprs_core train mini-joint --out runs/joint --set steps=60
-  python -m coprs_core train qwen3-vl-2b-1gpu --data path/to/folder --dry-run
-  python -m coprs_core train mini-joint --out runs/own --model runs/mini/checkpoint \\
+  coprs train mini --out runs/mini
+  coprs train mini-joint --out runs/joint --set steps=60
+  coprs train qwen3-vl-2b-1gpu --data path/to/folder --dry-run
+  coprs train mini-joint --out runs/own --model runs/mini/checkpoint \\
       --data path/to/folder
 """
 
@@ -186,7 +186,7 @@ def _jointly(options: Namespace) -> int:
     if recipe.model.startswith("runs/") and not Path(recipe.model).is_dir():
         raise CoPRSError(
             f"There is no folder {recipe.model}, with which this run begins: make it with "
-            f"`python -m coprs_core prepare`, or give a checkpoint by --model."
+            f"`coprs prepare`, or give a checkpoint by --model."
         )
     if expanded(recipe.model).resolve() == (options.out / "checkpoint").resolve():
         raise CoPRSError(

@@ -253,7 +253,7 @@ def needed(library: str) -> str:
     """What to say where a library of data sets is not installed."""
     return (
         f"This data set needs {library}, which is not installed: "
-        "pip install -r coprs_core/datasets/requirements.txt."
+        'pip install -e ".[data]" in the folder of CoPRS.'
     )
 
 

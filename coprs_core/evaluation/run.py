@@ -167,9 +167,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         Settings(**values["settings"])
         dict(values["groups"]), dict(values["engine"]), dict(values["versions"])
     except (OSError, ValueError, TypeError, LookupError) as problem:
-        raise CoPRSError(
-            f"{folder} holds no run: give the --out of `python -m coprs_core evaluate`."
-        ) from problem
+        raise CoPRSError(f"{folder} holds no run: give the --out of `coprs evaluate`.") from problem
     return values
 
 
@@ -183,7 +181,7 @@ def read_rows(folder: Path) -> list[Measurement]:
         if row.index not in rows or rows[row.index].problem:  # it was asked anew
             rows[row.index] = row
     if not rows:
-        raise CoPRSError(f"{folder} holds no rows yet: run `python -m coprs_core evaluate` first.")
+        raise CoPRSError(f"{folder} holds no rows yet: run `coprs evaluate` first.")
     return [rows[index] for index in sorted(rows)]
 
 

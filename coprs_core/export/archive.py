@@ -263,7 +263,7 @@ def _photo_file(read: Read, most_pixels: int | None) -> bytes:
     if most_pixels and pixels > most_pixels:
         raise CoPRSError(
             "The photo of this answer has over {millions:.0f} million pixels: look at it "
-            "with `python -m coprs_core open`.",
+            "with `coprs open`.",
             millions=most_pixels / 1000000.0,
         )
     return file

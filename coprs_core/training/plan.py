@@ -160,7 +160,7 @@ def whole_source(name: str) -> Source:
     if isinstance(source, AdapterSource):
         raise CoPRSError(
             f"{name} are adapters: train from a full checkpoint, made of them with "
-            f"`python -m coprs_core convert {name} --out DIR`."
+            f"`coprs convert {name} --out DIR`."
         )
     return source
 
@@ -174,7 +174,7 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
     if not isinstance(source, CoPRSSource):
         raise CoPRSError(
             f"{source.name} has no focus token to train: make a CoPRS checkpoint of it with "
-            "`python -m coprs_core prepare`."
+            "`coprs prepare`."
         )
     sizes = _sizes(recipe, source, place)
     language = recipe.lora * sizes.per_rank if recipe.lora else sizes.whole - sizes.tower

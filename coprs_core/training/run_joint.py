@@ -238,7 +238,7 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Pat
     if not isinstance(segmenter, FocusTokenSegmenter) or language is None:
         raise CoPRSError(
             f"{checkpoint.name} writes coordinates and has no focus token to train: make a CoPRS "
-            "checkpoint of it with `python -m coprs_core prepare`."
+            "checkpoint of it with `coprs prepare`."
         )
     kind = segmenter.model.mllm.config.model_type
     if kind not in TRAINED_KINDS:

@@ -1,4 +1,4 @@
-"""The miniature's recipe, recipes/mini.toml: sizes and stages. `python -m coprs_core train mini`
+"""The miniature's recipe, recipes/mini.toml: sizes and stages. `coprs train mini`
 runs it from nothing."""
 
 from dataclasses import asdict, dataclass, field

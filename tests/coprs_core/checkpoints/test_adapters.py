@@ -312,7 +312,7 @@ def test_adapters_over_adapters_are_merged_first(own, tmp_path):
     change(tmp_path / "second", base_model_name_or_path="../own")
     with pytest.raises(
         CoPRSError,
-        match="holds adapters too: merge those first with `python -m coprs_core convert",
+        match="holds adapters too: merge those first with `coprs convert",
     ):
         load(str(tmp_path / "second"), device="cpu")
 

@@ -109,7 +109,7 @@ def test_help_reads_like_a_page(command, capsys):
     with pytest.raises(SystemExit) as stop:
         parser().parse_args([command, "--help"])
     page = capsys.readouterr().out
-    assert stop.value.code == 0 and "example" in page and f"python -m coprs_core {command}" in page
+    assert stop.value.code == 0 and "example" in page and f"coprs {command}" in page
 
 
 def test_scenes_writes_pictures_masks_and_facts(tmp_path):
