@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine, Update
     from coprs_core.checkpoints.auto import Choice
     from coprs_core.checkpoints.catalogue import Row
-    from coprs_core.model.segmenter import Features
+    from coprs_core.model.segmenter import PhotoFeatures
 
 Work = Callable[..., Generator[Any, None, None]]
 TRIM_SECONDS = 10.0
@@ -51,7 +51,7 @@ class Failure:
 class Kept:
     """What a worker in another process keeps of the photo."""
 
-    features: Features
+    features: PhotoFeatures
 
 
 @contextmanager
@@ -286,7 +286,7 @@ class ModelServer:
         return list(self.run(here, photo, *args, is_wanted=is_wanted))[0]
 
     def _inside(
-        self, work: Callable[..., Any], photo: Photo, features: Features | None, args: tuple
+        self, work: Callable[..., Any], photo: Photo, features: PhotoFeatures | None, args: tuple
     ) -> Generator[Any, None, None]:
         engine = self.engine
         if features and not engine.kept(photo):

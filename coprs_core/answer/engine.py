@@ -24,7 +24,7 @@ from coprs_core.model.backends.cancellation import asked_here, watch, while_want
 from coprs_core.model.backends.coordinates import CoordinateSegmenter
 from coprs_core.model.backends.decoding import Turn
 from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.model.segmenter import Features, Located, Segmenter, Transcript
+from coprs_core.model.segmenter import Located, PhotoFeatures, Segmenter, Transcript
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.prompts import PriorKind, check_instruction, parse_reply
 
@@ -38,8 +38,8 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
-        self.segmenter: Segmenter[Any] = checkpoint.segmenter
-        self._features: OrderedDict[str, Features] = OrderedDict()
+        self.segmenter: Segmenter = checkpoint.segmenter
+        self._features: OrderedDict[str, PhotoFeatures] = OrderedDict()
         self._room = room_for_photos(self.segmenter.device)
         self._lock, self._reading = threading.Lock(), Turn()
         self._awaited: Counter[str] = Counter()
@@ -169,7 +169,7 @@ class Engine:
             if not reading.photo_reused and photo.key in self._features:
                 self._features.move_to_end(photo.key, last=False)
 
-    def answer_about(self, photo: Photo, features: Features, instruction: str) -> Result:
+    def answer_about(self, photo: Photo, features: PhotoFeatures, instruction: str) -> Result:
         """The answer about a photo that was read in another way than `read` does."""
         answer = _Answer(self, photo, instruction, self.max_new_tokens, features)
         return last_result(answer.updates())
@@ -214,14 +214,14 @@ class Engine:
                 self._awaited[photo.key] -= 1
                 self._awaited += Counter()  # those that nobody waits for go
 
-    def kept(self, photo: Photo) -> Features | None:
+    def kept(self, photo: Photo) -> PhotoFeatures | None:
         """What is kept of a photo that was read before."""
         with self._lock:
             if photo.key in self._features:
                 self._features.move_to_end(photo.key)
             return self._features.get(photo.key)
 
-    def keep(self, photo: Photo, features: Features) -> Features:
+    def keep(self, photo: Photo, features: PhotoFeatures) -> PhotoFeatures:
         """Keep a photo's features, on the model's device; the oldest of too many go."""
         features = features.to(self.segmenter.device)
         with self._lock:
@@ -244,7 +244,7 @@ class _Answer:
         photo: Photo,
         instruction: str,
         limit: int,
-        features: Features | None = None,
+        features: PhotoFeatures | None = None,
         is_wanted: Callable[[], bool] | None = None,
     ):
         self.engine, self.segmenter, self.features = engine, engine.segmenter, features
@@ -280,7 +280,7 @@ class _Answer:
         result = self.result(located, regions, features.seen_size)
         yield self.update("done", prior=prior, result=result)
 
-    def think(self, features: Features):
+    def think(self, features: PhotoFeatures):
         """Yields an `Update` for all that shows, and where a model elsewhere is waited for; returns
         the `Transcript`."""
         is_finished, looks = False, None
@@ -303,7 +303,7 @@ class _Answer:
         embedding = torch.cat(focused) if focused else None
         return Transcript(self.text, is_finished, self.limit, embedding, tuple(pieces), looks)
 
-    def draw(self, located: Located, features: Features) -> tuple[Region, ...]:
+    def draw(self, located: Located, features: PhotoFeatures) -> tuple[Region, ...]:
         return tuple(
             Region(p.prior, self.segmenter.draw(p, features), p.box, p.points, p.label)
             for p in located.places

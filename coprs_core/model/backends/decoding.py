@@ -25,6 +25,7 @@ from coprs_core.machine import free_memory
 from coprs_core.model.backends.attention import Looks, observing
 from coprs_core.model.backends.cpu.output_layer import likeliest
 from coprs_core.model.backends.mllm import Mllm, Reading, cache_argument
+from coprs_core.model.segmenter import Step
 
 MOST_ROWS = 64
 """Replies in one step; more wait until one ends."""
@@ -39,15 +40,6 @@ _ROOM = 128
 """Tokens by which the place for keys and values grows, at least."""
 _SHARE = 0.5
 """Of the memory that is free, which keys and values may take."""
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One generated token; `focus_embedding` [1, D] comes with a focus token, when it has been fed
-    back in."""
-
-    token: int
-    focus_embedding: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -102,7 +94,7 @@ class Row:
         if self.token is None or self.token != self.focus_id:
             return
         self.steps.extend(self._held or [])
-        self.steps.append(Step(self.token, hidden))
+        self.steps.append(Step(self.token, focus_embedding=hidden))
         goes_on = self.goes_on
         self._held, self._focused = [], self._focused + 1
         if not goes_on:
@@ -133,7 +125,7 @@ class Batch:
         max_new_tokens: int,
         looks: Looks | None = None,
     ) -> Iterator[Step]:
-        """One reply, a `Step` a token.
+        """One reply, a `Step` a token, its text not yet in it.
 
         A focus embedding is the last hidden state, after the final norm, at the step that reads a
         focus token (`focus_id` None: there is none). After the last of them nothing is told. Stop

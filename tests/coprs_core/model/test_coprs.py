@@ -193,7 +193,7 @@ def test_the_stage_in_the_middle_gives_the_same_prior_and_mask(mini, found):
     last = next(step for step in written if step.token == focus_id)
     side = mini.model.config.vision.side
     prior_logits, mask_logits = mini.model.focus(
-        last.focus_embedding, features.image_embedding, torch.tensor([[side, side]])
+        last.focus_embedding, features.image_embedding[0], torch.tensor([[side, side]])
     )
     assert prior_logits.shape == mask_logits.shape == (1, 1, side // 4, side // 4)
     up = prior_logits

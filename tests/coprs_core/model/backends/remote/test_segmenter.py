@@ -437,7 +437,7 @@ def test_it_reads_the_picture_and_the_words_that_are_sent(served, sam):
     photo = open_photo(PHOTO)
     features = far.segmenter.read(photo)
     theirs = "".join(w.text for w in far.segmenter.think("the red thing", features, 12))
-    sent = Image.open(io.BytesIO(base64.b64decode(features.picture.partition("base64,")[2])))
+    sent = Image.open(io.BytesIO(base64.b64decode(features.data_url.partition("base64,")[2])))
     here = load(str(folder), device="cpu", sam=sam).segmenter
     visual = here.language.see(sent)  # as many tokens as its image processor makes
     prefix = here.language.prefix(here.template, visual)
