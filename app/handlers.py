@@ -259,7 +259,7 @@ class Handlers:
         with in_a_sentence(lang):
             chosen = given(lang, recent[picked(lang, event, len(recent))])
             self.halt(request)
-            with self.server.room.taken(pixels=chosen.pixels):
+            with self.server.reserved(chosen.pixels):
                 return self._restored(lang, chosen)
 
     def open_file(
@@ -270,7 +270,7 @@ class Handlers:
         with in_a_sentence(lang):
             if path is None:
                 raise CoPRSError(say(lang, "gone"))
-            with self.server.room.taken(pixels=pixels_in(path)):
+            with self.server.reserved(pixels_in(path)):
                 answered = opened(path)
                 self.halt(request)
                 return self._restored(lang, answered) | self._remember(lang, answered, recent)
@@ -385,7 +385,7 @@ class Handlers:
         if token := request.query_params.get("answer", "") if request else "":
             try:
                 path = linked(token)
-                with self.server.room.taken(pixels=pixels_in(path)):
+                with self.server.reserved(pixels_in(path)):
                     return self._restored(lang, opened(path))
             except CoPRSError as gone:  # the page opens all the same
                 gr.Warning(translated(lang, str(gone)))

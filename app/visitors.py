@@ -191,5 +191,5 @@ def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path
     if answered.trace and "sentences" not in findings:  # it came with the answer
         findings.setdefault(answered.trace.stem(), answered.trace)
     path = folder / "coprs-answer.zip"
-    with server.room.taken(pixels=answered.pixels):  # pictures of many sizes are made
+    with server.reserved(answered.pixels):  # pictures of many sizes are made
         return save_zip(path, answered.photo, answered.result, findings.values())

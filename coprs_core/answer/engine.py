@@ -19,10 +19,10 @@ from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint
 from coprs_core.errors import CoPRSError, Unwanted
+from coprs_core.fair_semaphore import FairSemaphore
 from coprs_core.machine import package_versions, within_memory
 from coprs_core.model.backends.cancellation import asked_here, watch, while_wanted
 from coprs_core.model.backends.coordinates import CoordinateSegmenter
-from coprs_core.model.backends.decoding import Turn
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Located, PhotoFeatures, Segmenter, Transcript
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
@@ -41,7 +41,7 @@ class Engine:
         self.segmenter: Segmenter = checkpoint.segmenter
         self._features: OrderedDict[str, PhotoFeatures] = OrderedDict()
         self._room = room_for_photos(self.segmenter.device)
-        self._lock, self._reading = threading.Lock(), Turn()
+        self._lock, self._reading = threading.Lock(), FairSemaphore()
         self._awaited: Counter[str] = Counter()
         if self.model is not None:
             watch(self.model)
@@ -199,7 +199,7 @@ class Engine:
         def goes_on() -> bool:
             return is_wanted is None or self._awaited[photo.key] > 1 or is_wanted()
 
-        with self._awaiting(photo), self._reading.taken(), while_wanted(goes_on):
+        with self._awaiting(photo), self._reading.acquired(), while_wanted(goes_on):
             # perhaps somebody else asked about it meanwhile
             return self.kept(photo) or self.keep(photo, self.segmenter.read(photo))
 

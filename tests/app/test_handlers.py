@@ -36,8 +36,7 @@ from app.examples import EXAMPLES, examples
 from app.handlers import Frame, Handlers
 from app.server import uploads
 from app.server.answers import Answered
-from app.server.model import ModelServer
-from app.server.queue import Room
+from app.server.model import PIXELS_AT_ONCE, ModelServer
 from app.ui import build, launch
 from app.views import canvas, page
 from app.views import findings as probe_views
@@ -620,43 +619,25 @@ def test_a_photo_is_read_while_its_question_is_typed(mini, photo, found):
 def test_who_waits_for_room_is_told_and_may_give_up(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     page_handlers.begin()
-    room, said = page_handlers.server.room, []
-    with ThreadPoolExecutor() as pool, room.taken(Photo(Image.new("RGB", (4000, 3000)), "large")):
+    server, said = page_handlers.server, []
+    line = server.semaphore
+    with ThreadPoolExecutor() as pool, server.reserved(4000 * 3000):
         answer = page_handlers.answer(photo, "the cat", None)
         first = next(answer)  # what an answer begins with, though nothing is done
-        assert "active" in first["steps"] and room.waiting == []
+        assert "active" in first["steps"] and line.waiting == []
         waits = pool.submit(lambda: said.extend(answer))
-        while not room.waiting:
+        while not line.waiting:
             time.sleep(0.01)
         page_handlers.turns.take(None)  # as Stop does
         waits.result(timeout=5)
-    assert said == [] and room.waiting == [] and room.is_empty
-
-
-def test_work_comes_in_the_order_in_which_it_was_asked_for():
-    """A large photo is not kept out by the small ones that come after it."""
-    room, done = Room(at_once=2), []
-    sizes = {"large": (4000, 3000), "small": (10, 10)}
-    photos = [Photo(Image.new("RGB", sizes[kind]), kind) for kind in ("small", "large", "small")]
-
-    def work(photo):
-        with room.taken(photo):
-            done.append(photo.key)
-
-    with ThreadPoolExecutor() as pool, room.taken(photos[0]):
-        for photo in photos[1:]:
-            pool.submit(work, photo)
-            while photo.key not in room.waiting:
-                time.sleep(0.01)
-        assert not room.is_free_for(photos[2])
-    assert done == ["large", "small"] and room.is_free_for(photos[1])
+    assert said == [] and line.waiting == [] and not line.size
 
 
 def test_nothing_is_read_ahead_where_somebody_waits_or_seconds_are_counted(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     page_handlers.begin()
     assert ahead(page_handlers, None) == []
-    with page_handlers.server.room.taken(open_photo(photo)):
+    with page_handlers.server.reserved(open_photo(photo).pixels):
         assert ahead(page_handlers, photo) == []
     borrowed = Handlers(ModelServer(Engine(mini.checkpoint), CPU, worker=lambda w: w), NAMES)
     borrowed.begin()
@@ -715,23 +696,35 @@ def test_what_is_read_ahead_is_taken_over_by_a_question_about_it(mini, photo):
 
 def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
     """Two large photos are not worked on at once: who asks about the other waits outside."""
-    server, passes = ModelServer(Engine(mini.checkpoint)), []
+    server, passes, waits = ModelServer(Engine(mini.checkpoint)), [], []
     own, other = (open_photo(np.full((3, n, 3), 9, np.uint8)) for n in (3, 4))
 
     def block(*_):
         passes.append(1)
-        server.room.waiting.append(other.key)
+        waits.append(pool.submit(wait_for, other))
+        while other.key not in server.semaphore.waiting:
+            time.sleep(0.01)
+
+    def wait_for(photo):
+        with server.reserved(PIXELS_AT_ONCE, photo.key):
+            pass
 
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(block)
-    try:
-        with pytest.raises(Unwanted):
-            list(server.read_ahead(own, lambda: True))
-    finally:
-        hooked.remove()
-    assert len(passes) == 1
-    server.room.waiting.append(own.key)
-    assert len(list(server.read_ahead(own, lambda: True))) == 2
-    assert sorted(server.room.waiting) == sorted([own.key, other.key])
+    with ThreadPoolExecutor() as pool:
+        try:
+            with pytest.raises(Unwanted):
+                list(server.read_ahead(own, lambda: True))
+        finally:
+            hooked.remove()
+        assert len(passes) == 1 and waits[0].result(timeout=60) is None
+        read = server.read_ahead(own, lambda: True)
+        next(read)
+        for photo in (other, own):  # who waits for the same photo waits for this
+            waits.append(pool.submit(wait_for, photo))
+        while len(server.semaphore.waiting) < 2:
+            time.sleep(0.01)
+        assert len(list(read)) == 1
+        assert not any(wait.result(timeout=60) for wait in waits)
 
 
 def test_a_refused_question_leaves_what_is_under_way(mini, photo, asked):

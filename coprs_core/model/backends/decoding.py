@@ -9,7 +9,6 @@ Whoever waits for a token takes the step for all, so that there is no thread of 
 the waiting in, one after the other.
 """
 
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from coprs_core.fair_semaphore import FairSemaphore
 from coprs_core.machine import free_memory
 from coprs_core.model.backends.attention import Looks, observing
 from coprs_core.model.backends.cpu.output_layer import likeliest
@@ -108,7 +108,7 @@ class Batch:
         self._mllm = mllm
         self._rows: list[Row] = []
         self._slots: list[_Slots] = []
-        self._lock = Turn()
+        self._lock = FairSemaphore()
         self._cache_argument = cache_argument(type(mllm.model.language_model))
         self._weights = sum(p.numel() for p in mllm.model.language_model.parameters())
         self._threads = torch.get_num_threads()
@@ -138,17 +138,17 @@ class Batch:
         try:
             has_joined = False
             while not has_joined:  # others go on meanwhile
-                with self._lock.taken():
+                with self._lock.acquired():
                     has_joined = self._join(row, reading)
             while row.steps or row.token is not None:
                 if not row.steps:
-                    with self._lock.taken():
+                    with self._lock.acquired():
                         if not row.steps and row.token is not None:
                             self._step()
                 while row.steps:
                     yield row.steps.popleft()
         finally:
-            with self._lock.taken():
+            with self._lock.acquired():
                 self._leave(row)
 
     # --- under the lock
@@ -322,32 +322,3 @@ class _Slots(DynamicLayer):
         for wider, before in zip(new, kept, strict=True):
             wider[: had[0], :, : had[2]] = before
         self.keys, self.values = new  # both, or neither where there is no memory
-
-
-class Turn:
-    """A lock that lets the waiting in, in the order in which they came."""
-
-    def __init__(self):
-        self._guard, self._is_taken = threading.Lock(), False
-        self._waiting: deque[threading.Lock] = deque()
-
-    @contextmanager
-    def taken(self) -> Generator[None, None, None]:
-        """Inside, nobody else is."""
-        with self._guard:
-            own = None
-            if self._is_taken:
-                own = threading.Lock()
-                own.acquire()
-                self._waiting.append(own)
-            self._is_taken = True
-        if own is not None:
-            own.acquire()
-        try:
-            yield
-        finally:
-            with self._guard:
-                if self._waiting:
-                    self._waiting.popleft().release()
-                else:
-                    self._is_taken = False

@@ -286,7 +286,7 @@ def test_stop_works_while_a_server_sends_no_answer(server, sam, monkeypatch, way
         is_wanted[0] = False
         with pytest.raises(Unwanted):
             list(stream)
-    assert server.left.wait(10) and models.room.is_empty
+    assert server.left.wait(10) and not models.semaphore.size
 
 
 def test_a_client_that_goes_frees_its_place_though_no_answer_comes(server, sam, monkeypatch):
