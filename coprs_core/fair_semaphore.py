@@ -1,4 +1,4 @@
-"""Who works when: the one kind of waiting in line, from the tokens of a batch to visitors' photos."""
+"""The one kind of waiting in line, from the tokens of a batch to the photos of visitors."""
 
 import threading
 from collections import deque

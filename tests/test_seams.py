@@ -86,7 +86,7 @@ frame = Frame(**{f.name: f.name for f in dataclasses.fields(Frame)})
 handlers = Handlers(server, frame)
 *_, last = handlers.answer(photo, words, None)
 answered = last["answered"]
-questions = Questions(server, handlers.turns)
+questions = Questions(server, handlers.gate)
 html = questions.ask_probe("brightness", answered)
 assert "bright inside: 0." in html and html.count("<img") == 1
 exporting = questions.export(answered)

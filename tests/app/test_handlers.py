@@ -363,7 +363,7 @@ def every_view(bad: str, found, server) -> dict[str, str]:
             return [Picture("probe_word", {"word": bad, "highest": bad}, pixels)]
 
     answered = Answered(photo, result)
-    compared = Questions(server, visitors.Turns()).compare(answered, 0, (answered,))
+    compared = Questions(server, visitors.RequestGate()).compare(answered, 0, (answered,))
     looks = Words([bad, bad], np.zeros((2, 4, 4), np.float32), [0.0, 1.0], [False, True])
     offers = page.Offers(edit=True, words=True)
     repair = page.Repair(bad, bad)
@@ -628,7 +628,7 @@ def test_who_waits_for_room_is_told_and_may_give_up(mini, photo):
         waits = pool.submit(lambda: said.extend(answer))
         while not line.waiting:
             time.sleep(0.01)
-        page_handlers.turns.take(None)  # as Stop does
+        page_handlers.gate.begin(None)  # as Stop does
         waits.result(timeout=5)
     assert said == [] and line.waiting == [] and not line.size
 
@@ -649,7 +649,7 @@ def test_what_a_visitor_asked_meanwhile_comes_before_what_is_read_ahead(mini, ph
     page_handlers.begin()
     read = page_handlers.read_ahead(photo)
     assert next(read) and "active" in next(read)["steps"]
-    page_handlers.turns.take(None)
+    page_handlers.gate.begin(None)
     assert list(read) == []
 
 
@@ -660,9 +660,9 @@ def test_reading_ends_where_nobody_waits_for_it(mini, photo, ends):
     def block(*_):
         passes.append(1)
         if ends == "another photo":
-            page_handlers.turns.take(None, rests=True)
+            page_handlers.gate.begin(None, is_idle=True)
         else:
-            page_handlers.turns.take(None)
+            page_handlers.gate.begin(None)
 
     page_handlers.begin()
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(block)
@@ -685,7 +685,7 @@ def test_what_is_read_ahead_is_taken_over_by_a_question_about_it(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     page_handlers.begin()
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(
-        lambda *_: page_handlers.turns.take(None) and None
+        lambda *_: page_handlers.gate.begin(None) and None
     )
     try:
         assert len(list(page_handlers.read_ahead(photo))) == 2  # says no more, and reads on
@@ -770,11 +770,11 @@ def test_what_breaks_off_is_under_way_no_more(mini, photo, monkeypatch):
 
 def test_what_took_its_time_says_nothing_about_another_answer(asked, monkeypatch):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     ask = page_handlers.server.ask
 
     def meanwhile(*args):
-        page_handlers.turns.take(None)
+        page_handlers.gate.begin(None)
         return ask(*args)
 
     monkeypatch.setattr(page_handlers.server, "ask", meanwhile)
@@ -836,7 +836,7 @@ def change(page_handlers, answered, recent, index, value):
 
 def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     before = answered.result.to_json(), answered.result.prior.copy(), answered.result.mask.copy()
     traced = questions.ask_probe("sentences", answered)
     views = answered.findings["sentences"].views
@@ -888,7 +888,7 @@ def test_a_changed_sentence_is_read_no_further_once_something_else_has_the_page(
     passes = []
 
     def overtaken(*_) -> None:
-        passes.append(page_handlers.turns.take(None))
+        passes.append(page_handlers.gate.begin(None))
 
     hook = layer.register_forward_hook(overtaken)
     try:
@@ -916,7 +916,7 @@ def test_the_words_come_all_at_once_and_small(asked):
 
 def test_what_cannot_be_asked_says_why(asked):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     assert questions.why_not("en", "heads", None) == "Ask for something first."
     assert questions.why_not("en", "heads", answered) == ""
     other = Answered(answered.photo, dataclasses.replace(answered.result, model="another"))
@@ -929,7 +929,7 @@ def test_what_cannot_be_asked_says_why(asked):
 
 def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     taking = questions.export_page(answered)
     text = Path(next(taking)).read_text()
     taking.close()
@@ -1031,22 +1031,22 @@ def test_an_expired_link_opens_the_page_all_the_same(mini):
 
 
 def test_no_other_visitor_takes_a_turn_away(monkeypatch):
-    turns = visitors.Turns()
+    gate = visitors.RequestGate()
     one, other = (SimpleNamespace(session_hash=name) for name in ("one", "other"))
     monkeypatch.setattr(visitors, "MAX_SESSIONS", 2)
-    turn = turns.take(one)
+    ticket = gate.begin(one)
     for i in range(5):
-        turns.take(SimpleNamespace(session_hash=str(i)))
-        assert turns.has(one, turn)  # what is under way asks all the time
+        gate.begin(SimpleNamespace(session_hash=str(i)))
+        assert gate.is_current(one, ticket)  # what is under way asks all the time
     for i in range(5):
-        turns.take(SimpleNamespace(session_hash=str(i)))
-    assert not turns.has(one, turn) and turns.take(other) != turns.take(one) != turn
+        gate.begin(SimpleNamespace(session_hash=str(i)))
+    assert not gate.is_current(one, ticket) and gate.begin(other) != gate.begin(one) != ticket
 
 
 def test_a_page_that_opens_late_leaves_alone_what_its_visitor_has_asked(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     assert page_handlers.opened()["answered"] is not None
-    page_handlers.turns.take(None)
+    page_handlers.gate.begin(None)
     assert list(page_handlers.opened()) == ["steps"]
     assert "answered" not in page_handlers.opened()
 
@@ -1133,7 +1133,7 @@ def test_the_truth_of_a_photo_stays_until_another_photo(asked, mini):
 
 def test_what_was_found_is_shown_again_without_the_model(asked):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     first = questions.ask_probe("heads", answered)
     other = dataclasses.replace(answered.result, model="x")
     stranger = Answered(answered.photo, other, findings=answered.findings)
@@ -1143,7 +1143,7 @@ def test_what_was_found_is_shown_again_without_the_model(asked):
 
 def test_a_moving_picture_is_offered_where_there_is_one(asked):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     fresh = Answered(answered.photo, answered.result)
     assert questions.why_no_replay("en", fresh) == ""
     elsewhere = dataclasses.replace(answered.result, model="x")
@@ -1178,16 +1178,16 @@ def test_what_a_visitor_finds_in_the_recorded_answer_stays_there(mini):
 
 def test_sessions_are_not_kept_for_ever(monkeypatch):
     monkeypatch.setattr(visitors, "MAX_SESSIONS", 3)
-    turns = visitors.Turns()
+    gate = visitors.RequestGate()
     for i in range(5):
-        turns.take(SimpleNamespace(session_hash=str(i)))
-    assert turns.now(SimpleNamespace(session_hash="0")) == 0
-    assert turns.now(SimpleNamespace(session_hash="4")) == 5 < turns.take(None)
+        gate.begin(SimpleNamespace(session_hash=str(i)))
+    assert gate.current(SimpleNamespace(session_hash="0")) == 0
+    assert gate.current(SimpleNamespace(session_hash="4")) == 5 < gate.begin(None)
 
 
 def exported(page_handlers, answered, path):
     """The zip that the page gives, copied before its folder goes."""
-    exporting = Questions(page_handlers.server, page_handlers.turns).export(answered)
+    exporting = Questions(page_handlers.server, page_handlers.gate).export(answered)
     shutil.copy(next(exporting), path)
     exporting.close()
     return path
@@ -1231,7 +1231,7 @@ def test_a_photo_that_was_brought_down_is_told_and_measured_by_a_truth_of_its_fu
     assert "shown 6 % of" in page.verdict("en", shown, full_size=(512, 512))
     mask = Image.fromarray(answered.result.mask)
     mask.resize((512, 512), Image.Resampling.NEAREST).save(tmp_path / "truth.png")
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     view, _ = questions.truth(Answered(large, answered.result), [], str(tmp_path / "truth.png"))
     assert "Mask: IoU 1.00" in view
     with pytest.raises(gr.Error, match="512×512 pixels and the photo 256×256"):
@@ -1275,14 +1275,14 @@ def test_what_probes_found_goes_into_the_zip(asked, tmp_path):
     page_handlers, answered = asked
     alone = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "alone.zip")).namelist()
     assert "sentences.json" in alone and "heads.npy" not in alone
-    Questions(page_handlers.server, page_handlers.turns).ask_probe("heads", answered)
+    Questions(page_handlers.server, page_handlers.gate).ask_probe("heads", answered)
     more = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "more.zip")).namelist()
     assert {"heads.json", "heads.npy", "heads.png", "sentences.npy"} <= set(more)
 
 
 def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     one = Answered(answered.photo, dataclasses.replace(answered.result, reasoning="One sentence."))
     (tmp_path / "a.zip").write_text("x")
     for work, sentence in (
@@ -1494,7 +1494,7 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
 
 def test_a_thought_that_cannot_be_traced_can_be_taken_away_all_the_same(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     long = change(page_handlers, answered, (), 0, "A b. " * 70)["answered"]
     assert "at most 64 are traced" in questions.ask_probe("sentences", long)  # no error
     names = zipfile.ZipFile(exported(page_handlers, long, tmp_path / "long.zip")).namelist()
