@@ -18,8 +18,7 @@ from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_ten
 from coprs_core.errors import CoPRSError, shortened
 from coprs_core.files import read_text
 from coprs_core.machine import COPY_AGAIN, computes_in_bfloat16, reading
-from coprs_core.model.backends.cpu.int8 import pack
-from coprs_core.model.backends.cpu.output_layer import lengthen, shorten
+from coprs_core.model.backends.cpu import optimize
 from coprs_core.parsing import from_json
 from coprs_core.prompts import PriorKind
 
@@ -43,8 +42,8 @@ class AdapterSource:
                                  what was trained beside, in the place of the base's; may be missing
 
     Over weights of full precision the adapters are merged in, and cost nothing; over 4 or 8 bits
-    they stay beside the layers, as they were trained. What is kept as `model.int8` does is kept so
-    after they are merged.
+    they stay beside the layers, as they were trained. What `cpu.optimize` keeps in 8 bits is
+    kept so after they are merged.
     """
 
     name: str
@@ -80,7 +79,7 @@ class AdapterSource:
         checkpoint = self.base.load(options, device, report)
         segmenter: Any = checkpoint.segmenter
         model = segmenter.model
-        was_short = lengthen(model.mllm)  # adapters know plain layers
+        optimize.undo(model.mllm)  # adapters know plain layers
         adapt(model.mllm, self.folder, is_merged=checkpoint.quantization == "none")
         for part in _TRAINED:
             file = self.folder / f"{part}.safetensors"
@@ -92,15 +91,13 @@ class AdapterSource:
                     )
                 load_part(model.get_submodule(part), file, device, model.dtype)
         model.eval().requires_grad_(False)
-        if was_short:
-            shorten(model.mllm)
         quantization, folder = checkpoint.quantization, checkpoint.language_folder
         if is_packed_later:
             size = 2 * sum(p.numel() for p in model.parameters())
             quantization = choose_quantization(asked, device, size)
             if quantization == "int8":
-                pack(model.mllm.model.language_model)
-                shorten(model.mllm)
+                optimize.apply(model.mllm.model.language_model, int8=True)
+        optimize.apply(model, shortlist=quantization != "none")
         return Checkpoint(self.name, checkpoint.segmenter, quantization, folder)
 
 

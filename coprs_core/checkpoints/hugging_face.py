@@ -27,8 +27,7 @@ from coprs_core.errors import CoPRSError, shortened
 from coprs_core.files import read_text, visible
 from coprs_core.machine import reading
 from coprs_core.model.backends.coordinates import CHATML, QUESTION_SLOT
-from coprs_core.model.backends.cpu.int8 import pack
-from coprs_core.model.backends.cpu.output_layer import shorten
+from coprs_core.model.backends.cpu import optimize
 from coprs_core.model.backends.mllm import ARCHITECTURES, Mllm
 from coprs_core.parsing import from_json
 from coprs_core.prompts import IMAGE_SLOT
@@ -94,7 +93,7 @@ def load_mllm(
     """A Hugging Face model by its architecture, strictly.
 
     Where it is quantized, so are the language model's linear layers and nothing else: by
-    bitsandbytes, or by `model.int8` (see `is_packed`).
+    bitsandbytes, or by `optimize` (see `is_packed`).
     """
     is_ours = is_packed(quantization, device)
     config, options = read_config(folder), {}
@@ -111,10 +110,8 @@ def load_mllm(
         kept = torch.bfloat16 if is_ours else dtype
         mllm = load_strictly(AutoModelForImageTextToText, folder, device, kept, **options)
         if is_ours:
-            pack(mllm.model.language_model)
+            optimize.apply(mllm.model.language_model, int8=True)
             mllm.to(dtype)
-    if quantization != "none":
-        shorten(mllm)
     return mllm
 
 

@@ -40,8 +40,8 @@ def choose_quantization(
 
 
 def is_packed(quantization: str, device: torch.device) -> bool:
-    """Whether layers are quantized by `model.int8`, not by bitsandbytes: its int8 is slow on a CPU
-    without bfloat16 instructions."""
+    """Whether layers are quantized by `cpu.optimize`, not by bitsandbytes: its int8 is slow on a
+    CPU without bfloat16 instructions."""
     return quantization == "int8" and not computes_in_bfloat16(device)
 
 

@@ -58,7 +58,7 @@ class RemoteSource:
         Raises `CoPRSError`: the server cannot be used, and why.
         """
         from coprs_core.model.backends.coordinates import QWEN3
-        from coprs_core.model.backends.cpu.float32 import widen
+        from coprs_core.model.backends.cpu import optimize
         from coprs_core.model.backends.remote.segmenter import RemoteSegmenter, ask_for_a_square
 
         say, server = report or on_terminal, self.server()
@@ -72,7 +72,7 @@ class RemoteSource:
         sam = open_sam(choose_sam(options.sam, device), report)
         dtype = choose_dtype(options.dtype, device, 2 * sam.weights)
         loaded = sam.load(device, dtype).eval().requires_grad_(False)
-        widen(loaded)
+        optimize.apply(loaded)
         segmenter = RemoteSegmenter(server, loaded, prompt or QWEN3)
         return Checkpoint(self.name, segmenter, "none", is_proven=prompt is not None)
 
