@@ -185,8 +185,8 @@ class Engine:
 
     # --- what is kept of photos
 
-    def read(self, photo: Photo, is_wanted: Callable[[], bool] | None = None) -> Any:
-        """The features of a photo, of the segmenter's own kind: read, or kept from before.
+    def read(self, photo: Photo, is_wanted: Callable[[], bool] | None = None) -> PhotoFeatures:
+        """The features of a photo: read, or kept from before.
 
         One photo is read at a time: two would each take twice as long. Raises `Unwanted` where
         `is_wanted`, or what is asked around this (`while_wanted`), says no, unless others wait for
