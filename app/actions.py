@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from app.kept import keep
-from app.server.answers import Answered
+from app.server.answers import Answered, no_answer
 from app.server.model import ModelServer
 from app.server.uploads import painted_mask
 from app.texts import say, translated
@@ -21,11 +21,11 @@ from app.views.standalone import standalone
 from app.visitors import (
     RequestGate,
     given,
-    in_a_sentence,
     language,
     save_answered,
     small_finding,
     traced,
+    user_errors_as_gr_error,
     why_not,
 )
 from coprs_core.answer.compare import against_truth, read_truth
@@ -78,14 +78,14 @@ class Questions:
     ) -> Any:
         """A probe's finding as HTML; it is kept with the answer, for the zip."""
         lang, ticket = language(request), self.gate.current(request)
-        with in_a_sentence(lang):
-            answered = given(lang, answered)
+        with user_errors_as_gr_error(lang):
+            answered = given(answered)
             try:
                 finding = answered.findings.get(name) or self.server.ask(
                     probe(name).ask, answered.photo, answered.result
                 )
             except NotApplicable as nothing:  # no mistake of anybody's
-                reason = translated(lang, str(nothing))
+                reason = translated(lang, nothing)
                 return self.gate.if_current(request, ticket, page.reason(lang, reason))
             answered.add_finding(name, small_finding(finding))
             view = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
@@ -100,11 +100,11 @@ class Questions:
     ) -> Any:
         """An earlier answer about the same photo against the one at hand."""
         lang, ticket, recent = language(request), self.gate.current(request), recent or ()
-        with in_a_sentence(lang):
-            answered = given(lang, answered)
+        with user_errors_as_gr_error(lang):
+            answered = given(answered)
             if not isinstance(earlier, int) or not 0 <= earlier < len(recent):
-                raise CoPRSError(say(lang, "gone"))
-            both = given(lang, recent[earlier]), answered
+                raise no_answer()
+            both = given(recent[earlier]), answered
             results = both[0].result, both[1].result
             names = named(lang, both[0]), named(lang, both[1])
             view = probe_views.comparison(lang, answered.photo, results, names)
@@ -120,8 +120,8 @@ class Questions:
         """The answer at hand against a true mask, a file's, else what was painted; and the verdict,
         which knows the truth now."""
         lang, ticket = language(request), self.gate.current(request)
-        with in_a_sentence(lang):
-            answered = given(lang, answered)
+        with user_errors_as_gr_error(lang):
+            answered = given(answered)
             photo, result = answered.photo, answered.result
             if file:
                 truth = truth_of(file, photo)
@@ -139,8 +139,8 @@ class Questions:
     def export(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[Any]:
         """The answer's files as one zip, with what probes found and the trace."""
         lang, ticket = language(request), self.gate.current(request)
-        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            file = save_answered(Path(folder), self.server, given(lang, answered))
+        with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+            file = save_answered(Path(folder), self.server, given(answered))
             yield self.gate.if_current(request, ticket, str(file))
 
     def export_page(
@@ -148,14 +148,15 @@ class Questions:
     ) -> Iterator[Any]:
         """The answer as one HTML file that needs no server: canvases, replay and all."""
         lang, ticket = language(request), self.gate.current(request)
-        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = given(lang, answered)
+        with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+            answered = given(answered)
             path = Path(folder) / "coprs-answer.html"
             trace, reason = None, self.why_no_replay(lang, answered)
             try:
                 trace = traced(self.server, answered)
             except (CoPRSError, gr.Error) as problem:  # the page comes without a replay, says so
-                reason = getattr(problem, "message", str(problem))
+                is_told = isinstance(problem, gr.Error)
+                reason = problem.message if is_told else translated(lang, problem)
             text = standalone(lang, answered.photo, answered.result, trace, reason)
             path.write_text(text, encoding="utf-8")
             yield self.gate.if_current(request, ticket, str(path))
@@ -165,8 +166,8 @@ class Questions:
     ) -> Iterator[Any]:
         """The replay as an animated picture; raises where the thought cannot be traced."""
         lang, ticket = language(request), self.gate.current(request)
-        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = given(lang, answered)
+        with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+            answered = given(answered)
             trace = traced(self.server, answered)
             if trace is None:
                 raise CoPRSError(self.why_no_replay(lang, answered))
@@ -177,8 +178,8 @@ class Questions:
     def link(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """A link under which this server opens the answer again."""
         lang, ticket = language(request), self.gate.current(request)
-        with in_a_sentence(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            file = save_answered(Path(folder), self.server, given(lang, answered))
+        with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+            file = save_answered(Path(folder), self.server, given(answered))
             return self.gate.if_current(request, ticket, page.link(lang, keep(file)))
 
 

@@ -13,7 +13,7 @@ import gradio as gr
 from app.server.answers import MAX_PIXELS, Answered, opened_photo
 from app.server.model import ModelServer
 from app.server.uploads import checked
-from app.visitors import in_a_sentence, save_answered
+from app.visitors import save_answered, user_errors_as_gr_error
 from coprs_core.answer.compare import against_answer, against_truth, read_truth
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
@@ -21,7 +21,7 @@ from coprs_core.export.archive import open_answer, pixels_in
 from coprs_core.probes import PROBES, probe, words
 from coprs_core.probes.thought import focus_again
 
-_in_a_sentence = partial(in_a_sentence, "en", on_page=False)
+_user_errors_as_gr_error = partial(user_errors_as_gr_error, "en", on_page=False)
 
 
 def offer(server: ModelServer, may_switch: bool) -> None:
@@ -41,7 +41,7 @@ def _probe_endpoint(server: ModelServer, name: str) -> Callable:
     """The endpoint of a probe, with its description; what takes steps streams them."""
 
     def ask(photo: gr.FileData, result: dict) -> Iterator[Any]:
-        with _in_a_sentence():
+        with _user_errors_as_gr_error():
             answered = _answered(photo, result)
             finding = server.ask(probe(name).ask, answered.photo, answered.result)
             yield from finding.payloads()
@@ -59,7 +59,7 @@ class Api:
     def segment(self, photo: gr.FileData, instruction: str) -> Iterator[dict]:
         """Answer step by step: stage, text so far, what is new, seconds; the last one has the whole
         result, priors as PNG."""
-        with _in_a_sentence():
+        with _user_errors_as_gr_error():
             for update in self.server.stream(opened_photo(_uploaded(photo)), instruction):
                 values: dict[str, Any] = {
                     "stage": update.stage,
@@ -74,7 +74,7 @@ class Api:
     def word(self, photo: gr.FileData, result: dict, word: str) -> dict:
         """Where a word's own hidden state looks (a probe): a word of the reply, or the number of
         one of its tokens."""
-        with _in_a_sentence():
+        with _user_errors_as_gr_error():
             answered = _answered(photo, result)
             finding = self.server.ask(words.at, answered.photo, answered.result, word)
             return next(finding.payloads())
@@ -82,33 +82,33 @@ class Api:
     def focus_again(self, photo: gr.FileData, instruction: str, thought: str) -> dict:
         """The result that the model comes to when it reads this thought instead of thinking
         itself."""
-        with _in_a_sentence():
+        with _user_errors_as_gr_error():
             opened = opened_photo(_uploaded(photo))
             other = self.server.ask(focus_again, opened, instruction, thought)
             return other.to_dict(with_priors=True)
 
     def compare(self, first: dict, second: dict) -> dict:
         """IoU of two results' masks and priors."""
-        with _in_a_sentence():
+        with _user_errors_as_gr_error():
             return asdict(against_answer(Result.from_dict(first), Result.from_dict(second)))
 
     def truth(self, result: dict, truth: gr.FileData) -> dict:
         """A result against a true mask (PNG of the photo's size, or COCO RLE as .json): IoU over
         the threshold, the best one."""
-        with _in_a_sentence():
+        with _user_errors_as_gr_error():
             answer = Result.from_dict(result)
             true_mask = read_truth(_uploaded(truth), answer.photo_size, answer.orientation or 1)
             return against_truth(answer, true_mask).to_dict()
 
     def download(self, photo: gr.FileData, result: dict) -> Iterator[gr.FileData]:
         """The answer's files as one zip, its trace included."""
-        with _in_a_sentence(), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
+        with _user_errors_as_gr_error(), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = _answered(photo, result)
             yield gr.FileData(path=str(save_answered(Path(folder), self.server, answered)))
 
     def open(self, archive: gr.FileData) -> dict:
         """The result in a zip that `download` or the command line wrote; needs no model."""
-        with _in_a_sentence():
+        with _user_errors_as_gr_error():
             path = _uploaded(archive)
             with self.server.reserved(pixels_in(path)):
                 return open_answer(path, MAX_PIXELS).result.to_dict(with_priors=True)
@@ -119,8 +119,10 @@ class Api:
 
     def use_model(self, name: str) -> Iterator[str]:
         """Load another model for everybody who uses this app; yields what is going on."""
-        with _in_a_sentence():
-            yield from self.server.switch_model(name.strip() if isinstance(name, str) else name)
+        with _user_errors_as_gr_error():
+            yield from map(
+                str, self.server.switch_model(name.strip() if isinstance(name, str) else name)
+            )
             yield f"{self.server.engine.name} is in use."
 
 

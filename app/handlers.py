@@ -16,25 +16,26 @@ import numpy as np
 from app.frame import Frame, Values
 from app.kept import linked, opened, recorded
 from app.models import Models
-from app.server.answers import Answered, opened_photo
+from app.server.answers import Answered, no_answer, opened_photo
 from app.server.model import ModelServer
-from app.texts import say, translated
+from app.texts import translated
 from app.views import canvas, page
 from app.views import findings as probe_views
 from app.visitors import (
     RequestGate,
     called,
     can_probe,
+    edited,
     given,
-    in_a_sentence,
     language,
     picked,
     remembered,
     traced,
+    user_errors_as_gr_error,
     why_not,
 )
 from coprs_core.answer.updates import Update
-from coprs_core.errors import CoPRSError, Unwanted
+from coprs_core.errors import Cancelled, CoPRSError
 from coprs_core.export.archive import pixels_in
 from coprs_core.photos.photo import Photo
 from coprs_core.probes import thought, words
@@ -70,7 +71,7 @@ class Handlers:
         yield {self.frame.steps: gr.skip()}  # Gradio empties what a generator never gave
         if photo_path is None or ticket is None:
             return
-        with in_a_sentence(lang), suppress(Unwanted):
+        with user_errors_as_gr_error(lang), suppress(Cancelled):
             self.server.wait()
             if not self.server.is_idle:
                 return
@@ -102,7 +103,7 @@ class Handlers:
         About a picture that the model does not know it is asked first whether to answer `anyway`.
         """
         lang, update, told = language(request), Update("reading"), -PAUSE
-        with in_a_sentence(lang), suppress(Unwanted):
+        with user_errors_as_gr_error(lang), suppress(Cancelled):
             photo, instruction = opened_photo(photo_path), check_instruction(instruction)
             ticket = self.gate.begin(request)
             is_wanted = partial(self.gate.is_current, request, ticket)
@@ -256,8 +257,8 @@ class Handlers:
     ) -> Values:
         """An earlier answer of this visit, as it was."""
         lang, recent = language(request), recent or ()
-        with in_a_sentence(lang):
-            chosen = given(lang, recent[picked(lang, event, len(recent))])
+        with user_errors_as_gr_error(lang):
+            chosen = given(recent[picked(event, len(recent))])
             self.halt(request)
             with self.server.reserved(chosen.pixels):
                 return self._restored(lang, chosen)
@@ -267,9 +268,9 @@ class Handlers:
     ) -> Values:
         """A saved answer, without the model; it joins the recent ones."""
         lang = language(request)
-        with in_a_sentence(lang):
+        with user_errors_as_gr_error(lang):
             if path is None:
-                raise CoPRSError(say(lang, "gone"))
+                raise no_answer()
             with self.server.reserved(pixels_in(path)):
                 answered = opened(path)
                 self.halt(request)
@@ -290,7 +291,7 @@ class Handlers:
 
     def look_again(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """After another model was loaded: the thought with what that one can do with it."""
-        with in_a_sentence(lang := language(request)):
+        with user_errors_as_gr_error(lang := language(request)):
             is_there = answered is not None and not answered.is_gone
             return self._thought(lang, answered) if is_there else gr.skip()
 
@@ -312,7 +313,7 @@ class Handlers:
             if trace := traced(self.server, answered):
                 return probe_views.strip_view(lang, answered.photo, trace)
         except CoPRSError as problem:  # a thought without sentences, or memory that ran out
-            return probe_views.untraced(lang, translated(lang, str(problem)))
+            return probe_views.untraced(lang, translated(lang, problem))
         return probe_views.empty_strip(lang, "strip_none")
 
     def _why_untraced(self, answered: Answered) -> str:
@@ -338,14 +339,11 @@ class Handlers:
         """A sentence of the thought was changed: the model reads the thought so, and focuses
         again. What comes is the answer at hand, drawn over the one before it."""
         lang, finding = language(request), None
-        with in_a_sentence(lang), suppress(Unwanted):
-            answered = given(lang, answered)
+        with user_errors_as_gr_error(lang), suppress(Cancelled):
+            answered = given(answered)
             before = answered.result
             now = sentences_of(before.reasoning)
-            number = picked(lang, event, len(now))
-            text, was = getattr(event, "value", ""), getattr(event, "said", None)
-            if not isinstance(text, str) or was != now[number]:
-                raise CoPRSError(say(lang, "changed_meanwhile"))
+            number, text = edited(event, now)
             is_wanted = partial(self.gate.is_current, request, self.gate.begin(request))
             said = with_sentence(before.reasoning, number, text)
             photo, asked = answered.photo, (before, said)
@@ -366,8 +364,8 @@ class Handlers:
     def words(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """The thought with its words below it, each a button of the pictures."""
         lang, ticket = language(request), self.gate.current(request)
-        with in_a_sentence(lang):
-            answered = given(lang, answered)
+        with user_errors_as_gr_error(lang):
+            answered = given(answered)
             if "words" not in answered.found:
                 finding = self.server.ask(words.ask, answered.photo, answered.result)
                 answered.add_finding("words", finding)
@@ -388,7 +386,7 @@ class Handlers:
                 with self.server.reserved(pixels_in(path)):
                     return self._restored(lang, opened(path))
             except CoPRSError as gone:  # the page opens all the same
-                gr.Warning(translated(lang, str(gone)))
+                gr.Warning(translated(lang, gone))
         one = recorded()  # what is found in it stays with this visitor
         answered = Answered(one.photo, one.result, trace=one.trace, is_recorded=True)
         return {frame.steps: page.steps(lang), **self._at_hand(lang, answered)}

@@ -6,9 +6,9 @@ import gradio as gr
 
 from app.frame import Frame, Values
 from app.server.model import ModelServer
-from app.texts import say
+from app.texts import say, translated
 from app.views import page
-from app.visitors import in_a_sentence, language
+from app.visitors import language, user_errors_as_gr_error
 from coprs_core.checkpoints.options import AUTO
 from coprs_core.errors import CoPRSError
 
@@ -28,7 +28,7 @@ class Models:
             try:
                 choice = self.server.for_photos()
             except CoPRSError as none_fits:
-                problem = str(none_fits)
+                problem = translated(lang, none_fits)
         note = self.server.engine.segmenter.note
         key = "photo_model_answer" if is_asked else "photo_model"
         label = say(lang, key, name=choice.model.name) if choice else ""
@@ -47,12 +47,12 @@ class Models:
         """Load the model for photos that fits this machine; raises where it cannot be loaded, and
         the ways stay."""
         lang, frame = language(request), self.frame
-        with in_a_sentence(lang):
+        with user_errors_as_gr_error(lang):
             try:
                 for line in self.server.switch_model(AUTO):
                     yield {frame.unfamiliar: page.loading(lang, line)}
             except CoPRSError as problem:
-                yield {frame.unfamiliar: page.loading(lang, str(problem), failed=True)}
+                yield {frame.unfamiliar: page.loading(lang, problem, failed=True)}
                 raise
         yield self._in_use(lang) | self.no_ways
 
@@ -66,7 +66,7 @@ class Models:
             for line in self.server.switch_model(str(name or "").strip()):
                 yield page.loading(lang, line), {}
         except CoPRSError as problem:
-            yield page.loading(lang, str(problem), failed=True), self._in_use(lang)
+            yield page.loading(lang, problem, failed=True), self._in_use(lang)
             return
         in_use = say(lang, "model_used", name=self.server.engine.name)
         yield page.loading(lang, in_use), self._in_use(lang) | self.no_ways

@@ -25,7 +25,7 @@ from app.theme import theme
 from app.views import canvas, page
 from app.views import findings as probes
 from app.views.standalone import script
-from app.visitors import in_a_sentence, language, picked
+from app.visitors import language, picked, user_errors_as_gr_error
 from coprs_core.errors import CoPRSError
 from coprs_core.model.backends.remote.proxies import past_proxies
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
@@ -189,8 +189,8 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
 
     def pick(event: gr.EventData, request: gr.Request) -> Values:
         lang = language(request)
-        with in_a_sentence(lang):
-            example = shown[picked(lang, event, len(shown))]
+        with user_errors_as_gr_error(lang):
+            example = shown[picked(event, len(shown))]
         # they tell what the miniature answers
         words = example.explanation.get(lang, "") if handlers.server.name == "mini" else ""
         return {
@@ -270,7 +270,7 @@ def _preparation(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[st
         is_same_photo = bool(answered and before and answered.photo_key == before.photo_key)
         now = AtHand(language(request), answered, recent or (), is_same_photo)
         values: Values = {filled_for: answered}
-        with in_a_sentence(now.lang):  # it may go meanwhile
+        with user_errors_as_gr_error(now.lang):  # it may go meanwhile
             for tab in tabs:
                 values |= tab.refresh(now)
         return values

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.server.answers import Answered
+from app.server.answers import Answered, no_answer
 from app.server.model import ModelServer
 from app.server.uploads import NO_ROOM, has_room
 from app.texts import language_of, say, translated
@@ -99,14 +99,14 @@ def small_finding(finding: Finding) -> Finding:
 
 
 @contextmanager
-def in_a_sentence(lang: str, on_page: bool = True) -> Generator[None, None, None]:
+def user_errors_as_gr_error(lang: str, on_page: bool = True) -> Generator[None, None, None]:
     """A `CoPRSError` inside becomes the page's message, where it is no markup, or a client's
     `AppError`."""
     try:
         yield
     except CoPRSError as problem:
         clear_frames(problem)  # it is kept until the message has been sent
-        said = translated(lang, str(problem))
+        said = translated(lang, problem)
         sentence = escape(said, quote=False) if on_page else said
         raise gr.Error(sentence, title=say(lang, "failed"), print_exception=False) from None
 
@@ -122,23 +122,33 @@ def called(lang: str, answered: Answered) -> str:
     return f"{mark}{answered.summary.instruction}"
 
 
-def given(lang: str, answered: Answered | None) -> Answered:
+def given(answered: Answered | None) -> Answered:
     """The answer at hand; raises `CoPRSError` where it is no longer kept: before there is one,
     nothing can be pressed."""
     if answered is None or answered.is_gone:
-        raise CoPRSError(say(lang, "gone"))
+        raise no_answer()
     return answered
 
 
-def picked(lang: str, event: gr.EventData, count: int) -> int:
+def picked(event: gr.EventData, count: int) -> int:
     """The number of what was chosen of `count` things; raises `CoPRSError` where there is none."""
     try:
         number = event.index  # type: ignore[attr-defined]  (the event carries it)
     except (AttributeError, TypeError):  # a stranger's request carries anything
         number = None
     if type(number) is not int or not 0 <= number < count:
-        raise CoPRSError(say(lang, "gone"))
+        raise no_answer()
     return number
+
+
+def edited(event: gr.EventData, sentences: list[str]) -> tuple[int, str]:
+    """Which of the thought's sentences was changed, and into what; raises `CoPRSError` where it is
+    not the one that the page showed."""
+    number = picked(event, len(sentences))
+    text, was = getattr(event, "value", ""), getattr(event, "said", None)
+    if not isinstance(text, str) or was != sentences[number]:
+        raise CoPRSError("The thought has changed meanwhile: change the sentence as it stands now.")
+    return number, text
 
 
 def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answered, ...]:

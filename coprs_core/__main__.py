@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from coprs_core.commands import COMMANDS, command
-from coprs_core.errors import CoPRSError, meant, of_the_system
+from coprs_core.errors import CoPRSError, did_you_mean, from_os_error
 
 ABOUT = "CoPRS: interpretable reasoning segmentation."
 USER_MISTAKE, STOPPED, BROKEN_PIPE = 2, 130, 141
@@ -19,7 +19,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if wrong := re.search(r"argument COMMAND: invalid choice: '(.*?)'", message):
-            message = f"there is no command {wrong[1]!r}{meant(wrong[1], COMMANDS)}: see --help"
+            message = (
+                f"there is no command {wrong[1]!r}{did_you_mean(wrong[1], COMMANDS)}: see --help"
+            )
         super().error(message)
 
 
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as problem:  # a disk or a folder that cannot be used
-        print(f"error: {of_the_system(problem)}", file=sys.stderr)
+        print(f"error: {from_os_error(problem)}", file=sys.stderr)
         return USER_MISTAKE
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from coprs_core.answer.flags import ABOUT_PHOTO, flags
 from coprs_core.answer.results import Result
 from coprs_core.answer.together import AT_ONCE, Question, answer_together
-from coprs_core.errors import CoPRSError, first_line, of_the_system
+from coprs_core.errors import CoPRSError, first_line, from_os_error
 from coprs_core.export.archive import save_answer, writable_folder
 from coprs_core.files import check_legible, found, read_text, visible
 from coprs_core.parsing import from_json
@@ -182,7 +182,7 @@ def _write(
     except CoPRSError as problem:
         return Answered(name, folder, problem=str(problem))
     except OSError as problem:
-        return Answered(name, folder, problem=of_the_system(problem))
+        return Answered(name, folder, problem=str(from_os_error(problem)))
 
 
 def find_items(given: str, instruction: str | None) -> list[Item]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from coprs_core.errors import Unwanted
+from coprs_core.errors import Cancelled
 
 POLL_SECONDS = 0.5
 """So often it is asked whether whoever waits is still wanted."""
@@ -56,7 +56,7 @@ class FairSemaphore:
     ) -> Generator[None, None, None]:
         """Waits until it may come in; inside it counts as one, of a size.
 
-        Raises `Unwanted` where `is_wanted`, asked every half second, says no while it waits.
+        Raises `Cancelled` where `is_wanted`, asked every half second, says no while it waits.
         """
         waiter = _Waiter(size, key)
         with self._guard:
@@ -66,7 +66,7 @@ class FairSemaphore:
             while not waiter.is_let_in.is_set():
                 waiter.is_let_in.wait(POLL_SECONDS if is_wanted else None)
                 if is_wanted and not is_wanted():
-                    raise Unwanted("Nobody waits any more for this: ask again.")
+                    raise Cancelled("Nobody waits any more for this: ask again.")
             yield
         finally:
             with self._guard:

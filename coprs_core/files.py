@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, Phrase, truncated
 
 _MARKS = {  # what a text begins with that tells its encoding; the longer ones first
     b"\xff\xfe\0\0": "utf-32",
@@ -20,7 +20,7 @@ _WESTERN = _QUOTES | frozenset(
     "€™ £«°´»½¿¡" + "".join(chr(c) for c in range(0xC0, 0x100) if c not in (0xD7, 0xF7))
 )
 _POINTER = b"version https://git-lfs"
-FETCH = "it is a pointer of Git LFS; run `git lfs pull` there"
+FETCH = Phrase("it is a pointer of Git LFS; run `git lfs pull` there")
 _STRAY, _FOREIGN = re.compile("[\udc80-\udcff]"), re.compile("[^\0-\x7f]+")
 _ILLEGIBLE = re.compile("[\0\x80-\x84\x86-\x9f\ufffd]")
 
@@ -37,18 +37,22 @@ def read_text(path: Path) -> str:
 def decoded(stored: bytes, where: str) -> str:
     """The text of bytes, as `read_text`."""
     if stored.startswith(_POINTER):
-        raise CoPRSError(f"{where} cannot be read: {FETCH}.")
+        raise CoPRSError("{where} cannot be read: {hint}.", where=where, hint=FETCH)
     encoding = next((name for mark, name in _MARKS.items() if stored.startswith(mark)), "utf-8")
     try:
         text = stored.decode(encoding)
     except UnicodeDecodeError as problem:
         line = stored.count(b"\n", 0, problem.start) + 1
         raise CoPRSError(
-            f"{where} is no UTF-8 text (its line {line} holds the byte "
-            f"0x{problem.object[problem.start]:02X}): write it so."
+            "{where} is no UTF-8 text (its line {line} holds the byte 0x{byte:02X}): write it so.",
+            where=where,
+            line=line,
+            byte=problem.object[problem.start],
         ) from problem
     if "\0" in text[:1000] or (stored and not text and encoding != "utf-8-sig"):
-        raise CoPRSError(f"{where} is no UTF-8 text (it holds bytes of another): write it so.")
+        raise CoPRSError(
+            "{where} is no UTF-8 text (it holds bytes of another): write it so.", where=where
+        )
     return text
 
 
@@ -88,7 +92,9 @@ def from_western(text: str, where: str) -> str:
             letters = "\ufffd"
         if set(letters) <= _WESTERN and sum(c not in _QUOTES for c in letters) <= 1:
             return letters
-        raise CoPRSError(f"{where} is neither UTF-8 nor English in cp1252: write it as UTF-8.")
+        raise CoPRSError(
+            "{where} is neither UTF-8 nor English in cp1252: write it as UTF-8.", where=where
+        )
 
     return _FOREIGN.sub(read, text)
 
@@ -97,8 +103,10 @@ def check_legible(text: str, where: str) -> str:
     """The text as it is; raises `CoPRSError` where it holds what only a wrong decoding leaves."""
     if found := _ILLEGIBLE.search(text):
         raise CoPRSError(
-            f"{where} was written in another encoding than it was read in (it holds "
-            f"U+{ord(found[0]):04X}): write it again as UTF-8."
+            "{where} was written in another encoding than it was read in (it holds "
+            "U+{code:04X}): write it again as UTF-8.",
+            where=where,
+            code=ord(found[0]),
         )
     for run in _FOREIGN.findall(text):
         try:
@@ -106,8 +114,11 @@ def check_legible(text: str, where: str) -> str:
         except UnicodeError:
             continue
         raise CoPRSError(
-            f"{where} was written in another encoding than it was read in (it holds "
-            f"{shortened(run, 20)!r} for {shortened(meant, 20)!r}): write it again as UTF-8."
+            "{where} was written in another encoding than it was read in (it holds {found!r} "
+            "for {meant!r}): write it again as UTF-8.",
+            where=where,
+            found=truncated(run, 20),
+            meant=truncated(meant, 20),
         )
     return text
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from coprs_core.errors import CoPRSError, first_line
+from coprs_core.errors import CoPRSError, Phrase, first_line
 from coprs_core.files import FETCH, is_pointer
 from coprs_core.sizes import GB, in_words
 
@@ -76,11 +76,13 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as problem:
         raise CoPRSError(
-            f"Device {device!r} is not known: choose auto, cuda, cuda:1, mps or cpu."
+            "Device {device!r} is not known: choose auto, cuda, cuda:1, mps or cpu.", device=device
         ) from problem
     index_is_free = chosen.type != "cuda" or (chosen.index or 0) < torch.cuda.device_count()
     if not has.get(chosen.type, False) or not index_is_free:
-        raise CoPRSError(f"This machine has no device {device!r}: choose auto or cpu.")
+        raise CoPRSError(
+            "This machine has no device {device!r}: choose auto or cpu.", device=device
+        )
     return chosen
 
 
@@ -117,7 +119,11 @@ def parse_dtype(dtype: str) -> torch.dtype:
     import torch
 
     if dtype not in DTYPES:
-        raise CoPRSError(f"Precision {dtype!r} is not known: choose auto, {', '.join(DTYPES)}.")
+        raise CoPRSError(
+            "Precision {dtype!r} is not known: choose auto, {names}.",
+            dtype=dtype,
+            names=", ".join(DTYPES),
+        )
     return getattr(torch, DTYPES[dtype])
 
 
@@ -193,7 +199,10 @@ def package_versions() -> dict[str, str]:
 
 @contextmanager
 def within_memory(
-    what: str, device: torch.device, smaller: str, release: Callable[[], None] | None = None
+    what: str,
+    device: torch.device,
+    smaller: str,
+    release: Callable[[], None] | None = None,
 ) -> Generator[None, None, None]:
     """Where memory runs out inside, give it back and raise a `CoPRSError`.
 
@@ -218,7 +227,11 @@ def too_large(what: str, device: torch.device, smaller: str) -> CoPRSError:
     """The sentence for what ran out of memory: what is free, and the next smaller choice."""
     free = in_words(free_memory(device))
     return CoPRSError(
-        f"{what} needs more memory than there is and {device} has {free} free: {smaller}."
+        "{what} needs more memory than there is and {device} has {free} free: {hint}.",
+        what=what,
+        device=device,
+        free=free,
+        hint=smaller,
     )
 
 
@@ -267,15 +280,15 @@ def is_out_of_memory(problem: BaseException) -> bool:
     return not isinstance(problem, CoPRSError) and any(said in words for said in _OUT_OF_MEMORY)
 
 
-COPY_AGAIN = "copy it again from its source"
+COPY_AGAIN = Phrase("copy it again from its source")
 _NOT_OURS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """The system's problems with a file that are of its folder, not of this machine."""
 
 
 @contextmanager
-def reading(
+def as_user_error(
     fault: str,
-    remedy: str | Callable[[Exception], str] = COPY_AGAIN,
+    remedy: str | Callable[[Exception], Phrase] = COPY_AGAIN,
     file: Path | None = None,
 ) -> Generator[None, None, None]:
     """For a library that reads a file of others: whatever it raises becomes a `CoPRSError`, but for
@@ -295,12 +308,14 @@ def reading(
         if is_out_of_memory(problem):
             raise
         if isinstance(problem, OSError) and problem.errno and problem.errno not in _NOT_OURS:
-            helps = "check its permissions and the disk"
+            helps: str = Phrase("check its permissions and the disk")
         elif file and is_pointer(file):
             helps = FETCH
         else:
-            helps = remedy if isinstance(remedy, str) else remedy(problem)
-        raise CoPRSError(f"{fault} ({first_line(problem)}): {helps}.") from problem
+            helps = remedy(problem) if callable(remedy) else remedy
+        raise CoPRSError(
+            "{fault} ({reason}): {hint}.", fault=fault, reason=first_line(problem), hint=helps
+        ) from problem
 
 
 def process() -> tuple[int, int]:

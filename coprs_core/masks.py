@@ -110,8 +110,11 @@ def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     if not 1 <= min(size) <= max(size) <= MAX_SIDE:
         raise CoPRSError(
-            f"A mask of {width}×{height} pixels was asked for, and 1 to {MAX_SIDE:,} a side are "
-            "possible: give (height, width) of the photo."
+            "A mask of {width}×{height} pixels was asked for, and 1 to {most:,} a side are "
+            "possible: give (height, width) of the photo.",
+            width=width,
+            height=height,
+            most=MAX_SIDE,
         )
     if mask.shape == (height, width):
         return mask

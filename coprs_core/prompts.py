@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 
 FOCUS_TOKEN = "<REF_POS>"
 """The paper's concentration token: its hidden state is the focus embedding."""
@@ -94,10 +94,11 @@ def check_instruction(instruction: str) -> str:
         )
     if len(instruction) > MAX_INSTRUCTION_CHARACTERS:
         raise CoPRSError(
-            f"The instruction has {len(instruction):,} characters and at most "
-            f"{MAX_INSTRUCTION_CHARACTERS:,} are read: shorten it."
+            "The instruction has {count:,} characters and at most {most:,} are read: shorten it.",
+            count=len(instruction),
+            most=MAX_INSTRUCTION_CHARACTERS,
         )
-    return check_characters(instruction, "instruction")
+    return check_characters(instruction, Phrase("instruction"))
 
 
 def check_characters(text: str, what: str) -> str:
@@ -105,7 +106,7 @@ def check_characters(text: str, what: str) -> str:
     and no file takes."""
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise CoPRSError(
-            f"The {what} contains an invalid character (a lone surrogate): type it again."
+            "The {what} contains an invalid character (a lone surrogate): type it again.", what=what
         )
     return text
 

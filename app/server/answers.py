@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from app.texts import say
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.masks import decode_prior, encode_prior
@@ -34,6 +33,14 @@ megapixels 96 MB whole, and packed little more than that file)."""
 SMALL_ARRAY = 4096
 """Arrays of fewer values are packed as they are: they are figures, not maps."""
 _uses, _opening = itertools.count(), threading.Lock()
+
+
+def no_answer() -> CoPRSError:
+    """Where there is no answer, or no longer."""
+    return CoPRSError(
+        "No answer is at hand: the next one is under way, or the last one is no longer kept (they "
+        "go after an hour, or earlier where the server needs the room). Wait, or ask again."
+    )
 
 
 def opened_photo(source: str | bytes | None) -> Photo:
@@ -188,7 +195,7 @@ class Answered:
         """What it holds, whole from now on; for whoever has the lock."""
         if self._content is None:
             if self._packed is None:
-                raise CoPRSError(say("en", "gone"))
+                raise no_answer()
             photo_file, packed = self._packed
             self._content = _Unpacker(packed, self._decoded(photo_file)).load()
             self._packed = None

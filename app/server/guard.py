@@ -27,6 +27,7 @@ from app.server.uploads import (
     remove_unfinished,
     use_private_folder,
 )
+from app.texts import language_of, translated
 
 MAX_WRONG_PASSWORDS, WINDOW = 20, 60.0
 """So many in so many seconds, from anywhere; then nobody can log in until they are over."""
@@ -90,7 +91,7 @@ class Guard:
             if answered.has_begun:
                 raise
             print(f"error: {scope['path']}: {problem!r:.200}", file=sys.stderr, flush=True)
-            await _refused(400, UNUSABLE)(scope, receive, answered)
+            await _refused(scope, 400, UNUSABLE)(scope, receive, answered)
 
     async def _serve(self, scope: dict, receive: Any, send: Any) -> None:
         if refusal := self._refusal(scope):
@@ -103,7 +104,7 @@ class Guard:
         if scope["method"] == "POST":
             body = await _whole(receive)
             if len(await _session(scope, body)) > MAX_NAME:
-                await _refused(400, UNUSABLE)(scope, receive, send)
+                await _refused(scope, 400, UNUSABLE)(scope, receive, send)
                 return
             receive = _replayed(body, receive)
         if scope["method"] == "POST" and ("/queue/join" in path or "/gradio_api/call/" in path):
@@ -120,24 +121,30 @@ class Guard:
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
         if self.listening.is_local and _name(host) not in (*_LOOPBACK, *self.listening.names):
-            return _refused(400, "This page is not known by that name: add it with --names NAME.")
+            return _refused(
+                scope, 400, "This page is not known by that name: add it with --names NAME."
+            )
         opens = headers.get("sec-fetch-mode") == "navigate" and not path.startswith("/logout")
         if not (opens and scope["method"] in _READ_ONLY) and self._is_foreign(headers, host):
-            return _refused(403, "This was asked by another page: open this one and ask there.")
+            return _refused(
+                scope, 403, "This was asked by another page: open this one and ask there."
+            )
         is_login = scope["method"] == "POST" and path.rstrip("/").endswith("/login")
         if not is_login and not self._may_see(path, headers):
-            return _refused(401, "This page asks for a password: log in first.")
+            return _refused(scope, 401, "This page asks for a password: log in first.")
         if not _DOORS.fullmatch(path):
-            return _refused(404, NO_DOOR)
+            return _refused(scope, 404, NO_DOOR)
         if (file := path.partition("/gradio_api/file=")[2]) and not _is_ours(file):
-            return _refused(403, REFUSED)
+            return _refused(scope, 403, REFUSED)
         if path.rstrip("/").endswith("/upload"):
             if not has_room():
-                return _refused(507, NO_ROOM)
+                return _refused(scope, 507, NO_ROOM)
             if _length(headers) > MAX_UPLOAD:
-                return _refused(413, UPLOAD_TOO_LARGE)
+                return _refused(scope, 413, UPLOAD_TOO_LARGE)
         elif _length(headers) > MAX_BODY:
-            return _refused(413, "This is far larger than an answer: send a result as it came.")
+            return _refused(
+                scope, 413, "This is far larger than an answer: send a result as it came."
+            )
         return None
 
     def _is_foreign(self, headers: Headers, host: str) -> bool:
@@ -164,8 +171,8 @@ class Guard:
         once are no way around the bound."""
         wrong, now = self.wrong_passwords, time.monotonic()
         if len(wrong) == MAX_WRONG_PASSWORDS and now - wrong[0] < WINDOW:
-            sentence = "Too many wrong passwords: try again in a minute."
-            await _refused(429, sentence)(scope, receive, send)
+            refusal = _refused(scope, 429, "Too many wrong passwords: try again in a minute.")
+            await refusal(scope, receive, send)
             return
         wrong.append(now)
 
@@ -186,9 +193,9 @@ class Guard:
         try:
             await self.app(scope, _bounded(receive, MAX_UPLOAD), send)
         except ClientDisconnect:  # or we read no further
-            await _refused(413, UPLOAD_TOO_LARGE)(scope, receive, send)
+            await _refused(scope, 413, UPLOAD_TOO_LARGE)(scope, receive, send)
         except OSError:
-            await _refused(507, NO_ROOM)(scope, receive, send)
+            await _refused(scope, 507, NO_ROOM)(scope, receive, send)
         finally:
             self.uploading -= 1
             if not self.uploading:
@@ -210,13 +217,13 @@ class Guard:
         try:
             await self.app(scope, receive, gather)
         except (FnIndexInferError, LookupError):  # Gradio's, for a name or number it does not have
-            await _refused(404, NO_ENDPOINT)(scope, receive, send)
+            await _refused(scope, 404, NO_ENDPOINT)(scope, receive, send)
             return
         answer = _json(body)
         if started["status"] == 503:
             # of this status the page's own script says something else
             from_page = "sec-fetch-site" in Headers(scope=scope)
-            await _refused(429 if from_page else 503, QUEUE_FULL)(scope, receive, send)
+            await _refused(scope, 429 if from_page else 503, QUEUE_FULL)(scope, receive, send)
             return
         if event_id := answer.get("event_id"):
             task = asyncio.create_task(self._give_up_unread(event_id))
@@ -350,8 +357,9 @@ def policy(on_space: bool) -> str:
     )
 
 
-def _refused(status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"detail": sentence}, status)
+def _refused(scope: dict, status: int, sentence: str) -> JSONResponse:
+    language = language_of(Headers(scope=scope).get("accept-language"))
+    return JSONResponse({"detail": translated(language, sentence)}, status)
 
 
 _HOST = re.compile(r"(?:\w+://)?(?:\[([0-9a-fA-F:]+)\]|([\w.-]+))(?::\d+)?")

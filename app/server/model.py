@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,10 @@ from app.options import Listening
 from app.server.answers import Answers
 from coprs_core.checkpoints.memory import room_for_answers
 from coprs_core.checkpoints.options import LoadOptions, is_remote
-from coprs_core.errors import CoPRSError, Unwanted
+from coprs_core.errors import Cancelled, CoPRSError, Phrase
 from coprs_core.fair_semaphore import FairSemaphore
 from coprs_core.machine import choose_device, give_memory_back, trim_memory
 from coprs_core.photos.photo import Photo
-from coprs_core.probes.finding import NotApplicable
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine, Update
@@ -38,15 +38,6 @@ PIXELS_AT_ONCE = 12_000_000
 """Photos are worked on together up to so many pixels; a larger one is worked on alone."""
 Worker = Callable[[Work], Work]
 """Wraps the generator function through which all work goes."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sentence for the user from a worker in another process, where exceptions do not cross;
-    `stem` is that of a `NotApplicable`."""
-
-    sentence: str
-    stem: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +199,7 @@ class ModelServer:
     ) -> Generator[None, None, None]:
         """Waits in line; inside there is room for work on so many pixels, of the photo `key`.
 
-        Raises `Unwanted` where the work is no longer wanted while it waits.
+        Raises `Cancelled` where the work is no longer wanted while it waits.
         """
         with self.semaphore.acquired(pixels, key, is_wanted):
             try:
@@ -226,7 +217,7 @@ class ModelServer:
     ) -> Generator[Any, None, None]:
         """Everything that `work(engine, photo, *args)` yields, or the one thing it returns.
 
-        Closing the generator ends the work. Raises `CoPRSError` as `work` does, and `Unwanted`
+        Closing the generator ends the work. Raises `CoPRSError` as `work` does, and `Cancelled`
         where it is no longer wanted, or nobody waits for it any more, before there is room for it.
         """
         is_wanted = while_awaited(is_wanted)
@@ -238,10 +229,8 @@ class ModelServer:
             for message in working:
                 if isinstance(message, Kept):
                     self.engine.keep(photo, message.features)
-                elif isinstance(message, Failure):
-                    if message.stem:
-                        raise NotApplicable(message.sentence, message.stem)
-                    raise CoPRSError(message.sentence)
+                elif isinstance(message, CoPRSError):
+                    raise message
                 else:
                     yield message
         self._trim()
@@ -293,10 +282,10 @@ class ModelServer:
 
         It ends between two layers of the model where it is no longer wanted.
         """
-        from coprs_core.model.backends.cancellation import while_wanted
+        from coprs_core.model.backends.cancellation import cancellable
 
         def watched(*given: Any) -> Any:
-            with while_wanted(awaited):
+            with cancellable(awaited):
                 return work(*given)
 
         awaited = while_awaited(is_wanted)
@@ -316,12 +305,11 @@ class ModelServer:
                 yield from answer
             else:
                 yield answer
-        except Unwanted:
+        except Cancelled:
             raise  # in this process alone is there somebody to ask
-        except NotApplicable as problem:
-            yield Failure(str(problem), problem.stem)
         except CoPRSError as problem:
-            yield Failure(str(problem))
+            # given, not raised: exceptions do not leave another process; without what holds memory
+            yield copy(problem)
         if self._has_worker and not features and (kept := engine.kept(photo)):
             yield Kept(kept.to("cpu"))
 
@@ -366,7 +354,7 @@ class ModelServer:
             return
         lines: queue.Queue[str | Exception | None] = queue.Queue()
         threading.Thread(target=self._switch, args=(name, lines), daemon=True).start()
-        yield f"Loading {name}"
+        yield Phrase("Loading {name}", name=name)
         while isinstance(line := lines.get(), str):
             yield line
         if line is not None:

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from gradio.components.image_editor import AcceptBlobs
 from gradio.utils import get_upload_folder
 
 from app.options import Listening
-from coprs_core.errors import CoPRSError, of_the_system
+from app.texts import language_of, translated
+from coprs_core.errors import CoPRSError, from_os_error
 from coprs_core.photos.photo import decoding, file_of, open_image
 
 REFUSED = "This is not an uploaded file: upload it again."
@@ -75,7 +77,7 @@ def or_end() -> Generator[None, None, None]:
     except CoPRSError as problem:
         sentence = str(problem)
     except OSError as problem:
-        sentence = of_the_system(problem)
+        sentence = str(from_os_error(problem))
     else:
         return
     print(f"error: {sentence}", file=sys.stderr, flush=True)
@@ -177,8 +179,18 @@ def read_by(component: Any, reader: Callable[[Any], Any]) -> None:
     _readers[component._id] = component.preprocess = reader
 
 
+_language: ContextVar[str] = ContextVar("_language", default="en")
+"""Of the visitor whose request is worked on."""
+
+
 class Page(gr.Blocks):
     """A page that takes uploaded files alone, and answers whatever else is sent in one sentence."""
+
+    async def process_api(self, *args: Any, **kwargs: Any) -> Any:
+        request = kwargs.get("request")
+        accepted = request.headers.get("accept-language") if request else None
+        _language.set(language_of(accepted))
+        return await super().process_api(*args, **kwargs)
 
     async def preprocess_data(
         self, block_fn: Any, inputs: list, state: Any, *args: Any, **kwargs: Any
@@ -190,9 +202,9 @@ class Page(gr.Blocks):
                     state[block._id].preprocess = _readers[block._id]
             return await super().preprocess_data(block_fn, inputs, state, *args, **kwargs)
         except CoPRSError as problem:
-            raise gr.Error(str(problem), print_exception=False) from None
+            raise _told(problem) from None
         except Exception:  # a stranger's request makes Gradio raise anything at all
-            raise gr.Error(UNUSABLE, print_exception=False) from None
+            raise _told(UNUSABLE) from None
 
     async def call_function(
         self,
@@ -213,14 +225,14 @@ class Page(gr.Blocks):
                 block_fn, processed_input, iterator, requests, event_id, event_data, *args, **kwargs
             )
         except CoPRSError as problem:
-            raise gr.Error(str(problem), print_exception=False) from None
+            raise _told(problem) from None
         except gr.Error:
             raise
         except OSError as problem:
             raise _no_room(problem) from None
         except Exception:  # a mistake of ours: told to whoever runs the server
             traceback.print_exc()
-            raise gr.Error(UNEXPECTED, print_exception=False) from None
+            raise _told(UNEXPECTED) from None
 
     async def postprocess_data(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -229,10 +241,14 @@ class Page(gr.Blocks):
             raise _no_room(problem) from None
 
 
+def _told(sentence: CoPRSError | str) -> gr.Error:
+    return gr.Error(translated(_language.get(), sentence), print_exception=False)
+
+
 def _no_room(problem: OSError) -> gr.Error:
     """For the visitor; which file it was is told to whoever runs the server alone."""
-    print(f"error: {of_the_system(problem)}", file=sys.stderr, flush=True)
-    return gr.Error(NO_ROOM, print_exception=False)
+    print(f"error: {from_os_error(problem)}", file=sys.stderr, flush=True)
+    return _told(NO_ROOM)
 
 
 def painted_mask(layers: list[str], size: tuple[int, int]) -> np.ndarray:

@@ -102,7 +102,6 @@ CHINESE = {
     "flag_cut off": "坐标列表没有写完：可能还有更多的东西。",
     "flag_many": "这么大的照片不会显示更多的东西：如果缺少，请用较小的副本再问。",
     "flag_contradiction": "思考最后说没有符合的东西，却给出了掩码：请不要相信它。",
-    "gone": "当前没有回答：新的回答正在进行，或者上一个已不再保存（一小时后清除，服务器内存不足时会更早）。请稍候，或重新提问。",
     "sentences": "数值",
     "sentences_about": "在每一句之后截断思考并让模型聚焦：看到的是真实的聚焦，不是猜测。从某句起每个先验与最后一个的 IoU 都不低于 0.5，即为稳定。书写坐标的模型没有聚焦词元：这里显示每句话的词看向哪里。",
     "sentences_go": "追踪思考",
@@ -241,27 +240,4 @@ CHINESE = {
     "notice_start": "要处理照片，运行此页面的人可以这样启动：",
     "strip_nothing": "没有找到，因此没有可逐句查看的画面。",
     "you_asked": "提问：“{instruction}”",
-    "changed_meanwhile": "思考在此期间已改变：请修改现在的句子。",
 }
-
-OF_THE_CORE = {
-    "picture-book scenes": "图画书场景",
-    "There is no picture yet: use a JPEG, PNG, WebP or another common picture file.": "还没有图片：请使用 JPEG、PNG、WebP 或其他常见图片文件。",
-    "The instruction is empty: type what to look for, such as “the thing that keeps the rain off”.": (
-        "指令为空：请输入要找的东西，例如“the thing that keeps the rain off”。"
-    ),
-    "Nothing is painted and no file is given: paint the true mask over the photo, or upload a PNG or "
-    ".json.": "既没有涂画也没有文件：请在照片上涂出真实掩码，或上传 PNG 或 .json。",
-    "This thing is not small: zooming in would show the whole picture again.": (
-        "这个东西不小：放大后看到的还是整张图片。"
-    ),
-    "This answer found several things: ask for one of them to look closer.": (
-        "这个回答找到了多个东西：请只问其中一个，再放大查看。"
-    ),
-    "This answer found several things, each with heads of its own: ask for one of them to see its "
-    "heads.": "这个回答找到了多个东西，各有各的注意力头：请只问其中一个，再查看它的注意力头。",
-    "This link's answer is no longer kept on this server: ask for it again.": (
-        "此服务器已不再保存这个链接的回答：请重新提问。"
-    ),
-}
-"""Those sentences of the core and the server that visitors meet most, in English → in Chinese."""

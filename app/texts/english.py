@@ -79,7 +79,6 @@ ENGLISH = {
     "says": "The model says: “{answer}”",
     "no_region": "No focus token came: no prior, no mask.",
     # probes
-    "gone": "No answer is at hand: the next one is under way, or the last one is no longer kept (they go after an hour, or earlier where the server needs the room). Wait, or ask again.",
     "sentences": "Numbers",
     "sentences_about": "The thought is cut after each sentence, closed, and the model focuses there: a real focus, no guess. It has settled where this prior and every later one overlap the last by IoU 0.5 or more. A model that writes coordinates has no focus token: there it is where each sentence’s words looked.",
     "sentences_go": "Trace the thought",
@@ -218,5 +217,4 @@ ENGLISH = {
     "notice_start": "For photos, whoever runs this page can start it with",
     "strip_nothing": "Nothing was found, so there is nothing to follow sentence by sentence.",
     "you_asked": "Asked: “{instruction}”",
-    "changed_meanwhile": "The thought has changed meanwhile: change the sentence as it stands now.",
 }

@@ -11,6 +11,7 @@ from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Result
 from coprs_core.answer.updates import Update
 from coprs_core.answer.verdict import chain, first_broken
+from coprs_core.errors import CoPRSError
 from coprs_core.prompts import (
     FOCUS_TOKEN,
     FOCUS_TOKEN_PRIOR,
@@ -90,7 +91,9 @@ def notice(lang: str, model_note: str, may_switch: bool = False) -> str:
 def unfamiliar(lang: str, note: str, choice: "Choice | None", problem: str | None) -> Markup:
     """What a model says before it answers about a picture that it does not know: what it knows,
     and the `choice` of a model for photos, or the `problem` why there is none."""
-    return render(lang, "unfamiliar", note=translated(lang, note), choice=choice, problem=problem)
+    words = translated(lang, choice.in_words()) if choice else ""
+    known = {"note": translated(lang, note), "choice": choice, "words": words}
+    return render(lang, "unfamiliar", problem=problem, **known)
 
 
 def explanation(lang: str, words: str, repair: Repair | None = None) -> str:
@@ -296,9 +299,9 @@ def choices(rows: "list[Row]") -> list[tuple[str, str]]:
     ]
 
 
-def loading(lang: str, line: str, failed: bool = False) -> str:
+def loading(lang: str, line: str | CoPRSError, failed: bool = False) -> str:
     """What is going on while a model is loaded."""
-    return render(lang, "loading", line=line, failed=failed) if line else ""
+    return render(lang, "loading", line=translated(lang, line), failed=failed) if line else ""
 
 
 def in_seconds(seconds: float) -> str:

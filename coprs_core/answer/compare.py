@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from coprs_core.answer.results import Result
-from coprs_core.errors import CoPRSError, plain
+from coprs_core.errors import CoPRSError, Phrase, without_markup
 from coprs_core.files import found, read_text
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
@@ -21,7 +21,7 @@ _VOID = 255
 STAYED_IOU, MOVED_IOU = 0.8, 0.2
 """Masks that agree so far are called the same place, and another below the second."""
 Move = Literal["stayed", "changed", "moved", "appeared", "vanished", "neither"]
-_TRUTH = "give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON"
+_TRUTH = Phrase("give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON")
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,9 @@ def read_mask(
         raise
     except Exception as problem:  # decoders of foreign files raise anything at all
         raise CoPRSError(
-            f"This true mask cannot be read ({plain(problem)}): {_TRUTH}."
+            "This true mask cannot be read ({reason}): {hint}.",
+            reason=without_markup(problem),
+            hint=_TRUTH,
         ) from problem
     # what is void goes with what is there: the two are turned alike
     both = truth.astype(np.uint8) if void is None else truth + 2 * void.astype(np.uint8)
@@ -194,7 +196,7 @@ def _opened(path: Path, sizes: tuple[tuple[int, int], ...]) -> "Image.Image | di
         if not isinstance(values, dict):
             raise ValueError("no JSON object")
         return values
-    with decoding(path, "This true mask"):
+    with decoding(path, Phrase("This true mask")):
         image = open_image(path, file_of(path))
         if (image.height, image.width) not in sizes:  # before anything is decoded
             _check_size((image.height, image.width), sizes[0])
@@ -236,6 +238,11 @@ def _from_indices(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 def _check_size(truth_size: tuple[int, int], photo_size: tuple[int, int]) -> None:
     if tuple(truth_size) != tuple(photo_size):
         raise CoPRSError(
-            f"The true mask has {truth_size[1]}×{truth_size[0]} pixels and the photo "
-            f"{photo_size[1]}×{photo_size[0]}: {_TRUTH}."
+            "The true mask has {width}×{height} pixels and the photo "
+            "{photo_width}×{photo_height}: {hint}.",
+            width=truth_size[1],
+            height=truth_size[0],
+            photo_width=photo_size[1],
+            photo_height=photo_size[0],
+            hint=_TRUTH,
         )

@@ -18,10 +18,10 @@ from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS, room_for_photos
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.source import Checkpoint
-from coprs_core.errors import CoPRSError, Unwanted
+from coprs_core.errors import Cancelled, CoPRSError, Phrase
 from coprs_core.fair_semaphore import FairSemaphore
 from coprs_core.machine import package_versions, within_memory
-from coprs_core.model.backends.cancellation import asked_here, watch, while_wanted
+from coprs_core.model.backends.cancellation import cancellable, current_check, install_checks
 from coprs_core.model.backends.coordinates import CoordinateSegmenter
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Located, PhotoFeatures, Segmenter, Transcript
@@ -44,7 +44,7 @@ class Engine:
         self._lock, self._reading = threading.Lock(), FairSemaphore()
         self._awaited: Counter[str] = Counter()
         if self.model is not None:
-            watch(self.model)
+            install_checks(self.model)
 
     # --- what it is
 
@@ -67,8 +67,9 @@ class Engine:
         """The model as one that writes a focus token; raises `CoPRSError` where it is none."""
         if not isinstance(self.segmenter, FocusTokenSegmenter):
             raise CoPRSError(
-                f"{self.name} writes coordinates and this asks about a focus token: "
-                "load a CoPRS checkpoint."
+                "{model} writes coordinates and this asks about a focus token: load a CoPRS "
+                "checkpoint.",
+                model=self.name,
             )
         return self.segmenter
 
@@ -83,8 +84,9 @@ class Engine:
         not."""
         if not isinstance(self.segmenter, FocusTokenSegmenter | CoordinateSegmenter):
             raise CoPRSError(
-                f"{self.name} runs elsewhere and its attention is not seen from here: load a model "
-                "that runs here."
+                "{model} runs elsewhere and its attention is not seen from here: load a model "
+                "that runs here.",
+                model=self.name,
             )
         return self.segmenter
 
@@ -140,7 +142,7 @@ class Engine:
 
         Raises:
             CoPRSError: the photo, the instruction or the bound cannot be used; before any work.
-            Unwanted: the answer is no longer waited for.
+            Cancelled: the answer is no longer waited for.
         """
         photo, instruction = open_photo(image), check_instruction(instruction)
         if max_new_tokens is None:
@@ -156,7 +158,7 @@ class Engine:
         """Read a photo before anything is asked about it: the two updates with which an answer
         begins, whose photo then was read before. Until it is asked about it is the first to go.
 
-        Raises `Unwanted` where `is_wanted` says no, or another photo waits to be read.
+        Raises `Cancelled` where `is_wanted` says no, or another photo waits to be read.
         """
 
         def comes_first() -> bool:
@@ -177,29 +179,30 @@ class Engine:
     def within_memory(self) -> AbstractContextManager[None]:
         """For work with the model: where memory runs out, the kept features go and a `CoPRSError`
         says so."""
-        smaller = (
+        smaller = Phrase(
             "ask again with a smaller photo, or start with --quantize nf4, --sam sam2.1-tiny "
             "or a smaller model"
         )
-        return within_memory("This answer", self.segmenter.device, smaller, self._features.clear)
+        what, device = Phrase("This answer"), self.segmenter.device
+        return within_memory(what, device, smaller, self._features.clear)
 
     # --- what is kept of photos
 
     def read(self, photo: Photo, is_wanted: Callable[[], bool] | None = None) -> PhotoFeatures:
         """The features of a photo: read, or kept from before.
 
-        One photo is read at a time: two would each take twice as long. Raises `Unwanted` where
-        `is_wanted`, or what is asked around this (`while_wanted`), says no, unless others wait for
+        One photo is read at a time: two would each take twice as long. Raises `Cancelled` where
+        `is_wanted`, or what is asked around this (`cancellable`), says no, unless others wait for
         the same photo.
         """
         if features := self.kept(photo):
             return features
-        is_wanted = is_wanted or asked_here()
+        is_wanted = is_wanted or current_check()
 
         def goes_on() -> bool:
             return is_wanted is None or self._awaited[photo.key] > 1 or is_wanted()
 
-        with self._awaiting(photo), self._reading.acquired(), while_wanted(goes_on):
+        with self._awaiting(photo), self._reading.acquired(), cancellable(goes_on):
             # perhaps somebody else asked about it meanwhile
             return self.kept(photo) or self.keep(photo, self.segmenter.read(photo))
 
@@ -296,7 +299,7 @@ class _Answer:
                 focused.append(step.focus_embedding)
             self.text += step.text
             if self.is_wanted is not None and not self.is_wanted():
-                raise Unwanted("Nobody waits any more for this: ask again.")
+                raise Cancelled("Nobody waits any more for this: ask again.")
             if step.text or step.is_waiting:
                 self.rate = len(self.tokens) / max(self.clock.running, 1e-6)
                 yield self.update("thinking", new=step.text)

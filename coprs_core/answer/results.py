@@ -58,7 +58,7 @@ from coprs_core.answer.values import (
     text_of,
     told_orientation,
 )
-from coprs_core.errors import CoPRSError, plain
+from coprs_core.errors import CoPRSError, without_markup
 from coprs_core.masks import decode_prior, resized_mask
 from coprs_core.metrics import agreement
 from coprs_core.model.backends.boxes import most_objects
@@ -259,8 +259,9 @@ class Result:
         """
         if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
             raise CoPRSError(
-                f"This is not an answer of CoPRS with schema version {SCHEMA_VERSION}: give the "
-                "result.json of `segment --out`, of a downloaded zip or of the endpoint."
+                "This is not an answer of CoPRS with schema version {version}: give the "
+                "result.json of `segment --out`, of a downloaded zip or of the endpoint.",
+                version=SCHEMA_VERSION,
             )
         try:
             # whole characters, real numbers
@@ -276,8 +277,12 @@ class Result:
             MemoryError,
         ) as problem:
             # what other exceptions say is about the reader, not about the answer
-            why = f" ({plain(problem)})" if isinstance(problem, ValueError | KeyError) else ""
-            raise CoPRSError(f"This answer of CoPRS is broken{why}: save it again.") from problem
+            if not isinstance(problem, ValueError | KeyError):
+                raise CoPRSError("This answer of CoPRS is broken: save it again.") from problem
+            raise CoPRSError(
+                "This answer of CoPRS is broken ({reason}): save it again.",
+                reason=without_markup(problem),
+            ) from problem
 
 
 def is_unfamiliar(distance: float | None) -> bool | None:
@@ -355,7 +360,11 @@ def _checked_size(values: dict, photo_size: tuple[int, int] | None) -> tuple[int
         most = min(most, MAX_UNSEEN_PIXELS // pixels)
     if count > most:
         raise CoPRSError(
-            f"This answer has {count} regions of {width}×{height} pixels and at most {most} are "
-            "opened: ask again about a smaller copy of the photo."
+            "This answer has {count} regions of {width}×{height} pixels and at most {most} "
+            "are opened: ask again about a smaller copy of the photo.",
+            count=count,
+            width=width,
+            height=height,
+            most=most,
         )
     return height, width

@@ -69,4 +69,6 @@ def _further(question: Question, stream: Iterator[Update]) -> Result | CoPRSErro
         return problem
     except Exception as problem:  # one question must not take all others with it
         why = f"{type(problem).__name__}: {first_line(problem)}"
-        return CoPRSError(f"The answer ended in an error that is none of yours ({why}): report it.")
+        return CoPRSError(
+            "The answer ended in an error that is none of yours ({why}): report it.", why=why
+        )

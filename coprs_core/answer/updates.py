@@ -50,8 +50,10 @@ def check_max_new_tokens(limit: int) -> int:
     4096."""
     if not isinstance(limit, int) or not 1 <= limit <= MAX_NEW_TOKENS:
         raise CoPRSError(
-            f"max_new_tokens is {limit!r} and a whole number from 1 to {MAX_NEW_TOKENS} was "
-            "expected: leave it out."
+            "max_new_tokens is {limit!r} and a whole number from 1 to {most} was expected: "
+            "leave it out.",
+            limit=limit,
+            most=MAX_NEW_TOKENS,
         )
     return limit
 

@@ -15,9 +15,9 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.source import PARTS, Checkpoint, Source
 from coprs_core.checkpoints.tensors import let_read, load_part, refuse, save_tensors
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text
-from coprs_core.machine import COPY_AGAIN, computes_in_bfloat16, reading
+from coprs_core.machine import COPY_AGAIN, as_user_error, computes_in_bfloat16
 from coprs_core.model.backends.cpu import optimize
 from coprs_core.parsing import from_json
 from coprs_core.prompts import PriorKind
@@ -70,8 +70,8 @@ class AdapterSource:
         weights = self.folder / WEIGHTS
         if not weights.is_file():
             older = self.folder / "adapter_model.bin"
-            helps = "save them as safetensors" if older.is_file() else COPY_AGAIN
-            raise CoPRSError(f"The adapters lack {weights}: {helps}.")
+            helps = Phrase("save them as safetensors") if older.is_file() else COPY_AGAIN
+            raise CoPRSError("The adapters lack {weights}: {hint}.", weights=weights, hint=helps)
         asked = options.quantization
         is_packed_later = asked in ("auto", "int8") and not computes_in_bfloat16(device)
         if is_packed_later:  # adapters can be merged into whole weights alone
@@ -86,8 +86,10 @@ class AdapterSource:
             if file.is_file():
                 if part not in dict(model.named_children()):
                     raise CoPRSError(
-                        f"{file} belongs to a CoPRS checkpoint and {self.base.name} is none: "
-                        "correct base_model_name_or_path."
+                        "{file} belongs to a CoPRS checkpoint and {base} is none: correct "
+                        "base_model_name_or_path.",
+                        file=file,
+                        base=self.base.name,
                     )
                 load_part(model.get_submodule(part), file, device, model.dtype)
         model.eval().requires_grad_(False)
@@ -109,24 +111,33 @@ def base_of(name: str, folder: Path, is_downloaded: bool) -> str:
     """
     path = folder / CONFIG
     if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise CoPRSError(f"{path} is over 1 MB and no config: copy it again from its source.")
-    with reading(f"{path} cannot be read"):
+        raise CoPRSError(
+            "{path} is over 1 MB and no config: copy it again from its source.", path=path
+        )
+    with as_user_error(Phrase("{path} cannot be read", path=path)):
         values = from_json(read_text(path))
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-        raise CoPRSError(f"{path} does not describe LoRA adapters: only those are supported.")
+        raise CoPRSError(
+            "{path} does not describe LoRA adapters: only those are supported.", path=path
+        )
     if values.get("megatron_config"):
-        raise CoPRSError(f"{path} asks for Megatron, which is not supported: merge them there.")
+        raise CoPRSError(
+            "{path} asks for Megatron, which is not supported: merge them there.", path=path
+        )
     base = values.get("base_model_name_or_path")
     if not isinstance(base, str) or not 0 < len(base) < 500:
-        raise CoPRSError(f"{path} names no base: write it as base_model_name_or_path.")
+        raise CoPRSError("{path} names no base: write it as base_model_name_or_path.", path=path)
     is_here = base.startswith(("/", ".", "~")) or (folder / base).is_dir() or Path(base).is_dir()
     if is_downloaded and is_here:
         raise CoPRSError(
-            f"{name} are adapters to a folder of the machine that they were trained on: ask their "
-            "makers for the name of a model, or for a merged checkpoint."
+            "{name} are adapters to a folder of the machine that they were trained on: ask "
+            "their makers for the name of a model, or for a merged checkpoint.",
+            name=name,
         )
     if base == name or (folder / base).resolve() == folder.resolve():
-        raise CoPRSError(f"{path} names itself as the base: correct base_model_name_or_path.")
+        raise CoPRSError(
+            "{path} names itself as the base: correct base_model_name_or_path.", path=path
+        )
     return base
 
 
@@ -139,14 +150,17 @@ def adapt(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     except ModuleNotFoundError as problem:
         raise CoPRSError(
-            f"{folder} holds adapters, which need the library peft: pip install peft."
+            "{folder} holds adapters, which need the library peft: pip install peft.", folder=folder
         ) from problem
     device = next(mllm.parameters()).device
-    fault = f"{folder} does not fit its base"
-    with reading(fault, file=folder / WEIGHTS):
+    fault = Phrase("{folder} does not fit its base", folder=folder)
+    with as_user_error(fault, file=folder / WEIGHTS):
         state = load_file(folder / WEIGHTS, device=str(device))
-    helps = "name the model that they were trained on as base_model_name_or_path"
-    with reading(fault, f"in {CONFIG}, {helps}"):
+    helps = Phrase(
+        "in {config}, name the model that they were trained on as base_model_name_or_path",
+        config=CONFIG,
+    )
+    with as_user_error(fault, helps):
         config: Any = LoraConfig.from_pretrained(str(folder))
         config.inference_mode, config.init_lora_weights = True, True
         config.base_model_name_or_path = None  # else PEFT warns that it is loaded from elsewhere
@@ -169,13 +183,18 @@ def _check_sizes(config: Any, state: dict[str, Tensor], path: Path) -> None:
     for entry, ranks in (("r", [config.r]), ("rank_pattern", (config.rank_pattern or {}).values())):
         if wrong := [r for r in ranks if type(r) is not int or not 1 <= r <= most]:
             raise CoPRSError(
-                f"{path}: {entry} is {shortened(wrong[0], 40)} and no side of the weights is over "
-                f"{most}: take config and weights of the same adapters."
+                "{path}: {entry} is {value} and no side of the weights is over {most}: take "
+                "config and weights of the same adapters.",
+                path=path,
+                entry=entry,
+                value=truncated(wrong[0], 40),
+                most=most,
             )
     if sum(end - start for start, end in config.layer_replication or ()) > len(state):
         raise CoPRSError(
-            f"{path}: layer_replication makes more layers than there are weights: take config and "
-            "weights of the same adapters."
+            "{path}: layer_replication makes more layers than there are weights: take config "
+            "and weights of the same adapters.",
+            path=path,
         )
 
 
@@ -203,8 +222,10 @@ def without_patterns(config: Any, names: list[str], path: Path) -> None:
         for name in [given] if isinstance(given, str) else given:
             if not re.fullmatch(r"[\w.]+", name):
                 raise CoPRSError(
-                    f"{path}: {entry} has {shortened(name, 40)!r} and names of modules were "
-                    "expected: write those."
+                    "{path}: {entry} has {name!r} and names of modules were expected: write those.",
+                    path=path,
+                    entry=entry,
+                    name=truncated(name, 40),
                 )
 
 
@@ -231,8 +252,11 @@ class _Matcher:
             ]
         except TimeoutError as problem:
             raise CoPRSError(
-                f"{self.path}: {entry} is {shortened(pattern, 40)!r}, which takes too long to "
-                "match: write a list of the modules' names."
+                "{path}: {entry} is {pattern!r}, which takes too long to match: write a list of "
+                "the modules' names.",
+                path=self.path,
+                entry=entry,
+                pattern=truncated(pattern, 40),
             ) from problem
 
 

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from coprs_core.checkpoints.catalogue import Listed, listed, missing_bytes, reckoned
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.sams import choose_sam
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import DTYPES, computes_in_bfloat16, free_memory
 from coprs_core.sizes import free_disk, in_words
 
@@ -48,13 +48,23 @@ class Choice:
         """The options with which it is loaded; device and precision are those given."""
         return replace(options, sam=self.sam, quantization=self.quantization)
 
-    def __str__(self) -> str:
-        quantized = "" if self.quantization == "none" else f", {self.quantization}"
-        fetched = f"{in_words(self.download)} to download" if self.download else "downloaded"
-        return (
-            f"{self.model.name} with {self.sam}{quantized}: {fetched}, about "
-            f"{in_words(self.memory)} of memory ({self.model.licence})"
+    def in_words(self) -> Phrase:
+        """What it is, takes and asks for, in one line."""
+        fetched = Phrase("downloaded")
+        if self.download:
+            fetched = Phrase("{size} to download", size=in_words(self.download))
+        return Phrase(
+            "{model} with {sam}{quantized}: {fetched}, about {memory} of memory ({licence})",
+            model=self.model.name,
+            sam=self.sam,
+            quantized="" if self.quantization == "none" else f", {self.quantization}",
+            fetched=fetched,
+            memory=in_words(self.memory),
+            licence=self.model.licence,
         )
+
+    def __str__(self) -> str:
+        return str(self.in_words())
 
 
 def this_machine(device: torch.device) -> Machine:
@@ -77,10 +87,15 @@ def choose(machine: Machine, options: LoadOptions | None = None) -> Choice:
             return choice
     least = choices[-1]
     raise CoPRSError(
-        f"No listed model for photos fits: {least.model.name} needs {in_words(least.memory)} of "
-        f"memory on {machine.device} and {in_words(least.download)} of disk, and "
-        f"{in_words(machine.memory)} and {in_words(machine.disk)} are free: close other programs, "
-        "make room, or stay with mini."
+        "No listed model for photos fits: {model} needs {memory} of memory on {device} "
+        "and {download} of disk, and {free_memory} and {free_disk} are free: close other "
+        "programs, make room, or stay with mini.",
+        model=least.model.name,
+        memory=in_words(least.memory),
+        device=machine.device,
+        download=in_words(least.download),
+        free_memory=in_words(machine.memory),
+        free_disk=in_words(machine.disk),
     )
 
 

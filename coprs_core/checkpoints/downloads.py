@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.files import read_text, visible
 from coprs_core.model.backends.remote.proxies import check_proxies
 from coprs_core.parsing import from_json
@@ -140,23 +140,30 @@ def _sentence(repo: str, problem: Exception) -> CoPRSError:
         problem = problem.__cause__
     if isinstance(problem, GatedRepoError):
         return CoPRSError(
-            f"{repo} asks you to accept its terms: do so on huggingface.co, then run `hf auth "
-            "login`."
+            "{repo} asks you to accept its terms: do so on huggingface.co, then run `hf auth "
+            "login`.",
+            repo=repo,
         )
     if isinstance(problem, RepositoryNotFoundError | HFValidationError):
         return CoPRSError(
-            f"There is no model {repo!r} on Hugging Face that you may read: check the name, or run "
-            "`hf auth login`."
+            "There is no model {repo!r} on Hugging Face that you may read: check the name, "
+            "or run `hf auth login`.",
+            repo=repo,
         )
     if isinstance(problem, OSError) and (problem.filename or problem.errno in _DISK_FULL):
         return CoPRSError(
-            f"{repo} cannot be written into the cache {constants.HF_HUB_CACHE} "
-            f"({problem.strerror}): set HF_HOME to a folder that can be written to and has room."
+            "{repo} cannot be written into the cache {cache} ({reason}): set HF_HOME to a "
+            "folder that can be written to and has room.",
+            repo=repo,
+            cache=constants.HF_HUB_CACHE,
+            reason=problem.strerror,
         )
     return CoPRSError(
-        f"{repo} is not complete in the cache {constants.HF_HUB_CACHE} and Hugging Face cannot be "
-        "reached: connect and run this again (files that are there already are kept), or copy a "
-        "filled cache here."
+        "{repo} is not complete in the cache {cache} and Hugging Face cannot be reached: "
+        "connect and run this again (files that are there already are kept), or copy a "
+        "filled cache here.",
+        repo=repo,
+        cache=constants.HF_HUB_CACHE,
     )
 
 
@@ -185,8 +192,9 @@ def sam_file(name: str, report: Report | None = None) -> Path:
     if name not in SAM_FILES:
         if not (path := expanded(name)).is_file():
             raise CoPRSError(
-                f"There is no SAM file {name!r}: give vit_b, vit_l, vit_h or the path of a .pth "
-                "file."
+                "There is no SAM file {name!r}: give vit_b, vit_l, vit_h or the path of a .pth "
+                "file.",
+                name=name,
             )
         return path
     if path := cached_sam(name):
@@ -201,12 +209,15 @@ def sam_file(name: str, report: Report | None = None) -> Path:
         _fetch(url, part, have, report)
     except (urllib.error.URLError, OSError) as problem:
         raise CoPRSError(
-            f"{url} cannot be downloaded ({problem}): run this again (it goes on where it "
-            f"stopped), or put the file into {part.parent} yourself."
+            "{url} cannot be downloaded ({reason}): run this again (it goes on where it "
+            "stopped), or put the file into {folder} yourself.",
+            url=url,
+            reason=problem,
+            folder=part.parent,
         ) from problem
     if not _digest(part).startswith(file.rsplit("_", 1)[1].removesuffix(".pth")):
         part.unlink()
-        raise CoPRSError(f"{file} was damaged and has been deleted: run this again.")
+        raise CoPRSError("{file} was damaged and has been deleted: run this again.", file=file)
     part.rename(part.with_suffix(""))
     return part.with_suffix("")
 
@@ -247,8 +258,12 @@ def _check_disk(folder: Path, needed: int, what: str) -> None:
     free = free_disk(folder)
     if needed > free:
         raise CoPRSError(
-            f"{what} needs {in_words(needed)} of disk and {folder} has {in_words(free)} free: "
-            "make room, or set HF_HOME and TORCH_HOME to a larger disk."
+            "{what} needs {needed} of disk and {folder} has {free} free: make room, or set "
+            "HF_HOME and TORCH_HOME to a larger disk.",
+            what=what,
+            needed=in_words(needed),
+            folder=folder,
+            free=in_words(free),
         )
 
 
@@ -268,7 +283,14 @@ def _reporting(report: Report, what: str) -> type[tqdm]:
         def update(self, n: float | None = 1) -> bool | None:
             shown = super().update(n)
             if self.unit == "B" and self.total and n:
-                report(f"Downloading {what}: {in_words(self.n)} of {in_words(self.total)}")
+                report(
+                    Phrase(
+                        "Downloading {what}: {done} of {total}",
+                        what=what,
+                        done=in_words(self.n),
+                        total=in_words(self.total),
+                    )
+                )
             return shown
 
     return Bar

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from coprs_core.checkpoints.tensors import save_tensors
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.files import read_text
-from coprs_core.machine import reading
+from coprs_core.machine import as_user_error
 from coprs_core.model.backends.familiar import Familiar, learn, pictures_needed
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.parsing import from_json
@@ -26,8 +26,10 @@ def learn_from(segmenter: FocusTokenSegmenter, pictures: Iterable[Photo]) -> Fam
     needed = pictures_needed(segmenter.model.config.vision.channels)
     if len(descriptions) < needed:
         raise CoPRSError(
-            f"There are {len(descriptions):,} pictures and this model needs at least {needed:,} to "
-            "tell what is unlike them: give more."
+            "There are {count:,} pictures and this model needs at least {needed:,} to tell "
+            "what is unlike them: give more.",
+            count=len(descriptions),
+            needed=needed,
         )
     return learn(torch.stack(descriptions))
 
@@ -56,13 +58,13 @@ def load_familiar(folder: Path, channels: int) -> Familiar | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    with reading(f"{path} is broken", file=path):
+    with as_user_error(Phrase("{path} is broken", path=path), file=path):
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     numbers = 2 * channels
     shapes = {"mean": [numbers], "whitening": [numbers, numbers], "border": [1]}
     is_right = {name: list(t.shape) for name, t in tensors.items()} == shapes
     if not is_right or not all(t.isfinite().all() for t in tensors.values()):
-        raise CoPRSError(f"{path} is not of this model: write it again with `familiar`.")
+        raise CoPRSError("{path} is not of this model: write it again with `familiar`.", path=path)
     if tensors["border"] <= 0:
-        raise CoPRSError(f"{path} has a border of 0: write it again with `familiar`.")
+        raise CoPRSError("{path} has a border of 0: write it again with `familiar`.", path=path)
     return Familiar(**tensors)

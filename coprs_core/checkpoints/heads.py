@@ -41,6 +41,8 @@ def keep_heads(folder: Path, heads: tuple[int, ...], facts: dict) -> Path:
         path.write_text(json.dumps({"heads": list(heads), **facts}) + "\n", encoding="utf-8")
     except OSError as problem:
         raise CoPRSError(
-            f"{path} cannot be written ({problem.strerror}): set HF_HOME to a folder that can."
+            "{path} cannot be written ({reason}): set HF_HOME to a folder that can.",
+            path=path,
+            reason=problem.strerror,
         ) from problem
     return path

@@ -23,9 +23,9 @@ from coprs_core.checkpoints.pages import letting_pages_go
 from coprs_core.checkpoints.quantization import is_packed
 from coprs_core.checkpoints.remedies import check_quantized, remedy
 from coprs_core.checkpoints.tensors import refuse
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text, visible
-from coprs_core.machine import reading
+from coprs_core.machine import as_user_error
 from coprs_core.model.backends.coordinates import CHATML, QUESTION_SLOT
 from coprs_core.model.backends.cpu import optimize
 from coprs_core.model.backends.mllm import ARCHITECTURES, Mllm
@@ -42,9 +42,11 @@ def read_config(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise CoPRSError(
-            f"The checkpoint has no {path}: copy its folder {folder.name}/ again from its source."
+            "The checkpoint has no {path}: copy its folder {name}/ again from its source.",
+            path=path,
+            name=folder.name,
         )
-    with reading(f"{path} cannot be read", remedy(folder)):
+    with as_user_error(Phrase("{path} cannot be read", path=path), remedy(folder)):
         values = from_json(read_text(path))
         check_numbers(values, path)
         _check_type(values, path)
@@ -57,12 +59,15 @@ def _check_type(values: dict, path: Path) -> None:
     kind = values.get("model_type")
     if kind in ARCHITECTURES:
         return
-    own = (
-        " and brings code of its own (auto_map), which is never run" if "auto_map" in values else ""
-    )
+    own = Phrase("")
+    if "auto_map" in values:
+        own = Phrase(" and brings code of its own (auto_map), which is never run")
     raise CoPRSError(
-        f"{path} is of type {shortened(kind)!r}{own}: only {', '.join(ARCHITECTURES)} are "
-        "supported."
+        "{path} is of type {kind!r}{own}: only {names} are supported.",
+        path=path,
+        kind=truncated(kind),
+        own=own,
+        names=", ".join(ARCHITECTURES),
     )
 
 
@@ -76,14 +81,18 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, all of them there."""
     missing = missing_shards(folder) if folder.is_dir() else ["*.safetensors"]
     if missing:
-        lacks = f"The language model lacks {folder / shortened(missing[0])}"
+        lacks = folder / truncated(missing[0])
         others = sorted(p.name for p in folder.glob("*") if p.suffix in _OTHER_WEIGHTS)
         if others and not visible(folder.glob("*.safetensors")):
             raise CoPRSError(
-                f"{lacks} and holds {shortened(others[0])}: take the model's weights as "
-                "safetensors, which alone are read."
+                "The language model lacks {path} and holds {file}: take the model's "
+                "weights as safetensors, which alone are read.",
+                path=lacks,
+                file=truncated(others[0]),
             )
-        raise CoPRSError(f"{lacks}: copy it again from its source.")
+        raise CoPRSError(
+            "The language model lacks {path}: copy it again from its source.", path=lacks
+        )
     return visible(folder.glob("*.safetensors"))
 
 
@@ -105,8 +114,8 @@ def load_mllm(
         pages = letting_pages_go(files)
         if not is_ours:
             options["quantization_config"] = _quantization_config(empty, dtype, quantization)
-    fault = f"The language model in {folder} cannot be loaded"
-    with pages, reading(fault, remedy(folder)):
+    fault = Phrase("The language model in {folder} cannot be loaded", folder=folder)
+    with pages, as_user_error(fault, remedy(folder)):
         kept = torch.bfloat16 if is_ours else dtype
         mllm = load_strictly(AutoModelForImageTextToText, folder, device, kept, **options)
         if is_ours:
@@ -137,8 +146,8 @@ def load_strictly(
 
 def empty_mllm(config: Any, folder: Path) -> Mllm:
     """The model that a folder's config describes, on the meta device: sizes without weights."""
-    fault = f"{folder / 'config.json'} does not describe a model"
-    with reading(fault, remedy(folder)), torch.device("meta"):
+    fault = Phrase("{path} does not describe a model", path=folder / "config.json")
+    with as_user_error(fault, remedy(folder)), torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
@@ -183,7 +192,8 @@ def load_tokenizer(folder: Path) -> Any:
 def load_image_processor(folder: Path) -> Any:
     """The image processor of a Hugging Face folder, of the sizes of its model."""
     image_processor, config = _load(folder, AutoImageProcessor), read_config(folder)
-    with reading(f"The image processor in {folder} cannot be used", remedy(folder)):
+    fault = Phrase("The image processor in {folder} cannot be used", folder=folder)
+    with as_user_error(fault, remedy(folder)):
         check_image_processor(image_processor, config.vision_config, folder)
     return image_processor
 
@@ -194,9 +204,9 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
 
     Raises `CoPRSError` where the template does not take a picture and a question.
     """
-    fault = f"The chat template in {folder} cannot be used"
-    helps = "correct it, or take it away; then the usual one is used"
-    with reading(fault, helps):
+    fault = Phrase("The chat template in {folder} cannot be used", folder=folder)
+    helps = Phrase("correct it, or take it away; then the usual one is used")
+    with as_user_error(fault, helps):
         template = getattr(load_processor(folder), "chat_template", None) or tokenizer.chat_template
         if not template:
             return CHATML
@@ -210,22 +220,27 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
         image_token = tokenizer.convert_ids_to_tokens(image_id)
         filled = filled.replace(image_token, IMAGE_SLOT)
     if filled.count(IMAGE_SLOT) != 1 or filled.count(QUESTION_SLOT) != 1:
-        raise CoPRSError(f"{fault}: it takes no picture and question; {helps}.")
+        raise CoPRSError(
+            "{fault}: it takes no picture and question; {hint}.", fault=fault, hint=helps
+        )
     return filled
 
 
 def _load(folder: Path, kind: Any) -> Any:
-    with reading(f"Tokenizer or processor in {folder} cannot be loaded", remedy(folder)):
+    fault = Phrase("Tokenizer or processor in {folder} cannot be loaded", folder=folder)
+    with as_user_error(fault, remedy(folder)):
         return kind.from_pretrained(folder, **LOCAL)
 
 
 def focus_token_id(tokenizer: Any, focus_token: str, where: Path) -> int:
     """The focus token's id; raises `CoPRSError` where the tokenizer does not know it."""
-    with reading(f"The tokenizer in {where} cannot be used"):
+    with as_user_error(Phrase("The tokenizer in {folder} cannot be used", folder=where)):
         focus_id = tokenizer.convert_tokens_to_ids(focus_token)
     if focus_id is None or focus_id == tokenizer.unk_token_id:
         raise CoPRSError(
-            f"The tokenizer in {where} does not know the focus token {focus_token}: add it."
+            "The tokenizer in {where} does not know the focus token {token}: add it.",
+            where=where,
+            token=focus_token,
         )
     return focus_id
 
@@ -235,7 +250,11 @@ def check_focus_token(tokenizer: Any, focus_token: str, embeddings: int, where: 
     focus_id = focus_token_id(tokenizer, focus_token, where)
     if focus_id >= embeddings:
         raise CoPRSError(
-            f"The focus token {focus_token} has id {focus_id} and the embeddings in {where} have "
-            f"{embeddings} rows: tokenizer and weights are of different models."
+            "The focus token {token} has id {id} and the embeddings in {where} have {rows} "
+            "rows: tokenizer and weights are of different models.",
+            token=focus_token,
+            id=focus_id,
+            where=where,
+            rows=embeddings,
         )
     return focus_id

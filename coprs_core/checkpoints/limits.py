@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.checkpoints.tensors import count_weights
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.model.backends.mllm import Mllm
 
 _MOST = {
@@ -46,22 +46,26 @@ def check_numbers(values: Any, path: Path) -> None:
     """Raises `CoPRSError` where config.json is no table, or an entry is too large or small to build
     or names code."""
     if not isinstance(values, dict):
-        raise CoPRSError(f"{path} holds no entries: copy it again from its source.")
+        raise CoPRSError("{path} holds no entries: copy it again from its source.", path=path)
     for name, value in values.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        expected = ""
+        expected = None
         if isinstance(value, dict):
             check_numbers(value, path)
         if name in _MOST and is_number and not 1 <= value <= _MOST[name]:
-            expected = f"a number from 1 to {_MOST[name]:,}"
+            expected = Phrase("a number from 1 to {most:,}", most=_MOST[name])
         elif isinstance(value, list) and len(value) > _MOST_IN_LIST:
-            expected = f"a list of at most {_MOST_IN_LIST:,}"
+            expected = Phrase("a list of at most {most:,}", most=_MOST_IN_LIST)
         elif name.endswith("attn_implementation") and "/" in str(value):
-            expected = "a name without “/”, which would be code to download,"
+            expected = Phrase("a name without “/”, which would be code to download,")
         if expected:
             raise CoPRSError(
-                f"{path}: {shortened(name, 40)} is {shortened(value, 40)} and {expected} was "
-                "expected: correct it, or copy the file again from its source."
+                "{path}: {name} is {value} and {expected} was expected: correct it, or copy the "
+                "file again from its source.",
+                path=path,
+                name=truncated(name, 40),
+                value=truncated(value, 40),
+                expected=expected,
             )
 
 
@@ -77,8 +81,11 @@ def check_size(empty: Mllm, files: list[Path], is_tied: bool, folder: Path) -> N
     packed = 8 if getattr(empty.config, "quantization_config", None) else 1
     if described > 2 * held * packed:
         raise CoPRSError(
-            f"{folder / 'config.json'} describes a model of {described:,} weights and the files "
-            f"hold {held:,}: copy the folder again from its source."
+            "{path} describes a model of {described:,} weights and the files hold {held:,}: "
+            "copy the folder again from its source.",
+            path=folder / "config.json",
+            described=described,
+            held=held,
         )
 
 
@@ -88,15 +95,21 @@ def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> No
     takes_areas = "image_grid_thw" in type(image_processor).model_input_names
     if takes_areas != hasattr(vision, "spatial_merge_size"):
         raise CoPRSError(
-            f"The image processor in {folder} is a {type(image_processor).__name__}, which its "
-            "model cannot use: the two are of different models."
+            "The image processor in {folder} is a {kind}, which its model cannot use: the "
+            "two are of different models.",
+            folder=folder,
+            kind=type(image_processor).__name__,
         )
     for name, name_in_model in _SAME.items() if takes_areas else ():
         found, expected = getattr(image_processor, name), getattr(vision, name_in_model)
         if found != expected:
             raise CoPRSError(
-                f"The image processor in {folder} has {name} {shortened(found, 40)} and its model "
-                f"{expected}: the two are of different models."
+                "The image processor in {folder} has {name} {found} and its model {expected}: "
+                "the two are of different models.",
+                folder=folder,
+                name=name,
+                found=truncated(found, 40),
+                expected=expected,
             )
     for group in ("size", "crop_size", "pad_size"):
         for name, value in dict(getattr(image_processor, group, None) or {}).items():
@@ -105,7 +118,12 @@ def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> No
                 most = 2**30  # an upper bound stretches nothing
             if value is not None and not (type(value) is int and 1 <= value <= most):
                 raise CoPRSError(
-                    f"The image processor in {folder} has {group}.{shortened(name, 40)} "
-                    f"{shortened(value, 40)} and a whole number from 1 to {most:,} was expected: "
-                    "correct it, or copy the file again from its source."
+                    "The image processor in {folder} has {group}.{name} {value} and a whole number "
+                    "from 1 to {most:,} was expected: correct it, or copy the file again from its "
+                    "source.",
+                    folder=folder,
+                    group=group,
+                    name=truncated(name, 40),
+                    value=truncated(value, 40),
+                    most=most,
                 )

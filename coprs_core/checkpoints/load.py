@@ -10,7 +10,7 @@ from coprs_core.checkpoints.memory import smaller_choice
 from coprs_core.checkpoints.options import AUTO, LoadOptions, is_remote
 from coprs_core.checkpoints.quantization import check_quantization
 from coprs_core.checkpoints.source import Checkpoint, CoordinateSource, CoPRSSource, Source
-from coprs_core.errors import CoPRSError, meant
+from coprs_core.errors import CoPRSError, Phrase, did_you_mean
 from coprs_core.machine import choose_device, parse_dtype, trim_memory, within_memory
 from coprs_core.sizes import expanded
 
@@ -38,7 +38,7 @@ def load_checkpoint(
         parse_dtype(options.dtype)
     if name == AUTO:
         choice = choose(this_machine(device), options)
-        (report or on_terminal)(f"auto: {choice}")
+        (report or on_terminal)(Phrase("auto: {choice}", choice=choice.in_words()))
         name, options = choice.model.name, choice.loading(options)
         check_quantization(options.quantization, device)
     source = remote.parse(name) if is_remote(name) else find(name, report)
@@ -59,7 +59,7 @@ def find(name: str, report: Report | None = None, is_base: bool = False) -> Sour
     if name == "mini":
         return CoPRSSource(name, MINIATURE)
     if name == AUTO:  # it stands for none before the machine is looked at
-        raise CoPRSError(_none_there(name))
+        raise _none_there(name)
     if (known := listed(name)) and known.repo:
         return known.source(snapshot(known.repo, report))
     folder, is_downloaded = expanded(name), False
@@ -70,21 +70,25 @@ def find(name: str, report: Report | None = None, is_base: bool = False) -> Sour
 
 def check_name(name: str) -> None:
     """Raises `CoPRSError` where it is clear without a download that a name means no model."""
-    choices = f"a folder, a Hugging Face id or one of auto, {', '.join(NAMES)}"
     if not isinstance(name, str) or not 0 < len(name) < 200:
-        raise CoPRSError(f"{str(name)[:40]!r} is not a model: give {choices}.")
+        raise CoPRSError(
+            "{name!r} is not a model: give a folder, a Hugging Face id or one of auto, {names}.",
+            name=str(name)[:40],
+            names=", ".join(NAMES),
+        )
     if name in ("mini", AUTO):
         return
     known = listed(name)
     if known and known.repo is None:
         raise CoPRSError(
-            f"{name!r} stands for {known.about}, such as --model path/to/folder "
-            "or --model you/your-model."
+            "{name!r} stands for a CoPRS checkpoint of yours: give its folder or hub id instead of "
+            "this name, such as --model path/to/folder or --model you/your-model.",
+            name=name,
         )
     if known or expanded(name).is_dir():
         return
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        raise CoPRSError(_none_there(name))
+        raise _none_there(name)
 
 
 def _opened(
@@ -94,8 +98,9 @@ def _opened(
     if (folder / adapters.CONFIG).is_file():
         if is_base:
             raise CoPRSError(
-                f"{name} is named as the base of adapters and holds adapters too: merge those "
-                f"first with `python -m coprs_core convert {name} --out DIR`."
+                "{name} is named as the base of adapters and holds adapters too: merge those "
+                "first with `python -m coprs_core convert {name} --out DIR`.",
+                name=name,
             )
         base = adapters.base_of(name, folder, is_downloaded)
         beside = folder / base
@@ -106,22 +111,28 @@ def _opened(
                 found = find(base, report, is_base=True)
         except CoPRSError as problem:
             raise CoPRSError(
-                f"The base of {name} cannot be used, which its {adapters.CONFIG} names as "
-                f"base_model_name_or_path: {problem}"
+                "The base of {name} cannot be used, which its {file} names as "
+                "base_model_name_or_path: {reason}",
+                name=name,
+                file=adapters.CONFIG,
+                reason=problem,
             ) from problem
         return adapters.AdapterSource(name, folder, found)
     if (folder / "coprs.json").is_file():
         return CoPRSSource(name, folder)
     if (folder / "config.json").is_file():
         return CoordinateSource(name, folder)
-    raise CoPRSError(_none_there(name))
+    raise _none_there(name)
 
 
-def _none_there(name: str) -> str:
+def _none_there(name: str) -> CoPRSError:
     """The same for a folder without a checkpoint and for no folder: whoever may load models here
     learns nothing else of the disk."""
-    return (
-        f"There is no checkpoint {name!r}{meant(name, (AUTO, *NAMES))}: give a folder that holds "
-        "coprs.json (CoPRS), adapter_config.json (adapters) or config.json (a Hugging Face folder "
-        f"of Qwen2.5-VL or Qwen3-VL), a Hugging Face id, or one of auto, {', '.join(NAMES)}."
+    return CoPRSError(
+        "There is no checkpoint {name!r}{near}: give a folder that holds coprs.json (CoPRS), "
+        "adapter_config.json (adapters) or config.json (a Hugging Face folder of Qwen2.5-VL or "
+        "Qwen3-VL), a Hugging Face id, or one of auto, {names}.",
+        name=name,
+        near=did_you_mean(name, (AUTO, *NAMES)),
+        names=", ".join(NAMES),
     )

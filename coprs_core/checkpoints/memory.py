@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import DeviceName, free_memory, total_memory
 from coprs_core.sizes import in_words
 
@@ -100,21 +100,32 @@ def check_memory(
         return
     choices = []
     if str(dtype) == "torch.float32":
-        and_quantized = "" if quantization == "none" else f" with --quantize {quantization}"
+        also = "" if quantization == "none" else f" --quantize {quantization}"
         half = needed(quantization, 2)
-        choices.append((f"--dtype bf16 needs {in_words(half)}{and_quantized}", half))
+        choices.append((f"--dtype bf16{also}", half))
     if device.type in ("cpu", "cuda"):
         smallest = needed("nf4", 2)
-        choices.append((f"--quantize nf4 --dtype bf16 needs {in_words(smallest)}", smallest))
-    fitting = next((text for text, size in choices if size <= free), smaller_choice(quantization))
+        choices.append(("--quantize nf4 --dtype bf16", smallest))
+    fitting = smaller_choice(quantization)
+    if fits := [choice for choice in choices if choice[1] <= free]:
+        choice, size = fits[0]
+        fitting = Phrase("{choice} needs {size}", choice=choice, size=in_words(size))
     precision = str(dtype).removeprefix("torch.")
     raise CoPRSError(
-        f"{name} in {precision} needs about {in_words(required)} "
-        f"and {device} has {in_words(free)} free: {fitting}."
+        "{name} in {precision} needs about {needed} and {device} has {free} free: {hint}.",
+        name=name,
+        precision=precision,
+        needed=in_words(required),
+        device=device,
+        free=in_words(free),
+        hint=fitting,
     )
 
 
-def smaller_choice(quantization: str) -> str:
+def smaller_choice(quantization: str) -> Phrase:
     """What to try where a model does not fit."""
     quantize = "" if quantization == "nf4" else "--quantize nf4, "
-    return f"try {quantize}--sam sam2.1-tiny, --model auto, which takes what fits, or mini"
+    return Phrase(
+        "try {quantize}--sam sam2.1-tiny, --model auto, which takes what fits, or mini",
+        quantize=quantize,
+    )

@@ -49,14 +49,18 @@ def check_quantization(quantization: str, device: torch.device) -> None:
     """Raises `CoPRSError` where a quantization is not known or cannot work on a device."""
     if quantization not in ("auto", *QUANTIZATIONS):
         raise CoPRSError(
-            f"Quantization {quantization!r} is not known: choose auto, {', '.join(QUANTIZATIONS)}."
+            "Quantization {quantization!r} is not known: choose auto, {names}.",
+            quantization=quantization,
+            names=", ".join(QUANTIZATIONS),
         )
     if quantization in ("auto", "none") or is_packed(quantization, device):
         return
     if device.type not in ("cuda", "cpu"):
         raise CoPRSError(
-            f"Quantization {quantization} works on CUDA and on the CPU, not on {device}: "
-            "choose --quantize none."
+            "Quantization {quantization} works on CUDA and on the CPU, not on {device}: "
+            "choose --quantize none.",
+            quantization=quantization,
+            device=device,
         )
     # it warns of a faster kernel that is not published
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -64,6 +68,6 @@ def check_quantization(quantization: str, device: torch.device) -> None:
         import bitsandbytes  # noqa: F401  (its native part may be missing)
     except Exception as problem:  # a broken install raises anything at all
         raise CoPRSError(
-            f"bitsandbytes, which quantizes, does not work here ({first_line(problem)}): "
-            "choose --quantize none."
+            "bitsandbytes, which quantizes, does not work here ({reason}): choose --quantize none.",
+            reason=first_line(problem),
         ) from problem

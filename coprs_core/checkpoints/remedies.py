@@ -7,14 +7,14 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import FETCH, has_mark, is_pointer, visible
 from coprs_core.machine import COPY_AGAIN
 from coprs_core.parsing import from_json
 
 UNSUPPORTED = {"awq": "gptqmodel (once autoawq)", "gptq": "gptqmodel"}
 """Ways of quantizing, by `quant_method`, and the libraries that their weights need."""
-_UNQUANTIZED = (
+_UNQUANTIZED = Phrase(
     "take the same model with unquantized weights, which --quantize nf4 or int8 makes small here"
 )
 _FILES = (
@@ -39,40 +39,50 @@ def check_quantized(values: dict, path: Path) -> None:
     method = _method(values)
     if method in UNSUPPORTED:
         raise CoPRSError(
-            f"{path} says that the weights are quantized by {method}: that needs the library "
-            f"{UNSUPPORTED[method]}, which is not supported; {_UNQUANTIZED}."
+            "{path} says that the weights are quantized by {method}: that needs the library "
+            "{library}, which is not supported; {hint}.",
+            path=path,
+            method=method,
+            library=UNSUPPORTED[method],
+            hint=_UNQUANTIZED,
         )
 
 
-def remedy(folder: Path) -> Callable[[Exception], str]:
-    """For `reading`: what helps where a folder's config, weights, tokenizer or processor cannot be
-    loaded, for the end of a sentence."""
+def remedy(folder: Path) -> Callable[[Exception], Phrase]:
+    """For `as_user_error`: what helps where a folder's config, weights, tokenizer or processor
+    cannot be loaded, for the end of a sentence."""
     return partial(_remedy, folder)
 
 
-def _remedy(folder: Path, problem: Exception) -> str:
+def _remedy(folder: Path, problem: Exception) -> Phrase:
     if pointers := [path for path in visible(folder.glob("*")) if is_pointer(path)]:
-        return f"look at {pointers[0].name}: {FETCH}"
+        return Phrase("look at {file}: {hint}", file=pointers[0].name, hint=FETCH)
     if marked := [path for path in visible(folder.glob("*.json")) if has_mark(path)]:
-        return f"save {marked[0].name} as UTF-8 without the mark (BOM) that it begins with"
+        return Phrase(
+            "save {file} as UTF-8 without the mark (BOM) that it begins with", file=marked[0].name
+        )
     files = {name: _entries(folder / name) for name in _FILES}
     if "trust_remote_code" in str(problem) or "custom code" in str(problem):
-        return (
+        return Phrase(
             "it brings code of its own (auto_map), which is never run; take a model that "
             "transformers itself knows"
         )
     if word := _unknown_word(folder, files):
         return word
     if method := _method(files["config.json"]):
-        return f"its weights are quantized by {shortened(method, 40)}; {_UNQUANTIZED}"
+        return Phrase(
+            "its weights are quantized by {method}; {hint}",
+            method=truncated(method, 40),
+            hint=_UNQUANTIZED,
+        )
     if isinstance(problem, ImportError):
-        return "install the library that this names, or take a model that does without"
+        return Phrase("install the library that this names, or take a model that does without")
     is_damaged = isinstance(problem, JSONDecodeError | UnicodeDecodeError | OSError)
-    return COPY_AGAIN if is_damaged else f"correct it, or {COPY_AGAIN}"
+    return COPY_AGAIN if is_damaged else Phrase("correct it, or copy it again from its source")
 
 
-def _unknown_word(folder: Path, files: dict[str, dict]) -> str:
-    """A class that transformers does not have, and the right one; "" where there is none such."""
+def _unknown_word(folder: Path, files: dict[str, dict]) -> Phrase | None:
+    """A class that transformers does not have, and the right one; None where there is none such."""
     import transformers
 
     kind = str(files["config.json"].get("model_type"))
@@ -81,10 +91,17 @@ def _unknown_word(folder: Path, files: dict[str, dict]) -> str:
             word = values.get(entry)
             if not isinstance(word, str) or hasattr(transformers, word):
                 continue
-            right = f"write {_WORDS[kind][number]}" if kind in _WORDS else "correct it"
-            said = f"{folder / name} has {entry} {shortened(word, 60)}"
-            return f"{said}, which transformers does not know; {right}"
-    return ""
+            right = Phrase("correct it")
+            if kind in _WORDS:
+                right = Phrase("write {name}", name=_WORDS[kind][number])
+            return Phrase(
+                "{path} has {entry} {word}, which transformers does not know; {hint}",
+                path=folder / name,
+                entry=entry,
+                word=truncated(word, 60),
+                hint=right,
+            )
+    return None
 
 
 def _method(values: dict) -> Any:

@@ -12,7 +12,7 @@ from coprs_core.checkpoints.downloads import Report, on_terminal
 from coprs_core.checkpoints.options import FORM, KEY, SCHEME, LoadOptions
 from coprs_core.checkpoints.sams import choose_sam, open_sam
 from coprs_core.checkpoints.source import Checkpoint
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import choose_dtype
 from coprs_core.model.backends.remote.proxies import proxy_for
 from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
@@ -49,7 +49,9 @@ class RemoteSource:
 
         key = os.environ.get(KEY, "").strip()
         if not key.isascii() or not key.isprintable():
-            raise CoPRSError(f"{KEY} holds signs that no key has: copy the key again.")
+            raise CoPRSError(
+                "{variable} holds signs that no key has: copy the key again.", variable=KEY
+            )
         return Server(self.url, self.model, key or "none", proxy_for(self.url), SECONDS)
 
     def load(self, options: LoadOptions, device: torch.device, report: Report | None) -> Checkpoint:
@@ -62,13 +64,16 @@ class RemoteSource:
         from coprs_core.model.backends.remote.segmenter import RemoteSegmenter, ask_for_a_square
 
         say, server = report or on_terminal, self.server()
-        say(f"asking {self.host} where a drawn square is")
+        say(Phrase("asking {host} where a drawn square is", host=self.host))
         prompt = ask_for_a_square(server)
         if prompt is None:
-            say(
-                f"warning: {self.model} on {self.host} did not tell where a drawn red square is: "
-                "its boxes may be wrong"
+            doubt = Phrase(
+                "warning: {model} on {host} did not tell where a drawn red square is: its boxes "
+                "may be wrong",
+                model=self.model,
+                host=self.host,
             )
+            say(doubt)
         sam = open_sam(choose_sam(options.sam, device), report)
         dtype = choose_dtype(options.dtype, device, 2 * sam.weights)
         loaded = sam.load(device, dtype).eval().requires_grad_(False)
@@ -89,7 +94,9 @@ def parse(name: str) -> RemoteSource:
         is_address = is_bare = False
     if not model or not is_address or not is_bare:
         raise CoPRSError(
-            f"A model on another machine is given as {FORM}, and its key by the environment "
-            f"variable {KEY}: write it so."
+            "A model on another machine is given as {form}, and its key by the environment "
+            "variable {variable}: write it so.",
+            form=FORM,
+            variable=KEY,
         )
     return RemoteSource(model, url)

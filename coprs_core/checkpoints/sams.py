@@ -140,13 +140,15 @@ def _load_sam2(folder: Path, device: torch.device, dtype: torch.dtype) -> Sam2:
 
     from coprs_core.checkpoints.hugging_face import LOCAL, load_strictly, quietly
     from coprs_core.checkpoints.remedies import remedy
-    from coprs_core.machine import reading
+    from coprs_core.errors import Phrase
+    from coprs_core.machine import as_user_error
     from coprs_core.model.backends.sam import COORDINATE_ENCODERS, Sam2
 
     class _Sam2Model(Sam2Model):
         _keep_in_fp32_modules_strict = COORDINATE_ENCODERS
 
-    with reading(f"SAM 2 in {folder} cannot be loaded", remedy(folder)):
+    fault = Phrase("SAM 2 in {folder} cannot be loaded", folder=folder)
+    with as_user_error(fault, remedy(folder)):
         with quietly():  # published files name the model that also follows things through videos
             config = Sam2Config.from_pretrained(folder, **LOCAL)
         model = load_strictly(_Sam2Model, folder, device, dtype, config=config)

@@ -26,8 +26,8 @@ from coprs_core.checkpoints.quantization import choose_quantization
 from coprs_core.checkpoints.rehearsal import rehearse
 from coprs_core.checkpoints.sams import choose_sam, open_sam, place_of
 from coprs_core.checkpoints.tensors import count_weights, load_part
-from coprs_core.errors import CoPRSError, shortened
-from coprs_core.machine import choose_dtype, reading
+from coprs_core.errors import CoPRSError, Phrase, truncated
+from coprs_core.machine import as_user_error, choose_dtype
 from coprs_core.model.backends.coordinates import (
     PROMPTS,
     VISUAL_TOKENS,
@@ -136,11 +136,13 @@ class CoPRSSource:
         width = mllm.get_input_embeddings().embedding_dim
         if width != config.llm_width:
             raise CoPRSError(
-                f"coprs.json says llm_width {config.llm_width} and mllm/ has {width}: "
-                "the two are of different models."
+                "coprs.json says llm_width {stated} and mllm/ has {width}: the two are of "
+                "different models.",
+                stated=config.llm_width,
+                width=width,
             )
-        fault = "coprs.json does not describe a CoPRS model"
-        with reading(fault, "correct its sizes"), torch.device("meta"):
+        fault = Phrase("coprs.json does not describe a CoPRS model")
+        with as_user_error(fault, Phrase("correct its sizes")), torch.device("meta"):
             model = CoPRS(config, nn.Module())
         model.mllm = mllm
         for part, file in zip(PARTS, self._parts(), strict=True):
@@ -185,9 +187,11 @@ class CoordinateSource:
         kind = read_config(self.folder).model_type
         if kind not in PROMPTS:
             raise CoPRSError(
-                f"{self.name} is of type {kind!r} and coordinates are read from "
-                f"{', '.join(PROMPTS)}: choose a model that `python -m coprs_core models` lists "
-                "with coordinates."
+                "{model} is of type {kind!r} and coordinates are read from {names}: choose a "
+                "model that `python -m coprs_core models` lists with coordinates.",
+                model=self.name,
+                kind=kind,
+                names=", ".join(PROMPTS),
             )
         prompt = self.prompt or PROMPTS[kind]
         sam = open_sam(choose_sam(options.sam, device), report)
@@ -217,7 +221,9 @@ def choose_detail(detail: str, device: torch.device) -> Detail:
         return "low" if device.type == "cpu" else "normal"
     if detail not in VISUAL_TOKENS:
         raise CoPRSError(
-            f"Detail {shortened(detail, 40)!r} is not known: choose auto, {', '.join(DETAILS)}."
+            "Detail {detail!r} is not known: choose auto, {names}.",
+            detail=truncated(detail, 40),
+            names=", ".join(DETAILS),
         )
     return detail
 

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, first_line, shortened
+from coprs_core.errors import CoPRSError, Phrase, first_line, truncated
 from coprs_core.files import FETCH, is_pointer
-from coprs_core.machine import reading
+from coprs_core.machine import as_user_error
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
 from coprs_core.sizes import free_disk, in_words
@@ -64,7 +64,7 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
     where: dict[str, Path] = {}
     shapes = {}
     for path in files:
-        with _opened(path, f"{path} is broken or cut short") as file:
+        with _opened(path, Phrase("{path} is broken or cut short", path=path)) as file:
             for name in file.keys():
                 view = file.get_slice(name)
                 where[name] = path
@@ -79,10 +79,10 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
 
 
 @contextmanager
-def _opened(path: Path, fault: str = "") -> Generator[Any, None, None]:
+def _opened(path: Path, fault: Phrase | None = None) -> Generator[Any, None, None]:
     """A safetensors file; raises `CoPRSError` where it is broken."""
-    broken = fault or f"{path} is broken"
-    with reading(broken, file=path), safe_open(path, framework="pt") as file:
+    broken = fault or Phrase("{path} is broken", path=path)
+    with as_user_error(broken, file=path), safe_open(path, framework="pt") as file:
         yield file
 
 
@@ -104,8 +104,11 @@ def written_whole(path: Path) -> Generator[None, None, None]:
         if not any(sign in str(problem).lower() for sign in signs):
             raise
         raise CoPRSError(
-            f"{path} could not be written ({first_line(problem)}), for {in_words(free_disk(path))} "
-            "are free on that disk: make room and start the same command again."
+            "{path} could not be written ({reason}), for {free} are free on that disk: make "
+            "room and start the same command again.",
+            path=path,
+            reason=first_line(problem),
+            free=in_words(free_disk(path)),
         ) from problem
 
 
@@ -121,7 +124,9 @@ def count_weights(path: Path) -> tuple[int, int]:
         those of the language model's linear layers, and all others.
     """
     if not path.is_file():
-        raise CoPRSError(f"The checkpoint has no file {path}: copy it again from its source.")
+        raise CoPRSError(
+            "The checkpoint has no file {path}: copy it again from its source.", path=path
+        )
     with _opened(path) as file:
         sizes = {k: torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()}
     linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "vision" not in k)
@@ -187,16 +192,20 @@ def refuse_mismatch(
 def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
     """Raises `CoPRSError` naming the first few tensors of the first kind of mismatch there is."""
     for what, names in (
-        ("lacks", missing),
-        ("has unexpected tensors:", unexpected),
-        ("has a wrong size:", wrong),
+        (Phrase("lacks"), missing),
+        (Phrase("has unexpected tensors:"), unexpected),
+        (Phrase("has a wrong size:"), wrong),
     ):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            shown = ", ".join(shortened(name) for name in names[:3])
+            more = Phrase(" and {count} more", count=len(names) - 3) if names[3:] else Phrase("")
+            shown = ", ".join(truncated(name) for name in names[:3])
             raise CoPRSError(
-                f"{path} {what} {shown}{more}: it is not of this model; "
-                "take all files of a model from one source."
+                "{path} {what} {shown}{more}: it is not of this model; take all files of a model "
+                "from one source.",
+                path=path,
+                what=what,
+                shown=shown,
+                more=more,
             )
 
 
@@ -206,7 +215,7 @@ def refuse(path: Path, missing: list[str], unexpected: list[str], wrong: list[st
 def read_sam(path: Path) -> dict[str, Tensor]:
     """The tensors of a SAM .pth file, read lazily; raises `CoPRSError` where it is something
     else."""
-    return read_pickle(path, "a SAM file (.pth)")
+    return read_pickle(path, Phrase("a SAM file (.pth)"))
 
 
 def sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, DecoderConfig]:
@@ -215,8 +224,10 @@ def sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, Dec
         return vision_config_of(encoder_tensors(state)), decoder_config_of(state)
     except (KeyError, ValueError, IndexError) as problem:
         raise CoPRSError(
-            f"{path} is not a SAM (ViT-B, L or H) file; it lacks {problem}: "
-            "give one of segment_anything's published files."
+            "{path} is not a SAM (ViT-B, L or H) file; it lacks {reason}: give one of "
+            "segment_anything's published files.",
+            path=path,
+            reason=problem,
         ) from problem
 
 
@@ -231,6 +242,9 @@ def decoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if k.startswith(DECODER_PREFIXES)}
 
 
+_NO_TORCH_FILE = Phrase("is not a torch file")
+
+
 def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
     """A torch file that holds a dict of tensors, read with weights_only: no code in it is run.
 
@@ -241,12 +255,21 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
         is_zip = zipfile.is_zipfile(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except FileNotFoundError as problem:
-        raise CoPRSError(f"There is no file {path}: {expected} was expected there.") from problem
+        raise CoPRSError(
+            "There is no file {path}: {expected} was expected there.", path=path, expected=expected
+        ) from problem
     except pickle.UnpicklingError as problem:
         is_unsafe = "GLOBAL" in str(problem) or "Unsupported" in str(problem)
-        what = "holds code, which is never run" if is_unsafe else "is not a torch file"
-        helps = FETCH if is_pointer(path) else "get it again from a source that you trust"
-        raise CoPRSError(f"{path} {what}: {expected} was expected; {helps}.") from problem
+        what = Phrase("holds code, which is never run") if is_unsafe else _NO_TORCH_FILE
+        trusted = Phrase("get it again from a source that you trust")
+        helps = FETCH if is_pointer(path) else trusted
+        raise CoPRSError(
+            "{path} {what}: {expected} was expected; {hint}.",
+            path=path,
+            what=what,
+            expected=expected,
+            hint=helps,
+        ) from problem
     except (
         RuntimeError,
         OSError,
@@ -258,10 +281,20 @@ def read_pickle(path: Path, expected: str) -> dict[str, Tensor]:
     ) as problem:
         with open(path, "rb") as file:
             was_zip = file.read(2) == b"PK"
-        broken = f"is broken or cut short ({first_line(problem)})"
-        what = broken if was_zip else "is not a torch file"
-        helps = FETCH if is_pointer(path) else "copy it again"
-        raise CoPRSError(f"{path} {what}: {expected} was expected; {helps}.") from problem
+        broken = Phrase("is broken or cut short ({reason})", reason=first_line(problem))
+        what = broken if was_zip else _NO_TORCH_FILE
+        helps = FETCH if is_pointer(path) else Phrase("copy it again")
+        raise CoPRSError(
+            "{path} {what}: {expected} was expected; {hint}.",
+            path=path,
+            what=what,
+            expected=expected,
+            hint=helps,
+        ) from problem
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CoPRSError(f"{path} holds no table of tensors: {expected} was expected.")
+        raise CoPRSError(
+            "{path} holds no table of tensors: {expected} was expected.",
+            path=path,
+            expected=expected,
+        )
     return state

@@ -15,7 +15,7 @@ from coprs_core.commands.options import (
     positive_count,
 )
 from coprs_core.datasets import DATASETS
-from coprs_core.errors import CoPRSError, meant
+from coprs_core.errors import CoPRSError, did_you_mean
 
 if TYPE_CHECKING:
     from coprs_core.datasets.example import Dataset
@@ -113,7 +113,7 @@ def _run(options: Namespace, folder: Path) -> int:
     from coprs_core.machine import process
 
     if options.protocol not in PROTOCOLS:
-        near = meant(options.protocol, tuple(PROTOCOLS))
+        near = did_you_mean(options.protocol, tuple(PROTOCOLS))
         raise CoPRSError(
             f"There is no protocol {options.protocol!r}{near}: choose {', '.join(PROTOCOLS)}."
         )

@@ -17,7 +17,7 @@ from coprs_core.commands.options import (
     load_options,
     positive_count,
 )
-from coprs_core.errors import CoPRSError, meant
+from coprs_core.errors import CoPRSError, did_you_mean
 from coprs_core.probes import PROBES
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _probes(text: str) -> list[str]:
     if unknown := sorted(set(kinds) - set(PROBES)):
         choices = ", ".join(PROBES)
         raise argparse.ArgumentTypeError(
-            f"{unknown[0]!r} is not known{meant(unknown[0], PROBES)}: choose from {choices}"
+            f"{unknown[0]!r} is not known{did_you_mean(unknown[0], PROBES)}: choose from {choices}"
         )
     return kinds
 

@@ -33,11 +33,11 @@ def open_dataset(
     hold it.
     """
     from coprs_core.datasets.example import Place
-    from coprs_core.errors import CoPRSError, meant
+    from coprs_core.errors import CoPRSError, did_you_mean
     from coprs_core.files import found
 
     if name not in DATASETS:
-        near = meant(name, tuple(DATASETS))
+        near = did_you_mean(name, tuple(DATASETS))
         raise CoPRSError(f"There is no data set {name!r}{near}: choose {', '.join(DATASETS)}.")
     reader = import_module(f"{__name__}.{DATASETS[name]}")
     splits = reader.splits(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from coprs_core.answer.results import Result
-from coprs_core.errors import CoPRSError, first_line, of_the_system
+from coprs_core.errors import CoPRSError, first_line, from_os_error
 from coprs_core.photos.photo import PhotoLike
 
 Tag = str | bool
@@ -118,7 +118,7 @@ class Dataset:
         except CoPRSError as problem:
             return Unread(number, str(problem))
         except OSError as problem:
-            return Unread(number, of_the_system(problem))
+            return Unread(number, str(from_os_error(problem)))
         except Exception as problem:  # a library may raise anything over a broken file
             why = first_line(problem)
             return Unread(number, f"Item {number} cannot be read ({why}): correct it.")

@@ -23,7 +23,7 @@ import numpy as np
 from coprs_core.answer.compare import read_mask
 from coprs_core.datasets.example import THINGS, Dataset, Example, Place, Tag, things
 from coprs_core.datasets.stored import PICTURES, asked
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, truncated
 from coprs_core.files import found, read_text, visible
 from coprs_core.parsing import from_json
 from coprs_core.photos.photo import Photo, open_photo
@@ -159,7 +159,7 @@ def _line(listing: Path, number: int, text: str) -> Line:
     for path in (photo, *masks):
         if not os.path.isfile(path):
             raise CoPRSError(
-                f"Line {number} of {listing} names {shortened(path.name)}, which is not there."
+                f"Line {number} of {listing} names {truncated(path.name)}, which is not there."
             )
     reply = row.get("reply")
     is_right = reply is None or reply.count(FOCUS_TOKEN) == len(masks)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from coprs_core.datasets.stored import is_drawable, needed, size_of
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, truncated
 from coprs_core.photos.photo import MAX_SIDE, file_of, open_image
 
 _FILLED = ("polygon", "rectangle", "circle", "mask")
@@ -74,7 +74,7 @@ def _draw(shape: dict, size: tuple[int, int], where: str) -> np.ndarray | None:
     if kind not in _FILLED:
         why = "has no area" if kind in _NO_AREA else "is not known"
         raise CoPRSError(
-            f"{where} has a shape of the kind {shortened(kind)!r}, which {why}: draw it as a "
+            f"{where} has a shape of the kind {truncated(kind)!r}, which {why}: draw it as a "
             f"{', a '.join(_FILLED[:-1])} or a {_FILLED[-1]}, or take it out."
         )
     points = _corners(shape)

@@ -15,7 +15,7 @@ from coprs_core.datasets.labelme import frame_of, mask_of_shapes
 from coprs_core.datasets.stored import PICTURES, Table, asked, nothing_found, picture
 from coprs_core.errors import CoPRSError
 from coprs_core.files import decoded, found, from_western, is_pointer, visible
-from coprs_core.machine import COPY_AGAIN, reading
+from coprs_core.machine import COPY_AGAIN, as_user_error
 from coprs_core.parsing import from_json
 
 GROUPS: dict[str, tuple[str, Tag]] = {
@@ -59,12 +59,12 @@ def _item(path: Path, number: int) -> Example:
     written = _annotation(path)
     fault = f"{path} is not in LISA's layout, with text, shapes and is_sentence"
     helps = f"correct it, or {COPY_AGAIN}"
-    with reading(fault, helps):
+    with as_user_error(fault, helps):
         shapes = written["shapes"]
         told, reach = frame_of(written, shapes)
     image = picture(_photo(path), told=told, reach=reach)
     size = image.height, image.width
-    with reading(fault, helps):
+    with as_user_error(fault, helps):
         texts = written["text"]
         text = texts if isinstance(texts, str) else texts[0]
         target, ignore, left_out = mask_of_shapes(shapes, size, str(path))
@@ -98,7 +98,7 @@ def _annotation(path: Path) -> dict[str, Any]:
 
 def _row(table: Table, number: int) -> Example:
     where = f"of row {number}"
-    with reading(f"Row {number} is not in the layout of the data set"):
+    with as_user_error(f"Row {number} is not in the layout of the data set"):
         row = table.row(number)
         mask = np.asarray(row["mask"], bool)
         reach = mask.shape if mask.ndim == 2 else (0, 0)

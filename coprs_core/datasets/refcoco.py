@@ -29,7 +29,7 @@ from coprs_core.datasets.stored import (
 )
 from coprs_core.errors import CoPRSError
 from coprs_core.files import found, visible
-from coprs_core.machine import reading
+from coprs_core.machine import as_user_error
 from coprs_core.parsing import from_json
 
 _SPLITS = {
@@ -92,7 +92,7 @@ def _classic(place: Place, refs: Path) -> Dataset:
     instances = found(refs.with_name("instances.json"))
     if not instances.is_file():
         raise CoPRSError(f"{refs} is there and {instances} is not: copy the data set again.")
-    with reading(f"{refs} and instances.json: they are {_NO_LAYOUT}"):
+    with as_user_error(f"{refs} and instances.json: they are {_NO_LAYOUT}"):
         every = read_json(refs) if refs.suffix.lower() == ".json" else plain_pickle(refs)
         chosen = [ref for ref in every if _split_of(ref) in (place.split, None)]
         written = read_json(instances)
@@ -155,7 +155,7 @@ def _texts(sentences: Any) -> list[str | None]:
 def _from_table(place: Place, files: list[Path]) -> Dataset:
     table = Table(files)
     if {"sentences", "raw_anns", "image_path"} <= table.columns:
-        with reading(f"{files[0]} is {_NO_LAYOUT}"):
+        with as_user_error(f"{files[0]} is {_NO_LAYOUT}"):
             said = [_texts(row) for row in table.column("sentences")]
         pictures = _pictures(place.folder, place.folder)
 
@@ -169,7 +169,7 @@ def _from_table(place: Place, files: list[Path]) -> Dataset:
 
         return _listed(place, files[0].name, said, open_one)
     if {"answer", "segmentation", "image"} <= table.columns:
-        with reading(f"{files[0]} is {_NO_LAYOUT}"):
+        with as_user_error(f"{files[0]} is {_NO_LAYOUT}"):
             none: list[str | None] = [None]
             said = [none if row is None else row for row in table.column("answer")]
 
@@ -195,7 +195,7 @@ def _listed(
     open_one: Callable[[int], _Object],
 ) -> Dataset:
     """From the expressions of each object; one that cannot be read is an item that cannot."""
-    with reading(f"{file} is {_NO_LAYOUT}"):
+    with as_user_error(f"{file} is {_NO_LAYOUT}"):
         texts = list(said)
         expressions = [(number, text) for number, its in enumerate(texts) for text in its]
     if not expressions:
@@ -211,7 +211,7 @@ def _listed(
                 f"What is said in item {i} of {file} cannot be asked: write it as text."
             )
         question = asked(text, f"item {i} of {file}")
-        with reading(f"Item {i} of {file} is {_NO_LAYOUT}"):
+        with as_user_error(f"Item {i} of {file} is {_NO_LAYOUT}"):
             image, segmentations, where = open_one(number)
         size = image.height, image.width
         masks = [mask_of(segmentation, size, where) for segmentation in segmentations]

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from coprs_core.datasets.pickles import PlainUnpickler
-from coprs_core.errors import CoPRSError, first_line, shortened
+from coprs_core.errors import CoPRSError, first_line, truncated
 from coprs_core.files import check_legible, found, from_western, read_text, visible
-from coprs_core.machine import reading
+from coprs_core.machine import as_user_error
 from coprs_core.masks import decode_rle
 from coprs_core.parsing import from_json
 from coprs_core.photos.orientation import cannot_tell, stored_array, stored_size
@@ -140,7 +140,7 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
     try:
         if isinstance(segmentation, dict):
             if tuple(segmentation["size"]) != size:
-                raise ValueError(f"it is of size {shortened(segmentation['size'])}")
+                raise ValueError(f"it is of size {truncated(segmentation['size'])}")
             return decode_rle(segmentation)
         coco, (polygons, _) = _coco(), polygons_of(segmentation)
         if not polygons:
@@ -168,7 +168,7 @@ def asked(text: str, where: str) -> str:
     where it cannot be asked or was read in the wrong encoding."""
     try:
         if not isinstance(text, str):
-            raise CoPRSError(f"It is {shortened(text, 40)} and text was expected: correct it.")
+            raise CoPRSError(f"It is {truncated(text, 40)} and text was expected: correct it.")
         text = check_legible(from_western(text, "It"), "It")
         return check_instruction(text)
     except CoPRSError as problem:
@@ -185,7 +185,7 @@ def plain_pickle(path: Path) -> Any:
 
     Raises `CoPRSError` where it asks for anything else: to read that would be to run it.
     """
-    with reading(f"{path} is no pickle of plain values", file=path):
+    with as_user_error(f"{path} is no pickle of plain values", file=path):
         return PlainUnpickler(path.read_bytes()).load()
 
 
@@ -198,9 +198,9 @@ class Table:
         _check_whole(files)
         self._files = []
         for path in files:
-            with reading(f"{path} is no Parquet file", file=path):
+            with as_user_error(f"{path} is no Parquet file", file=path):
                 self._files.append(parquet.ParquetFile(path))
-        with reading(f"{files[0]} is no Parquet file"):
+        with as_user_error(f"{files[0]} is no Parquet file"):
             self.columns = set(self._files[0].schema_arrow.names)
         self._groups = [
             (file, group, file.metadata.row_group(group).num_rows)

@@ -40,7 +40,7 @@ from coprs_core.answer.pictures import (
     prior_overlay,
 )
 from coprs_core.answer.results import Result
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.parsing import from_json
 from coprs_core.photos.orientation import UPRIGHT
 from coprs_core.photos.photo import MAX_SIDE, Photo, open_photo, readable
@@ -59,7 +59,7 @@ _OURS = re.compile(
     r"|mask_full_size\.png"
     rf"|({'|'.join(STEMS)})\.(json|npy|png)"
 )
-_EXPECTED = "give a zip or folder that “Take away” or `segment --out` wrote"
+_EXPECTED = Phrase("give a zip or folder that “Take away” or `segment --out` wrote")
 
 
 Read = Callable[[str, int], bytes]
@@ -83,8 +83,9 @@ def writable_folder(folder: Path) -> Path:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as problem:
         raise CoPRSError(
-            f"The folder {str(folder)!r} cannot be made or written to ({problem.strerror}): "
-            "choose another --out."
+            "The folder {folder!r} cannot be made or written to ({reason}): choose another --out.",
+            folder=str(folder),
+            reason=problem.strerror,
         ) from problem
     return folder
 
@@ -199,20 +200,26 @@ def open_answer(path: str | Path, most_pixels: int | None = None) -> Saved:
         return _opened(path, most_pixels)
     except (FileNotFoundError, KeyError) as problem:
         if not path.exists():
-            raise CoPRSError(f"There is no file {str(path)!r}: {_EXPECTED}.") from problem
+            raise CoPRSError(
+                "There is no file {path!r}: {hint}.", path=str(path), hint=_EXPECTED
+            ) from problem
         raise CoPRSError(
-            f"{path.name} lacks a file or an entry of a saved answer: {_EXPECTED}."
+            "{file} lacks a file or an entry of a saved answer: {hint}.",
+            file=path.name,
+            hint=_EXPECTED,
         ) from problem
     except CoPRSError:
         raise
     except Exception as problem:  # readers of foreign files raise anything at all
-        raise CoPRSError(f"{path.name} cannot be read as a saved answer: {_EXPECTED}.") from problem
+        raise CoPRSError(
+            "{file} cannot be read as a saved answer: {hint}.", file=path.name, hint=_EXPECTED
+        ) from problem
 
 
 def _opened(path: Path, most_pixels: int | None) -> Saved:
     if path.is_dir() and not (path / "result.json").exists() and any(path.glob("*/result.json")):
         raise CoPRSError(
-            f"{path} holds several answers, one folder each: give one of those folders."
+            "{path} holds several answers, one folder each: give one of those folders.", path=path
         )
     with _reader(path) as read:
         photo = open_photo(_photo_file(read, most_pixels))
@@ -255,8 +262,9 @@ def _photo_file(read: Read, most_pixels: int | None) -> bytes:
         raise ValueError(f"a photo of kind {kind}")
     if most_pixels and pixels > most_pixels:
         raise CoPRSError(
-            f"The photo of this answer has over {most_pixels / 1e6:.0f} million pixels: look "
-            "at it with `python -m coprs_core open`."
+            "The photo of this answer has over {millions:.0f} million pixels: look at it "
+            "with `python -m coprs_core open`.",
+            millions=most_pixels / 1000000.0,
         )
     return file
 

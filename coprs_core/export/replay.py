@@ -32,7 +32,7 @@ def save_replay(path: Path, photo: Photo, result: Result, trace: Sentences) -> P
     At most 1,064 × 360 pixels. Raises `CoPRSError` where the name says neither.
     """
     if path.suffix.lower() not in FORMATS:
-        raise CoPRSError(f"{path.name!r} is no animated picture: name it .webp or .gif.")
+        raise CoPRSError("{file!r} is no animated picture: name it .webp or .gif.", file=path.name)
     pictures, milliseconds = [], []
     for frame, shown_for in _frames(photo, result, trace):
         pictures.append(frame)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, of_the_system, shortened
+from coprs_core.errors import CoPRSError, Phrase, from_os_error, truncated
 from coprs_core.files import read_text
 from coprs_core.geometry import prior_valid_size
 from coprs_core.model.backends.mllm import Mllm
@@ -51,14 +51,19 @@ class CoPRSConfig:
         for slot in (IMAGE_SLOT, INSTRUCTION_SLOT):
             if self.prompt_template.count(slot) != 1:
                 raise CoPRSError(
-                    f"The prompt template must contain {slot} exactly once: correct it (--prompt "
-                    "or coprs.json)."
+                    "The prompt template must contain {slot} exactly once: correct it (--prompt or "
+                    "coprs.json).",
+                    slot=slot,
                 )
         for name, whole, divisor_name, divisor in _multiples(self):
             if whole % divisor:
                 raise CoPRSError(
-                    f"{name} is {whole} and a multiple of {divisor_name} {divisor} was expected: "
-                    "correct coprs.json."
+                    "{name} is {whole} and a multiple of {divisor_name} {divisor} was expected: "
+                    "correct coprs.json.",
+                    name=name,
+                    whole=whole,
+                    divisor_name=divisor_name,
+                    divisor=divisor,
                 )
 
     def to_dict(self) -> dict:
@@ -74,8 +79,10 @@ class CoPRSConfig:
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise CoPRSError(
-                f"This checkpoint has format version {shortened(repr(version), 40)} and "
-                f"{FORMAT_VERSION} is read: use the matching release."
+                "This checkpoint has format version {version} and {own} is read: use the "
+                "matching release.",
+                version=truncated(repr(version), 40),
+                own=FORMAT_VERSION,
             )
         _check_entries("", values, asdict(cls(1)))
         try:
@@ -84,8 +91,9 @@ class CoPRSConfig:
             return cls(vision=vision, decoder=decoder, **_tuples(values))
         except (KeyError, TypeError) as problem:
             raise CoPRSError(
-                f"coprs.json does not describe a CoPRS model ({shortened(problem, 120)}): copy it "
-                "again from its source."
+                "coprs.json does not describe a CoPRS model ({reason}): copy it again from its "
+                "source.",
+                reason=truncated(problem, 120),
             ) from problem
 
     @classmethod
@@ -94,11 +102,12 @@ class CoPRSConfig:
         try:
             return cls.from_dict(from_json(read_text(path)))
         except OSError as problem:
-            raise CoPRSError(of_the_system(problem)) from problem
+            raise from_os_error(problem) from problem
         except ValueError as problem:
             raise CoPRSError(
-                f"{path} cannot be read as JSON ({shortened(problem, 120)}): copy it again from "
-                "its source."
+                "{path} cannot be read as JSON ({reason}): copy it again from its source.",
+                path=path,
+                reason=truncated(problem, 120),
             ) from problem
 
 
@@ -129,28 +138,33 @@ def _check_entries(prefix: str, values: dict, like: dict) -> None:
         what, is_right = _judged(key, value, like[name])
         if not is_right:
             raise CoPRSError(
-                f"coprs.json: {key} is {shortened(value, 40)!r} and {what} was expected: correct "
-                "it, or copy the file again from its source."
+                "coprs.json: {key} is {value!r} and {what} was expected: correct it, or copy the "
+                "file again from its source.",
+                key=key,
+                value=truncated(value, 40),
+                what=what,
             )
         if isinstance(like[name], dict):
             _check_entries(f"{key}.", value, like[name])
 
 
-def _judged(key: str, value: Any, like: Any) -> tuple[str, bool]:
+def _judged(key: str, value: Any, like: Any) -> tuple[Phrase, bool]:
     """What is expected of an entry, in words, and whether its value is that."""
     least, most = _LEAST.get(key, 1), _MOST.get(key, 65536)
     if isinstance(like, dict):
-        return "a group of entries", isinstance(value, dict)
+        return Phrase("a group of entries"), isinstance(value, dict)
     if isinstance(like, str):
         is_right = isinstance(value, str) and least <= len(value) <= most
         is_right = is_right and not any("\ud800" <= c <= "\udfff" for c in value)
         if key == "focus_token":
-            return f"one line of {least} to {most} characters", is_right and value.isprintable()
-        return f"valid text of {least} to {most:,} characters", is_right
+            one_line = Phrase("one line of {least} to {most} characters", least=least, most=most)
+            return one_line, is_right and value.isprintable()
+        text = Phrase("valid text of {least} to {most:,} characters", least=least, most=most)
+        return text, is_right
     if isinstance(like, float):
         is_right = type(value) in (int, float) and least <= value <= most
-        return f"a number from {least} to {most}", is_right
-    what = f"a whole number from {least} to {most}"
+        return Phrase("a number from {least} to {most}", least=least, most=most), is_right
+    what = Phrase("a whole number from {least} to {most}", least=least, most=most)
     numbers = value if isinstance(like, tuple) else [value]
     is_right = (
         isinstance(numbers, list | tuple)
@@ -160,9 +174,15 @@ def _judged(key: str, value: Any, like: Any) -> tuple[str, bool]:
     if key == "mllm_pixels":
         is_right = is_right and len(numbers) == 2 and numbers[0] <= numbers[1]
         is_right = is_right and numbers[0] <= _MOST_LEAST_PIXELS
-        first = f"the first up to {_MOST_LEAST_PIXELS} and not above the second"
-        return f"two numbers, each {what}, {first},", is_right
-    return (f"a list, each {what}," if isinstance(like, tuple) else what), is_right
+        two = Phrase(
+            "two numbers, each {what}, the first up to {bound} and not above the second,",
+            what=what,
+            bound=_MOST_LEAST_PIXELS,
+        )
+        return two, is_right
+    if isinstance(like, tuple):
+        what = Phrase("a list, each {what},", what=what)
+    return what, is_right
 
 
 def _multiples(config: "CoPRSConfig") -> tuple[tuple[str, int, str, int], ...]:
@@ -172,9 +192,9 @@ def _multiples(config: "CoPRSConfig") -> tuple[tuple[str, int, str, int], ...]:
         ("prior_width", config.prior_width, "prior_heads", config.prior_heads),
         ("vision.side", vision.side, "vision.patch", vision.patch),
         ("vision.width", vision.width, "vision.heads", vision.heads),
-        ("vision.channels", vision.channels, "the number", 8),
-        ("half of vision.channels", vision.channels // 2, "decoder.heads", decoder.heads),
-        ("decoder.mask_channels", decoder.mask_channels, "the number", 4),
+        ("vision.channels", vision.channels, Phrase("the number"), 8),
+        (Phrase("half of vision.channels"), vision.channels // 2, "decoder.heads", decoder.heads),
+        ("decoder.mask_channels", decoder.mask_channels, Phrase("the number"), 4),
     )
 
 

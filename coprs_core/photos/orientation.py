@@ -6,7 +6,7 @@ An orientation is a number from 1, stored upright, to 8 (EXIF 3.0, tag 0x0112).
 import numpy as np
 from PIL import Image
 
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 
 UPRIGHT, STORED = "upright", "stored"
 FRAMES = (UPRIGHT, STORED)
@@ -104,12 +104,15 @@ def on_upright(
     turned = upright_array(mask, orientation)
     if is_stored or as_stored != size or np.array_equal(turned, mask):
         return turned
-    raise cannot_tell("The mask", orientation)
+    raise cannot_tell(Phrase("The mask"), orientation)
 
 
 def cannot_tell(what: str, orientation: int) -> CoPRSError:
     """The sentence for what fits a photo both as it is stored and as it is shown."""
     return CoPRSError(
-        f"{what} fits the photo both as it is stored and as its EXIF tag turns it (orientation "
-        f"{orientation}): save the photo upright, without the tag, and the mask for that."
+        "{what} fits the photo both as it is stored and as its EXIF tag turns it "
+        "(orientation {orientation}): save the photo upright, without the tag, and the "
+        "mask for that.",
+        what=what,
+        orientation=orientation,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from coprs_core.errors import CoPRSError, of_the_system
+from coprs_core.errors import CoPRSError, Phrase, from_os_error
 from coprs_core.photos.file_formats import (
     PictureFile,
     RawFile,
@@ -30,11 +30,10 @@ from coprs_core.photos.levels import (
     stretched_colours,
 )
 from coprs_core.photos.orientation import upright_image
-from coprs_core.photos.unreadable import HEAD_BYTES, unreadable
+from coprs_core.photos.unreadable import HEAD_BYTES, THIS_FILE, USE, unreadable
 
 MAX_SIDE, MAX_ASPECT = 8192, 100
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
-_WHAT_TO_DO = "use a JPEG, PNG, WebP or another common picture file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +86,13 @@ def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
     if isinstance(source, Photo):
         return source
     if source is None:
-        raise CoPRSError(f"There is no picture yet: {_WHAT_TO_DO}.")
+        raise CoPRSError("There is no picture yet: {hint}.", hint=USE)
     with decoding(source):
         return _read(source, file_of(source), most_pixels)
 
 
 @contextmanager
-def decoding(source: PhotoLike, what: str = "This file") -> Generator[None, None, None]:
+def decoding(source: PhotoLike, what: Phrase = THIS_FILE) -> Generator[None, None, None]:
     """Whatever a decoder raises over a picture becomes a `CoPRSError` that names what it is, and
     what to do; `what` begins that sentence. What decoders warn of is not said."""
     try:
@@ -105,20 +104,23 @@ def decoding(source: PhotoLike, what: str = "This file") -> Generator[None, None
         raise
     except Image.DecompressionBombError as problem:
         raise CoPRSError(
-            f"The picture is far over {MAX_SIDE:,} pixels a side: make it smaller."
+            "The picture is far over {most:,} pixels a side: make it smaller.", most=MAX_SIDE
         ) from problem
     except FileNotFoundError as problem:
-        raise CoPRSError(f"There is no file {str(source)!r}: check the path.") from problem
+        raise CoPRSError(
+            "There is no file {path!r}: check the path.", path=str(source)
+        ) from problem
     except IsADirectoryError as problem:
         raise CoPRSError(
-            f"{str(source)!r} is a folder and one picture was expected: name a file in it."
+            "{path!r} is a folder and one picture was expected: name a file in it.",
+            path=str(source),
         ) from problem
     except MemoryError as problem:
         raise CoPRSError("The picture does not fit into memory: make it smaller.") from problem
     except Exception as problem:  # decoders of foreign files raise anything at all
         if isinstance(problem, OSError) and problem.errno:  # decoders' own have no number
-            raise CoPRSError(of_the_system(problem)) from problem
-        raise CoPRSError(_why_unreadable(source, problem, what)) from problem
+            raise from_os_error(problem) from problem
+        raise _why_unreadable(source, problem, what) from problem
 
 
 def _read(source, file: PictureFile | None, most_pixels: int | None) -> Photo:
@@ -195,7 +197,7 @@ def _orientation_told(image: Image.Image) -> int:
     return told if told in range(1, 9) else 1
 
 
-def _why_unreadable(source, problem: Exception, what: str) -> str:
+def _why_unreadable(source, problem: Exception, what: Phrase) -> CoPRSError:
     head, suffix, is_whole = b"\0", "", True
     with suppress(Exception):  # it was no file, or its parts lie about their sizes
         if isinstance(source, bytes | bytearray):
@@ -229,8 +231,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
         or not array.size
     ):
         raise CoPRSError(
-            f"The picture is an array of {array.dtype} {list(array.shape)} and uint8 [H, W], "
-            "[H, W, 3] or [H, W, 4] was expected: convert it."
+            "The picture is an array of {dtype} {shape} and uint8 [H, W], [H, W, 3] or [H, "
+            "W, 4] was expected: convert it.",
+            dtype=array.dtype,
+            shape=list(array.shape),
         )
     return Image.fromarray(array)
 
@@ -238,15 +242,21 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _check_size(image: Image.Image) -> None:
     if max(image.size) > MAX_SIDE:
         raise CoPRSError(
-            f"The picture is {image.width:,}×{image.height:,} pixels and at most {MAX_SIDE:,} a "
-            "side are read: make it smaller."
+            "The picture is {width:,}×{height:,} pixels and at most {most:,} a side are "
+            "read: make it smaller.",
+            width=image.width,
+            height=image.height,
+            most=MAX_SIDE,
         )
     if min(image.size) < 1:
-        raise CoPRSError(f"The picture is empty: {_WHAT_TO_DO}.")
+        raise CoPRSError("The picture is empty: {hint}.", hint=USE)
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise CoPRSError(
-            f"The picture is {image.width:,}×{image.height:,} pixels, over {MAX_ASPECT} times as "
-            "long as wide: crop it."
+            "The picture is {width:,}×{height:,} pixels, over {most} times as long as wide: "
+            "crop it.",
+            width=image.width,
+            height=image.height,
+            most=MAX_ASPECT,
         )
 
 

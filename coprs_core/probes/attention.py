@@ -118,9 +118,11 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Attention:
     sentences = sentences_of(language, ids, engine.local.ends)
     if len(sentences) > MAX_SENTENCES:
         raise NotApplicable(
-            f"This thought has {len(sentences)} sentences and at most {MAX_SENTENCES} are looked "
-            "into: ask for a shorter one.",
+            "This thought has {count} sentences and at most {most} are looked into: ask for "
+            "a shorter one.",
             "attention",
+            count=len(sentences),
+            most=MAX_SENTENCES,
         )
     reply = observed(engine, image, result, "attention")
     photo = reply.photo

@@ -26,8 +26,8 @@ class NotApplicable(CoPRSError):
     """A probe that this answer gives no occasion for; `stem` begins the names of the probe's
     files."""
 
-    def __init__(self, sentence: str, stem: str):
-        super().__init__(sentence)
+    def __init__(self, template: str, stem: str, /, **values: Any):
+        super().__init__(template, **values)
         self.stem = stem
 
 

@@ -58,8 +58,9 @@ def check_model(engine: Engine, result: Result, has_given: bool = True) -> None:
     """Raises `CoPRSError` where an answer was not given by the model in use."""
     if not has_given or result.model != engine.name:
         raise CoPRSError(
-            f"This answer was given by {result.model!r} and {engine.name!r} is in use: "
-            "load that model."
+            "This answer was given by {other!r} and {model!r} is in use: load that model.",
+            other=result.model,
+            model=engine.name,
         )
 
 
@@ -69,8 +70,9 @@ def check_reply_ids(engine: Engine, result: Result) -> None:
     check_model(engine, result, has_given=bool(result.reply_ids))
     if max(result.reply_ids) >= language.vocabulary or min(result.reply_ids) < 0:
         raise CoPRSError(
-            f"This answer holds token ids that {engine.name!r} does not have: "
-            "load the model that gave it."
+            "This answer holds token ids that {model!r} does not have: load the model that "
+            "gave it.",
+            model=engine.name,
         )
 
 
@@ -81,8 +83,9 @@ def check_reply(engine: Engine, result: Result) -> None:
     whole, piece_by_piece = language.text_of(ids), "".join(language.pieces_of(ids))
     if result.reply not in whole and result.reply not in piece_by_piece:
         raise CoPRSError(
-            f"This answer was written by another version of {engine.name!r}, whose tokens mean "
-            "something else: ask the question again."
+            "This answer was written by another version of {model!r}, whose tokens mean "
+            "something else: ask the question again.",
+            model=engine.name,
         )
 
 

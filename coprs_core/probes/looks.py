@@ -71,9 +71,11 @@ def observed(engine: Engine, image: PhotoLike, result: Result, stem: str) -> Obs
     ids = list(result.reply_ids)
     if len(ids) > MAX_WORDS:
         raise NotApplicable(
-            f"This reply has {len(ids):,} tokens and at most {MAX_WORDS:,} are looked into: ask "
-            "for a shorter one.",
+            "This reply has {count:,} tokens and at most {most:,} are looked into: ask for a "
+            "shorter one.",
             stem,
+            count=len(ids),
+            most=MAX_WORDS,
         )
     check_reply(engine, result)
     features = engine.read(photo)

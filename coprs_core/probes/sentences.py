@@ -56,9 +56,11 @@ def _thought_of(engine: Engine, ids: list[int]) -> list[tuple[int, str]]:
     sentences = sentences_of(engine.local.language, ids, engine.local.ends)
     if len(sentences) > MAX_SENTENCES:
         raise NotApplicable(
-            f"This thought has {len(sentences)} sentences and at most {MAX_SENTENCES} are traced: "
-            "ask for a shorter one.",
+            "This thought has {count} sentences and at most {most} are traced: ask for a "
+            "shorter one.",
             "sentences",
+            count=len(sentences),
+            most=MAX_SENTENCES,
         )
     if not sentences:
         raise NotApplicable(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from coprs_core.answer.compare import against_answer
 from coprs_core.answer.results import MAX_REPLY_IDS, Region, Result
-from coprs_core.errors import CoPRSError
+from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import package_versions
 from coprs_core.photos.photo import PhotoLike, open_photo
 from coprs_core.probes.finding import OtherResult
@@ -107,14 +107,16 @@ def _given(language: LanguageModel, thought: str) -> list[int]:
         raise CoPRSError("The thought is empty: write at least one sentence.")
     if len(thought) > MAX_READ_CHARACTERS:
         raise CoPRSError(
-            f"The thought has {len(thought):,} characters and at most {MAX_READ_CHARACTERS:,} "
-            "are read: shorten it."
+            "The thought has {count:,} characters and at most {most:,} are read: shorten it.",
+            count=len(thought),
+            most=MAX_READ_CHARACTERS,
         )
-    check_characters(thought, "thought")
+    check_characters(thought, Phrase("thought"))
     ids = language.ids_of(thought.strip(), plain=True)
     if len(ids) > MAX_THOUGHT_TOKENS:  # one character may be several tokens
         raise CoPRSError(
-            f"The thought has {len(ids):,} tokens and at most {MAX_THOUGHT_TOKENS:,} are read: "
-            "shorten it."
+            "The thought has {count:,} tokens and at most {most:,} are read: shorten it.",
+            count=len(ids),
+            most=MAX_THOUGHT_TOKENS,
         )
     return [*language.ids_of("<think>"), *ids, *language.ids_of("</think>")]

@@ -103,9 +103,11 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Words:
     words = pieces(engine, result)
     if len(words) > MAX_WORDS:
         raise NotApplicable(
-            f"This reply has {len(words):,} tokens and at most {MAX_WORDS} are looked into "
-            "together: ask for one word.",
+            "This reply has {count:,} tokens and at most {most} are looked into together: "
+            "ask for one word.",
             "words",
+            count=len(words),
+            most=MAX_WORDS,
         )
     if not engine.has_focus_token:
         return _attended(engine, image, result, words)
@@ -146,7 +148,9 @@ def at(engine: Engine, image: PhotoLike, result: Result, word: str | int) -> Wor
     count = len(result.reply_ids)
     if not 0 <= number < count:
         raise CoPRSError(
-            f"The reply has {count} tokens and number {number} was asked for: count from 0."
+            "The reply has {count} tokens and number {number} was asked for: count from 0.",
+            count=count,
+            number=number,
         )
     text = pieces(engine, result)[number]
     if not engine.has_focus_token:
@@ -167,7 +171,8 @@ def number_of(engine: Engine, result: Result, word: str) -> int:
     last."""
     if not isinstance(word, str) or len(word) > MAX_WORD_CHARACTERS:
         raise CoPRSError(
-            f"{str(word)[:40]!r} is not a word of the reply: give one, or a number from words.json."
+            "{word!r} is not a word of the reply: give one, or a number from words.json.",
+            word=str(word)[:40],
         )
     if word.isdecimal() and len(word) < 10:
         return int(word)
@@ -175,7 +180,8 @@ def number_of(engine: Engine, result: Result, word: str) -> int:
     place = "".join(written).rfind(word)
     if not word or place < 0:
         raise CoPRSError(
-            f"The reply does not hold {word!r}: give a word of it, or a number from words.json."
+            "The reply does not hold {word!r}: give a word of it, or a number from words.json.",
+            word=word,
         )
     ends = accumulate(map(len, written))
     return next(n for n, end in enumerate(ends) if end >= place + len(word))

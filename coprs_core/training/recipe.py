@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from coprs_core.errors import CoPRSError, meant, shortened
+from coprs_core.errors import CoPRSError, did_you_mean, truncated
 from coprs_core.files import read_text, visible
 from coprs_core.parsing import from_toml
 from coprs_core.prompts import MAX_NEW_TOKENS
@@ -106,7 +106,7 @@ def read_recipe(name: str, changes: list[str] | None = None) -> JointRecipe:
     """
     path = FOLDER / f"{name}.toml" if name in NAMES else Path(name)
     if path.suffix != ".toml" or not path.is_file():
-        near = meant(name, ("mini", *NAMES))
+        near = did_you_mean(name, ("mini", *NAMES))
         raise CoPRSError(
             f"There is no recipe {name!r}{near}: choose mini, {', '.join(NAMES)} or a .toml file."
         )
@@ -143,11 +143,11 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
     known = {f.name for f in fields(JointRecipe)}
     for key, value in values.items():
         if key not in known:
-            near = meant(key, tuple(known))
+            near = did_you_mean(key, tuple(known))
             raise CoPRSError(f"A recipe has no {key!r}{near}: correct it or leave it out.")
         kind = type(like[key])
         if type(value) is not kind and not (kind is float and type(value) is int):
-            what = f"{shortened(repr(value))} and {_KINDS[kind]} was expected"
+            what = f"{truncated(repr(value))} and {_KINDS[kind]} was expected"
             raise CoPRSError(f"{key} is {what}: correct it.")
         if kind in (int, float) and not 0 <= value < 1e9:
             raise CoPRSError(f"{key} is {value} and a number from 0 up was expected: correct it.")

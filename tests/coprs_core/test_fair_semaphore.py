@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from coprs_core import fair_semaphore
-from coprs_core.errors import Unwanted
+from coprs_core.errors import Cancelled
 from coprs_core.fair_semaphore import FairSemaphore
 
 
@@ -72,7 +72,7 @@ def test_who_is_no_longer_wanted_leaves_the_line_and_those_behind_move_up(monkey
         small = pool.submit(work, "small", 1)
         wait_until(lambda: line.waiting == ["large", "small"])
         wanted[0] = False
-        with pytest.raises(Unwanted):
+        with pytest.raises(Cancelled):
             large.result(timeout=60)
         assert small.result(timeout=60) == "small" and line.size == 8
     assert line.waiting == [] and line.size == 0

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from coprs_core.errors import CoPRSError, meant
+from coprs_core.errors import CoPRSError, did_you_mean
 
 Camp = Literal["focus token", "hidden state", "coordinates"]
 START, JOINT = "start", "joint"
@@ -91,7 +91,7 @@ def arms_of(names: list[str]) -> tuple[Arm, ...]:
     for name in names:
         if name not in known:
             raise CoPRSError(
-                f"There is no arm or table {name!r}{meant(name, known)}: choose from "
+                f"There is no arm or table {name!r}{did_you_mean(name, known)}: choose from "
                 f"{', '.join(known)}."
             )
     return tuple(a for a in ARMS if not names or {a.name, a.table} & {*names})

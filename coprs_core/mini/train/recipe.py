@@ -4,7 +4,7 @@ runs it from nothing."""
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from coprs_core.errors import CoPRSError, meant, shortened
+from coprs_core.errors import CoPRSError, did_you_mean, truncated
 from coprs_core.mini.world.questions import FAMILY_WEIGHTS, Asking
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
@@ -102,12 +102,12 @@ def read_mini(changes: list[str] | None = None) -> Recipe:
         table, _, last = key.rpartition(".")
         place = _tables(values).get(table, {})
         if last not in place or isinstance(place[last], dict):
-            near = meant(key, tuple(_keys(values)))
+            near = did_you_mean(key, tuple(_keys(values)))
             raise CoPRSError(f"The recipe mini has no {key!r}{near}: correct it or leave it out.")
         like = place[last]
         is_number = isinstance(like, float) and type(value) in (int, float)
         if type(value) is not type(like) and not is_number:
-            came = shortened(repr(value))
+            came = truncated(repr(value))
             raise CoPRSError(f"{key} is {came} and one like {like!r} was expected: correct it.")
         least = _LEAST.get(key, int(type(like) is int and like > 0))
         if type(value) in (int, float) and value < least:

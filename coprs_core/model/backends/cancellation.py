@@ -7,25 +7,25 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from coprs_core.errors import Unwanted
+from coprs_core.errors import Cancelled
 
 _here = threading.local()
 
 
-def watch(model: nn.Module) -> None:
+def install_checks(model: nn.Module) -> None:
     """Before each layer of the model it is asked whether the pass is still wanted."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             for layer in module:
-                if _ask not in layer._forward_pre_hooks.values():
-                    layer.register_forward_pre_hook(_ask)
+                if _check not in layer._forward_pre_hooks.values():
+                    layer.register_forward_pre_hook(_check)
 
 
 @contextmanager
-def while_wanted(is_wanted: Callable[[], bool]) -> Generator[None, None, None]:
+def cancellable(is_wanted: Callable[[], bool]) -> Generator[None, None, None]:
     """Inside, in this thread, a pass through a watched model goes on while `is_wanted()`; then it
-    raises `Unwanted`. One inside of another takes its place, and gives it back."""
-    around = asked_here()
+    raises `Cancelled`. One inside of another takes its place, and gives it back."""
+    around = current_check()
     _here.is_wanted = is_wanted
     try:
         yield
@@ -33,12 +33,12 @@ def while_wanted(is_wanted: Callable[[], bool]) -> Generator[None, None, None]:
         _here.is_wanted = around
 
 
-def asked_here() -> Callable[[], bool] | None:
+def current_check() -> Callable[[], bool] | None:
     """What is asked in this thread; None where every pass goes on to its end."""
     return getattr(_here, "is_wanted", None)
 
 
-def _ask(module: nn.Module, inputs: tuple) -> None:
-    is_wanted = asked_here()
+def _check(module: nn.Module, inputs: tuple) -> None:
+    is_wanted = current_check()
     if is_wanted is not None and not is_wanted():
-        raise Unwanted("This was given up, for nobody waits for it any more: ask again.")
+        raise Cancelled("This was given up, for nobody waits for it any more: ask again.")

@@ -125,7 +125,9 @@ def architecture(mllm: Mllm) -> Architecture:
     kind = mllm.config.model_type
     if kind not in ARCHITECTURES:
         raise CoPRSError(
-            f"Models of type {kind!r} are not supported: use one of {', '.join(ARCHITECTURES)}."
+            "Models of type {kind!r} are not supported: use one of {names}.",
+            kind=kind,
+            names=", ".join(ARCHITECTURES),
         )
     return ARCHITECTURES[kind]
 

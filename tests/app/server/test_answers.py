@@ -13,8 +13,8 @@ from PIL import Image
 from app.actions import Questions
 from app.kept import recorded
 from app.server import answers
-from app.server.answers import Answered, Answers
-from app.texts import say
+from app.server.answers import Answered, Answers, no_answer
+from app.texts import translated
 from app.visitors import small_trace
 from coprs_core import CoPRSError
 from coprs_core.photos.photo import open_photo
@@ -200,7 +200,7 @@ def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(m
     gone.is_gone = False  # as it was when it was looked at
     event = SimpleNamespace(index=0, value="x", said="x")
     questions = Questions(handlers.server, handlers.gate)
-    sentence = say("zh", "gone")
+    sentence = translated("zh", no_answer())
     for work in (
         lambda: handlers.look_again(gone, request),
         lambda: handlers.words(gone, request),

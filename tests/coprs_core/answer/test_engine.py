@@ -12,7 +12,7 @@ import pytest
 from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.memory import MAX_KEPT_PHOTOS
-from coprs_core.errors import Unwanted
+from coprs_core.errors import Cancelled
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import iou
 from coprs_core.mini.world.scenes import draw_scene
@@ -124,7 +124,7 @@ def test_a_photo_that_nobody_waits_for_is_given_up_between_two_layers(fresh):
     for block in fresh.model.image_encoder.blocks:
         block.register_forward_hook(lambda *_: passes.append(1))
     stream = fresh.stream(photo, "the car", is_wanted=lambda: len(passes) < 2)
-    with pytest.raises(Unwanted):
+    with pytest.raises(Cancelled):
         list(stream)
     assert len(passes) == 2 and not fresh.kept(photo)
     assert fresh.segment(photo, "the car").tokens  # and nothing is left of it
@@ -155,7 +155,7 @@ def test_what_is_read_ahead_gives_way_to_another_photo_and_not_to_its_own(fresh)
             if is_kept:
                 assert len(read.result(60)) == 2
             else:
-                with pytest.raises(Unwanted):
+                with pytest.raises(Cancelled):
                     read.result(60)
         assert (fresh.kept(ahead) is not None) is is_kept and not fresh._awaited
 

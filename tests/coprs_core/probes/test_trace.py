@@ -12,10 +12,10 @@ from coprs_core import CoPRSError, Result, load
 from coprs_core.answer.pictures import small_prior
 from coprs_core.answer.results import Region
 from coprs_core.answer.verdict import chain
-from coprs_core.errors import Unwanted
+from coprs_core.errors import Cancelled
 from coprs_core.metrics import iou
 from coprs_core.mini.world.questions import examples
-from coprs_core.model.backends.cancellation import asked_here, while_wanted
+from coprs_core.model.backends.cancellation import cancellable, current_check
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention, heads, sentences, thought, trace, words
 from coprs_core.probes.finding import NotApplicable
@@ -286,14 +286,14 @@ def test_what_nobody_waits_for_ends_between_two_layers(asked, passes):
     done, layers = [], engine.model.mllm.model.language_model.layers
     hooks = [layer.register_forward_hook(lambda *_: done.append(1)) for layer in layers]
     try:
-        with pytest.raises(Unwanted), while_wanted(lambda: len(done) < passes):
+        with pytest.raises(Cancelled), cancellable(lambda: len(done) < passes):
             thought.ask(engine, image, result, "It is the other one. " * 300)
         assert len(done) == passes
-        with while_wanted(lambda: True):
-            with while_wanted(lambda: False):
+        with cancellable(lambda: True):
+            with cancellable(lambda: False):
                 pass
             assert thought.ask(engine, image, result, "It is the other one.").result.regions
-        assert asked_here() is None
+        assert current_check() is None
     finally:
         for one in hooks:
             one.remove()
@@ -301,7 +301,7 @@ def test_what_nobody_waits_for_ends_between_two_layers(asked, passes):
 
 def test_a_photo_of_a_probe_that_nobody_waits_for_is_read_no_further(fresh, found):
     scene, _, result = found
-    with pytest.raises(Unwanted), while_wanted(lambda: False):
+    with pytest.raises(Cancelled), cancellable(lambda: False):
         sentences.ask(fresh, scene.image, result)
     assert fresh.kept(open_photo(scene.image)) is None
     assert sentences.ask(fresh, scene.image, result).views

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.model.backends.remote import proxies
 from coprs_core.model.backends.remote.chat_reply import (
     BROKEN_OFF,
@@ -155,11 +155,9 @@ class Server:
                 raise self._fault(BROKEN_OFF, reason_in(problem.said)[0]) from None
             raise
         except NoAnswer as problem:
-            raise self._fault(str(problem), problem.said) from None
-        except OutOfBounds as problem:
-            raise self._fault(f"{problem}: check the address, or take another server") from None
-        except TooSlow as problem:
-            raise self._fault(f"{problem}: ask again, or try a smaller model") from None
+            raise self._fault(problem.args[0], problem.said) from None
+        except (OutOfBounds, TooSlow) as problem:
+            raise self._fault(problem.args[0]) from None
         except FAILURES as problem:
             raise self._unconnected(problem, has_begun) from None
 
@@ -167,62 +165,92 @@ class Server:
 
     def _fault(self, fault: str, said: str = "") -> CoPRSError:
         """The sentence for a fault of the server's, with its own reason, without the key."""
-        through = f" (through the proxy {proxies.shown(self.proxy)})" if self.proxy else ""
-        said = shortened(Redacted(self.key).all(said).strip(), SHOWN)
-        why = f" (it says “{said}”)" if said else ""
-        return CoPRSError(f"The server {self.host}{through} {fault}{why}.")
+        through = why = Phrase("")
+        if self.proxy:
+            through = Phrase(" (through the proxy {proxy})", proxy=proxies.shown(self.proxy))
+        said = truncated(Redacted(self.key).all(said).strip(), SHOWN)
+        if said:
+            why = Phrase(" (it says “{said}”)", said=said)
+        return CoPRSError(
+            "The server {server}{through} {fault}{why}.",
+            server=self.host,
+            through=through,
+            fault=fault,
+            why=why,
+        )
 
     def _refusal(self, problem: Refused) -> CoPRSError:
         """The sentence for a status of refusal, or an error in place of a reply."""
         status, (said, _) = problem.status, reason_in(problem.said)
         if 300 <= status < 400 and problem.location:
             return self._fault(
-                f"sends the question on to another address (status {status}), which is not "
-                "followed: give that address itself, if you trust it",
+                Phrase(
+                    "sends the question on to another address (status {status}), which is not "
+                    "followed: give that address itself, if you trust it",
+                    status=status,
+                ),
                 problem.location,
             )
         if status == 407 and self.proxy:
-            return self._fault("was not asked, for the proxy wants a password: mend its address")
+            return self._fault(
+                Phrase("was not asked, for the proxy wants a password: mend its address")
+            )
         if status in (401, 403):
-            return self._fault("refuses the key: set COPRS_API_KEY to one that it takes", said)
+            return self._fault(
+                Phrase("refuses the key: set COPRS_API_KEY to one that it takes"), said
+            )
         if status == 404:
             return self._fault(
-                f"knows no model {self.model!r} at this address: give "
-                "openai:NAME@http://host:port/v1 with a name that it lists",
+                Phrase(
+                    "knows no model {model!r} at this address: give "
+                    "openai:NAME@http://host:port/v1 with a name that it lists",
+                    model=self.model,
+                ),
                 said,
             )
         if status == 429:
-            return self._fault("has no room now, or its quota is used up: ask again later", said)
-        if 400 <= status < 500:
             return self._fault(
-                f"refused the question with its picture{_advice(status, said)}", said
+                Phrase("has no room now, or its quota is used up: ask again later"), said
             )
-        code = f" (status {status})" if status else ""
-        return self._fault(f"failed{code}: look at its own messages", said)
+        if 400 <= status < 500:
+            advice = _advice(status, said)
+            refused = Phrase("refused the question with its picture{advice}", advice=advice)
+            return self._fault(refused, said)
+        if not status:
+            return self._fault(Phrase("failed: look at its own messages"), said)
+        return self._fault(
+            Phrase("failed (status {status}): look at its own messages", status=status), said
+        )
 
     def _unconnected(self, problem: Exception, has_begun: bool) -> CoPRSError:
         """The sentence for a connection that failed."""
         if has_begun:
             return self._fault(BROKEN_OFF)
         if isinstance(problem, httpx2.ProxyError):
-            fault = (
-                f"was not asked, for the proxy refused: mend it, or name {self.host} in NO_PROXY"
+            fault = Phrase(
+                "was not asked, for the proxy refused: mend it, or name {host} in NO_PROXY",
+                host=self.host,
             )
         elif isinstance(problem, httpx2.ProtocolError):
             fault = NOTHING
+        elif self.proxy:
+            fault = Phrase("cannot be reached: check that it runs, and the address, and the proxy")
         else:
-            also = ", and the proxy" if self.proxy else ""
-            fault = f"cannot be reached: check that it runs, and the address{also}"
-        detail = shortened(Redacted(self.key).all(str(problem))).rstrip(".")
-        return self._fault(f"{fault} ({detail})" if detail else fault)
+            fault = Phrase("cannot be reached: check that it runs, and the address")
+        detail = truncated(Redacted(self.key).all(str(problem))).rstrip(".")
+        return self._fault(
+            Phrase("{fault} ({detail})", fault=fault, detail=detail) if detail else fault
+        )
 
 
-def _advice(status: int, said: str) -> str:
+def _advice(status: int, said: str) -> Phrase:
     if status == 413:
-        return " as too large (status 413): let it take bodies of 2 MB"
+        return Phrase(" as too large (status 413): let it take bodies of 2 MB")
     if _CONTEXT.search(said):
-        return ": serve the model with a longer context, or allow fewer tokens"
-    return f": {'do what it says, or ' if said else ''}choose a model that reads pictures"
+        return Phrase(": serve the model with a longer context, or allow fewer tokens")
+    if said:
+        return Phrase(": do what it says, or choose a model that reads pictures")
+    return Phrase(": choose a model that reads pictures")
 
 
 class TooSlow(Exception):
@@ -259,6 +287,18 @@ class Clock:
         if has_text:
             self._waited = 0.0
         if self._waited > self._quiet:
-            raise TooSlow(f"sent nothing for {self._quiet:.0f} s that belongs to an answer")
+            raise TooSlow(
+                Phrase(
+                    "sent nothing for {seconds:.0f} s that belongs to an answer: ask again, or try "
+                    "a smaller model",
+                    seconds=self._quiet,
+                )
+            )
         if self._total > self._whole:
-            raise TooSlow(f"has not ended its answer after {self._total:.0f} s")
+            raise TooSlow(
+                Phrase(
+                    "has not ended its answer after {seconds:.0f} s: ask again, or try a smaller "
+                    "model",
+                    seconds=self._total,
+                )
+            )

@@ -5,6 +5,7 @@ import json
 import re
 from typing import Any
 
+from coprs_core.errors import Phrase
 from coprs_core.model.backends.remote.event_stream import DONE, Refused
 
 MIN_SECRET = 8
@@ -28,11 +29,11 @@ class NoAnswer(Exception):
         self.said = said
 
 
-NOTHING = "sent something that is no answer: check that the address ends in /v1"
-BROKEN_OFF = "broke off in mid-answer: ask again"
-FILTERED = "stopped the answer by a filter of its own: ask in other words, or another model"
-DECLINED = "has a model that declines to answer: ask in other words, or another model"
-CALLED = "has a model that called a tool in place of an answer: serve it without tools"
+NOTHING = Phrase("sent something that is no answer: check that the address ends in /v1")
+BROKEN_OFF = Phrase("broke off in mid-answer: ask again")
+FILTERED = Phrase("stopped the answer by a filter of its own: ask in other words, or another model")
+DECLINED = Phrase("has a model that declines to answer: ask in other words, or another model")
+CALLED = Phrase("has a model that called a tool in place of an answer: serve it without tools")
 
 
 class Redacted:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 import httpx2
 
+from coprs_core.errors import Phrase
+
 MAX_EVENT_BYTES = 1 << 20
 """Of one event, or of a body that is none: a piece of a reply is a few hundred bytes, a reply of
 8,192 tokens in one piece some 50,000."""
@@ -137,7 +139,12 @@ async def _read(request: Request, put: Callable[[bytes], None]) -> None:
             location = response.headers.get("Location", "")
             raise Refused(response.status_code, said.decode("utf-8", "replace"), location)
         if not is_plain:
-            raise OutOfBounds("sent a compressed answer, which was not asked for")
+            raise OutOfBounds(
+                Phrase(
+                    "sent a compressed answer, which was not asked for: check the address, or "
+                    "take another server"
+                )
+            )
         put(b"")
         async with aclosing(_data(response, request.max_bytes)) as data:
             async for event in data:
@@ -178,7 +185,13 @@ async def _lines(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, 
         async for chunk in chunks:
             total += len(chunk)
             if total > most:
-                raise OutOfBounds(f"sent over {most:,} bytes, more than an answer can be")
+                raise OutOfBounds(
+                    Phrase(
+                        "sent over {most:,} bytes, more than an answer can be: check the "
+                        "address, or take another server",
+                        most=most,
+                    )
+                )
             *ends, rest = chunk.split(b"\n")
             for end in ends:
                 yield bytes(line + end).removeprefix(mark).removesuffix(b"\r")
@@ -203,5 +216,9 @@ async def _start(response: httpx2.Response, most: int) -> bytes:
 def _check_event(size: int) -> None:
     if size > MAX_EVENT_BYTES:
         raise OutOfBounds(
-            f"sent over {MAX_EVENT_BYTES:,} bytes in one piece, more than a piece can be"
+            Phrase(
+                "sent over {most:,} bytes in one piece, more than a piece can be: check the "
+                "address, or take another server",
+                most=MAX_EVENT_BYTES,
+            )
         )

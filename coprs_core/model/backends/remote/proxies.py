@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from coprs_core.errors import CoPRSError, shortened
+from coprs_core.errors import CoPRSError, Phrase, truncated
 
 _USABLE = ("http", "https", "socks5", "socks5h")
 _NAMES_OF_THIS_MACHINE = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
@@ -28,7 +28,7 @@ def proxy_for(url: str) -> str | None:
         return None
     named = _named()
     if proxy := named.get(parts.scheme) or named.get("all"):
-        _check(proxy, f"name {shortened(host)} in NO_PROXY")
+        _check(proxy, Phrase("name {host} in NO_PROXY", host=truncated(host)))
     return proxy
 
 
@@ -37,13 +37,13 @@ def check_proxies() -> None:
     not. Raises `CoPRSError` where one cannot be used."""
     if "*" not in _exceptions():
         for scheme, proxy in _named().items():
-            _check(proxy, f"unset {scheme.upper()}_PROXY")
+            _check(proxy, Phrase("unset {name}", name=f"{scheme.upper()}_PROXY"))
 
 
 def shown(proxy: str) -> str:
     """A proxy as messages name it: without its password."""
     scheme, _, rest = proxy.partition("://")
-    return shortened(f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}")
+    return truncated(f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}")
 
 
 def is_this_machine(host: str) -> bool:
@@ -103,7 +103,7 @@ def _is_excepted(host: str) -> bool:
     return False
 
 
-def _check(proxy: str, otherwise: str) -> None:
+def _check(proxy: str, otherwise: Phrase) -> None:
     try:
         parts = urlsplit(proxy)
         is_usable = parts.scheme in _USABLE and bool(parts.hostname) and (parts.port or 1) > 0
@@ -111,11 +111,15 @@ def _check(proxy: str, otherwise: str) -> None:
         parts, is_usable = None, False
     if parts is None or not is_usable:
         raise CoPRSError(
-            f"The environment names the proxy {shown(proxy)}, and only addresses such as "
-            f"http://host:port and socks5://host:port can be used: mend it, or {otherwise}."
+            "The environment names the proxy {proxy}, and only addresses such as "
+            "http://host:port and socks5://host:port can be used: mend it, or {other}.",
+            proxy=shown(proxy),
+            other=otherwise,
         )
     if parts.scheme.startswith("socks") and find_spec("socksio") is None:
         raise CoPRSError(
-            f"The environment names the proxy {shown(proxy)}, for which the package socksio is "
-            f"missing: run pip install socksio, or {otherwise}."
+            "The environment names the proxy {proxy}, for which the package socksio is "
+            "missing: run pip install socksio, or {other}.",
+            proxy=shown(proxy),
+            other=otherwise,
         )

@@ -25,7 +25,7 @@ from coprs_core import CoPRSError, load
 from coprs_core.__main__ import main
 from coprs_core.answer.flags import flags
 from coprs_core.checkpoints import doctor, remote
-from coprs_core.errors import Unwanted
+from coprs_core.errors import Cancelled
 from coprs_core.model.backends.remote import segmenter as remote_model
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention, zoom
@@ -284,7 +284,7 @@ def test_stop_works_while_a_server_sends_no_answer(server, sam, monkeypatch, way
         stream.close()
     else:
         is_wanted[0] = False
-        with pytest.raises(Unwanted):
+        with pytest.raises(Cancelled):
             list(stream)
     assert server.left.wait(10) and not models.semaphore.size
 
