@@ -8,11 +8,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    AutoTokenizer,
     CLIPImageProcessor,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Sam2HieraDetConfig,
@@ -96,11 +104,38 @@ def qwen3() -> Qwen3VLForConditionalGeneration:
     return spread(model)
 
 
-def llava() -> LlavaForConditionalGeneration:
+def qwen3_5() -> Qwen3_5ForConditionalGeneration:
+    """Layers of linear attention and of full attention, in turn."""
+    ids = json.loads((MINIATURE / "mllm" / "config.json").read_text())
+    config = Qwen3_5Config(
+        text_config=dict(
+            hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=16, vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id,
+            layer_types=["linear_attention", "full_attention"] * 2,
+            linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16,
+            rope_parameters=dict(
+                rope_type="default", rope_theta=1e6, partial_rotary_factor=0.5, mrope_section=[2, 1, 1],
+                mrope_interleaved=True,
+            ),
+        ),
+        vision_config=dict(
+            depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=WIDTH, patch_size=14,
+            num_position_embeddings=64,
+        ),
+        tie_word_embeddings=True,
+        **{k: ids[k] for k in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")},
+    )  # fmt: skip
+    model = Qwen3_5ForConditionalGeneration(config)
+    model.generation_config.eos_token_id = TOKENIZER.eos_token_id
+    return spread(model)
+
+
+def llava(**text) -> LlavaForConditionalGeneration:
+    text = dict(model_type="llama", num_hidden_layers=2) | text
     config = LlavaConfig(
         text_config=dict(
-            model_type="llama", hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=4, vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id,
+            hidden_size=WIDTH, intermediate_size=128, num_attention_heads=4, num_key_value_heads=4,
+            vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id, **text,
         ),
         vision_config=dict(
             model_type="clip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=3,
@@ -109,6 +144,29 @@ def llava() -> LlavaForConditionalGeneration:
         image_token_id=TOKENIZER.convert_tokens_to_ids("<|image_pad|>"),
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
+    model.generation_config.eos_token_id = TOKENIZER.eos_token_id
+    return spread(model)
+
+
+def lfm2() -> LlavaForConditionalGeneration:
+    """LFM2's text model, which has short convolutions, behind LLaVA's vision tower."""
+    kinds = ["conv", "full_attention"] * 2
+    return llava(model_type="lfm2", num_hidden_layers=4, layer_types=kinds, conv_L_cache=3)
+
+
+def internvl() -> InternVLForConditionalGeneration:
+    config = InternVLConfig(
+        text_config=dict(
+            model_type="qwen2", hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id,
+        ),
+        vision_config=dict(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=[84, 84],
+            patch_size=[14, 14],
+        ),
+        image_token_id=TOKENIZER.convert_tokens_to_ids("<|image_pad|>"), image_seq_length=9,
+    )  # fmt: skip
+    model = InternVLForConditionalGeneration(config)
     model.generation_config.eos_token_id = TOKENIZER.eos_token_id
     return spread(model)
 
@@ -136,11 +194,28 @@ def save_mllm(folder: Path, mllm: torch.nn.Module, weights: bool = True) -> Path
             image_processor, TOKENIZER, patch_size=14, vision_feature_select_strategy="default",
             image_token="<|image_pad|>", num_additional_image_tokens=1,
         ).save_pretrained(folder)  # fmt: skip
+    if isinstance(mllm, InternVLForConditionalGeneration):
+        (folder / "processor_config.json").unlink()
+        names = {"start": "<|vision_start|>", "end": "<|vision_end|>", "context": "<|image_pad|>"}
+        tokens = {f"{name}_image_token": token for name, token in names.items()}
+        tokens["video_token"] = "<|video_pad|>"
+        InternVLProcessor(
+            GotOcr2ImageProcessor(size={"height": 84, "width": 84}, crop_to_patches=True),
+            AutoTokenizer.from_pretrained(folder, extra_special_tokens=tokens),
+            InternVLVideoProcessor(), image_seq_length=9,
+        ).save_pretrained(folder)  # fmt: skip
     mllm.config.save_pretrained(folder)
     mllm.generation_config.save_pretrained(folder)
     if weights:
         mllm.save_pretrained(folder)
     return folder
+
+
+def as_seen(image_processor, photo) -> dict[str, torch.Tensor]:
+    """What a model's own forward takes of a photo, as one picture."""
+    options = {"crop_to_patches": False} if hasattr(image_processor, "crop_to_patches") else {}
+    inputs = image_processor(images=[photo], return_tensors="pt", **options)
+    return {k: inputs[k] for k in ("pixel_values", "image_grid_thw") if k in inputs}
 
 
 def save_sam(path: Path, model: CoPRS) -> Path:

@@ -202,7 +202,9 @@ def _chat_template(processor: Any) -> str:
         raise CoPRSError(
             "The model's chat template shows no single image and text: give one with --prompt FILE."
         )
-    return text.replace(image, IMAGE_SLOT).replace(INSTRUCTION_SLOT, question)
+    # InternVL's processor puts these around the picture, where other templates write them out
+    before, behind = (getattr(processor, f"{end}_image_token", "") for end in ("start", "end"))
+    return text.replace(image, before + IMAGE_SLOT + behind).replace(INSTRUCTION_SLOT, question)
 
 
 # --- reading the authors' files

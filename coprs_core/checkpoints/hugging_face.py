@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -152,13 +153,18 @@ def empty_mllm(config: Any, folder: Path) -> Mllm:
 
 
 def _quantization_config(empty: Mllm, dtype: torch.dtype, quantization: str) -> Any:
-    parts = [name for name, _ in empty.model.named_children()]
+    whole = ["lm_head"]
+    whole += [f"model.{n}" for n, _ in empty.model.named_children() if n != "language_model"]
+    # bitsandbytes computes 32 outputs at a time on a CPU: the gates of linear attention have fewer
+    for name, module in empty.named_modules():
+        if isinstance(module, nn.Linear) and module.out_features % 32:
+            whole.append(name)
     return BitsAndBytesConfig(
         load_in_4bit=quantization == "nf4",
         load_in_8bit=quantization == "int8",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head"] + [f"model.{n}" for n in parts if n != "language_model"],
+        llm_int8_skip_modules=whole,
     )
 
 

@@ -26,7 +26,9 @@ _FILES = (
 _WORDS = {
     "qwen2_5_vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor", "Qwen2Tokenizer"),
     "qwen3_vl": ("Qwen2VLImageProcessor", "Qwen3VLProcessor", "Qwen2Tokenizer"),
+    "qwen3_5": ("Qwen2VLImageProcessor", "Qwen3VLProcessor", "Qwen3_5Tokenizer"),
     "llava": ("CLIPImageProcessor", "LlavaProcessor", "LlamaTokenizer"),
+    "internvl": ("GotOcr2ImageProcessor", "InternVLProcessor", "Qwen2Tokenizer"),
 }
 _ENTRIES = ("image_processor_type", "processor_class", "tokenizer_class")
 """Entries that name a class of transformers; of each type of model the right ones, in their

@@ -18,7 +18,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "base",
         metavar="MODEL",
-        help="a Hugging Face id or folder of Qwen2.5-VL, Qwen3-VL or LLaVA-1.5 (not to be trained)",
+        help="a Hugging Face id or folder of Qwen2.5-VL or Qwen3-VL; others cannot be trained",
     )
     add_checkpoint_options(parser)
 

@@ -1,9 +1,9 @@
 """Sentence by sentence: the thought is cut after each sentence, closed, and the model focuses
 there.
 
-The model really reads the shortened thought and its focus token. The cache is kept from sentence to
-sentence, so that the whole trace costs less than one more answer. A model that writes coordinates
-has no focus token: there it is where the words of each sentence looked.
+The model really reads the shortened thought and its focus token. What it read is kept from
+sentence to sentence, so that the whole trace costs less than one more answer. A model that writes
+coordinates has no focus token: there it is where the words of each sentence looked.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
             reading.feed(ids[read:end])
             read = end
         ending = own if end == thought[-1][0] else closing
-        states = reading.feed(ending)
-        reading.forget(len(ending))
+        states = reading.fork().feed(ending)
         focused = [i for i, token in enumerate(ending) if token == engine.focus.focus_id]
         views.append(view_at(engine, states[focused], features, result.mask, sentence))
     return Sentences(tuple(views))

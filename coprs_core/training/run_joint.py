@@ -51,6 +51,8 @@ from coprs_core.training.watch import Pictures, Watch
 WARM, ADAPTERS = "warm", "adapters"
 EMBEDDINGS = "embeddings"
 _SMALLER = "set rows_at_once lower, or train a smaller model or adapters (lora, quantize)"
+TRAINED_KINDS = ("qwen2_5_vl", "qwen3_vl")
+"""Architectures, by `model_type`, that training was tested with."""
 _SERVER_SECONDS = 60.0
 """That a vLLM server is waited for."""
 
@@ -237,10 +239,11 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Pat
             f"{checkpoint.name} writes coordinates and has no focus token to train: make a CoPRS "
             "checkpoint of it with `python -m coprs_core prepare`."
         )
-    if not hasattr(segmenter.language.image_processor, "merge_size"):
+    kind = segmenter.model.mllm.config.model_type
+    if kind not in TRAINED_KINDS:
         raise CoPRSError(
-            f"The language model of {checkpoint.name} is none of Qwen's, which alone are trained: "
-            "prepare a checkpoint of Qwen2.5-VL or Qwen3-VL."
+            f"The language model of {checkpoint.name} is of type {kind!r} and only "
+            f"{', '.join(TRAINED_KINDS)} are trained: prepare a checkpoint of one of these."
         )
     model, adapters, processor = segmenter.model, None, _processor(language)
     if recipe.lora:

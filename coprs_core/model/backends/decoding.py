@@ -13,18 +13,24 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
 from coprs_core.fair_semaphore import FairSemaphore
 from coprs_core.machine import free_memory
 from coprs_core.model.backends.attention import Looks, observing
+from coprs_core.model.backends.cache import (
+    ROOM,
+    KeySlots,
+    State,
+    StateSlots,
+    cache_argument,
+    new_slots,
+)
 from coprs_core.model.backends.cpu.output_layer import likeliest
-from coprs_core.model.backends.mllm import Mllm, Reading, cache_argument
+from coprs_core.model.backends.mllm import Mllm, Reading
 from coprs_core.model.segmenter import Step
 
 MOST_ROWS = 64
@@ -36,10 +42,8 @@ MOST_FOCUS_TOKENS = 16
 AFTER_FOCUS = 16
 """How many tokens may stand between two focus tokens; where no other follows, the reply ends at its
 last."""
-_ROOM = 128
-"""Tokens by which the place for keys and values grows, at least."""
 _SHARE = 0.5
-"""Of the memory that is free, which keys and values may take."""
+"""Of the memory that is free, which may be taken for what the layers keep."""
 
 
 @dataclass(eq=False)
@@ -107,7 +111,7 @@ class Batch:
     def __init__(self, mllm: Mllm):
         self._mllm = mllm
         self._rows: list[Row] = []
-        self._slots: list[_Slots] = []
+        self._slots: list[KeySlots | StateSlots] = []
         self._lock = FairSemaphore()
         self._cache_argument = cache_argument(type(mllm.model.language_model))
         self._weights = sum(p.numel() for p in mllm.model.language_model.parameters())
@@ -161,26 +165,25 @@ class Batch:
             row.choose(reading.likeliest())
         if row.token is None:
             return True
-        layers = reading.layers
-        row.length = layers[0][0].shape[2]
-        if self._rows and not self._has_room(layers[0][0], len(layers), row.length):
+        row.length, states = reading.length, reading.states
+        if self._rows and not self._has_room(states, row.length):
             self._step()
             return False
         if not self._slots:
-            self._slots = [_Slots() for _ in layers]
-        for slots, (keys, values) in zip(self._slots, layers, strict=True):
-            slots.put(len(self._rows), keys, values)
+            self._slots = new_slots(self._mllm.model.language_model.config)
+        for slots, state in zip(self._slots, states, strict=True):
+            slots.put(len(self._rows), state)
         self._rows.append(row)
         return True
 
-    def _has_room(self, keys: Tensor, layers: int, length: int) -> bool:
+    def _has_room(self, states: tuple[State, ...], length: int) -> bool:
         if len(self._rows) >= MOST_ROWS:
             return False
-        longest = max(length, *(row.length for row in self._rows)) + _ROOM
-        token = 2 * layers * keys[0, :, 0].nbytes
+        longest = max(length, *(row.length for row in self._rows)) + ROOM
+        place = sum(x.bytes_of(s, longest) for x, s in zip(self._slots, states, strict=True))
         taken = sum(slots.nbytes for slots in self._slots)
-        wanted = (len(self._rows) + 1) * longest * token
-        return wanted <= taken or wanted < _SHARE * (free_memory(keys.device) + taken)
+        wanted = (len(self._rows) + 1) * place
+        return wanted <= taken or wanted < _SHARE * (free_memory(self._mllm.device) + taken)
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -192,6 +195,8 @@ class Batch:
             some = hidden if len(wanted) == len(rows) else hidden[wanted]
             tokens = likeliest(self._mllm, some) if wanted else []
         # nothing was changed before, where that failed
+        for slots in self._slots:
+            slots.keep()
         for row, state in zip(rows, hidden.split(1), strict=True):
             row.length, row.next = row.length + 1, row.next + 1
             row.read(state)
@@ -255,70 +260,3 @@ class Batch:
         self._rows.pop()
         if not self._rows:
             self._slots = []  # nobody writes: the memory is free
-
-
-class _Slots(DynamicLayer):
-    """Keys and values [places, groups, room, d] of one layer, a reply in each place from its start
-    on."""
-
-    keys: Any
-    values: Any
-
-    def __init__(self):
-        super().__init__()
-        self._lengths, self._longest = torch.zeros(0, dtype=torch.long), 0
-
-    @property
-    def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
-
-    def put(self, place: int, keys: Tensor, values: Tensor) -> None:
-        """A prompt's keys and values [1, groups, L, d] into a place."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-            self.keys, self.values = (
-                t.new_empty(0, t.shape[1], 0, t.shape[3]) for t in (keys, values)
-            )
-        length = keys.shape[2]
-        self._grow(place + 1, length + _ROOM)
-        self.keys[place, :, :length], self.values[place, :, :length] = keys[0], values[0]
-
-    def move(self, source: int, place: int, length: int) -> None:
-        """One reply to another place."""
-        for kept in (self.keys, self.values):
-            kept[place, :, :length] = kept[source, :, :length]
-
-    def at(self, lengths: Tensor, longest: int) -> None:
-        """Where the next token of each reply goes, and how far they reach with it."""
-        self._lengths, self._longest = lengths, longest
-        self._grow(len(lengths), longest)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any):
-        """Keep the keys and values [B, groups, 1, d] of a step; all so far."""
-        count, longest = len(key_states), self._longest
-        if count == 1:
-            self.keys[0, :, longest - 1] = key_states[0, :, 0]
-            self.values[0, :, longest - 1] = value_states[0, :, 0]
-        else:
-            rows = torch.arange(count, device=key_states.device)
-            self.keys[rows, :, self._lengths] = key_states[:, :, 0]
-            self.values[rows, :, self._lengths] = value_states[:, :, 0]
-        so_far = slice(count), slice(None), slice(longest)
-        return self.keys[so_far], self.values[so_far]
-
-    def get_seq_length(self) -> int:
-        return self._longest - 1
-
-    def _grow(self, places: int, room: int) -> None:
-        had = self.keys.shape
-        if places <= had[0] and room <= had[2]:
-            return
-        places = had[0] if places <= had[0] else max(places, min(2 * had[0], MOST_ROWS))
-        room = had[2] if room <= had[2] else max(room, had[2] + had[2] // 2)
-        kept = self.keys, self.values
-        new = [
-            t.new_zeros(places, had[1], room, t.shape[3]) for t in kept
-        ]  # no numbers would spread
-        for wider, before in zip(new, kept, strict=True):
-            wider[: had[0], :, : had[2]] = before
-        self.keys, self.values = new  # both, or neither where there is no memory

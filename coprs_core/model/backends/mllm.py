@@ -5,19 +5,18 @@ Positions are computed here and passed along, never read from the model, so that
 disturb each other through the state that Hugging Face models keep between calls.
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from transformers import DynamicCache
+from torch import Tensor
 
 from coprs_core.errors import CoPRSError
+from coprs_core.model.backends.cache import State, cache_argument, new_cache, states_of
 from coprs_core.model.backends.cpu.output_layer import likeliest
 
 Mllm = Any
@@ -107,6 +106,13 @@ def _see_llava(
     return VisualTokens(seen, tuple(pixels.shape[-2:]))
 
 
+def _see_internvl(
+    mllm: Mllm, image_processor: Any, photo: Image.Image, most: int | None
+) -> VisualTokens:
+    # as one picture: among tiles of it a token's number would not tell its place
+    return _see_llava(mllm, partial(image_processor, crop_to_patches=False), photo, most)
+
+
 def _positions_llava(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
     return torch.arange(ids.shape[1], device=ids.device)[None]
 
@@ -115,7 +121,9 @@ _QWEN = Architecture(_see_qwen, _positions_qwen)
 ARCHITECTURES = {
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
+    "qwen3_5": _QWEN,
     "llava": Architecture(_see_llava, _positions_llava),
+    "internvl": Architecture(_see_internvl, _positions_llava),
 }
 """By `model_type` of the Hugging Face config."""
 
@@ -148,24 +156,13 @@ def embed_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens) -> tuple[Tens
 
     Returns:
         embeddings [1, L, D] with the visual tokens put in, and rope positions ([3, 1, L] for Qwen,
-        [1, L] for LLaVA).
+        [1, L] for others).
     """
     tokens = torch.tensor([ids], device=mllm.device)
     is_image = tokens == mllm.config.image_token_id
     embeddings = mllm.get_input_embeddings()(tokens).clone()
     embeddings[is_image] = visual.features.to(embeddings.dtype)
     return embeddings, architecture(mllm).positions(mllm, tokens, is_image, visual)
-
-
-@cache
-def cache_argument(language_model: type[nn.Module]) -> str:
-    """The name under which a class of language model takes the cache.
-
-    It is `cache` in newer versions of transformers, `past_key_values` in older ones; 5.40 removes
-    the old name.
-    """
-    names = inspect.signature(language_model.forward).parameters
-    return "cache" if "cache" in names else "past_key_values"
 
 
 _AT_A_TIME = 1024
@@ -177,14 +174,14 @@ class Prefix:
 
     Attributes:
         ids: its token ids; none where questions share nothing.
-        layers: keys and values, each [1, groups, L, d], of each layer.
+        states: what each layer keeps of them.
         next: the rope position of the token that follows.
         axes: the shape of rope positions before their length.
         picture: the places of the visual tokens.
     """
 
     ids: tuple[int, ...] = ()
-    layers: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
+    states: tuple[State, ...] = field(default=(), repr=False)
     next: int = 0
     axes: tuple[int, ...] = ()
     picture: slice = field(default_factory=lambda: slice(0))
@@ -192,11 +189,11 @@ class Prefix:
     @property
     def tensors(self) -> list[Tensor]:
         """Everything that takes memory."""
-        return [t for layer in self.layers for t in layer]
+        return [t for state in self.states for t in state]
 
     def to(self, device: torch.device | str) -> "Prefix":
         """The same on another device."""
-        return replace(self, layers=tuple((k.to(device), v.to(device)) for k, v in self.layers))
+        return replace(self, states=tuple(tuple(t.to(device) for t in s) for s in self.states))
 
 
 class Reading:
@@ -210,10 +207,8 @@ class Reading:
 
     def __init__(self, mllm: Mllm, prefix: Prefix = Prefix()):
         self._mllm = mllm
-        self._cache: Any = DynamicCache()
+        self._cache = new_cache(mllm.model.language_model.config, prefix.states)
         self._cache_argument = cache_argument(type(mllm.model.language_model))
-        for number, (keys, values) in enumerate(prefix.layers):
-            self._cache.update(keys, values, number)
         self._next, self._axes, self.picture = prefix.next, prefix.axes, prefix.picture
 
     @torch.no_grad()
@@ -233,9 +228,14 @@ class Reading:
         self.last = self._run(embeddings, positions, **extra)[:, -1]
 
     @property
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values, each [1, groups, L, d], of each layer."""
-        return [(layer.keys, layer.values) for layer in self._cache.layers]
+    def states(self) -> tuple[State, ...]:
+        """What each layer keeps of what was read; it may change when this is read on."""
+        return states_of(self._cache)
+
+    @property
+    def length(self) -> int:
+        """How many tokens were read."""
+        return self._cache.get_seq_length()
 
     @property
     def next(self) -> int:
@@ -247,9 +247,12 @@ class Reading:
         """The shape of rope positions before their length."""
         return self._axes
 
-    def as_prefix(self, ids: list[int]) -> Prefix:
-        """What was read so far, to be kept: `ids`."""
-        return Prefix(tuple(ids), tuple(self.layers), self._next, self._axes, self.picture)
+    def fork(self) -> "Reading":
+        """What was read so far, to be read on by itself: neither reaches into the other."""
+        prefix = Prefix((), self.states, self._next, self._axes, self.picture)
+        fork = Reading(self._mllm, prefix)
+        fork.last = self.last
+        return fork
 
     @torch.no_grad()
     def feed(self, ids: list[int]) -> Tensor:
@@ -267,12 +270,6 @@ class Reading:
         hidden = self._run(embeddings, positions.expand(*self._axes, -1))
         self._next, self.last = self._next + len(ids), hidden[:, -1]
         return hidden[0]
-
-    def forget(self, count: int) -> None:
-        """Unread the last `count` tokens; `last` is stale until something is fed."""
-        if count:
-            self._cache.crop(-count)
-            self._next -= count
 
     @torch.no_grad()
     def likeliest(self) -> int:
@@ -292,7 +289,7 @@ def read_prefix(mllm: Mllm, ids: list[int], visual: VisualTokens) -> Prefix:
         return Prefix()
     reading = Reading(mllm)
     reading.see(ids, visual)
-    return reading.as_prefix(ids)
+    return Prefix(tuple(ids), reading.states, reading.next, reading.axes, reading.picture)
 
 
 def read_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens, prefix: Prefix) -> Reading:

@@ -231,7 +231,7 @@ def test_an_existing_folder_is_never_overwritten(tmp_path, exported, sam):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("make", [tiny.qwen, tiny.llava])
+@pytest.mark.parametrize("make", [tiny.qwen, tiny.llava, tiny.internvl])
 def test_prepare_adds_the_focus_token_and_takes_sams_own_parts(tmp_path, sam, make):
     mllm = make()
     base = tiny.save_mllm(tmp_path / "base", mllm)
@@ -257,6 +257,9 @@ def test_prepare_adds_the_focus_token_and_takes_sams_own_parts(tmp_path, sam, ma
     reading = engine.focus.reading("the largest thing", features)
     prior, _ = engine.focus.look(reading.feed([engine.focus.focus_id])[-1:], features)
     assert prior.shape == photo.size and prior.mean() < 0.5  # the fusion starts at a bias of -1.8
+    # InternVL's template names the picture alone, and its processor puts the marks around it
+    image = "<|vision_start|>{image}<|vision_end|>" if make is tiny.internvl else "{image}"
+    assert f"<|im_start|>user\n{image}" in engine.model.config.prompt_template
 
 
 def test_the_pickles_of_the_tests_are_real_zip_files(shards):

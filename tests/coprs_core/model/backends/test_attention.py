@@ -22,7 +22,7 @@ from coprs_core.prompts import IMAGE_SLOT, INSTRUCTION_SLOT
 from tests import tiny
 
 TEMPLATE = f"<|im_start|>user\n<|vision_start|>{IMAGE_SLOT}<|vision_end|>{INSTRUCTION_SLOT}<|im_end|>\n<|im_start|>assistant\n"
-MODELS = [tiny.qwen, tiny.qwen3, tiny.llava]
+MODELS = [tiny.qwen, tiny.qwen3, tiny.llava, tiny.qwen3_5, tiny.lfm2, tiny.internvl]
 WORDS = [40, 41, 42, 300, 301, 302]
 
 
@@ -70,6 +70,7 @@ def test_what_is_observed_is_the_attention_itself(make, tmp_path):
     hooks = [
         layer.self_attn.register_forward_hook(lambda _m, _i, out: weights.append(out[1]))
         for layer in text.layers
+        if hasattr(layer, "self_attn")
     ]
     eager.feed(WORDS[:1])
     for hook in hooks:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,12 +21,12 @@ from coprs_core.model.backends.language import LanguageModel
 from coprs_core.model.backends.mllm import Prefix, Reading
 from tests import tiny
 
-MAKE = [tiny.qwen, tiny.qwen3, tiny.llava]
+MAKE = [tiny.qwen, tiny.qwen3, tiny.llava, tiny.qwen3_5, tiny.lfm2, tiny.internvl]
 WORDS = ["the cat", "the largest thing on the left of the two birds", "x", "the second one"]
 FOCUS, STOP = 7, 3
 
 
-@pytest.fixture(params=MAKE, ids=["qwen2.5", "qwen3", "llava"])
+@pytest.fixture(params=MAKE, ids=["qwen2.5", "qwen3", "llava", "qwen3.5", "lfm2", "internvl"])
 def language(request, tmp_path):
     from coprs_core.checkpoints.hugging_face import load_image_processor, load_tokenizer
 
@@ -33,13 +34,18 @@ def language(request, tmp_path):
     return LanguageModel(request.param(), load_tokenizer(folder), load_image_processor(folder))
 
 
+TEMPLATE = "<|vision_start|>{image}<|vision_end|>{instruction}"
+
+
+def photo_of(number: int) -> Image.Image:
+    rng = np.random.default_rng(number)
+    return Image.fromarray(rng.integers(0, 255, (56 + 28 * (number % 3), 84, 3), np.uint8))
+
+
 def read(language, number: int) -> Reading:
     """A question about a photo of its own, of a length of its own."""
-    rng = np.random.default_rng(number)
-    photo = Image.fromarray(rng.integers(0, 255, (56 + 28 * (number % 3), 84, 3), np.uint8))
-    visual = language.see(photo)
-    template = "<|vision_start|>{image}<|vision_end|>{instruction}"
-    return language.reading(template, WORDS[number % len(WORDS)], visual, Prefix())
+    visual = language.see(photo_of(number))
+    return language.reading(TEMPLATE, WORDS[number % len(WORDS)], visual, Prefix())
 
 
 def plain(language, number: int, count: int) -> list[int]:
@@ -53,6 +59,38 @@ def plain(language, number: int, count: int) -> list[int]:
 
 def tokens(steps) -> list[int]:
     return [step.token for step in steps]
+
+
+def test_greedy_decoding_is_the_librarys_own_token_by_token(language):
+    """Each alone; then all together, joining one by one, and read on from what is kept of the
+    photo."""
+    mllm, batch, theirs, ours = language.mllm, Batch(language.mllm), {}, {}
+    prefixes = {n: (v := language.see(photo_of(n)), language.prefix(TEMPLATE, v)) for n in range(2)}
+    asked = [(n, words) for words in WORDS for n in prefixes]
+
+    def reply(n, words):
+        visual, prefix = prefixes[n]
+        return batch.write(
+            language.reading(TEMPLATE, words, visual, prefix), None, language.stop_ids, 16
+        )
+
+    for n, words in asked:
+        ids = torch.tensor([language.prompt(TEMPLATE, words, prefixes[n][0])])
+        inputs = tiny.as_seen(language.image_processor, photo_of(n))
+        if "image_grid_thw" in inputs:
+            inputs["mm_token_type_ids"] = (ids == mllm.config.image_token_id).int()
+        written = mllm.generate(input_ids=ids, **inputs, max_new_tokens=16, do_sample=False)
+        theirs[n, words] = written[0, ids.shape[1] :].tolist()
+        assert tokens(reply(n, words)) == theirs[n, words]
+    replies = {}
+    while replies or len(ours) < len(asked):
+        for key in asked[len(ours) : len(ours) + 1]:
+            replies[key], ours[key] = reply(*key), []
+        for key, steps in list(replies.items()):
+            step = next(steps, None)
+            ours[key].append(step.token) if step else replies.pop(key)
+    assert ours == theirs and len({tuple(words) for words in theirs.values()}) > 2
+    assert len(batch) == 0
 
 
 def test_one_alone_is_bit_for_bit_what_it_was(language):
@@ -76,9 +114,7 @@ def test_together_each_writes_what_it_writes_alone(language):
     for _ in range(count):
         for n, row in enumerate(rows):
             written[n].append(next(row).token)
-    assert (
-        written == alone and len({len(read(language, n).layers[0][0][0, 0]) for n in range(6)}) > 1
-    )
+    assert written == alone and len({read(language, n).length for n in range(6)}) > 1
     assert [next(row, None) for row in rows] == [None] * 6 and len(batch) == 0
 
 
@@ -101,33 +137,34 @@ def test_one_joins_between_two_steps_and_another_leaves(language):
 
 
 def test_a_reply_without_memory_to_join_disturbs_no_other(language, monkeypatch):
-    """Whichever piece of memory it was that could not be had."""
+    """Whichever piece of memory it was that could not be had, up to some in the step itself."""
     batch, alone = Batch(language.mllm), [plain(language, n, 10) for n in range(2)]
-    new_zeros = torch.Tensor.new_zeros
-    for lacking in range(1, 5):
-        first = batch.write(read(language, 0), None, set(), 10)
-        got, asked = [next(first).token], []
+    reading = read(language, 1)
 
-        def fails(own, *shape, asked=asked, lacking=lacking):
-            asked.append(shape)
-            if len(asked) == lacking:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return new_zeros(own, *shape)
-
+    @contextmanager
+    def memory_for(pieces):
         with monkeypatch.context() as patch:
-            patch.setattr(torch.Tensor, "new_zeros", fails)
-            with pytest.raises(torch.OutOfMemoryError):
-                tokens(batch.write(read(language, 1), None, set(), 10))
+            for owner, name in ((torch.Tensor, "new_zeros"), (torch, "cat")):
+                patch.setattr(owner, name, lacking(getattr(owner, name), iter(range(pieces))))
+            yield
+
+    def lacking(allocate, pieces):
+        def fails(*args, **kwargs):
+            if next(pieces, None) is None:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return allocate(*args, **kwargs)
+
+        return fails
+
+    for pieces in range(8):
+        first = batch.write(read(language, 0), None, set(), 10)
+        got = [next(first).token]
+        with memory_for(pieces), pytest.raises(torch.OutOfMemoryError):
+            tokens(batch.write(reading, None, set(), 10))
         assert len(batch) == 1 and got + tokens(first) == alone[0]
-        with monkeypatch.context() as patch:  # also where it would have been the only one
-            asked.clear()
-            patch.setattr(torch.Tensor, "new_zeros", fails)
-            with pytest.raises(torch.OutOfMemoryError):
-                tokens(batch.write(read(language, 1), None, set(), 10))
-        assert (
-            batch._slots == []
-            and tokens(batch.write(read(language, 1), None, set(), 10)) == alone[1]
-        )
+        with memory_for(pieces), pytest.raises(torch.OutOfMemoryError):  # it would be the only one
+            tokens(batch.write(reading, None, set(), 10))
+        assert batch._slots == [] and tokens(batch.write(reading, None, set(), 10)) == alone[1]
 
 
 def test_a_step_that_fails_behind_the_model_is_taken_again(language, monkeypatch):

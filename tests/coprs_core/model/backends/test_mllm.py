@@ -10,7 +10,14 @@ from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.photos.photo import open_photo
 from tests import tiny
 
-MAKERS = {"qwen2_5_vl": tiny.qwen, "qwen3_vl": tiny.qwen3, "llava": tiny.llava}
+MAKERS = {
+    "qwen2_5_vl": tiny.qwen,
+    "qwen3_vl": tiny.qwen3,
+    "qwen3_5": tiny.qwen3_5,
+    "llava": tiny.llava,
+    "llava with lfm2": tiny.lfm2,
+    "internvl": tiny.internvl,
+}
 
 
 @pytest.fixture(scope="module", params=MAKERS)
@@ -46,12 +53,8 @@ def test_one_pass_equals_the_models_own_forward(engine):
     embedding = reading.feed([*written, engine.focus.focus_id])[-1:]
     mllm = engine.model.mllm
     tokens = torch.tensor([[*ids, *written, engine.focus.focus_id]])
-    inputs = dict(
-        engine.focus.language.image_processor(
-            images=[to_mllm_frame(photo.image, engine.model.config.mllm_pixels)],
-            return_tensors="pt",
-        )
-    )
+    seen = to_mllm_frame(photo.image, engine.model.config.mllm_pixels)
+    inputs = tiny.as_seen(engine.focus.language.image_processor, seen)
     if "image_grid_thw" in inputs:
         inputs["mm_token_type_ids"] = (tokens == mllm.config.image_token_id).int()
     full = mllm.model(input_ids=tokens, **inputs).last_hidden_state[:, -1]
@@ -69,7 +72,7 @@ def test_what_a_photo_begins_with_is_read_once_and_changes_no_bit(engine):
         lambda _, args, kwargs: fed.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     for words in ("the smallest thing", "the largest thing of all", "the smallest thing"):
-        before = [t.clone() for layer in prefix.layers for t in layer]
+        before = [t.clone() for state in prefix.states for t in state]
         kept = engine.focus.reading(words, features)
         assert fed == [len(engine.focus.prompt(words, features)) - count]
         anew = engine.focus.reading(words, engine.focus.read(photo))
@@ -79,6 +82,20 @@ def test_what_a_photo_begins_with_is_read_once_and_changes_no_bit(engine):
         assert all(torch.equal(a, b) for a, b in zip(before, prefix.tensors, strict=True))
         fed.clear()
     handle.remove()
+
+
+def test_what_is_read_on_aside_leaves_what_was_read_as_it_was(engine):
+    reading = read(engine)[3]
+    for word in range(40, 44):
+        aside = reading.fork()
+        hidden = aside.feed([word, 300, 301])
+        reading.fork().feed([302])
+        assert torch.equal(reading.fork().feed([word, 300, 301]), hidden)
+        assert aside.length == reading.length + 3 and aside.next == reading.next + 3
+        reading.feed([word])
+    anew = read(engine)[3]
+    states = torch.cat([anew.feed([word]) for word in range(40, 44)])
+    assert torch.equal(reading.last, states[-1:])
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def test_packing_replaces_linear_layers_and_nothing_else():
     assert isinstance(model[0], Int8Linear) and not list(model[0].parameters())
 
 
-@pytest.mark.parametrize("make", [tiny.qwen, tiny.qwen3, tiny.llava])
+@pytest.mark.parametrize("make", [tiny.qwen, tiny.qwen3, tiny.llava, tiny.qwen3_5])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_the_language_model_alone_is_packed_where_the_cpu_is_slow(
     tmp_path, monkeypatch, make, dtype
