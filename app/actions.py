@@ -19,7 +19,7 @@ from app.views import findings as probe_views
 from app.views import page
 from app.views.standalone import standalone
 from app.visitors import (
-    Turns,
+    RequestGate,
     given,
     language,
     save_answered,
@@ -43,8 +43,8 @@ class Questions:
     """What is asked about the answer at hand, with the model in use. What took its time says
     nothing where something else has the page by then."""
 
-    def __init__(self, server: ModelServer, turns: Turns):
-        self.server, self.turns = server, turns
+    def __init__(self, server: ModelServer, gate: RequestGate):
+        self.server, self.gate = server, gate
 
     def why_not(self, lang: str, name: str, answered: Answered | None) -> str:
         """Why a probe cannot be asked now, in a sentence; "" where it can."""
@@ -77,7 +77,7 @@ class Questions:
         self, name: str, answered: Answered | None, request: gr.Request | None = None
     ) -> Any:
         """A probe's finding as HTML; it is kept with the answer, for the zip."""
-        lang, turn = language(request), self.turns.now(request)
+        lang, ticket = language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang):
             answered = given(answered)
             try:
@@ -86,10 +86,10 @@ class Questions:
                 )
             except NotApplicable as nothing:  # no mistake of anybody's
                 reason = translated(lang, nothing)
-                return self.turns.still(request, turn, page.reason(lang, reason))
+                return self.gate.if_current(request, ticket, page.reason(lang, reason))
             answered.add_finding(name, small_finding(finding))
             view = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
-        return self.turns.still(request, turn, view)
+        return self.gate.if_current(request, ticket, view)
 
     def compare(
         self,
@@ -99,7 +99,7 @@ class Questions:
         request: gr.Request | None = None,
     ) -> Any:
         """An earlier answer about the same photo against the one at hand."""
-        lang, turn, recent = language(request), self.turns.now(request), recent or ()
+        lang, ticket, recent = language(request), self.gate.current(request), recent or ()
         with user_errors_as_gr_error(lang):
             answered = given(answered)
             if not isinstance(earlier, int) or not 0 <= earlier < len(recent):
@@ -108,7 +108,7 @@ class Questions:
             results = both[0].result, both[1].result
             names = named(lang, both[0]), named(lang, both[1])
             view = probe_views.comparison(lang, answered.photo, results, names)
-        return self.turns.still(request, turn, view)
+        return self.gate.if_current(request, ticket, view)
 
     def truth(
         self,
@@ -119,7 +119,7 @@ class Questions:
     ) -> tuple[Any, Any]:
         """The answer at hand against a true mask, a file's, else what was painted; and the verdict,
         which knows the truth now."""
-        lang, turn = language(request), self.turns.now(request)
+        lang, ticket = language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang):
             answered = given(answered)
             photo, result = answered.photo, answered.result
@@ -130,22 +130,24 @@ class Questions:
             scores = against_truth(result, truth)
         view = probe_views.truth_view(lang, photo, result, truth, scores)
         verdict = page.verdict(lang, result, true_iou=scores.mask_iou, full_size=photo.full_size)
-        return self.turns.still(request, turn, view), self.turns.still(request, turn, verdict)
+        return self.gate.if_current(request, ticket, view), self.gate.if_current(
+            request, ticket, verdict
+        )
 
     # --- to take away
 
     def export(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[Any]:
         """The answer's files as one zip, with what probes found and the trace."""
-        lang, turn = language(request), self.turns.now(request)
+        lang, ticket = language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             file = save_answered(Path(folder), self.server, given(answered))
-            yield self.turns.still(request, turn, str(file))
+            yield self.gate.if_current(request, ticket, str(file))
 
     def export_page(
         self, answered: Answered | None, request: gr.Request | None = None
     ) -> Iterator[Any]:
         """The answer as one HTML file that needs no server: canvases, replay and all."""
-        lang, turn = language(request), self.turns.now(request)
+        lang, ticket = language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = given(answered)
             path = Path(folder) / "coprs-answer.html"
@@ -157,13 +159,13 @@ class Questions:
                 reason = problem.message if is_told else translated(lang, problem)
             text = standalone(lang, answered.photo, answered.result, trace, reason)
             path.write_text(text, encoding="utf-8")
-            yield self.turns.still(request, turn, str(path))
+            yield self.gate.if_current(request, ticket, str(path))
 
     def export_replay(
         self, answered: Answered | None, request: gr.Request | None = None
     ) -> Iterator[Any]:
         """The replay as an animated picture; raises where the thought cannot be traced."""
-        lang, turn = language(request), self.turns.now(request)
+        lang, ticket = language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = given(answered)
             trace = traced(self.server, answered)
@@ -171,14 +173,14 @@ class Questions:
                 raise CoPRSError(self.why_no_replay(lang, answered))
             path = Path(folder) / "coprs-replay.webp"
             save_replay(path, answered.photo, answered.result, trace)
-            yield self.turns.still(request, turn, str(path))
+            yield self.gate.if_current(request, ticket, str(path))
 
     def link(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """A link under which this server opens the answer again."""
-        lang, turn = language(request), self.turns.now(request)
+        lang, ticket = language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             file = save_answered(Path(folder), self.server, given(answered))
-            return self.turns.still(request, turn, page.link(lang, keep(file)))
+            return self.gate.if_current(request, ticket, page.link(lang, keep(file)))
 
 
 def truth_of(file: str, photo: Photo) -> np.ndarray:

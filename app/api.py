@@ -110,7 +110,7 @@ class Api:
         """The result in a zip that `download` or the command line wrote; needs no model."""
         with _user_errors_as_gr_error():
             path = _uploaded(archive)
-            with self.server.room.taken(pixels=pixels_in(path)):
+            with self.server.reserved(pixels_in(path)):
                 return open_answer(path, MAX_PIXELS).result.to_dict(with_priors=True)
 
     def models(self) -> list[dict]:

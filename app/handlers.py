@@ -22,7 +22,7 @@ from app.texts import translated
 from app.views import canvas, page
 from app.views import findings as probe_views
 from app.visitors import (
-    Turns,
+    RequestGate,
     called,
     can_probe,
     edited,
@@ -58,7 +58,7 @@ class Handlers:
     def __init__(self, server: ModelServer, frame: Frame, may_switch: bool = False):
         self.server, self.frame = server, frame
         self.models = Models(server, frame, may_switch)
-        self.turns = Turns()
+        self.gate = RequestGate()
 
     # --- the answer
 
@@ -67,26 +67,26 @@ class Handlers:
     ) -> Iterator[Values]:
         """Another photo: it is read while the question is being typed. Where the model does not
         know such pictures, the ways on come before the question."""
-        lang, turn = language(request), self.turns.at_rest(request)
+        lang, ticket = language(request), self.gate.current_if_idle(request)
         yield {self.frame.steps: gr.skip()}  # Gradio empties what a generator never gave
-        if photo_path is None or turn is None:
+        if photo_path is None or ticket is None:
             return
         with user_errors_as_gr_error(lang), suppress(Cancelled):
             self.server.wait()
             if not self.server.is_idle:
                 return
             photo = opened_photo(photo_path)
-            is_wanted = partial(self.turns.keeps_photo, request, turn)
+            is_wanted = partial(self.gate.is_photo_current, request, ticket)
             try:
                 for update in self.server.read_ahead(photo, is_wanted):
-                    if not self.turns.has(request, turn):
+                    if not self.gate.is_current(request, ticket):
                         return
                     ways = self.models.no_ways
                     if update.unfamiliar:
                         ways = self.models.ways(lang, is_asked=False)
                     yield {self.frame.steps: page.steps(lang, update, is_ahead=True), **ways}
             except CoPRSError:
-                if self.turns.has(request, turn):
+                if self.gate.is_current(request, ticket):
                     yield {self.frame.steps: page.steps(lang)}
                 raise
 
@@ -105,8 +105,8 @@ class Handlers:
         lang, update, told = language(request), Update("reading"), -PAUSE
         with user_errors_as_gr_error(lang), suppress(Cancelled):
             photo, instruction = opened_photo(photo_path), check_instruction(instruction)
-            turn = self.turns.take(request)
-            is_wanted = partial(self.turns.has, request, turn)
+            ticket = self.gate.begin(request)
+            is_wanted = partial(self.gate.is_current, request, ticket)
             try:
                 for update in self.server.stream(photo, instruction, is_wanted):
                     if update.stage == "thinking":
@@ -226,7 +226,7 @@ class Handlers:
 
     def halt(self, request: gr.Request | None = None) -> None:
         """What is under way has no more to say; returns when what it said last has arrived."""
-        self.turns.take(request)
+        self.gate.begin(request)
         time.sleep(ARRIVAL)
 
     def stop(
@@ -244,9 +244,9 @@ class Handlers:
     def begin(self, request: gr.Request | None = None) -> Values:
         """Another photo, or none: the answer about the one before goes; it stays among the recent
         ones. What is asked about the new photo meanwhile comes first."""
-        turn = self.turns.take(request, rests=True)
+        ticket = self.gate.begin(request, is_idle=True)
         time.sleep(ARRIVAL)
-        if not self.turns.has(request, turn):
+        if not self.gate.is_current(request, ticket):
             return {self.frame.steps: gr.skip()}
         lang = language(request)
         blank = {self.frame.steps: page.steps(lang), self.frame.explained: ""}
@@ -260,7 +260,7 @@ class Handlers:
         with user_errors_as_gr_error(lang):
             chosen = given(recent[picked(event, len(recent))])
             self.halt(request)
-            with self.server.room.taken(pixels=chosen.pixels):
+            with self.server.reserved(chosen.pixels):
                 return self._restored(lang, chosen)
 
     def open_file(
@@ -271,7 +271,7 @@ class Handlers:
         with user_errors_as_gr_error(lang):
             if path is None:
                 raise no_answer()
-            with self.server.room.taken(pixels=pixels_in(path)):
+            with self.server.reserved(pixels_in(path)):
                 answered = opened(path)
                 self.halt(request)
                 return self._restored(lang, answered) | self._remember(lang, answered, recent)
@@ -301,8 +301,8 @@ class Handlers:
         Not for a very large photo or on a borrowed GPU, unless it was asked for; nothing where the
         model in use cannot tell, or where there are no pictures to drive.
         """
-        lang, turn = language(request), self.turns.now(request)
-        return self.turns.still(request, turn, self._strip(lang, answered))
+        lang, ticket = language(request), self.gate.current(request)
+        return self.gate.if_current(request, ticket, self._strip(lang, answered))
 
     def _strip(self, lang: str, answered: Answered | None) -> str:
         if answered is None or answered.is_gone:
@@ -344,7 +344,7 @@ class Handlers:
             before = answered.result
             now = sentences_of(before.reasoning)
             number, text = edited(event, now)
-            is_wanted = partial(self.turns.has, request, self.turns.take(request))
+            is_wanted = partial(self.gate.is_current, request, self.gate.begin(request))
             said = with_sentence(before.reasoning, number, text)
             photo, asked = answered.photo, (before, said)
             finding = self.server.ask(thought.ask, photo, *asked, is_wanted=is_wanted)
@@ -363,7 +363,7 @@ class Handlers:
 
     def words(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
         """The thought with its words below it, each a button of the pictures."""
-        lang, turn = language(request), self.turns.now(request)
+        lang, ticket = language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang):
             answered = given(answered)
             if "words" not in answered.found:
@@ -371,19 +371,19 @@ class Handlers:
                 answered.add_finding("words", finding)
             found: Any = answered.findings["words"]
         words_shown = self._thought(lang, answered, probe_views.word_looks(lang, found))
-        return self.turns.still(request, turn, words_shown)
+        return self.gate.if_current(request, ticket, words_shown)
 
     # --- the page
 
     def opened(self, request: gr.Request | None = None) -> Values:
         """When the page opens: a recorded answer or a link's; nothing if a visitor is quicker."""
         lang, frame = language(request), self.frame
-        if self.turns.now(request):
+        if self.gate.current(request):
             return {frame.steps: gr.skip()}
         if token := request.query_params.get("answer", "") if request else "":
             try:
                 path = linked(token)
-                with self.server.room.taken(pixels=pixels_in(path)):
+                with self.server.reserved(pixels_in(path)):
                     return self._restored(lang, opened(path))
             except CoPRSError as gone:  # the page opens all the same
                 gr.Warning(translated(lang, gone))

@@ -55,7 +55,7 @@ class Tab:
 def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> tuple[list[Tab], list]:
     """Every tab, in order: one a probe, but for the words, which the thought itself shows; and the
     events after which another model may be in use."""
-    questions, tabs = Questions(handlers.server, handlers.turns), []
+    questions, tabs = Questions(handlers.server, handlers.gate), []
     with gr.Tabs(elem_id="probes", overflow_behavior="wrap"):
         for name in PROBES:
             if name != "words":

@@ -174,7 +174,7 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
         "outputs": frame.of_answer,
         "show_progress": "minimal",
         "show_progress_on": frame.steps,
-        "trigger_mode": "multiple",  # what is asked while it answers ends that (`Turns`)
+        "trigger_mode": "multiple",  # what is asked while it answers ends that (`RequestGate`)
         **MODEL,
     }
     starts = [buttons.find.click, frame.instruction.submit]
@@ -232,7 +232,7 @@ def _tracing(frame: Frame, handlers: Handlers, events: list) -> None:
 def _superseding(frame: Frame, handlers: Handlers, answers: list) -> list:
     """Another photo ends what is being answered; the events after which there is no answer.
 
-    What runs ends by `Handlers.turns`; what still waits for the model is cancelled here.
+    What runs ends by `Handlers.gate`; what still waits for the model is cancelled here.
     """
     changes = [frame.photo.upload, frame.photo.clear]
     gr.on(changes, None, cancels=answers, queue=False, **QUIET)

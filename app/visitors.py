@@ -30,53 +30,54 @@ TRACE_SIDE = 448
 MAX_SESSIONS = 10_000
 
 
-class Turns:
-    """Who has the page of each visitor: what began before something else took it says no more.
+class RequestGate:
+    """Drops what superseded requests still have to say: of each visitor's requests that take the
+    page the latest is current, known by its ticket.
 
     A browser's word that an event is cancelled may come too late, or not at all.
     """
 
     def __init__(self):
-        self._turns: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._tickets: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._last, self._lock = 0, threading.Lock()
 
-    def take(self, request: gr.Request | None, rests: bool = False) -> int:
-        """Begin something that takes the page; its number. `rests`: nothing more comes of it, and
+    def begin(self, request: gr.Request | None, is_idle: bool = False) -> int:
+        """Begin a request that takes the page; its ticket. `is_idle`: nothing more comes of it, and
         the page waits for its visitor."""
         session = _session(request)
         with self._lock:
-            self._last = number = self._last + 1  # no visitor gets a number twice
-            _, rested = self._turns.get(session, (0, 0))
-            self._turns[session] = number, number if rests else rested
-            self._turns.move_to_end(session)
-            while len(self._turns) > MAX_SESSIONS:
-                self._turns.popitem(last=False)
-            return number
+            self._last = ticket = self._last + 1  # no visitor gets a ticket twice
+            _, idle = self._tickets.get(session, (0, 0))
+            self._tickets[session] = ticket, ticket if is_idle else idle
+            self._tickets.move_to_end(session)
+            while len(self._tickets) > MAX_SESSIONS:
+                self._tickets.popitem(last=False)
+            return ticket
 
-    def now(self, request: gr.Request | None) -> int:
-        """The number of what has the page; who asks is not forgotten for newer visitors."""
+    def current(self, request: gr.Request | None) -> int:
+        """The ticket of the current request; who asks is not forgotten for newer visitors."""
         session = _session(request)
         with self._lock:
-            if session in self._turns:
-                self._turns.move_to_end(session)
-            return self._turns.get(session, (0, 0))[0]
+            if session in self._tickets:
+                self._tickets.move_to_end(session)
+            return self._tickets.get(session, (0, 0))[0]
 
-    def has(self, request: gr.Request | None, turn: int) -> bool:
-        """Whether what began as `turn` still has the page."""
-        return self.now(request) == turn
+    def is_current(self, request: gr.Request | None, ticket: int) -> bool:
+        """Whether no other request has taken the page since the one with `ticket`."""
+        return self.current(request) == ticket
 
-    def keeps_photo(self, request: gr.Request | None, turn: int) -> bool:
-        """Whether the page has not rested since `turn`: its photo is still the same."""
-        return self._turns.get(_session(request), (0, 0))[1] == turn
+    def is_photo_current(self, request: gr.Request | None, ticket: int) -> bool:
+        """Whether the page has not been idle since `ticket`: its photo is still the same."""
+        return self._tickets.get(_session(request), (0, 0))[1] == ticket
 
-    def still(self, request: gr.Request | None, turn: int, value: Any) -> Any:
-        """A value for the page; nothing where something else took the page after `turn`."""
-        return value if self.has(request, turn) else gr.skip()
+    def if_current(self, request: gr.Request | None, ticket: int, value: Any) -> Any:
+        """A value for the page; nothing where another request took the page after `ticket`."""
+        return value if self.is_current(request, ticket) else gr.skip()
 
-    def at_rest(self, request: gr.Request | None) -> int | None:
-        """The number of what has the page, if that rests."""
-        number, rested = self._turns.get(_session(request), (0, 0))
-        return number if number == rested else None
+    def current_if_idle(self, request: gr.Request | None) -> int | None:
+        """The ticket of the current request, if that is idle."""
+        ticket, idle = self._tickets.get(_session(request), (0, 0))
+        return ticket if ticket == idle else None
 
 
 def _session(request: gr.Request | None) -> str:
@@ -201,5 +202,5 @@ def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path
     if answered.trace and "sentences" not in findings:  # it came with the answer
         findings.setdefault(answered.trace.stem(), answered.trace)
     path = folder / "coprs-answer.zip"
-    with server.room.taken(pixels=answered.pixels):  # pictures of many sizes are made
+    with server.reserved(answered.pixels):  # pictures of many sizes are made
         return save_zip(path, answered.photo, answered.result, findings.values())

@@ -23,7 +23,8 @@ from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import evaluate
 from coprs_core.export.archive import open_answer, save_zip
 from coprs_core.mini.world.questions import examples
-from coprs_core.model.segmenter import Located, Place, Segmenter, Written
+from coprs_core.model.backends.mllm import VisualTokens
+from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Segmenter, Step
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import PROBES, probe
 from tests import ROOT
@@ -85,7 +86,7 @@ frame = Frame(**{f.name: f.name for f in dataclasses.fields(Frame)})
 handlers = Handlers(server, frame)
 *_, last = handlers.answer(photo, words, None)
 answered = last["answered"]
-questions = Questions(server, handlers.turns)
+questions = Questions(server, handlers.gate)
 html = questions.ask_probe("brightness", answered)
 assert "bright inside: 0." in html and html.count("<img") == 1
 exporting = questions.export(answered)
@@ -187,19 +188,6 @@ def test_a_split_that_a_data_set_does_not_have_is_one_sentence():
 # --- a kind of model: one protocol
 
 
-@dataclasses.dataclass(frozen=True)
-class OnlyItsSize:
-    photo_size: tuple
-    nbytes = 0
-
-    @property
-    def seen_size(self):
-        return self.photo_size
-
-    def to(self, device):
-        return self
-
-
 class Middle:
     """A model without weights: it always finds the middle of the photo."""
 
@@ -210,15 +198,15 @@ class Middle:
     dtype = torch.float32
 
     def read(self, photo, detail=None):
-        return OnlyItsSize(photo.size)
+        return PhotoFeatures(photo.size, VisualTokens(torch.empty(0, 0), photo.size))
 
     def distance(self, features):
         return None
 
     def think(self, instruction, features, max_new_tokens):
         for word in ("<think>", f"It says {instruction}.", "</think>", "In the middle."):
-            yield Written(word)
-        yield Written("", ends=True)
+            yield Step(text=word)
+        yield Step(ends=True)
 
     def locate(self, transcript, features):
         assert transcript.is_finished and transcript.text.endswith("In the middle.")

@@ -18,10 +18,10 @@ from gradio.context import LocalContext
 
 from app.options import Listening
 from app.server.answers import Answers
-from app.server.queue import Room
 from coprs_core.checkpoints.options import LoadOptions, is_remote
 from coprs_core.checkpoints.plan import room_for_answers
 from coprs_core.errors import Cancelled, CoPRSError, Phrase
+from coprs_core.fair_semaphore import FairSemaphore
 from coprs_core.machine import give_memory_back, trim_memory
 from coprs_core.photos.photo import Photo
 
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine, Update
     from coprs_core.checkpoints.catalogue import ModelRow
     from coprs_core.checkpoints.plan import LoadPlan
-    from coprs_core.model.segmenter import Features
+    from coprs_core.model.segmenter import PhotoFeatures
 
 Work = Callable[..., Generator[Any, None, None]]
 TRIM_SECONDS = 10.0
 """Memory is given back at most so often: it takes some 30 ms."""
+PIXELS_AT_ONCE = 12_000_000
+"""Photos are worked on together up to so many pixels; a larger one is worked on alone."""
 Worker = Callable[[Work], Work]
 """Wraps the generator function through which all work goes."""
 
@@ -42,7 +44,7 @@ Worker = Callable[[Work], Work]
 class Kept:
     """What a worker in another process keeps of the photo."""
 
-    features: Features
+    features: PhotoFeatures
 
 
 @contextmanager
@@ -99,7 +101,8 @@ class ModelServer:
     ):
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
-        self.room, self.answers = Room(at_once), Answers(room_for_answers())
+        self.semaphore = FairSemaphore(at_once, PIXELS_AT_ONCE)
+        self.answers = Answers(room_for_answers())
         self._trimmed = time.monotonic()
         self._has_worker, self._is_started = worker is not None, False
         self._work = worker(self._inside) if worker else self._inside
@@ -153,7 +156,7 @@ class ModelServer:
             steps = calibrate(engine)
             with suppress(CoPRSError, OSError):  # a cache that cannot be written
                 while self.engine is engine:
-                    with self.room.taken():
+                    with self.semaphore.acquired():
                         if next(steps, None) is None:
                             break
 
@@ -190,6 +193,21 @@ class ModelServer:
 
     # --- work
 
+    @contextmanager
+    def reserved(
+        self, pixels: int, key: str = "", is_wanted: Callable[[], bool] | None = None
+    ) -> Generator[None, None, None]:
+        """Waits in line; inside there is room for work on so many pixels, of the photo `key`.
+
+        Raises `Cancelled` where the work is no longer wanted while it waits.
+        """
+        with self.semaphore.acquired(pixels, key, is_wanted):
+            try:
+                yield
+            finally:
+                if pixels > PIXELS_AT_ONCE:
+                    trim_memory()  # before the next large one comes in
+
     def run(
         self,
         work: Callable[..., Any],
@@ -206,7 +224,8 @@ class ModelServer:
         features = self.engine.kept(photo) if self._has_worker else None
         carried = features and features.to("cpu")
         inside = closing(self._work(work, photo, carried, args))
-        with self.room.taken(photo, is_wanted), _gpu_taken_away(), inside as working:
+        place = self.reserved(photo.pixels, photo.key, is_wanted)
+        with place, _gpu_taken_away(), inside as working:
             for message in working:
                 if isinstance(message, Kept):
                     self.engine.keep(photo, message.features)
@@ -232,7 +251,7 @@ class ModelServer:
         # another process cannot ask, and is on a GPU, where reading is short
         asked = () if self._has_worker else (while_awaited(is_wanted),)
         args = instruction, self.engine.max_new_tokens, *asked
-        if not self.room.is_free_for(photo):
+        if not self.semaphore.has_room_for(photo.pixels):
             yield Update("reading")  # it waits, and may be stopped
         yield from self.run(Engine.stream, photo, *args, is_wanted=is_wanted)
 
@@ -242,7 +261,7 @@ class ModelServer:
         from coprs_core.answer.engine import Engine
 
         def comes_first() -> bool:
-            waiting = list(self.room.waiting)
+            waiting = self.semaphore.waiting
             return is_wanted() and (not waiting or photo.key in waiting)
 
         return self.run(Engine.read_ahead, photo, comes_first)
@@ -250,7 +269,7 @@ class ModelServer:
     @property
     def is_idle(self) -> bool:
         """Whether no work is under way, and the model's seconds are not counted."""
-        return not self.is_borrowed and self.room.is_empty
+        return not self.is_borrowed and not self.semaphore.size
 
     def ask(
         self,
@@ -275,7 +294,7 @@ class ModelServer:
         return list(self.run(here, photo, *args, is_wanted=is_wanted))[0]
 
     def _inside(
-        self, work: Callable[..., Any], photo: Photo, features: Features | None, args: tuple
+        self, work: Callable[..., Any], photo: Photo, features: PhotoFeatures | None, args: tuple
     ) -> Generator[Any, None, None]:
         engine = self.engine
         if features and not engine.kept(photo):

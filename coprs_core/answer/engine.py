@@ -20,12 +20,12 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.plan import MAX_KEPT_PHOTOS, room_for_photos
 from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.errors import Cancelled, CoPRSError, Phrase
+from coprs_core.fair_semaphore import FairSemaphore
 from coprs_core.machine import package_versions, within_memory
 from coprs_core.model.backends.cancellation import cancellable, current_check, install_checks
 from coprs_core.model.backends.coordinates import CoordinateSegmenter
-from coprs_core.model.backends.decoding import Turn
 from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.model.segmenter import Features, Located, Segmenter, Transcript
+from coprs_core.model.segmenter import Located, PhotoFeatures, Segmenter, Transcript
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.prompts import PriorKind, check_instruction, parse_reply
 
@@ -39,10 +39,10 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
-        self.segmenter: Segmenter[Any] = checkpoint.segmenter
-        self._features: OrderedDict[str, Features] = OrderedDict()
+        self.segmenter: Segmenter = checkpoint.segmenter
+        self._features: OrderedDict[str, PhotoFeatures] = OrderedDict()
         self._room = room_for_photos(self.segmenter.device)
-        self._lock, self._reading = threading.Lock(), Turn()
+        self._lock, self._reading = threading.Lock(), FairSemaphore()
         self._awaited: Counter[str] = Counter()
         if self.model is not None:
             install_checks(self.model)
@@ -172,7 +172,7 @@ class Engine:
             if not reading.photo_reused and photo.key in self._features:
                 self._features.move_to_end(photo.key, last=False)
 
-    def answer_about(self, photo: Photo, features: Features, instruction: str) -> Result:
+    def answer_about(self, photo: Photo, features: PhotoFeatures, instruction: str) -> Result:
         """The answer about a photo that was read in another way than `read` does."""
         answer = _Answer(self, photo, instruction, self.max_new_tokens, features)
         return last_result(answer.updates())
@@ -189,8 +189,8 @@ class Engine:
 
     # --- what is kept of photos
 
-    def read(self, photo: Photo, is_wanted: Callable[[], bool] | None = None) -> Any:
-        """The features of a photo, of the segmenter's own kind: read, or kept from before.
+    def read(self, photo: Photo, is_wanted: Callable[[], bool] | None = None) -> PhotoFeatures:
+        """The features of a photo: read, or kept from before.
 
         One photo is read at a time: two would each take twice as long. Raises `Cancelled` where
         `is_wanted`, or what is asked around this (`cancellable`), says no, unless others wait for
@@ -203,7 +203,7 @@ class Engine:
         def goes_on() -> bool:
             return is_wanted is None or self._awaited[photo.key] > 1 or is_wanted()
 
-        with self._awaiting(photo), self._reading.taken(), cancellable(goes_on):
+        with self._awaiting(photo), self._reading.acquired(), cancellable(goes_on):
             # perhaps somebody else asked about it meanwhile
             return self.kept(photo) or self.keep(photo, self.segmenter.read(photo))
 
@@ -218,14 +218,14 @@ class Engine:
                 self._awaited[photo.key] -= 1
                 self._awaited += Counter()  # those that nobody waits for go
 
-    def kept(self, photo: Photo) -> Features | None:
+    def kept(self, photo: Photo) -> PhotoFeatures | None:
         """What is kept of a photo that was read before."""
         with self._lock:
             if photo.key in self._features:
                 self._features.move_to_end(photo.key)
             return self._features.get(photo.key)
 
-    def keep(self, photo: Photo, features: Features) -> Features:
+    def keep(self, photo: Photo, features: PhotoFeatures) -> PhotoFeatures:
         """Keep a photo's features, on the model's device; the oldest of too many go."""
         features = features.to(self.segmenter.device)
         with self._lock:
@@ -248,7 +248,7 @@ class _Answer:
         photo: Photo,
         instruction: str,
         limit: int,
-        features: Features | None = None,
+        features: PhotoFeatures | None = None,
         is_wanted: Callable[[], bool] | None = None,
     ):
         self.engine, self.segmenter, self.features = engine, engine.segmenter, features
@@ -284,7 +284,7 @@ class _Answer:
         result = self.result(located, regions, features.seen_size)
         yield self.update("done", prior=prior, result=result)
 
-    def think(self, features: Features):
+    def think(self, features: PhotoFeatures):
         """Yields an `Update` for all that shows, and where a model elsewhere is waited for; returns
         the `Transcript`."""
         is_finished, looks = False, None
@@ -307,7 +307,7 @@ class _Answer:
         embedding = torch.cat(focused) if focused else None
         return Transcript(self.text, is_finished, self.limit, embedding, tuple(pieces), looks)
 
-    def draw(self, located: Located, features: Features) -> tuple[Region, ...]:
+    def draw(self, located: Located, features: PhotoFeatures) -> tuple[Region, ...]:
         return tuple(
             Region(p.prior, self.segmenter.draw(p, features), p.box, p.points, p.label)
             for p in located.places

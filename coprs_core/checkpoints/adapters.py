@@ -23,8 +23,7 @@ from coprs_core.checkpoints.tensors import (
 from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text
 from coprs_core.machine import COPY_AGAIN, as_user_error
-from coprs_core.model.backends.cpu.int8 import pack
-from coprs_core.model.backends.cpu.output_layer import lengthen, shorten
+from coprs_core.model.backends.cpu import optimize
 from coprs_core.parsing import from_json
 from coprs_core.prompts import PriorKind
 
@@ -48,8 +47,8 @@ class AdapterSource:
                                  what was trained beside, in the place of the base's; may be missing
 
     Over weights of full precision the adapters are merged in, and cost nothing; over 4 or 8 bits
-    they stay beside the layers, as they were trained. What is kept as `model.int8` does is kept so
-    after they are merged.
+    they stay beside the layers, as they were trained. What `cpu.optimize` keeps in 8 bits is
+    kept so after they are merged.
     """
 
     name: str
@@ -90,7 +89,7 @@ class AdapterSource:
         checkpoint = self.base.load(base_plan, report)
         segmenter: Any = checkpoint.segmenter
         model = segmenter.model
-        was_short = lengthen(model.mllm)  # adapters know plain layers
+        optimize.undo(model.mllm)  # adapters know plain layers
         apply_adapters(model.mllm, self.folder, is_merged=checkpoint.quantization == "none")
         for part in _TRAINED_PARTS:
             file = self.folder / f"{part}.safetensors"
@@ -104,11 +103,9 @@ class AdapterSource:
                     )
                 load_module(model.get_submodule(part), file, device, model.dtype)
         model.eval().requires_grad_(False)
-        if was_short:
-            shorten(model.mllm)
         if is_quantized_after:
-            pack(model.mllm.model.language_model)
-            shorten(model.mllm)
+            optimize.apply(model.mllm.model.language_model, int8=True)
+        optimize.apply(model, shortlist=plan.quantization != "none")
         folder = checkpoint.language_folder
         return Checkpoint(self.name, checkpoint.segmenter, plan.quantization, folder)
 

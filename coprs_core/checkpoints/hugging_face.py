@@ -33,8 +33,7 @@ from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text, visible
 from coprs_core.machine import as_user_error
 from coprs_core.model.backends.coordinates import CHATML, QUESTION_SLOT
-from coprs_core.model.backends.cpu.int8 import pack
-from coprs_core.model.backends.cpu.output_layer import shorten
+from coprs_core.model.backends.cpu import optimize
 from coprs_core.model.backends.mllm import ARCHITECTURES, Mllm
 from coprs_core.parsing import from_json
 from coprs_core.prompts import IMAGE_SLOT
@@ -109,7 +108,7 @@ def load_mllm(
     """A Hugging Face model by its architecture, strictly.
 
     Where it is quantized, so are the language model's linear layers and nothing else: by
-    bitsandbytes, or by `model.int8` (see `uses_own_int8`).
+    bitsandbytes, or by `optimize` (see `uses_own_int8`).
     """
     own_int8 = uses_own_int8(quantization, device)
     config, options = read_config(folder), {}
@@ -126,10 +125,8 @@ def load_mllm(
         load_dtype = torch.bfloat16 if own_int8 else dtype
         mllm = load_strictly(AutoModelForImageTextToText, folder, device, load_dtype, **options)
         if own_int8:
-            pack(mllm.model.language_model)
+            optimize.apply(mllm.model.language_model, int8=True)
             mllm.to(dtype)
-    if quantization != "none":
-        shorten(mllm)
     return mllm
 
 

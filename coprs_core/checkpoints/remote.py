@@ -68,7 +68,7 @@ class RemoteSource:
         Raises `CoPRSError`: the server cannot be used, and why.
         """
         from coprs_core.model.backends.coordinates import QWEN3
-        from coprs_core.model.backends.cpu.float32 import widen
+        from coprs_core.model.backends.cpu import optimize
         from coprs_core.model.backends.remote.segmenter import RemoteSegmenter, ask_for_a_square
 
         say, server = report or on_terminal, self.server()
@@ -84,7 +84,7 @@ class RemoteSource:
             say(doubt)
         device, dtype = torch.device(plan.device), parse_dtype(plan.dtype)
         sam = load_sam(plan.sam, device, dtype, report).eval().requires_grad_(False)
-        widen(sam)
+        optimize.apply(sam)
         segmenter = RemoteSegmenter(server, sam, prompt or QWEN3)
         return Checkpoint(self.name, segmenter, "none", is_proven=prompt is not None)
 

@@ -41,7 +41,7 @@ from coprs_core.model.backends.coordinates import (
     CoordinatePrompt,
     CoordinateSegmenter,
 )
-from coprs_core.model.backends.cpu.float32 import widen
+from coprs_core.model.backends.cpu import optimize
 from coprs_core.model.backends.language import LanguageModel
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.focus_token import FocusTokenSegmenter
@@ -164,7 +164,7 @@ class CoPRSSource:
         rows = mllm.get_input_embeddings().num_embeddings
         check_focus_token(tokenizer, config.focus_token, rows, self.language_folder)
         model.eval().requires_grad_(False)
-        widen(model)
+        optimize.apply(model, shortlist=plan.quantization != "none")
         familiar = load_familiar(self.folder, config.vision.channels)
         segmenter = FocusTokenSegmenter(model, tokenizer, image_processor, familiar)
         segmenter.language.heads = load_heads(self.language_folder)
@@ -222,7 +222,7 @@ class CoordinateSource:
         tokenizer = load_tokenizer(self.folder)
         image_processor = load_image_processor(self.folder)
         model.eval().requires_grad_(False)
-        widen(model)
+        optimize.apply(model, shortlist=plan.quantization != "none")
         chat = chat_template(self.folder, tokenizer, model.mllm.config.image_token_id)
         detail = cast(Detail, plan.detail)
         segmenter = CoordinateSegmenter(model, tokenizer, image_processor, prompt, chat, detail)

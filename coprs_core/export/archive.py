@@ -227,7 +227,7 @@ def _opened(path: Path, most_pixels: int | None) -> Saved:
         count = len(values["regions"]) if isinstance(values, dict) else 0
         # one at a time: whether they are too many is told before the first
         tags = [""] if count == 1 else (f"_{i}" for i in range(1, count + 1))
-        most = 4 * photo.size[0] * photo.size[1] + _NPY_HEADER
+        most = 4 * photo.pixels + _NPY_HEADER
         files = (io.BytesIO(read(f"prior{tag}.npy", most)) for tag in tags)
         priors = (_array(file) for file in files)
         result = Result.from_dict(values, priors, photo.size)

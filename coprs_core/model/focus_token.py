@@ -14,7 +14,7 @@ from coprs_core.model.backends.familiar import Familiar, describe
 from coprs_core.model.backends.language import LanguageModel
 from coprs_core.model.backends.mllm import Reading
 from coprs_core.model.coprs import CoPRS
-from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Transcript, Written
+from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Step, Transcript
 from coprs_core.photos.photo import Photo
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
@@ -61,18 +61,18 @@ class FocusTokenSegmenter:
         image_embedding = self.embed(photo)
         visual = self.language.see(to_mllm_frame(photo.image, config.mllm_pixels))
         prefix = self.language.prefix(config.prompt_template, visual)
-        return PhotoFeatures(image_embedding, visual, prefix, photo.size)
+        return PhotoFeatures(photo.size, visual, prefix, (image_embedding,))
 
     def distance(self, features: PhotoFeatures) -> float | None:
         if self.familiar is None:
             return None
         side = self.model.config.vision.side
-        described = describe(features.image_embedding, features.photo_size, side)
+        described = describe(features.image_embedding[0], features.photo_size, side)
         return self.familiar.distance(described)
 
     def think(
         self, instruction: str, features: PhotoFeatures, max_new_tokens: int
-    ) -> Iterator[Written]:
+    ) -> Iterator[Step]:
         reading = self.reading(instruction, features)
         return self.language.write(reading, self.focus_id, max_new_tokens)
 
@@ -139,7 +139,7 @@ class FocusTokenSegmenter:
     def prior_logits(self, embedding: Tensor, features: PhotoFeatures) -> Tensor:
         """Where an embedding [1, D] looks: prior logits [1, 1, p, p]."""
         size = torch.tensor([unpadded_size(features.photo_size, self.model.config.vision.side)])
-        return self.model.prior_logits(embedding.to(self.dtype), features.image_embedding, size)
+        return self.model.prior_logits(embedding.to(self.dtype), features.image_embedding[0], size)
 
     def prior(self, prior_logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
         """Prior logits [1, 1, p, p] → the prior float32 [H, W] in [0, 1] at the photo's size."""
@@ -149,13 +149,13 @@ class FocusTokenSegmenter:
     @torch.no_grad()
     def mask(self, prior_logits: Tensor, features: PhotoFeatures) -> np.ndarray:
         """Prior logits [1, 1, p, p] → the mask that the decoder draws, bool [H, W]."""
-        mask_logits = self.model.decoder(prior_logits, features.image_embedding)
+        mask_logits = self.model.decoder(prior_logits, features.image_embedding[0])
         return self.at_photo_size(mask_logits, features.photo_size)[0] > 0
 
     @torch.no_grad()
     def head_maps(self, embedding: Tensor, features: PhotoFeatures) -> np.ndarray:
         """The attention maps before they are fused, float32 [heads, H, W], unbounded."""
-        maps = self.model.prior.head_maps(embedding.to(self.dtype), features.image_embedding)
+        maps = self.model.prior.head_maps(embedding.to(self.dtype), features.image_embedding[0])
         return self.at_photo_size(maps.transpose(0, 1), features.photo_size)
 
     def at_photo_size(self, logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:

@@ -2,8 +2,8 @@
 differ."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,76 +15,60 @@ from coprs_core.photos.photo import Photo
 from coprs_core.prompts import Detail, Outcome, PriorKind
 
 
-class Features(Protocol):
+@dataclass(frozen=True, eq=False)
+class PhotoFeatures:
     """What any kind of model keeps of a photo, so that it is read once.
 
     Attributes:
         photo_size: (height, width) of the photo in pixels.
-        seen_size: the same of the picture that the language model was given.
-        nbytes: the memory that the features take.
+        visual: what the language model sees of it; no tokens where it runs elsewhere.
+        prefix: what every question about it begins with, read; empty where nothing was.
+        image_embedding: of SAM's image encoder: [1, C, h, w], in SAM 2 one of each level.
+        data_url: the picture that is sent, where the language model runs elsewhere.
     """
 
-    @property
-    def photo_size(self) -> tuple[int, int]: ...
-    @property
-    def seen_size(self) -> tuple[int, int]: ...
-    @property
-    def nbytes(self) -> int: ...
-
-    def to(self, device: torch.device | str) -> "Features":
-        """The same on another device."""
-        ...
-
-
-F = TypeVar("F", bound=Features)
-
-
-@dataclass(frozen=True, eq=False)
-class PhotoFeatures:
-    """The `Features` of a model with SAM's image encoder and a language model.
-
-    Attributes:
-        image_embedding: [1, C, h, w], of SAM's image encoder.
-        visual: what the language model sees of it.
-        prefix: what every question about it begins with, read.
-        photo_size: (height, width) of the photo in pixels.
-    """
-
-    image_embedding: Tensor
-    visual: VisualTokens
-    prefix: Prefix
     photo_size: tuple[int, int]
+    visual: VisualTokens
+    prefix: Prefix = field(default_factory=Prefix)
+    image_embedding: tuple[Tensor, ...] = ()
+    data_url: str = field(default="", repr=False)
 
     @property
     def seen_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the picture that the language model was given."""
         return self.visual.seen_size
 
     @property
     def nbytes(self) -> int:
-        tensors = (self.image_embedding, *self.visual.tensors, *self.prefix.tensors)
-        return sum(t.nbytes for t in tensors)
+        """The memory that the features take."""
+        tensors = (*self.image_embedding, *self.visual.tensors, *self.prefix.tensors)
+        return sum(t.nbytes for t in tensors) + len(self.data_url)
 
     def to(self, device: torch.device | str) -> "PhotoFeatures":
         """The same on another device."""
-        image_embedding, visual = self.image_embedding.to(device), self.visual.to(device)
-        return PhotoFeatures(image_embedding, visual, self.prefix.to(device), self.photo_size)
+        return replace(
+            self,
+            visual=self.visual.to(device),
+            prefix=self.prefix.to(device),
+            image_embedding=tuple(t.to(device) for t in self.image_embedding),
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
-    """One step of a reply.
+class Step:
+    """One step of a reply: a token, or a piece of text from a model that runs elsewhere.
 
     Attributes:
-        text: what it adds to the reply; empty where a token completes no character.
         token: its id; None where a model gives text alone.
+        text: what it adds to the reply; empty where a token completes no character.
         ends: whether the model ended its reply here.
-        focus_embedding: [1, D], with a focus token.
+        focus_embedding: [1, D], with a focus token, when that has been fed back in.
         looks: what the tokens of this reply attend to, so far; None where it is not observed.
         is_waiting: whether nothing has come: whoever asked may stop here.
     """
 
-    text: str
     token: int | None = None
+    text: str = ""
     ends: bool = False
     focus_embedding: Tensor | None = None
     looks: Looks | None = None
@@ -140,7 +124,7 @@ class Located:
     places: tuple[Place, ...] = ()
 
 
-class Segmenter(Protocol[F]):
+class Segmenter(Protocol):
     """A loaded model of any kind: it reads a photo, thinks, says where to look, and draws masks.
 
     Attributes:
@@ -161,24 +145,26 @@ class Segmenter(Protocol[F]):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def read(self, photo: Photo, detail: Detail | None = None) -> F:
+    def read(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
         """Everything that is worth keeping of a photo; `detail` in place of the model's own, where
         it can be chosen."""
         ...
 
-    def distance(self, features: F) -> float | None:
+    def distance(self, features: PhotoFeatures) -> float | None:
         """How unlike the pictures that the model knows a photo is: over 1 it is unfamiliar; None
         where the model cannot tell."""
         ...
 
-    def think(self, instruction: str, features: F, max_new_tokens: int) -> Iterator[Written]:
+    def think(
+        self, instruction: str, features: PhotoFeatures, max_new_tokens: int
+    ) -> Iterator[Step]:
         """The reply, step by step. Closing the generator stops the work within one step."""
         ...
 
-    def locate(self, transcript: Transcript, features: F) -> Located:
+    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
         """Where a whole reply points: outcome, reason, and a prior for each thing."""
         ...
 
-    def draw(self, place: Place, features: F) -> np.ndarray:
+    def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
         """The mask of one place, bool [H, W] at the photo's size."""
         ...

@@ -72,10 +72,8 @@ def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
     import torch
     from segment_anything.modeling import ImageEncoderViT
 
-    from coprs_core.model.backends.cpu.fused_attention import FusedAttention
-
     layer_norm: Any = partial(torch.nn.LayerNorm, eps=1e-6)
-    encoder = ImageEncoderViT(
+    return ImageEncoderViT(
         img_size=config.side,
         patch_size=config.patch,
         embed_dim=config.width,
@@ -89,7 +87,3 @@ def build_image_encoder(config: VisionConfig) -> ImageEncoderViT:
         global_attn_indexes=config.global_layers,
         out_chans=config.channels,
     )
-    if config.window:  # a small one without windows gains nothing
-        for block in encoder.blocks:
-            block.attn.__class__ = FusedAttention  # the same weights
-    return encoder

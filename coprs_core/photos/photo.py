@@ -61,6 +61,10 @@ class Photo:
         return self.image.height, self.image.width
 
     @property
+    def pixels(self) -> int:
+        return self.image.height * self.image.width
+
+    @property
     def original_size(self) -> tuple[int, int]:
         """(height, width) that it had before it was brought down, where it was."""
         return self.full_size or self.size

@@ -63,9 +63,8 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
     features = engine.read(photo)
     reading = focus.reading(instruction, features)
     reading.feed(ids)
-    stop_ids = language.stop_ids
-    steps = list(language.batch.write(reading, focus.focus_id, stop_ids, MAX_CLOSING_TOKENS))
-    written = [s.token for s in steps if s.token not in stop_ids]
+    steps = list(language.write(reading, focus.focus_id, MAX_CLOSING_TOKENS))
+    written = [s.token for s in steps if s.token is not None and not s.ends]
     embeddings = [s.focus_embedding for s in steps if s.focus_embedding is not None]
     words = language.text_of(written).strip()
     reason = f"After this thought, which was given to it, the model wrote: “{words}”"

@@ -29,7 +29,7 @@ from coprs_core.checkpoints.tensors import explain_write_errors
 from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.machine import is_out_of_memory, peak_memory, process, within_memory
-from coprs_core.model.backends.cpu.output_layer import lengthen
+from coprs_core.model.backends.cpu import optimize
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.sizes import expanded
@@ -252,7 +252,8 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Pat
             r=recipe.lora, lora_alpha=2 * recipe.lora, target_modules=ADAPTED, lora_dropout=0.0
         )
         model.prior.float(), model.decoder.float()
-        lengthen(model.mllm)
+        optimize.undo(model.mllm)
+        optimize.apply(model.mllm)  # without a shortlist: the loss asks for the whole output layer
         _unpack(model.mllm)
     else:
         model.float()

@@ -35,8 +35,7 @@ from app.handlers import Frame, Handlers
 from app.options import Listening
 from app.server import uploads
 from app.server.answers import Answered
-from app.server.model import ModelServer
-from app.server.queue import Room
+from app.server.model import PIXELS_AT_ONCE, ModelServer
 from app.ui import build, launch
 from app.views import canvas, page
 from app.views import findings as probe_views
@@ -345,7 +344,7 @@ def every_view(bad: str, found, server) -> dict[str, str]:
             return [Picture("probe_word", {"word": bad, "highest": bad}, pixels)]
 
     answered = Answered(photo, result)
-    compared = Questions(server, visitors.Turns()).compare(answered, 0, (answered,))
+    compared = Questions(server, visitors.RequestGate()).compare(answered, 0, (answered,))
     looks = Words([bad, bad], np.zeros((2, 4, 4), np.float32), [0.0, 1.0], [False, True])
     offers = page.Offers(edit=True, words=True)
     repair = page.Repair(bad, bad)
@@ -605,41 +604,24 @@ def test_a_photo_is_read_while_its_question_is_typed(mini, photo, found):
 def test_who_waits_for_room_is_told_and_may_give_up(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     page_handlers.begin()
-    room, said = page_handlers.server.room, []
-    with ThreadPoolExecutor() as pool, room.taken(Photo(Image.new("RGB", (4000, 3000)), "large")):
+    server, said = page_handlers.server, []
+    line = server.semaphore
+    with ThreadPoolExecutor() as pool, server.reserved(4000 * 3000):
         answer = page_handlers.answer(photo, "the cat", None)
         first = next(answer)  # what an answer begins with, though nothing is done
-        assert "active" in first["steps"] and room.waiting == []
+        assert "active" in first["steps"] and line.waiting == []
         waits = pool.submit(lambda: said.extend(answer))
-        until(lambda: room.waiting)
-        page_handlers.turns.take(None)  # as Stop does
+        until(lambda: line.waiting)
+        page_handlers.gate.begin(None)  # as Stop does
         waits.result(PATIENCE)
-    assert said == [] and room.waiting == [] and room.is_empty
-
-
-def test_work_comes_in_the_order_in_which_it_was_asked_for():
-    """A large photo is not kept out by the small ones that come after it."""
-    room, done = Room(at_once=2), []
-    sizes = {"large": (4000, 3000), "small": (10, 10)}
-    photos = [Photo(Image.new("RGB", sizes[kind]), kind) for kind in ("small", "large", "small")]
-
-    def work(photo):
-        with room.taken(photo):
-            done.append(photo.key)
-
-    with ThreadPoolExecutor() as pool, room.taken(photos[0]):
-        for photo in photos[1:]:
-            pool.submit(work, photo)
-            until(lambda photo=photo: photo.key in room.waiting)
-        assert not room.is_free_for(photos[2])
-    assert done == ["large", "small"] and room.is_free_for(photos[1])
+    assert said == [] and line.waiting == [] and not line.size
 
 
 def test_nothing_is_read_ahead_where_somebody_waits_or_seconds_are_counted(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     page_handlers.begin()
     assert ahead(page_handlers, None) == []
-    with page_handlers.server.room.taken(open_photo(photo)):
+    with page_handlers.server.reserved(open_photo(photo).pixels):
         assert ahead(page_handlers, photo) == []
     borrowed = Handlers(ModelServer(Engine(mini.checkpoint), CPU, worker=lambda w: w), NAMES)
     borrowed.begin()
@@ -651,7 +633,7 @@ def test_what_a_visitor_asked_meanwhile_comes_before_what_is_read_ahead(mini, ph
     page_handlers.begin()
     read = page_handlers.read_ahead(photo)
     assert next(read) and "active" in next(read)["steps"]
-    page_handlers.turns.take(None)
+    page_handlers.gate.begin(None)
     assert list(read) == []
 
 
@@ -662,9 +644,9 @@ def test_reading_ends_where_nobody_waits_for_it(mini, photo, ends):
     def block(*_):
         passes.append(1)
         if ends == "another photo":
-            page_handlers.turns.take(None, rests=True)
+            page_handlers.gate.begin(None, is_idle=True)
         else:
-            page_handlers.turns.take(None)
+            page_handlers.gate.begin(None)
 
     page_handlers.begin()
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(block)
@@ -687,7 +669,7 @@ def test_what_is_read_ahead_is_taken_over_by_a_question_about_it(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     page_handlers.begin()
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(
-        lambda *_: page_handlers.turns.take(None) and None
+        lambda *_: page_handlers.gate.begin(None) and None
     )
     try:
         assert len(list(page_handlers.read_ahead(photo))) == 2  # says no more, and reads on
@@ -698,23 +680,33 @@ def test_what_is_read_ahead_is_taken_over_by_a_question_about_it(mini, photo):
 
 def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
     """Two large photos are not worked on at once: who asks about the other waits outside."""
-    server, passes = ModelServer(Engine(mini.checkpoint)), []
+    server, passes, waits = ModelServer(Engine(mini.checkpoint)), [], []
     own, other = (open_photo(np.full((3, n, 3), 9, np.uint8)) for n in (3, 4))
 
     def block(*_):
         passes.append(1)
-        server.room.waiting.append(other.key)
+        waits.append(pool.submit(wait_for, other))
+        until(lambda: other.key in server.semaphore.waiting)
+
+    def wait_for(photo):
+        with server.reserved(PIXELS_AT_ONCE, photo.key):
+            pass
 
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(block)
-    try:
-        with pytest.raises(Cancelled):
-            list(server.read_ahead(own, lambda: True))
-    finally:
-        hooked.remove()
-    assert len(passes) == 1
-    server.room.waiting.append(own.key)
-    assert len(list(server.read_ahead(own, lambda: True))) == 2
-    assert sorted(server.room.waiting) == sorted([own.key, other.key])
+    with ThreadPoolExecutor() as pool:
+        try:
+            with pytest.raises(Cancelled):
+                list(server.read_ahead(own, lambda: True))
+        finally:
+            hooked.remove()
+        assert len(passes) == 1 and waits[0].result(timeout=60) is None
+        read = server.read_ahead(own, lambda: True)
+        next(read)
+        for photo in (other, own):  # who waits for the same photo waits for this
+            waits.append(pool.submit(wait_for, photo))
+        until(lambda: len(server.semaphore.waiting) >= 2)
+        assert len(list(read)) == 1
+        assert not any(wait.result(timeout=60) for wait in waits)
 
 
 def test_a_refused_question_leaves_what_is_under_way(mini, photo, asked):
@@ -760,11 +752,11 @@ def test_what_breaks_off_is_under_way_no_more(mini, photo, monkeypatch):
 
 def test_what_took_its_time_says_nothing_about_another_answer(asked, monkeypatch):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     ask = page_handlers.server.ask
 
     def meanwhile(*args):
-        page_handlers.turns.take(None)
+        page_handlers.gate.begin(None)
         return ask(*args)
 
     monkeypatch.setattr(page_handlers.server, "ask", meanwhile)
@@ -826,7 +818,7 @@ def change(page_handlers, answered, recent, index, value):
 
 def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     before = answered.result.to_json(), answered.result.prior.copy(), answered.result.mask.copy()
     traced = questions.ask_probe("sentences", answered)
     views = answered.findings["sentences"].views
@@ -878,7 +870,7 @@ def test_a_changed_sentence_is_read_no_further_once_something_else_has_the_page(
     passes = []
 
     def overtaken(*_) -> None:
-        passes.append(page_handlers.turns.take(None))
+        passes.append(page_handlers.gate.begin(None))
 
     hook = layer.register_forward_hook(overtaken)
     try:
@@ -906,7 +898,7 @@ def test_the_words_come_all_at_once_and_small(asked):
 
 def test_what_cannot_be_asked_says_why(asked):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     assert questions.why_not("en", "heads", None) == "Ask for something first."
     assert questions.why_not("en", "heads", answered) == ""
     other = Answered(answered.photo, dataclasses.replace(answered.result, model="another"))
@@ -919,7 +911,7 @@ def test_what_cannot_be_asked_says_why(asked):
 
 def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     taking = questions.export_page(answered)
     text = Path(next(taking)).read_text()
     taking.close()
@@ -1009,22 +1001,22 @@ def test_an_expired_link_opens_the_page_all_the_same(mini):
 
 
 def test_no_other_visitor_takes_a_turn_away(monkeypatch):
-    turns = visitors.Turns()
+    gate = visitors.RequestGate()
     one, other = (SimpleNamespace(session_hash=name) for name in ("one", "other"))
     monkeypatch.setattr(visitors, "MAX_SESSIONS", 2)
-    turn = turns.take(one)
+    ticket = gate.begin(one)
     for i in range(5):
-        turns.take(SimpleNamespace(session_hash=str(i)))
-        assert turns.has(one, turn)  # what is under way asks all the time
+        gate.begin(SimpleNamespace(session_hash=str(i)))
+        assert gate.is_current(one, ticket)  # what is under way asks all the time
     for i in range(5):
-        turns.take(SimpleNamespace(session_hash=str(i)))
-    assert not turns.has(one, turn) and turns.take(other) != turns.take(one) != turn
+        gate.begin(SimpleNamespace(session_hash=str(i)))
+    assert not gate.is_current(one, ticket) and gate.begin(other) != gate.begin(one) != ticket
 
 
 def test_a_page_that_opens_late_leaves_alone_what_its_visitor_has_asked(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     assert page_handlers.opened()["answered"] is not None
-    page_handlers.turns.take(None)
+    page_handlers.gate.begin(None)
     assert list(page_handlers.opened()) == ["steps"]
     assert "answered" not in page_handlers.opened()
 
@@ -1111,7 +1103,7 @@ def test_the_truth_of_a_photo_stays_until_another_photo(asked, mini):
 
 def test_what_was_found_is_shown_again_without_the_model(asked):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     first = questions.ask_probe("heads", answered)
     other = dataclasses.replace(answered.result, model="x")
     stranger = Answered(answered.photo, other, findings=answered.findings)
@@ -1121,7 +1113,7 @@ def test_what_was_found_is_shown_again_without_the_model(asked):
 
 def test_a_moving_picture_is_offered_where_there_is_one(asked):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     fresh = Answered(answered.photo, answered.result)
     assert questions.why_no_replay("en", fresh) == ""
     elsewhere = dataclasses.replace(answered.result, model="x")
@@ -1156,16 +1148,16 @@ def test_what_a_visitor_finds_in_the_recorded_answer_stays_there(mini):
 
 def test_sessions_are_not_kept_for_ever(monkeypatch):
     monkeypatch.setattr(visitors, "MAX_SESSIONS", 3)
-    turns = visitors.Turns()
+    gate = visitors.RequestGate()
     for i in range(5):
-        turns.take(SimpleNamespace(session_hash=str(i)))
-    assert turns.now(SimpleNamespace(session_hash="0")) == 0
-    assert turns.now(SimpleNamespace(session_hash="4")) == 5 < turns.take(None)
+        gate.begin(SimpleNamespace(session_hash=str(i)))
+    assert gate.current(SimpleNamespace(session_hash="0")) == 0
+    assert gate.current(SimpleNamespace(session_hash="4")) == 5 < gate.begin(None)
 
 
 def exported(page_handlers, answered, path):
     """The zip that the page gives, copied before its folder goes."""
-    exporting = Questions(page_handlers.server, page_handlers.turns).export(answered)
+    exporting = Questions(page_handlers.server, page_handlers.gate).export(answered)
     shutil.copy(next(exporting), path)
     exporting.close()
     return path
@@ -1209,7 +1201,7 @@ def test_a_photo_that_was_brought_down_is_told_and_measured_by_a_truth_of_its_fu
     assert "shown 6 % of" in page.verdict("en", shown, full_size=(512, 512))
     mask = Image.fromarray(answered.result.mask)
     mask.resize((512, 512), Image.Resampling.NEAREST).save(tmp_path / "truth.png")
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     view, _ = questions.truth(Answered(large, answered.result), [], str(tmp_path / "truth.png"))
     assert "Mask: IoU 1.00" in view
     with pytest.raises(gr.Error, match="512×512 pixels and the photo 256×256"):
@@ -1253,14 +1245,14 @@ def test_what_probes_found_goes_into_the_zip(asked, tmp_path):
     page_handlers, answered = asked
     alone = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "alone.zip")).namelist()
     assert "sentences.json" in alone and "heads.npy" not in alone
-    Questions(page_handlers.server, page_handlers.turns).ask_probe("heads", answered)
+    Questions(page_handlers.server, page_handlers.gate).ask_probe("heads", answered)
     more = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "more.zip")).namelist()
     assert {"heads.json", "heads.npy", "heads.png", "sentences.npy"} <= set(more)
 
 
 def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     one = Answered(answered.photo, dataclasses.replace(answered.result, reasoning="One sentence."))
     (tmp_path / "a.zip").write_text("x")
     for work, sentence in (
@@ -1471,7 +1463,7 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
 
 def test_a_thought_that_cannot_be_traced_can_be_taken_away_all_the_same(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.turns)
+    questions = Questions(page_handlers.server, page_handlers.gate)
     long = change(page_handlers, answered, (), 0, "A b. " * 70)["answered"]
     assert "at most 64 are traced" in questions.ask_probe("sentences", long)  # no error
     names = zipfile.ZipFile(exported(page_handlers, long, tmp_path / "long.zip")).namelist()

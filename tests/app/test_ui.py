@@ -34,7 +34,8 @@ from coprs_core.export.archive import open_answer, save_zip
 from coprs_core.masks import decode_prior, encode_prior
 from coprs_core.metrics import iou_curve
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.backends.decoding import Batch, Step
+from coprs_core.model.backends.decoding import Batch
+from coprs_core.model.segmenter import Step
 from coprs_core.photos.photo import open_photo
 from tests import ROOT, tiny
 from tests.conftest import PATIENCE, held_steps, nobody_reads, until

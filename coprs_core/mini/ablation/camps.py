@@ -189,7 +189,7 @@ def train_camp(
 
 def _segmenter(
     arm: Arm, model: CoPRS, tokenizer: Any, image_processor: Any, recipe: Recipe
-) -> Segmenter[Any]:
+) -> Segmenter:
     """A trained camp in use."""
     if arm.camp != "coordinates":
         return FocusTokenSegmenter(model, tokenizer, image_processor)

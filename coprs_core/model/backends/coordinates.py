@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from coprs_core.geometry import to_square
 from coprs_core.model.backends.attention import as_prior
 from coprs_core.model.backends.boxes import THOUSANDTHS, Answer, read_answer, words_of_numbers
 from coprs_core.model.backends.language import LanguageModel
-from coprs_core.model.backends.mllm import Mllm, Prefix, Reading, VisualTokens
+from coprs_core.model.backends.mllm import Mllm, Reading
 from coprs_core.model.backends.sam import PromptedSam
-from coprs_core.model.segmenter import Located, Place, Transcript, Written
+from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Step, Transcript
 from coprs_core.photos.photo import Photo
 from coprs_core.prompts import (
     ATTENTION_PRIOR,
@@ -104,32 +104,6 @@ class CoordinateModel(nn.Module):
         self.mllm, self.sam = mllm, sam
 
 
-@dataclass(frozen=True, eq=False)
-class CoordinateFeatures:
-    """The `Features` of such a model: SAM's `embedding`, what the language model sees (`visual`),
-    what every question begins with (`prefix`), and the photo's (height, width)."""
-
-    embedding: tuple[Tensor, ...]
-    visual: VisualTokens
-    prefix: Prefix
-    photo_size: tuple[int, int]
-
-    @property
-    def seen_size(self) -> tuple[int, int]:
-        return self.visual.seen_size
-
-    @property
-    def nbytes(self) -> int:
-        tensors = (*self.embedding, *self.visual.tensors, *self.prefix.tensors)
-        return sum(t.nbytes for t in tensors)
-
-    def to(self, device: torch.device | str) -> "CoordinateFeatures":
-        """The same on another device."""
-        embedding = tuple(t.to(device) for t in self.embedding)
-        visual, prefix = self.visual.to(device), self.prefix.to(device)
-        return CoordinateFeatures(embedding, visual, prefix, self.photo_size)
-
-
 class Pointing:
     """What models that write coordinates share, wherever they run: SAM, prompted by what they
     wrote, draws here."""
@@ -148,17 +122,17 @@ class Pointing:
     def dtype(self) -> torch.dtype:
         return self.sam.dtype
 
-    def distance(self, features: Any) -> float | None:
+    def distance(self, features: PhotoFeatures) -> float | None:
         return None  # it was trained on photos of all kinds
 
-    def answer(self, transcript: Transcript, features: Any) -> Answer:
+    def answer(self, transcript: Transcript, features: PhotoFeatures) -> Answer:
         """The coordinates of a reply, in pixels of the photo."""
         unit = THOUSANDTHS if self.prompt.thousandths else features.seen_size
         return read_answer(transcript.text, unit, features.photo_size)
 
-    def draw(self, place: Place, features: Any) -> np.ndarray:
+    def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
         """The mask that SAM draws when prompted by a place's box and points."""
-        return self.sam.mask(features.embedding, place.box, place.points, features.photo_size)
+        return self.sam.mask(features.image_embedding, place.box, place.points, features.photo_size)
 
 
 class CoordinateSegmenter(Pointing):
@@ -185,23 +159,23 @@ class CoordinateSegmenter(Pointing):
         self.language = LanguageModel(model.mllm, tokenizer, image_processor)
 
     @torch.no_grad()
-    def read(self, photo: Photo, detail: Detail | None = None) -> CoordinateFeatures:
+    def read(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
         tokens = VISUAL_TOKENS[detail or self.detail]
         if self.prompt.square:  # it was trained on pictures of one size
             visual = self.language.see(to_square(photo.image, self.prompt.square))
         else:
             visual = self.language.see(photo.image, tokens)
         prefix = self.language.prefix(self.template, visual)
-        return CoordinateFeatures(self.sam.embed(photo.image), visual, prefix, photo.size)
+        return PhotoFeatures(photo.size, visual, prefix, self.sam.embed(photo.image))
 
     def think(
-        self, instruction: str, features: CoordinateFeatures, max_new_tokens: int
-    ) -> Iterator[Written]:
+        self, instruction: str, features: PhotoFeatures, max_new_tokens: int
+    ) -> Iterator[Step]:
         reading = self.reading(instruction, features)
         looks = self.language.looks(features.visual)
         return self.language.write(reading, None, max_new_tokens, looks)
 
-    def reading(self, instruction: str, features: CoordinateFeatures) -> Reading:
+    def reading(self, instruction: str, features: PhotoFeatures) -> Reading:
         """The question about a photo, read and ready for a reply."""
         return self.language.reading(self.template, instruction, features.visual, features.prefix)
 
@@ -210,7 +184,7 @@ class CoordinateSegmenter(Pointing):
         """The tokens that end a thought at the latest."""
         return self.language.stop_ids
 
-    def locate(self, transcript: Transcript, features: CoordinateFeatures) -> Located:
+    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
         answer = self.answer(transcript, features)
         priors = where_it_looked(transcript, len(answer.objects), features.photo_size)
         return located(answer, transcript, priors)

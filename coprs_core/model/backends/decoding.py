@@ -9,7 +9,6 @@ Whoever waits for a token takes the step for all, so that there is no thread of 
 the waiting in, one after the other.
 """
 
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from coprs_core.fair_semaphore import FairSemaphore
 from coprs_core.machine import free_memory
 from coprs_core.model.backends.attention import Looks, observing
 from coprs_core.model.backends.cache import (
@@ -31,6 +31,7 @@ from coprs_core.model.backends.cache import (
 )
 from coprs_core.model.backends.cpu.output_layer import likeliest
 from coprs_core.model.backends.mllm import Mllm, Reading
+from coprs_core.model.segmenter import Step
 
 MOST_ROWS = 64
 """Replies in one step; more wait until one ends."""
@@ -43,15 +44,6 @@ AFTER_FOCUS = 16
 last."""
 _SHARE = 0.5
 """Of the memory that is free, which may be taken for what the layers keep."""
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One generated token; `focus_embedding` [1, D] comes with a focus token, when it has been fed
-    back in."""
-
-    token: int
-    focus_embedding: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -106,7 +98,7 @@ class Row:
         if self.token is None or self.token != self.focus_id:
             return
         self.steps.extend(self._held or [])
-        self.steps.append(Step(self.token, hidden))
+        self.steps.append(Step(self.token, focus_embedding=hidden))
         goes_on = self.goes_on
         self._held, self._focused = [], self._focused + 1
         if not goes_on:
@@ -120,7 +112,7 @@ class Batch:
         self._mllm = mllm
         self._rows: list[Row] = []
         self._slots: list[KeySlots | StateSlots] = []
-        self._lock = Turn()
+        self._lock = FairSemaphore()
         self._cache_argument = cache_argument(type(mllm.model.language_model))
         self._weights = sum(p.numel() for p in mllm.model.language_model.parameters())
         self._threads = torch.get_num_threads()
@@ -137,7 +129,7 @@ class Batch:
         max_new_tokens: int,
         looks: Looks | None = None,
     ) -> Iterator[Step]:
-        """One reply, a `Step` a token.
+        """One reply, a `Step` a token, its text not yet in it.
 
         A focus embedding is the last hidden state, after the final norm, at the step that reads a
         focus token (`focus_id` None: there is none). After the last of them nothing is told. Stop
@@ -150,17 +142,17 @@ class Batch:
         try:
             has_joined = False
             while not has_joined:  # others go on meanwhile
-                with self._lock.taken():
+                with self._lock.acquired():
                     has_joined = self._join(row, reading)
             while row.steps or row.token is not None:
                 if not row.steps:
-                    with self._lock.taken():
+                    with self._lock.acquired():
                         if not row.steps and row.token is not None:
                             self._step()
                 while row.steps:
                     yield row.steps.popleft()
         finally:
-            with self._lock.taken():
+            with self._lock.acquired():
                 self._leave(row)
 
     # --- under the lock
@@ -268,32 +260,3 @@ class Batch:
         self._rows.pop()
         if not self._rows:
             self._slots = []  # nobody writes: the memory is free
-
-
-class Turn:
-    """A lock that lets the waiting in, in the order in which they came."""
-
-    def __init__(self):
-        self._guard, self._is_taken = threading.Lock(), False
-        self._waiting: deque[threading.Lock] = deque()
-
-    @contextmanager
-    def taken(self) -> Generator[None, None, None]:
-        """Inside, nobody else is."""
-        with self._guard:
-            own = None
-            if self._is_taken:
-                own = threading.Lock()
-                own.acquire()
-                self._waiting.append(own)
-            self._is_taken = True
-        if own is not None:
-            own.acquire()
-        try:
-            yield
-        finally:
-            with self._guard:
-                if self._waiting:
-                    self._waiting.popleft().release()
-                else:
-                    self._is_taken = False

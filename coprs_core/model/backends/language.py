@@ -2,6 +2,7 @@
 out."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -18,7 +19,7 @@ from coprs_core.model.backends.mllm import (
     read_prompt,
     see,
 )
-from coprs_core.model.segmenter import Written
+from coprs_core.model.segmenter import Step
 from coprs_core.prompts import beginning_of, encode_prompt
 
 
@@ -69,7 +70,7 @@ class LanguageModel:
         focus_id: int | None,
         max_new_tokens: int,
         looks: Looks | None = None,
-    ) -> Iterator[Written]:
+    ) -> Iterator[Step]:
         """Greedy decoding, with the text that each token adds; see `Batch.write`.
 
         Where `looks` are given, what each token attends to is added to them.
@@ -78,7 +79,7 @@ class LanguageModel:
         for step in self.batch.write(reading, focus_id, self.stop_ids, max_new_tokens, looks):
             ends = step.token in self.stop_ids
             text = "" if ends else decode.step(self.tokenizer.backend_tokenizer, step.token) or ""
-            yield Written(text, step.token, ends, step.focus_embedding, looks)
+            yield replace(step, text=text, ends=ends, looks=looks)
 
     @property
     def stop_ids(self) -> set[int]:

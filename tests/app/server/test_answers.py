@@ -168,7 +168,7 @@ def test_a_photo_that_several_answers_are_about_is_counted_once(found, photo_fil
 
 def test_every_button_says_that_an_answer_had_to_go(mini, found):
     handlers = handlers_for(mini)
-    questions = Questions(handlers.server, handlers.turns)
+    questions = Questions(handlers.server, handlers.gate)
     gone, here = an_answer(found), an_answer(found)
     gone.pack()
     gone.drop()
@@ -199,7 +199,7 @@ def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(m
     gone.drop()
     gone.is_gone = False  # as it was when it was looked at
     event = SimpleNamespace(index=0, value="x", said="x")
-    questions = Questions(handlers.server, handlers.turns)
+    questions = Questions(handlers.server, handlers.gate)
     sentence = translated("zh", no_answer())
     for work in (
         lambda: handlers.look_again(gone, request),

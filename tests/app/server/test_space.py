@@ -36,7 +36,7 @@ page = handlers.Handlers(entry.server, names)
 from app.actions import Questions
 from types import SimpleNamespace
 from coprs_core.prompts import sentences
-questions = Questions(entry.server, page.turns)
+questions = Questions(entry.server, page.gate)
 def change(value):
     said = sentences(answered.result.reasoning)[0]
     return page.edit(answered, (), SimpleNamespace(index=0, value=value, said=said))

@@ -15,7 +15,8 @@ from coprs_core.errors import Cancelled
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import iou
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.backends.decoding import Batch, Step
+from coprs_core.model.backends.decoding import Batch
+from coprs_core.model.segmenter import Step
 from coprs_core.photos.photo import open_photo
 from tests.conftest import PATIENCE, until
 

@@ -47,15 +47,23 @@ _WIDE: dict[type[nn.Module], Any] = {
     nn.Conv2d: WideConv2d,
     nn.Conv3d: WideConv3d,
 }
+_PLAIN: dict[type[nn.Module], Any] = {wide: plain for plain, wide in _WIDE.items()}
 
 
-def widen(model: nn.Module) -> None:
+def compute_in_float32(model: nn.Module) -> None:
     """Let the layers of a model on the CPU compute so, if the CPU is such a one."""
     for layer in model.modules():
         if type(layer) in _WIDE and getattr(layer, "padding_mode", "zeros") == "zeros":
             weight: Tensor = layer.weight  # ty: ignore[invalid-assignment]
             if weight.dtype == torch.bfloat16 and not computes_in_bfloat16(weight.device):
                 layer.__class__ = _WIDE[type(layer)]
+
+
+def compute_in_own_dtype(model: nn.Module) -> None:
+    """Undo `compute_in_float32`."""
+    for layer in model.modules():
+        if type(layer) in _PLAIN:
+            layer.__class__ = _PLAIN[type(layer)]
 
 
 def _floats(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor | None]:

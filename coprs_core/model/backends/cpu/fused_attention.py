@@ -2,8 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling.image_encoder import Attention, get_rel_pos
-from torch import Tensor
+from segment_anything.modeling.image_encoder import Attention, ImageEncoderViT, get_rel_pos
+from torch import Tensor, nn
 
 
 class FusedAttention(Attention):
@@ -37,3 +37,19 @@ class FusedAttention(Attention):
         )
         mixed = mixed[..., : v.shape[-1]]
         return self.proj(mixed.transpose(1, 2).reshape(count, rows, columns, -1))
+
+
+def fuse_attention(model: nn.Module) -> None:
+    """Let SAM's image encoder in a model attend so, on any device: the same weights. A small one
+    without windows gains nothing."""
+    for encoder in model.modules():
+        if isinstance(encoder, ImageEncoderViT) and any(b.window_size for b in encoder.blocks):
+            for block in encoder.blocks:
+                block.attn.__class__ = FusedAttention
+
+
+def unfuse_attention(model: nn.Module) -> None:
+    """Undo `fuse_attention`."""
+    for layer in model.modules():
+        if type(layer) is FusedAttention:
+            layer.__class__ = Attention

@@ -2,8 +2,8 @@
 
 There a word at a time is bound by reading the weights: half of the bytes take half of the time. A
 row w of the weights is kept as ŵ = round(w / s) with s = max |w| / 127, and its output is s · ŵ·x.
-Many rows of input at once, a photo's tokens, are computed in float32 (see `wide`), few of them in
-bfloat16, whatever the precision of the layers around.
+Many rows of input at once, a photo's tokens, are computed in float32 (see `float32`), few of them
+in bfloat16, whatever the precision of the layers around.
 """
 
 import torch
@@ -60,7 +60,7 @@ def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows, scale, error
 
 
-def pack(model: nn.Module) -> None:
+def quantize_linears(model: nn.Module) -> None:
     """Keep all linear layers of a model so, each in its place, one after the other; none of them
     quantized before."""
     for parent in list(model.modules()):

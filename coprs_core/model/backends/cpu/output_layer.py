@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from coprs_core.model.backends.cpu.int8 import in_8_bits
 
-LEAST_WEIGHTS = 50_000_000
+MIN_WEIGHTS = 50_000_000
 """A smaller layer is read as it is."""
 ROUNDING = 2.0**-7
 """Of a logit in bfloat16, up or down, with the sums of the 8-bit product."""
@@ -56,22 +56,23 @@ class ShortlistedOutput(nn.Module):
         return int(candidates[exact[0].argmax()])
 
 
-def shorten(mllm: Any) -> None:
-    """Let a model on a CPU, in bfloat16, use a `ShortlistedOutput` where its output layer is
-    large."""
-    layer = mllm.lm_head
-    is_plain = isinstance(layer, nn.Linear) and layer.bias is None
-    is_fit = is_plain and layer.weight.device.type == "cpu"
-    if is_fit and layer.weight.dtype == torch.bfloat16 and layer.weight.numel() >= LEAST_WEIGHTS:
-        mllm.lm_head = ShortlistedOutput(layer)
+def install_shortlist(model: nn.Module) -> None:
+    """Let a language model on a CPU, in bfloat16, alone or part of a model, use a
+    `ShortlistedOutput` where its output layer is large."""
+    for mllm in list(model.modules()):
+        layer = dict(mllm.named_children()).get("lm_head")
+        is_plain = isinstance(layer, nn.Linear) and layer.bias is None
+        is_fit = is_plain and layer.weight.device.type == "cpu"
+        if is_fit and layer.weight.dtype == torch.bfloat16 and layer.weight.numel() >= MIN_WEIGHTS:
+            mllm.lm_head = ShortlistedOutput(layer)
 
 
-def lengthen(mllm: Any) -> bool:
-    """Take a `ShortlistedOutput` off again; whether there was one."""
-    layer = mllm.lm_head
-    if isinstance(layer, ShortlistedOutput):
-        mllm.lm_head = layer.layer
-    return isinstance(layer, ShortlistedOutput)
+def remove_shortlist(model: nn.Module) -> None:
+    """Undo `install_shortlist`."""
+    for mllm in list(model.modules()):
+        layer = dict(mllm.named_children()).get("lm_head")
+        if isinstance(layer, ShortlistedOutput):
+            mllm.lm_head = layer.layer
 
 
 def likeliest(mllm: Any, hidden: Tensor) -> list[int]:

@@ -33,7 +33,7 @@ from coprs_core.model.backends.remote.event_stream import (
     Request,
     events,
 )
-from coprs_core.model.segmenter import Written
+from coprs_core.model.segmenter import Step
 
 SECONDS_A_TOKEN = 2.0
 """A reply that takes longer than this for each token that was asked for is given up."""
@@ -77,7 +77,7 @@ class Server:
     def _certificates(self) -> ssl.SSLContext:
         return httpx2.create_ssl_context()
 
-    def write(self, picture: str, question: str, max_new_tokens: int) -> Iterator[Written]:
+    def write(self, picture: str, question: str, max_new_tokens: int) -> Iterator[Step]:
         """The reply to a question about a picture (a data URL), as it comes; while nothing comes
         an empty step every half second, so that whoever waits can stop.
 
@@ -131,7 +131,7 @@ class Server:
                 self.unsupported.add("max_tokens")
         return changed if changed != asked else None
 
-    def _written(self, asked: dict[str, Any], max_new_tokens: int) -> Iterator[Written]:
+    def _written(self, asked: dict[str, Any], max_new_tokens: int) -> Iterator[Step]:
         """The reply to what is asked; raises `Refused` before anything of it has come."""
         most_bytes = MAX_EVENT_BYTES + BYTES_A_TOKEN * max_new_tokens
         address, body = f"{self.url.rstrip('/')}/chat/completions", json.dumps(asked).encode()
@@ -145,11 +145,11 @@ class Server:
                     has_begun = has_begun or event is not None
                     length, text = reply.length, reply.add(event) if event else ""
                     if text or clock.is_asked_for:
-                        yield Written(text, is_waiting=not text)
+                        yield Step(text=text, is_waiting=not text)
                     clock.check(reply.length > length)
                     if reply.is_over:
                         break
-            yield Written(reply.end(), ends=not reply.is_cut_off)
+            yield Step(text=reply.end(), ends=not reply.is_cut_off)
         except Refused as problem:
             if reply.length:
                 raise self._fault(BROKEN_OFF, reason_in(problem.said)[0]) from None

@@ -8,18 +8,17 @@ tells where its words looked: the prior is those coordinates, drawn. SAM draws t
 import base64
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 from torchvision.ops import box_iou
 
 from coprs_core.model.backends.boxes import THOUSANDTHS, drawn_prior, read_answer
 from coprs_core.model.backends.coordinates import QWEN3, STOCK, CoordinatePrompt, Pointing, located
+from coprs_core.model.backends.mllm import Prefix, VisualTokens
 from coprs_core.model.backends.remote.chat import Server
 from coprs_core.model.backends.sam import PromptedSam
-from coprs_core.model.segmenter import Located, Transcript, Written
+from coprs_core.model.segmenter import Located, PhotoFeatures, Step, Transcript
 from coprs_core.photos.photo import Photo
 from coprs_core.prompts import COORDINATES_PRIOR, INSTRUCTION_SLOT, Detail, PriorKind
 
@@ -30,26 +29,6 @@ SECONDS = 120.0
 CHECK_TOKENS = 1000
 CHECK_SQUARE = 384, 96, 512, 224
 """Of the picture that a server is asked about at the start: XYXY in pixels of 640×480."""
-
-
-@dataclass(frozen=True, eq=False)
-class RemoteFeatures:
-    """The `Features` of such a model: SAM's `embedding`, and the `picture` that is sent (a data
-    URL) with its size, (height, width)."""
-
-    embedding: tuple[Tensor, ...]
-    picture: str = field(repr=False)
-    seen_size: tuple[int, int]
-    photo_size: tuple[int, int]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in self.embedding) + len(self.picture)
-
-    def to(self, device: torch.device | str) -> "RemoteFeatures":
-        """The same on another device."""
-        embedding = tuple(t.to(device) for t in self.embedding)
-        return RemoteFeatures(embedding, self.picture, self.seen_size, self.photo_size)
 
 
 class RemoteSegmenter(Pointing):
@@ -67,18 +46,19 @@ class RemoteSegmenter(Pointing):
         return "the server's" if "temperature" in self.server.unsupported else "greedy"
 
     @torch.no_grad()
-    def read(self, photo: Photo, detail: Detail | None = None) -> RemoteFeatures:
+    def read(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
         sent = to_send(photo.image, unit_of(self.prompt))
-        size = sent.height, sent.width
-        return RemoteFeatures(self.sam.embed(photo.image), as_data_url(sent), size, photo.size)
+        nothing = VisualTokens(torch.empty(0, 0), (sent.height, sent.width))  # it is seen elsewhere
+        embedding = self.sam.embed(photo.image)
+        return PhotoFeatures(photo.size, nothing, Prefix(), embedding, as_data_url(sent))
 
     def think(
-        self, instruction: str, features: RemoteFeatures, max_new_tokens: int
-    ) -> Iterator[Written]:
+        self, instruction: str, features: PhotoFeatures, max_new_tokens: int
+    ) -> Iterator[Step]:
         question = self.prompt.question.replace(INSTRUCTION_SLOT, instruction)
-        return self.server.write(features.picture, question, max_new_tokens)
+        return self.server.write(features.data_url, question, max_new_tokens)
 
-    def locate(self, transcript: Transcript, features: RemoteFeatures) -> Located:
+    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
         answer = self.answer(transcript, features)
         priors = [drawn_prior(o, features.photo_size) for o in answer.objects]
         return located(answer, transcript, priors)

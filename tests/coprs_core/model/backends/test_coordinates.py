@@ -32,8 +32,9 @@ from coprs_core.geometry import to_square
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.boxes import MAX_OBJECTS, breaks_off, read_answer, words_of_numbers
 from coprs_core.model.backends.coordinates import SEG_ZERO, STOCK, VISUAL_TOKENS
-from coprs_core.model.backends.decoding import Batch, Step
+from coprs_core.model.backends.decoding import Batch
 from coprs_core.model.backends.json_in_text import JsonInText
+from coprs_core.model.segmenter import Step
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention, heads, sentences, words, zoom
 from coprs_core.probes.finding import NotApplicable

@@ -2,7 +2,6 @@
 
 import threading
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -374,21 +373,3 @@ def test_a_small_step_is_taken_in_one_thread(language, monkeypatch, rows, expect
     finally:
         head.remove()
         torch.set_num_threads(before)
-
-
-def test_a_turn_lets_the_waiting_in_as_they_came():
-    turn, order, threads = decoding.Turn(), [], []
-
-    def visit(number):
-        with turn.taken():
-            order.append(number)
-
-    with turn.taken():
-        for number in range(5):
-            threads.append(threading.Thread(target=visit, args=(number,)))
-            threads[-1].start()
-            while len(turn._waiting) <= number:
-                pass
-    [thread.join(10) for thread in threads]
-    assert order == list(range(5))
-    assert SimpleNamespace(taken=turn._is_taken).taken is False

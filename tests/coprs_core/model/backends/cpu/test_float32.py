@@ -36,7 +36,7 @@ def test_many_rows_are_computed_in_float32(has_bfloat16):
         layer.bfloat16()
         x = given.bfloat16()
         before = layer(x)
-        wide.widen(layer)
+        wide.compute_in_float32(layer)
         after = layer(x)
         assert after.dtype == before.dtype and after.shape == before.shape
         assert (type(layer) in (nn.Linear, nn.Conv2d, nn.Conv3d)) == has_bfloat16
@@ -50,12 +50,12 @@ def test_few_rows_float32_and_odd_layers_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(wide, "computes_in_bfloat16", lambda device: False)
     layer, x = nn.Linear(40, 30).bfloat16(), torch.randn(31, 40).bfloat16()
     before = layer(x)
-    wide.widen(layer)
+    wide.compute_in_float32(layer)
     assert torch.equal(layer(x), before)
     others = nn.Sequential(
         nn.Linear(4, 4), nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect").bfloat16()
     )
-    wide.widen(others)
+    wide.compute_in_float32(others)
     assert [type(layer) for layer in others] == [nn.Linear, nn.Conv2d]
 
 

@@ -8,7 +8,7 @@ from coprs_core import load
 from coprs_core.checkpoints import plan
 from coprs_core.machine import parse_dtype
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.backends.cpu.int8 import MANY_ROWS, Int8Linear, in_8_bits, pack
+from coprs_core.model.backends.cpu.int8 import MANY_ROWS, Int8Linear, in_8_bits, quantize_linears
 from tests import tiny
 
 
@@ -48,7 +48,7 @@ def test_whole_weights_are_left_as_they_are():
 
 def test_packing_replaces_linear_layers_and_nothing_else():
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)))
-    pack(model.bfloat16())
+    quantize_linears(model.bfloat16())
     assert [type(m) for m in model[1]] == [nn.LayerNorm, Int8Linear]
     assert isinstance(model[0], Int8Linear) and not list(model[0].parameters())
 

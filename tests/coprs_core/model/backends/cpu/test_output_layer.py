@@ -7,9 +7,9 @@ from torch import nn
 from coprs_core.model.backends.cpu import output_layer as output
 from coprs_core.model.backends.cpu.output_layer import (
     ShortlistedOutput,
-    lengthen,
+    install_shortlist,
     likeliest,
-    shorten,
+    remove_shortlist,
 )
 
 WIDTH, COUNT = 96, 3000
@@ -29,13 +29,15 @@ class Model(nn.Module):
 
 
 def test_it_is_taken_off_again(monkeypatch):
-    monkeypatch.setattr(output, "LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(output, "MIN_WEIGHTS", 1)
     plain = layer(0)
     model = Model(plain)
-    assert not lengthen(model) and model.lm_head is plain
-    shorten(model)
+    remove_shortlist(model)
+    assert model.lm_head is plain
+    install_shortlist(model)
     assert isinstance(model.lm_head, ShortlistedOutput)
-    assert lengthen(model) and model.lm_head is plain
+    remove_shortlist(model)
+    assert model.lm_head is plain
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -79,13 +81,13 @@ def test_called_it_is_the_layer_and_no_numbers_do_not_stop_it():
 @torch.no_grad()
 def test_only_a_large_layer_in_bfloat16_on_a_cpu_is_read_in_part(monkeypatch):
     small = Model(layer(3))
-    shorten(small)
+    install_shortlist(small)
     assert type(small.lm_head) is nn.Linear
-    monkeypatch.setattr(output, "LEAST_WEIGHTS", WIDTH * COUNT)
+    monkeypatch.setattr(output, "MIN_WEIGHTS", WIDTH * COUNT)
     exact = Model(layer(3).float())
-    shorten(exact)
+    install_shortlist(exact)
     assert type(exact.lm_head) is nn.Linear
     state = torch.randn(1, WIDTH).bfloat16()
     before = likeliest(small, state)
-    shorten(small)
+    install_shortlist(small)
     assert type(small.lm_head) is ShortlistedOutput and likeliest(small, state) == before

@@ -1,0 +1,90 @@
+"""The one kind of waiting in line, from the tokens of a batch to the photos of visitors."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from coprs_core.errors import Cancelled
+
+POLL_SECONDS = 0.5
+"""So often it is asked whether whoever waits is still wanted."""
+
+
+@dataclass(eq=False)
+class _Waiter:
+    size: int
+    key: str
+    is_let_in: threading.Event = field(default_factory=threading.Event)
+
+
+class FairSemaphore:
+    """Lets threads in, first come, first served: a large piece of work is not kept out by the small
+    ones that come after it. With one permit it is a lock.
+
+    Args:
+        permits: how many may be inside.
+        max_size: how large what is inside may be, together; something larger is inside alone. None:
+            sizes do not matter.
+    """
+
+    def __init__(self, permits: int = 1, max_size: int | None = None):
+        self._permits, self._max_size = permits, max_size
+        self._inside, self._size = 0, 0
+        self._guard, self._line = threading.Lock(), deque[_Waiter]()
+
+    @property
+    def size(self) -> int:
+        """How large what is inside is, together."""
+        return self._size
+
+    @property
+    def waiting(self) -> list[str]:
+        """The keys of all that wait and have one."""
+        with self._guard:
+            return [waiter.key for waiter in self._line if waiter.key]
+
+    def has_room_for(self, size: int) -> bool:
+        """Whether something of a size would be let in at once."""
+        with self._guard:
+            return not self._line and self._fits(size)
+
+    @contextmanager
+    def acquired(
+        self, size: int = 0, key: str = "", is_wanted: Callable[[], bool] | None = None
+    ) -> Generator[None, None, None]:
+        """Waits until it may come in; inside it counts as one, of a size.
+
+        Raises `Cancelled` where `is_wanted`, asked every half second, says no while it waits.
+        """
+        waiter = _Waiter(size, key)
+        with self._guard:
+            self._line.append(waiter)
+            self._let_in()
+        try:
+            while not waiter.is_let_in.is_set():
+                waiter.is_let_in.wait(POLL_SECONDS if is_wanted else None)
+                if is_wanted and not is_wanted():
+                    raise Cancelled("Nobody waits any more for this: ask again.")
+            yield
+        finally:
+            with self._guard:
+                if waiter.is_let_in.is_set():
+                    self._inside, self._size = self._inside - 1, self._size - size
+                else:
+                    self._line.remove(waiter)
+                self._let_in()
+
+    def _let_in(self) -> None:
+        """Each is woken alone: to wake all for every token costs more than the token."""
+        while self._line and self._fits(self._line[0].size):
+            waiter = self._line.popleft()
+            self._inside, self._size = self._inside + 1, self._size + waiter.size
+            waiter.is_let_in.set()
+
+    def _fits(self, size: int) -> bool:
+        is_small_enough = (
+            self._max_size is None or not self._size or self._size + size <= self._max_size
+        )
+        return self._inside < self._permits and is_small_enough
