@@ -42,6 +42,7 @@ from app.views import findings as probe_views
 from app.views.render import TEMPLATES
 from app.views.standalone import standalone
 from coprs_core import CoPRSError, Region, Result, load
+from coprs_core import calibrate as calibrating
 from coprs_core.answer.compare import against_truth
 from coprs_core.answer.engine import Engine, Update
 from coprs_core.checkpoints import catalogue, plan
@@ -49,7 +50,6 @@ from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import Cancelled
 from coprs_core.masks import decode_prior, decode_rle
-from coprs_core.mini import calibrate as calibrating
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends import boxes
 from coprs_core.photos.photo import Photo, open_photo
