@@ -36,10 +36,10 @@ from app.visitors import (
 )
 from coprs_core.answer.updates import Update
 from coprs_core.errors import Cancelled, CoPRSError
-from coprs_core.export.archive import pixels_in
+from coprs_core.export.archive import count_pixels
 from coprs_core.photos.photo import Photo
 from coprs_core.probes import thought, words
-from coprs_core.prompts import FOCUS_TOKEN_PRIOR, check_instruction, with_sentence
+from coprs_core.prompts import FOCUS_TOKEN_PRIOR, check_instruction, replace_sentence
 from coprs_core.prompts import sentences as sentences_of
 
 MAX_TRACED_PIXELS = 4_000_000
@@ -271,7 +271,7 @@ class Handlers:
         with user_errors_as_gr_error(lang):
             if path is None:
                 raise no_answer()
-            with self.server.reserved(pixels_in(path)):
+            with self.server.reserved(count_pixels(path)):
                 answered = opened(path)
                 self.halt(request)
                 return self._restored(lang, answered) | self._remember(lang, answered, recent)
@@ -345,9 +345,9 @@ class Handlers:
             now = sentences_of(before.reasoning)
             number, text = edited(event, now)
             is_wanted = partial(self.gate.is_current, request, self.gate.begin(request))
-            said = with_sentence(before.reasoning, number, text)
+            said = replace_sentence(before.reasoning, number, text)
             photo, asked = answered.photo, (before, said)
-            finding = self.server.ask(thought.ask, photo, *asked, is_wanted=is_wanted)
+            finding = self.server.ask(thought.run, photo, *asked, is_wanted=is_wanted)
         if answered is None or finding is None or not is_wanted():
             return {self.frame.steps: gr.skip()}
         changed = number if text.strip() else None
@@ -367,7 +367,7 @@ class Handlers:
         with user_errors_as_gr_error(lang):
             answered = given(answered)
             if "words" not in answered.found:
-                finding = self.server.ask(words.ask, answered.photo, answered.result)
+                finding = self.server.ask(words.run, answered.photo, answered.result)
                 answered.add_finding("words", finding)
             found: Any = answered.findings["words"]
         words_shown = self._thought(lang, answered, probe_views.word_looks(lang, found))
@@ -383,7 +383,7 @@ class Handlers:
         if token := request.query_params.get("answer", "") if request else "":
             try:
                 path = linked(token)
-                with self.server.reserved(pixels_in(path)):
+                with self.server.reserved(count_pixels(path)):
                     return self._restored(lang, opened(path))
             except CoPRSError as gone:  # the page opens all the same
                 gr.Warning(translated(lang, gone))
