@@ -19,7 +19,7 @@ from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.export.archive import count_pixels, open_answer
 from coprs_core.probes import PROBES, load_probe, words
-from coprs_core.probes.thought import focus_again
+from coprs_core.probes.thought import answer_after_thought
 
 _user_errors_as_gr_error = partial(user_errors_as_gr_error, "en", on_page=False)
 
@@ -84,7 +84,7 @@ class Api:
         itself."""
         with _user_errors_as_gr_error():
             opened = opened_photo(_uploaded(photo))
-            other = self.server.ask(focus_again, opened, instruction, thought)
+            other = self.server.ask(answer_after_thought, opened, instruction, thought)
             return other.to_dict(with_priors=True)
 
     def compare(self, first: dict, second: dict) -> dict:

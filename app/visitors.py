@@ -20,9 +20,9 @@ from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.export.archive import save_zip
 from coprs_core.machine import clear_traceback_frames
-from coprs_core.probes import AUTOMATIC, load_probe, sentences
+from coprs_core.probes import AUTOMATIC_PROBES, load_probe, sentences
 from coprs_core.probes.finding import Finding
-from coprs_core.probes.trace import SAVED_SIDE, Sentences
+from coprs_core.probes.trace import SAVED_SIDE, SentenceTrace
 
 MAX_RECENT = 8
 """So many answers are kept for a visitor."""
@@ -84,18 +84,18 @@ def _session(request: gr.Request | None) -> str:
     return str(getattr(request, "session_hash", None) or "")
 
 
-def small_trace(trace: Sentences, side: int = TRACE_SIDE) -> Sentences:
+def small_trace(trace: SentenceTrace, side: int = TRACE_SIDE) -> SentenceTrace:
     """A trace as it is kept with an answer: priors and masks of at most `side` pixels a side."""
     views = (
         replace(v, prior=downscale_prior(v.prior, side), mask=downscale_mask(v.mask, side))
         for v in trace.views
     )
-    return Sentences(tuple(views))
+    return SentenceTrace(tuple(views))
 
 
 def small_finding(finding: Finding) -> Finding:
     """What a probe found as it is kept with an answer: a trace no larger than its files."""
-    return small_trace(finding, SAVED_SIDE) if isinstance(finding, Sentences) else finding
+    return small_trace(finding, SAVED_SIDE) if isinstance(finding, SentenceTrace) else finding
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answer
     return (answered, *recent)[:MAX_RECENT]
 
 
-def traced(server: ModelServer, answered: Answered) -> Sentences | None:
+def traced(server: ModelServer, answered: Answered) -> SentenceTrace | None:
     """The small trace of an answer, made now where it was not yet; None where the model in use did
     not give it, or it found nothing. Raises `CoPRSError` where its thought cannot be traced."""
     if not answered.is_traced:
@@ -188,14 +188,14 @@ def why_not(server: ModelServer, result: Result) -> str:
 def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path:
     """The files of an answer and of all its findings as a zip in a folder.
 
-    The probes in `AUTOMATIC` are asked where they were not, and the model in use gave the answer.
-    Raises `CoPRSError` where the server has no room for it.
+    The probes in `AUTOMATIC_PROBES` are asked where they were not, and the model in use gave the
+    answer. Raises `CoPRSError` where the server has no room for it.
     """
     if not has_room():
         raise CoPRSError(NO_ROOM)
     findings = answered.findings
     if can_probe(server, answered.summary):
-        for name in AUTOMATIC:
+        for name in AUTOMATIC_PROBES:
             if name not in findings:
                 with suppress(CoPRSError, gr.Error):  # the answer is saved without it
                     findings[name] = server.ask(

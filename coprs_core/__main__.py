@@ -7,11 +7,11 @@ import re
 import sys
 from typing import NoReturn
 
-from coprs_core.commands import COMMANDS, command
+from coprs_core.commands import COMMANDS, load_command
 from coprs_core.errors import CoPRSError, did_you_mean, from_os_error
 
-ABOUT = "CoPRS: interpretable reasoning segmentation."
-USER_MISTAKE, STOPPED, BROKEN_PIPE = 2, 130, 141
+DESCRIPTION = "CoPRS: interpretable reasoning segmentation."
+EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,16 +25,16 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The whole command line; no library is loaded for it."""
-    main_parser = _Parser("coprs", description=ABOUT)
+    main_parser = _Parser("coprs", description=DESCRIPTION)
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        module = command(name)
+        module = load_command(name)
         its_parser = commands.add_parser(
             name,
             help=module.SUMMARY,
-            description=module.PAGE,
+            description=module.DESCRIPTION,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_options(its_parser)
@@ -43,25 +43,25 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    options = parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # a terminal that lacks a character shows its number instead
             stream.reconfigure(errors="backslashreplace")
     try:
-        return command(options.command).run(options)
+        return load_command(options.command).run(options)
     except CoPRSError as problem:
         print(f"error: {problem}", file=sys.stderr)
-        return USER_MISTAKE
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
-        return STOPPED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return EXIT_BROKEN_PIPE
     except OSError as problem:  # a disk or a folder that cannot be used
         print(f"error: {from_os_error(problem)}", file=sys.stderr)
-        return USER_MISTAKE
+        return EXIT_USER_ERROR
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def _one_answer(engine: Engine, tokens: int, photo: Photo) -> tuple[_Times, int]
         marks.append(time.perf_counter())
 
     answer = _focused if engine.has_focus_token else _pointed
-    with engine.within_memory():
+    with engine.memory_guard():
         mask = answer(engine, tokens, photo, mark)
     mark()
     start, first, last, end = marks

@@ -18,14 +18,14 @@ from coprs_core.datasets import open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.example import Example
 from coprs_core.model.backends.attention import LOCALIZATION_HEADS
-from coprs_core.probes.looks import observe_reply, pointing_words
+from coprs_core.probes.reply_attention import compute_reply_attention, pointing_tokens
 
-SCENES, FIRST_SCENE = 60, 20_000
+DEFAULT_SCENES, FIRST_SCENE = 60, 20_000
 """How many scenes are asked about by default, and the first of them, of the validation split."""
 MIN_ANSWERS = 10
 """Fewer answers than this that point at something are no ground to choose by."""
-_CANDIDATES = 48
-_SAVED_EVERY = 5
+_MAX_CANDIDATES = 48
+_SAVE_INTERVAL = 5
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Calibration:
 
     heads: tuple[int, ...]
     hits: float
-    hits_without: float
+    own_hits: float
     answers: int
     path: Path
 
@@ -69,7 +69,7 @@ class _Observations:
         part.replace(path)
 
     @classmethod
-    def read(cls, path: Path) -> "_Observations":
+    def load(cls, path: Path) -> "_Observations":
         """What was saved; nothing where there is no such file, or it is broken."""
         try:
             with np.load(path) as saved:
@@ -79,7 +79,7 @@ class _Observations:
             return cls()
 
 
-def calibrate(engine: Engine, count: int = SCENES) -> Iterator[int | Calibration]:
+def calibrate(engine: Engine, count: int = DEFAULT_SCENES) -> Iterator[int | Calibration]:
     """Ask a model about `count` scenes and keep the heads that tell the place; from now on the
     engine uses them.
 
@@ -93,50 +93,58 @@ def calibrate(engine: Engine, count: int = SCENES) -> Iterator[int | Calibration
     Raises:
         CoPRSError: the model runs elsewhere, or points at something too seldom.
     """
-    language, folder = engine.local.language, engine.checkpoint.language_folder
+    language, folder = engine.local_segmenter.language, engine.checkpoint.language_folder
     if folder is None:
         raise CoPRSError(f"{engine.name} lies in no folder: load it by its name.")
     saved = heads_path(folder).with_suffix(".npz")
     language.heads = ()
-    seen = _Observations.read(saved)
+    observations = _Observations.load(saved)
     saved.parent.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset("scenes", split="validation")
-    asked = Engine(engine.checkpoint)  # with features of its own: those kept for others stay
-    for example in dataset.examples(FIRST_SCENE + seen.done, max(0, count - seen.done)):
-        _observe_scene(asked, example, seen)
-        if seen.done % _SAVED_EVERY == 0 or seen.done == count:
-            seen.save(saved)
-        yield seen.done
-    if len(seen.maps) < MIN_ANSWERS:
+    uncached_engine = Engine(
+        engine.checkpoint
+    )  # with features of its own: those kept for others stay
+    for example in dataset.examples(
+        FIRST_SCENE + observations.done, max(0, count - observations.done)
+    ):
+        _observe_scene(uncached_engine, example, observations)
+        if observations.done % _SAVE_INTERVAL == 0 or observations.done == count:
+            observations.save(saved)
+        yield observations.done
+    if len(observations.maps) < MIN_ANSWERS:
         raise CoPRSError(
-            f"{engine.name} pointed at something in {len(seen.maps)} of {seen.done} scenes and at "
-            f"least {MIN_ANSWERS} are needed: ask about more, or leave the choice to each answer."
+            f"{engine.name} pointed at something in {len(observations.maps)} of "
+            f"{observations.done} scenes and at least {MIN_ANSWERS} are needed: ask about more, or "
+            "leave the choice to each answer."
         )
-    maps, targets = np.stack(seen.maps).astype(np.float32), np.stack(seen.targets)
-    language.heads = best_heads(maps, targets)
-    hits, own = _score(maps[:, list(language.heads)].sum(1), targets)[0], float(np.mean(seen.own))
-    facts = {"model": engine.name, "scenes": seen.done, "answers": len(maps), "hits": hits}
+    maps, targets = np.stack(observations.maps).astype(np.float32), np.stack(observations.targets)
+    language.heads = select_heads(maps, targets)
+    hits, own = (
+        _score(maps[:, list(language.heads)].sum(1), targets)[0],
+        float(np.mean(observations.own)),
+    )
+    facts = {"model": engine.name, "scenes": observations.done, "answers": len(maps), "hits": hits}
     path = save_heads(folder, language.heads, facts)
     yield Calibration(language.heads, hits, own, len(maps), path)
 
 
-def _observe_scene(engine: Engine, example: Example, seen: _Observations) -> None:
+def _observe_scene(engine: Engine, example: Example, observations: _Observations) -> None:
     """Ask about one scene, and add what every head saw where the model points."""
-    seen.done += 1
+    observations.done += 1
     if not example.truth.any():
         return
-    photo = example.opened()
+    photo = example.load_photo()
     result = engine.segment(photo, example.instruction)
     if not result.regions:
         return
-    with engine.within_memory():
-        reply = observe_reply(engine, photo, result, "heads")
-    words = pointing_words(engine, result)
-    every = [reply.looks.map(words, [head]) for head in range(reply.looks.heads_in_all)]
-    target = covered_cells(example.truth, every[0].shape)
-    seen.maps.append(np.stack(every).reshape(len(every), -1).astype(np.float16))
-    seen.targets.append(target.ravel())
-    seen.own.append(bool(target.ravel()[reply.seen(words).argmax()]))
+    with engine.memory_guard():
+        reply = compute_reply_attention(engine, photo, result, "heads")
+    words = pointing_tokens(engine, result)
+    head_maps = [reply.trace.map(words, [head]) for head in range(reply.trace.heads_in_all)]
+    target = covered_cells(example.truth, head_maps[0].shape)
+    observations.maps.append(np.stack(head_maps).reshape(len(head_maps), -1).astype(np.float16))
+    observations.targets.append(target.ravel())
+    observations.own.append(bool(target.ravel()[reply.attention_map(words).argmax()]))
 
 
 def covered_cells(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
@@ -149,7 +157,7 @@ def covered_cells(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     return np.logical_or.reduceat(by_row, across, axis=1)
 
 
-def best_heads(
+def select_heads(
     maps: np.ndarray, targets: np.ndarray, count: int = LOCALIZATION_HEADS
 ) -> tuple[int, ...]:
     """The heads whose attention together lies on the targets most: one after the other, each the
@@ -161,14 +169,14 @@ def best_heads(
         maps: float32 [scenes, heads, N]; targets: bool [scenes, N].
         count: how many.
     """
-    alone = [sum(_score(maps[:, head], targets)) for head in range(maps.shape[1])]
-    candidates = [int(head) for head in np.argsort(alone)[::-1][:_CANDIDATES]]
+    single_scores = [sum(_score(maps[:, head], targets)) for head in range(maps.shape[1])]
+    candidates = [int(head) for head in np.argsort(single_scores)[::-1][:_MAX_CANDIDATES]]
     chosen: list[int] = []
-    together = np.zeros_like(maps[:, 0])
+    summed = np.zeros_like(maps[:, 0])
     while candidates and len(chosen) < count:
-        adding = [sum(_score(together + maps[:, head], targets)) for head in candidates]
-        chosen.append(candidates.pop(int(np.argmax(adding))))
-        together = together + maps[:, chosen[-1]]
+        scores = [sum(_score(summed + maps[:, head], targets)) for head in candidates]
+        chosen.append(candidates.pop(int(np.argmax(scores))))
+        summed = summed + maps[:, chosen[-1]]
     return tuple(chosen)
 
 

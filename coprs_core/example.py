@@ -65,7 +65,7 @@ class Example:
         assert self.size is not None, "what is true of this example is not known"
         return np.logical_or.reduce([np.zeros(self.size, bool), *self.masks])
 
-    def opened(self) -> Photo:
+    def load_photo(self) -> Photo:
         """The photo, waited for where it is being opened; raises `CoPRSError` where it cannot be,
         or the example has a `problem`."""
         if self.problem:

@@ -9,7 +9,7 @@ from typing import Any
 from coprs_core.errors import CoPRSError
 from coprs_core.parsing import parse_json
 
-NAMES = "backslashreplace"
+PATH_ERRORS = "backslashreplace"
 """How a file's name that is no UTF-8 is written: in JSON that is its own escape, too."""
 
 
@@ -17,7 +17,7 @@ def write_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write a run's settings, whole or not at all: several processes may begin together."""
     part = path.with_suffix(f".{os.getpid()}")
     text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
-    part.write_text(text, encoding="utf-8", errors=NAMES)
+    part.write_text(text, encoding="utf-8", errors=PATH_ERRORS)
     part.replace(path)
 
 

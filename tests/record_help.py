@@ -4,7 +4,7 @@ assets/docs/help.md."""
 import os
 from argparse import _SubParsersAction
 
-from coprs_core.__main__ import parser
+from coprs_core.__main__ import build_parser
 from tests import ROOT
 
 PATH = ROOT / "assets" / "docs" / "help.md"
@@ -14,7 +14,7 @@ WIDTH = "100"
 def pages() -> str:
     """The whole document, as it is today."""
     os.environ["COLUMNS"] = WIDTH  # argparse wraps its lines by it
-    whole = parser()
+    whole = build_parser()
     (commands,) = (a for a in whole._actions if isinstance(a, _SubParsersAction))
     parts = [("coprs", whole), *((f"coprs {name}", p) for name, p in commands.choices.items())]
     sections = (f"\n## {name}\n\n```text\n{p.format_help().rstrip()}\n```\n" for name, p in parts)

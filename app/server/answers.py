@@ -23,7 +23,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.masks import decode_prior, encode_prior
 from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.probes.finding import Finding
-from coprs_core.probes.trace import Sentences
+from coprs_core.probes.trace import SentenceTrace
 
 MAX_PIXELS = 12_000_000
 """A visitor's photo of more pixels is brought down to so many."""
@@ -56,7 +56,7 @@ class _Content:
     photo: Photo
     result: Result
     findings: dict[str, Finding] = field(default_factory=dict)
-    trace: Sentences | None = None
+    trace: SentenceTrace | None = None
 
 
 class _PhotoFile:
@@ -87,7 +87,7 @@ class Answered:
         photo: Photo,
         result: Result,
         findings: dict[str, Finding] | None = None,
-        trace: Sentences | None = None,
+        trace: SentenceTrace | None = None,
         changed: int | None = None,
         file: str | Path | None = None,
         is_recorded: bool = False,
@@ -127,7 +127,7 @@ class Answered:
         return self._whole().result
 
     @property
-    def trace(self) -> Sentences | None:
+    def trace(self) -> SentenceTrace | None:
         return self._whole().trace
 
     @property
@@ -142,7 +142,7 @@ class Answered:
             self.found.add(name)
         self._make_room()
 
-    def add_trace(self, trace: Sentences) -> None:
+    def add_trace(self, trace: SentenceTrace) -> None:
         """Keep the small pictures of its thought with the answer."""
         with self._lock:
             self._unpacked().trace, self.is_traced = trace, True

@@ -147,7 +147,7 @@ class ModelServer:
         is_fast = engine.segmenter.device.type == "cuda" and not self._has_worker
         if not is_fast or engine.has_focus_token or not engine.is_local:
             return
-        if engine.local.language.heads:
+        if engine.local_segmenter.language.heads:
             return
 
         from coprs_core.calibrate import calibrate
@@ -228,7 +228,7 @@ class ModelServer:
         with place, _gpu_taken_away(), inside as working:
             for message in working:
                 if isinstance(message, Kept):
-                    self.engine.keep(photo, message.features)
+                    self.engine.cache_features(photo, message.features)
                 elif isinstance(message, CoPRSError):
                     raise message
                 else:
@@ -264,7 +264,7 @@ class ModelServer:
             waiting = self.semaphore.waiting
             return is_wanted() and (not waiting or photo.key in waiting)
 
-        return self.run(Engine.read_ahead, photo, comes_first)
+        return self.run(Engine.prefetch, photo, comes_first)
 
     @property
     def is_idle(self) -> bool:
@@ -298,7 +298,7 @@ class ModelServer:
     ) -> Generator[Any, None, None]:
         engine = self.engine
         if features and not engine.cached_features(photo):
-            engine.keep(photo, features)
+            engine.cache_features(photo, features)
         try:
             answer: Any = work(engine, photo, *args)
             if isinstance(answer, Generator):

@@ -70,7 +70,7 @@ def end(status: int) -> None:
 
 
 @contextmanager
-def or_end() -> Generator[None, None, None]:
+def exit_on_user_error() -> Generator[None, None, None]:
     """What a user can mend and nobody else could catch ends the process, in one sentence."""
     try:
         yield

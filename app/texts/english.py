@@ -1,7 +1,7 @@
 """The page's texts in English."""
 
-from coprs_core.answer.flags import FLAGS
-from coprs_core.answer.verdict import LINKS
+from coprs_core.answer.diagnosis import LINK_TEXTS
+from coprs_core.answer.flags import FLAG_TEXTS
 
 ENGLISH = {
     "title": "CoPRS · ask, watch it think, see where it looks",
@@ -70,8 +70,8 @@ ENGLISH = {
     "guessed": "A guess",
     "nothing found": "Nothing found",
     "unfinished": "The model did not finish",
-    **{f"flag_{name}": words for name, words in FLAGS.items()},
-    **{f"link_{name}": words for name, words in LINKS.items()},
+    **{f"flag_{name}": words for name, words in FLAG_TEXTS.items()},
+    **{f"link_{name}": words for name, words in LINK_TEXTS.items()},
     "covers": "The mask covers {share} % of the picture.",
     "brought_down": "Photo brought down from {full_width}×{full_height} to {width}×{height}.",
     "seen": "The model was shown {share} % of the pixels ({width}×{height}).",

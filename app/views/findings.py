@@ -35,9 +35,9 @@ from coprs_core.masks import encode_prior
 from coprs_core.metrics import PRIOR_THRESHOLD
 from coprs_core.photos.photo import Photo
 from coprs_core.probes.finding import Finding
-from coprs_core.probes.trace import FocusView, Sentences
-from coprs_core.probes.words import Words
-from coprs_core.probes.zoom import Zoomed
+from coprs_core.probes.trace import FocusView, SentenceTrace
+from coprs_core.probes.words import WordMaps
+from coprs_core.probes.zoom import ZoomedAnswer
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
 NOTHING = Markup("")
@@ -64,7 +64,7 @@ def pictures_view(lang: str, photo: Photo, result: Result, finding: Finding) -> 
     return render(lang, "pictures", pictures=pictures)
 
 
-def numbers_view(lang: str, photo: Photo, result: Result, finding: Sentences) -> Markup:
+def numbers_view(lang: str, photo: Photo, result: Result, finding: SentenceTrace) -> Markup:
     """The figures of each sentence, as a table and as lines; the pictures stand in the strip."""
     views, settled, has_mask = finding.views, finding.settles_at, bool(result.regions)
     lines = [Line(SPREAD_COLOUR, say(lang, "chart_spread"), [v.spread for v in views])]
@@ -74,14 +74,14 @@ def numbers_view(lang: str, photo: Photo, result: Result, finding: Sentences) ->
         lang,
         "numbers",
         views=views,
-        moves=finding.moves,
+        moves=finding.has_moved,
         settled=settled,
         has_mask=has_mask,
         chart=chart(lang, lines, settled),
     )
 
 
-def strip_view(lang: str, photo: Photo, finding: Sentences) -> Markup:
+def strip_view(lang: str, photo: Photo, finding: SentenceTrace) -> Markup:
     """A thought's sentences as a strip of small heatmaps; they drive the answer's canvases
     (view.js). One line says after which of them the focus came to rest."""
     pixels, views = np.asarray(photo.image), finding.views
@@ -94,7 +94,7 @@ def strip_view(lang: str, photo: Photo, finding: Sentences) -> Markup:
         words = say(lang, says, n=settled + 1, count=count, rest=count - settled - 1)
     label = "look_after" if is_focus else "look_words"
     looks, shown = [], []
-    for i, (view, moves) in enumerate(zip(views, finding.moves, strict=True)):
+    for i, (view, moves) in enumerate(zip(views, finding.has_moved, strict=True)):
         called = say(lang, label, n=i + 1)
         look = canvas.look(CanvasView(called, view.prior, view.mask.astype(np.uint8)))
         agreement = _agreement(view)
@@ -140,7 +140,7 @@ def untraced(lang: str, words: str) -> Markup:
     return render(lang, "strip_empty", words=words)
 
 
-def word_looks(lang: str, finding: Words) -> WordLooks:
+def word_looks(lang: str, finding: WordMaps) -> WordLooks:
     """The words of a reply as buttons of the answer's canvases, each prior on a scale of its
     own."""
     is_focus = finding.prior_kind == FOCUS_TOKEN_PRIOR
@@ -166,7 +166,7 @@ def word_looks(lang: str, finding: Words) -> WordLooks:
     return WordLooks(pieces, json.dumps(looks), about)
 
 
-def zoom_view(lang: str, photo: Photo, result: Result, finding: Zoomed) -> Markup:
+def zoom_view(lang: str, photo: Photo, result: Result, finding: ZoomedAnswer) -> Markup:
     """The answer before and after zooming in, side by side."""
     captions = say(lang, "before"), say(lang, "after")
     return pair(lang, photo, (result, finding.result), captions)

@@ -7,10 +7,10 @@ from markupsafe import Markup
 
 from app.texts import say, translated
 from app.views.render import render
-from coprs_core.answer.flags import flags
+from coprs_core.answer.diagnosis import diagnose, first_broken_link
+from coprs_core.answer.flags import find_flags
 from coprs_core.answer.results import Result
 from coprs_core.answer.updates import Update
-from coprs_core.answer.verdict import chain, first_broken
 from coprs_core.errors import CoPRSError
 from coprs_core.prompts import (
     FOCUS_TOKEN,
@@ -214,8 +214,8 @@ def verdict(
 ) -> Markup:
     """The outcome in words, the links of the chain, and warnings; `true_iou` once the truth was
     given, `full_size` (see `Photo`) where the photo was brought down."""
-    links = chain(result, true_iou)
-    shown = [link for link in links if link.says != "finished_broken"]  # the reason says it
+    links = diagnose(result, true_iou)
+    shown = [link for link in links if link.text_key != "finished_broken"]  # the reason says it
     if result.outcome != FOUND:
         answer = parse_reply(result.reply).answer
         quotes = result.outcome == NOTHING_FOUND and answer
@@ -226,8 +226,8 @@ def verdict(
             outcome=result.outcome,
             words=words,
             links=shown,
-            broken=first_broken(links),
-            flags=[name for name in flags(result) if name in _ABOUT_ALL],
+            broken=first_broken_link(links),
+            flags=[name for name in find_flags(result) if name in _ABOUT_ALL],
             seen=_seen(lang, result, full_size),
             recorded=recorded,
         )
@@ -237,8 +237,8 @@ def verdict(
         "verdict_found",
         share=f"{share:.1f}" if share >= 0.1 else f"{share:.3f}",
         links=shown,
-        broken=first_broken(links),
-        flags=[name for name in flags(result) if name not in _SAID_BY_LINKS],
+        broken=first_broken_link(links),
+        flags=[name for name in find_flags(result) if name not in _SAID_BY_LINKS],
         is_guess=bool(result.unfamiliar),
         recorded=recorded,
         seen=_seen(lang, result, full_size),
@@ -254,9 +254,9 @@ def _seen(lang: str, result: Result, full_size: tuple[int, int] | None) -> str:
         kept = height * width / (full_size[0] * full_size[1])
         full = {"full_width": full_size[1], "full_height": full_size[0]}
         told.append(say(lang, "brought_down", width=width, height=height, **full))
-    if result.is_seen_smaller and result.seen_size and result.seen_share:
+    if result.is_seen_downscaled and result.seen_size and result.seen_pixel_share:
         height, width = result.seen_size
-        share = 100 * result.seen_share * kept
+        share = 100 * result.seen_pixel_share * kept
         share_told = f"{share:.0f}" if share >= 1 else f"{share:.1f}"
         told.append(say(lang, "seen", width=width, height=height, share=share_told))
         if result.regions:

@@ -11,18 +11,18 @@ from app.views import canvas, page
 from app.views import findings as probes
 from app.views.render import render
 from coprs_core.answer.pictures import (
-    DIM,
-    GREY,
+    DIMMED_BRIGHTNESS,
+    GREY_BRIGHTNESS,
     HEAT_OPACITY,
-    LEAST_HEAT,
+    MASK_OPACITY,
+    MIN_HEAT,
     REGION_COLOURS,
-    TINT,
     heatmap_colours,
 )
 from coprs_core.answer.results import Result
 from coprs_core.masks import PRIOR_STEPS
 from coprs_core.photos.photo import Photo
-from coprs_core.probes.trace import Sentences
+from coprs_core.probes.trace import SentenceTrace
 
 STATIC = Path(__file__).resolve().parent.parent / "static"
 
@@ -35,10 +35,10 @@ def script() -> Markup:
         "tints": REGION_COLOURS,
         "priorSteps": PRIOR_STEPS,
         "opacity": HEAT_OPACITY,
-        "leastHeat": LEAST_HEAT,
-        "grey": GREY,
-        "dim": DIM,
-        "tint": TINT,
+        "leastHeat": MIN_HEAT,
+        "grey": GREY_BRIGHTNESS,
+        "dim": DIMMED_BRIGHTNESS,
+        "tint": MASK_OPACITY,
     }
     source = (STATIC / "view.js").read_text(encoding="utf-8")
     return Markup(
@@ -48,7 +48,7 @@ def script() -> Markup:
 
 
 def standalone(
-    lang: str, photo: Photo, result: Result, trace: Sentences | None, why_not: str = ""
+    lang: str, photo: Photo, result: Result, trace: SentenceTrace | None, why_not: str = ""
 ) -> Markup:
     """An answer with its canvases, its verdict and, where its thought was traced, its replay; else
     `why_not`."""

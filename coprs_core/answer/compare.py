@@ -22,11 +22,13 @@ from coprs_core.photos.photo import (
 )
 
 _MAX_JSON_BYTES = 16_000_000
-_VOID = 255
-STAYED_IOU, MOVED_IOU = 0.8, 0.2
+_VOID_INDEX = 255
+MIN_STAYED_IOU, MAX_MOVED_IOU = 0.8, 0.2
 """Masks that agree so far are called the same place, and another below the second."""
 Move = Literal["stayed", "changed", "moved", "appeared", "vanished", "neither"]
-_TRUTH = Phrase("give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON")
+_TRUTH_HINT = Phrase(
+    "give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON"
+)
 
 
 @dataclass(frozen=True)
@@ -89,18 +91,18 @@ def compare_answers(a: Result, b: Result) -> AnswerComparison:
 def describe_move(a: Result, b: Result) -> AnswerMove:
     """What became of answer `a` in `b`, measured by their masks; raises as `compare_answers`."""
     agreement = compare_answers(a, b).mask_iou
-    before, after = (_places_of(answer) for answer in (a, b))
+    before, after = (_describe_place(answer) for answer in (a, b))
     move: Move = "changed"
     if not (before and after):
         move = "vanished" if before else "appeared" if after else "neither"
-    elif agreement >= STAYED_IOU:
+    elif agreement >= MIN_STAYED_IOU:
         move = "stayed"
-    elif agreement < MOVED_IOU:
+    elif agreement < MAX_MOVED_IOU:
         move = "moved"
     return AnswerMove(move, before, after, agreement)
 
 
-def _places_of(result: Result) -> str:
+def _describe_place(result: Result) -> str:
     place = name_position(result.mask)
     return "several" if place and len(result.regions) > 1 else place
 
@@ -119,7 +121,7 @@ def name_position(mask: np.ndarray) -> str:
 
 def compare_with_truth(result: Result, truth: np.ndarray) -> TruthComparison:
     """Compare an answer with a true mask, bool [H, W] of the photo's size (see `read_truth`)."""
-    _check_size(truth.shape, result.photo_size)
+    _check_truth_size(truth.shape, result.photo_size)
     mask_iou = iou(result.mask, truth)
     if result.prior is None:
         return TruthComparison(mask_iou)
@@ -167,25 +169,25 @@ def read_mask(
             source = _open_truth(path, (photo_size, stored_size(photo_size, orientation)))
             is_stored = isinstance(source, Image.Image) and orientation_of(path) == orientation
         if isinstance(source, dict):
-            truth = decode_rle(_rle_of(source))
+            truth = decode_rle(_find_rle(source))
         else:
-            truth, void = _from_picture(source)
+            truth, void = _mask_from_image(source)
     except CoPRSError:
         raise
     except Exception as problem:  # decoders of foreign files raise anything at all
         raise CoPRSError(
             "This true mask cannot be read ({reason}): {hint}.",
             reason=without_markup(problem),
-            hint=_TRUTH,
+            hint=_TRUTH_HINT,
         ) from problem
     # what is void goes with what is there: the two are turned alike
     both = truth.astype(np.uint8) if void is None else truth + 2 * void.astype(np.uint8)
     both = mask_to_upright(both, photo_size, orientation, is_stored)
-    _check_size(both.shape, photo_size)
+    _check_truth_size(both.shape, photo_size)
     return both == 1, None if void is None else both == 2
 
 
-def _rle_of(values: dict) -> dict:
+def _find_rle(values: dict) -> dict:
     """A COCO annotation holds its RLE under `segmentation`."""
     inner = values.get("segmentation", values)
     if not isinstance(inner, dict):
@@ -204,23 +206,23 @@ def _open_truth(path: Path, sizes: tuple[tuple[int, int], ...]) -> "Image.Image 
     with decoder_errors_as_user_error(path, Phrase("This true mask")):
         image = open_pil_image(path, read_image_file(path))
         if (image.height, image.width) not in sizes:  # before anything is decoded
-            _check_size((image.height, image.width), sizes[0])
+            _check_truth_size((image.height, image.width), sizes[0])
         image.load()
     return image
 
 
-def _is_grey(source: Image.Image) -> bool:
+def _has_grey_palette(source: Image.Image) -> bool:
     """Whether a picture with a palette shows greys alone: what is white is read off it then."""
     red, green, blue = (np.asarray(band) for band in source.convert("RGB").split())
     return bool((red == green).all() and (green == blue).all())
 
 
-def _from_picture(
+def _mask_from_image(
     source: "Image.Image | np.ndarray",
 ) -> tuple[np.ndarray, np.ndarray | None]:
     if isinstance(source, Image.Image):
-        if source.mode == "P" and not _is_grey(source):
-            return _from_indices(np.asarray(source))
+        if source.mode == "P" and not _has_grey_palette(source):
+            return _mask_from_palette(np.asarray(source))
         if source.has_transparency_data:  # what is transparent does not belong
             source = Image.alpha_composite(
                 Image.new("RGBA", source.size, "black"), source.convert("RGBA")
@@ -232,15 +234,15 @@ def _from_picture(
     return (source if source.dtype == bool else source > source.max(initial=0) / 2), None
 
 
-def _from_indices(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def _mask_from_palette(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """What belongs and what is void by the indices of a palette; 255 is void beside others alone,
     for a mask may have no other."""
-    void = indices == _VOID
+    void = indices == _VOID_INDEX
     target = (indices > 0) & ~void
     return (target, void) if target.any() and void.any() else (indices > 0, None)
 
 
-def _check_size(truth_size: tuple[int, int], photo_size: tuple[int, int]) -> None:
+def _check_truth_size(truth_size: tuple[int, int], photo_size: tuple[int, int]) -> None:
     if tuple(truth_size) != tuple(photo_size):
         raise CoPRSError(
             "The true mask has {width}×{height} pixels and the photo "
@@ -249,5 +251,5 @@ def _check_size(truth_size: tuple[int, int], photo_size: tuple[int, int]) -> Non
             height=truth_size[0],
             photo_width=photo_size[1],
             photo_height=photo_size[0],
-            hint=_TRUTH,
+            hint=_TRUTH_HINT,
         )

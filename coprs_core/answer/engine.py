@@ -41,9 +41,9 @@ class Engine:
         self.checkpoint = checkpoint
         self.segmenter: Segmenter = checkpoint.segmenter
         self._features: OrderedDict[str, PhotoFeatures] = OrderedDict()
-        self._room = room_for_photos(self.segmenter.device)
-        self._lock, self._reading = threading.Lock(), FairSemaphore()
-        self._awaited: Counter[str] = Counter()
+        self._max_cache_bytes = room_for_photos(self.segmenter.device)
+        self._lock, self._read_semaphore = threading.Lock(), FairSemaphore()
+        self._num_waiting: Counter[str] = Counter()
         if self.model is not None:
             install_checks(self.model)
 
@@ -80,7 +80,7 @@ class Engine:
         return isinstance(self.segmenter, FocusTokenSegmenter | CoordinateSegmenter)
 
     @property
-    def local(self) -> FocusTokenSegmenter | CoordinateSegmenter:
+    def local_segmenter(self) -> FocusTokenSegmenter | CoordinateSegmenter:
         """The model as one whose language model runs here; raises `CoPRSError` where it does
         not."""
         if not isinstance(self.segmenter, FocusTokenSegmenter | CoordinateSegmenter):
@@ -150,10 +150,10 @@ class Engine:
             limit = self.max_new_tokens
         else:
             limit = check_max_new_tokens(max_new_tokens)
-        with self.within_memory():
+        with self.memory_guard():
             yield from _AnswerRun(self, photo, instruction, limit, is_wanted=is_wanted).updates()
 
-    def read_ahead(
+    def prefetch(
         self, photo: Photo, is_wanted: Callable[[], bool] | None = None
     ) -> Iterator[Update]:
         """Read a photo before anything is asked about it: the two updates with which an answer
@@ -163,10 +163,10 @@ class Engine:
         """
 
         def comes_first() -> bool:
-            return (is_wanted is None or is_wanted()) and self._awaited.total() == 1
+            return (is_wanted is None or is_wanted()) and self._num_waiting.total() == 1
 
         reading = _AnswerRun(self, photo, "", 0, is_wanted=comes_first)
-        with self.within_memory():
+        with self.memory_guard():
             yield from reading.read()
         with self._lock:
             if not reading.photo_reused and photo.key in self._features:
@@ -179,15 +179,15 @@ class Engine:
         answer = _AnswerRun(self, photo, instruction, self.max_new_tokens, features)
         return last_result(answer.updates())
 
-    def within_memory(self) -> AbstractContextManager[None]:
+    def memory_guard(self) -> AbstractContextManager[None]:
         """For work with the model: where memory runs out, the kept features go and a `CoPRSError`
         says so."""
-        smaller = Phrase(
+        remedy = Phrase(
             "ask again with a smaller photo, or start with --quantize nf4, --sam sam2.1-tiny "
             "or a smaller model"
         )
-        what, device = Phrase("This answer"), self.segmenter.device
-        return out_of_memory_as_user_error(what, device, smaller, self._features.clear)
+        subject, device = Phrase("This answer"), self.segmenter.device
+        return out_of_memory_as_user_error(subject, device, remedy, self._features.clear)
 
     # --- what is kept of photos
 
@@ -203,22 +203,24 @@ class Engine:
         is_wanted = is_wanted or current_check()
 
         def goes_on() -> bool:
-            return is_wanted is None or self._awaited[photo.key] > 1 or is_wanted()
+            return is_wanted is None or self._num_waiting[photo.key] > 1 or is_wanted()
 
-        with self._awaiting(photo), self._reading.acquired(), cancellable(goes_on):
+        with self._count_waiting(photo), self._read_semaphore.acquired(), cancellable(goes_on):
             # perhaps somebody else asked about it meanwhile
-            return self.cached_features(photo) or self.keep(photo, self.segmenter.read(photo))
+            return self.cached_features(photo) or self.cache_features(
+                photo, self.segmenter.read(photo)
+            )
 
     @contextmanager
-    def _awaiting(self, photo: Photo) -> Generator[None, None, None]:
+    def _count_waiting(self, photo: Photo) -> Generator[None, None, None]:
         with self._lock:
-            self._awaited[photo.key] += 1
+            self._num_waiting[photo.key] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._awaited[photo.key] -= 1
-                self._awaited += Counter()  # those that nobody waits for go
+                self._num_waiting[photo.key] -= 1
+                self._num_waiting += Counter()  # those that nobody waits for go
 
     def cached_features(self, photo: Photo) -> PhotoFeatures | None:
         """What is kept of a photo that was read before."""
@@ -227,18 +229,21 @@ class Engine:
                 self._features.move_to_end(photo.key)
             return self._features.get(photo.key)
 
-    def keep(self, photo: Photo, features: PhotoFeatures) -> PhotoFeatures:
+    def cache_features(self, photo: Photo, features: PhotoFeatures) -> PhotoFeatures:
         """Keep a photo's features, on the model's device; the oldest of too many go."""
         features = features.to(self.segmenter.device)
         with self._lock:
             self._features[photo.key] = features
-            while len(self._features) > 1 and not self._has_room():
+            while len(self._features) > 1 and not self._fits_cache():
                 self._features.popitem(last=False)
         return features
 
-    def _has_room(self) -> bool:
-        kept = self._features.values()
-        return len(kept) <= MAX_KEPT_PHOTOS and sum(f.nbytes for f in kept) <= self._room
+    def _fits_cache(self) -> bool:
+        cached = self._features.values()
+        return (
+            len(cached) <= MAX_KEPT_PHOTOS
+            and sum(f.nbytes for f in cached) <= self._max_cache_bytes
+        )
 
 
 class _AnswerRun:
@@ -249,65 +254,67 @@ class _AnswerRun:
         engine: Engine,
         photo: Photo,
         instruction: str,
-        limit: int,
+        max_new_tokens: int,
         features: PhotoFeatures | None = None,
         is_wanted: Callable[[], bool] | None = None,
     ):
         self.engine, self.segmenter, self.features = engine, engine.segmenter, features
         self.is_wanted = is_wanted
-        self.photo, self.instruction, self.limit = photo, instruction, limit
+        self.photo, self.instruction, self.max_new_tokens = photo, instruction, max_new_tokens
         self.photo_reused = engine.cached_features(photo) is not None
-        self.clock = _StageTimer()
+        self.timer = _StageTimer()
         self.text, self.rate = "", 0.0
         self.distance: float | None = None
         self.tokens: list[int] = []
 
     def read(self):
         """Yields an `Update` before the photo is read and one after; returns its features."""
-        yield Update("reading", seconds=self.clock.total, photo_reused=self.photo_reused)
+        yield Update("reading", seconds=self.timer.total, photo_reused=self.photo_reused)
         features = self.features or self.engine.read(self.photo, self.is_wanted)
         self.distance = self.segmenter.distance(features)
-        self.clock.finish("reading")
-        yield self.update("reading")
+        self.timer.finish("reading")
+        yield self.make_update("reading")
         return features
 
     def updates(self) -> Iterator[Update]:
         features = yield from self.read()
         transcript = yield from self.think(features)
-        self.clock.finish("thinking")
+        self.timer.finish("thinking")
         located = self.segmenter.locate(transcript, features)
         prior, regions = None, ()
         if located.places:
             prior = max_prior(p.prior for p in located.places)
-            self.clock.finish("focusing")
-            yield self.update("focus", prior=prior)
+            self.timer.finish("focusing")
+            yield self.make_update("focus", prior=prior)
             regions = self.draw(located, features)
-            self.clock.finish("drawing")
-        result = self.result(located, regions, features.seen_size)
-        yield self.update("done", prior=prior, result=result)
+            self.timer.finish("drawing")
+        result = self._make_result(located, regions, features.seen_size)
+        yield self.make_update("done", prior=prior, result=result)
 
     def think(self, features: PhotoFeatures):
         """Yields an `Update` for all that shows, and where a model elsewhere is waited for; returns
         the `Transcript`."""
         is_finished, looks = False, None
-        focused: list[Tensor] = []
+        embeddings: list[Tensor] = []
         pieces: list[str] = []
-        for step in self.segmenter.think(self.instruction, features, self.limit):
+        for step in self.segmenter.think(self.instruction, features, self.max_new_tokens):
             if step.token is not None:
                 self.tokens.append(step.token)
                 pieces.append(step.text)
             looks = step.looks
             is_finished = step.ends
             if step.focus_embedding is not None:
-                focused.append(step.focus_embedding)
+                embeddings.append(step.focus_embedding)
             self.text += step.text
             if self.is_wanted is not None and not self.is_wanted():
                 raise Cancelled("Nobody waits any more for this: ask again.")
             if step.text or step.is_waiting:
-                self.rate = len(self.tokens) / max(self.clock.running, 1e-6)
-                yield self.update("thinking", new=step.text)
-        embedding = torch.cat(focused) if focused else None
-        return Transcript(self.text, is_finished, self.limit, embedding, tuple(pieces), looks)
+                self.rate = len(self.tokens) / max(self.timer.current_stage, 1e-6)
+                yield self.make_update("thinking", new=step.text)
+        embedding = torch.cat(embeddings) if embeddings else None
+        return Transcript(
+            self.text, is_finished, self.max_new_tokens, embedding, tuple(pieces), looks
+        )
 
     def draw(self, located: Located, features: PhotoFeatures) -> tuple[Region, ...]:
         return tuple(
@@ -315,25 +322,25 @@ class _AnswerRun:
             for p in located.places
         )
 
-    def update(self, stage: str, new: str = "", prior=None, result=None) -> Update:
+    def make_update(self, stage: str, new: str = "", prior=None, result=None) -> Update:
         return Update(
             stage=stage,
             text=self.text,
             new=new,
             prior=prior,
             result=result,
-            seconds=self.clock.total,
-            stage_seconds=dict(self.clock.stages),
+            seconds=self.timer.total,
+            stage_seconds=dict(self.timer.stages),
             rate=self.rate,
             photo_reused=self.photo_reused,
             distance=self.distance,
         )
 
-    def result(
+    def _make_result(
         self, located: Located, regions: tuple[Region, ...], seen_size: tuple[int, int]
     ) -> Result:
-        how = getattr(self.segmenter, "decoding", "greedy")  # a server may have its own
-        decoding = {"max_new_tokens": self.limit, "decoding": how, "seed": None}
+        method = getattr(self.segmenter, "decoding", "greedy")  # a server may have its own
+        decoding = {"max_new_tokens": self.max_new_tokens, "decoding": method, "seed": None}
         return Result(
             outcome=located.outcome,
             reason=located.reason,
@@ -342,7 +349,7 @@ class _AnswerRun:
             reply=self.text,
             regions=regions,
             photo_size=self.photo.size,
-            seconds=self.clock.stages,
+            seconds=self.timer.stages,
             tokens=len(self.tokens),
             photo_reused=self.photo_reused,
             model=self.engine.name,
@@ -384,7 +391,7 @@ class _StageTimer:
         return time.perf_counter() - self._start
 
     @property
-    def running(self) -> float:
+    def current_stage(self) -> float:
         """Time since the last stage ended."""
         return time.perf_counter() - self._last
 

@@ -8,7 +8,7 @@ from coprs_core.answer.results import Result
 from coprs_core.model.backends.boxes import breaks_off, most_objects
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, FOUND, last_sentence
 
-FLAGS = {
+FLAG_TEXTS = {
     "unfamiliar": (
         "The picture is unlike nearly all that this model was trained on: the answer is a guess in "
         "the words of another world."
@@ -47,45 +47,45 @@ FLAGS = {
     ),
 }
 """Warnings, by name."""
-ABOUT_PHOTO = ("unfamiliar", "stretched")
+PHOTO_FLAGS = ("unfamiliar", "stretched")
 """Those that are about the photo, whatever was answered."""
-DISAGREE, TINY, PIECE = 0.5, 0.001, 0.02
+MIN_PRIOR_IOU, MAX_TINY_SHARE, MIN_COMPONENT_SHARE = 0.5, 0.001, 0.02
 """IoU under which prior and mask disagree; share of the picture under which a mask is tiny; of the
 mask that makes a piece."""
 
-_NOTHING = re.compile(
+_NOTHING_FITS = re.compile(
     r"\b(nothing|none of|no such|not (?:present|visible|there|in the (?:picture|image|photo))"
     r"|no (?:target|match|object)|there is no|there are no|can(?:no|')t (?:find|see)"
     r"|does not exist|doesn't exist)\b|没有|找不到|不存在|看不到",
     re.IGNORECASE,
 )
-_MAX_SIDE = 1024
+_MAX_LABELLED_SIDE = 1024
 
 
-def flags(result: Result) -> tuple[str, ...]:
-    """Names of `FLAGS` that hold for an answer, in their order."""
-    about_all = ("unfamiliar",) if result.unfamiliar else ()
+def find_flags(result: Result) -> tuple[str, ...]:
+    """Names of `FLAG_TEXTS` that hold for an answer, in their order."""
+    photo_flags = ("unfamiliar",) if result.unfamiliar else ()
     if result.settings.get("is_proven") is False:
-        about_all = (*about_all, "unproven")
+        photo_flags = (*photo_flags, "unproven")
     if result.stretched is not None:
-        about_all = (*about_all, "stretched")
+        photo_flags = (*photo_flags, "stretched")
     if result.outcome != FOUND:
-        return about_all
+        return photo_flags
     mask = result.mask
     if not mask.any():
-        return (*about_all, "empty")
+        return (*photo_flags, "empty")
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
-    holds = {
+    conditions = {
         "elsewhere": result.prior_kind == ATTENTION_PRIOR and not mask_follows_prior(result),
         "disagree": result.prior_kind == FOCUS_TOKEN_PRIOR and not mask_follows_prior(result),
         "border": any(edge.any() for edge in edges),
-        "tiny": mask.mean() < TINY,
+        "tiny": mask.mean() < MAX_TINY_SHARE,
         "scattered": any(count_components(r.mask) > 1 for r in result.regions),
         "cut off": result.prior_kind != FOCUS_TOKEN_PRIOR and breaks_off(result.reply),
         "many": 1 < len(result.regions) == most_objects(result.photo_size),
         "contradiction": thought_finds_nothing(result.reasoning),
     }
-    return (*about_all, *(name for name, holding in holds.items() if holding))
+    return (*photo_flags, *(name for name, holding in conditions.items() if holding))
 
 
 def mask_follows_prior(result: Result) -> bool:
@@ -95,16 +95,16 @@ def mask_follows_prior(result: Result) -> bool:
         return False
     if result.prior_kind == ATTENTION_PRIOR:
         return not is_peak_outside_mask(result)
-    return (result.prior_iou or 0) >= DISAGREE
+    return (result.prior_iou or 0) >= MIN_PRIOR_IOU
 
 
 def is_peak_outside_mask(result: Result) -> bool:
     """Whether the brightest spot of a region's prior lies outside the box around its mask, widened
     by a quarter of its size on each side."""
-    return any(_is_outside(r.prior, r.mask) for r in result.regions if r.mask.any())
+    return any(_is_peak_outside(r.prior, r.mask) for r in result.regions if r.mask.any())
 
 
-def _is_outside(prior: np.ndarray, mask: np.ndarray) -> bool:
+def _is_peak_outside(prior: np.ndarray, mask: np.ndarray) -> bool:
     brightest = np.unravel_index(int(prior.argmax()), prior.shape)
     for place, indices in zip(brightest, np.nonzero(mask), strict=True):
         low, high = int(indices.min()), int(indices.max())
@@ -117,13 +117,13 @@ def _is_outside(prior: np.ndarray, mask: np.ndarray) -> bool:
 def count_components(mask: np.ndarray) -> int:
     """How many separate pieces a bool mask [H, W] has, each at least a fiftieth of it."""
     areas = component_areas(mask)
-    return int((areas >= max(1, PIECE * areas.sum())).sum())
+    return int((areas >= max(1, MIN_COMPONENT_SHARE * areas.sum())).sum())
 
 
 def component_areas(mask: np.ndarray) -> np.ndarray:
     """The area of each separate piece of a bool mask [H, W], int [pieces]; a large mask is looked
     at in steps."""
-    step = -(-max(mask.shape) // _MAX_SIDE)
+    step = -(-max(mask.shape) // _MAX_LABELLED_SIDE)
     from scipy.ndimage import label
 
     numbered, _ = label(mask[::step, ::step])
@@ -132,4 +132,4 @@ def component_areas(mask: np.ndarray) -> np.ndarray:
 
 def thought_finds_nothing(reasoning: str) -> bool:
     """Whether the last sentence of a thought says that nothing fits."""
-    return bool(_NOTHING.search(last_sentence(reasoning)))
+    return bool(_NOTHING_FITS.search(last_sentence(reasoning)))

@@ -40,7 +40,13 @@ _PRIOR_TITLES = {
     COORDINATES_PRIOR: "prior from coordinates",
 }
 """Pictures in figures are at most this long a side, in pixels."""
-HEAT_OPACITY, LEAST_HEAT, GREY, DIM, TINT = 0.85, 0.25, 0.55, 0.72, 0.5
+HEAT_OPACITY, MIN_HEAT, GREY_BRIGHTNESS, DIMMED_BRIGHTNESS, MASK_OPACITY = (
+    0.85,
+    0.25,
+    0.55,
+    0.72,
+    0.5,
+)
 """How strong the heatmap is over the photo, and its share where the prior is 0; how bright the
 photo is under it and beside a mask; how strong a mask's colour is. The page draws with the same
 numbers."""
@@ -64,18 +70,22 @@ def prior_overlay(
 ) -> np.ndarray:
     """The prior's heatmap over the photo in dark greys: the warmer a place, the less of the photo
     shows through."""
-    grey = Image.fromarray(photo).convert("L").point(lambda v: int(v * GREY)).convert("RGB")
-    share = (255 * opacity * (LEAST_HEAT + (1 - LEAST_HEAT) * np.sqrt(prior))).astype(np.uint8)
+    grey = (
+        Image.fromarray(photo).convert("L").point(lambda v: int(v * GREY_BRIGHTNESS)).convert("RGB")
+    )
+    alpha = (255 * opacity * (MIN_HEAT + (1 - MIN_HEAT) * np.sqrt(prior))).astype(np.uint8)
     return np.asarray(
-        Image.composite(Image.fromarray(heatmap(prior)), grey, Image.fromarray(share))
+        Image.composite(Image.fromarray(heatmap(prior)), grey, Image.fromarray(alpha))
     )
 
 
-def mask_overlay(photo: np.ndarray, *masks: np.ndarray, opacity: float = TINT) -> np.ndarray:
+def mask_overlay(
+    photo: np.ndarray, *masks: np.ndarray, opacity: float = MASK_OPACITY
+) -> np.ndarray:
     """Masks tinted and outlined over the photo, the rest dimmed; several each in a colour of
     `REGION_COLOURS`."""
     image = Image.fromarray(photo)
-    picture = image.point(lambda v: int(v * DIM))
+    picture = image.point(lambda v: int(v * DIMMED_BRIGHTNESS))
     for i, mask in enumerate(masks):
         colour = REGION_COLOURS[i % len(REGION_COLOURS)]
         tinted = Image.blend(image, Image.new("RGB", image.size, colour), opacity)
@@ -98,16 +108,16 @@ def difference_overlay(photo: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.nd
 def mask_outline(mask: np.ndarray) -> np.ndarray:
     """The border of a bool mask [H, W], inside it, about a two-hundredth of the picture wide."""
     width = max(1, min(mask.shape) // 250)
-    share_inside = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(width))
-    return mask & (np.asarray(share_inside) < 255)
+    blurred = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(width))
+    return mask & (np.asarray(blurred) < 255)
 
 
 def chain_figure(photo: np.ndarray, result: Result) -> Figure:
     """Photo and instruction, thought, prior and mask in one figure, for a page or a paper."""
     photo = thumbnail(photo, FIGURE_SIDE)
     shape = min(1.6, max(0.5, photo.shape[0] / photo.shape[1]))
-    asked = _wrapped(f"“{result.instruction}”", 34, 3)
-    height = 3.3 * shape + 0.5 + 0.2 * len(asked.splitlines())
+    instruction = _wrap_text(f"“{result.instruction}”", 34, 3)
+    height = 3.3 * shape + 0.5 + 0.2 * len(instruction.splitlines())
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -118,12 +128,12 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
         ax.set_axis_off()
         ax.set_box_aspect(shape)
     axes[0].imshow(photo)
-    axes[0].set_title(asked, fontsize=10, parse_math=False)
+    axes[0].set_title(instruction, fontsize=10, parse_math=False)
     lines = max(6, round(15 * shape))
     axes[1].text(
         0,
         1,
-        _wrapped(result.reasoning or result.reason, 44, lines),
+        _wrap_text(result.reasoning or result.reason, 44, lines),
         va="top",
         fontsize=9,
         parse_math=False,
@@ -134,7 +144,7 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
         axes[3].text(
             0.5,
             0.5,
-            _wrapped(result.reason, 30, 6),
+            _wrap_text(result.reason, 30, 6),
             ha="center",
             va="center",
             fontsize=9.5,
@@ -198,12 +208,12 @@ def normalize_map(head: np.ndarray) -> np.ndarray:
     return (head - low) / max(high - low, 1e-9)
 
 
-def _wrapped(text: str, width: int, lines: int) -> str:
+def _wrap_text(text: str, width: int, lines: int) -> str:
     return textwrap.fill(text, width, max_lines=lines, placeholder=" …")
 
 
 def truth_figure(
-    photo: np.ndarray, result: Result, truth: np.ndarray, measured: TruthComparison
+    photo: np.ndarray, result: Result, truth: np.ndarray, comparison: TruthComparison
 ) -> Figure:
     """Truth and mask over the photo, and the prior's IoU with the truth over the threshold, the
     best marked."""
@@ -214,9 +224,9 @@ def truth_figure(
     picture.imshow(difference_overlay(photo, result.mask, truth))
     picture.set_axis_off()
     picture.set_title("both · only the mask (orange) · only the truth (violet)", fontsize=9)
-    ax.plot(THRESHOLDS, measured.prior_curve, color="#5b1a6b")
-    best = f"best: {measured.best_iou:.2f} at {measured.best_threshold:.2f}"
-    ax.plot(measured.best_threshold, measured.best_iou, "o", color="#b8420f", label=best)
+    ax.plot(THRESHOLDS, comparison.prior_curve, color="#5b1a6b")
+    best = f"best: {comparison.best_iou:.2f} at {comparison.best_threshold:.2f}"
+    ax.plot(comparison.best_threshold, comparison.best_iou, "o", color="#b8420f", label=best)
     ax.set(
         xlim=(0, 1), ylim=(0, 1.02), xlabel="threshold of the prior", ylabel="IoU with the truth"
     )

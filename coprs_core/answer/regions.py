@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from coprs_core.answer.values import as_finite, as_text
+from coprs_core.answer.validation import as_finite, as_text
 from coprs_core.masks import decode_rle, encode_prior, encode_rle
 from coprs_core.metrics import prior_mask_iou
 from coprs_core.photos.orientation import (
@@ -47,38 +47,44 @@ def max_prior(priors: Iterable[np.ndarray]) -> np.ndarray:
     return highest
 
 
-def region_to_dict(region: Region, turn: int = 1, with_prior: bool = False) -> dict:
+def region_to_dict(region: Region, orientation: int = 1, with_prior: bool = False) -> dict:
     """A region in plain values, as `results` says; in the frame of pixels that are stored in the
-    orientation `turn`."""
+    orientation `orientation`."""
     values = {
-        "mask": encode_rle(stored_array(region.mask, turn)),
+        "mask": encode_rle(stored_array(region.mask, orientation)),
         "area": int(region.mask.sum()),
         "prior_iou": region.prior_iou,
         "prior_max": float(region.prior.max()),
     }
     if region.box or region.points or region.label:
-        own = region if turn == 1 else _rotate_region(region, stored_point, region.mask.shape, turn)
+        own = (
+            region
+            if orientation == 1
+            else _transform_region(region, stored_point, region.mask.shape, orientation)
+        )
         values |= {"box": own.box, "points": own.points, "label": own.label}
     if with_prior:
-        values["prior"] = encode_prior(stored_array(region.prior, turn))
+        values["prior"] = encode_prior(stored_array(region.prior, orientation))
     return values
 
 
-def _rotate_region(
-    region: Region, turn: Callable, size: tuple[int, int], orientation: int
+def _transform_region(
+    region: Region, transform: Callable, size: tuple[int, int], orientation: int
 ) -> Region:
     """A region with its box and points in another frame; `size` is that of the upright photo."""
-    points, box = tuple(turn(point, size, orientation) for point in region.points), region.box
+    points, box = tuple(transform(point, size, orientation) for point in region.points), region.box
     if box:
-        (a, b), (c, d) = (turn(corner, size, orientation) for corner in (box[:2], box[2:]))
+        (a, b), (c, d) = (transform(corner, size, orientation) for corner in (box[:2], box[2:]))
         box = min(a, c), min(b, d), max(a, c), max(b, d)
     return replace(region, box=box, points=points)
 
 
-def region_from_dict(values: dict, prior: np.ndarray, size: tuple[int, int], turn: int) -> Region:
+def region_from_dict(
+    values: dict, prior: np.ndarray, size: tuple[int, int], orientation: int
+) -> Region:
     """The region, upright, that `region_to_dict` wrote about a photo of `size`; raises `ValueError`
     or `KeyError` for anything else."""
-    mask, own_size = decode_rle(values["mask"]), stored_size(size, turn)
+    mask, own_size = decode_rle(values["mask"]), stored_size(size, orientation)
     if mask.shape != own_size or prior.shape != own_size or prior.dtype != np.float32:
         raise ValueError(
             f"mask {mask.shape} and prior {prior.dtype} {prior.shape} of a photo {own_size}"
@@ -91,7 +97,9 @@ def region_from_dict(values: dict, prior: np.ndarray, size: tuple[int, int], tur
         box = left, top, right, bottom
     points = tuple((as_finite(x), as_finite(y)) for x, y in values.get("points", ()))
     region = Region(prior, mask, box, points, as_text(values.get("label", "")))
-    if turn == 1:
+    if orientation == 1:
         return region
-    region = _rotate_region(region, upright_point, size, turn)
-    return replace(region, prior=upright_array(prior, turn), mask=upright_array(mask, turn))
+    region = _transform_region(region, upright_point, size, orientation)
+    return replace(
+        region, prior=upright_array(prior, orientation), mask=upright_array(mask, orientation)
+    )

@@ -48,7 +48,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from coprs_core.answer.regions import Region, max_prior, region_from_dict, region_to_dict
-from coprs_core.answer.values import (
+from coprs_core.answer.validation import (
     as_count,
     as_distance,
     as_finite,
@@ -77,11 +77,11 @@ from coprs_core.prompts import (
 )
 
 SCHEMA_VERSION = 1
-SEEN_WHOLE = 0.9
+MIN_WHOLE_SHARE = 0.9
 """A model that was given this share of a photo's pixels has seen it whole."""
-MAX_UNSEEN_PIXELS = 50_000_000
+MAX_PIXELS_WITHOUT_PHOTO = 50_000_000
 """Of an answer read from a file without its photo: the pixels of all regions together."""
-MAX_REPLY_IDS, MAX_ENTRIES = 2 * MAX_NEW_TOKENS, 100
+MAX_REPLY_IDS, MAX_TABLE_ENTRIES = 2 * MAX_NEW_TOKENS, 100
 """Of an answer read from a file: tokens, entries of a table."""
 
 
@@ -140,12 +140,12 @@ class Result:
     stretched: tuple[float, float] | None = None
 
     @property
-    def is_seen_smaller(self) -> bool:
+    def is_seen_downscaled(self) -> bool:
         """Whether the language model was given clearly fewer pixels than the photo has."""
-        return self.seen_share is not None and self.seen_share < SEEN_WHOLE
+        return self.seen_pixel_share is not None and self.seen_pixel_share < MIN_WHOLE_SHARE
 
     @property
-    def seen_share(self) -> float | None:
+    def seen_pixel_share(self) -> float | None:
         """How much of the photo's pixels the language model was given, at most 1; None where that
         is not known."""
         if self.seen_size is None:
@@ -192,12 +192,12 @@ class Result:
             raise CoPRSError("This answer does not tell its photo's full size: ask again.")
         return resize_mask(self.mask, size)
 
-    def in_frame(self, array: np.ndarray, frame: str) -> np.ndarray:
+    def to_frame(self, array: np.ndarray, frame: str) -> np.ndarray:
         """A mask, prior or picture [H, W, …] of the photo as it is shown, "upright", or turned as
         its file stores it, "stored". Raises `CoPRSError` where that is not known."""
-        return stored_array(array, self._turn(frame))
+        return stored_array(array, self._orientation_in(frame))
 
-    def _turn(self, frame: str) -> int:
+    def _orientation_in(self, frame: str) -> int:
         """The orientation of pixels in a frame."""
         if frame == UPRIGHT:
             return 1
@@ -208,7 +208,7 @@ class Result:
     def to_dict(self, with_priors: bool = False, frame: str = UPRIGHT) -> dict:
         """The answer in plain values, as this module's docstring says; `with_priors` adds each
         region's prior as a PNG."""
-        turn = self._turn(frame)
+        turn = self._orientation_in(frame)
         return {
             "schema_version": SCHEMA_VERSION,
             "outcome": self.outcome,
@@ -266,7 +266,7 @@ class Result:
         try:
             # whole characters, real numbers
             json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8")
-            return _from_dict(cls, values, priors, photo_size)
+            return _parse_result(cls, values, priors, photo_size)
         except (
             KeyError,
             TypeError,
@@ -290,14 +290,14 @@ def is_unfamiliar(distance: float | None) -> bool | None:
     return None if distance is None else distance > 1
 
 
-def _from_dict(
+def _parse_result(
     cls,
     values: dict,
     priors: Iterable[np.ndarray] | None,
     photo_size: tuple[int, int] | None,
 ) -> Result:
     """Everything that is small first; then the regions, one at a time."""
-    size = _checked_size(values, photo_size)
+    size = _parse_photo_size(values, photo_size)
     orientation, is_stored = as_orientation(values)
     turn = orientation if is_stored and orientation else 1
     texts = {
@@ -308,7 +308,7 @@ def _from_dict(
         raise ValueError("an instruction that is too long")
     if len(values["reply_ids"]) > MAX_REPLY_IDS:
         raise ValueError(f"{len(values['reply_ids'])} tokens")
-    if any(len(values.get(k, ())) > MAX_ENTRIES for k in ("seconds", "settings", "versions")):
+    if any(len(values.get(k, ())) > MAX_TABLE_ENTRIES for k in ("seconds", "settings", "versions")):
         raise ValueError("a table with too many entries")
     if texts["prior_kind"] not in PRIOR_KINDS:
         raise ValueError(f"a prior of kind {texts['prior_kind']!r}")
@@ -347,7 +347,7 @@ def check_photo_size(answer_size: tuple[int, int], photo_size: tuple[int, int]) 
         raise CoPRSError("This photo is not the one that the answer is about: give the same photo.")
 
 
-def _checked_size(values: dict, photo_size: tuple[int, int] | None) -> tuple[int, int]:
+def _parse_photo_size(values: dict, photo_size: tuple[int, int] | None) -> tuple[int, int]:
     """The photo's size as an answer tells it, where its regions are not too many for it."""
     height, width = (as_count(v) for v in values["photo_size"])
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
@@ -355,16 +355,16 @@ def _checked_size(values: dict, photo_size: tuple[int, int] | None) -> tuple[int
     if photo_size is not None:
         check_photo_size((height, width), photo_size)
     count, pixels = len(values["regions"]), height * width
-    most = most_objects((height, width))
+    max_regions = most_objects((height, width))
     if photo_size is None:
-        most = min(most, MAX_UNSEEN_PIXELS // pixels)
-    if count > most:
+        max_regions = min(max_regions, MAX_PIXELS_WITHOUT_PHOTO // pixels)
+    if count > max_regions:
         raise CoPRSError(
             "This answer has {count} regions of {width}×{height} pixels and at most {most} "
             "are opened: ask again about a smaller copy of the photo.",
             count=count,
             width=width,
             height=height,
-            most=most,
+            most=max_regions,
         )
     return height, width

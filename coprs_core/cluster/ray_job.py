@@ -15,15 +15,15 @@ from typing import Any
 
 import psutil
 
-from coprs_core.answer.together import AT_ONCE
-from coprs_core.batch import BatchOptions, BatchOutcome, parted, segment_photos
+from coprs_core.answer.concurrent import DEFAULT_AT_ONCE
+from coprs_core.batch import BatchOptions, BatchOutcome, segment_photos, split_done
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.example import Example
 
 LOCAL = "local"
-_GIVEN = ("photo", "instruction", "name")
-_COLUMNS = ("name", "problem", "outcome", "doubts", "no_engine")
+_INPUT_COLUMNS = ("photo", "instruction", "name")
+_OUTPUT_COLUMNS = ("name", "problem", "outcome", "doubts", "no_engine")
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,28 @@ def segment_on_ray(
     examples: list[Example],
     options: BatchOptions,
     out: Path,
-    loading: LoadOptions,
+    load_options: LoadOptions,
     cluster: Cluster,
-    at_once: int = AT_ONCE,
-    say: Callable[[str], None] = lambda _: None,
+    at_once: int = DEFAULT_AT_ONCE,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> Iterator[BatchOutcome]:
-    """As `batch.segment_photos`, on a cluster; `out` is a folder that all machines share. `say` is
-    told who can reach the Ray that is started here.
+    """As `batch.segment_photos`, on a cluster; `out` is a folder that all machines share. `notify`
+    gets a sentence that says who can reach the Ray that is started here.
 
     Raises `CoPRSError` where Ray is not installed, or the cluster cannot be reached.
     """
-    left, done = parted(examples, options, out)
+    todo, done = split_done(examples, options, out)
     yield from done
-    if not left:
+    if not todo:
         return
-    data = _connected(cluster)
+    data = _connect(cluster)
     if cluster.address == LOCAL:
-        say(_reached_by())
-    actors = cluster.actors or _actors(data, cluster)
-    rows = [{name: str(getattr(e, name)) for name in _GIVEN} for e in left]
+        notify(_describe_exposure())
+    actors = cluster.actors or _count_actors(data, cluster)
+    rows = [{name: str(getattr(e, name)) for name in _INPUT_COLUMNS} for e in todo]
     jobs = data.from_items(rows, override_num_blocks=math.ceil(len(rows) / at_once)).map_batches(
         _Actor,
-        fn_constructor_args=(options, str(out.absolute()), loading, at_once),
+        fn_constructor_args=(options, str(out.absolute()), load_options, at_once),
         batch_size=at_once,
         compute=data.ActorPoolStrategy(size=actors),
         num_gpus=cluster.gpus,
@@ -106,25 +106,25 @@ class _Actor:
             self.problem = str(problem)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        columns = zip(*(map(str, batch[column]) for column in _GIVEN), strict=True)
+        columns = zip(*(map(str, batch[column]) for column in _INPUT_COLUMNS), strict=True)
         examples = [Example(photo, asked, name=name) for photo, asked, name in columns]
         if self.problem:
-            return {column: [self.problem] for column in _COLUMNS}
-        done: dict[str, list[str]] = {column: [] for column in _COLUMNS}
+            return {column: [self.problem] for column in _OUTPUT_COLUMNS}
+        done: dict[str, list[str]] = {column: [] for column in _OUTPUT_COLUMNS}
         where = self.options, self.out, lambda: self.engine
         for one in segment_photos(examples, *where, at_once=self.at_once):
             done["name"].append(one.name)
             done["problem"].append(one.problem)
             done["outcome"].append(one.outcome)
-            done["doubts"].append(" ".join(one.doubts))
+            done["doubts"].append(" ".join(one.photo_flags))
             done["no_engine"].append("")
         return done
 
 
-def _connected(cluster: Cluster) -> Any:
+def _connect(cluster: Cluster) -> Any:
     """Ray Data, of a cluster that is reached."""
     if cluster.address == LOCAL:
-        _make_token()
+        _require_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # its makers are told nothing
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -151,7 +151,7 @@ def _connected(cluster: Cluster) -> Any:
     return data
 
 
-def _make_token() -> None:
+def _require_token() -> None:
     """Let a Ray that is started here ask for a token: whoever reaches one without can run code.
 
     What the user has set stays. Else the token is made for this run and written nowhere; Ray itself
@@ -164,7 +164,7 @@ def _make_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _reached_by() -> str:
+def _describe_exposure() -> str:
     """Who reaches the Ray that was started here, in a sentence."""
     try:
         ports = sorted(
@@ -179,7 +179,7 @@ def _reached_by() -> str:
         if not ports:
             return "Ray listens on this machine alone."
         where = f"Ray listens on all network interfaces (ports {', '.join(map(str, ports))})"
-    if _asks_for_token():
+    if _has_token_auth():
         return (
             f"{where} and lets in who knows its token. Other machines join with "
             "RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN that you set here before "
@@ -191,7 +191,7 @@ def _reached_by() -> str:
     )
 
 
-def _asks_for_token() -> bool:
+def _has_token_auth() -> bool:
     try:
         from ray._private.authentication.authentication_utils import is_token_auth_enabled
     except ImportError:  # before 2.52
@@ -199,7 +199,7 @@ def _asks_for_token() -> bool:
     return is_token_auth_enabled()
 
 
-def _actors(data: Any, cluster: Cluster) -> int:
+def _count_actors(data: Any, cluster: Cluster) -> int:
     """An engine for each GPU of a cluster, or for every two CPUs where it has none."""
     import ray
 

@@ -25,6 +25,6 @@ COMMANDS = (
 )
 
 
-def command(name: str) -> ModuleType:
+def load_command(name: str) -> ModuleType:
     """The file of a command."""
     return import_module(f"{__name__}.{name}")

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from coprs_core.commands.options import (
     DEVICE_HELP,
-    count,
-    own_device,
-    positive_count,
-    tell_no_makers,
-    training_libraries,
+    disable_telemetry,
+    missing_libraries_as_user_error,
+    non_negative_int,
+    positive_int,
+    process_device,
 )
 
 SUMMARY = "measure the paper's tables on the miniature"
-PAGE = """\
+DESCRIPTION = """\
 Train variants of the method from one start with equal budgets, and measure them on the
 same scenes:
 
@@ -39,27 +39,33 @@ def add_options(parser: ArgumentParser) -> None:
     add("--out", type=Path, default=Path("runs/ablation"), metavar="DIR", help="where it all goes")
     add("--model", default="mini", metavar="NAME", help="the start (default mini)")
     add("--arm", action="append", default=[], metavar="NAME", help="an arm or a table; may repeat")
-    add("--seeds", type=positive_count, default=2, metavar="N", help="at most (default 2)")
-    add("--steps", type=positive_count, default=40, metavar="N", help="joint stage (default 40)")
-    add("--camp-steps", type=positive_count, default=600, metavar="N", help="(default 600)")
-    add("--scenes", type=positive_count, default=1000, metavar="N", help="(default 1000)")
-    add("--start", type=count, default=300_000, metavar="N", help="first scene (default 300000)")
-    add("--at-once", type=positive_count, default=1, metavar="N", help="arms side by side")
+    add("--seeds", type=positive_int, default=2, metavar="N", help="at most (default 2)")
+    add("--steps", type=positive_int, default=40, metavar="N", help="joint stage (default 40)")
+    add("--camp-steps", type=positive_int, default=600, metavar="N", help="(default 600)")
+    add("--scenes", type=positive_int, default=1000, metavar="N", help="(default 1000)")
+    add(
+        "--start",
+        type=non_negative_int,
+        default=300_000,
+        metavar="N",
+        help="first scene (default 300000)",
+    )
+    add("--at-once", type=positive_int, default=1, metavar="N", help="arms side by side")
     add("--device", default="auto", help=DEVICE_HELP)
 
 
 def run(options: Namespace) -> int:
-    tell_no_makers()
+    disable_telemetry()
 
     from coprs_core.mini.ablation.arms import arms_of
 
     arms = arms_of(options.arm)
-    with training_libraries():
+    with missing_libraries_as_user_error():
         from coprs_core.mini.ablation.run import Budget, run_ablation
     from coprs_core.mini.ablation.tables import entries, figure, to_markdown
 
     budget = Budget(options.model, options.steps, options.camp_steps, options.scenes, options.start)
-    device = own_device(options.device)
+    device = process_device(options.device)
     measured = run_ablation(
         budget, arms, options.out, options.seeds, device, at_once=options.at_once
     )

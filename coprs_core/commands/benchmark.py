@@ -6,10 +6,10 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from coprs_core.commands.options import add_model_options, load_options, positive_count
+from coprs_core.commands.options import add_model_options, parse_load_options, positive_int
 
 SUMMARY = "time one answer and report its memory"
-PAGE = """\
+DESCRIPTION = """\
 Time answers and report their memory. With --random-weights a model of that true size is
 written first (9 GB for 3b, 18 GB for 7b, 4.4 GB for qwen3-vl-2b), loaded as any other, and
 deleted unless --folder keeps it. 3b and 7b are CoPRS checkpoints, the others write
@@ -39,14 +39,14 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add(
         "--tokens",
-        type=positive_count,
+        type=positive_int,
         default=8,
         metavar="N",
         help="tokens to write before the focus token or the box (default 8)",
     )
     add(
         "--picture",
-        type=_size,
+        type=_parse_size,
         default=(1024, 768),
         metavar="WxH",
         help="size of the pictures, in pixels (default 1024x768)",
@@ -55,7 +55,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_model_options(parser)
 
 
-def _size(text: str) -> tuple[int, int]:
+def _parse_size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
     sides = [int(side) for side in (width, height) if side.isdecimal()]
     if len(sides) < 2 or not all(28 <= side <= 8192 for side in sides):
@@ -66,7 +66,7 @@ def _size(text: str) -> tuple[int, int]:
 def run(options: Namespace) -> int:
     from coprs_core.benchmark import benchmark, measure, table
 
-    chosen = load_options(options)
+    chosen = parse_load_options(options)
     if options.random_weights:
         measured = benchmark(
             options.random_weights, chosen, options.tokens, options.folder, options.picture

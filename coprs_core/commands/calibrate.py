@@ -2,10 +2,10 @@
 
 from argparse import ArgumentParser, Namespace
 
-from coprs_core.commands.options import add_model_options, load_options, positive_count
+from coprs_core.commands.options import add_model_options, parse_load_options, positive_int
 
 SUMMARY = "find out which attention heads of a model tell a place"
-PAGE = """\
+DESCRIPTION = """\
 Ask a model about drawn scenes whose truth is known, and keep those of its attention
 heads that look at the thing when it points. They are kept beside the cache of Hugging
 Face (HF_HOME), and used from then on: for the prior of a model that writes coordinates,
@@ -22,7 +22,7 @@ examples:
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--scenes",
-        type=positive_count,
+        type=positive_int,
         default=60,
         metavar="N",
         help="how many are asked about (default 60)",
@@ -37,7 +37,7 @@ def run(options: Namespace) -> int:
     from coprs_core.calibrate import calibrate
     from coprs_core.checkpoints.load import load_checkpoint
 
-    engine = Engine(load_checkpoint(options.model, load_options(options)))
+    engine = Engine(load_checkpoint(options.model, parse_load_options(options)))
     with tqdm(total=options.scenes, unit="scene") as bar:
         for step in calibrate(engine, options.scenes):
             if isinstance(step, int):
@@ -47,6 +47,6 @@ def run(options: Namespace) -> int:
             print(
                 f"{len(step.heads)} heads of {engine.name} look at the thing in {step.hits:.0%} of "
                 f"{step.answers} answers, by which they were chosen; those that each answer "
-                f"chooses for itself in {step.hits_without:.0%}.\nwritten: {step.path}"
+                f"chooses for itself in {step.own_hits:.0%}.\nwritten: {step.path}"
             )
     return 0

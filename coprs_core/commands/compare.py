@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 SUMMARY = "set two evaluations side by side"
-PAGE = """\
+DESCRIPTION = """\
 Hold two runs of `evaluate` against each other, item by item: the difference of each
 measure with its 95 % interval, and the p of a paired permutation test.
 

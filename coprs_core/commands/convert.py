@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from coprs_core.commands.options import add_checkpoint_options, read_prompt
 
 SUMMARY = "turn the authors' training output, or adapters, into a checkpoint folder"
-PAGE = """\
+DESCRIPTION = """\
 Turn the output of the authors' training (the …/actor folder, with llm_hf/ and
 refseg_modules.pt, or FSDP shards model_world_size_W_rank_R.pt of any W) into a
 checkpoint folder. Pickles are read for their tensors alone; every tensor is placed

@@ -2,10 +2,10 @@
 
 from argparse import ArgumentParser, Namespace
 
-from coprs_core.commands.options import add_model_options, load_options
+from coprs_core.commands.options import add_model_options, parse_load_options
 
 SUMMARY = "look at this machine and one model; say what to do first"
-PAGE = """\
+DESCRIPTION = """\
 Look at this machine and at one model: versions, devices, caches, every file, the
 special tokens, quantization. The last line says "ready" or the first thing to do.
 Loads no weights and does not use the network.
@@ -25,6 +25,6 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     from coprs_core.checkpoints.doctor import examine, screen, verdict
 
-    checks = examine(options.model, load_options(options))
+    checks = examine(options.model, parse_load_options(options))
     print(screen(checks))
     return 0 if verdict(checks) == "ready" else 1

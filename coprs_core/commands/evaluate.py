@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from coprs_core.commands.options import (
     add_model_options,
-    count,
-    load_options,
-    own_device,
-    positive_count,
+    non_negative_int,
+    parse_load_options,
+    positive_int,
+    process_device,
 )
 from coprs_core.datasets import DATASETS
 from coprs_core.errors import CoPRSError, did_you_mean
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from coprs_core.evaluation.run import Settings
 
 SUMMARY = "measure a model on a data set"
-PAGE = """\
+DESCRIPTION = """\
 Answer the items of a data set and print the scores: gIoU and cIoU of mask and prior
 with 95 % intervals, overall, by group, by size and number of targets, by length of
 instruction and thought. --protocol says how regions to ignore, empty masks and
@@ -46,7 +46,7 @@ examples:
       --split val --protocol lisa --out runs/reasonseg
   torchrun --nproc_per_node 2 -m coprs_core evaluate --out runs/mini
 """
-SCENES = 1000
+DEFAULT_SCENES = 1000
 """How many drawn scenes, where nothing is said."""
 
 
@@ -55,12 +55,18 @@ def add_options(parser: ArgumentParser) -> None:
     add("--data", default="scenes", metavar="NAME", help=f"{', '.join(DATASETS)} (default scenes)")
     add("--root", type=Path, metavar="DIR", help="the folder of a data set that lies on a disk")
     add("--split", metavar="NAME", help="a split of the data set (default: its usual one)")
-    add("--start", type=count, default=0, metavar="N", help="number of the first item (default 0)")
+    add(
+        "--start",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="number of the first item (default 0)",
+    )
     add(
         "--limit",
-        type=positive_count,
+        type=positive_int,
         metavar="N",
-        help=f"how many items (default: all; {SCENES:,} scenes)",
+        help=f"how many items (default: all; {DEFAULT_SCENES:,} scenes)",
     )
     add("--shard", default="1/1", metavar="I/N", help="only every N-th item, from the I-th on")
     add(
@@ -71,7 +77,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add(
         "--at-once",
-        type=positive_count,
+        type=positive_int,
         default=32,
         metavar="N",
         help="replies that are written together (default 32); 1: one by one",
@@ -81,7 +87,7 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="NAME",
         help="score thoughts: rule (scenes; default there), openai:NAME@URL, or none",
     )
-    add("--max-new-tokens", type=positive_count, metavar="N", help="bound of a reply")
+    add("--max-new-tokens", type=positive_int, metavar="N", help="bound of a reply")
     add("--out", type=Path, metavar="DIR", help="rows, report.json and report.html; resumable")
     add("--json", action="store_true", help="print all scores, and every row, as JSON")
     add_model_options(parser)
@@ -131,16 +137,16 @@ def _run(options: Namespace, folder: Path) -> int:
             f"In these tables regions to ignore count as target already, and {options.protocol} "
             "leaves them out: give LISA's own folder, or another --protocol."
         )
-    limit = options.limit or (SCENES if dataset.size is None else None)
+    limit = options.limit or (DEFAULT_SCENES if dataset.size is None else None)
     judge_name, judge = open_judge(options.judge, dataset.has_grades)
-    settings = _settings(options, dataset, limit, judge_name)
+    settings = _make_settings(options, dataset, limit, judge_name)
     shard = given.part(rank, processes)
     numbers = numbers_of(dataset, settings, shard)
     from coprs_core.answer.engine import Engine  # what is wrong is said before torch is loaded
     from coprs_core.checkpoints.load import load_checkpoint
 
-    options.device = own_device(options.device)
-    engine = Engine(load_checkpoint(options.model, load_options(options)))
+    options.device = process_device(options.device)
+    engine = Engine(load_checkpoint(options.model, parse_load_options(options)))
     rows = measure_all(engine, dataset, settings, folder, shard, judge)
     before, whole = answered_before(folder, numbers), len(numbers)
     with tqdm(total=whole, initial=before, unit="item", file=sys.stderr, disable=rank > 0) as bar:
@@ -151,10 +157,12 @@ def _run(options: Namespace, folder: Path) -> int:
     if rank > 0:
         return 0
     own = numbers_of(dataset, settings, given)
-    return _report(options, folder, settings, left_to_others(folder, dataset, settings, own))
+    return _write_report(options, folder, settings, left_to_others(folder, dataset, settings, own))
 
 
-def _settings(options: Namespace, dataset: "Dataset", limit: int | None, judge: str) -> "Settings":
+def _make_settings(
+    options: Namespace, dataset: "Dataset", limit: int | None, judge: str
+) -> "Settings":
     from coprs_core.evaluation.run import Settings
 
     return Settings(
@@ -182,7 +190,7 @@ def _wait_for_all() -> None:
     PartialState(timeout=timedelta(days=30)).wait_for_everyone()
 
 
-def _report(options: Namespace, folder: Path, settings: "Settings", left: int) -> int:
+def _write_report(options: Namespace, folder: Path, settings: "Settings", left: int) -> int:
     """Write and print what all rows of the folder add up to, where `left` are still to come."""
     from coprs_core.evaluation.page import write_page
     from coprs_core.evaluation.report import report, table

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coprs_core.commands.options import DEVICE_HELP, positive_count
+from coprs_core.commands.options import DEVICE_HELP, positive_int
 from coprs_core.datasets import DATASETS
 
 if TYPE_CHECKING:
     from coprs_core.photos.photo import PhotoLike
 
 SUMMARY = "let a checkpoint know what its pictures look like"
-PAGE = """\
+DESCRIPTION = """\
 Write into a CoPRS checkpoint folder what the pictures of its training look like
 (familiar.safetensors), so that it can say of another picture how unlike them it is.
 Every answer then carries that distance; the page asks before it answers a picture
@@ -33,7 +33,7 @@ def add_options(parser: ArgumentParser) -> None:
     where.add_argument("--data", choices=DATASETS, help="a data set, as `evaluate` reads it")
     add("--root", type=Path, metavar="DIR", help="where the data set lies")
     add("--split", default="train", help="of the data set (default train)")
-    add("--count", type=positive_count, default=8000, metavar="N", help="at most (default 8000)")
+    add("--count", type=positive_int, default=8000, metavar="N", help="at most (default 8000)")
     add("--note", metavar="TEXT", help="what the model knows, in a few words, for its users")
     add("--device", default="auto", help=DEVICE_HELP)
 
@@ -62,7 +62,7 @@ def run(options: Namespace) -> int:
         images: Iterator[PhotoLike] = iter(find_photos(str(options.pictures)))
     else:
         dataset = open_dataset(options.data, options.root, options.split)
-        images = (example.opened() for example in dataset.examples(0, options.count))
+        images = (example.load_photo() for example in dataset.examples(0, options.count))
     photos = (open_photo(image) for image in islice(images, options.count))
     familiar = learn_statistics(segmenter, tqdm(photos, unit="picture"))
     save_familiar(options.checkpoint, familiar, options.note)

@@ -5,10 +5,10 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.commands.options import DEVICE_HELP, add_quantization_choice
+from coprs_core.commands.options import DEVICE_HELP, add_listing_options
 
 SUMMARY = "list what can be loaded, and whether it fits this machine"
-PAGE = """\
+DESCRIPTION = """\
 List the models that can be loaded by name: what kind of prior they have, what they
 download and need, their licence, and whether they fit this machine as it is now.
 
@@ -23,7 +23,7 @@ def add_options(parser: ArgumentParser) -> None:
         "--json", action="store_true", help="print the table as JSON; sizes in bytes"
     )
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
-    add_quantization_choice(parser)
+    add_listing_options(parser)
 
 
 def run(options: Namespace) -> int:

@@ -3,10 +3,10 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from coprs_core.commands.options import add_frame_option, frame_of
+from coprs_core.commands.options import add_frame_option, parse_frame
 
 SUMMARY = "show a saved answer, without any model"
-PAGE = """\
+DESCRIPTION = """\
 Show an answer that `segment --out` or the page's "Take away" saved: a folder or a zip.
 Needs no model. --out writes its files anew, --replay the thought and its looks as a moving
 picture; the app opens the zip too.
@@ -47,16 +47,16 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.commands.segment import EXIT_CODES, summary
+    from coprs_core.commands.segment import EXIT_CODES, summarize
     from coprs_core.errors import CoPRSError
-    from coprs_core.export.archive import open_answer, save_answer, writable_folder
+    from coprs_core.export.archive import make_writable_folder, open_answer, save_answer
     from coprs_core.export.replay import save_replay
 
     if options.full_size and not options.out:
         raise CoPRSError("--full-size writes a file, and there is no folder for it: add --out DIR.")
     saved = open_answer(options.answer)
     result, trace, written = saved.result, saved.sentences, []
-    frame = frame_of(options)
+    frame = parse_frame(options)
     if options.replay and trace is None:
         raise CoPRSError(
             "This answer was saved without the trace of its thought, so there is nothing to "
@@ -65,15 +65,15 @@ def run(options: Namespace) -> int:
     if options.json:
         print(result.to_json(frame))
     else:
-        said = summary(result, frame=frame)
+        said = summarize(result, frame=frame)
         print(f"“{result.instruction}”\n\n{result.reasoning}\n\n{said}")
         if trace:
             print(f"sentences: {trace.summary()}")
     if options.out:
         findings = [trace] if trace else []
-        folder = writable_folder(options.out)
+        folder = make_writable_folder(options.out)
         written += save_answer(
-            folder, saved.photo, result, findings, frame=frame, has_full_size=options.full_size
+            folder, saved.photo, result, findings, frame=frame, with_full_size=options.full_size
         )
     if options.replay and trace:
         written.append(save_replay(options.replay, saved.photo, result, trace))

@@ -15,14 +15,14 @@ from coprs_core.files import read_text
 DEVICE_HELP = "auto, cuda, cuda:1, mps or cpu (default auto)"
 
 
-def tell_no_makers() -> None:
+def disable_telemetry() -> None:
     """TRL would tell its makers of every start: it is asked not to, before the library that reads
     this is first imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 @contextmanager
-def training_libraries() -> Generator[None, None, None]:
+def missing_libraries_as_user_error() -> Generator[None, None, None]:
     """Around the imports that joint training needs: one that is not installed is one sentence."""
     try:
         yield
@@ -71,7 +71,7 @@ def add_model_options(parser: ArgumentParser) -> None:
     )
 
 
-def load_options(options: Namespace) -> LoadOptions:
+def parse_load_options(options: Namespace) -> LoadOptions:
     """How the model is loaded, from a command line."""
     names = (field.name for field in fields(LoadOptions))
     return LoadOptions(**{name: getattr(options, name) for name in names})
@@ -87,7 +87,7 @@ def add_frame_option(parser: ArgumentParser) -> None:
     )
 
 
-def frame_of(options: Namespace) -> str:
+def parse_frame(options: Namespace) -> str:
     """The frame of the masks that are written, one of `orientation.FRAMES`."""
     from coprs_core.photos.orientation import STORED, UPRIGHT
 
@@ -126,7 +126,7 @@ def read_prompt(file: Path | None) -> str | None:
         ) from problem
 
 
-def own_device(device: str) -> str:
+def process_device(device: str) -> str:
     """The device of this process: a GPU of its own where several were started and none is named."""
     from coprs_core.machine import rank_and_world_size
 
@@ -137,7 +137,7 @@ def own_device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else device
 
 
-def add_quantization_choice(parser: ArgumentParser) -> None:
+def add_listing_options(parser: ArgumentParser) -> None:
     """How listed models would be loaded."""
     parser.add_argument(
         "--quantize",
@@ -151,7 +151,7 @@ def add_quantization_choice(parser: ArgumentParser) -> None:
     )
 
 
-def count(text: str, at_least: int = 0) -> int:
+def non_negative_int(text: str, at_least: int = 0) -> int:
     """A whole number of at least 0."""
     value = int(text)
     if value < at_least:
@@ -159,6 +159,6 @@ def count(text: str, at_least: int = 0) -> int:
     return value
 
 
-def positive_count(text: str) -> int:
+def positive_int(text: str) -> int:
     """A whole number of at least 1."""
-    return count(text, at_least=1)
+    return non_negative_int(text, at_least=1)

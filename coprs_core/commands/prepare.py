@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from coprs_core.commands.options import add_checkpoint_options, read_prompt
 
 SUMMARY = "make the starting point of training from a published model"
-PAGE = """\
+DESCRIPTION = """\
 Make the starting point of training: a published model with the focus token added,
 SAM's image encoder, prompt encoder and mask decoder, and a fresh query head.
 

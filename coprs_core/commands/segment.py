@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from coprs_core.commands.options import (
     add_frame_option,
     add_model_options,
-    count,
-    frame_of,
-    load_options,
-    positive_count,
+    non_negative_int,
+    parse_frame,
+    parse_load_options,
+    positive_int,
 )
 from coprs_core.errors import CoPRSError, did_you_mean
 from coprs_core.probes import PROBES
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from coprs_core.probes.finding import Finding
 
 SUMMARY = "find what an instruction means in a photo"
-PAGE = """\
+DESCRIPTION = """\
 Find what an instruction means in a photo. The model thinks aloud, then points:
 its focus token becomes a heatmap (the positional prior), and the heatmap a mask.
 
@@ -81,9 +81,9 @@ exit codes:
   many photos: 0 all done · 1 some failed
 """
 EXIT_CODES = {"found": 0, "nothing found": 3, "unfinished": 4}
-SOME_FAILED = 1
-_MARKS = {"holds": "✓", "broken": "✗", "open": "?"}
-_FITS = {
+EXIT_SOME_FAILED = 1
+_STATE_MARKS = {"holds": "✓", "broken": "✗", "open": "?"}
+_FRAME_TEXTS = {
     "upright": (
         "masks fit the photo as it is shown, turned by its EXIF orientation {orientation}; "
         "--stored-pixels writes them for its file as stored"
@@ -93,7 +93,7 @@ _FITS = {
         "orientation {orientation}"
     ),
 }
-_UNKNOWN = "Whether it is right is not known: segment with --truth FILE tells."
+_TRUTH_UNKNOWN = "Whether it is right is not known: segment with --truth FILE tells."
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -112,7 +112,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--out", type=Path, metavar="DIR", help="write the answer's files into this folder")
     add(
         "--probe",
-        type=_probes,
+        type=_parse_probes,
         action="extend",
         default=[],
         metavar="KINDS",
@@ -138,7 +138,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_frame_option(parser)
     add(
         "--at-once",
-        type=positive_count,
+        type=positive_int,
         default=16,
         metavar="N",
         help="many photos: how many are answered together (default 16)",
@@ -146,7 +146,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--figures", action="store_true", help="many photos: draw the chain of each, too")
     add("--ray", metavar="ADDRESS", help="many photos: on a Ray cluster; local: on this machine")
     engines = "engines (default: one a GPU with --ray-gpus, else one for two CPUs)"
-    add("--ray-actors", type=count, default=0, metavar="N", help=engines)
+    add("--ray-actors", type=non_negative_int, default=0, metavar="N", help=engines)
     add("--ray-gpus", type=float, default=0.0, metavar="N", help="GPUs of each (default 0)")
     add("--ray-cpus", type=float, default=1.0, metavar="N", help="CPUs of each (default 1)")
     add(
@@ -158,7 +158,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_model_options(parser)
 
 
-def _probes(text: str) -> list[str]:
+def _parse_probes(text: str) -> list[str]:
     kinds = [k.strip() for k in text.split(",") if k.strip()]
     if unknown := sorted(set(kinds) - set(PROBES)):
         choices = ", ".join(PROBES)
@@ -171,27 +171,27 @@ def _probes(text: str) -> list[str]:
 def run(options: Namespace) -> int:
     """Answer one instruction about one photo, streaming the thought, or about each of many."""
     from coprs_core.answer.compare import read_truth
-    from coprs_core.batch import find_items, open_stored
-    from coprs_core.export.archive import save_answer, writable_folder
+    from coprs_core.batch import find_examples, open_photo_or_url
+    from coprs_core.export.archive import make_writable_folder, save_answer
     from coprs_core.files import find_file
 
-    _check(options)
-    examples = find_items(options.photo, options.instruction)
-    folder = writable_folder(options.out) if options.out else None
+    _check_options(options)
+    examples = find_examples(options.photo, options.instruction)
+    folder = make_writable_folder(options.out) if options.out else None
     is_listing = options.photo.lower().endswith(".jsonl")
     is_many = len(examples) > 1 or find_file(Path(options.photo)).is_dir() or is_listing
     if is_many or options.ray:
         return _run_many(options, examples, folder)
-    photo = open_stored(str(examples[0].photo))
+    photo = open_photo_or_url(str(examples[0].photo))
     truth = read_truth(options.truth, photo.size, photo.orientation) if options.truth else None
-    engine = _load(options)
-    result = _stream(engine, photo, options)
-    frame = frame_of(options)
-    print(result.to_json(frame) if options.json else "\n\n" + summary(result, truth, frame))
+    engine = _load_engine(options)
+    result = _stream_to_terminal(engine, photo, options)
+    frame = parse_frame(options)
+    print(result.to_json(frame) if options.json else "\n\n" + summarize(result, truth, frame))
     if folder:
         written = save_answer(folder, photo, result, frame=frame)
-        other = partial(_load, options, options.again_model)
-        for finding in _findings(options, engine, other, photo, result, truth):
+        other = partial(_load_engine, options, options.again_model)
+        for finding in _run_probes(options, engine, other, photo, result, truth):
             if not options.json:
                 print(f"{finding.stem()}: {finding.summary()}")
             written += finding.save(folder, photo)
@@ -200,7 +200,7 @@ def run(options: Namespace) -> int:
     return EXIT_CODES[result.outcome]
 
 
-def _check(options: Namespace) -> None:
+def _check_options(options: Namespace) -> None:
     """Refuse what cannot be asked, before any work."""
     from coprs_core.answer.updates import check_max_new_tokens
     from coprs_core.prompts import check_instruction
@@ -219,7 +219,7 @@ def _check(options: Namespace) -> None:
         check_max_new_tokens(options.max_new_tokens)
 
 
-def _stream(engine: "Engine", photo: "Photo", options: Namespace) -> "Result":
+def _stream_to_terminal(engine: "Engine", photo: "Photo", options: Namespace) -> "Result":
     """Answer, printing the thought as it comes."""
     from coprs_core.answer.updates import last_result
 
@@ -236,8 +236,8 @@ def _run_many(options: Namespace, examples: "list[Example]", folder: Path | None
     """One folder a photo under --out."""
     from tqdm import tqdm
 
-    from coprs_core.answer.flags import FLAGS
-    from coprs_core.answer.verdict import LINKS
+    from coprs_core.answer.diagnosis import LINK_TEXTS
+    from coprs_core.answer.flags import FLAG_TEXTS
     from coprs_core.batch import BatchOptions
 
     if folder is None:
@@ -261,32 +261,32 @@ def _run_many(options: Namespace, examples: "list[Example]", folder: Path | None
     )
     failed = 0
     if options.ray:
-        answered = _on_ray(options, examples, batch, folder)
+        answered = _run_on_ray(options, examples, batch, folder)
     else:
-        answered = _here(options, examples, batch, folder)
+        answered = _run_locally(options, examples, batch, folder)
     with tqdm(answered, total=len(examples), unit="photo", file=sys.stderr) as bar:
         for one in bar:
             if one.problem:
                 failed += 1
                 bar.write(f"{one.name}: {one.problem}", file=sys.stderr)
             elif one.outcome:
-                said = FLAGS | {"unfamiliar": LINKS["familiar_broken"]}
-                doubts = " ".join(said[name] for name in one.doubts)
+                flag_texts = FLAG_TEXTS | {"unfamiliar": LINK_TEXTS["familiar_broken"]}
+                doubts = " ".join(flag_texts[name] for name in one.photo_flags)
                 told = f"{one.outcome}. {doubts}" if doubts else one.outcome
                 bar.write(f"{one.name}: {told}", file=sys.stdout)
     if failed:
         told = f"{failed} of {len(examples)} photos failed; the others are in {folder}"
         print(told, file=sys.stderr)
-    return SOME_FAILED if failed else 0
+    return EXIT_SOME_FAILED if failed else 0
 
 
-def _here(
+def _run_locally(
     options: Namespace, examples: "list[Example]", batch: "BatchOptions", folder: Path
 ) -> "Iterator[BatchOutcome]":
     """Many photos, in this process."""
     from coprs_core.batch import segment_photos
 
-    lock, load_other = Lock(), cache(lambda: _load(options, options.again_model))
+    lock, load_other = Lock(), cache(lambda: _load_engine(options, options.again_model))
 
     def other() -> "Engine":
         with lock:  # two writers may ask for it at once
@@ -296,13 +296,13 @@ def _here(
         examples,
         batch,
         folder,
-        cache(lambda: _load(options)),
-        lambda engine, photo, result: _findings(options, engine, other, photo, result),
+        cache(lambda: _load_engine(options)),
+        lambda engine, photo, result: _run_probes(options, engine, other, photo, result),
         options.at_once,
     )
 
 
-def _on_ray(
+def _run_on_ray(
     options: Namespace, examples: "list[Example]", batch: "BatchOptions", folder: Path
 ) -> "Iterator[BatchOutcome]":
     """Many photos, on a Ray cluster."""
@@ -312,19 +312,19 @@ def _on_ray(
         raise CoPRSError("Probes are not asked on a cluster: leave them out, or leave out --ray.")
     cluster = Cluster(options.ray, options.ray_actors, options.ray_gpus, options.ray_cpus)
     say = partial(print, file=sys.stderr)
-    loading = load_options(options)
+    loading = parse_load_options(options)
     return segment_on_ray(examples, batch, folder, loading, cluster, options.at_once, say)
 
 
-def _findings(
+def _run_probes(
     options: Namespace,
     engine: "Engine",
-    other: "Callable[[], Engine]",
+    load_other_engine: "Callable[[], Engine]",
     photo: "Photo",
     result: "Result",
     truth: "np.ndarray | None" = None,
 ) -> "Iterator[Finding]":
-    """Everything that `options` ask of an answer, one after the other; `other` loads
+    """Everything that `options` ask of an answer, one after the other; `load_other_engine` loads
     --again-model."""
     from coprs_core.probes import again, load_probe, thought, words
     from coprs_core.probes import truth as truth_probe
@@ -340,39 +340,42 @@ def _findings(
     if options.thought is not None:
         yield thought.run(engine, photo, result, options.thought)
     if options.again is not None or options.again_model is not None:
-        again_engine = engine if options.again_model is None else other()
+        again_engine = engine if options.again_model is None else load_other_engine()
         yield again.run(again_engine, photo, result, options.again, options.max_new_tokens)
     if truth is not None:
         yield truth_probe.run(result, truth)
 
 
-def _load(options: Namespace, model: str | None = None) -> "Engine":
+def _load_engine(options: Namespace, model: str | None = None) -> "Engine":
     from coprs_core.answer.engine import Engine
     from coprs_core.checkpoints.load import load_checkpoint
 
     name = options.model if model is None else model
-    return Engine(load_checkpoint(name, load_options(options)))
+    return Engine(load_checkpoint(name, parse_load_options(options)))
 
 
-def summary(result: "Result", truth: "np.ndarray | None" = None, frame: str = "upright") -> str:
+def summarize(result: "Result", truth: "np.ndarray | None" = None, frame: str = "upright") -> str:
     """An answer in a few lines: outcome, the links of its chain, with the `truth` where that is
     known, IoU, warnings, what the masks fit where that is a question, times."""
-    from coprs_core.answer.flags import FLAGS, flags
-    from coprs_core.answer.verdict import chain
+    from coprs_core.answer.diagnosis import diagnose
+    from coprs_core.answer.flags import FLAG_TEXTS, find_flags
     from coprs_core.metrics import iou
 
     lines = [f"{result.outcome}. {result.reason}"]
     true_iou = None if truth is None else iou(result.mask, truth)
-    links = chain(result, true_iou)
-    lines += [f"  {_MARKS[x.state]} {x if x.says != 'true_open' else _UNKNOWN}" for x in links]
+    links = diagnose(result, true_iou)
+    lines += [
+        f"  {_STATE_MARKS[x.state]} {x if x.text_key != 'true_open' else _TRUTH_UNKNOWN}"
+        for x in links
+    ]
     if result.mask.any():
         lines.append(f"IoU of prior and mask: {result.prior_iou:.2f} (how far they agree)")
-    lines += [f"warning: {FLAGS[name]}" for name in flags(result)]
-    if result.is_seen_smaller and result.seen_size:
+    lines += [f"warning: {FLAG_TEXTS[name]}" for name in find_flags(result)]
+    if result.is_seen_downscaled and result.seen_size:
         height, width = result.seen_size
-        share = f"{result.seen_share:.0%} of the pixels"
+        share = f"{result.seen_pixel_share:.0%} of the pixels"
         lines.append(f"the language model was shown {width}×{height}, {share}")
     if result.orientation not in (None, 1):
-        lines.append(_FITS[frame].format(orientation=result.orientation))
+        lines.append(_FRAME_TEXTS[frame].format(orientation=result.orientation))
     times = (f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
     return "\n".join([*lines, " · ".join(times)])

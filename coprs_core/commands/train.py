@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 from coprs_core.commands.options import (
     DEVICE_HELP,
-    count,
-    own_device,
-    positive_count,
-    tell_no_makers,
-    training_libraries,
+    disable_telemetry,
+    missing_libraries_as_user_error,
+    non_negative_int,
+    positive_int,
+    process_device,
 )
 
 if TYPE_CHECKING:
     from coprs_core.training.plan import Plan
     from coprs_core.training.recipe import JointRecipe
 
-MOST_ON_CPU = 2 * 10**9
+MAX_BYTES_TIMED_ON_CPU = 2 * 10**9
 """Of a run whose weights, gradients and moments take more memory no step is measured on a CPU."""
 SUMMARY = "train the miniature from scratch, or a checkpoint jointly"
 MINI = "mini"
-PAGE = """\
+DESCRIPTION = """\
 Train by a recipe. A run that was stopped goes on where it left off; the finished
 checkpoint is OUT/checkpoint, and --model takes it.
 
@@ -85,22 +85,22 @@ def add_options(parser: ArgumentParser) -> None:
     add("--device", default="auto", help=DEVICE_HELP)
     add(
         "--workers",
-        type=count,
+        type=non_negative_int,
         default=0,
         metavar="N",
         help="mini: processes that draw scenes (default 0: the run itself)",
     )
-    add("--threads", type=positive_count, metavar="N", help="CPU threads (default: all)")
+    add("--threads", type=positive_int, metavar="N", help="CPU threads (default: all)")
 
 
 def run(options: Namespace) -> int:
     options.out = options.out or Path("runs") / Path(options.recipe).name.removesuffix(".toml")
-    return _from_scratch(options) if options.recipe == MINI else _jointly(options)
+    return _train_mini(options) if options.recipe == MINI else _train_joint(options)
 
 
-def _from_scratch(options: Namespace) -> int:
+def _train_mini(options: Namespace) -> int:
     from coprs_core.errors import CoPRSError
-    from coprs_core.export.archive import writable_folder
+    from coprs_core.export.archive import make_writable_folder
     from coprs_core.machine import rank_and_world_size
     from coprs_core.mini.train import recipe
     from coprs_core.mini.train.run import train_miniature
@@ -111,7 +111,7 @@ def _from_scratch(options: Namespace) -> int:
         )
     is_done = train_miniature(
         recipe.read_mini(options.set),
-        writable_folder(options.out),
+        make_writable_folder(options.out),
         options.device,
         options.workers,
         options.stage,
@@ -122,12 +122,12 @@ def _from_scratch(options: Namespace) -> int:
     return 0
 
 
-def _estimate(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
+def _estimate_time(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
     """How long a run will take, from a step that is measured here."""
     from coprs_core.machine import choose_device
     from coprs_core.sizes import format_bytes
 
-    if choose_device(device).type == "cpu" and sum(planned.parts.values()) > MOST_ON_CPU:
+    if choose_device(device).type == "cpu" and sum(planned.parts.values()) > MAX_BYTES_TIMED_ON_CPU:
         return (
             "How long it takes is not measured: without a GPU a step of this model may take hours."
         )
@@ -149,7 +149,7 @@ def _estimate(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
     )
 
 
-def _one_card(device: str) -> str:
+def _restrict_to_one_gpu(device: str) -> str:
     """A single process trains on one card: let the trainers' libraries, which would spread over
     all that they see, see that one; its name then."""
     kind, _, number = device.partition(":")
@@ -164,24 +164,24 @@ def _one_card(device: str) -> str:
     return kind
 
 
-def _quoted(text: str) -> str:
+def _toml_string(text: str) -> str:
     """A folder or name as text of TOML, whatever else it could be read as; without the slash that a
     shell puts behind a folder."""
     return json.dumps(text.rstrip("/") or text, ensure_ascii=False)
 
 
-def _jointly(options: Namespace) -> int:
-    tell_no_makers()
+def _train_joint(options: Namespace) -> int:
+    disable_telemetry()
 
     from coprs_core.errors import CoPRSError
-    from coprs_core.export.archive import writable_folder
+    from coprs_core.export.archive import make_writable_folder
     from coprs_core.sizes import expand_home
     from coprs_core.training.recipe import read_recipe
 
     if options.stage or options.workers:
         raise CoPRSError("--stage and --workers belong to the recipe mini: leave them out.")
     given = {"model": options.model, "data": options.data, "root": options.root}
-    changes = [f"{key}={_quoted(value)}" for key, value in given.items() if value is not None]
+    changes = [f"{key}={_toml_string(value)}" for key, value in given.items() if value is not None]
     recipe = read_recipe(options.recipe, [*options.set, *changes])
     if recipe.model.startswith("runs/") and not Path(recipe.model).is_dir():
         raise CoPRSError(
@@ -194,27 +194,31 @@ def _jointly(options: Namespace) -> int:
             "it: choose another --out."
         )
     if not recipe.sharded:
-        options.device = _one_card(options.device)
+        options.device = _restrict_to_one_gpu(options.device)
     if options.dry_run:
         from coprs_core.training.plan import plan
 
         planned = plan(recipe, options.out, options.device)
         print(planned.table())
         planned.check()
-        print(_estimate(recipe, planned, options.device))
+        print(_estimate_time(recipe, planned, options.device))
         return 0
 
     import torch
 
     from coprs_core.machine import rank_and_world_size
 
-    with training_libraries():
+    with missing_libraries_as_user_error():
         from coprs_core.training.run_joint import train_joint
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    done = train_joint(recipe, writable_folder(options.out), own_device(options.device))
-    said = f"finished: {done}" if done else f"stopped: {options.out} goes on where it is"
+    checkpoint = train_joint(
+        recipe, make_writable_folder(options.out), process_device(options.device)
+    )
+    message = (
+        f"finished: {checkpoint}" if checkpoint else f"stopped: {options.out} goes on where it is"
+    )
     if rank_and_world_size()[0] == 0:
-        print(said)
+        print(message)
     return 0

@@ -15,7 +15,7 @@ SIDE, GAP, QUALITY = 220, 4, 80
 def save_case(path: Path, example: Example, result: Result) -> None:
     """Write photo, prior, mask and truth side by side, each at most `SIDE` pixels, as WebP, and
     the reply beside it as text."""
-    photo = example.opened().image
+    photo = example.load_photo().image
     small = photo.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     size, pixels = small.size, np.asarray(small)

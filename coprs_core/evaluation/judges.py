@@ -59,7 +59,7 @@ class ModelJudge:
     server: "Server"
 
     def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
-        image = example.opened().image.copy()
+        image = example.load_photo().image.copy()
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         told = io.BytesIO()
         image.save(told, "JPEG", quality=90)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from coprs_core.evaluation.report import AT, Regression, faults, in_digits
 from coprs_core.evaluation.rows import STEPS, Measurement
 from coprs_core.evaluation.run import CASES, SHOWN, Settings
-from coprs_core.run_settings import NAMES
+from coprs_core.run_settings import PATH_ERRORS
 
 PAGE = "report.html"
 MOST_POINTS = 3000
@@ -51,7 +51,7 @@ def write_page(folder: Path, rows: list[Measurement], run: dict[str, Any], score
         shown=_cases(rows, folder / CASES),
     )
     path = folder / PAGE
-    path.write_text(page, encoding="utf-8", errors=NAMES)
+    path.write_text(page, encoding="utf-8", errors=PATH_ERRORS)
     return path
 
 

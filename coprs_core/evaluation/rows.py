@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coprs_core.answer.concurrent import DEFAULT_AT_ONCE, answer_many
 from coprs_core.answer.results import Result
-from coprs_core.answer.together import AT_ONCE, answer_many
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.evaluation.protocols import USUAL, Protocol
 from coprs_core.example import Example, Tag
@@ -191,7 +191,7 @@ def answered(
     engine: Engine,
     examples: Iterable[Example],
     protocol: Protocol = USUAL,
-    at_once: int = AT_ONCE,
+    at_once: int = DEFAULT_AT_ONCE,
     max_new_tokens: int | None = None,
 ) -> Iterator[tuple[Measurement, Example, Result | None]]:
     """Answer examples, `at_once` together: a row each, in the order in which they end. Nothing is
@@ -222,7 +222,7 @@ def evaluate(
     engine: Engine,
     examples: Iterable[Example],
     protocol: Protocol = USUAL,
-    at_once: int = AT_ONCE,
+    at_once: int = DEFAULT_AT_ONCE,
 ) -> Iterator[Measurement]:
     """Answer examples, one row each, in the order in which they end."""
     for row, _, _ in answered(engine, examples, protocol, at_once):

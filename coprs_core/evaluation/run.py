@@ -21,10 +21,10 @@ from coprs_core.evaluation.judges import Judge
 from coprs_core.evaluation.protocols import PROTOCOLS, Protocol
 from coprs_core.evaluation.rows import Measurement, answered
 from coprs_core.example import Example
-from coprs_core.export.archive import writable_folder
+from coprs_core.export.archive import make_writable_folder
 from coprs_core.machine import package_versions
 from coprs_core.parsing import parse_json
-from coprs_core.run_settings import NAMES, check_settings, write_settings
+from coprs_core.run_settings import PATH_ERRORS, check_settings, write_settings
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
@@ -121,7 +121,7 @@ def run(
     examples = (example for n in left if (example := dataset.read(n)))
     cases = _Cases(folder / CASES, path)
     counting, at_once = settings.counting, settings.at_once
-    with path.open("a", encoding="utf-8", errors=NAMES) as file:
+    with path.open("a", encoding="utf-8", errors=PATH_ERRORS) as file:
         for row, example, result in answered(
             engine, examples, counting, at_once, settings.max_new_tokens
         ):
@@ -135,7 +135,7 @@ def run(
 
 def begin(folder: Path, settings: Settings, engine: Engine, dataset: Dataset) -> None:
     """Write what a folder's run is; raises `CoPRSError` where it holds another."""
-    path = writable_folder(folder) / RUN
+    path = make_writable_folder(folder) / RUN
     ours = asdict(settings)
     engine_now = {"name": engine.name, **engine.settings}
     if path.is_file():

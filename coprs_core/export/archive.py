@@ -44,25 +44,25 @@ from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.parsing import parse_json
 from coprs_core.photos.orientation import UPRIGHT
 from coprs_core.photos.photo import MAX_SIDE, Photo, open_photo, readable_formats
-from coprs_core.probes import STEMS
+from coprs_core.probes import FILE_STEMS
 from coprs_core.probes.finding import Finding
-from coprs_core.probes.trace import MASKS, MAX_SAVED_PIXELS, Sentences, load_sentences
+from coprs_core.probes.trace import MASKS_FILE, MAX_SAVED_PIXELS, SentenceTrace, parse_trace
 
-_MAX_JSON_BYTES, _MAX_DIRECTORY_BYTES, _NPY_HEADER = 16_000_000, 100_000, 4096
-_MAX_TABLES = 10_000
+_MAX_JSON_BYTES, _MAX_DIRECTORY_BYTES, _NPY_HEADER_BYTES = 16_000_000, 100_000, 4096
+_MAX_CONTAINERS = 10_000
 """Tables and lists in an answer's JSON: one region has about ten, and an empty one takes 64 bytes
 of memory for two of the file's."""
-_PACKED_AS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_OURS = re.compile(
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ANSWER_FILES = re.compile(
     r"(result|asked)\.json|result\.json\.part"
     r"|(photo|cutout|overlay|prior_overlay)\.png|chain\.(png|pdf)|(prior|mask)(_\d+)?\.(npy|png)"
     r"|mask_full_size\.png"
-    rf"|({'|'.join(STEMS)})\.(json|npy|png)"
+    rf"|({'|'.join(FILE_STEMS)})\.(json|npy|png)"
 )
-_EXPECTED = Phrase("give a zip or folder that “Take away” or `segment --out` wrote")
+_EXPECTED_HINT = Phrase("give a zip or folder that “Take away” or `segment --out` wrote")
 
 
-Read = Callable[[str, int], bytes]
+ReadFile = Callable[[str, int], bytes]
 """(name, bytes at most) → a file's bytes."""
 
 
@@ -72,10 +72,10 @@ class SavedAnswer:
 
     photo: Photo
     result: Result
-    sentences: Sentences | None = None
+    sentences: SentenceTrace | None = None
 
 
-def writable_folder(folder: Path) -> Path:
+def make_writable_folder(folder: Path) -> Path:
     """A folder that exists from now on and can be written to; raises `CoPRSError` where it
     cannot."""
     try:
@@ -90,11 +90,11 @@ def writable_folder(folder: Path) -> Path:
     return folder
 
 
-def clear_answer(folder: Path) -> None:
+def remove_answer_files(folder: Path) -> None:
     """Take an earlier answer's files out of a folder, `result.json` first, so that two answers are
     never mixed."""
     names = sorted(
-        (p.name for p in folder.iterdir() if _OURS.fullmatch(p.name)),
+        (p.name for p in folder.iterdir() if _ANSWER_FILES.fullmatch(p.name)),
         key=lambda n: n != "result.json",
     )
     for name in names:
@@ -106,9 +106,9 @@ def save_answer(
     photo: Photo,
     result: Result,
     findings: Iterable[Finding] = (),
-    has_figures: bool = True,
+    with_figures: bool = True,
     frame: str = UPRIGHT,
-    has_full_size: bool = False,
+    with_full_size: bool = False,
 ) -> list[Path]:
     """Write an answer's files (see this module's docstring) and what probes found in it; without
     figures neither the chain nor the cut-out, which take longer than an answer of a small model.
@@ -119,32 +119,32 @@ def save_answer(
     Args:
         frame: "upright", or "stored" for masks, priors and cut-outs that fit the file's pixels as
             they are stored, before the turn that EXIF asks for.
-        has_full_size: whether the mask is also written at the photo's full size.
+        with_full_size: whether the mask is also written at the photo's full size.
 
     Raises:
         CoPRSError: the answer is an older one, which does not tell what is asked for.
     """
     text = result.to_json(frame)
-    full = result.in_frame(result.mask_at(), frame) if has_full_size else None
+    full = result.to_frame(result.mask_at(), frame) if with_full_size else None
     folder.mkdir(parents=True, exist_ok=True)
-    clear_answer(folder)
+    remove_answer_files(folder)
     pixels, written = np.asarray(photo.image), [folder / "photo.png"]
     photo.image.save(written[0])
     if result.prior is not None:
-        written += _save_prior(folder, "", result.in_frame(result.prior, frame))
+        written += _save_prior(folder, "", result.to_frame(result.prior, frame))
         pictures = {
-            "mask": result.in_frame(result.mask, frame),
+            "mask": result.to_frame(result.mask, frame),
             "overlay": mask_overlay(pixels, *(r.mask for r in result.regions)),
             "prior_overlay": prior_overlay(pixels, result.prior),
         }
-        if has_figures:
-            pictures["cutout"] = result.in_frame(cut_out(pixels, result.mask), frame)
+        if with_figures:
+            pictures["cutout"] = result.to_frame(cut_out(pixels, result.mask), frame)
         if full is not None:
             pictures["mask_full_size"] = full
         for name, picture in pictures.items():
             written.append(_save_picture(folder / f"{name}.png", picture))
         written += _save_regions(folder, result, frame)
-    if has_figures:
+    if with_figures:
         figure = chain_figure(pixels, result)
         for kind in ("png", "pdf"):
             figure.savefig(folder / f"chain.{kind}", dpi=150)
@@ -161,8 +161,8 @@ def _save_regions(folder: Path, result: Result, frame: str) -> list[Path]:
     """Prior and mask of each of several regions."""
     written = []
     for i, region in enumerate(result.regions if len(result.regions) > 1 else (), start=1):
-        written += _save_prior(folder, f"_{i}", result.in_frame(region.prior, frame))
-        mask = result.in_frame(region.mask, frame)
+        written += _save_prior(folder, f"_{i}", result.to_frame(region.prior, frame))
+        mask = result.to_frame(region.mask, frame)
         written.append(_save_picture(folder / f"mask_{i}.png", mask))
     return written
 
@@ -188,47 +188,47 @@ def save_zip(path: Path, photo: Photo, result: Result, findings: Iterable[Findin
     return path
 
 
-def open_answer(path: str | Path, most_pixels: int | None = None) -> SavedAnswer:
+def open_answer(path: str | Path, max_pixels: int | None = None) -> SavedAnswer:
     """The photo and the answer in a zip or folder that `save_zip` or `save_answer` wrote; needs no
     model.
 
     Raises `CoPRSError` where it is something else, is broken, or is far larger than any answer; or
-    its photo has over `most_pixels`.
+    its photo has over `max_pixels`.
     """
     path = Path(path)
     try:
-        return _read_answer(path, most_pixels)
+        return _read_answer(path, max_pixels)
     except (FileNotFoundError, KeyError) as problem:
         if not path.exists():
             raise CoPRSError(
-                "There is no file {path!r}: {hint}.", path=str(path), hint=_EXPECTED
+                "There is no file {path!r}: {hint}.", path=str(path), hint=_EXPECTED_HINT
             ) from problem
         raise CoPRSError(
             "{file} lacks a file or an entry of a saved answer: {hint}.",
             file=path.name,
-            hint=_EXPECTED,
+            hint=_EXPECTED_HINT,
         ) from problem
     except CoPRSError:
         raise
     except Exception as problem:  # readers of foreign files raise anything at all
         raise CoPRSError(
-            "{file} cannot be read as a saved answer: {hint}.", file=path.name, hint=_EXPECTED
+            "{file} cannot be read as a saved answer: {hint}.", file=path.name, hint=_EXPECTED_HINT
         ) from problem
 
 
-def _read_answer(path: Path, most_pixels: int | None) -> SavedAnswer:
+def _read_answer(path: Path, max_pixels: int | None) -> SavedAnswer:
     if path.is_dir() and not (path / "result.json").exists() and any(path.glob("*/result.json")):
         raise CoPRSError(
             "{path} holds several answers, one folder each: give one of those folders.", path=path
         )
     with _file_reader(path) as read:
-        photo = open_photo(_photo_file(read, most_pixels))
+        photo = open_photo(_read_photo_file(read, max_pixels))
         values = _read_json(read, "result.json")
         count = len(values["regions"]) if isinstance(values, dict) else 0
         # one at a time: whether they are too many is told before the first
         tags = [""] if count == 1 else (f"_{i}" for i in range(1, count + 1))
-        most = 4 * photo.pixels + _NPY_HEADER
-        files = (io.BytesIO(read(f"prior{tag}.npy", most)) for tag in tags)
+        max_bytes = 4 * photo.pixels + _NPY_HEADER_BYTES
+        files = (io.BytesIO(read(f"prior{tag}.npy", max_bytes)) for tag in tags)
         priors = (_read_array(file) for file in files)
         result = Result.from_dict(values, priors, photo.size)
         return SavedAnswer(
@@ -238,23 +238,23 @@ def _read_answer(path: Path, most_pixels: int | None) -> SavedAnswer:
 
 def _restore_photo_facts(photo: Photo, result: Result) -> Photo:
     """A saved photo with what its answer tells of it."""
-    was = result.full_size if result.full_size != photo.size else None
+    full_size = result.full_size if result.full_size != photo.size else None
     return replace(
-        photo, full_size=was, orientation=result.orientation or 1, stretched=result.stretched
+        photo, full_size=full_size, orientation=result.orientation or 1, stretched=result.stretched
     )
 
 
-def _read_json(read: Read, name: str) -> Any:
+def _read_json(read: ReadFile, name: str) -> Any:
     text = read(name, _MAX_JSON_BYTES)
-    if text.count(b"{") + text.count(b"[") > _MAX_TABLES:
+    if text.count(b"{") + text.count(b"[") > _MAX_CONTAINERS:
         raise ValueError("far more tables than an answer has")
     return parse_json(text)
 
 
-def _photo_file(read: Read, most_pixels: int | None) -> bytes:
+def _read_photo_file(read: ReadFile, max_pixels: int | None) -> bytes:
     """The photo's file, whose header says that it is one of ours and not too large: before any of
     its pixels is decoded, since a flat picture of 67 million takes 200 kB."""
-    file = read("photo.png", 4 * (most_pixels or MAX_SIDE**2) + 65_536)
+    file = read("photo.png", 4 * (max_pixels or MAX_SIDE**2) + 65_536)
     try:
         with Image.open(io.BytesIO(file), formats=readable_formats()) as image:
             kind, pixels = (image.format, image.mode), image.width * image.height
@@ -262,11 +262,11 @@ def _photo_file(read: Read, most_pixels: int | None) -> bytes:
         return file  # `open_photo` says what it is
     if kind != ("PNG", "RGB"):
         raise ValueError(f"a photo of kind {kind}")
-    if most_pixels and pixels > most_pixels:
+    if max_pixels and pixels > max_pixels:
         raise CoPRSError(
             "The photo of this answer has over {millions:.0f} million pixels: look at it "
             "with `coprs open`.",
-            millions=most_pixels / 1000000.0,
+            millions=max_pixels / 1000000.0,
         )
     return file
 
@@ -287,24 +287,24 @@ def count_pixels(path: str | Path) -> int:
     count = sum(bool(re.fullmatch(r"prior(_\d+)?\.npy", name)) for name in sizes)
     texts, trace = (
         sum(sizes.get(name, 0) for name in names)
-        for names in (("result.json", "sentences.json"), ("sentences.npy", MASKS))
+        for names in (("result.json", "sentences.json"), ("sentences.npy", MASKS_FILE))
     )
     return pixels * (1 + count) + 4 * texts + trace
 
 
-def _read_trace(read: Read, photo_size: tuple[int, int]) -> Sentences | None:
+def _read_trace(read: ReadFile, photo_size: tuple[int, int]) -> SentenceTrace | None:
     """The saved trace of a thought; None where there is none, or one of an older version."""
     try:
-        files = [read(MASKS, MAX_SAVED_PIXELS + _NPY_HEADER)]
-        files.append(read("sentences.npy", 2 * MAX_SAVED_PIXELS + _NPY_HEADER))
+        files = [read(MASKS_FILE, MAX_SAVED_PIXELS + _NPY_HEADER_BYTES)]
+        files.append(read("sentences.npy", 2 * MAX_SAVED_PIXELS + _NPY_HEADER_BYTES))
         values = _read_json(read, "sentences.json")
     except (FileNotFoundError, KeyError):
         return None
     masks, priors = (_read_array(io.BytesIO(file)) for file in files)
-    return load_sentences(values, priors, masks, photo_size)
+    return parse_trace(values, priors, masks, photo_size)
 
 
-class _Unreadable(Exception):
+class _UnreadableArray(Exception):
     """A file that its reader cannot read, whatever the reader raises."""
 
 
@@ -312,11 +312,11 @@ def _read_array(file: IO[bytes]) -> np.ndarray:
     try:  # `np.load` would also open a zip, whatever its list of files takes
         return np.lib.format.read_array(file, allow_pickle=False)
     except Exception as problem:
-        raise _Unreadable from problem
+        raise _UnreadableArray from problem
 
 
 @contextmanager
-def _file_reader(path: Path) -> Generator[Read, None, None]:
+def _file_reader(path: Path) -> Generator[ReadFile, None, None]:
     """Reads a file of a folder or a zip by name, of at most so many bytes."""
     if path.is_dir():
         yield lambda name, most: _read_bounded((path / name).open("rb"), most)
@@ -325,13 +325,13 @@ def _file_reader(path: Path) -> Generator[Read, None, None]:
         yield lambda name, most: _read_bounded(archive.open(name), most)
 
 
-class _ZipFile(io.FileIO):
-    """A zip's file, of which at most `most` bytes are read at once."""
+class _BoundedFile(io.FileIO):
+    """A zip's file, of which at most `max_bytes` bytes are read at once."""
 
-    most = _MAX_DIRECTORY_BYTES
+    max_bytes = _MAX_DIRECTORY_BYTES
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size and size > self.most:
+        if size and size > self.max_bytes:
             raise ValueError("far more than an answer's zip has there")
         return super().read(size)
 
@@ -343,16 +343,16 @@ def _open_zip(path: Path) -> Generator[zipfile.ZipFile, None, None]:
     The list is read as a whole, and how long it is stands in several places. Of bzip2 and LZMA
     `zipfile` unpacks whatever it has read, however few bytes are wanted: 4 kB may be 4 GB.
     """
-    with _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
-        if any(i.compress_type not in _PACKED_AS for i in archive.infolist()):
+    with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
+        if any(i.compress_type not in _COMPRESSIONS for i in archive.infolist()):
             raise ValueError("packed in a way that no zip of ours is")
-        file.most = sys.maxsize
+        file.max_bytes = sys.maxsize
         yield archive
 
 
-def _read_bounded(file: IO[bytes], most: int) -> bytes:
+def _read_bounded(file: IO[bytes], max_bytes: int) -> bytes:
     with file:
-        data = file.read(most + 1)
-    if len(data) > most:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
         raise ValueError("a file that is far larger than an answer's")
     return data

@@ -17,16 +17,21 @@ from coprs_core.answer.pictures import (
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.photos.photo import Photo
-from coprs_core.probes.trace import Sentences
+from coprs_core.probes.trace import SentenceTrace
 
-PICTURE_SIDE, THOUGHT_WIDTH, GAP, TOP = 300, 400, 16, 44
+PICTURE_SIDE, THOUGHT_WIDTH, GAP, TOP_MARGIN = 300, 400, 16, 44
 FORMATS = (".webp", ".gif")
-_PAPER, _INK, _SOFT, _VIOLET = (250, 248, 244), (36, 27, 43), (141, 132, 144), (91, 26, 107)
-_TYPED_MS, _LOOKED_MS, _LAST_MS = 140, 1100, 2600
-_WIDE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Source Han Sans SC"]
+_BACKGROUND, _TEXT_COLOUR, _LABEL_COLOUR, _INSTRUCTION_COLOUR = (
+    (250, 248, 244),
+    (36, 27, 43),
+    (141, 132, 144),
+    (91, 26, 107),
+)
+_TYPING_MS, _FOCUS_MS, _FINAL_MS = 140, 1100, 2600
+_CJK_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Source Han Sans SC"]
 
 
-def save_replay(path: Path, photo: Photo, result: Result, trace: Sentences) -> Path:
+def save_replay(path: Path, photo: Photo, result: Result, trace: SentenceTrace) -> Path:
     """Write the replay of an answer, with the trace of its thought, as animated WebP or GIF.
 
     At most 1,064 × 360 pixels. Raises `CoPRSError` where the name says neither.
@@ -34,7 +39,7 @@ def save_replay(path: Path, photo: Photo, result: Result, trace: Sentences) -> P
     if path.suffix.lower() not in FORMATS:
         raise CoPRSError("{file!r} is no animated picture: name it .webp or .gif.", file=path.name)
     pictures, milliseconds = [], []
-    for frame, shown_for in _frames(photo, result, trace):
+    for frame, shown_for in _draw_frames(photo, result, trace):
         pictures.append(frame)
         milliseconds.append(shown_for)
     options = {"quality": 72, "method": 3} if path.suffix.lower() == ".webp" else {}
@@ -44,51 +49,58 @@ def save_replay(path: Path, photo: Photo, result: Result, trace: Sentences) -> P
     return path
 
 
-def _frames(photo: Photo, result: Result, trace: Sentences):
+def _draw_frames(photo: Photo, result: Result, trace: SentenceTrace):
     """(picture, milliseconds) one after the other."""
     small = thumbnail(np.asarray(photo.image), PICTURE_SIDE)
-    font = _font(14, _is_wide(result.instruction + result.reasoning))
-    prior, mask, said = small, small, []
+    font = _font(14, _has_cjk(result.instruction + result.reasoning))
+    prior, mask, lines_so_far = small, small, []
     for view in trace.views:
         words, lines = view.text.split(), []
         third = max(1, -(-len(words) // 3))
         for typed in range(third, len(words) + third, third):
-            lines = _lines(" ".join(words[:typed]), font, THOUGHT_WIDTH)
-            yield _frame(result, font, said + lines, prior, mask, ""), _TYPED_MS
-        said += lines
+            lines = _wrap_lines(" ".join(words[:typed]), font, THOUGHT_WIDTH)
+            yield _draw_frame(result, font, lines_so_far + lines, prior, mask, ""), _TYPING_MS
+        lines_so_far += lines
         prior = prior_overlay(small, downscale_prior(view.prior, PICTURE_SIDE))
         mask = mask_overlay(small, downscale_mask(view.mask, PICTURE_SIDE))
-        yield _frame(result, font, said, prior, mask, f"IoU {view.iou:.2f}"), _LOOKED_MS
+        yield _draw_frame(result, font, lines_so_far, prior, mask, f"IoU {view.iou:.2f}"), _FOCUS_MS
     agreement = ""
     if result.prior is not None:
         prior = prior_overlay(small, downscale_prior(result.prior, PICTURE_SIDE))
         mask = mask_overlay(small, *(downscale_mask(r.mask, PICTURE_SIDE) for r in result.regions))
         agreement = f"IoU of prior and mask {result.prior_iou:.2f}"
-    yield _frame(result, font, said, prior, mask, agreement), _LAST_MS
+    yield _draw_frame(result, font, lines_so_far, prior, mask, agreement), _FINAL_MS
 
 
-def _frame(
-    result: Result, font, said: list[str], prior: np.ndarray, mask: np.ndarray, words: str
+def _draw_frame(
+    result: Result,
+    font,
+    thought_lines: list[str],
+    prior: np.ndarray,
+    mask: np.ndarray,
+    caption: str,
 ) -> Image.Image:
     """The question, the last lines of the thought that have room, prior and mask."""
     height, width = prior.shape[:2]
-    size = THOUGHT_WIDTH + 2 * width + 4 * GAP, max(height, 240) + TOP + GAP
-    frame = Image.new("RGB", size, _PAPER)
+    size = THOUGHT_WIDTH + 2 * width + 4 * GAP, max(height, 240) + TOP_MARGIN + GAP
+    frame = Image.new("RGB", size, _BACKGROUND)
     draw = ImageDraw.Draw(frame)
     left = [GAP, THOUGHT_WIDTH + 2 * GAP, THOUGHT_WIDTH + width + 3 * GAP]
-    asked = _lines(f"“{result.instruction}”", font, size[0] - 2 * GAP)[0]
-    draw.text((GAP, 6), asked, _VIOLET, font)
-    room = (size[1] - TOP - GAP) // 20
-    draw.multiline_text((GAP, TOP), "\n".join(said[-room:]), _INK, font, spacing=5)
+    instruction = _wrap_lines(f"“{result.instruction}”", font, size[0] - 2 * GAP)[0]
+    draw.text((GAP, 6), instruction, _INSTRUCTION_COLOUR, font)
+    max_lines = (size[1] - TOP_MARGIN - GAP) // 20
+    draw.multiline_text(
+        (GAP, TOP_MARGIN), "\n".join(thought_lines[-max_lines:]), _TEXT_COLOUR, font, spacing=5
+    )
     for x, picture in zip(left[1:], (prior, mask), strict=True):
-        frame.paste(Image.fromarray(picture), (x, TOP))
-    draw.text((left[1], 27), "prior", _SOFT, _font(12, False))
-    draw.text((left[2], 27), "mask", _SOFT, _font(12, False))
-    draw.text((left[2] + width, 27), words, _SOFT, _font(12, False), anchor="ra")
+        frame.paste(Image.fromarray(picture), (x, TOP_MARGIN))
+    draw.text((left[1], 27), "prior", _LABEL_COLOUR, _font(12, False))
+    draw.text((left[2], 27), "mask", _LABEL_COLOUR, _font(12, False))
+    draw.text((left[2] + width, 27), caption, _LABEL_COLOUR, _font(12, False), anchor="ra")
     return frame
 
 
-def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap_lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """A text broken where it gets too wide, at spaces where there are any."""
     lines, line = [], ""
     for word in text.split():
@@ -102,18 +114,18 @@ def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return [*lines, line]
 
 
-def _is_wide(text: str) -> bool:
+def _has_cjk(text: str) -> bool:
     return any(c >= "\u2e80" for c in text)
 
 
 @cache
-def _font(size: int, wide: bool) -> ImageFont.FreeTypeFont:
+def _font(size: int, is_cjk: bool) -> ImageFont.FreeTypeFont:
     """Matplotlib's own font; for Chinese, Japanese and Korean the system's, where it has one."""
     import matplotlib
     from matplotlib import font_manager
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    for name in _WIDE_FONTS if wide else ():
+    for name in _CJK_FONTS if is_cjk else ():
         try:
             path = Path(font_manager.findfont(name, fallback_to_default=False))
             break

@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 
 PROBES = ("sentences", "words", "attention", "heads", "zoom")
-STEMS = (
+FILE_STEMS = (
     *PROBES,
     "truth",
     "sentences_masks",
@@ -19,7 +19,7 @@ STEMS = (
 )
 """What the files of findings are called, as patterns: an earlier answer's are cleared by them.
 A probe that calls its files otherwise than itself adds that here."""
-AUTOMATIC = ("sentences",)
+AUTOMATIC_PROBES = ("sentences",)
 """Asked by themselves when an answer is taken away as a zip."""
 
 

@@ -29,7 +29,7 @@ class OtherAnswer(ResultFinding):
     def stem(self) -> str:
         return "again"
 
-    def facts(self) -> dict:
+    def extra_fields(self) -> dict:
         return asdict(compare_answers(self.before, self.result))
 
     def save(self, folder: Path | str, photo: PhotoLike) -> list[Path]:

@@ -19,9 +19,9 @@ from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
 from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
-from coprs_core.probes.focus import check_reply_ids, out_of_memory_guarded
-from coprs_core.probes.looks import observe_reply, visible_text
-from coprs_core.probes.sentences import sentences_of
+from coprs_core.probes.reply_attention import compute_reply_attention, visible_text
+from coprs_core.probes.rereading import check_reply_ids, with_memory_guard
+from coprs_core.probes.sentences import split_sentences
 from coprs_core.probes.trace import MAX_SENTENCES
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
     from coprs_core.answer.engine import Engine
 
-SHOWN_SIDE = 640
+PICTURE_SIDE = 640
 """Pictures and saved maps are at most this long a side, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
-class SentenceLook:
+class SentenceAttention:
     """Where the words of one sentence looked.
 
     Attributes:
@@ -44,45 +44,45 @@ class SentenceLook:
     """
 
     text: str
-    seen: np.ndarray = field(repr=False)
+    attention_map: np.ndarray = field(repr=False)
     share: float
 
 
 @dataclass(frozen=True, eq=False)
-class Attention(Finding):
+class AttentionFinding(Finding):
     """One look a sentence of the thought, then one of what follows it; `heads` that were asked, of
-    `of_heads`."""
+    `num_heads`."""
 
-    looks: tuple[SentenceLook, ...] = field(repr=False)
+    sentences: tuple[SentenceAttention, ...] = field(repr=False)
     heads: tuple[int, ...]
-    of_heads: int
+    num_heads: int
 
     def stem(self) -> str:
         return "attention"
 
     def to_dict(self) -> dict:
-        looks = [{"text": look.text, "share": look.share} for look in self.looks]
-        return {"heads": list(self.heads), "of_heads": self.of_heads, "sentences": looks}
+        looks = [{"text": look.text, "share": look.share} for look in self.sentences]
+        return {"heads": list(self.heads), "of_heads": self.num_heads, "sentences": looks}
 
     def summary(self) -> str:
-        lines = [f"  {100 * look.share:.0f} %  {look.text}" for look in self.looks]
+        lines = [f"  {100 * look.share:.0f} %  {look.text}" for look in self.sentences]
         return "\n".join(
             ["share of attention on the picture by its heads that tell a place", *lines]
         )
 
     def payloads(self) -> Iterator[Any]:
-        for look in self.looks:
-            yield {"text": look.text, "share": look.share, "map": encode_prior(look.seen)}
+        for look in self.sentences:
+            yield {"text": look.text, "share": look.share, "map": encode_prior(look.attention_map)}
 
     def pictures(self, photo: Photo) -> list[Picture]:
-        small = thumbnail(np.asarray(photo.image), SHOWN_SIDE)
+        small = thumbnail(np.asarray(photo.image), PICTURE_SIDE)
         return [
             Picture(
                 "looked",
                 {"text": look.text, "share": f"{100 * look.share:.0f}"},
-                prior_overlay(small, look.seen),
+                prior_overlay(small, look.attention_map),
             )
-            for look in self.looks
+            for look in self.sentences
         ]
 
     def figure(self, photo: Photo) -> Figure:
@@ -101,11 +101,11 @@ class Attention(Finding):
 
     def array(self) -> np.ndarray:
         """float16 [sentences, h, w]."""
-        return np.stack([look.seen.astype(np.float16) for look in self.looks])
+        return np.stack([look.attention_map.astype(np.float16) for look in self.sentences])
 
 
-@out_of_memory_guarded
-def run(engine: Engine, image: PhotoLike, result: Result) -> Attention:
+@with_memory_guard
+def run(engine: Engine, image: PhotoLike, result: Result) -> AttentionFinding:
     """Where the words of each sentence looked, and those behind the thought.
 
     Raises:
@@ -114,8 +114,8 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> Attention:
     from coprs_core.model.backends.attention import as_prior
 
     check_reply_ids(engine, result)
-    language, ids = engine.local.language, list(result.reply_ids)
-    sentences = sentences_of(language, ids, engine.local.ends)
+    language, ids = engine.local_segmenter.language, list(result.reply_ids)
+    sentences = split_sentences(language, ids, engine.local_segmenter.ends)
     if len(sentences) > MAX_SENTENCES:
         raise NotApplicable(
             "This thought has {count} sentences and at most {most} are looked into: ask for "
@@ -124,14 +124,14 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> Attention:
             count=len(sentences),
             most=MAX_SENTENCES,
         )
-    reply = observe_reply(engine, image, result, "attention")
+    reply = compute_reply_attention(engine, image, result, "attention")
     photo = reply.photo
     if (read := sentences[-1][0] if sentences else 0) < len(ids):
         sentences.append((len(ids), visible_text(language, ids[read:])))
     first, found = 0, []
-    small = downscaled_size(photo.size, SHOWN_SIDE)
+    small = downscaled_size(photo.size, PICTURE_SIDE)
     for end, text in sentences:
-        seen = reply.seen(range(first, end))
-        found.append(SentenceLook(text, as_prior(seen, small), float(seen.sum())))
+        seen = reply.attention_map(range(first, end))
+        found.append(SentenceAttention(text, as_prior(seen, small), float(seen.sum())))
         first = end
-    return Attention(tuple(found), tuple(reply.heads), reply.looks.heads_in_all)
+    return AttentionFinding(tuple(found), tuple(reply.heads), reply.trace.heads_in_all)

@@ -19,7 +19,7 @@ from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI = 120
+FIGURE_DPI = 120
 
 
 class NotApplicable(CoPRSError):
@@ -56,7 +56,9 @@ class Finding:
 
     def summary(self) -> str:
         """Its figures in a few words, for a terminal."""
-        return ", ".join(f"{k} {_short(v)}" for k, v in self.to_dict().items() if _is_short(v))
+        return ", ".join(
+            f"{k} {_format_value(v)}" for k, v in self.to_dict().items() if _is_short(v)
+        )
 
     def payloads(self) -> Iterator[Any]:
         """What the endpoint gives, one after the other; plain values, pictures as text."""
@@ -95,7 +97,7 @@ class Finding:
             np.save(folder / f"{self.stem()}.npy", array)
             written.append(folder / f"{self.stem()}.npy")
         if (figure := self.figure(photo)) is not None:
-            figure.savefig(folder / f"{self.stem()}.png", dpi=DPI)
+            figure.savefig(folder / f"{self.stem()}.png", dpi=FIGURE_DPI)
             written.append(folder / f"{self.stem()}.png")
         return written
 
@@ -106,19 +108,21 @@ class ResultFinding(Finding):
 
     result: Result
 
-    def facts(self) -> dict:
+    def extra_fields(self) -> dict:
         """What is said beside the other answer."""
         return {}
 
     def to_dict(self) -> dict:
-        return self.facts() | {"result": self.result.to_dict()}
+        return self.extra_fields() | {"result": self.result.to_dict()}
 
     def summary(self) -> str:
-        facts = ", ".join(f"{k} {_short(v)}" for k, v in self.facts().items() if _is_short(v))
+        facts = ", ".join(
+            f"{k} {_format_value(v)}" for k, v in self.extra_fields().items() if _is_short(v)
+        )
         return f"{self.result.outcome}. {self.result.reason} {facts}".strip()
 
     def payloads(self) -> Iterator[Any]:
-        yield self.facts() | {"result": self.result.to_dict(with_priors=True)}
+        yield self.extra_fields() | {"result": self.result.to_dict(with_priors=True)}
 
     def array(self) -> np.ndarray | None:
         return self.result.prior
@@ -138,11 +142,11 @@ class ResultFinding(Finding):
 class InapplicableProbe(Finding):
     """In place of a finding: why this answer gives no occasion for the probe."""
 
-    files: str
+    file_stem: str
     problem: str
 
     def stem(self) -> str:
-        return self.files
+        return self.file_stem
 
     def to_dict(self) -> dict:
         return {"problem": self.problem}
@@ -152,5 +156,5 @@ def _is_short(value: Any) -> bool:
     return isinstance(value, str | int | float | bool) and len(str(value)) < 200
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -17,8 +17,8 @@ from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
 from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
-from coprs_core.probes.focus import out_of_memory_guarded, reread_answer
-from coprs_core.probes.looks import observe_reply, pointing_words
+from coprs_core.probes.reply_attention import compute_reply_attention, pointing_tokens
+from coprs_core.probes.rereading import reread_answer, with_memory_guard
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,29 +39,29 @@ class HeadMaps(Finding):
         return "heads"
 
     def to_dict(self) -> dict:
-        return {"heads": [_range(head, name) for head, name in self._named()]}
+        return {"heads": [_value_range(head, name) for head, name in self._named_maps()]}
 
     def summary(self) -> str:
-        shown = (_shown(head, name) for head, name in self._named())
+        shown = (_format_range(head, name) for head, name in self._named_maps())
         return "; ".join("{name}: {low} to {high}".format(**head) for head in shown)
 
     def payloads(self) -> Iterator[Any]:
         yield [
-            _range(head, name) | {"map": encode_prior(normalize_map(head))}
-            for head, name in self._named()
+            _value_range(head, name) | {"map": encode_prior(normalize_map(head))}
+            for head, name in self._named_maps()
         ]
 
     def pictures(self, photo: Photo) -> list[Picture]:
         heads = [
-            Picture("head", _shown(head, name), heatmap(normalize_map(head)))
-            for head, name in self._named()
+            Picture("head", _format_range(head, name), heatmap(normalize_map(head)))
+            for head, name in self._named_maps()
         ]
         return [*heads, Picture("fused", {}, heatmap(self.prior))]
 
     def array(self) -> np.ndarray:
         return self.maps
 
-    def _named(self) -> Iterator[tuple[np.ndarray, str]]:
+    def _named_maps(self) -> Iterator[tuple[np.ndarray, str]]:
         return zip(self.maps, self.names, strict=True)
 
     def figure(self, photo: Photo) -> Figure:
@@ -71,9 +71,11 @@ class HeadMaps(Finding):
 
         figure = Figure(figsize=(3.2 * count, 3.5), layout="constrained", facecolor="white")
         axes = figure.subplots(1, count)
-        for ax, (head, name) in zip(axes[:-1], self._named(), strict=True):
+        for ax, (head, name) in zip(axes[:-1], self._named_maps(), strict=True):
             ax.imshow(head, cmap=COLOUR_MAP)
-            ax.set_title("head {name}: {low} to {high}".format(**_shown(head, name)), fontsize=9)
+            ax.set_title(
+                "head {name}: {low} to {high}".format(**_format_range(head, name)), fontsize=9
+            )
         axes[-1].imshow(prior_overlay(np.asarray(photo.image), self.prior))
         axes[-1].set_title("fused: the positional prior", fontsize=9)
         for ax in axes:
@@ -81,7 +83,7 @@ class HeadMaps(Finding):
         return figure
 
 
-@out_of_memory_guarded
+@with_memory_guard
 def run(engine: Engine, image: PhotoLike, result: Result) -> HeadMaps:
     """The attention maps before they are fused, at the photo's size."""
     if result.prior is None:
@@ -91,7 +93,7 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> HeadMaps:
             "heads",
         )
     if not engine.has_focus_token:
-        return _attended(engine, image, result, result.prior)
+        return _run_attention(engine, image, result, result.prior)
     if len(result.regions) > 1:
         raise NotApplicable(
             "This answer found several things, each with heads of its own: ask for one of them "
@@ -104,24 +106,24 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> HeadMaps:
     return HeadMaps(maps, result.prior, tuple(str(i) for i in range(1, len(maps) + 1)))
 
 
-def _attended(engine: Engine, image: PhotoLike, result: Result, prior: np.ndarray) -> HeadMaps:
+def _run_attention(engine: Engine, image: PhotoLike, result: Result, prior: np.ndarray) -> HeadMaps:
     """The heads that tell a place, over the tokens that wrote the numbers."""
     from coprs_core.model.backends.attention import at_size
 
-    reply = observe_reply(engine, image, result, "heads")
-    words = pointing_words(engine, result)
-    maps = [at_size(reply.looks.map(words, [head]), reply.photo.size) for head in reply.heads]
-    layers = engine.local.language.mllm.config.get_text_config().num_hidden_layers
-    a_layer = reply.looks.heads_in_all // layers
+    reply = compute_reply_attention(engine, image, result, "heads")
+    words = pointing_tokens(engine, result)
+    maps = [at_size(reply.trace.map(words, [head]), reply.photo.size) for head in reply.heads]
+    layers = engine.local_segmenter.language.mllm.config.get_text_config().num_hidden_layers
+    a_layer = reply.trace.heads_in_all // layers
     names = tuple(f"{h % a_layer + 1} of layer {h // a_layer + 1}" for h in reply.heads)
     return HeadMaps(np.stack(maps), prior, names)
 
 
-def _range(head: np.ndarray, name: str) -> dict:
+def _value_range(head: np.ndarray, name: str) -> dict:
     return {"name": name, "low": float(head.min()), "high": float(head.max())}
 
 
-def _shown(head: np.ndarray, name: str) -> dict:
+def _format_range(head: np.ndarray, name: str) -> dict:
     """Name, least and most, as they are read."""
     digits = 1 if np.abs(head).max() >= 1 else 4
     return {"name": name, "low": f"{head.min():.{digits}f}", "high": f"{head.max():.{digits}f}"}

@@ -17,14 +17,14 @@ from coprs_core.answer.results import Result
 from coprs_core.metrics import prior_mask_iou
 from coprs_core.photos.photo import PhotoLike
 from coprs_core.probes.finding import NotApplicable
-from coprs_core.probes.focus import (
+from coprs_core.probes.reply_attention import compute_reply_attention, visible_text
+from coprs_core.probes.rereading import (
     check_reply_ids,
     focus_view,
-    out_of_memory_guarded,
     reread_answer,
+    with_memory_guard,
 )
-from coprs_core.probes.looks import observe_reply, visible_text
-from coprs_core.probes.trace import MAX_SENTENCES, Sentences, normalized_entropy
+from coprs_core.probes.trace import MAX_SENTENCES, SentenceTrace, normalized_entropy
 from coprs_core.prompts import SENTENCE_END, thought_end
 
 if TYPE_CHECKING:
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from coprs_core.model.focus_token import FocusTokenSegmenter
 
 
-@out_of_memory_guarded
-def run(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
+@with_memory_guard
+def run(engine: Engine, image: PhotoLike, result: Result) -> SentenceTrace:
     """Where the model would have focused after each sentence of its thought, one after the
     other; in a model that writes coordinates, where each sentence looked."""
     if not engine.has_focus_token:
-        return _attended(engine, image, result)
+        return _run_attention(engine, image, result)
     check_reply_ids(engine, result)
     ids, views, read = list(result.reply_ids), [], 0
-    thought = _thought_of(engine, ids)
+    thought = _split_thought(engine, ids)
     _, features, reading = reread_answer(engine, image, result)
-    closing, own = _closings(engine.focus, ids)
+    closing, own = _closing_ids(engine.focus, ids)
     for end, sentence in thought:
         if end > read:
             reading.feed(ids[read:end])
@@ -52,12 +52,12 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
         states = reading.fork().feed(ending)
         focused = [i for i, token in enumerate(ending) if token == engine.focus.focus_id]
         views.append(focus_view(engine, states[focused], features, result.mask, sentence))
-    return Sentences(tuple(views))
+    return SentenceTrace(tuple(views))
 
 
-def _thought_of(engine: Engine, ids: list[int]) -> list[tuple[int, str]]:
-    """`sentences_of` a reply; raises `NotApplicable` where there are none, or too many."""
-    sentences = sentences_of(engine.local.language, ids, engine.local.ends)
+def _split_thought(engine: Engine, ids: list[int]) -> list[tuple[int, str]]:
+    """`split_sentences` a reply; raises `NotApplicable` where there are none, or too many."""
+    sentences = split_sentences(engine.local_segmenter.language, ids, engine.local_segmenter.ends)
     if len(sentences) > MAX_SENTENCES:
         raise NotApplicable(
             "This thought has {count} sentences and at most {most} are traced: ask for a "
@@ -73,30 +73,32 @@ def _thought_of(engine: Engine, ids: list[int]) -> list[tuple[int, str]]:
     return sentences
 
 
-def _attended(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
+def _run_attention(engine: Engine, image: PhotoLike, result: Result) -> SentenceTrace:
     check_reply_ids(engine, result)
-    language, ids = engine.local.language, list(result.reply_ids)
-    sentences, first, views = _thought_of(engine, ids), 0, []
-    reply = observe_reply(engine, image, result, "sentences")
+    language, ids = engine.local_segmenter.language, list(result.reply_ids)
+    sentences, first, views = _split_thought(engine, ids), 0, []
+    reply = compute_reply_attention(engine, image, result, "sentences")
     for end, text in sentences:
-        views.append(reply.view(range(first, end), text))
+        views.append(reply.focus_view(range(first, end), text))
         first = end
     if first < len(ids) and (text := visible_text(language, ids[first:])):
-        last = reply.view(range(first, len(ids)), text)
+        last = reply.focus_view(range(first, len(ids)), text)
         if result.prior is not None:  # the numbers alone made it
             own = prior_mask_iou(result.prior, result.mask)
             last = replace(
                 last, prior=result.prior, iou=own, spread=normalized_entropy(result.prior)
             )
         views.append(last)
-    return Sentences(tuple(views))
+    return SentenceTrace(tuple(views))
 
 
-def sentences_of(language: LanguageModel, ids: list[int], ends: set[int]) -> list[tuple[int, str]]:
+def split_sentences(
+    language: LanguageModel, ids: list[int], ends: set[int]
+) -> list[tuple[int, str]]:
     """(number of reply tokens, text) at the end of each sentence of a thought, which a closing tag
     or one of the tokens `ends` ends."""
     pieces = language.pieces_of(ids)
-    last, characters = _thought_end(pieces, ids, ends)
+    last, characters = _find_thought_end(pieces, ids, ends)
     lengths, text = list(accumulate(map(len, pieces))), "".join(pieces)[:characters]
     start = text.find("<think>") + len("<think>") if "<think>" in text else 0
     found = []
@@ -108,7 +110,7 @@ def sentences_of(language: LanguageModel, ids: list[int], ends: set[int]) -> lis
     return found
 
 
-def _thought_end(pieces: list[str], ids: list[int], ends: set[int]) -> tuple[int, int]:
+def _find_thought_end(pieces: list[str], ids: list[int], ends: set[int]) -> tuple[int, int]:
     """Index of the token in which what ends a thought begins (see `thought_end`), else of the one
     in `ends`, else how many there are; and how many characters come before.
 
@@ -123,7 +125,7 @@ def _thought_end(pieces: list[str], ids: list[int], ends: set[int]) -> tuple[int
     return next(i for i, length in enumerate(lengths) if length > characters), characters
 
 
-def _closings(focus: FocusTokenSegmenter, ids: list[int]) -> tuple[list[int], list[int]]:
+def _closing_ids(focus: FocusTokenSegmenter, ids: list[int]) -> tuple[list[int], list[int]]:
     """What ends a thought that is cut short and focuses; and what does so after its last sentence:
     as the reply itself did, else closing tag and focus token."""
     tag = focus.language.ids_of("</think>")
@@ -131,7 +133,7 @@ def _closings(focus: FocusTokenSegmenter, ids: list[int]) -> tuple[list[int], li
         made_up = [*tag, focus.focus_id]
         return made_up, made_up
     pieces = focus.language.pieces_of(ids)
-    last, characters = _thought_end(pieces, ids, focus.ends)
+    last, characters = _find_thought_end(pieces, ids, focus.ends)
     own = ids[last:]
     if len("".join(pieces[:last])) == characters:
         return own, own

@@ -12,7 +12,7 @@ from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import package_versions
 from coprs_core.photos.photo import PhotoLike, open_photo
 from coprs_core.probes.finding import ResultFinding
-from coprs_core.probes.focus import out_of_memory_guarded
+from coprs_core.probes.rereading import with_memory_guard
 from coprs_core.prompts import (
     FOUND,
     MAX_READ_CHARACTERS,
@@ -38,7 +38,7 @@ class OtherThought(ResultFinding):
     def stem(self) -> str:
         return "focus_again"
 
-    def facts(self) -> dict:
+    def extra_fields(self) -> dict:
         return asdict(compare_answers(self.before, self.result)) if self.before else {}
 
     def payloads(self) -> Iterator[Any]:
@@ -47,11 +47,13 @@ class OtherThought(ResultFinding):
 
 def run(engine: Engine, image: PhotoLike, result: Result, thought: str) -> OtherThought:
     """Where the model focuses when it reads another thought than that of an answer."""
-    return OtherThought(focus_again(engine, image, result.instruction, thought), result)
+    return OtherThought(answer_after_thought(engine, image, result.instruction, thought), result)
 
 
-@out_of_memory_guarded
-def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str) -> Result:
+@with_memory_guard
+def answer_after_thought(
+    engine: Engine, image: PhotoLike, instruction: str, thought: str
+) -> Result:
     """Let the model read a thought instead of thinking itself, end its reply, and focus.
 
     Special tokens in the thought are plain text. Where the model ends its reply without a focus

@@ -29,11 +29,11 @@ from coprs_core.prompts import FOCUS_TOKEN_PRIOR, MAX_READ_CHARACTERS, PRIOR_KIN
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SETTLED_IOU, MAX_SENTENCES = 0.5, 64
+MIN_SETTLED_IOU, MAX_SENTENCES = 0.5, 64
 SAVED_SIDE, FIGURE_SIDE = 1024, 640
 """Priors and masks in the files and pictures in the figure are at most this long a side, in
 pixels."""
-MASKS = "sentences_masks.npy"
+MASKS_FILE = "sentences_masks.npy"
 MAX_SAVED_PIXELS = 32_000_000
 """Of a saved trace that is opened, all its sentences together."""
 
@@ -81,7 +81,7 @@ class FocusView:
 
 
 @dataclass(frozen=True, eq=False)
-class Sentences(Finding):
+class SentenceTrace(Finding):
     """One `FocusView` a sentence; where the answer found something the last is the answer's own.
 
     In a model that writes coordinates the words behind the thought are one more.
@@ -98,15 +98,15 @@ class Sentences(Finding):
 
         From there on this prior, and every later one, has an IoU of at least 0.5 with the last.
         """
-        return settles_at(self.views)
+        return find_settling(self.views)
 
     @property
-    def moves(self) -> tuple[bool, ...]:
+    def has_moved(self) -> tuple[bool, ...]:
         """Of each sentence: whether the focus after it is elsewhere than after the one before, an
         IoU of the two priors (≥ 0.5) below 0.5; the first has nothing before it."""
         places = [view.prior >= PRIOR_THRESHOLD for view in self.views]
         pairs = zip(places, places[1:], strict=False)
-        return (False, *(iou(before, after) < SETTLED_IOU for before, after in pairs))
+        return (False, *(iou(before, after) < MIN_SETTLED_IOU for before, after in pairs))
 
     def to_dict(self) -> dict:
         sentences = [view.to_dict() for view in self.views]
@@ -134,29 +134,29 @@ class Sentences(Finding):
     def save(self, folder: Path | str, photo: PhotoLike) -> list[Path]:
         written = super().save(folder, photo)
         masks = np.stack([downscale_mask(v.mask, SAVED_SIDE) for v in self.views])
-        np.save(Path(folder) / MASKS, masks)
-        return [*written, Path(folder) / MASKS]
+        np.save(Path(folder) / MASKS_FILE, masks)
+        return [*written, Path(folder) / MASKS_FILE]
 
     def figure(self, photo: Photo) -> Figure:
         return trace_figure(np.asarray(photo.image), self.views, self.settles_at)
 
 
-def settles_at(views: tuple[FocusView, ...]) -> int | None:
-    """See `Sentences.settles_at`."""
+def find_settling(views: tuple[FocusView, ...]) -> int | None:
+    """See `SentenceTrace.find_settling`."""
     settled = None
     for i in reversed(range(len(views))):
         last, this = (v.prior >= PRIOR_THRESHOLD for v in (views[-1], views[i]))
-        if iou(this, last) < SETTLED_IOU:
+        if iou(this, last) < MIN_SETTLED_IOU:
             break
         settled = i
     return settled
 
 
-def load_sentences(
+def parse_trace(
     values: dict, priors: np.ndarray, masks: np.ndarray, photo_size: tuple[int, int]
-) -> Sentences:
-    """A trace as `Sentences.save` wrote it: its JSON, float16 [sentences, h, w], bool of the same
-    shape; priors and masks stay at that size. Raises `ValueError` for anything else."""
+) -> SentenceTrace:
+    """The trace that `SentenceTrace.save` wrote: its JSON, float16 [sentences, h, w], bool of the
+    same shape; priors and masks stay at that size. Raises `ValueError` for anything else."""
     found = values["sentences"]
     side = min(max(masks.shape[1:], default=0), SAVED_SIDE)
     shape = (len(found), *downscaled_size(photo_size, side))
@@ -183,7 +183,7 @@ def load_sentences(
         figures = shares[0], shares[1], bool(one["trained"])
         share = None if share is None else shares[2]
         views.append(FocusView(text, prior.astype(np.float32), mask, *figures, kind, share))
-    return Sentences(tuple(views))
+    return SentenceTrace(tuple(views))
 
 
 def trace_figure(

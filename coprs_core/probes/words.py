@@ -20,14 +20,14 @@ from coprs_core.errors import CoPRSError
 from coprs_core.masks import encode_prior
 from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable
-from coprs_core.probes.focus import (
-    check_reply,
+from coprs_core.probes.reply_attention import compute_reply_attention
+from coprs_core.probes.rereading import (
     check_reply_ids,
+    check_reply_text,
     focus_view,
-    out_of_memory_guarded,
     reread_answer,
+    with_memory_guard,
 )
-from coprs_core.probes.looks import observe_reply
 from coprs_core.probes.trace import FocusView, trace_figure
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
 
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
 
 MAX_WORD_CHARACTERS = 200
-MAX_WORDS, WORD_SIDE = 512, 64
+MAX_WORDS, MAP_SIDE = 512, 64
 """So many words are looked into together; their maps are at most this long a side, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
-class Words(Finding):
+class WordMaps(Finding):
     """The reply token by token, and where each looks; `focus_of_word` takes an index into it.
 
     Attributes:
@@ -103,10 +103,10 @@ class WordFocus(Finding):
         return trace_figure(np.asarray(photo.image), [self.view], None)
 
 
-@out_of_memory_guarded
-def run(engine: Engine, image: PhotoLike, result: Result) -> Words:
+@with_memory_guard
+def run(engine: Engine, image: PhotoLike, result: Result) -> WordMaps:
     """Where each word of the reply looks, numbered from 0, all in one reading."""
-    words = reply_pieces(engine, result)
+    words = reply_tokens_as_text(engine, result)
     if len(words) > MAX_WORDS:
         raise NotApplicable(
             "This reply has {count:,} tokens and at most {most} are looked into together: "
@@ -116,41 +116,41 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> Words:
             most=MAX_WORDS,
         )
     if not engine.has_focus_token:
-        return _attended(engine, image, result, words)
+        return _run_attention(engine, image, result, words)
     focus = engine.focus
     photo, features, reading = reread_answer(engine, image, result)
-    states, small = reading.feed(list(result.reply_ids)), downscaled_size(photo.size, WORD_SIDE)
+    states, small = reading.feed(list(result.reply_ids)), downscaled_size(photo.size, MAP_SIDE)
     maps = np.stack([focus.prior(focus.prior_logits(s[None], features), small) for s in states])
     trained = [token == focus.focus_id for token in result.reply_ids]
-    return Words(words, maps, [float(one.max()) for one in maps], trained)
+    return WordMaps(words, maps, [float(one.max()) for one in maps], trained)
 
 
-def _attended(engine: Engine, image: PhotoLike, result: Result, words: list[str]) -> Words:
+def _run_attention(engine: Engine, image: PhotoLike, result: Result, words: list[str]) -> WordMaps:
     from coprs_core.model.backends.attention import as_prior
 
-    reply = observe_reply(engine, image, result, "words")
-    seen = [reply.seen([number]) for number in range(len(words))]
-    small = downscaled_size(reply.photo.size, WORD_SIDE)
+    reply = compute_reply_attention(engine, image, result, "words")
+    seen = [reply.attention_map([number]) for number in range(len(words))]
+    small = downscaled_size(reply.photo.size, MAP_SIDE)
     maps = np.stack([as_prior(one, small) for one in seen])
     shares = [float(one.sum()) for one in seen]
-    return Words(words, maps, shares, [False] * len(words), ATTENTION_PRIOR)
+    return WordMaps(words, maps, shares, [False] * len(words), ATTENTION_PRIOR)
 
 
-def reply_pieces(engine: Engine, result: Result) -> list[str]:
+def reply_tokens_as_text(engine: Engine, result: Result) -> list[str]:
     """The reply's tokens as text; raises `CoPRSError` where this model did not write it."""
     check_reply_ids(engine, result)
-    check_reply(engine, result)
-    return engine.local.language.pieces_of(result.reply_ids)
+    check_reply_text(engine, result)
+    return engine.local_segmenter.language.pieces_of(result.reply_ids)
 
 
-@out_of_memory_guarded
+@with_memory_guard
 def focus_of_word(engine: Engine, image: PhotoLike, result: Result, word: str | int) -> WordFocus:
     """Where one token's own hidden state looks when it is taken for the focus embedding; in a model
     that writes coordinates, what the token attends to.
 
     `word` is the number of a token, or a text of the reply: the place where it is written last.
     """
-    number = word if isinstance(word, int) else token_number(engine, result, word)
+    number = word if isinstance(word, int) else find_token(engine, result, word)
     count = len(result.reply_ids)
     if not 0 <= number < count:
         raise CoPRSError(
@@ -158,10 +158,10 @@ def focus_of_word(engine: Engine, image: PhotoLike, result: Result, word: str | 
             count=count,
             number=number,
         )
-    text = reply_pieces(engine, result)[number]
+    text = reply_tokens_as_text(engine, result)[number]
     if not engine.has_focus_token:
-        reply = observe_reply(engine, image, result, f"word_{number}")
-        return WordFocus(number, reply.view([number], text))
+        reply = compute_reply_attention(engine, image, result, f"word_{number}")
+        return WordFocus(number, reply.focus_view([number], text))
     _, features, reading = reread_answer(engine, image, result)
     embedding = reading.feed(list(result.reply_ids[: number + 1]))[-1:]
     focus_id, mask = engine.focus.focus_id, result.mask
@@ -172,7 +172,7 @@ def focus_of_word(engine: Engine, image: PhotoLike, result: Result, word: str | 
     return WordFocus(number, focus_view(engine, embedding, features, mask, text, trained))
 
 
-def token_number(engine: Engine, result: Result, word: str) -> int:
+def find_token(engine: Engine, result: Result, word: str) -> int:
     """The number of a token: a number as it stands, or where a text of the reply is written
     last."""
     if not isinstance(word, str) or len(word) > MAX_WORD_CHARACTERS:
@@ -182,7 +182,7 @@ def token_number(engine: Engine, result: Result, word: str) -> int:
         )
     if word.isdecimal() and len(word) < 10:
         return int(word)
-    written = reply_pieces(engine, result)
+    written = reply_tokens_as_text(engine, result)
     place = "".join(written).rfind(word)
     if not word or place < 0:
         raise CoPRSError(

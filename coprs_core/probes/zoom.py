@@ -17,7 +17,7 @@ import numpy as np
 from coprs_core.answer.results import Region, Result, check_photo_size
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable, ResultFinding
-from coprs_core.probes.focus import check_model, out_of_memory_guarded, reread_answer
+from coprs_core.probes.rereading import check_model, reread_answer, with_memory_guard
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from coprs_core.model.focus_token import FocusTokenSegmenter
     from coprs_core.model.segmenter import PhotoFeatures
 
-MARGIN = 3.5
+PRIOR_MARGIN = 3.5
 """Side of the crop, as a multiple of the extent (four standard deviations) of the prior's mass;
 chosen on validation scenes."""
-MIN_SHARE, MAX_SHARE = 0.25, 0.9
+MIN_CROP_SHARE, MAX_CROP_SHARE = 0.25, 0.9
 """Of the photo's shorter side: what a crop has at least, and at most to be worth it."""
 BOX_MARGIN = 2.0
 """Side of the crop, as a multiple of what the written boxes and the masks take."""
@@ -44,10 +44,10 @@ class Crop:
     left: int
     side: int
 
-    def to_photo(self, region: Region, prior: np.ndarray) -> Region:
+    def region_to_photo(self, region: Region, prior: np.ndarray) -> Region:
         """A region of the crop as one of the photo, whose prior float32 [H, W] stays outside."""
         prior, mask = prior.copy(), np.zeros(prior.shape, bool)
-        self.of(prior)[:], self.of(mask)[:] = region.prior, region.mask
+        self.crop(prior)[:], self.crop(mask)[:] = region.prior, region.mask
         box = None
         if region.box:
             x0, y0, x1, y1 = region.box
@@ -55,13 +55,13 @@ class Crop:
         points = tuple((x + self.left, y + self.top) for x, y in region.points)
         return Region(prior, mask, box, points, region.label)
 
-    def of(self, array: np.ndarray) -> np.ndarray:
+    def crop(self, array: np.ndarray) -> np.ndarray:
         """The part of an array [H, W, …] that lies inside; a view."""
         return array[self.top : self.top + self.side, self.left : self.left + self.side]
 
 
 @dataclass(frozen=True, eq=False)
-class Zoomed(ResultFinding):
+class ZoomedAnswer(ResultFinding):
     """The same answer with prior and mask read again inside a crop.
 
     Outside the crop the prior stays as it was and the mask is empty. A model that writes
@@ -73,7 +73,7 @@ class Zoomed(ResultFinding):
     def stem(self) -> str:
         return _STEM
 
-    def facts(self) -> dict:
+    def extra_fields(self) -> dict:
         return {"crop": asdict(self.crop)}
 
 
@@ -88,14 +88,14 @@ def crop_around(prior: np.ndarray) -> Crop:
         np.sqrt(np.average((v - c) ** 2, weights=weights))
         for v, c in zip((y, x), centre, strict=True)
     ]
-    return _square(centre, MARGIN * 4 * max(spread), prior.shape)
+    return _square_crop(centre, PRIOR_MARGIN * 4 * max(spread), prior.shape)
 
 
-def _square(centre: Sequence[float], side: float, photo_size: tuple[int, int]) -> Crop:
+def _square_crop(centre: Sequence[float], side: float, photo_size: tuple[int, int]) -> Crop:
     """A square around (y, x), moved and cut to lie inside the photo; a quarter of its shorter side
     at least."""
     height, width = photo_size
-    least = MIN_SHARE * min(height, width)
+    least = MIN_CROP_SHARE * min(height, width)
     side = int(np.ceil(min(max(side, least), height, width)))
     top, left = (
         int(np.clip(c - side / 2, 0, n - side))
@@ -106,13 +106,13 @@ def _square(centre: Sequence[float], side: float, photo_size: tuple[int, int]) -
 
 def crop_around_boxes(result: Result) -> Crop:
     """The square around everything that an answer found, twice its size, inside the photo."""
-    corners = _corners(result)
+    corners = _found_corners(result)
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     centre = (low + high)[::-1] / 2
-    return _square(centre, BOX_MARGIN * float(max(high - low)), result.photo_size)
+    return _square_crop(centre, BOX_MARGIN * float(max(high - low)), result.photo_size)
 
 
-def _corners(result: Result) -> list[Any]:
+def _found_corners(result: Result) -> list[Any]:
     """Of everything that an answer found: (x, y) of its mask's extent, its boxes and points."""
     y, x = np.nonzero(result.mask)
     corners: list[Any] = [(x.min(), y.min()), (x.max() + 1, y.max() + 1)] if len(y) else []
@@ -122,8 +122,8 @@ def _corners(result: Result) -> list[Any]:
     return corners
 
 
-@out_of_memory_guarded
-def run(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
+@with_memory_guard
+def run(engine: Engine, image: PhotoLike, result: Result) -> ZoomedAnswer:
     """The answer with prior and mask read again around the prior's mass, or around the boxes that
     the model wrote, and the crop in pixels.
 
@@ -134,7 +134,7 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
     photo, prior = open_photo(image), result.prior
     check_photo_size(result.photo_size, photo.size)
     check_model(engine, result)
-    if prior is None or not (prior.any() if engine.has_focus_token else _corners(result)):
+    if prior is None or not (prior.any() if engine.has_focus_token else _found_corners(result)):
         raise NotApplicable(
             "This answer found nothing, so there is nothing to zoom into: "
             "ask for something it finds.",
@@ -145,17 +145,17 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
             "This answer found several things: ask for one of them to look closer.", _STEM
         )
     crop = crop_around(prior) if engine.has_focus_token else crop_around_boxes(result)
-    if crop.side > MAX_SHARE * min(photo.size):
+    if crop.side > MAX_CROP_SHARE * min(photo.size):
         raise NotApplicable(
             "This thing is not small: zooming in would show the whole picture again.", _STEM
         )
-    closer = open_photo(crop.of(np.asarray(photo.image)))
+    closer = open_photo(crop.crop(np.asarray(photo.image)))
     if engine.has_focus_token:
-        found = _focus_closer(engine, photo, closer, result, crop)
+        found = _refocus(engine, photo, closer, result, crop)
     else:
         features = engine.segmenter.read(closer, "normal")
         found = engine.answer_with_features(closer, features, result.instruction)
-    regions = tuple(crop.to_photo(r, prior) for r in found.regions)
+    regions = tuple(crop.region_to_photo(r, prior) for r in found.regions)
     found = replace(
         found,
         regions=regions,
@@ -165,12 +165,10 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
         stretched=result.stretched,
         reason=f"{found.reason} Zoomed in.",
     )
-    return Zoomed(found, crop)
+    return ZoomedAnswer(found, crop)
 
 
-def _focus_closer(
-    engine: Engine, photo: Photo, closer: Photo, result: Result, crop: Crop
-) -> Result:
+def _refocus(engine: Engine, photo: Photo, closer: Photo, result: Result, crop: Crop) -> Result:
     """The answer with its region in the crop's pixels."""
     focus, ids = engine.focus, list(result.reply_ids)
     _, features, reading = reread_answer(engine, photo, result)
@@ -192,6 +190,6 @@ def _crop_logits(
     import torch.nn.functional as F
 
     whole = focus.at_photo_size(prior_logits, features.photo_size)[0]
-    inside = torch.from_numpy(np.ascontiguousarray(crop.of(whole)))[None, None].to(prior_logits)
+    inside = torch.from_numpy(np.ascontiguousarray(crop.crop(whole)))[None, None].to(prior_logits)
     size = prior_logits.shape[-2:]
     return F.interpolate(inside, size=size, mode="bilinear", align_corners=False)

@@ -22,7 +22,7 @@ def training_data(recipe: JointRecipe) -> Dataset:
 
     def item(number: int):
         example = dataset[number]
-        return replace(example, photo=example.opened())
+        return replace(example, photo=example.load_photo())
 
     return replace(dataset, item=item)
 

@@ -30,7 +30,7 @@ class KeptEmbeddings:
 
     def __call__(self, example: Example) -> Tensor:
         """The embedding of an example's photo, float16, on the CPU."""
-        key = example.opened().key
+        key = example.load_photo().key
         path = self._folder / key[:2] / f"{key}.safetensors"
         if path.is_file():
             return load_file(path)["embedding"]

@@ -119,7 +119,7 @@ class TrainedFocus:
     def embedding(self, example: Example) -> Tensor:
         """SAM's image embedding [C, h, w], remembered by the photo's key: an example, as a key,
         would keep its photo."""
-        key = example.opened().key
+        key = example.load_photo().key
         if key not in self._embeddings:
             if len(self._embeddings) >= REMEMBERED:
                 del self._embeddings[next(iter(self._embeddings))]  # the oldest
@@ -128,7 +128,7 @@ class TrainedFocus:
 
     def picture(self, example: Example) -> Any:
         """The photo as the language model is shown it."""
-        return to_mllm_frame(example.opened().image, self.model.config.mllm_pixels)
+        return to_mllm_frame(example.load_photo().image, self.model.config.mllm_pixels)
 
     def inputs(self, items: list[Example], replies: list[list[int]]) -> tuple[dict, list[int]]:
         """What the model reads, [B, L] padded on the right, for prompts with their replies in
@@ -209,7 +209,7 @@ class TrainedFocus:
         encoder, side = self.model.image_encoder, self.model.config.vision.side
         place = next(encoder.parameters())
         embedding = encoder(
-            to_sam_frame(example.opened().image, side).to(place.device, place.dtype)
+            to_sam_frame(example.load_photo().image, side).to(place.device, place.dtype)
         )[0]
         return embedding.to(self.model.dtype)
 

@@ -104,7 +104,7 @@ class Pictures(TrainerCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
         for i in range(min(self.recipe.pictures, len(self.dataset))):
             example = self.dataset[i]
-            photo, most = example.opened(), self.recipe.max_new_tokens
+            photo, most = example.load_photo(), self.recipe.max_new_tokens
             result = engine.segment(photo, example.instruction, max_new_tokens=most)
             figure = chain_figure(np.asarray(photo.image), result)
             figure.savefig(self.folder / f"step-{state.global_step:05}-{i}.png", dpi=90)

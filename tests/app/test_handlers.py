@@ -55,8 +55,8 @@ from coprs_core.model.backends import boxes
 from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.probes import sentences
 from coprs_core.probes.finding import Finding, Picture
-from coprs_core.probes.trace import FocusView, Sentences
-from coprs_core.probes.words import Words
+from coprs_core.probes.trace import FocusView, SentenceTrace
+from coprs_core.probes.words import WordMaps
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, PRIOR_KINDS
 from coprs_core.prompts import sentences as sentences_of
 from tests import ROOT, tiny
@@ -345,10 +345,10 @@ def every_view(bad: str, found, server) -> dict[str, str]:
 
     answered = Answered(photo, result)
     compared = Questions(server, visitors.RequestGate()).compare(answered, 0, (answered,))
-    looks = Words([bad, bad], np.zeros((2, 4, 4), np.float32), [0.0, 1.0], [False, True])
+    looks = WordMaps([bad, bad], np.zeros((2, 4, 4), np.float32), [0.0, 1.0], [False, True])
     offers = page.Offers(edit=True, words=True)
     repair = page.Repair(bad, bad)
-    trace = Sentences((view, view))
+    trace = SentenceTrace((view, view))
     return {
         "masthead": page.header("en", engine),
         "notice": page.notice("en", bad) + page.notice("en", bad, may_switch=True),
@@ -362,7 +362,7 @@ def every_view(bad: str, found, server) -> dict[str, str]:
         ),
         "thought_stopped": page.stopped("en", page.thought("en")),
         "stopped_mark": page.stopped("en", page.thought("en", Update("thinking", f"<think>{bad}"))),
-        "strip": probe_views.strip_view("en", photo, Sentences((view, view))),
+        "strip": probe_views.strip_view("en", photo, SentenceTrace((view, view))),
         "strip_empty": probe_views.empty_strip("en"),
         "verdict_found": page.verdict("en", result),
         "verdict_none": page.verdict("en", nothing) + page.verdict("en", unfinished),
@@ -1237,7 +1237,7 @@ def test_a_look_at_nothing_agrees_with_no_empty_mask(asked):
     _, answered = asked
     trace = kept.recorded().trace
     nowhere = dataclasses.replace(trace.views[0], prior=trace.views[0].prior * 0, iou=1.0)
-    markup = probe_views.strip_view("en", answered.photo, Sentences((nowhere, trace.views[-1])))
+    markup = probe_views.strip_view("en", answered.photo, SentenceTrace((nowhere, trace.views[-1])))
     assert "IoU –" in markup and "IoU 1.00" not in markup
 
 
@@ -1441,7 +1441,7 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     assert not answered.findings  # full-size priors are not kept by the way
     looks = json.loads(unescape(re.search(r'data-looks="(.*?)"', strip)[1]))
     assert all(look["prior"].startswith("data:image/png") and look["mask"] for look in looks)
-    assert [look["moved"] for look in looks] == list(finding.moves)
+    assert [look["moved"] for look in looks] == list(finding.has_moved)
     monkeypatch.setattr(page_handlers.server, "ask", lambda *_: pytest.fail("asked once more"))
     assert page_handlers.trace(answered) == strip  # its small pictures are
     assert page_handlers.trace(None) == probe_views.empty_strip("en")

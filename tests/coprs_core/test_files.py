@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from coprs_core.__main__ import main
-from coprs_core.batch import find_items, find_photos
+from coprs_core.batch import find_examples, find_photos
 from coprs_core.checkpoints.downloads import missing_shards
 from coprs_core.checkpoints.hugging_face import weight_files
 from coprs_core.commands.options import read_prompt
@@ -52,7 +52,7 @@ def test_another_encoding_is_refused_and_never_read_as_rubbish(tmp_path, text, e
     with pytest.raises(CoPRSError, match=r"items\.jsonl is no UTF-8 text"):
         open_dataset("folder", tmp_path)
     with pytest.raises(CoPRSError, match=r"many\.jsonl is no UTF-8 text"):
-        find_items(str(tmp_path / "many.jsonl"), None)
+        find_examples(str(tmp_path / "many.jsonl"), None)
     (tmp_path / "prompt.txt").write_bytes(text.encode(encoding))
     with pytest.raises(CoPRSError, match="cannot be read .*: give a text file"):
         read_prompt(tmp_path / "prompt.txt")
@@ -66,7 +66,7 @@ def test_what_a_wrong_decoding_left_is_not_asked(tmp_path):
         with pytest.raises(CoPRSError, match="line 1 of .* cannot be asked.*another encoding"):
             open_dataset("folder", tmp_path)
         with pytest.raises(CoPRSError, match="another encoding"):
-            find_items(str(tmp_path / LISTING), None)
+            find_examples(str(tmp_path / LISTING), None)
     assert check_no_mojibake("the café’s 帽子\n", "it") == "the café’s 帽子\n"
 
 
@@ -91,7 +91,7 @@ def test_a_mark_of_bytes_is_no_part_of_a_text(tmp_path):
             json.dumps({"photo": "a.png", "instruction": "it", "masks": []}), encoding="utf-8-sig"
         )
     assert open_dataset("folder", tmp_path).item(0).instruction == "it"
-    assert find_items(str(tmp_path / "many.jsonl"), None)[0].instruction == "it"
+    assert find_examples(str(tmp_path / "many.jsonl"), None)[0].instruction == "it"
     (tmp_path / "prompt.txt").write_text("{image} {instruction}", encoding="utf-8-sig")
     assert read_prompt(tmp_path / "prompt.txt") == "{image} {instruction}"
     (tmp_path / "a.toml").write_text("steps = 3\n", encoding="utf-8-sig")
@@ -112,7 +112,7 @@ def test_names_are_found_in_either_unicode_form(tmp_path, stored, written):
     row = {"photo": f"caf{written}.png", "instruction": "it", "masks": [f"caf{written}_mask.png"]}
     (folder / LISTING).write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
     assert np.array_equal(open_dataset("folder", folder).item(0).truth, truth)
-    (item,) = find_items(str(asked / LISTING), None)
+    (item,) = find_examples(str(asked / LISTING), None)
     assert Path(item.photo).is_file()
     assert find_photos(str(asked / f"caf{written}.png")) == [str(folder / f"caf{stored}.PNG")]
     assert find_photos(str(folder / f"caf{written}.*"))[0].endswith("PNG")

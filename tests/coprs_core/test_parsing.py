@@ -5,7 +5,7 @@ from PIL import Image
 
 from coprs_core import CoPRSError
 from coprs_core.answer.compare import read_truth
-from coprs_core.batch import find_items
+from coprs_core.batch import find_examples
 from coprs_core.checkpoints import adapters
 from coprs_core.checkpoints.downloads import missing_shards
 from coprs_core.checkpoints.hugging_face import read_config
@@ -57,7 +57,9 @@ READERS = {
     "evaluated": lambda f, t: read_run(written(f, RUN, t)),
     "its rows": lambda f, t: read_rows(written(f, ROWS.format(0, 1), f"{t}\n")),
     "ablated": lambda f, t: _open_folder(began(written(f, "ablation.json", t)), Budget()),
-    "many photos": lambda f, t: find_items(str(written(f, "a.jsonl", t or "x") / "a.jsonl"), "x"),
+    "many photos": lambda f, t: find_examples(
+        str(written(f, "a.jsonl", t or "x") / "a.jsonl"), "x"
+    ),
     "an answer": lambda f, t: open_answer(written(f, "result.json", t)),
     "a true mask": lambda f, t: read_truth(written(f, "a.json", t) / "a.json", (8, 8)),
     "coprs.json": lambda f, t: CoPRSConfig.read(written(f, "coprs.json", t) / "coprs.json"),

@@ -22,7 +22,7 @@ from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import Measurement
 from coprs_core.evaluation.run import Settings, read_rows, read_run
 from coprs_core.evaluation.run import run as measure
-from coprs_core.export.archive import writable_folder
+from coprs_core.export.archive import make_writable_folder
 from coprs_core.machine import choose_device
 from coprs_core.mini.ablation.arms import ARMS, Arm
 from coprs_core.mini.ablation.camps import train_camp
@@ -126,7 +126,7 @@ def _run_in_processes(left: list[tuple], at_once: int) -> Iterator[tuple]:
 
 def _with_own_log(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> None:
     """`_train_and_measure`, in a process whose bars and warnings go to a file of the arm."""
-    log = writable_folder(folder) / LOG
+    log = make_writable_folder(folder) / LOG
     with log.open("a", encoding="utf-8") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -154,7 +154,7 @@ def finished_arms(folder: Path) -> list[ArmResult]:
 
 
 def _open_folder(folder: Path, budget: Budget) -> None:
-    path = writable_folder(folder) / RUN
+    path = make_writable_folder(folder) / RUN
     begun = any(p.name != LOG for p in folder.glob("*/*"))
     if begun:  # else nothing was trained: it may be another
         check_settings(folder, read_settings(path), asdict(budget))
@@ -162,7 +162,7 @@ def _open_folder(folder: Path, budget: Budget) -> None:
 
 
 def _train(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> Engine:
-    place = writable_folder(folder)
+    place = make_writable_folder(folder)
     if arm.camp is not None:
         steps = budget.camp_steps
         return train_camp(arm, budget.model, place, seed, steps, choose_device(device))

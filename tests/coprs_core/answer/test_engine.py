@@ -110,11 +110,11 @@ def test_a_photo_that_is_only_read_ahead_is_the_first_to_go(fresh):
     for image in images[:-1]:
         fresh.segment(image, "x", max_new_tokens=1)
     first, *_, ahead, later = map(open_photo, [*images, np.full((8, 8, 3), 99, np.uint8)])
-    before, after = fresh.read_ahead(ahead)
+    before, after = fresh.prefetch(ahead)
     assert not before.stage_seconds and "reading" in after.stage_seconds
     assert fresh.cached_features(ahead) is not None and not fresh.cached_features(first)
     fresh._features.move_to_end(ahead.key, last=False)  # looking at it was no question
-    assert len(list(fresh.read_ahead(later))) == 2
+    assert len(list(fresh.prefetch(later))) == 2
     assert fresh.cached_features(later) and not fresh.cached_features(ahead)
     assert all(fresh.cached_features(open_photo(image)) for image in images[1:-1])
 
@@ -144,11 +144,11 @@ def test_what_is_read_ahead_gives_way_to_another_photo_and_not_to_its_own(fresh)
 
         held = fresh.model.image_encoder.blocks[0].register_forward_hook(hold)
         with ThreadPoolExecutor(2) as pool:
-            read = pool.submit(lambda: list(fresh.read_ahead(ahead)))
+            read = pool.submit(lambda: list(fresh.prefetch(ahead)))
             assert begun.wait(PATIENCE)
             held.remove()
             answer = pool.submit(fresh.segment, asked, "the car", 1)
-            until(lambda: fresh._awaited.total() == 2)
+            until(lambda: fresh._num_waiting.total() == 2)
             waits.set()
             assert answer.result(PATIENCE).photo_size == asked.size
             if is_kept:
@@ -156,7 +156,7 @@ def test_what_is_read_ahead_gives_way_to_another_photo_and_not_to_its_own(fresh)
             else:
                 with pytest.raises(Cancelled):
                     read.result(PATIENCE)
-        assert (fresh.cached_features(ahead) is not None) is is_kept and not fresh._awaited
+        assert (fresh.cached_features(ahead) is not None) is is_kept and not fresh._num_waiting
 
 
 def test_a_model_of_several_engines_is_asked_once_a_layer(fresh):
@@ -195,7 +195,7 @@ def test_the_features_that_are_kept_are_bounded_by_memory(fresh):
     one = next(iter(fresh._features.values())).nbytes
     assert one > 100_000
     for room, kept in ((2.5 * one, 2), (0.5 * one, 1)):
-        fresh._room = room
+        fresh._max_cache_bytes = room
         for image in images:
             fresh.segment(image, "x", max_new_tokens=1)
         assert len(fresh._features) == kept and fresh.cached_features(open_photo(images[-1]))

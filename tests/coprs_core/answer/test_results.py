@@ -20,7 +20,7 @@ from coprs_core.answer.compare import (
     name_position,
     read_truth,
 )
-from coprs_core.answer.flags import FLAGS, count_components, flags, thought_finds_nothing
+from coprs_core.answer.flags import FLAG_TEXTS, count_components, find_flags, thought_finds_nothing
 from coprs_core.answer.pictures import (
     MASK_COLOUR,
     chain_figure,
@@ -319,30 +319,32 @@ def test_what_is_no_saved_answer_is_one_sentence(found, tmp_path):
 
 def test_flags_hold_where_they_should():
     good = square()
-    assert flags(result_of(good)) == ()
+    assert find_flags(result_of(good)) == ()
     far = np.zeros_like(good, np.float32)
     far[:10, :10] = 1
-    assert flags(result_of(good, far)) == ("disagree",)
-    assert flags(result_of(square(top=0))) == ("border",)
-    assert flags(result_of(square(side=3))) == ("tiny",)
-    assert flags(result_of(square() | square(top=5, left=5))) == ("scattered",)
-    assert flags(result_of(good, reasoning="I see a dog. So nothing here fits.")) == (
+    assert find_flags(result_of(good, far)) == ("disagree",)
+    assert find_flags(result_of(square(top=0))) == ("border",)
+    assert find_flags(result_of(square(side=3))) == ("tiny",)
+    assert find_flags(result_of(square() | square(top=5, left=5))) == ("scattered",)
+    assert find_flags(result_of(good, reasoning="I see a dog. So nothing here fits.")) == (
         "contradiction",
     )
     nothing = np.zeros_like(good)
-    assert flags(result_of(nothing, nothing.astype(np.float32))) == ("empty",)
+    assert find_flags(result_of(nothing, nothing.astype(np.float32))) == ("empty",)
     dim = dataclasses.replace(result_of(good), stretched=(0, 4095))
-    assert flags(dim) == ("stretched",)
-    assert flags(dataclasses.replace(dim, outcome="nothing found", regions=())) == ("stretched",)
+    assert find_flags(dim) == ("stretched",)
+    assert find_flags(dataclasses.replace(dim, outcome="nothing found", regions=())) == (
+        "stretched",
+    )
     strange = dataclasses.replace(result_of(good), distance=1.5)
-    assert flags(strange) == ("unfamiliar",)
-    assert flags(dataclasses.replace(strange, distance=0.9)) == ()
+    assert find_flags(strange) == ("unfamiliar",)
+    assert find_flags(dataclasses.replace(strange, distance=0.9)) == ()
     by_attention = {"prior_kind": "attention"}
-    assert flags(dataclasses.replace(result_of(good, far), **by_attention)) == ("elsewhere",)
-    assert flags(dataclasses.replace(result_of(good), **by_attention)) == ()
+    assert find_flags(dataclasses.replace(result_of(good, far), **by_attention)) == ("elsewhere",)
+    assert find_flags(dataclasses.replace(result_of(good), **by_attention)) == ()
     missed = dataclasses.replace(result_of(good), settings={"is_proven": False})
-    assert flags(missed) == ("unproven",)
-    assert set(FLAGS) == {
+    assert find_flags(missed) == ("unproven",)
+    assert set(FLAG_TEXTS) == {
         *(
             "unfamiliar",
             "unproven",
@@ -362,11 +364,13 @@ def test_flags_hold_where_they_should():
         Region(good.astype(np.float32), good),
         Region(good.astype(np.float32), square(top=5, left=5)),
     )
-    assert "scattered" not in flags(result_of(good, regions=two))  # two answers, each in one piece
+    assert "scattered" not in find_flags(
+        result_of(good, regions=two)
+    )  # two answers, each in one piece
 
 
 def test_nothing_found_has_no_flags(nothing_found):
-    assert flags(nothing_found[2]) == () and thought_finds_nothing(nothing_found[2].reasoning)
+    assert find_flags(nothing_found[2]) == () and thought_finds_nothing(nothing_found[2].reasoning)
 
 
 @pytest.mark.parametrize("thought, nothing", [("There is no umbrella.", True), ("图中没有雨伞。", True), ("Nothing is red. It is the cup.", False), ("", False)])  # fmt: skip
@@ -562,7 +566,7 @@ def traced(mini, found):
 def test_the_trace_comes_back_with_the_answer_without_a_model(found, traced, tmp_path):
     save_zip(tmp_path / "a.zip", open_photo(found[0].image), found[2], [traced])
     back = open_answer(tmp_path / "a.zip").sentences
-    assert back.to_dict() == traced.to_dict() and back.moves == traced.moves
+    assert back.to_dict() == traced.to_dict() and back.has_moved == traced.has_moved
     for ours, theirs in zip(traced.views, back.views, strict=True):
         np.testing.assert_allclose(ours.prior, theirs.prior, atol=1e-3)
         assert np.array_equal(ours.mask, theirs.mask)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from coprs_core import CoPRSError, Result, load
 from coprs_core.__main__ import main
-from coprs_core.answer.flags import flags
+from coprs_core.answer.flags import find_flags
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.ood_statistics import FILE, load_familiar, save_familiar
 from coprs_core.mini.world.questions import draw_examples
@@ -92,7 +92,7 @@ def test_the_answer_carries_it_from_the_reading_on(fresh, found):
 @pytest.mark.parametrize("instruction", ["the cat", "the largest thing"])
 def test_an_answer_about_a_photograph_says_so(mini, instruction):
     result = mini.segment(PACKAGED[0], instruction)
-    assert result.unfamiliar and flags(result)[0] == "unfamiliar"
+    assert result.unfamiliar and find_flags(result)[0] == "unfamiliar"
     told = result.to_dict(with_priors=True)
     assert told["unfamiliar"] is True and told["distance"] > 1
     again = Result.from_dict(json.loads(json.dumps(told)))

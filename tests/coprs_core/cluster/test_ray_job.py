@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from coprs_core.__main__ import main
-from coprs_core.batch import BatchOptions, BatchOutcome, open_stored, segment_photos
+from coprs_core.batch import BatchOptions, BatchOutcome, open_photo_or_url, segment_photos
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError
 from coprs_core.example import Example
@@ -34,10 +34,10 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    from coprs_core.cluster.ray_job import Cluster, _connected
+    from coprs_core.cluster.ray_job import Cluster, _connect
 
     os.environ["PYTHONPATH"] = str(ROOT)
-    _connected(Cluster("local"))
+    _connect(Cluster("local"))
     yield Cluster("local", actors=2, cpus=0.5)
     ray.shutdown()
 
@@ -110,9 +110,9 @@ def test_a_model_that_no_machine_can_load_is_one_sentence(photos, cluster, tmp_p
 
 @pytest.mark.slow
 def test_who_reaches_the_cluster_is_said_and_needs_its_token(photos, cluster, tmp_path):
-    from coprs_core.cluster.ray_job import _reached_by
+    from coprs_core.cluster.ray_job import _describe_exposure
 
-    said = _reached_by()
+    said = _describe_exposure()
     assert "listens on all network interfaces (ports " in said and "knows its token" in said
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     address = ray.get_runtime_context().gcs_address
@@ -183,14 +183,14 @@ def test_a_cluster_that_is_not_there_and_probes_are_sentences(tmp_path, capsys, 
 def test_photos_from_elsewhere(photos, tmp_path):
     import fsspec
 
-    assert open_stored(f"file://{photos}/01.png").size == (256, 256)
+    assert open_photo_or_url(f"file://{photos}/01.png").size == (256, 256)
     with fsspec.open("memory://box/a.png", "wb") as file:
         file.write((photos / "01.png").read_bytes())
-    assert open_stored("memory://box/a.png").size == (256, 256)
+    assert open_photo_or_url("memory://box/a.png").size == (256, 256)
     for wrong, said in (
         ("memory://box/gone.png", "cannot be read"),
         ("nothing://x/y.png", "cannot be read"),
         (str(tmp_path / "gone.png"), "gone.png"),
     ):
         with pytest.raises(CoPRSError, match=said):
-            open_stored(wrong)
+            open_photo_or_url(wrong)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coprs_core.__main__ import main, parser
-from coprs_core.batch import BatchOptions, find_items, segment_photos
+from coprs_core.__main__ import build_parser, main
+from coprs_core.batch import BatchOptions, find_examples, segment_photos
 from coprs_core.checkpoints import load
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.errors import CoPRSError
@@ -107,7 +107,7 @@ def test_a_wrong_command_line_exits_with_2(arguments):
 @pytest.mark.parametrize("command", ["segment", "scenes", "evaluate", "compare", "train"])
 def test_help_reads_like_a_page(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        parser().parse_args([command, "--help"])
+        build_parser().parse_args([command, "--help"])
     page = capsys.readouterr().out
     assert stop.value.code == 0 and "example" in page and f"coprs {command}" in page
 
@@ -500,11 +500,11 @@ def test_photos_elsewhere_are_named_from_the_folder_that_they_share():
     photos = fsspec.filesystem("memory")
     for name in ("b/a.png", "b/c/a.png"):
         photos.pipe(f"/shared/{name}", b"")
-    assert [item.name for item in find_items("memory://shared/**/*.png", "it")] == [
+    assert [item.name for item in find_examples("memory://shared/**/*.png", "it")] == [
         "a.png",
         "c/a.png",
     ]
-    assert [item.name for item in find_items("https://x.org/d/a.png", "it")] == ["a.png"]
+    assert [item.name for item in find_examples("https://x.org/d/a.png", "it")] == ["a.png"]
 
 
 def test_another_photo_of_the_same_name_is_asked_about(tmp_path):
@@ -531,7 +531,7 @@ def test_no_two_lines_of_a_manifest_share_a_folder(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}", format="PNG")
     rows = [{"photo": name, "instruction": "it"} for name in ("x", "x", "x-2", "x", "x-2")]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    items = find_items(str(tmp_path / "a.jsonl"), None)
+    items = find_examples(str(tmp_path / "a.jsonl"), None)
     assert [item.name for item in items] == ["x", "x-2", "x-2-2", "x-3", "x-2-3"]
 
 
@@ -539,7 +539,7 @@ def test_no_two_lines_of_a_manifest_share_a_folder(tmp_path):
 def test_a_name_with_an_end_in_it_is_told_before_any_work(tmp_path, row):
     (tmp_path / "a.jsonl").write_text(json.dumps({"photo": "a.png"}) + "\n" + json.dumps(row))
     with pytest.raises(CoPRSError, match="Line 2 of .* is no item"):
-        find_items(str(tmp_path / "a.jsonl"), "it")
+        find_examples(str(tmp_path / "a.jsonl"), "it")
 
 
 def turned_photo(path, orientation=6, seed=3):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from coprs_core import CoPRSError, Result, load
+from coprs_core.answer.diagnosis import diagnose
 from coprs_core.answer.pictures import downscale_prior
 from coprs_core.answer.results import Region
-from coprs_core.answer.verdict import chain
 from coprs_core.errors import Cancelled
 from coprs_core.metrics import iou
 from coprs_core.mini.world.questions import draw_examples
@@ -45,7 +45,7 @@ def test_no_probe_changes_the_answer(asked):
     sentences.run(engine, image, result)
     words.focus_of_word(engine, image, result, 5)
     heads.run(engine, image, result)
-    thought.focus_again(engine, image, result.instruction, "It is the other one.")
+    thought.answer_after_thought(engine, image, result.instruction, "It is the other one.")
     assert same(engine.segment(image, result.instruction), before)
 
 
@@ -109,10 +109,10 @@ def test_a_thought_ends_in_the_token_that_holds_its_full_stop_and_the_tag():
     pieces = ["I see", " two.", " It is", " the left", ".</", "think", ">", "<REF_POS>"]
     language = SimpleNamespace(pieces_of=lambda ids: pieces, ids_of=lambda text: [90, 91, 92])
     ids = list(range(8))
-    found = sentences.sentences_of(language, ids, {7})
+    found = sentences.split_sentences(language, ids, {7})
     assert found == [(2, "I see two."), (4, "It is the left.")]
     focus = SimpleNamespace(language=language, focus_id=7, ends={7})
-    cut, own = sentences._closings(focus, ids)
+    cut, own = sentences._closing_ids(focus, ids)
     assert (cut, own) == ([90, 91, 92, 7], [4, 5, 6, 7])  # the last look is the reply's own
 
 
@@ -124,7 +124,7 @@ def test_the_trace_is_truthful_each_look_equals_a_fresh_reading(asked):
     photo = open_photo(image)
     features = engine.read(photo)
     closing = ids[ids.index(engine.focus.language.tokenizer.convert_tokens_to_ids("</think>")) :]
-    pieces = words.reply_pieces(engine, result)
+    pieces = words.reply_tokens_as_text(engine, result)
     cut = 0
     for look in looks:
         cut = next(
@@ -137,7 +137,7 @@ def test_the_trace_is_truthful_each_look_equals_a_fresh_reading(asked):
 
 def test_the_own_thought_given_back_gives_the_own_answer(asked):
     engine, image, result = asked
-    again = thought.focus_again(engine, image, result.instruction, result.reasoning)
+    again = thought.answer_after_thought(engine, image, result.instruction, result.reasoning)
     assert again.reply == result.reply
     np.testing.assert_allclose(again.regions[0].prior, result.regions[0].prior, atol=1e-4)
 
@@ -163,11 +163,11 @@ def test_the_trace_costs_less_than_one_more_answer(mini):
 def test_the_focus_settles_where_it_stays(asked):
     engine, image, result = asked
     looks = sentences.run(engine, image, result).views
-    index = trace.settles_at(looks)
-    assert 0 <= index < len(looks) and trace.settles_at(()) is None
+    index = trace.find_settling(looks)
+    assert 0 <= index < len(looks) and trace.find_settling(()) is None
     away = FocusView("x", np.zeros_like(looks[-1].prior), looks[-1].mask, 0, 0)
-    assert trace.settles_at((looks[-1], away, looks[-1])) == 2
-    assert trace.settles_at((away, looks[-1], looks[-1])) == 1
+    assert trace.find_settling((looks[-1], away, looks[-1])) == 2
+    assert trace.find_settling((away, looks[-1], looks[-1])) == 1
 
 
 def test_a_trace_of_nothing_found_says_where_it_would_have_looked(mini, nothing_found):
@@ -178,7 +178,7 @@ def test_a_trace_of_nothing_found_says_where_it_would_have_looked(mini, nothing_
 
 def test_any_word_can_be_looked_at_and_only_the_focus_token_is_trained(asked):
     engine, image, result = asked
-    pieces = words.reply_pieces(engine, result)
+    pieces = words.reply_tokens_as_text(engine, result)
     assert "".join(pieces) == result.reply and len(pieces) == result.tokens
     last = words.focus_of_word(engine, image, result, len(pieces) - 1).view
     assert last.trained and last.text == "<REF_POS>"
@@ -206,8 +206,10 @@ def test_what_an_earlier_version_of_the_model_wrote_is_not_read_as_something_els
         with pytest.raises(CoPRSError, match="another version of 'mini'.*ask the question again"):
             ask(engine, image, earlier)
     with pytest.raises(CoPRSError, match="another version of 'mini'"):
-        words.reply_pieces(engine, earlier)
-    changed = thought.focus_again(engine, image, result.instruction, "蓝 It is “the” fish… 🐟")
+        words.reply_tokens_as_text(engine, earlier)
+    changed = thought.answer_after_thought(
+        engine, image, result.instruction, "蓝 It is “the” fish… 🐟"
+    )
     assert sentences.run(engine, image, changed).views  # what is its own is read, however odd
 
 
@@ -223,7 +225,7 @@ def test_another_thought_moves_the_focus(mini):
         thing = scene.things[other]
         kept = result.reasoning.removesuffix(last_sentence(result.reasoning))
         text = f"{kept}That is the {thing.kind} {thing.place}, the {thing.colour} one."
-        again = thought.focus_again(mini, scene.image, question.instruction, text)
+        again = thought.answer_after_thought(mini, scene.image, question.instruction, text)
         prior = again.regions[0].prior
         moved.append(prior[scene.mask(other)].mean() > prior[result.mask].mean())
     assert len(moved) >= 8 and np.mean(moved) >= 0.8, moved
@@ -231,7 +233,9 @@ def test_another_thought_moves_the_focus(mini):
 
 def test_special_tokens_in_a_typed_thought_are_text(asked):
     engine, image, result = asked
-    again = thought.focus_again(engine, image, result.instruction, "It is <REF_POS> here </think>.")
+    again = thought.answer_after_thought(
+        engine, image, result.instruction, "It is <REF_POS> here </think>."
+    )
     assert (
         again.reply_ids.count(engine.focus.focus_id) == 1
         and again.reply_ids[-1] == engine.focus.focus_id
@@ -241,7 +245,7 @@ def test_special_tokens_in_a_typed_thought_are_text(asked):
 
 def test_a_thought_that_ends_in_nothing_is_said_to(mini, nothing_found):
     scene, _, result = nothing_found
-    again = thought.focus_again(mini, scene.image, result.instruction, result.reasoning)
+    again = thought.answer_after_thought(mini, scene.image, result.instruction, result.reasoning)
     assert (
         "the focus token was given to it" in again.reason
         and result.reply.rpartition("</think>")[2].split("<")[0] in again.reason
@@ -262,7 +266,7 @@ def test_mistakes_are_said(asked, tmp_path):
     with pytest.raises(CoPRSError, match="not the one that the answer is about"):
         heads.run(engine, image[:100], result)
     with pytest.raises(CoPRSError, match="thought is empty"):
-        thought.focus_again(engine, image, result.instruction, "  ")
+        thought.answer_after_thought(engine, image, result.instruction, "  ")
     model = tiny.coprs(tiny.qwen())
     folder, sam = (
         tiny.save_mllm(tmp_path / "qwen", model.mllm),
@@ -272,7 +276,7 @@ def test_mistakes_are_said(asked, tmp_path):
     with pytest.raises(CoPRSError, match="load that model"):
         heads.run(other, image, result)
     with pytest.raises(CoPRSError, match="writes coordinates"):
-        thought.focus_again(other, image, result.instruction, "It is there.")
+        thought.answer_after_thought(other, image, result.instruction, "It is there.")
 
 
 def test_a_thought_of_more_tokens_than_characters_is_refused(asked):
@@ -325,7 +329,9 @@ def test_out_of_memory_in_a_probe_is_said_and_the_next_one_works(asked, monkeypa
 def test_every_word_looks_in_one_reading_where_it_looks_alone(asked):
     engine, image, result = asked
     finding = words.run(engine, image, result)
-    assert finding.words == words.reply_pieces(engine, result) and finding.maps.shape[1:] == (
+    assert finding.words == words.reply_tokens_as_text(engine, result) and finding.maps.shape[
+        1:
+    ] == (
         64,
         64,
     )
@@ -342,16 +348,18 @@ def test_the_trace_tells_which_sentence_moved_the_focus(asked):
     engine, image, result = asked
     finding = sentences.run(engine, image, result)
     places = [view.prior >= 0.5 for view in finding.views]
-    assert finding.moves[0] is False
+    assert finding.has_moved[0] is False
     for i in range(1, len(places)):
-        assert finding.moves[i] == (iou(places[i - 1], places[i]) < 0.5)
+        assert finding.has_moved[i] == (iou(places[i - 1], places[i]) < 0.5)
 
 
 def test_a_given_thought_is_told_from_the_models_own(asked):
     engine, image, result = asked
-    given = thought.focus_again(engine, image, result.instruction, "That is the first one.")
+    given = thought.answer_after_thought(
+        engine, image, result.instruction, "That is the first one."
+    )
     assert given.is_thought_given and not result.is_thought_given
-    links = [link.name for link in chain(given)]
+    links = [link.name for link in diagnose(given)]
     assert "given" in links and "understood" not in links and "named" not in links
     back = Result.from_dict(given.to_dict(with_priors=True))
     assert back.is_thought_given

@@ -23,9 +23,9 @@ def test_the_crop_is_a_square_inside_the_photo_around_the_mass(size, place):
     y, x = (int(p * n) for p, n in zip(place, size, strict=True))
     prior[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3] = 0.8
     crop = crop_around(prior)
-    assert crop.of(prior).shape == (crop.side, crop.side) and crop.of(prior).sum() == pytest.approx(
-        prior.sum()
-    )
+    assert crop.crop(prior).shape == (crop.side, crop.side) and crop.crop(
+        prior
+    ).sum() == pytest.approx(prior.sum())
     assert crop.side <= min(size)
 
 
@@ -43,7 +43,7 @@ def test_zooming_changes_nothing_but_prior_and_mask_and_not_the_answer_itself(fr
         and np.array_equal(again.prior, before[0])
     )
     outside = np.ones(result.photo_size, bool)
-    crop.of(outside)[:] = False
+    crop.crop(outside)[:] = False
     assert (
         np.array_equal(zoomed.prior[outside], result.prior[outside])
         and not zoomed.mask[outside].any()

@@ -566,7 +566,7 @@ def test_a_plan_tells_memory_by_part_and_refuses_what_cannot_fit(tmp_path, monke
 
 def test_no_step_of_a_large_model_is_measured_on_a_cpu():
     large = Plan({"weights": 3 * 10**9}, free=0, saved=0, disk=0, steps=1, replies=8)
-    assert "without a GPU" in train._estimate(JointRecipe(steps=1), large, "cpu")
+    assert "without a GPU" in train._estimate_time(JointRecipe(steps=1), large, "cpu")
 
 
 def test_every_recipe_of_ours_can_be_shared_out(monkeypatch):
@@ -949,10 +949,12 @@ def test_a_process_by_itself_sees_one_card(monkeypatch, seen, device, sees, name
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen or "")
     if seen is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert train._one_card(device) == named
+    assert train._restrict_to_one_gpu(device) == named
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == sees
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert train._one_card("auto") == "auto" and os.environ["CUDA_VISIBLE_DEVICES"] == sees
+    assert (
+        train._restrict_to_one_gpu("auto") == "auto" and os.environ["CUDA_VISIBLE_DEVICES"] == sees
+    )
 
 
 def test_a_disk_that_is_full_is_one_sentence(tmp_path, monkeypatch):

@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from coprs_core import CoPRSError, load
-from coprs_core.answer.flags import flags
+from coprs_core.answer.diagnosis import diagnose
+from coprs_core.answer.flags import find_flags
 from coprs_core.answer.results import Region, Result
-from coprs_core.answer.verdict import chain
 from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.sams import load_sam
@@ -38,7 +38,7 @@ from coprs_core.model.segmenter import Step
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention, heads, sentences, words, zoom
 from coprs_core.probes.finding import NotApplicable
-from coprs_core.probes.looks import observe_reply
+from coprs_core.probes.reply_attention import compute_reply_attention
 from coprs_core.prompts import format_score, is_well_formed, parse_reply, replace_sentence
 from coprs_core.prompts import sentences as sentences_of
 from tests import tiny
@@ -180,8 +180,8 @@ READERS = {
     "parse_reply": parse_reply,
     "form": lambda text: (format_score(text), is_well_formed(text), format_score(text, 2)),
     "sentences": lambda text: replace_sentence(f"{text} a", len(sentences_of(text)) // 2, "b"),
-    "chain": lambda text: chain(replied(text)),
-    "flags": lambda text: flags(replied(text)),
+    "chain": lambda text: diagnose(replied(text)),
+    "flags": lambda text: find_flags(replied(text)),
 }
 
 
@@ -246,11 +246,11 @@ def test_a_list_that_breaks_off_is_told(pointing, monkeypatch):
     writes(monkeypatch, pointing, f"<answer>[{boxes}, {{", finished=False)
     result = pointing.segment(draw_scene(1).image, "it")
     assert len(result.regions) == 3 and "there may be more" in result.reason
-    assert "cut off" in flags(result)
+    assert "cut off" in find_flags(result)
     writes(monkeypatch, pointing, f"<answer>[{boxes}]</answer>")
     result = pointing.segment(draw_scene(1).image, "it")
     assert len(result.regions) == 3 and "more" not in result.reason
-    assert "cut off" not in flags(result)
+    assert "cut off" not in find_flags(result)
 
 
 @pytest.mark.parametrize("prompt", [STOCK, SEG_ZERO], ids=["stock", "840"])
@@ -536,7 +536,7 @@ def test_the_attention_probe_works_for_it_too(qwen3, monkeypatch):
     writes(monkeypatch, qwen3, 'I see two. It is the left one.</think>[{"bbox_2d": [100, 250, 500, 750]}]')  # fmt: skip
     photo = draw_scene(1).image
     result = qwen3.segment(photo, "it")
-    texts = [look.text for look in attention.run(qwen3, photo, result).looks]
+    texts = [look.text for look in attention.run(qwen3, photo, result).sentences]
     assert texts[:2] == ["I see two.", "It is the left one."] and "bbox_2d" in texts[2]
 
 
@@ -563,7 +563,7 @@ def test_detail_bounds_what_is_seen_and_the_answer_says_how_much(
     writes(monkeypatch, engine, "</think>[]")
     result = engine.segment(photo, "it")
     assert result.seen_size[0] * result.seen_size[1] == count * unit**2
-    assert result.seen_share == count / 3072 and result.to_dict()["seen_size"]
+    assert result.seen_pixel_share == count / 3072 and result.to_dict()["seen_size"]
     with pytest.raises(CoPRSError, match="Detail 'all' is not known: choose auto, low, normal"):
         load(str(qwen3_folders[0]), device="cpu", sam=str(qwen3_folders[1]), detail="all")
 
@@ -618,7 +618,7 @@ def test_sentence_by_sentence_it_is_where_their_words_looked(qwen3, monkeypatch)
     found = sentences.run(qwen3, photo, result)
     assert [v.text for v in found.views[:2]] == ["I see two.", "It is the left one."]
     assert found.views[-1].text == '[{"bbox_2d": [100, 250, 500, 750]}]'
-    looks = attention.run(qwen3, photo, result).looks
+    looks = attention.run(qwen3, photo, result).sentences
     for view, look in zip(found.views, looks, strict=True):
         assert view.prior_kind == "attention" and not view.trained
         assert view.share == look.share and np.array_equal(view.mask, result.mask)
@@ -632,14 +632,14 @@ def test_a_words_look_is_its_attention(qwen3, monkeypatch):
     writes(monkeypatch, qwen3, REPLY)
     photo = draw_scene(1).image
     result = qwen3.segment(photo, "it")
-    pieces = words.reply_pieces(qwen3, result)
+    pieces = words.reply_tokens_as_text(qwen3, result)
     assert "".join(pieces) == f"{REPLY}<|im_end|>"
-    number = words.token_number(qwen3, result, "left")
+    number = words.find_token(qwen3, result, "left")
     view = words.focus_of_word(qwen3, photo, result, "left").view
     assert view.text == pieces[number] and view.prior_kind == "attention" and 0 < view.share <= 1
     other = words.focus_of_word(qwen3, photo, result, 0).view
     assert not np.array_equal(view.prior, other.prior)
-    looks = observe_reply(qwen3, photo, result, "x").looks
+    looks = compute_reply_attention(qwen3, photo, result, "x").trace
     assert view.share == pytest.approx(float(looks.map([number], looks.heads()).sum()))
 
 

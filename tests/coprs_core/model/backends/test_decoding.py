@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from coprs_core.answer.concurrent import answer_many
 from coprs_core.answer.engine import Engine
-from coprs_core.answer.together import answer_many
 from coprs_core.datasets import open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.example import Example

@@ -25,7 +25,7 @@ from app.server.model import ModelServer
 from app.ui import build, launch
 from coprs_core import CoPRSError, load
 from coprs_core.__main__ import main
-from coprs_core.answer.flags import flags
+from coprs_core.answer.flags import find_flags
 from coprs_core.checkpoints import doctor, remote
 from coprs_core.errors import Cancelled
 from coprs_core.model.backends.remote import chat
@@ -173,7 +173,7 @@ def test_it_thinks_there_and_is_drawn_here(server, sam, form, unit):
     assert 390 < y < 410 and 1090 < x < 1110 and prior[:290].max() == 0
     assert result.prior_kind == "coordinates" and result.mask.shape == PHOTO.shape[:2]
     assert result.model == "openai:pointer" and not engine.has_focus_token
-    assert "unproven" not in flags(result)
+    assert "unproven" not in find_flags(result)
 
 
 def test_the_picture_is_small_stands_first_and_is_said(server, sam):
@@ -203,7 +203,7 @@ def test_a_server_that_misplaces_the_square_is_used_with_a_warning(server, sam):
     engine = load(server.name, device="cpu", sam=sam, report=lines.append)
     assert "its boxes may be wrong" in lines[-1]
     result = engine.segment(PHOTO, "the red thing")
-    assert "unproven" in flags(result) and result.settings["is_proven"] is False
+    assert "unproven" in find_flags(result) and result.settings["is_proven"] is False
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -431,7 +431,7 @@ def test_transformers_serve_is_such_a_server(served, sam):
     updates = list(engine.stream(PHOTO, "the red thing", 24))
     result = updates[-1].result
     assert len([u for u in updates if u.stage == "thinking"]) > 5 and len(result.reply) > 20
-    assert result.outcome == "unfinished" and "unproven" in flags(result)
+    assert result.outcome == "unfinished" and "unproven" in find_flags(result)
 
 
 def test_it_reads_the_picture_and_the_words_that_are_sent(served, sam):

@@ -15,7 +15,7 @@ from coprs_core.metrics import prior_mask_iou
 from coprs_core.model.backends.boxes import words_of_numbers
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable
-from coprs_core.probes.focus import check_reply, check_reply_ids
+from coprs_core.probes.rereading import check_reply_ids, check_reply_text
 from coprs_core.probes.trace import FocusView, normalized_entropy
 from coprs_core.prompts import ATTENTION_PRIOR
 
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
     from coprs_core.model.backends.attention import Looks
     from coprs_core.model.backends.language import LanguageModel
 
-MAX_WORDS = 2048
+MAX_REPLY_TOKENS = 2048
 _TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 @dataclass(frozen=True, eq=False)
-class ObservedReply:
+class ReplyAttention:
     """A reply about a photo, what its words attend to, and the `heads` that tell a place."""
 
     photo: Photo
     result: Result
-    looks: Looks = field(repr=False)
+    trace: Looks = field(repr=False)
     heads: list[int]
 
-    def seen(self, words: Iterable[int]) -> np.ndarray:
+    def attention_map(self, tokens: Iterable[int]) -> np.ndarray:
         """Where tokens of the reply look, by their index: float32 [rows, columns], the share of
         attention that each cell of the picture gets."""
-        return self.looks.map(words, self.heads)
+        return self.trace.map(tokens, self.heads)
 
-    def view(self, words: Iterable[int], text: str) -> FocusView:
+    def focus_view(self, tokens: Iterable[int], text: str) -> FocusView:
         """The same as a prior beside the answer's own mask."""
-        seen = self.seen(words)
+        seen = self.attention_map(tokens)
         from coprs_core.model.backends.attention import as_prior
 
         prior = as_prior(seen, self.photo.size)
@@ -56,7 +56,9 @@ class ObservedReply:
         )
 
 
-def observe_reply(engine: Engine, image: PhotoLike, result: Result, stem: str) -> ObservedReply:
+def compute_reply_attention(
+    engine: Engine, image: PhotoLike, result: Result, stem: str
+) -> ReplyAttention:
     """An answer's reply, read once more.
 
     Raises:
@@ -65,19 +67,19 @@ def observe_reply(engine: Engine, image: PhotoLike, result: Result, stem: str) -
     """
     from coprs_core.model.backends.attention import MOST_QUERIES, Looks
 
-    segmenter, photo = engine.local, open_photo(image)
+    segmenter, photo = engine.local_segmenter, open_photo(image)
     check_photo_size(result.photo_size, photo.size)
     check_reply_ids(engine, result)
     ids = list(result.reply_ids)
-    if len(ids) > MAX_WORDS:
+    if len(ids) > MAX_REPLY_TOKENS:
         raise NotApplicable(
             "This reply has {count:,} tokens and at most {most:,} are looked into: ask for a "
             "shorter one.",
             stem,
             count=len(ids),
-            most=MAX_WORDS,
+            most=MAX_REPLY_TOKENS,
         )
-    check_reply(engine, result)
+    check_reply_text(engine, result)
     features = engine.read(photo)
 
     def read_again(looks: Looks) -> Looks:
@@ -90,15 +92,15 @@ def observe_reply(engine: Engine, image: PhotoLike, result: Result, stem: str) -
     heads = looks.heads()
     if looks.is_cut:  # all heads of all words are too many: once more, by those that were chosen
         looks = read_again(Looks(looks.grid, only=heads))
-    return ObservedReply(photo, result, looks, heads)
+    return ReplyAttention(photo, result, looks, heads)
 
 
-def pointing_words(engine: Engine, result: Result) -> list[int]:
+def pointing_tokens(engine: Engine, result: Result) -> list[int]:
     """The tokens of a reply that point at something: the focus token, or those that wrote the
     numbers."""
     if engine.has_focus_token:
         return [len(result.reply_ids) - 1]
-    pieces = tuple(engine.local.language.pieces_of(result.reply_ids))
+    pieces = tuple(engine.local_segmenter.language.pieces_of(result.reply_ids))
     written = words_of_numbers(pieces, len(result.regions))
     return sorted({word for one in written for word in one})
 

@@ -27,15 +27,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def out_of_memory_guarded(
-    ask: Callable[Concatenate[Engine, P], T],
+def with_memory_guard(
+    probe: Callable[Concatenate[Engine, P], T],
 ) -> Callable[Concatenate[Engine, P], T]:
     """A probe that runs out of memory as an answer does: in one sentence."""
 
-    @wraps(ask)
+    @wraps(probe)
     def guarded_ask(engine: Engine, *args: P.args, **kwargs: P.kwargs) -> T:
-        with engine.within_memory():
-            return ask(engine, *args, **kwargs)
+        with engine.memory_guard():
+            return probe(engine, *args, **kwargs)
 
     return guarded_ask
 
@@ -51,7 +51,7 @@ def reread_answer(
     focus, photo = engine.focus, open_photo(image)
     check_photo_size(result.photo_size, photo.size)
     check_reply_ids(engine, result)
-    check_reply(engine, result)
+    check_reply_text(engine, result)
     features = engine.read(photo)
     return photo, features, focus.reading(result.instruction, features)
 
@@ -68,7 +68,7 @@ def check_model(engine: Engine, result: Result, has_given: bool = True) -> None:
 
 def check_reply_ids(engine: Engine, result: Result) -> None:
     """Raises `CoPRSError` where a reply is not one that this model wrote."""
-    language = engine.local.language
+    language = engine.local_segmenter.language
     check_model(engine, result, has_given=bool(result.reply_ids))
     if max(result.reply_ids) >= language.vocabulary or min(result.reply_ids) < 0:
         raise CoPRSError(
@@ -78,12 +78,12 @@ def check_reply_ids(engine: Engine, result: Result) -> None:
         )
 
 
-def check_reply(engine: Engine, result: Result) -> None:
+def check_reply_text(engine: Engine, result: Result) -> None:
     """Raises `CoPRSError` where the tokens of a reply are not its text to this model: an earlier
     version of the model wrote it, with another vocabulary."""
-    language, ids = engine.local.language, list(result.reply_ids)
-    whole, piece_by_piece = language.text_of(ids), "".join(language.pieces_of(ids))
-    if result.reply not in whole and result.reply not in piece_by_piece:
+    language, ids = engine.local_segmenter.language, list(result.reply_ids)
+    text, piece_by_piece = language.text_of(ids), "".join(language.pieces_of(ids))
+    if result.reply not in text and result.reply not in piece_by_piece:
         raise CoPRSError(
             "This answer was written by another version of {model!r}, whose tokens mean "
             "something else: ask the question again.",
@@ -95,18 +95,18 @@ def focus_view(
     engine: Engine,
     embeddings: Tensor,
     features: PhotoFeatures,
-    answered: np.ndarray,
+    answer_mask: np.ndarray,
     text: str,
     trained: bool = True,
 ) -> FocusView:
     """Where hidden states [N, D] look, one of each thing, all together as in an answer; compared
     with an answer's mask bool [H, W]."""
-    each = embeddings.split(1)[: most_objects(features.photo_size)]
-    prior, mask = engine.focus.look(each[0], features)
-    for embedding in each[1:]:
-        another, drawn = engine.focus.look(embedding, features)
-        np.maximum(prior, another, out=prior)
-        mask |= drawn
+    per_object = embeddings.split(1)[: most_objects(features.photo_size)]
+    prior, mask = engine.focus.look(per_object[0], features)
+    for embedding in per_object[1:]:
+        other_prior, other_mask = engine.focus.look(embedding, features)
+        np.maximum(prior, other_prior, out=prior)
+        mask |= other_mask
     return FocusView(
-        text, prior, mask, prior_mask_iou(prior, answered), normalized_entropy(prior), trained
+        text, prior, mask, prior_mask_iou(prior, answer_mask), normalized_entropy(prior), trained
     )

@@ -14,13 +14,13 @@ from coprs_core.example import Example
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
 
-AT_ONCE = 16
+DEFAULT_AT_ONCE = 16
 
 
 def answer_many(
     engine: Engine,
     examples: Iterable[Example],
-    at_once: int = AT_ONCE,
+    at_once: int = DEFAULT_AT_ONCE,
     max_new_tokens: int | None = None,
 ) -> Iterator[tuple[Example, Result | CoPRSError]]:
     """Answers in the order in which they end, `at_once` of them on the way.
@@ -28,21 +28,23 @@ def answer_many(
     An example that cannot be answered comes back with its `CoPRSError`; the others go on. Memory is
     that of `at_once` photos, however many there are.
     """
-    waiting, under_way = iter(examples), []
+    pending, active = iter(examples), []
     while True:
-        while len(under_way) < at_once and (example := next(waiting, None)):
-            under_way.append((example, _stream(engine, example, max_new_tokens)))
-        if not under_way:
+        while len(active) < at_once and (example := next(pending, None)):
+            active.append((example, _stream_example(engine, example, max_new_tokens)))
+        if not active:
             return
-        for pair in list(under_way):
-            ended = _next_update(pair[1])
-            if ended is not None:
-                under_way.remove(pair)
-                yield pair[0], ended
+        for pair in list(active):
+            answer = _next_update(pair[1])
+            if answer is not None:
+                active.remove(pair)
+                yield pair[0], answer
 
 
-def _stream(engine: Engine, example: Example, max_new_tokens: int | None) -> Iterator[Update]:
-    yield from engine.stream(example.opened(), example.instruction, max_new_tokens)
+def _stream_example(
+    engine: Engine, example: Example, max_new_tokens: int | None
+) -> Iterator[Update]:
+    yield from engine.stream(example.load_photo(), example.instruction, max_new_tokens)
 
 
 def _next_update(stream: Iterator[Update]) -> Result | CoPRSError | None:

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from coprs_core.answer.flags import flags
+from coprs_core.answer.diagnosis import LINK_TEXTS, diagnose, first_broken_link
+from coprs_core.answer.flags import find_flags
 from coprs_core.answer.results import Region
-from coprs_core.answer.verdict import LINKS, chain, first_broken
 from coprs_core.mini.world.questions import draw_examples
 from coprs_core.mini.world.scenes import draw_scene
 
@@ -15,11 +15,11 @@ RAIN = "assets/examples/rain.png"
 
 
 def said(result) -> dict[str, str]:
-    return {link.name: link.state for link in chain(result)}
+    return {link.name: link.state for link in diagnose(result)}
 
 
 def words(result, name: str) -> str:
-    return str(next(link for link in chain(result) if link.name == name))
+    return str(next(link for link in diagnose(result) if link.name == name))
 
 
 def blob(*places, size=(100, 100)) -> np.ndarray:
@@ -44,11 +44,11 @@ def answer(found):
 
 
 def test_a_good_answer_is_never_called_right(found):
-    links = chain(found[2])
+    links = diagnose(found[2])
     assert [link.name for link in links] == [
         *("familiar", "understood", "named", "looked", "drawn", "true")
     ]
-    assert said(found[2])["true"] == "open" and first_broken(links) is None
+    assert said(found[2])["true"] == "open" and first_broken_link(links) is None
     assert "not known: paint the truth" in words(found[2], "true")
 
 
@@ -97,9 +97,9 @@ def test_what_is_seen_is_not_what_was_understood(answer):
 
 
 def test_the_truth_that_was_given_is_told(answer):
-    links = {link.name: link for link in chain(answer(), true_iou=0.83)}
+    links = {link.name: link for link in diagnose(answer(), true_iou=0.83)}
     assert links["true"].state == "holds" and "IoU 0.83" in str(links["true"])
-    assert first_broken(chain(answer(), true_iou=0.1)).name == "true"
+    assert first_broken_link(diagnose(answer(), true_iou=0.1)).name == "true"
 
 
 def test_words_are_found_again_whatever_their_case_and_ending(mini):
@@ -110,7 +110,7 @@ def test_words_are_found_again_whatever_their_case_and_ending(mini):
 def test_a_strange_picture_is_the_first_broken_link(mini, answer):
     noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
     result = mini.segment(noise, "the umbrella")
-    assert first_broken(chain(result)).name == "familiar"
+    assert first_broken_link(diagnose(result)).name == "familiar"
     assert "Load a model for photos" in words(result, "familiar")
     cannot_tell = answer(distance=None)
     assert "familiar" not in said(cannot_tell)
@@ -150,7 +150,7 @@ def test_what_a_model_wrote_is_not_told_as_where_it_looked(answer):
     """A prior of coordinates is drawn from them: a thin thing within its box is no other thing."""
     moved = answer(mask=blob((80, 80)) > 0.5, prior_kind="coordinates")
     assert not {"looked", "drawn"} & said(moved).keys()
-    assert "disagree" not in flags(moved)
+    assert "disagree" not in find_flags(moved)
 
 
 def test_a_last_sentence_that_names_nothing_is_no_link(answer):
@@ -165,9 +165,9 @@ def test_advice_is_what_the_model_can_do(answer):
 
 def test_the_first_broken_link_comes_before_what_stands_on_it(answer):
     result = answer(prior=blob((10, 10), (60, 60)), mask=blob((80, 10)) > 0.5, distance=3.0)
-    assert first_broken(chain(result)).name == "familiar"
+    assert first_broken_link(diagnose(result)).name == "familiar"
     result = dataclasses.replace(result, distance=0.5)
-    assert first_broken(chain(result)).name == "looked"
+    assert first_broken_link(diagnose(result)).name == "looked"
 
 
 def test_nothing_found_and_unfinished_have_their_own_chains(mini, nothing_found):
@@ -182,7 +182,7 @@ def test_on_scenes_the_links_mostly_hold(mini):
     broken = [
         link.name
         for scene, question in draw_examples("test", 0, 12)
-        for link in chain(mini.segment(scene.image, question.instruction))
+        for link in diagnose(mini.segment(scene.image, question.instruction))
         if link.state == "broken"
     ]
     assert len(broken) <= 2
@@ -190,7 +190,7 @@ def test_on_scenes_the_links_mostly_hold(mini):
 
 def test_every_link_has_words_without_a_claim():
     assert not any(
-        "correct" in text or "right" in text.replace("is right", "") for text in LINKS.values()
+        "correct" in text or "right" in text.replace("is right", "") for text in LINK_TEXTS.values()
     )
 
 
@@ -206,12 +206,12 @@ def test_every_link_has_words_without_a_claim():
 )
 def test_of_several_things_each_is_looked_at_by_itself(answer, priors, says):
     result = answer(regions=tuple(Region(prior, prior > 0.5) for prior in priors))
-    assert next(link for link in chain(result) if link.name == "looked").says == says
+    assert next(link for link in diagnose(result) if link.name == "looked").text_key == says
 
 
 def test_words_of_asking_are_no_words_that_were_missed(answer):
     result = answer(instruction="Hi, could you please outline the two fruits for me?")
     result = dataclasses.replace(result, reasoning="You ask for the fruits. It is the apple.")
-    assert next(link for link in chain(result) if link.name == "understood").says == (
+    assert next(link for link in diagnose(result) if link.name == "understood").text_key == (
         "understood_holds"
     )

@@ -33,7 +33,7 @@ HOLDS: Final = "holds"
 BROKEN: Final = "broken"
 OPEN: Final = "open"
 """A link holds, is broken, or cannot be told from the answer alone."""
-LINKS = {
+LINK_TEXTS = {
     "familiar_holds": "It knows pictures like this one.",
     "familiar_broken": "It knows hardly any picture like this one: a guess. Load a model for "
     "photos.",
@@ -60,16 +60,16 @@ LINKS = {
     "true_broken": "It misses the true mask that you gave: IoU {iou}.",
 }
 """What is said of a link, in words."""
-TRUE_IOU = 0.5
+MIN_TRUE_IOU = 0.5
 """From this IoU with the true mask on an answer covers it, as in the field's "accuracy at 0.5"."""
-LEAST_PLACE = 0.25
+MIN_PLACE_SHARE = 0.25
 """A separate piece of a prior is a place of its own from this share of the largest on."""
-SAME_PLACE = 0.5
+SAME_PLACE_IOU = 0.5
 """Priors (≥ 0.5) of two things with such an IoU look at the same place."""
-_UNKNOWN = re.compile(r"\b(?:do not|don['’]t) know (?:what|which)|不知道", re.IGNORECASE)
+_NOT_UNDERSTOOD = re.compile(r"\b(?:do not|don['’]t) know (?:what|which)|不知道", re.IGNORECASE)
 """In an answer without a focus token: the question was not understood."""
-_MOST_WORDS = 4
-_SMALL = frozenset(
+_MAX_LISTED_WORDS = 4
+_STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
         """the a an of to in on at by for with and or that this these those which what who is are it
@@ -89,141 +89,153 @@ class Link:
     Attributes:
         name: "familiar", "given", "understood", "finished", "named", "looked", "drawn" or "true".
         state: "holds", "broken" or "open".
-        says: the key of `LINKS` for it.
+        says: the key of `LINK_TEXTS` for it.
         values: what is put into those words.
     """
 
     name: str
     state: State
-    says: str
+    text_key: str
     values: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return LINKS[self.says].format(**self.values)
+        return LINK_TEXTS[self.text_key].format(**self.values)
 
 
-def chain(result: Result, true_iou: float | None = None) -> tuple[Link, ...]:
+def diagnose(result: Result, true_iou: float | None = None) -> tuple[Link, ...]:
     """The links of an answer, in the order of the method; those that do not apply are left out.
 
     `true_iou` is the IoU of its mask with the true one, where that is known.
     """
-    links = [_familiar(result)]
+    links = [_familiar_link(result)]
     if result.is_thought_given:
         links.append(Link("given", OPEN, "given_open"))
     else:
-        links.append(_understood(result))
+        links.append(_understood_link(result))
     if result.outcome == UNFINISHED:
         links.append(Link("finished", BROKEN, "finished_broken"))
     if result.outcome == FOUND:
         if not result.is_thought_given:
-            links.append(_named(result))
+            links.append(_named_link(result))
         if result.prior_kind != COORDINATES_PRIOR:  # those tell what it wrote, not where it looked
-            links.append(looked := _looked(result))
-            if looked.says != "looked_nowhere":
-                links.append(_drawn(result))
-        links.append(_true(true_iou))
+            links.append(looked := _looked_link(result))
+            if looked.text_key != "looked_nowhere":
+                links.append(_drawn_link(result))
+        links.append(_true_link(true_iou))
     return tuple(link for link in links if link)
 
 
-def first_broken(links: tuple[Link, ...]) -> Link | None:
+def first_broken_link(links: tuple[Link, ...]) -> Link | None:
     """The first link that is broken; what follows it stands on nothing."""
     return next((link for link in links if link.state == BROKEN), None)
 
 
-def _familiar(result: Result) -> Link | None:
+def _familiar_link(result: Result) -> Link | None:
     if result.unfamiliar is None:
         return None
     state = BROKEN if result.unfamiliar else HOLDS
     return Link("familiar", state, f"familiar_{state}")
 
 
-def _understood(result: Result) -> Link | None:
-    asked = _content(result.instruction)
-    if not asked or not result.reasoning.strip():
+def _understood_link(result: Result) -> Link | None:
+    instruction_words = _content_words(result.instruction)
+    if not instruction_words or not result.reasoning.strip():
         return None
-    if result.outcome == NOTHING_FOUND and _UNKNOWN.search(parse_reply(result.reply).answer):
-        values = {"quote": _understanding(result.reasoning)}
+    if result.outcome == NOTHING_FOUND and _NOT_UNDERSTOOD.search(parse_reply(result.reply).answer):
+        values = {"quote": _restating_sentence(result.reasoning)}
         return Link("understood", BROKEN, "understood_broken", values)
-    if not _scripts(" ".join(asked)) & _scripts(result.reasoning):
+    if not _scripts(" ".join(instruction_words)) & _scripts(result.reasoning):
         return None  # its words in another writing cannot be compared
     # what it lists as seen says nothing of what it was asked
-    said = result.reasoning[result.reasoning.find(_understanding(result.reasoning)) :]
-    thought = _stems(part for word in _words(said) for part in _parts(word))
-    taken_up = [w for w in asked if any(_is_among(part, thought) for part in _parts(w))]
-    missed = [word for word in asked if word not in taken_up]
-    values = {"words": _listed(taken_up), "missed": _listed(missed)}
+    from_restatement = result.reasoning[
+        result.reasoning.find(_restating_sentence(result.reasoning)) :
+    ]
+    thought_stems = _word_stems(
+        part for word in _split_words(from_restatement) for part in _word_or_bigrams(word)
+    )
+    repeated = [
+        w
+        for w in instruction_words
+        if any(_has_stem(part, thought_stems) for part in _word_or_bigrams(w))
+    ]
+    missed = [word for word in instruction_words if word not in repeated]
+    values = {"words": _join_words(repeated), "missed": _join_words(missed)}
     if not missed:
         return Link("understood", HOLDS, "understood_holds", values)
-    values["quote"] = _understanding(result.reasoning)
-    says = "understood_partly" if taken_up else "understood_open"
-    return Link("understood", OPEN, says, values)
+    values["quote"] = _restating_sentence(result.reasoning)
+    text_key = "understood_partly" if repeated else "understood_open"
+    return Link("understood", OPEN, text_key, values)
 
 
-def _named(result: Result) -> Link | None:
+def _named_link(result: Result) -> Link | None:
     last = last_sentence(result.reasoning)
     before = result.reasoning.strip()[: -len(last)] if last else ""
-    said = _content(last)
-    if not before.strip() or not said:
+    last_words = _content_words(last)
+    if not before.strip() or not last_words:
         return None
-    seen = _stems(part for word in _words(before) for part in _parts(word))
-    strange = [w for w in said if not any(_is_among(p, seen) for p in _parts(w))]
-    if not strange:
+    earlier_stems = _word_stems(
+        part for word in _split_words(before) for part in _word_or_bigrams(word)
+    )
+    new_words = [
+        w for w in last_words if not any(_has_stem(p, earlier_stems) for p in _word_or_bigrams(w))
+    ]
+    if not new_words:
         return Link("named", HOLDS, "named_holds")
-    says = "named_broken" if result.prior_kind == FOCUS_TOKEN_PRIOR else "named_other"
-    return Link("named", BROKEN, says, {"words": _listed(strange)})
+    text_key = "named_broken" if result.prior_kind == FOCUS_TOKEN_PRIOR else "named_other"
+    return Link("named", BROKEN, text_key, {"words": _join_words(new_words)})
 
 
-def _looked(result: Result) -> Link:
+def _looked_link(result: Result) -> Link:
     highest = [float(region.prior.max()) for region in result.regions] or [0.0]
     if max(highest) < PRIOR_THRESHOLD:
         return Link("looked", BROKEN, "looked_nowhere", {"highest": f"{max(highest):.2f}"})
     if len(highest) > 1 and result.prior_kind == FOCUS_TOKEN_PRIOR:
-        return _looked_at_each(result, highest)
-    count = _places(max_prior(region.prior for region in result.regions))
+        return _looked_link_of_each(result, highest)
+    count = _count_places(max_prior(region.prior for region in result.regions))
     if count <= len(result.regions):
-        says = "looked_holds" if count == 1 else "looked_several"
-        return Link("looked", HOLDS, says, {"count": str(count)})
+        text_key = "looked_holds" if count == 1 else "looked_several"
+        return Link("looked", HOLDS, text_key, {"count": str(count)})
     return Link("looked", BROKEN, "looked_broken", {"count": str(count)})
 
 
-def _looked_at_each(result: Result, highest: list[float]) -> Link:
+def _looked_link_of_each(result: Result, highest: list[float]) -> Link:
     """Of several focus tokens: whether each looks at one place, and no two at the same."""
     values = {"count": str(len(highest))}
     if missing := sum(value < PRIOR_THRESHOLD for value in highest):
         return Link("looked", BROKEN, "looked_partly", values | {"missing": str(missing)})
     places = [region.prior >= PRIOR_THRESHOLD for region in result.regions]
-    if any(iou(a, b) >= SAME_PLACE for a, b in combinations(places, 2)):
+    if any(iou(a, b) >= SAME_PLACE_IOU for a, b in combinations(places, 2)):
         return Link("looked", BROKEN, "looked_twice", values)
-    count = sum(_places(region.prior) for region in result.regions)
+    count = sum(_count_places(region.prior) for region in result.regions)
     if count > len(places):
         return Link("looked", BROKEN, "looked_broken", {"count": str(count)})
     return Link("looked", HOLDS, "looked_each", values)
 
 
-def _drawn(result: Result) -> Link:
+def _drawn_link(result: Result) -> Link:
     state = HOLDS if mask_follows_prior(result) else BROKEN
     return Link("drawn", state, f"drawn_{state}")
 
 
-def _true(true_iou: float | None) -> Link:
+def _true_link(true_iou: float | None) -> Link:
     if true_iou is None:
         return Link("true", OPEN, "true_open")
-    state = HOLDS if true_iou >= TRUE_IOU else BROKEN
+    state = HOLDS if true_iou >= MIN_TRUE_IOU else BROKEN
     return Link("true", state, f"true_{state}", {"iou": f"{true_iou:.2f}"})
 
 
-def _places(prior: np.ndarray) -> int:
+def _count_places(prior: np.ndarray) -> int:
     """How many separate places a prior has, none far smaller than the largest."""
     areas = component_areas(prior >= PRIOR_THRESHOLD)
-    return int((areas >= LEAST_PLACE * areas.max()).sum()) if len(areas) else 0
+    return int((areas >= MIN_PLACE_SHARE * areas.max()).sum()) if len(areas) else 0
 
 
-def _content(text: str) -> list[str]:
+def _content_words(text: str) -> list[str]:
     """The words of a text that say what is meant, each once, in order."""
-    return [w for w in dict.fromkeys(_words(text)) if w not in _SMALL and len(w) > 1]
+    return [w for w in dict.fromkeys(_split_words(text)) if w not in _STOP_WORDS and len(w) > 1]
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", text.lower())
 
 
@@ -232,34 +244,34 @@ def _scripts(text: str) -> set[str]:
     return {unicodedata.name(c, "").partition(" ")[0] for c in set(text) if c.isalpha()}
 
 
-def _parts(word: str) -> list[str]:
+def _word_or_bigrams(word: str) -> list[str]:
     """By what a word is found again: itself, or pairs of characters in a writing without spaces."""
     if any("\u3040" <= c <= "\u9fff" for c in word):
         return [word[i : i + 2] for i in range(len(word) - 1)] or [word]
     return [word]
 
 
-def _stems(words: Iterable[str]) -> set[tuple[str, int]]:
+def _word_stems(words: Iterable[str]) -> set[tuple[str, int]]:
     """Words by their beginnings, each without 0 to 4 of its last letters, and their length."""
     return {(w[: len(w) - cut], len(w)) for w in set(words) for cut in range(min(5, len(w)))}
 
 
-def _is_among(word: str, stems: set[tuple[str, int]]) -> bool:
-    """Whether a word is among others, given as `_stems`, or differs from one by an ending alone."""
+def _has_stem(word: str, stems: set[tuple[str, int]]) -> bool:
+    """Whether a word is among others, given as `_word_stems`, but for its ending."""
     stem, length = word[: max(3, len(word) - 2)], len(word)
     return any((stem, other) in stems for other in range(length - 2, length + 3))
 
 
-def _understanding(reasoning: str) -> str:
+def _restating_sentence(reasoning: str) -> str:
     """The sentence of a thought that says what was asked, as far as can be told; else its last."""
-    asked = (
+    candidates = (
         s
         for s in sentences(reasoning)
         if re.search(r"\b(you|asks?|asked|means?|user)\b", s.lower())
     )
-    return next(asked, last_sentence(reasoning))
+    return next(candidates, last_sentence(reasoning))
 
 
-def _listed(words: list[str]) -> str:
-    shown = ", ".join(words[:_MOST_WORDS])
-    return f"{shown} …" if len(words) > _MOST_WORDS else shown
+def _join_words(words: list[str]) -> str:
+    text = ", ".join(words[:_MAX_LISTED_WORDS])
+    return f"{text} …" if len(words) > _MAX_LISTED_WORDS else text

@@ -5,7 +5,7 @@ import math
 from coprs_core.photos.orientation import FRAMES, STORED
 from coprs_core.photos.photo import MAX_SIDE
 
-MAX_TEXT = 100_000
+MAX_TEXT_CHARACTERS = 100_000
 """Characters of a text."""
 
 
@@ -65,6 +65,6 @@ def as_orientation(values: dict) -> tuple[int | None, bool]:
 
 
 def as_text(value) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
+    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARACTERS:
         raise ValueError(f"{str(value)[:40]!r} in the place of a text")
     return value
