@@ -1,4 +1,4 @@
-"""`coprs`, also `python -m coprs_core`: finds the command and says errors in a sentence."""
+"""`coprs`, also `python -m coprs_core`: runs a command and prints errors as one sentence."""
 
 import argparse
 import io
@@ -11,7 +11,7 @@ from coprs_core.commands import COMMANDS, load_command
 from coprs_core.errors import CoPRSError, did_you_mean, from_os_error
 
 DESCRIPTION = "CoPRS: interpretable reasoning segmentation."
-EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141  # 128 + signal, as shells say
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,13 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = load_command(name)
-        its_parser = commands.add_parser(
+        command_parser = commands.add_parser(
             name,
             help=module.SUMMARY,
             description=module.DESCRIPTION,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_options(its_parser)
+        module.add_options(command_parser)
     return main_parser
 
 
@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nstopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
+        # Python flushes stdout once more at its end, and would print this error itself
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except OSError as problem:  # a disk or a folder that cannot be used

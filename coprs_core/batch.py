@@ -1,4 +1,4 @@
-"""Many photos: each answer into a folder of its own, resumable, past bad files."""
+"""Answer many photos: a folder each, resumable, past files that cannot be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from glob import glob
 from itertools import count
 from pathlib import Path
@@ -38,19 +37,20 @@ if TYPE_CHECKING:
 
 _EXAMPLE_LINE = '{"photo": "a.jpg", "instruction": "the cat"}'
 READER_THREADS, WRITER_THREADS, MAX_QUEUED = 2, 2, 16
-"""Threads that open photos and write answers, and how many of either may wait."""
+"""Threads that open photos and that write answers, and how many photos or answers may wait for
+them: each holds its pixels in memory."""
 RunProbes = Callable[["Engine", Photo, Result], Iterator[Finding]]
-"""What else is asked of an answer: one finding after the other."""
+"""(engine, photo, result) → the findings of the probes that were asked for, one by one."""
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How the photos of a batch are answered; written beside each answer, so that it is done once.
+    """How the photos of a batch are answered; saved with each answer: a later run skips it.
 
     Attributes:
         model: as for one photo.
-        probe, word, thought, again, again_model: further questions, as the command line has them.
-        max_new_tokens: bound of the reply; None for the model's own.
+        probe, word, thought, again, again_model: the probes, as the command line has them.
+        max_new_tokens: limit of the reply; None for the model's own.
         dtype, quantization, sam, detail: how the model is loaded, as in `LoadOptions`.
         figures: whether the chain is drawn as a figure, and the thing cut out.
         stored_pixels: whether masks fit the photo's file as it is stored (see `save_answer`).
@@ -71,7 +71,7 @@ class BatchOptions:
     stored_pixels: bool = False
 
     def to_request(self, example: Example) -> dict:
-        """As it is written to asked.json."""
+        """What asked.json holds: the whole request, by which a later run knows that it is done."""
         lists = {"probe": list(self.probe), "word": list(self.word)}
         return {"instruction": example.instruction} | asdict(self) | lists
 
@@ -107,30 +107,30 @@ def segment_photos(
         options: how they are answered. A folder that holds all of it is not done again.
         out: the folder of folders.
         engine: gives the engine; called only when a photo is to be answered.
-        run_probes: asked of each answer.
+        run_probes: gives the findings about each answer.
         at_once: how many are answered together.
 
     Yields:
         A `BatchOutcome` for each photo, as they are done. A photo that cannot be answered is
         reported and skipped.
     """
-    left, done = split_done(examples, options, out)
+    todo, done = split_done(examples, options, out)
     yield from done
-    if not left:
+    if not todo:
         return
-    answering, by_name = engine(), {example.name: example for example in left}
+    loaded_engine, by_name = engine(), {example.name: example for example in todo}
     with (
         ThreadPoolExecutor(WRITER_THREADS) as writers,
         ThreadPoolExecutor(READER_THREADS) as readers,
     ):
-        opening = _prefetch_photos(left, readers)
+        opening = _prefetch_photos(todo, readers)
         writing: deque[Future[BatchOutcome]] = deque()
-        for example, answer in answer_many(answering, opening, at_once, options.max_new_tokens):
-            place = str(by_name[example.name].photo)
-            job = partial(
-                _save_example, answering, example, answer, out, options, run_probes, place
-            )
-            writing.append(writers.submit(job))
+        for example, answer in answer_many(loaded_engine, opening, at_once, options.max_new_tokens):
+            # by now `example.photo` is the opening of it, no longer the path
+            photo_path = str(by_name[example.name].photo)
+            what = loaded_engine, example, answer
+            job = writers.submit(_save_example, *what, out, options, run_probes, photo_path)
+            writing.append(job)
             while writing and (writing[0].done() or len(writing) > MAX_QUEUED):
                 yield writing.popleft().result()
         while writing:
@@ -157,7 +157,7 @@ def _save_example(
     run_probes: RunProbes | None,
     photo_path: str,
 ) -> BatchOutcome:
-    """One answer's folder, and what else is asked of it; `photo_path`: where the photo lies."""
+    """Write one answer's folder, with the findings of its probes."""
     name = example.name
     folder = out / name
     try:
@@ -183,8 +183,8 @@ def _save_example(
 
 
 def find_examples(source: str, instruction: str | None) -> list[Example]:
-    """What a path means: the photos of `find_photos`, each with the instruction, or the lines of a
-    manifest (.jsonl).
+    """The examples that a path means: the photos of `find_photos`, each with the instruction, or
+    the lines of a manifest (.jsonl).
 
     A manifest's line is `{"photo": "a.jpg", "instruction": "the cat", "name": "a"}`, the photo from
     the manifest's folder; without an instruction it has the given one, without a name that of the
@@ -233,7 +233,7 @@ def _read_manifest(path: Path, instruction: str | None) -> list[Example]:
 
 
 def _folder_name(name: str) -> str:
-    """A name as that of a folder under the one of all answers."""
+    """A name as a folder below --out: without parts that would lead out of it."""
     parts = Path(name).parts
     return "/".join(part for part in parts if part not in ("..", os.sep) and ":" not in part)
 
@@ -262,7 +262,7 @@ def find_photos(source: str) -> list[str]:
 
 
 def _with_any_case_suffix(pattern: str) -> str:
-    """A pattern whose ending, such as .jpg, may be in capitals, as cameras write it."""
+    """A pattern that also matches its suffix in capitals, .JPG, as cameras write it."""
     stem, ending = os.path.splitext(pattern)
     letters = (f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in ending)
     return pattern if any(c in ending for c in "*?[") else stem + "".join(letters)
@@ -275,7 +275,7 @@ def _find_remote_photos(url: str) -> list[str]:
         files, paths = fsspec.core.url_to_fs(url)
         names = (path for path in files.glob(paths) if not posixpath.basename(path).startswith("."))
         photos = sorted(files.unstrip_protocol(path) for path in names)
-    except Exception as problem:  # each kind of storage has its own
+    except Exception as problem:  # each kind of storage raises errors of its own
         raise CoPRSError(f"{url} cannot be read ({first_line(problem)}): check it.") from problem
     if not photos:
         raise CoPRSError(f"No file matches {url!r}: check the pattern.")
@@ -285,18 +285,18 @@ def _find_remote_photos(url: str) -> list[str]:
 def split_done(
     examples: list[Example], options: BatchOptions, out: Path
 ) -> tuple[list[Example], list[BatchOutcome]]:
-    """What is left to do, and what was done before."""
-    left, done = [], []
+    """Examples that are still to be answered, and the outcomes of those that were before."""
+    todo, done = [], []
     for example in examples:
         if is_done(example, options, out):
             done.append(BatchOutcome(example.name, out / example.name))
         else:
-            left.append(example)
-    return left, done
+            todo.append(example)
+    return todo, done
 
 
 def is_done(example: Example, options: BatchOptions, out: Path) -> bool:
-    """Whether the folder of an example holds all that is asked of it."""
+    """Whether an example's folder holds the answer to this request, of this photo."""
     folder, request = out / example.name, options.to_request(example)
     try:
         if not (folder / "result.json").exists():
@@ -332,6 +332,6 @@ def open_photo_or_url(photo: str) -> Photo:
             content = file.read()
     except ImportError as problem:
         raise CoPRSError(f"{photo} cannot be opened: {first_line(problem)}.") from problem
-    except Exception as problem:  # each kind of storage has its own
+    except Exception as problem:  # each kind of storage raises errors of its own
         raise CoPRSError(f"{photo} cannot be read ({first_line(problem)}): check it.") from problem
     return open_photo(content)

@@ -1,8 +1,8 @@
-"""Which attention heads of a model tell a place, found out with drawn scenes whose truth is known.
+"""Calibrate a model's localization heads with drawn scenes, whose truth is known.
 
-Without it they are chosen from each answer itself (`Looks.heads`). Here the model is asked about
-scenes; where it points at something, those heads are kept whose attention, at the words that point,
-lies on the thing that was asked for.
+Uncalibrated, they are chosen from each answer itself (see `model.backends.attention`). Here the
+model is asked about scenes; where it points at something, those heads are kept whose attention, at
+the tokens that point, lies on the target.
 """
 
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ from coprs_core.probes.reply_attention import compute_reply_attention, pointing_
 DEFAULT_SCENES, FIRST_SCENE = 60, 20_000
 """How many scenes are asked about by default, and the first of them, of the validation split."""
 MIN_ANSWERS = 10
-"""Fewer answers than this that point at something are no ground to choose by."""
+"""Fewer answers than this that point at something are too few to choose by."""
 _MAX_CANDIDATES = 48
 _SAVE_INTERVAL = 5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found.
+    """The result of a calibration.
 
     Attributes:
         heads: those that were kept, the best first.
@@ -50,7 +50,7 @@ class Calibration:
 
 @dataclass(eq=False)
 class _Observations:
-    """What was seen in the scenes so far.
+    """Attention in the scenes so far.
 
     `done` scenes were asked about. Of each where the model pointed: `maps` float16 [heads, N], the
     share of attention of each of the picture's N tokens; `targets` bool [N], which of them lie on
@@ -103,7 +103,7 @@ def calibrate(engine: Engine, count: int = DEFAULT_SCENES) -> Iterator[int | Cal
     dataset = open_dataset("scenes", split="validation")
     uncached_engine = Engine(
         engine.checkpoint
-    )  # with features of its own: those kept for others stay
+    )  # its scenes must not push others' photos out of the cache
     for example in dataset.examples(
         FIRST_SCENE + observations.done, max(0, count - observations.done)
     ):
@@ -129,7 +129,7 @@ def calibrate(engine: Engine, count: int = DEFAULT_SCENES) -> Iterator[int | Cal
 
 
 def _observe_scene(engine: Engine, example: Example, observations: _Observations) -> None:
-    """Ask about one scene, and add what every head saw where the model points."""
+    """Ask about one scene, and add every head's attention where the model points."""
     observations.done += 1
     if not example.truth.any():
         return

@@ -66,8 +66,8 @@ class Example:
         return np.logical_or.reduce([np.zeros(self.size, bool), *self.masks])
 
     def load_photo(self) -> Photo:
-        """The photo, waited for where it is being opened; raises `CoPRSError` where it cannot be,
-        or the example has a `problem`."""
+        """Open the photo, or wait for the thread that is opening it; raises `CoPRSError` where that
+        fails or the example has a `problem`."""
         if self.problem:
             raise CoPRSError(self.problem)
         return self.photo.result() if isinstance(self.photo, Future) else open_photo(self.photo)

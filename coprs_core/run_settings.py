@@ -1,4 +1,4 @@
-"""The file in a run's folder that says what the run rests on, so that it goes on as it began."""
+"""The settings file of a run's folder: a run that goes on later has the settings it began with."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.parsing import parse_json
 
 PATH_ERRORS = "backslashreplace"
-"""How a file's name that is no UTF-8 is written: in JSON that is its own escape, too."""
+"""How to encode paths that are not UTF-8; in JSON a backslash escape stays readable."""
 
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:

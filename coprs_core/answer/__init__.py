@@ -1,2 +1,2 @@
-"""What an answer is and how it comes about: the engine, the result, its flags, comparisons and
+"""Answers: the engine that gives them, the result, its warnings, its diagnosis, comparisons and
 pictures."""

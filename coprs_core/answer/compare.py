@@ -24,7 +24,8 @@ from coprs_core.photos.photo import (
 _MAX_JSON_BYTES = 16_000_000
 _VOID_INDEX = 255
 MIN_STAYED_IOU, MAX_MOVED_IOU = 0.8, 0.2
-"""Masks that agree so far are called the same place, and another below the second."""
+"""IoU from which two masks are the same place, and below which they are another. Between the two
+the mask has changed: the same object, more or less of it."""
 Move = Literal["stayed", "changed", "moved", "appeared", "vanished", "neither"]
 _TRUTH_HINT = Phrase(
     "give a PNG of the photo's size, white where the thing is, or COCO RLE as JSON"
@@ -180,7 +181,7 @@ def read_mask(
             reason=without_markup(problem),
             hint=_TRUTH_HINT,
         ) from problem
-    # what is void goes with what is there: the two are turned alike
+    # target and void share one array: EXIF's turn then cannot move them apart
     both = truth.astype(np.uint8) if void is None else truth + 2 * void.astype(np.uint8)
     both = mask_to_upright(both, photo_size, orientation, is_stored)
     _check_truth_size(both.shape, photo_size)

@@ -1,4 +1,4 @@
-"""Many examples at once: their photos are read one after the other, their replies written
+"""Answer many examples concurrently: photos are read one after the other, replies are decoded
 together."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def answer_many(
     at_once: int = DEFAULT_AT_ONCE,
     max_new_tokens: int | None = None,
 ) -> Iterator[tuple[Example, Result | CoPRSError]]:
-    """Answers in the order in which they end, `at_once` of them on the way.
+    """Yield (example, answer) in the order in which they end, `at_once` of them under way.
 
     An example that cannot be answered comes back with its `CoPRSError`; the others go on. Memory is
     that of `at_once` photos, however many there are.
@@ -34,6 +34,7 @@ def answer_many(
             active.append((example, _stream_example(engine, example, max_new_tokens)))
         if not active:
             return
+        # one step of each in turn: the engine decodes all replies that are under way as one batch
         for pair in list(active):
             answer = _next_update(pair[1])
             if answer is not None:

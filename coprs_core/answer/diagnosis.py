@@ -1,4 +1,4 @@
-"""The links of an answer's chain, each able to fail by itself.
+"""Diagnose an answer: the links of its chain, each able to fail by itself.
 
 Was the question understood, does the thought name a thing that it said it saw, does the model look
 at one place, is that what was drawn? None of them says that an answer is right: that is known only
@@ -59,11 +59,12 @@ LINK_TEXTS = {
     "true_holds": "It covers the true mask that you gave: IoU {iou}.",
     "true_broken": "It misses the true mask that you gave: IoU {iou}.",
 }
-"""What is said of a link, in words."""
+"""The sentence for each state of each link."""
 MIN_TRUE_IOU = 0.5
-"""From this IoU with the true mask on an answer covers it, as in the field's "accuracy at 0.5"."""
+"""An answer with at least this IoU covers the true mask, as in the field's "accuracy at 0.5"."""
 MIN_PLACE_SHARE = 0.25
-"""A separate piece of a prior is a place of its own from this share of the largest on."""
+"""A component of a prior counts as a place from this share of the largest component's area on: a
+prior of a few small cells besides a large one is not two places."""
 SAME_PLACE_IOU = 0.5
 """Priors (≥ 0.5) of two things with such an IoU look at the same place."""
 _NOT_UNDERSTOOD = re.compile(r"\b(?:do not|don['’]t) know (?:what|which)|不知道", re.IGNORECASE)
@@ -79,7 +80,7 @@ _STOP_WORDS = frozenset(
         mask do does did hi hello thanks give tell pick choose most least very than""",
     )
 )
-"""Words that say nothing about what is meant."""
+"""Words that do not name what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class Link:
     Attributes:
         name: "familiar", "given", "understood", "finished", "named", "looked", "drawn" or "true".
         state: "holds", "broken" or "open".
-        says: the key of `LINK_TEXTS` for it.
-        values: what is put into those words.
+        text_key: the key of `LINK_TEXTS` for it.
+        values: what fills the placeholders of that text.
     """
 
     name: str
@@ -146,7 +147,7 @@ def _understood_link(result: Result) -> Link | None:
         return Link("understood", BROKEN, "understood_broken", values)
     if not _scripts(" ".join(instruction_words)) & _scripts(result.reasoning):
         return None  # its words in another writing cannot be compared
-    # what it lists as seen says nothing of what it was asked
+    # before it the thought lists what is in the photo, which may repeat a word by chance
     from_restatement = result.reasoning[
         result.reasoning.find(_restating_sentence(result.reasoning)) :
     ]
@@ -231,7 +232,7 @@ def _count_places(prior: np.ndarray) -> int:
 
 
 def _content_words(text: str) -> list[str]:
-    """The words of a text that say what is meant, each once, in order."""
+    """The words of a text but for stop words, each once, in order."""
     return [w for w in dict.fromkeys(_split_words(text)) if w not in _STOP_WORDS and len(w) > 1]
 
 
@@ -245,7 +246,8 @@ def _scripts(text: str) -> set[str]:
 
 
 def _word_or_bigrams(word: str) -> list[str]:
-    """By what a word is found again: itself, or pairs of characters in a writing without spaces."""
+    """A word as one unit; in a writing without spaces its pairs of characters, since there a run of
+    letters is a whole clause and would never occur twice."""
     if any("\u3040" <= c <= "\u9fff" for c in word):
         return [word[i : i + 2] for i in range(len(word) - 1)] or [word]
     return [word]

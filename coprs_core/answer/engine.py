@@ -1,5 +1,5 @@
-"""One generator: a photo and an instruction in, updates out. App, command line and evaluation all
-consume it."""
+"""The engine: a photo and an instruction in, a stream of updates out. App, command line and
+evaluation all consume it."""
 
 import threading
 import time
@@ -41,13 +41,13 @@ class Engine:
         self.checkpoint = checkpoint
         self.segmenter: Segmenter = checkpoint.segmenter
         self._features: OrderedDict[str, PhotoFeatures] = OrderedDict()
-        self._max_cache_bytes = room_for_photos(self.segmenter.device)
+        self._max_bytes = room_for_photos(self.segmenter.device)
         self._lock, self._read_semaphore = threading.Lock(), FairSemaphore()
         self._num_waiting: Counter[str] = Counter()
         if self.model is not None:
             install_checks(self.model)
 
-    # --- what it is
+    # --- description
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ class Engine:
 
     @property
     def is_local(self) -> bool:
-        """Whether its language model runs here, so that it can be looked into."""
+        """Whether its language model runs here, so that the probes can read its attention."""
         return isinstance(self.segmenter, FocusTokenSegmenter | CoordinateSegmenter)
 
     @property
@@ -108,7 +108,7 @@ class Engine:
 
     @property
     def max_new_tokens(self) -> int:
-        """The model's own bound of a reply, in tokens."""
+        """The model's own limit of a reply, in tokens."""
         return self.segmenter.max_new_tokens
 
     # --- answering
@@ -131,9 +131,9 @@ class Engine:
         Args:
             image: a path, the bytes of a picture file, a PIL image, an array or a `Photo`.
             instruction: any text of 1 to 2,000 characters.
-            max_new_tokens: bound of the reply; the model's own by default.
-            is_wanted: asked while the photo is read and the model thinks, which ends where it says
-                no.
+            max_new_tokens: limit of the reply; the model's own by default.
+            is_wanted: called while the photo is read and between two tokens; work stops where it
+                returns False.
 
         Yields:
             `Update`s in the order reading (two), thinking (one for each token that shows; while a
@@ -142,46 +142,48 @@ class Engine:
             within one decoding step.
 
         Raises:
-            CoPRSError: the photo, the instruction or the bound cannot be used; before any work.
+            CoPRSError: the photo, the instruction or the limit cannot be used; before any work.
             Cancelled: the answer is no longer waited for.
         """
         photo, instruction = open_photo(image), check_instruction(instruction)
         if max_new_tokens is None:
-            limit = self.max_new_tokens
+            max_new_tokens = self.max_new_tokens
         else:
-            limit = check_max_new_tokens(max_new_tokens)
+            check_max_new_tokens(max_new_tokens)
         with self.memory_guard():
-            yield from _AnswerRun(self, photo, instruction, limit, is_wanted=is_wanted).updates()
+            run = _AnswerRun(self, photo, instruction, max_new_tokens, is_wanted=is_wanted)
+            yield from run.updates()
 
     def prefetch(
         self, photo: Photo, is_wanted: Callable[[], bool] | None = None
     ) -> Iterator[Update]:
-        """Read a photo before anything is asked about it: the two updates with which an answer
-        begins, whose photo then was read before. Until it is asked about it is the first to go.
+        """Read a photo before anything is asked about it; yields the two "reading" updates.
 
-        Raises `Cancelled` where `is_wanted` says no, or another photo waits to be read.
+        Until a question comes, its features are the first to leave the cache. Raises `Cancelled`
+        where `is_wanted` returns False, or another photo waits to be read.
         """
 
-        def comes_first() -> bool:
+        def should_continue() -> bool:
+            # a photo that somebody asks about goes before one that nobody has asked about yet
             return (is_wanted is None or is_wanted()) and self._num_waiting.total() == 1
 
-        reading = _AnswerRun(self, photo, "", 0, is_wanted=comes_first)
+        run = _AnswerRun(self, photo, "", 0, is_wanted=should_continue)
         with self.memory_guard():
-            yield from reading.read()
+            yield from run.read()
         with self._lock:
-            if not reading.photo_reused and photo.key in self._features:
+            if not run.photo_reused and photo.key in self._features:
                 self._features.move_to_end(photo.key, last=False)
 
     def answer_with_features(
         self, photo: Photo, features: PhotoFeatures, instruction: str
     ) -> Result:
-        """The answer about a photo that was read in another way than `read` does."""
-        answer = _AnswerRun(self, photo, instruction, self.max_new_tokens, features)
-        return last_result(answer.updates())
+        """Answer about a photo whose features were not made by `read`, such as a crop's."""
+        run = _AnswerRun(self, photo, instruction, self.max_new_tokens, features)
+        return last_result(run.updates())
 
     def memory_guard(self) -> AbstractContextManager[None]:
-        """For work with the model: where memory runs out, the kept features go and a `CoPRSError`
-        says so."""
+        """A context for work with the model: where memory runs out, the cached features are dropped
+        and a `CoPRSError` says so."""
         remedy = Phrase(
             "ask again with a smaller photo, or start with --quantize nf4, --sam sam2.1-tiny "
             "or a smaller model"
@@ -189,27 +191,26 @@ class Engine:
         subject, device = Phrase("This answer"), self.segmenter.device
         return out_of_memory_as_user_error(subject, device, remedy, self._features.clear)
 
-    # --- what is kept of photos
+    # --- cache of photo features
 
     def read(self, photo: Photo, is_wanted: Callable[[], bool] | None = None) -> PhotoFeatures:
-        """The features of a photo: read, or kept from before.
+        """The features of a photo, from the cache or read now.
 
         One photo is read at a time: two would each take twice as long. Raises `Cancelled` where
-        `is_wanted`, or what is asked around this (`cancellable`), says no, unless others wait for
-        the same photo.
+        `is_wanted`, or the check of an enclosing `cancellable`, returns False, unless others wait
+        for the same photo.
         """
         if features := self.cached_features(photo):
             return features
         is_wanted = is_wanted or current_check()
 
-        def goes_on() -> bool:
+        def check() -> bool:
             return is_wanted is None or self._num_waiting[photo.key] > 1 or is_wanted()
 
-        with self._count_waiting(photo), self._read_semaphore.acquired(), cancellable(goes_on):
-            # perhaps somebody else asked about it meanwhile
-            return self.cached_features(photo) or self.cache_features(
-                photo, self.segmenter.read(photo)
-            )
+        with self._count_waiting(photo), self._read_semaphore.acquired(), cancellable(check):
+            # another thread may have read it while this one waited for its turn
+            cached = self.cached_features(photo)
+            return cached or self.cache_features(photo, self.segmenter.read(photo))
 
     @contextmanager
     def _count_waiting(self, photo: Photo) -> Generator[None, None, None]:
@@ -220,34 +221,32 @@ class Engine:
         finally:
             with self._lock:
                 self._num_waiting[photo.key] -= 1
-                self._num_waiting += Counter()  # those that nobody waits for go
+                self._num_waiting += Counter()  # drops zero counts, so that it cannot grow
 
     def cached_features(self, photo: Photo) -> PhotoFeatures | None:
-        """What is kept of a photo that was read before."""
+        """The cached features of a photo; None where there are none."""
         with self._lock:
             if photo.key in self._features:
                 self._features.move_to_end(photo.key)
             return self._features.get(photo.key)
 
     def cache_features(self, photo: Photo, features: PhotoFeatures) -> PhotoFeatures:
-        """Keep a photo's features, on the model's device; the oldest of too many go."""
+        """Cache a photo's features, on the model's device; the least recently used leave."""
         features = features.to(self.segmenter.device)
         with self._lock:
             self._features[photo.key] = features
+            # the newest always stays: an answer about it is about to begin
             while len(self._features) > 1 and not self._fits_cache():
                 self._features.popitem(last=False)
         return features
 
     def _fits_cache(self) -> bool:
         cached = self._features.values()
-        return (
-            len(cached) <= MAX_KEPT_PHOTOS
-            and sum(f.nbytes for f in cached) <= self._max_cache_bytes
-        )
+        return len(cached) <= MAX_KEPT_PHOTOS and sum(f.nbytes for f in cached) <= self._max_bytes
 
 
 class _AnswerRun:
-    """One answer on its way: read, think, locate, draw."""
+    """One answer under way: read, think, locate, draw."""
 
     def __init__(
         self,
@@ -292,8 +291,8 @@ class _AnswerRun:
         yield self.make_update("done", prior=prior, result=result)
 
     def think(self, features: PhotoFeatures):
-        """Yields an `Update` for all that shows, and where a model elsewhere is waited for; returns
-        the `Transcript`."""
+        """Yields an `Update` for each piece of text, and while a remote model is waited for;
+        returns the `Transcript`."""
         is_finished, looks = False, None
         embeddings: list[Tensor] = []
         pieces: list[str] = []

@@ -50,8 +50,8 @@ FLAG_TEXTS = {
 PHOTO_FLAGS = ("unfamiliar", "stretched")
 """Those that are about the photo, whatever was answered."""
 MIN_PRIOR_IOU, MAX_TINY_SHARE, MIN_COMPONENT_SHARE = 0.5, 0.001, 0.02
-"""IoU under which prior and mask disagree; share of the picture under which a mask is tiny; of the
-mask that makes a piece."""
+"""IoU of prior and mask below which they disagree; share of the picture below which a mask is tiny;
+share of the mask from which a component counts, so that specks at its edge do not."""
 
 _NOTHING_FITS = re.compile(
     r"\b(nothing|none of|no such|not (?:present|visible|there|in the (?:picture|image|photo))"
@@ -60,20 +60,22 @@ _NOTHING_FITS = re.compile(
     re.IGNORECASE,
 )
 _MAX_LABELLED_SIDE = 1024
+"""Larger masks are labelled on a subsampled grid: labelling 67 million pixels takes seconds, and
+areas are compared with each other alone."""
 
 
 def find_flags(result: Result) -> tuple[str, ...]:
-    """Names of `FLAG_TEXTS` that hold for an answer, in their order."""
-    photo_flags = ("unfamiliar",) if result.unfamiliar else ()
+    """The keys of `FLAG_TEXTS` that hold for an answer, in their order."""
+    general_flags = ("unfamiliar",) if result.unfamiliar else ()
     if result.settings.get("is_proven") is False:
-        photo_flags = (*photo_flags, "unproven")
+        general_flags = (*general_flags, "unproven")
     if result.stretched is not None:
-        photo_flags = (*photo_flags, "stretched")
+        general_flags = (*general_flags, "stretched")
     if result.outcome != FOUND:
-        return photo_flags
+        return general_flags
     mask = result.mask
     if not mask.any():
-        return (*photo_flags, "empty")
+        return (*general_flags, "empty")
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     conditions = {
         "elsewhere": result.prior_kind == ATTENTION_PRIOR and not mask_follows_prior(result),
@@ -85,7 +87,7 @@ def find_flags(result: Result) -> tuple[str, ...]:
         "many": 1 < len(result.regions) == most_objects(result.photo_size),
         "contradiction": thought_finds_nothing(result.reasoning),
     }
-    return (*photo_flags, *(name for name, holding in conditions.items() if holding))
+    return (*general_flags, *(name for name, holding in conditions.items() if holding))
 
 
 def mask_follows_prior(result: Result) -> bool:

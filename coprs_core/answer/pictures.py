@@ -34,12 +34,12 @@ REGION_COLOURS = (
 )
 """Of several regions in one answer, in turn."""
 FIGURE_SIDE = 1024
+"""Pictures in figures are at most this long a side, in pixels."""
 _PRIOR_TITLES = {
     FOCUS_TOKEN_PRIOR: "positional prior",
     ATTENTION_PRIOR: "where its words looked, and the box written",
     COORDINATES_PRIOR: "prior from coordinates",
 }
-"""Pictures in figures are at most this long a side, in pixels."""
 HEAT_OPACITY, MIN_HEAT, GREY_BRIGHTNESS, DIMMED_BRIGHTNESS, MASK_OPACITY = (
     0.85,
     0.25,
@@ -73,6 +73,7 @@ def prior_overlay(
     grey = (
         Image.fromarray(photo).convert("L").point(lambda v: int(v * GREY_BRIGHTNESS)).convert("RGB")
     )
+    # the square root keeps weak places visible, which a linear share would hide under the photo
     alpha = (255 * opacity * (MIN_HEAT + (1 - MIN_HEAT) * np.sqrt(prior))).astype(np.uint8)
     return np.asarray(
         Image.composite(Image.fromarray(heatmap(prior)), grey, Image.fromarray(alpha))

@@ -48,8 +48,8 @@ def max_prior(priors: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def region_to_dict(region: Region, orientation: int = 1, with_prior: bool = False) -> dict:
-    """A region in plain values, as `results` says; in the frame of pixels that are stored in the
-    orientation `orientation`."""
+    """A region in plain values, as `results` says; in the frame of pixels that are stored in EXIF's
+    `orientation` (1: upright)."""
     values = {
         "mask": encode_rle(stored_array(region.mask, orientation)),
         "area": int(region.mask.sum()),
@@ -71,10 +71,12 @@ def region_to_dict(region: Region, orientation: int = 1, with_prior: bool = Fals
 def _transform_region(
     region: Region, transform: Callable, size: tuple[int, int], orientation: int
 ) -> Region:
-    """A region with its box and points in another frame; `size` is that of the upright photo."""
+    """A region with its box and points mapped by `transform(point, size, orientation)`; `size` is
+    that of the upright photo."""
     points, box = tuple(transform(point, size, orientation) for point in region.points), region.box
     if box:
         (a, b), (c, d) = (transform(corner, size, orientation) for corner in (box[:2], box[2:]))
+        # a turn or a mirror swaps which corner is the upper left one
         box = min(a, c), min(b, d), max(a, c), max(b, d)
     return replace(region, box=box, points=points)
 

@@ -78,9 +78,11 @@ from coprs_core.prompts import (
 
 SCHEMA_VERSION = 1
 MIN_WHOLE_SHARE = 0.9
-"""A model that was given this share of a photo's pixels has seen it whole."""
+"""A model that was given this share of a photo's pixels has seen it whole: rounding to whole
+patches always loses a few."""
 MAX_PIXELS_WITHOUT_PHOTO = 50_000_000
-"""Of an answer read from a file without its photo: the pixels of all regions together."""
+"""Of an answer read from a file without its photo: the pixels of all regions together. A photo
+bounds them else; without one a small file could ask for any amount of memory."""
 MAX_REPLY_IDS, MAX_TABLE_ENTRIES = 2 * MAX_NEW_TOKENS, 100
 """Of an answer read from a file: tokens, entries of a table."""
 
@@ -198,7 +200,7 @@ class Result:
         return stored_array(array, self._orientation_in(frame))
 
     def _orientation_in(self, frame: str) -> int:
-        """The orientation of pixels in a frame."""
+        """EXIF's orientation of the pixels in a frame."""
         if frame == UPRIGHT:
             return 1
         if self.orientation is None:
@@ -296,7 +298,8 @@ def _parse_result(
     priors: Iterable[np.ndarray] | None,
     photo_size: tuple[int, int] | None,
 ) -> Result:
-    """Everything that is small first; then the regions, one at a time."""
+    """Check all that is small first, then decode the regions, one at a time: a broken answer is
+    refused before its large parts take memory."""
     size = _parse_photo_size(values, photo_size)
     orientation, is_stored = as_orientation(values)
     turn = orientation if is_stored and orientation else 1

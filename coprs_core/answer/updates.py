@@ -1,4 +1,4 @@
-"""What an engine tells on the way to an answer."""
+"""What an engine yields on the way to an answer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from coprs_core.prompts import MAX_NEW_TOKENS
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One thing that happened on the way to an answer.
+    """One step on the way to an answer.
 
     Attributes:
         stage: "reading" (the photo; before it and after it), "thinking", "focus" (the prior is

@@ -1,4 +1,5 @@
-"""Values of an answer that came from a file, whoever made it: as they must be, or `ValueError`."""
+"""Validate values of an answer from a file, whoever made it: each function returns the value or
+raises `ValueError`."""
 
 import math
 
@@ -6,7 +7,6 @@ from coprs_core.photos.orientation import FRAMES, STORED
 from coprs_core.photos.photo import MAX_SIDE
 
 MAX_TEXT_CHARACTERS = 100_000
-"""Characters of a text."""
 
 
 def as_count(value) -> int:
@@ -28,7 +28,7 @@ def as_distance(value) -> float | None:
 
 
 def as_size(value) -> tuple[int, int] | None:
-    """(height, width) of a picture; None where it is not told."""
+    """(height, width) of a picture; None where it is not known."""
     if value is None:
         return None
     height, width = (as_count(v) for v in value)
@@ -38,7 +38,7 @@ def as_size(value) -> tuple[int, int] | None:
 
 
 def as_full_size(value, photo_size: tuple[int, int]) -> tuple[int, int] | None:
-    """What a photo had before it was brought down to `photo_size`; None where it is not told."""
+    """What a photo had before it was brought down to `photo_size`; None where it is not known."""
     size = as_size(value)
     if size is not None and (size[0] < photo_size[0] or size[1] < photo_size[1]):
         raise ValueError("a photo that was smaller before it was brought down")
@@ -54,7 +54,7 @@ def as_levels(value) -> tuple[float, float] | None:
 
 
 def as_orientation(values: dict) -> tuple[int | None, bool]:
-    """EXIF's orientation, None where it is not told; and whether the answer is given for the
+    """EXIF's orientation, None where it is not known; and whether the answer is given for the
     pixels as they are stored."""
     orientation, frame = values.get("orientation"), values.get("frame", FRAMES[0])
     if orientation is not None and as_count(orientation) not in range(1, 9):

@@ -1,1 +1,1 @@
-"""More than one process or machine: the same job on Ray Data."""
+"""Run a batch on several processes or machines, with Ray Data."""

@@ -1,4 +1,4 @@
-"""Many photos on a Ray cluster: an engine in each actor, the same files, the same resume.
+"""Answer many photos on a Ray cluster: an engine in each actor; files and resuming as in `batch`.
 
 An actor or a machine that dies loses nothing: its batch is asked again elsewhere, and what of it
 was written already is not done again (Ray Data, `map_batches` over a pool of actors).
@@ -23,12 +23,12 @@ from coprs_core.example import Example
 
 LOCAL = "local"
 _INPUT_COLUMNS = ("photo", "instruction", "name")
-_OUTPUT_COLUMNS = ("name", "problem", "outcome", "doubts", "no_engine")
+_OUTPUT_COLUMNS = ("name", "problem", "outcome", "photo_flags", "load_error")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a job runs.
+    """Where a job runs, and with how many engines.
 
     Attributes:
         address: "local", for this machine; "auto", for the cluster that it belongs to; or
@@ -79,11 +79,10 @@ def segment_on_ray(
 
     try:
         for row in jobs.iter_rows():
-            if row["no_engine"]:
-                raise CoPRSError(row["no_engine"])
-            doubts = tuple(row["doubts"].split())
-            place = out / row["name"]
-            yield BatchOutcome(row["name"], place, row["outcome"], row["problem"], doubts)
+            if row["load_error"]:
+                raise CoPRSError(row["load_error"])
+            name, flags = row["name"], tuple(row["photo_flags"].split())
+            yield BatchOutcome(name, out / name, row["outcome"], row["problem"], flags)
     except RayError as problem:
         raise CoPRSError(
             f"The Ray cluster gave up ({first_line(problem)}): what was answered is kept, run this "
@@ -92,40 +91,43 @@ def segment_on_ray(
 
 
 class _Actor:
-    """One engine, loaded once."""
+    """A Ray actor: one engine, loaded once, that answers batches."""
 
-    def __init__(self, options: BatchOptions, out: str, loading: LoadOptions, at_once: int):
+    def __init__(self, options: BatchOptions, out: str, load_options: LoadOptions, at_once: int):
         from coprs_core.answer.engine import Engine
         from coprs_core.checkpoints.load import load_checkpoint
 
         self.options, self.out, self.at_once = options, Path(out), at_once
-        self.problem = ""
+        self.load_error = ""
         try:
-            self.engine = Engine(load_checkpoint(options.model, loading))
+            self.engine = Engine(load_checkpoint(options.model, load_options))
         except CoPRSError as problem:  # raised here, Ray would wrap it in pages of its own
-            self.problem = str(problem)
+            self.load_error = str(problem)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         columns = zip(*(map(str, batch[column]) for column in _INPUT_COLUMNS), strict=True)
-        examples = [Example(photo, asked, name=name) for photo, asked, name in columns]
-        if self.problem:
-            return {column: [self.problem] for column in _OUTPUT_COLUMNS}
+        examples = [Example(photo, text, name=name) for photo, text, name in columns]
+        if self.load_error:
+            return {column: [self.load_error] for column in _OUTPUT_COLUMNS}
         done: dict[str, list[str]] = {column: [] for column in _OUTPUT_COLUMNS}
-        where = self.options, self.out, lambda: self.engine
-        for one in segment_photos(examples, *where, at_once=self.at_once):
+        outcomes = segment_photos(
+            examples, self.options, self.out, lambda: self.engine, at_once=self.at_once
+        )
+        for one in outcomes:
             done["name"].append(one.name)
             done["problem"].append(one.problem)
             done["outcome"].append(one.outcome)
-            done["doubts"].append(" ".join(one.photo_flags))
-            done["no_engine"].append("")
+            done["photo_flags"].append(" ".join(one.photo_flags))
+            done["load_error"].append("")
         return done
 
 
 def _connect(cluster: Cluster) -> Any:
-    """Ray Data, of a cluster that is reached."""
+    """Connect to the cluster, or start one here; returns the module `ray.data`."""
     if cluster.address == LOCAL:
         _require_token()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # its makers are told nothing
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends nothing to Ray's makers
+    # else Ray hides all GPUs from actors that ask for none, and `--device cuda` fails there
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -152,12 +154,12 @@ def _connect(cluster: Cluster) -> Any:
 
 
 def _require_token() -> None:
-    """Let a Ray that is started here ask for a token: whoever reaches one without can run code.
+    """Make a Ray that is started here require a token: whoever reaches one without can run code.
 
     What the user has set stays. Else the token is made for this run and written nowhere; Ray itself
     would keep it in a file that other users of the machine may read.
     """
-    if "ray" not in sys.modules:  # later it is not read any more, and Ray does as it thinks best
+    if "ray" not in sys.modules:  # Ray reads it when it is first imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if not given and not (Path.home() / ".ray" / "auth_token").is_file():
@@ -165,7 +167,7 @@ def _require_token() -> None:
 
 
 def _describe_exposure() -> str:
-    """Who reaches the Ray that was started here, in a sentence."""
+    """A sentence that says who can reach the Ray that was started here."""
     try:
         ports = sorted(
             connection.laddr.port
@@ -203,7 +205,7 @@ def _count_actors(data: Any, cluster: Cluster) -> int:
     """An engine for each GPU of a cluster, or for every two CPUs where it has none."""
     import ray
 
-    has = ray.cluster_resources()
+    resources = ray.cluster_resources()
     if cluster.gpus:
-        return max(1, int(has.get("GPU", 0) / cluster.gpus))
-    return max(1, int(has.get("CPU", 1) // max(2.0, cluster.cpus)))
+        return max(1, int(resources.get("GPU", 0) / cluster.gpus))
+    return max(1, int(resources.get("CPU", 1) // max(2.0, cluster.cpus)))

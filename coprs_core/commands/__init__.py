@@ -1,7 +1,7 @@
-"""The command line, one file a command: its page, its options and what it does.
+"""The command line, one module a command: `SUMMARY`, `DESCRIPTION`, `add_options` and `run`.
 
-The files import at their top only what `--help` needs; what a command works with is loaded when it
-runs.
+Modules import at their top only what `--help` needs; torch and the rest are loaded when the command
+runs, so that help and mistakes in options take no seconds.
 """
 
 from importlib import import_module
@@ -26,5 +26,5 @@ COMMANDS = (
 
 
 def load_command(name: str) -> ModuleType:
-    """The file of a command."""
+    """The module of a command."""
     return import_module(f"{__name__}.{name}")

@@ -66,12 +66,12 @@ def _parse_size(text: str) -> tuple[int, int]:
 def run(options: Namespace) -> int:
     from coprs_core.benchmark import benchmark, measure, table
 
-    chosen = parse_load_options(options)
+    loading = parse_load_options(options)
     if options.random_weights:
         measured = benchmark(
-            options.random_weights, chosen, options.tokens, options.folder, options.picture
+            options.random_weights, loading, options.tokens, options.folder, options.picture
         )
     else:
-        measured = measure(options.model, options.model, chosen, options.tokens, options.picture)
+        measured = measure(options.model, options.model, loading, options.tokens, options.picture)
     print(json.dumps(asdict(measured), indent=1) if options.json else table(measured))
     return 0

@@ -22,9 +22,9 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     from coprs_core.evaluation.compare import compare
 
-    found = compare(options.first, options.second)
-    print(found.table())
+    comparison = compare(options.first, options.second)
+    print(comparison.table())
     if options.out:
-        options.out.write_text(found.to_html(), encoding="utf-8", errors="backslashreplace")
+        options.out.write_text(comparison.to_html(), encoding="utf-8", errors="backslashreplace")
         print(f"written: {options.out}")
     return 0

@@ -47,7 +47,7 @@ examples:
   torchrun --nproc_per_node 2 -m coprs_core evaluate --out runs/mini
 """
 DEFAULT_SCENES = 1000
-"""How many drawn scenes, where nothing is said."""
+"""How many drawn scenes by default: there are as many as one wants."""
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -125,7 +125,7 @@ def _run(options: Namespace, folder: Path) -> int:
         )
     if options.max_new_tokens is not None:
         check_max_new_tokens(options.max_new_tokens)
-    given, (rank, processes) = parse_shard(options.shard), rank_and_world_size()
+    whole_shard, (rank, processes) = parse_shard(options.shard), rank_and_world_size()
     if processes > 1 and not options.out:
         raise CoPRSError(
             f"{processes} processes share a run by the folder that they write to: give it, --out "
@@ -140,9 +140,11 @@ def _run(options: Namespace, folder: Path) -> int:
     limit = options.limit or (DEFAULT_SCENES if dataset.size is None else None)
     judge_name, judge = open_judge(options.judge, dataset.has_grades)
     settings = _make_settings(options, dataset, limit, judge_name)
-    shard = given.part(rank, processes)
+    shard = whole_shard.part(rank, processes)
     numbers = numbers_of(dataset, settings, shard)
-    from coprs_core.answer.engine import Engine  # what is wrong is said before torch is loaded
+
+    # after all checks: it loads torch, which takes seconds
+    from coprs_core.answer.engine import Engine
     from coprs_core.checkpoints.load import load_checkpoint
 
     options.device = process_device(options.device)
@@ -156,7 +158,7 @@ def _run(options: Namespace, folder: Path) -> int:
         _wait_for_all()
     if rank > 0:
         return 0
-    own = numbers_of(dataset, settings, given)
+    own = numbers_of(dataset, settings, whole_shard)
     return _write_report(options, folder, settings, left_to_others(folder, dataset, settings, own))
 
 
@@ -184,23 +186,24 @@ def _make_settings(
 
 
 def _wait_for_all() -> None:
-    """Until every process has answered its part, which may take one of them days longer."""
+    """Wait until every process has answered its part; the usual timeout of 10 minutes is too short
+    where one of them takes days longer."""
     from accelerate import PartialState
 
     PartialState(timeout=timedelta(days=30)).wait_for_everyone()
 
 
 def _write_report(options: Namespace, folder: Path, settings: "Settings", left: int) -> int:
-    """Write and print what all rows of the folder add up to, where `left` are still to come."""
+    """Write and print the scores of all rows in the folder; `left` items are still to come."""
     from coprs_core.evaluation.page import write_page
     from coprs_core.evaluation.report import report, table
     from coprs_core.evaluation.run import read_rows, read_run
 
-    rows, told = read_rows(folder), read_run(folder)
-    scores: dict = report(rows, told["groups"], settings.counting) | {"left": left}
+    rows, run_info = read_rows(folder), read_run(folder)
+    scores: dict = report(rows, run_info["groups"], settings.counting) | {"left": left}
     if options.out:
         (folder / "report.json").write_text(json.dumps(scores, indent=1) + "\n")
-        page = write_page(folder, rows, told, scores)
+        page = write_page(folder, rows, run_info, scores)
     scores["rows"] = [row.to_dict() for row in rows]
     print(json.dumps(scores, indent=1) if options.json else table(scores))
     if options.out and not options.json:

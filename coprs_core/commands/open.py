@@ -65,8 +65,7 @@ def run(options: Namespace) -> int:
     if options.json:
         print(result.to_json(frame))
     else:
-        said = summarize(result, frame=frame)
-        print(f"“{result.instruction}”\n\n{result.reasoning}\n\n{said}")
+        print(f"“{result.instruction}”\n\n{result.reasoning}\n\n{summarize(result, frame=frame)}")
         if trace:
             print(f"sentences: {trace.summary()}")
     if options.out:

@@ -16,14 +16,14 @@ DEVICE_HELP = "auto, cuda, cuda:1, mps or cpu (default auto)"
 
 
 def disable_telemetry() -> None:
-    """TRL would tell its makers of every start: it is asked not to, before the library that reads
-    this is first imported."""
+    """Keep TRL from reporting every start to its makers; call it before huggingface_hub, which
+    reads the variable, is first imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 @contextmanager
 def missing_libraries_as_user_error() -> Generator[None, None, None]:
-    """Around the imports that joint training needs: one that is not installed is one sentence."""
+    """Wrap imports that joint training needs: a library that is not installed is a `CoPRSError`."""
     try:
         yield
     except ModuleNotFoundError as problem:
@@ -34,7 +34,7 @@ def missing_libraries_as_user_error() -> Generator[None, None, None]:
 
 
 def add_model_options(parser: ArgumentParser) -> None:
-    """Which model, and how it is loaded."""
+    """Add the options that say which model is loaded, and how."""
     parser.add_argument(
         "--model",
         default="mini",
@@ -72,13 +72,13 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 
 def parse_load_options(options: Namespace) -> LoadOptions:
-    """How the model is loaded, from a command line."""
+    """The `LoadOptions` of a parsed command line."""
     names = (field.name for field in fields(LoadOptions))
     return LoadOptions(**{name: getattr(options, name) for name in names})
 
 
 def add_frame_option(parser: ArgumentParser) -> None:
-    """Which pixels the masks that are written fit."""
+    """Add the option that says which pixels the written masks fit."""
     parser.add_argument(
         "--stored-pixels",
         action="store_true",
@@ -95,7 +95,7 @@ def parse_frame(options: Namespace) -> str:
 
 
 def add_checkpoint_options(parser: ArgumentParser, is_sam_needed: bool = True) -> None:
-    """What goes into a new checkpoint folder."""
+    """Add the options that say what goes into a new checkpoint folder."""
     parser.add_argument(
         "--sam",
         required=is_sam_needed,
@@ -138,7 +138,7 @@ def process_device(device: str) -> str:
 
 
 def add_listing_options(parser: ArgumentParser) -> None:
-    """How listed models would be loaded."""
+    """Add the options that say how listed models would be loaded."""
     parser.add_argument(
         "--quantize",
         dest="quantization",
@@ -152,7 +152,7 @@ def add_listing_options(parser: ArgumentParser) -> None:
 
 
 def non_negative_int(text: str, at_least: int = 0) -> int:
-    """A whole number of at least 0."""
+    """Parse a whole number of at least 0, as argparse's `type`."""
     value = int(text)
     if value < at_least:
         raise argparse.ArgumentTypeError(f"must be at least {at_least}")
@@ -160,5 +160,5 @@ def non_negative_int(text: str, at_least: int = 0) -> int:
 
 
 def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1, as argparse's `type`."""
     return non_negative_int(text, at_least=1)

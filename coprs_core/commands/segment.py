@@ -201,13 +201,13 @@ def run(options: Namespace) -> int:
 
 
 def _check_options(options: Namespace) -> None:
-    """Refuse what cannot be asked, before any work."""
+    """Refuse options that cannot be followed, before any work."""
     from coprs_core.answer.updates import check_max_new_tokens
     from coprs_core.prompts import check_instruction
 
-    further = (options.thought, options.again, options.again_model, options.truth)
-    asks_more = options.probe or options.word or any(v is not None for v in further)
-    if asks_more and not options.out:
+    texts = (options.thought, options.again, options.again_model, options.truth)
+    has_probes = options.probe or options.word or any(v is not None for v in texts)
+    if has_probes and not options.out:
         raise CoPRSError(
             "Probes and comparisons write files, and there is no folder for them: add --out DIR."
         )
@@ -220,7 +220,7 @@ def _check_options(options: Namespace) -> None:
 
 
 def _stream_to_terminal(engine: "Engine", photo: "Photo", options: Namespace) -> "Result":
-    """Answer, printing the thought as it comes."""
+    """Answer, printing the thought token by token."""
     from coprs_core.answer.updates import last_result
 
     def printed() -> "Iterator[Update]":
@@ -233,7 +233,7 @@ def _stream_to_terminal(engine: "Engine", photo: "Photo", options: Namespace) ->
 
 
 def _run_many(options: Namespace, examples: "list[Example]", folder: Path | None) -> int:
-    """One folder a photo under --out."""
+    """Answer many photos, each into a folder under --out."""
     from tqdm import tqdm
 
     from coprs_core.answer.diagnosis import LINK_TEXTS
@@ -271,19 +271,19 @@ def _run_many(options: Namespace, examples: "list[Example]", folder: Path | None
                 bar.write(f"{one.name}: {one.problem}", file=sys.stderr)
             elif one.outcome:
                 flag_texts = FLAG_TEXTS | {"unfamiliar": LINK_TEXTS["familiar_broken"]}
-                doubts = " ".join(flag_texts[name] for name in one.photo_flags)
-                told = f"{one.outcome}. {doubts}" if doubts else one.outcome
-                bar.write(f"{one.name}: {told}", file=sys.stdout)
+                warnings = " ".join(flag_texts[name] for name in one.photo_flags)
+                line = f"{one.outcome}. {warnings}" if warnings else one.outcome
+                bar.write(f"{one.name}: {line}", file=sys.stdout)
     if failed:
-        told = f"{failed} of {len(examples)} photos failed; the others are in {folder}"
-        print(told, file=sys.stderr)
+        line = f"{failed} of {len(examples)} photos failed; the others are in {folder}"
+        print(line, file=sys.stderr)
     return EXIT_SOME_FAILED if failed else 0
 
 
 def _run_locally(
     options: Namespace, examples: "list[Example]", batch: "BatchOptions", folder: Path
 ) -> "Iterator[BatchOutcome]":
-    """Many photos, in this process."""
+    """Answer many photos in this process."""
     from coprs_core.batch import segment_photos
 
     lock, load_other = Lock(), cache(lambda: _load_engine(options, options.again_model))
@@ -305,15 +305,15 @@ def _run_locally(
 def _run_on_ray(
     options: Namespace, examples: "list[Example]", batch: "BatchOptions", folder: Path
 ) -> "Iterator[BatchOutcome]":
-    """Many photos, on a Ray cluster."""
+    """Answer many photos on a Ray cluster."""
     from coprs_core.cluster.ray_job import Cluster, segment_on_ray
 
     if batch.probe or batch.word or any((batch.thought, batch.again, batch.again_model)):
         raise CoPRSError("Probes are not asked on a cluster: leave them out, or leave out --ray.")
     cluster = Cluster(options.ray, options.ray_actors, options.ray_gpus, options.ray_cpus)
-    say = partial(print, file=sys.stderr)
+    notify = partial(print, file=sys.stderr)
     loading = parse_load_options(options)
-    return segment_on_ray(examples, batch, folder, loading, cluster, options.at_once, say)
+    return segment_on_ray(examples, batch, folder, loading, cluster, options.at_once, notify)
 
 
 def _run_probes(
@@ -324,7 +324,7 @@ def _run_probes(
     result: "Result",
     truth: "np.ndarray | None" = None,
 ) -> "Iterator[Finding]":
-    """Everything that `options` ask of an answer, one after the other; `load_other_engine` loads
+    """Run the probes that `options` ask for, one after the other; `load_other_engine` loads
     --again-model."""
     from coprs_core.probes import again, load_probe, thought, words
     from coprs_core.probes import truth as truth_probe

@@ -123,7 +123,7 @@ def _train_mini(options: Namespace) -> int:
 
 
 def _estimate_time(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
-    """How long a run will take, from a step that is measured here."""
+    """How long a run will take, in words, from steps that are timed here."""
     from coprs_core.machine import choose_device
     from coprs_core.sizes import format_bytes
 
@@ -150,23 +150,23 @@ def _estimate_time(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
 
 
 def _restrict_to_one_gpu(device: str) -> str:
-    """A single process trains on one card: let the trainers' libraries, which would spread over
-    all that they see, see that one; its name then."""
+    """Let a single process see one GPU alone, since the trainers' libraries spread over all that
+    they see; returns the name of its device then."""
     kind, _, number = device.partition(":")
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    cards = None if seen is None else seen.split(",")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = None if visible is None else visible.split(",")
     if "LOCAL_RANK" in os.environ or kind not in ("auto", "cuda") or not (number or "0").isdigit():
         return device
     index = int(number or 0)
-    if cards is not None and (index >= len(cards) or not cards[index]):
+    if gpus is not None and (index >= len(gpus) or not gpus[index]):
         return device
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(index) if cards is None else cards[index]
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(index) if gpus is None else gpus[index]
     return kind
 
 
 def _toml_string(text: str) -> str:
-    """A folder or name as text of TOML, whatever else it could be read as; without the slash that a
-    shell puts behind a folder."""
+    """A folder or name as a TOML string, whatever else it could be read as (a folder may be called
+    `1` or `true`); without the slash that a shell puts behind a folder."""
     return json.dumps(text.rstrip("/") or text, ensure_ascii=False)
 
 
@@ -180,8 +180,10 @@ def _train_joint(options: Namespace) -> int:
 
     if options.stage or options.workers:
         raise CoPRSError("--stage and --workers belong to the recipe mini: leave them out.")
-    given = {"model": options.model, "data": options.data, "root": options.root}
-    changes = [f"{key}={_toml_string(value)}" for key, value in given.items() if value is not None]
+    overrides = {"model": options.model, "data": options.data, "root": options.root}
+    changes = [
+        f"{key}={_toml_string(value)}" for key, value in overrides.items() if value is not None
+    ]
     recipe = read_recipe(options.recipe, [*options.set, *changes])
     if recipe.model.startswith("runs/") and not Path(recipe.model).is_dir():
         raise CoPRSError(

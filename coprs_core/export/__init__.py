@@ -1,1 +1,1 @@
-"""Answers that leave: as files to take away and open again, and as an animated picture."""
+"""Save answers: as files that can be opened again, and as an animated picture."""

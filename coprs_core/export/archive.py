@@ -1,4 +1,4 @@
-"""An answer as files to take away, and back from them: a folder, or a zip of it.
+"""Save an answer as files, in a folder or a zip of it, and open them again.
 
 photo.png        the photo as it was read: RGB, upright, as it is shown
 result.json      the answer; its schema stands in `coprs_core.answer.results`
@@ -50,8 +50,8 @@ from coprs_core.probes.trace import MASKS_FILE, MAX_SAVED_PIXELS, SentenceTrace,
 
 _MAX_JSON_BYTES, _MAX_DIRECTORY_BYTES, _NPY_HEADER_BYTES = 16_000_000, 100_000, 4096
 _MAX_CONTAINERS = 10_000
-"""Tables and lists in an answer's JSON: one region has about ten, and an empty one takes 64 bytes
-of memory for two of the file's."""
+"""Objects and arrays in an answer's JSON: one region has about ten. An empty one takes 64 bytes of
+memory for two of the file's, so that the size of the file bounds nothing."""
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ANSWER_FILES = re.compile(
     r"(result|asked)\.json|result\.json\.part"
@@ -63,12 +63,12 @@ _EXPECTED_HINT = Phrase("give a zip or folder that “Take away” or `segment -
 
 
 ReadFile = Callable[[str, int], bytes]
-"""(name, bytes at most) → a file's bytes."""
+"""(file name, maximal bytes) → its content."""
 
 
 @dataclass(frozen=True, eq=False)
 class SavedAnswer:
-    """What `open_answer` gives back."""
+    """An answer read from its files."""
 
     photo: Photo
     result: Result
@@ -76,8 +76,8 @@ class SavedAnswer:
 
 
 def make_writable_folder(folder: Path) -> Path:
-    """A folder that exists from now on and can be written to; raises `CoPRSError` where it
-    cannot."""
+    """Make a folder where there is none, and check that it can be written to; raises `CoPRSError`
+    where it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -91,8 +91,8 @@ def make_writable_folder(folder: Path) -> Path:
 
 
 def remove_answer_files(folder: Path) -> None:
-    """Take an earlier answer's files out of a folder, `result.json` first, so that two answers are
-    never mixed."""
+    """Remove an earlier answer's files from a folder, `result.json` first: a folder that lost only
+    some of them is then no longer taken for an answer, and two are never mixed."""
     names = sorted(
         (p.name for p in folder.iterdir() if _ANSWER_FILES.fullmatch(p.name)),
         key=lambda n: n != "result.json",
@@ -225,7 +225,7 @@ def _read_answer(path: Path, max_pixels: int | None) -> SavedAnswer:
         photo = open_photo(_read_photo_file(read, max_pixels))
         values = _read_json(read, "result.json")
         count = len(values["regions"]) if isinstance(values, dict) else 0
-        # one at a time: whether they are too many is told before the first
+        # read lazily: `Result.from_dict` refuses too many regions before the first prior is read
         tags = [""] if count == 1 else (f"_{i}" for i in range(1, count + 1))
         max_bytes = 4 * photo.pixels + _NPY_HEADER_BYTES
         files = (io.BytesIO(read(f"prior{tag}.npy", max_bytes)) for tag in tags)
@@ -237,7 +237,7 @@ def _read_answer(path: Path, max_pixels: int | None) -> SavedAnswer:
 
 
 def _restore_photo_facts(photo: Photo, result: Result) -> Photo:
-    """A saved photo with what its answer tells of it."""
+    """A saved photo with the facts about its file that its answer holds."""
     full_size = result.full_size if result.full_size != photo.size else None
     return replace(
         photo, full_size=full_size, orientation=result.orientation or 1, stretched=result.stretched
@@ -252,14 +252,14 @@ def _read_json(read: ReadFile, name: str) -> Any:
 
 
 def _read_photo_file(read: ReadFile, max_pixels: int | None) -> bytes:
-    """The photo's file, whose header says that it is one of ours and not too large: before any of
-    its pixels is decoded, since a flat picture of 67 million takes 200 kB."""
+    """Read the photo's file and check in its header that it is a PNG of ours and not too large,
+    before any pixel is decoded: a flat picture of 67 million pixels takes 200 kB."""
     file = read("photo.png", 4 * (max_pixels or MAX_SIDE**2) + 65_536)
     try:
         with Image.open(io.BytesIO(file), formats=readable_formats()) as image:
             kind, pixels = (image.format, image.mode), image.width * image.height
     except UnidentifiedImageError:
-        return file  # `open_photo` says what it is
+        return file  # `open_photo` raises the error that says what it is
     if kind != ("PNG", "RGB"):
         raise ValueError(f"a photo of kind {kind}")
     if max_pixels and pixels > max_pixels:
@@ -272,8 +272,8 @@ def _read_photo_file(read: ReadFile, max_pixels: int | None) -> bytes:
 
 
 def count_pixels(path: str | Path) -> int:
-    """How many pixels a saved answer in a zip holds: photo, priors, masks and trace, a byte of
-    JSON counted as four. Known from its list of files, before any of them is read.
+    """Count the pixels that a saved answer in a zip holds, from its list of files, before any is
+    read: photo, priors, masks and trace, a byte of JSON counted as four.
 
     0 where the file is no such zip: `open_answer` says so.
     """
@@ -305,7 +305,8 @@ def _read_trace(read: ReadFile, photo_size: tuple[int, int]) -> SentenceTrace | 
 
 
 class _UnreadableArray(Exception):
-    """A file that its reader cannot read, whatever the reader raises."""
+    """An array file that cannot be read. Not a `ValueError`: that would pass for a broken answer,
+    whose sentence quotes the reader's."""
 
 
 def _read_array(file: IO[bytes]) -> np.ndarray:
@@ -317,16 +318,16 @@ def _read_array(file: IO[bytes]) -> np.ndarray:
 
 @contextmanager
 def _file_reader(path: Path) -> Generator[ReadFile, None, None]:
-    """Reads a file of a folder or a zip by name, of at most so many bytes."""
+    """A function that reads a file of a folder or a zip by name, up to a number of bytes."""
     if path.is_dir():
-        yield lambda name, most: _read_bounded((path / name).open("rb"), most)
+        yield lambda name, max_bytes: _read_bounded((path / name).open("rb"), max_bytes)
         return
     with _open_zip(path) as archive:
-        yield lambda name, most: _read_bounded(archive.open(name), most)
+        yield lambda name, max_bytes: _read_bounded(archive.open(name), max_bytes)
 
 
 class _BoundedFile(io.FileIO):
-    """A zip's file, of which at most `max_bytes` bytes are read at once."""
+    """A zip's file, that refuses to read more than `max_bytes` at once."""
 
     max_bytes = _MAX_DIRECTORY_BYTES
 
@@ -338,7 +339,7 @@ class _BoundedFile(io.FileIO):
 
 @contextmanager
 def _open_zip(path: Path) -> Generator[zipfile.ZipFile, None, None]:
-    """A zip that lists no more files than an answer has, packed in the ways that zips of ours are.
+    """Open a zip that lists no more files than an answer has, compressed as zips of ours are.
 
     The list is read as a whole, and how long it is stands in several places. Of bzip2 and LZMA
     `zipfile` unpacks whatever it has read, however few bytes are wanted: 4 kB may be 4 GB.

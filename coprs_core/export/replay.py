@@ -1,5 +1,5 @@
-"""The replay of an answer as one animated picture: the thought sentence by sentence, where the
-model looked after each, then the mask."""
+"""Write the replay of an answer as an animated picture: the thought sentence by sentence, where
+the model looked after each, then the mask."""
 
 from functools import cache
 from pathlib import Path
@@ -56,7 +56,7 @@ def _draw_frames(photo: Photo, result: Result, trace: SentenceTrace):
     prior, mask, lines_so_far = small, small, []
     for view in trace.views:
         words, lines = view.text.split(), []
-        third = max(1, -(-len(words) // 3))
+        third = max(1, -(-len(words) // 3))  # a sentence appears in three steps: each is a frame
         for typed in range(third, len(words) + third, third):
             lines = _wrap_lines(" ".join(words[:typed]), font, THOUGHT_WIDTH)
             yield _draw_frame(result, font, lines_so_far + lines, prior, mask, ""), _TYPING_MS

@@ -181,7 +181,7 @@ def read_image_file(source: PhotoLike) -> ImageFile | None:
 
 
 def open_pil_image(source, file: ImageFile | None) -> Image.Image:
-    """A picture, not decoded yet: of the bytes of `read_image_file(source)`, where there are any."""
+    """A picture, not decoded yet: of the bytes of `read_image_file(source)`, where it has any."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):

@@ -1,4 +1,4 @@
-"""Questions about an answer, one file each; asking one changes nothing of the answer.
+"""Probes: questions about an answer, one file each. A probe changes nothing of the answer.
 
 A probe's file holds `run(engine, photo, result)`, which gives a `Finding`. Its name here puts it on
 the page, on the command line (`--probe NAME`), into the zip and among the endpoints; what it is
@@ -17,12 +17,12 @@ FILE_STEMS = (
     r"word_\d+",
     "(zoomed|focus_again|again)(_mask|_difference)?",
 )
-"""What the files of findings are called, as patterns: an earlier answer's are cleared by them.
-A probe that calls its files otherwise than itself adds that here."""
+"""Patterns of the names of findings' files, by which an earlier answer's are removed. A probe whose
+files are not called as itself adds its pattern here."""
 AUTOMATIC_PROBES = ("sentences",)
-"""Asked by themselves when an answer is taken away as a zip."""
+"""Run without being asked for when an answer is saved as a zip."""
 
 
 def load_probe(name: str) -> ModuleType:
-    """The file of a probe, loaded when it is first asked for."""
+    """The module of a probe, imported when it is first needed."""
     return import_module(f"{__name__}.{name}")

@@ -1,8 +1,8 @@
 """Attention: where the words of a thought looked in the picture, whatever kind of model wrote them.
 
-This is the language model's own attention, by the few of its heads that tell a place
-(`model.attention.Looks`). It is not the focus token's look: nothing was trained for it, and a
-model that writes coordinates has it too. The reply is read once more, a few words at a time.
+This is the language model's own attention, by its few localization heads (see
+`model.backends.attention`). It is not the focus token's look: nothing was trained for it, and a
+model that writes coordinates has it too. The reply is read once more, a few tokens at a time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SentenceAttention:
 
     Attributes:
         text: the sentence.
-        seen: float32 [h, w] in [0, 1], at most 640 pixels a side, its brightest place 1.
+        attention_map: float32 [h, w] in [0, 1], at most 640 pixels a side, its brightest place 1.
         share: how much of these heads' attention went to the picture at all, in [0, 1].
     """
 
@@ -50,8 +50,8 @@ class SentenceAttention:
 
 @dataclass(frozen=True, eq=False)
 class AttentionFinding(Finding):
-    """One look a sentence of the thought, then one of what follows it; `heads` that were asked, of
-    `num_heads`."""
+    """Attention of each sentence of the thought, then of what follows it; `heads`: the localization
+    heads used, of the model's `num_heads`."""
 
     sentences: tuple[SentenceAttention, ...] = field(repr=False)
     heads: tuple[int, ...]
@@ -61,37 +61,39 @@ class AttentionFinding(Finding):
         return "attention"
 
     def to_dict(self) -> dict:
-        looks = [{"text": look.text, "share": look.share} for look in self.sentences]
-        return {"heads": list(self.heads), "of_heads": self.num_heads, "sentences": looks}
+        sentences = [{"text": s.text, "share": s.share} for s in self.sentences]
+        return {"heads": list(self.heads), "of_heads": self.num_heads, "sentences": sentences}
 
     def summary(self) -> str:
-        lines = [f"  {100 * look.share:.0f} %  {look.text}" for look in self.sentences]
+        lines = [f"  {100 * s.share:.0f} %  {s.text}" for s in self.sentences]
         return "\n".join(
             ["share of attention on the picture by its heads that tell a place", *lines]
         )
 
     def payloads(self) -> Iterator[Any]:
-        for look in self.sentences:
-            yield {"text": look.text, "share": look.share, "map": encode_prior(look.attention_map)}
+        for s in self.sentences:
+            yield {"text": s.text, "share": s.share, "map": encode_prior(s.attention_map)}
 
     def pictures(self, photo: Photo) -> list[Picture]:
         small = thumbnail(np.asarray(photo.image), PICTURE_SIDE)
         return [
             Picture(
                 "looked",
-                {"text": look.text, "share": f"{100 * look.share:.0f}"},
-                prior_overlay(small, look.attention_map),
+                {"text": s.text, "share": f"{100 * s.share:.0f}"},
+                prior_overlay(small, s.attention_map),
             )
-            for look in self.sentences
+            for s in self.sentences
         ]
 
     def figure(self, photo: Photo) -> Figure:
         """Each picture under its sentence."""
-        shown = self.pictures(photo)
+        pictures = self.pictures(photo)
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(3.4 * len(shown), 4.4), layout="constrained", facecolor="white")
-        for ax, picture in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+        size = (3.4 * len(pictures), 4.4)
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        axes = np.atleast_1d(figure.subplots(1, len(pictures)))
+        for ax, picture in zip(axes, pictures, strict=True):
             ax.imshow(picture.pixels)
             ax.set_axis_off()
             text = textwrap.fill(picture.values["text"], 38, max_lines=5, placeholder=" …")
@@ -101,7 +103,7 @@ class AttentionFinding(Finding):
 
     def array(self) -> np.ndarray:
         """float16 [sentences, h, w]."""
-        return np.stack([look.attention_map.astype(np.float16) for look in self.sentences])
+        return np.stack([s.attention_map.astype(np.float16) for s in self.sentences])
 
 
 @with_memory_guard
@@ -126,12 +128,13 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> AttentionFinding:
         )
     reply = compute_reply_attention(engine, image, result, "attention")
     photo = reply.photo
-    if (read := sentences[-1][0] if sentences else 0) < len(ids):
-        sentences.append((len(ids), visible_text(language, ids[read:])))
-    first, found = 0, []
+    # the answer behind the thought counts as one more sentence
+    if (thought_end := sentences[-1][0] if sentences else 0) < len(ids):
+        sentences.append((len(ids), visible_text(language, ids[thought_end:])))
+    first, measured = 0, []
     small = downscaled_size(photo.size, PICTURE_SIDE)
     for end, text in sentences:
-        seen = reply.attention_map(range(first, end))
-        found.append(SentenceAttention(text, as_prior(seen, small), float(seen.sum())))
+        shares = reply.attention_map(range(first, end))
+        measured.append(SentenceAttention(text, as_prior(shares, small), float(shares.sum())))
         first = end
-    return AttentionFinding(tuple(found), tuple(reply.heads), reply.trace.heads_in_all)
+    return AttentionFinding(tuple(measured), tuple(reply.heads), reply.trace.heads_in_all)

@@ -1,4 +1,4 @@
-"""What a probe found, and how it is written to files and shown."""
+"""Findings: what a probe gives back, how it is saved to files and shown on the page."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ FIGURE_DPI = 120
 
 
 class NotApplicable(CoPRSError):
-    """A probe that this answer gives no occasion for; `stem` begins the names of the probe's
-    files."""
+    """Raised by a probe that does not apply to an answer; `stem` begins the names of its files."""
 
     def __init__(self, template: str, stem: str, /, **values: Any):
         super().__init__(template, **values)
@@ -47,7 +46,7 @@ class Finding:
     """
 
     def stem(self) -> str:
-        """What the names of its files begin with."""
+        """What the names of its files begin with, so that no two findings overwrite each other."""
         raise NotImplementedError
 
     def to_dict(self) -> dict:
@@ -55,13 +54,13 @@ class Finding:
         raise NotImplementedError
 
     def summary(self) -> str:
-        """Its figures in a few words, for a terminal."""
+        """Its numbers in a few words, for a terminal."""
         return ", ".join(
             f"{k} {_format_value(v)}" for k, v in self.to_dict().items() if _is_short(v)
         )
 
     def payloads(self) -> Iterator[Any]:
-        """What the endpoint gives, one after the other; plain values, pictures as text."""
+        """What the API endpoint streams: plain values, pictures as data URLs."""
         yield self.to_dict()
 
     def pictures(self, photo: Photo) -> list[Picture]:
@@ -69,18 +68,20 @@ class Finding:
         return []
 
     def array(self) -> np.ndarray | None:
-        """The numbers behind the pictures."""
+        """The numbers behind the pictures, saved as .npy."""
         return None
 
     def figure(self, photo: Photo) -> Figure | None:
         """One figure for a page or a paper; by default the pictures in a row."""
-        shown = self.pictures(photo)
-        if not shown:
+        pictures = self.pictures(photo)
+        if not pictures:
             return None
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(3.4 * len(shown), 3.8), layout="constrained", facecolor="white")
-        for ax, picture in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+        size = (3.4 * len(pictures), 3.8)
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        axes = np.atleast_1d(figure.subplots(1, len(pictures)))
+        for ax, picture in zip(axes, pictures, strict=True):
             ax.imshow(picture.pixels)
             ax.set_axis_off()
         return figure
@@ -109,17 +110,17 @@ class ResultFinding(Finding):
     result: Result
 
     def extra_fields(self) -> dict:
-        """What is said beside the other answer."""
+        """What is saved beside the other answer."""
         return {}
 
     def to_dict(self) -> dict:
         return self.extra_fields() | {"result": self.result.to_dict()}
 
     def summary(self) -> str:
-        facts = ", ".join(
+        extra = ", ".join(
             f"{k} {_format_value(v)}" for k, v in self.extra_fields().items() if _is_short(v)
         )
-        return f"{self.result.outcome}. {self.result.reason} {facts}".strip()
+        return f"{self.result.outcome}. {self.result.reason} {extra}".strip()
 
     def payloads(self) -> Iterator[Any]:
         yield self.extra_fields() | {"result": self.result.to_dict(with_priors=True)}
@@ -140,7 +141,7 @@ class ResultFinding(Finding):
 
 @dataclass(frozen=True)
 class InapplicableProbe(Finding):
-    """In place of a finding: why this answer gives no occasion for the probe."""
+    """In place of a finding: why the probe does not apply to this answer."""
 
     file_stem: str
     problem: str

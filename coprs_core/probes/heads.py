@@ -1,7 +1,7 @@
 """Heads: the attention maps from which the prior is made.
 
 With a focus token they are those of the query head, before they are fused. In a model that writes
-coordinates they are of the language model's heads that tell a place, while it wrote the numbers.
+coordinates they are those of its localization heads, while it wrote the numbers.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class HeadMaps(Finding):
         return {"heads": [_value_range(head, name) for head, name in self._named_maps()]}
 
     def summary(self) -> str:
-        shown = (_format_range(head, name) for head, name in self._named_maps())
-        return "; ".join("{name}: {low} to {high}".format(**head) for head in shown)
+        ranges = (_format_range(head, name) for head, name in self._named_maps())
+        return "; ".join("{name}: {low} to {high}".format(**r) for r in ranges)
 
     def payloads(self) -> Iterator[Any]:
         yield [
@@ -107,15 +107,17 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> HeadMaps:
 
 
 def _run_attention(engine: Engine, image: PhotoLike, result: Result, prior: np.ndarray) -> HeadMaps:
-    """The heads that tell a place, over the tokens that wrote the numbers."""
+    """The localization heads, over the tokens that wrote the numbers."""
     from coprs_core.model.backends.attention import at_size
 
     reply = compute_reply_attention(engine, image, result, "heads")
     words = pointing_tokens(engine, result)
     maps = [at_size(reply.trace.map(words, [head]), reply.photo.size) for head in reply.heads]
     layers = engine.local_segmenter.language.mllm.config.get_text_config().num_hidden_layers
-    a_layer = reply.trace.heads_in_all // layers
-    names = tuple(f"{h % a_layer + 1} of layer {h // a_layer + 1}" for h in reply.heads)
+    heads_per_layer = reply.trace.heads_in_all // layers
+    names = tuple(
+        f"{h % heads_per_layer + 1} of layer {h // heads_per_layer + 1}" for h in reply.heads
+    )
     return HeadMaps(np.stack(maps), prior, names)
 
 
@@ -124,6 +126,7 @@ def _value_range(head: np.ndarray, name: str) -> dict:
 
 
 def _format_range(head: np.ndarray, name: str) -> dict:
-    """Name, least and most, as they are read."""
+    """Name, lowest and highest value as text."""
+    # dot products are of the order of 10, shares of attention of 0.001
     digits = 1 if np.abs(head).max() >= 1 else 4
     return {"name": name, "low": f"{head.min():.{digits}f}", "high": f"{head.max():.{digits}f}"}

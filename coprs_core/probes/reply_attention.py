@@ -1,5 +1,4 @@
-"""What the probes of attention share: a reply read once more, while it is observed where its words
-look."""
+"""The attention of a reply's tokens, recorded while the reply is read once more."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ _TAGS = re.compile(r"</?(?:think|answer)>")
 
 @dataclass(frozen=True, eq=False)
 class ReplyAttention:
-    """A reply about a photo, what its words attend to, and the `heads` that tell a place."""
+    """A reply about a photo, the `trace` of its tokens' attention, and the localization `heads`."""
 
     photo: Photo
     result: Result
@@ -39,27 +38,27 @@ class ReplyAttention:
 
     def attention_map(self, tokens: Iterable[int]) -> np.ndarray:
         """Where tokens of the reply look, by their index: float32 [rows, columns], the share of
-        attention that each cell of the picture gets."""
+        their attention that each cell of the picture gets, averaged over tokens and heads."""
         return self.trace.map(tokens, self.heads)
 
     def focus_view(self, tokens: Iterable[int], text: str) -> FocusView:
-        """The same as a prior beside the answer's own mask."""
-        seen = self.attention_map(tokens)
+        """Where tokens look as a prior, compared with the answer's own mask."""
+        shares = self.attention_map(tokens)
         from coprs_core.model.backends.attention import as_prior
 
-        prior = as_prior(seen, self.photo.size)
+        prior = as_prior(shares, self.photo.size)
         mask = self.result.mask
         return FocusView(
             *(text, prior, mask, prior_mask_iou(prior, mask), normalized_entropy(prior), False),
             prior_kind=ATTENTION_PRIOR,
-            share=float(seen.sum()),
+            share=float(shares.sum()),
         )
 
 
 def compute_reply_attention(
     engine: Engine, image: PhotoLike, result: Result, stem: str
 ) -> ReplyAttention:
-    """An answer's reply, read once more.
+    """Read an answer's reply once more and record its attention.
 
     Raises:
         CoPRSError: the photo or the model is not the one of the answer, or runs elsewhere.
@@ -90,7 +89,8 @@ def compute_reply_attention(
 
     looks = read_again(segmenter.language.looks(features.visual))
     heads = looks.heads()
-    if looks.is_cut:  # all heads of all words are too many: once more, by those that were chosen
+    if looks.is_cut:
+        # all heads of all tokens take too much memory: read again, with the chosen heads alone
         looks = read_again(Looks(looks.grid, only=heads))
     return ReplyAttention(photo, result, looks, heads)
 
@@ -101,12 +101,11 @@ def pointing_tokens(engine: Engine, result: Result) -> list[int]:
     if engine.has_focus_token:
         return [len(result.reply_ids) - 1]
     pieces = tuple(engine.local_segmenter.language.pieces_of(result.reply_ids))
-    written = words_of_numbers(pieces, len(result.regions))
-    return sorted({word for one in written for word in one})
+    per_region = words_of_numbers(pieces, len(result.regions))
+    return sorted({token for tokens in per_region for token in tokens})
 
 
 def visible_text(language: LanguageModel, ids: list[int]) -> str:
-    """A piece of a reply as it is shown: without its end, and the tags around thought and
-    answer."""
+    """A piece of a reply as users see it, without stop tokens and tags."""
     text = language.text_of([i for i in ids if i not in language.stop_ids])
     return _TAGS.sub("", text).strip()

@@ -1,5 +1,5 @@
-"""What the probes of a focus token share: an answer read once more, and where the model looks in
-it."""
+"""Read an answer once more, for the probes: checks that the model in use gave it, the session after
+its question, and where hidden states of its reply look."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ T = TypeVar("T")
 def with_memory_guard(
     probe: Callable[Concatenate[Engine, P], T],
 ) -> Callable[Concatenate[Engine, P], T]:
-    """A probe that runs out of memory as an answer does: in one sentence."""
+    """Decorate a probe: where memory runs out, a `CoPRSError` says so, as it does for an answer."""
 
     @wraps(probe)
-    def guarded_ask(engine: Engine, *args: P.args, **kwargs: P.kwargs) -> T:
+    def guarded(engine: Engine, *args: P.args, **kwargs: P.kwargs) -> T:
         with engine.memory_guard():
             return probe(engine, *args, **kwargs)
 
-    return guarded_ask
+    return guarded
 
 
 def reread_answer(

@@ -40,18 +40,19 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> SentenceTrace:
     if not engine.has_focus_token:
         return _run_attention(engine, image, result)
     check_reply_ids(engine, result)
-    ids, views, read = list(result.reply_ids), [], 0
+    ids, views, num_read = list(result.reply_ids), [], 0
     thought = _split_thought(engine, ids)
     _, features, reading = reread_answer(engine, image, result)
-    closing, own = _closing_ids(engine.focus, ids)
+    closing, last_closing = _closing_ids(engine.focus, ids)
     for end, sentence in thought:
-        if end > read:
-            reading.feed(ids[read:end])
-            read = end
-        ending = own if end == thought[-1][0] else closing
+        if end > num_read:
+            reading.feed(ids[num_read:end])
+            num_read = end
+        ending = last_closing if end == thought[-1][0] else closing
+        # a fork: the sentence after this one goes on from the thought, not from its closing
         states = reading.fork().feed(ending)
-        focused = [i for i, token in enumerate(ending) if token == engine.focus.focus_id]
-        views.append(focus_view(engine, states[focused], features, result.mask, sentence))
+        focus_at = [i for i, token in enumerate(ending) if token == engine.focus.focus_id]
+        views.append(focus_view(engine, states[focus_at], features, result.mask, sentence))
     return SentenceTrace(tuple(views))
 
 
@@ -83,10 +84,10 @@ def _run_attention(engine: Engine, image: PhotoLike, result: Result) -> Sentence
         first = end
     if first < len(ids) and (text := visible_text(language, ids[first:])):
         last = reply.focus_view(range(first, len(ids)), text)
-        if result.prior is not None:  # the numbers alone made it
-            own = prior_mask_iou(result.prior, result.mask)
+        if result.prior is not None:  # made by the tokens of the numbers alone, not by all these
+            answer_iou = prior_mask_iou(result.prior, result.mask)
             last = replace(
-                last, prior=result.prior, iou=own, spread=normalized_entropy(result.prior)
+                last, prior=result.prior, iou=answer_iou, spread=normalized_entropy(result.prior)
             )
         views.append(last)
     return SentenceTrace(tuple(views))
@@ -101,13 +102,13 @@ def split_sentences(
     last, characters = _find_thought_end(pieces, ids, ends)
     lengths, text = list(accumulate(map(len, pieces))), "".join(pieces)[:characters]
     start = text.find("<think>") + len("<think>") if "<think>" in text else 0
-    found = []
+    sentences = []
     for end in [*(m.end() for m in SENTENCE_END.finditer(text, start)), len(text)]:
         if sentence := text[start:end].strip():
             tokens = 1 + bisect_left(lengths, end)
-            found.append((min(tokens, last), sentence))
+            sentences.append((min(tokens, last), sentence))
             start = end
-    return found
+    return sentences
 
 
 def _find_thought_end(pieces: list[str], ids: list[int], ends: set[int]) -> tuple[int, int]:
@@ -130,8 +131,8 @@ def _closing_ids(focus: FocusTokenSegmenter, ids: list[int]) -> tuple[list[int],
     as the reply itself did, else closing tag and focus token."""
     tag = focus.language.ids_of("</think>")
     if ids[-1:] != [focus.focus_id]:
-        made_up = [*tag, focus.focus_id]
-        return made_up, made_up
+        usual = [*tag, focus.focus_id]
+        return usual, usual
     pieces = focus.language.pieces_of(ids)
     last, characters = _find_thought_end(pieces, ids, focus.ends)
     own = ids[last:]

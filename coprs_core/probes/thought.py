@@ -68,11 +68,12 @@ def answer_after_thought(
     steps = list(language.write(reading, focus.focus_id, MAX_CLOSING_TOKENS))
     written = [s.token for s in steps if s.token is not None and not s.ends]
     embeddings = [s.focus_embedding for s in steps if s.focus_embedding is not None]
-    words = language.text_of(written).strip()
-    reason = f"After this thought, which was given to it, the model wrote: “{words}”"
+    ending = language.text_of(written).strip()
+    reason = f"After this thought, which was given to it, the model wrote: “{ending}”"
     if not embeddings:
         reason = (
-            f"After this thought the model itself says: “{words}”; the focus token was given to it."
+            f"After this thought the model itself says: “{ending}”; the focus token was given to "
+            "it."
         )
         reading = focus.reading(instruction, features)
         embeddings, written = [reading.feed([*ids, focus.focus_id])[-1:]], [focus.focus_id]

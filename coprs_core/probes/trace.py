@@ -35,7 +35,7 @@ SAVED_SIDE, FIGURE_SIDE = 1024, 640
 pixels."""
 MASKS_FILE = "sentences_masks.npy"
 MAX_SAVED_PIXELS = 32_000_000
-"""Of a saved trace that is opened, all its sentences together."""
+"""Of a saved trace that is opened, all its sentences together: 64 MB of priors in 16 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,32 +157,32 @@ def parse_trace(
 ) -> SentenceTrace:
     """The trace that `SentenceTrace.save` wrote: its JSON, float16 [sentences, h, w], bool of the
     same shape; priors and masks stay at that size. Raises `ValueError` for anything else."""
-    found = values["sentences"]
+    entries = values["sentences"]
     side = min(max(masks.shape[1:], default=0), SAVED_SIDE)
-    shape = (len(found), *downscaled_size(photo_size, side))
-    if not 1 <= len(found) <= MAX_SENTENCES + 1:
-        raise ValueError(f"{len(found)} sentences")
+    shape = (len(entries), *downscaled_size(photo_size, side))
+    if not 1 <= len(entries) <= MAX_SENTENCES + 1:
+        raise ValueError(f"{len(entries)} sentences")
     for array, kind in ((priors, np.float16), (masks, np.bool_)):
         if array.shape != shape or array.dtype != kind:
             raise ValueError(f"{array.dtype} {array.shape} of a trace of {shape}")
     if not (priors.min() >= 0 and priors.max() <= 1):
         raise ValueError("a prior outside 0 to 1")
     views = []
-    for one, prior, mask in zip(found, priors, masks, strict=True):
-        text, kind, share = one["text"], one["prior_kind"], one.get("share")
+    for entry, prior, mask in zip(entries, priors, masks, strict=True):
+        text, kind, share = entry["text"], entry["prior_kind"], entry.get("share")
         if not isinstance(text, str) or len(text) > MAX_READ_CHARACTERS or kind not in PRIOR_KINDS:
             raise ValueError("a sentence that is none")
         text.encode("utf-8")  # half a character goes through no pipe
         shares = [
-            float(one["iou"]),
-            float(one["spread"]),
+            float(entry["iou"]),
+            float(entry["spread"]),
             *([] if share is None else [float(share)]),
         ]
         if not all(0 <= value <= 1 for value in shares):
             raise ValueError("a figure outside 0 to 1")
-        figures = shares[0], shares[1], bool(one["trained"])
+        numbers = shares[0], shares[1], bool(entry["trained"])
         share = None if share is None else shares[2]
-        views.append(FocusView(text, prior.astype(np.float32), mask, *figures, kind, share))
+        views.append(FocusView(text, prior.astype(np.float32), mask, *numbers, kind, share))
     return SentenceTrace(tuple(views))
 
 

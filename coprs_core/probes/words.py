@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 MAX_WORD_CHARACTERS = 200
 MAX_WORDS, MAP_SIDE = 512, 64
-"""So many words are looked into together; their maps are at most this long a side, in pixels."""
+"""How many tokens are looked into together, and how long a side their maps are at most, in pixels:
+512 maps of 64 × 64 take 8 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,7 @@ class WordFocus(Finding):
 
 @with_memory_guard
 def run(engine: Engine, image: PhotoLike, result: Result) -> WordMaps:
-    """Where each word of the reply looks, numbered from 0, all in one reading."""
+    """Where each word of the reply looks, numbered from 0, in one forward pass."""
     words = reply_tokens_as_text(engine, result)
     if len(words) > MAX_WORDS:
         raise NotApplicable(
@@ -129,10 +130,10 @@ def _run_attention(engine: Engine, image: PhotoLike, result: Result, words: list
     from coprs_core.model.backends.attention import as_prior
 
     reply = compute_reply_attention(engine, image, result, "words")
-    seen = [reply.attention_map([number]) for number in range(len(words))]
+    grids = [reply.attention_map([number]) for number in range(len(words))]
     small = downscaled_size(reply.photo.size, MAP_SIDE)
-    maps = np.stack([as_prior(one, small) for one in seen])
-    shares = [float(one.sum()) for one in seen]
+    maps = np.stack([as_prior(grid, small) for grid in grids])
+    shares = [float(grid.sum()) for grid in grids]
     return WordMaps(words, maps, shares, [False] * len(words), ATTENTION_PRIOR)
 
 
@@ -166,9 +167,9 @@ def focus_of_word(engine: Engine, image: PhotoLike, result: Result, word: str | 
     embedding = reading.feed(list(result.reply_ids[: number + 1]))[-1:]
     focus_id, mask = engine.focus.focus_id, result.mask
     trained = result.reply_ids[number] == focus_id
-    which = result.reply_ids[:number].count(focus_id)
-    if trained and which < len(result.regions):  # the thing that it stands for
-        mask = result.regions[which].mask
+    index = result.reply_ids[:number].count(focus_id)
+    if trained and index < len(result.regions):  # compared with its own object, not with all
+        mask = result.regions[index].mask
     return WordFocus(number, focus_view(engine, embedding, features, mask, text, trained))
 
 
@@ -182,12 +183,12 @@ def find_token(engine: Engine, result: Result, word: str) -> int:
         )
     if word.isdecimal() and len(word) < 10:
         return int(word)
-    written = reply_tokens_as_text(engine, result)
-    place = "".join(written).rfind(word)
+    texts = reply_tokens_as_text(engine, result)
+    place = "".join(texts).rfind(word)
     if not word or place < 0:
         raise CoPRSError(
             "The reply does not hold {word!r}: give a word of it, or a number from words.json.",
             word=word,
         )
-    ends = accumulate(map(len, written))
+    ends = accumulate(map(len, texts))
     return next(n for n, end in enumerate(ends) if end >= place + len(word))

@@ -1,4 +1,4 @@
-"""Zoom in: read the surroundings of an answer once more, closer, and draw it again there.
+"""Zoom in: read the surroundings of an answer once more, at higher resolution, and draw it again.
 
 For tiny targets, the paper's first failure. With a focus token the language model sees the crop and
 reads its own reply again, so that its focus token looks at the crop; the logits of that look and of
@@ -56,7 +56,7 @@ class Crop:
         return Region(prior, mask, box, points, region.label)
 
     def crop(self, array: np.ndarray) -> np.ndarray:
-        """The part of an array [H, W, …] that lies inside; a view."""
+        """The part of an array [H, W, …] that lies inside; a view, so that it can be written to."""
         return array[self.top : self.top + self.side, self.left : self.left + self.side]
 
 
@@ -95,8 +95,8 @@ def _square_crop(centre: Sequence[float], side: float, photo_size: tuple[int, in
     """A square around (y, x), moved and cut to lie inside the photo; a quarter of its shorter side
     at least."""
     height, width = photo_size
-    least = MIN_CROP_SHARE * min(height, width)
-    side = int(np.ceil(min(max(side, least), height, width)))
+    smallest = MIN_CROP_SHARE * min(height, width)
+    side = int(np.ceil(min(max(side, smallest), height, width)))
     top, left = (
         int(np.clip(c - side / 2, 0, n - side))
         for c, n in zip(centre, (height, width), strict=True)
@@ -151,21 +151,21 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> ZoomedAnswer:
         )
     closer = open_photo(crop.crop(np.asarray(photo.image)))
     if engine.has_focus_token:
-        found = _refocus(engine, photo, closer, result, crop)
+        zoomed = _refocus(engine, photo, closer, result, crop)
     else:
         features = engine.segmenter.read(closer, "normal")
-        found = engine.answer_with_features(closer, features, result.instruction)
-    regions = tuple(crop.region_to_photo(r, prior) for r in found.regions)
-    found = replace(
-        found,
+        zoomed = engine.answer_with_features(closer, features, result.instruction)
+    regions = tuple(crop.region_to_photo(r, prior) for r in zoomed.regions)
+    zoomed = replace(
+        zoomed,
         regions=regions,
         photo_size=photo.size,
         full_size=result.full_size,
         orientation=result.orientation,
         stretched=result.stretched,
-        reason=f"{found.reason} Zoomed in.",
+        reason=f"{zoomed.reason} Zoomed in.",
     )
-    return ZoomedAnswer(found, crop)
+    return ZoomedAnswer(zoomed, crop)
 
 
 def _refocus(engine: Engine, photo: Photo, closer: Photo, result: Result, crop: Crop) -> Result:
@@ -176,6 +176,7 @@ def _refocus(engine: Engine, photo: Photo, closer: Photo, result: Result, crop: 
     features_closer = engine.read(closer)
     second = focus.reading(result.instruction, features_closer).feed(ids)[-1:]
     prior_logits = focus.prior_logits(second, features_closer)
+    # logits, not priors: a sure look outweighs an unsure one, which a mean of priors would hide
     prior_logits = (prior_logits + _crop_logits(focus, first, features, crop)) / 2
     prior = focus.prior(prior_logits, closer.size)
     return replace(result, regions=(Region(prior, focus.mask(prior_logits, features_closer)),))

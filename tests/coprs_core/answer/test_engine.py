@@ -195,7 +195,7 @@ def test_the_features_that_are_kept_are_bounded_by_memory(fresh):
     one = next(iter(fresh._features.values())).nbytes
     assert one > 100_000
     for room, kept in ((2.5 * one, 2), (0.5 * one, 1)):
-        fresh._max_cache_bytes = room
+        fresh._max_bytes = room
         for image in images:
             fresh.segment(image, "x", max_new_tokens=1)
         assert len(fresh._features) == kept and fresh.cached_features(open_photo(images[-1]))

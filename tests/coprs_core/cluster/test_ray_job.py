@@ -136,7 +136,7 @@ def test_who_reaches_the_cluster_is_said_and_needs_its_token(photos, cluster, tm
 )  # fmt: skip
 def test_a_token_is_made_where_none_is_given(tmp_path, given):
     code = (
-        "import os, sys\nfrom coprs_core.cluster.ray_job import _make_token\n_make_token()\n"
+        "import os, sys\nfrom coprs_core.cluster.ray_job import _require_token\n_require_token()\n"
         "assert 'ray' not in sys.modules\n"
         "print(os.environ.get('RAY_AUTH_MODE'), os.environ.get('RAY_AUTH_TOKEN'))"
     )
