@@ -52,7 +52,7 @@ class BatchOptions:
         probe, word, thought, again, again_model: the probes, as the command line has them.
         max_new_tokens: limit of the reply; None for the model's own.
         dtype, quantization, sam, detail: how the model is loaded, as in `LoadOptions`.
-        figures: whether the chain is drawn as a figure, and the thing cut out.
+        figures: whether the chain is drawn as a figure, and the region cut out.
         stored_pixels: whether masks fit the photo's file as it is stored (see `save_answer`).
     """
 
@@ -164,14 +164,14 @@ def _save_example(
         if isinstance(answer, CoPRSError):
             raise answer
         photo = example.load_photo()
-        # first: until all is written, the folder holds neither this answer nor one before
+        # first: a folder without asked.json is done again, whatever a crash leaves in it
         (make_writable_folder(folder) / "asked.json").unlink(missing_ok=True)
         frame = STORED if options.stored_pixels else UPRIGHT
         save_answer(folder, photo, answer, with_figures=options.figures, frame=frame)
         if run_probes:
             for finding in run_probes(engine, photo, answer):
                 finding.save(folder, photo)
-        # last: it says that nothing is missing
+        # last: with it the folder counts as done
         request = options.to_request(example) | {"photo": _photo_identity(photo_path)}
         (folder / "asked.json").write_text(json.dumps(request, indent=1) + "\n")
         photo_flags = tuple(flag for flag in find_flags(answer) if flag in PHOTO_FLAGS)
@@ -225,7 +225,8 @@ def _read_manifest(path: Path, instruction: str | None) -> list[Example]:
         check_no_mojibake(text, f"The instruction in line {number} of {path}")
         place = photo if "://" in photo else str(find_file(path.absolute().parent / photo))
         tries = (name if n == 1 else f"{name}-{n}" for n in count(1))
-        folder_name = next(one for one in tries if one not in items)  # a photo may come again
+        # several lines may be about one photo
+        folder_name = next(one for one in tries if one not in items)
         items[folder_name] = Example(place, check_instruction(text), name=folder_name)
     if not items:
         raise CoPRSError(f"{path} holds no items: write lines like {_EXAMPLE_LINE}.")
@@ -302,7 +303,7 @@ def is_done(example: Example, options: BatchOptions, out: Path) -> bool:
         if not (folder / "result.json").exists():
             return False
         earlier = parse_json((folder / "asked.json").read_text(encoding="utf-8"))
-        earlier.setdefault("stored_pixels", False)  # older answers do not tell
+        earlier.setdefault("stored_pixels", False)  # answers from before this option existed
         has_figures = earlier.pop("figures", True)
         photo = earlier.pop("photo", None)
         if photo is not None and photo != _photo_identity(str(example.photo)):

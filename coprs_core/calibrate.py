@@ -33,12 +33,12 @@ class Calibration:
     """The result of a calibration.
 
     Attributes:
-        heads: those that were kept, the best first.
-        hits: how often the brightest cell of their attention lay on the thing, in [0, 1], on the
+        heads: the chosen ones, the best first.
+        hits: how often the brightest cell of their attention lay on the target, in [0, 1], on the
             scenes by which they were chosen.
         hits_without: the same of the heads that each answer chooses for itself.
         answers: how many of the scenes the model pointed at something in.
-        path: the file that the heads are kept in.
+        path: the file that the heads were saved to.
     """
 
     heads: tuple[int, ...]
@@ -52,9 +52,9 @@ class Calibration:
 class _Observations:
     """Attention in the scenes so far.
 
-    `done` scenes were asked about. Of each where the model pointed: `maps` float16 [heads, N], the
-    share of attention of each of the picture's N tokens; `targets` bool [N], which of them lie on
-    the thing; `own`, whether the heads that the answer chose for itself look at it.
+    `done` scenes were asked about. Of each in which the model pointed at something: `maps` float16
+    [heads, N], the share of attention of each of the picture's N tokens; `targets` bool [N], which
+    of them lie on the target; `own`, whether the heads that the answer chose for itself look at it.
     """
 
     done: int = 0
@@ -163,7 +163,7 @@ def select_heads(
     """The heads whose attention together lies on the targets most: one after the other, each the
     one that adds most.
 
-    The first tells the place about as well as all do; the others make it surer at other words.
+    The first alone is about as good as all together; the others help at other words.
 
     Args:
         maps: float32 [scenes, heads, N]; targets: bool [scenes, N].

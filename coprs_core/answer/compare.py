@@ -45,7 +45,7 @@ class AnswerComparison:
 class AnswerMove:
     """What became of an answer in another: the same place, a part of it, another place; it
     appeared, vanished, or neither answer has one. Places as `name_position` names them, "" without
-    one, "several" of several things."""
+    one, "several" of several objects."""
 
     move: Move
     before: str
@@ -127,7 +127,7 @@ def compare_with_truth(result: Result, truth: np.ndarray) -> TruthComparison:
     if result.prior is None:
         return TruthComparison(mask_iou)
     curve = iou_curve(result.prior, truth)
-    best = 1 + int(curve[1:].argmax())  # at 0 a prior is the whole picture
+    best = 1 + int(curve[1:].argmax())  # at threshold 0 a prior is the whole picture
     at_half = int(np.searchsorted(THRESHOLDS, PRIOR_THRESHOLD))
     return TruthComparison(
         mask_iou, float(curve[at_half]), float(THRESHOLDS[best]), float(curve[best]), curve
@@ -151,7 +151,7 @@ def read_mask(
     """A true mask, bool [H, W], from a picture file, a file of COCO RLE in JSON, a PIL image, an
     array or an RLE dict, and what is void in it, where anything is.
 
-    In a picture a pixel belongs where its value is over half of the highest, what is transparent
+    In a picture a pixel is target where its value is over half of the highest, what is transparent
     being black; in one with a palette of colours, where its index is not 0. Beside other indices
     255 is void there, neither right nor wrong, as in PASCAL VOC.
 
@@ -213,7 +213,7 @@ def _open_truth(path: Path, sizes: tuple[tuple[int, int], ...]) -> "Image.Image 
 
 
 def _has_grey_palette(source: Image.Image) -> bool:
-    """Whether a picture with a palette shows greys alone: what is white is read off it then."""
+    """Whether a picture's palette holds greys alone: then its values count, not its indices."""
     red, green, blue = (np.asarray(band) for band in source.convert("RGB").split())
     return bool((red == green).all() and (green == blue).all())
 
@@ -224,7 +224,7 @@ def _mask_from_image(
     if isinstance(source, Image.Image):
         if source.mode == "P" and not _has_grey_palette(source):
             return _mask_from_palette(np.asarray(source))
-        if source.has_transparency_data:  # what is transparent does not belong
+        if source.has_transparency_data:  # transparent pixels are no target, whatever their colour
             source = Image.alpha_composite(
                 Image.new("RGBA", source.size, "black"), source.convert("RGBA")
             )
@@ -236,8 +236,8 @@ def _mask_from_image(
 
 
 def _mask_from_palette(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """What belongs and what is void by the indices of a palette; 255 is void beside others alone,
-    for a mask may have no other."""
+    """Target and void by the indices of a palette; 255 is void beside others alone, since a mask
+    may have no other index."""
     void = indices == _VOID_INDEX
     target = (indices > 0) & ~void
     return (target, void) if target.any() and void.any() else (indices > 0, None)

@@ -118,7 +118,8 @@ def diagnose(result: Result, true_iou: float | None = None) -> tuple[Link, ...]:
     if result.outcome == FOUND:
         if not result.is_thought_given:
             links.append(_named_link(result))
-        if result.prior_kind != COORDINATES_PRIOR:  # those tell what it wrote, not where it looked
+        # a prior drawn from coordinates shows what the model wrote, not where it looked
+        if result.prior_kind != COORDINATES_PRIOR:
             links.append(looked := _looked_link(result))
             if looked.text_key != "looked_nowhere":
                 links.append(_drawn_link(result))

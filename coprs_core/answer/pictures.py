@@ -19,7 +19,7 @@ from coprs_core.prompts import ATTENTION_PRIOR, COORDINATES_PRIOR, FOCUS_TOKEN_P
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# a letter that the figures' font lacks is drawn as a box, and nothing is said of it
+# a letter that the figures' font lacks is drawn as a box: no warning for each of them
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 COLOUR_MAP = "inferno"
 """Perceptually uniform and safe for colour-blind eyes."""

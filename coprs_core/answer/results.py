@@ -9,7 +9,7 @@ instruction, reasoning, reply
                 texts
 reply_ids       the reply's token ids
 photo_size      [height, width] in pixels of the photo as it is shown: upright
-full_size       the same before it was brought down to fewer pixels; null in older answers
+full_size       the same before it was downscaled; null in older answers
 orientation     EXIF's, 1 to 8, by which the file's pixels were turned upright; null in older
                 answers
 frame           what the regions and the mask and prior files beside this one fit: "upright", the
@@ -103,7 +103,7 @@ class Result:
             priors and boxes.
         seconds: time of each stage: "reading", "thinking", "focusing", "drawing".
         tokens: how many tokens were written.
-        photo_reused: whether the photo's features were kept from an earlier question.
+        photo_reused: whether the photo's features came from the cache.
         model: name of the checkpoint.
         settings: device, dtype, quantization, max_new_tokens.
         prior_kind: "focus token" (where it looks), "attention" (where the model's words looked
@@ -116,7 +116,7 @@ class Result:
         is_thought_given: whether a person wrote the thought, or changed it, and the model read it.
         versions: of Python and of the packages that gave the answer.
         full_size, orientation, stretched: of the photo, as `Photo` has them, but the first also
-            where it was not brought down; None in older answers.
+            where it was not downscaled; None in older answers.
     """
 
     outcome: Outcome
@@ -188,7 +188,7 @@ class Result:
 
     def mask_at(self, size: tuple[int, int] | None = None) -> np.ndarray:
         """The mask at another size (height, width), bool; without one at the photo's full size, as
-        it was before it was brought down. Raises `CoPRSError` where that is not known."""
+        it was before it was downscaled. Raises `CoPRSError` where that is not known."""
         size = size or self.full_size
         if size is None:
             raise CoPRSError("This answer does not tell its photo's full size: ask again.")
@@ -278,7 +278,7 @@ class Result:
             RecursionError,
             MemoryError,
         ) as problem:
-            # what other exceptions say is about the reader, not about the answer
+            # the text of other exceptions is about this code, not about the answer
             if not isinstance(problem, ValueError | KeyError):
                 raise CoPRSError("This answer of CoPRS is broken: save it again.") from problem
             raise CoPRSError(

@@ -20,7 +20,7 @@ class Update:
         text: the reply so far; `new`: what the last step added to it.
         prior: float32 [H, W] in [0, 1] at the photo's size, from "focus" on.
         result: the `Result`, with "done".
-        seconds: time since the question was asked.
+        seconds: time since the answer was begun.
         stage_seconds: the time that each finished stage took, by name.
         rate: tokens a second of the thought so far; 0 before it.
         photo_reused: whether the photo had been read before.
@@ -46,8 +46,8 @@ class Update:
 
 
 def check_max_new_tokens(limit: int) -> int:
-    """The bound of a reply as it is; raises `CoPRSError` where it is no whole number from 1 to
-    4096."""
+    """Return a limit of a reply unchanged; raises `CoPRSError` where it is no whole number from 1
+    to 4096."""
     if not isinstance(limit, int) or not 1 <= limit <= MAX_NEW_TOKENS:
         raise CoPRSError(
             "max_new_tokens is {limit!r} and a whole number from 1 to {most} was expected: "

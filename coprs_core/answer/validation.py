@@ -38,7 +38,7 @@ def as_size(value) -> tuple[int, int] | None:
 
 
 def as_full_size(value, photo_size: tuple[int, int]) -> tuple[int, int] | None:
-    """What a photo had before it was brought down to `photo_size`; None where it is not known."""
+    """The size of a photo before it was downscaled to `photo_size`; None where it is not known."""
     size = as_size(value)
     if size is not None and (size[0] < photo_size[0] or size[1] < photo_size[1]):
         raise ValueError("a photo that was smaller before it was brought down")

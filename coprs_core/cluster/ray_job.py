@@ -1,7 +1,7 @@
 """Answer many photos on a Ray cluster: an engine in each actor; files and resuming as in `batch`.
 
-An actor or a machine that dies loses nothing: its batch is asked again elsewhere, and what of it
-was written already is not done again (Ray Data, `map_batches` over a pool of actors).
+An actor or a machine that dies loses nothing: its batch is run again elsewhere, and what of it was
+written already is not done again (Ray Data, `map_batches` over a pool of actors).
 """
 
 import math
@@ -175,7 +175,7 @@ def _describe_exposure() -> str:
             for connection in process.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("0.0.0.0", "::")
         )
-    except psutil.Error:  # some systems tell this to their administrator alone
+    except psutil.Error:  # some systems show connections to administrators alone
         where = "Ray may listen on all network interfaces"
     else:
         if not ports:

@@ -5,8 +5,8 @@ result.json      the answer; its schema stands in `coprs_core.answer.results`
 prior.npy        float32 [H, W] in [0, 1]; prior.png is its picture
 mask.png         1 bit a pixel
 cutout.png       the photo inside the mask, transparent outside
-mask_full_size.png  the mask at the photo's full size, where it was brought down to fewer pixels
-                 and that was asked for
+mask_full_size.png  the mask at the photo's full size, where that was asked for and the photo had
+                 been downscaled
 overlay.png      the mask over the photo; prior_overlay.png the prior over it
 chain.png        photo, thought, prior and mask in one figure; chain.pdf the same as vectors
 sentences.*      where the model would have focused after each sentence: figures (.json), priors
@@ -122,7 +122,7 @@ def save_answer(
         with_full_size: whether the mask is also written at the photo's full size.
 
     Raises:
-        CoPRSError: the answer is an older one, which does not tell what is asked for.
+        CoPRSError: the answer is an older one, which lacks its photo's full size or orientation.
     """
     text = result.to_json(frame)
     full = result.to_frame(result.mask_at(), frame) if with_full_size else None

@@ -34,7 +34,7 @@ _CJK_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Sour
 def save_replay(path: Path, photo: Photo, result: Result, trace: SentenceTrace) -> Path:
     """Write the replay of an answer, with the trace of its thought, as animated WebP or GIF.
 
-    At most 1,064 × 360 pixels. Raises `CoPRSError` where the name says neither.
+    At most 1,064 × 360 pixels. Raises `CoPRSError` for another suffix.
     """
     if path.suffix.lower() not in FORMATS:
         raise CoPRSError("{file!r} is no animated picture: name it .webp or .gif.", file=path.name)

@@ -1,5 +1,4 @@
-"""Ask again: another instruction about the same photo, or another model, compared with an
-answer."""
+"""Again: another instruction about the same photo, or another model, compared with an answer."""
 
 from __future__ import annotations
 

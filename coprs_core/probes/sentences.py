@@ -1,9 +1,8 @@
-"""Sentence by sentence: the thought is cut after each sentence, closed, and the model focuses
-there.
+"""Sentences: cut the thought after each sentence, close it, and let the model focus there.
 
-The model really reads the shortened thought and its focus token. What it read is kept from
-sentence to sentence, so that the whole trace costs less than one more answer. A model that writes
-coordinates has no focus token: there it is where the words of each sentence looked.
+The model really reads the shortened thought and its focus token. Its keys and values are reused
+from sentence to sentence, so that the whole trace costs less than one more answer. A model that
+writes coordinates has no focus token: there it is where the words of each sentence looked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Another thought: the model reads it instead of its own, ends its reply, and focuses."""
+"""Thought: give the model another thought to read instead of its own; it ends its reply and
+focuses."""
 
 from __future__ import annotations
 

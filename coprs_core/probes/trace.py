@@ -172,7 +172,7 @@ def parse_trace(
         text, kind, share = entry["text"], entry["prior_kind"], entry.get("share")
         if not isinstance(text, str) or len(text) > MAX_READ_CHARACTERS or kind not in PRIOR_KINDS:
             raise ValueError("a sentence that is none")
-        text.encode("utf-8")  # half a character goes through no pipe
+        text.encode("utf-8")  # a lone surrogate cannot be printed or sent
         shares = [
             float(entry["iou"]),
             float(entry["spread"]),

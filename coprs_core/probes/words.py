@@ -1,4 +1,4 @@
-"""Word by word: the reply's tokens, and where any of them looks.
+"""Words: where each token of the reply looks.
 
 With a focus token it is where the word's own hidden state looks. Only the focus token's was trained
 for the query head, so a word's look is a probe, not an explanation. In a model that writes

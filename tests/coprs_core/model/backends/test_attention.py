@@ -138,8 +138,8 @@ def test_a_long_reply_is_read_once_more_by_the_chosen_heads(tmp_path, monkeypatc
     one_word = whole.trace._kept[-1].nbytes
     monkeypatch.setattr("coprs_core.model.backends.attention.MAX_BYTES", 30 * one_word)
     cut = compute_reply_attention(engine, photo, result, "words")
-    assert len(cut.trace) == len(result.reply_ids) > 30 and not cut.looks.is_cut
-    assert cut.trace.heads_in_all == whole.looks.heads_in_all
+    assert len(cut.trace) == len(result.reply_ids) > 30 and not cut.trace.is_cut
+    assert cut.trace.heads_in_all == whole.trace.heads_in_all
     for word in (0, len(result.reply_ids) - 1):
         seen = whole.trace.map([word], cut.heads)
         assert seen.max() > 0
