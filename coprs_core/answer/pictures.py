@@ -40,15 +40,10 @@ _PRIOR_TITLES = {
     ATTENTION_PRIOR: "where its words looked, and the box written",
     COORDINATES_PRIOR: "prior from coordinates",
 }
-HEAT_OPACITY, MIN_HEAT, GREY_BRIGHTNESS, DIMMED_BRIGHTNESS, MASK_OPACITY = (
-    0.85,
-    0.25,
-    0.55,
-    0.72,
-    0.5,
-)
-"""How strong the heatmap is over the photo, and its share where the prior is 0; how bright the
-photo is under it and beside a mask; how strong a mask's colour is. The page draws with the same
+HEAT_OPACITY, MIN_HEAT, MASK_OPACITY = 0.85, 0.25, 0.5
+GREY_BRIGHTNESS, DIMMED_BRIGHTNESS = 0.55, 0.72
+"""How strong the heatmap is over the photo, its share where the prior is 0, and how strong a mask's
+colour is; how bright the photo is under a heatmap and beside a mask. The page draws with the same
 numbers."""
 
 
@@ -70,14 +65,11 @@ def prior_overlay(
 ) -> np.ndarray:
     """The prior's heatmap over the photo in dark greys: the warmer a place, the less of the photo
     shows through."""
-    grey = (
-        Image.fromarray(photo).convert("L").point(lambda v: int(v * GREY_BRIGHTNESS)).convert("RGB")
-    )
+    grey = Image.fromarray(photo).convert("L").point(lambda v: int(v * GREY_BRIGHTNESS))
     # the square root keeps weak places visible, which a linear share would hide under the photo
     alpha = (255 * opacity * (MIN_HEAT + (1 - MIN_HEAT) * np.sqrt(prior))).astype(np.uint8)
-    return np.asarray(
-        Image.composite(Image.fromarray(heatmap(prior)), grey, Image.fromarray(alpha))
-    )
+    heat = Image.fromarray(heatmap(prior))
+    return np.asarray(Image.composite(heat, grey.convert("RGB"), Image.fromarray(alpha)))
 
 
 def mask_overlay(

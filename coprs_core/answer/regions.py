@@ -57,11 +57,9 @@ def region_to_dict(region: Region, orientation: int = 1, with_prior: bool = Fals
         "prior_max": float(region.prior.max()),
     }
     if region.box or region.points or region.label:
-        own = (
-            region
-            if orientation == 1
-            else _transform_region(region, stored_point, region.mask.shape, orientation)
-        )
+        own = region
+        if orientation != 1:
+            own = _transform_region(region, stored_point, region.mask.shape, orientation)
         values |= {"box": own.box, "points": own.points, "label": own.label}
     if with_prior:
         values["prior"] = encode_prior(stored_array(region.prior, orientation))

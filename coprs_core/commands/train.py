@@ -215,12 +215,9 @@ def _train_joint(options: Namespace) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    checkpoint = train_joint(
-        recipe, make_writable_folder(options.out), process_device(options.device)
-    )
-    message = (
-        f"finished: {checkpoint}" if checkpoint else f"stopped: {options.out} goes on where it is"
-    )
+    folder, device = make_writable_folder(options.out), process_device(options.device)
+    checkpoint = train_joint(recipe, folder, device)
     if rank_and_world_size()[0] == 0:
-        print(message)
+        stopped = f"stopped: {options.out} goes on where it is"
+        print(f"finished: {checkpoint}" if checkpoint else stopped)
     return 0

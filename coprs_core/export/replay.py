@@ -21,12 +21,8 @@ from coprs_core.probes.trace import SentenceTrace
 
 PICTURE_SIDE, THOUGHT_WIDTH, GAP, TOP_MARGIN = 300, 400, 16, 44
 FORMATS = (".webp", ".gif")
-_BACKGROUND, _TEXT_COLOUR, _LABEL_COLOUR, _INSTRUCTION_COLOUR = (
-    (250, 248, 244),
-    (36, 27, 43),
-    (141, 132, 144),
-    (91, 26, 107),
-)
+_BACKGROUND, _TEXT_COLOUR = (250, 248, 244), (36, 27, 43)
+_LABEL_COLOUR, _INSTRUCTION_COLOUR = (141, 132, 144), (91, 26, 107)
 _TYPING_MS, _FOCUS_MS, _FINAL_MS = 140, 1100, 2600
 _CJK_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Source Han Sans SC"]
 
@@ -73,12 +69,7 @@ def _draw_frames(photo: Photo, result: Result, trace: SentenceTrace):
 
 
 def _draw_frame(
-    result: Result,
-    font,
-    thought_lines: list[str],
-    prior: np.ndarray,
-    mask: np.ndarray,
-    caption: str,
+    result: Result, font, lines: list[str], prior: np.ndarray, mask: np.ndarray, caption: str
 ) -> Image.Image:
     """The question, the last lines of the thought that have room, prior and mask."""
     height, width = prior.shape[:2]
@@ -89,9 +80,8 @@ def _draw_frame(
     instruction = _wrap_lines(f"“{result.instruction}”", font, size[0] - 2 * GAP)[0]
     draw.text((GAP, 6), instruction, _INSTRUCTION_COLOUR, font)
     max_lines = (size[1] - TOP_MARGIN - GAP) // 20
-    draw.multiline_text(
-        (GAP, TOP_MARGIN), "\n".join(thought_lines[-max_lines:]), _TEXT_COLOUR, font, spacing=5
-    )
+    thought = "\n".join(lines[-max_lines:])
+    draw.multiline_text((GAP, TOP_MARGIN), thought, _TEXT_COLOUR, font, spacing=5)
     for x, picture in zip(left[1:], (prior, mask), strict=True):
         frame.paste(Image.fromarray(picture), (x, TOP_MARGIN))
     draw.text((left[1], 27), "prior", _LABEL_COLOUR, _font(12, False))
