@@ -10,7 +10,7 @@ from app.views.render import render
 from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Result
 from coprs_core.answer.updates import Update
-from coprs_core.answer.verdict import chain, first_broken
+from coprs_core.answer.verdict import chain, first_broken, understanding
 from coprs_core.prompts import (
     FOCUS_TOKEN,
     FOCUS_TOKEN_PRIOR,
@@ -209,8 +209,9 @@ def verdict(
     true_iou: float | None = None,
     full_size: tuple[int, int] | None = None,
 ) -> Markup:
-    """The outcome in words, the links of the chain, and warnings; `true_iou` once the truth was
-    given, `full_size` (see `Photo`) where the photo was brought down."""
+    """The outcome in words, how it understood the question, the links of the chain, and warnings;
+    `true_iou` once the truth was given, `full_size` (see `Photo`) where the photo was brought
+    down."""
     links = chain(result, true_iou)
     shown = [link for link in links if link.says != "finished_broken"]  # the reason says it
     if result.outcome != FOUND:
@@ -224,6 +225,7 @@ def verdict(
             words=words,
             links=shown,
             broken=first_broken(links),
+            understood=understanding(result),
             flags=[name for name in flags(result) if name in _ABOUT_ALL],
             seen=_seen(lang, result, full_size),
             recorded=recorded,
@@ -235,6 +237,7 @@ def verdict(
         share=f"{share:.1f}" if share >= 0.1 else f"{share:.3f}",
         links=shown,
         broken=first_broken(links),
+        understood=understanding(result),
         flags=[name for name in flags(result) if name not in _SAID_BY_LINKS],
         is_guess=bool(result.unfamiliar),
         recorded=recorded,

@@ -443,8 +443,7 @@ def test_hostile_text_is_shown_as_text_in_every_template(found, mini, harmless, 
     for name, html in views.items():
         assert skeleton(html) == skeleton(harmless[name]), name
         assert bad not in html, name
-        # where the verdict lists words, they stand alone
-        if "harmless" in re.sub(r"It took up your words: [^<]*", "", harmless[name]):
+        if "harmless" in harmless[name]:
             in_data = json.dumps(str(escape(bad)))[1:-1]
             assert (
                 str(escape(bad)) in html
