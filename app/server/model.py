@@ -16,7 +16,7 @@ import gradio as gr
 from gradio.context import LocalContext
 
 from app.options import Listening
-from app.server.answers import Answers
+from app.server.answers import AnswerStore
 from app.server.queue import Room
 from coprs_core.checkpoints.memory import room_for_answers
 from coprs_core.checkpoints.options import LoadOptions, is_remote
@@ -108,7 +108,7 @@ class ModelServer:
     ):
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
-        self.room, self.answers = Room(at_once), Answers(room_for_answers())
+        self.room, self.answers = Room(at_once), AnswerStore(room_for_answers())
         self._trimmed = time.monotonic()
         self._has_worker, self._is_started = worker is not None, False
         self._work = worker(self._inside) if worker else self._inside

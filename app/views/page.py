@@ -61,7 +61,7 @@ class WordLooks:
 
 
 @dataclass(frozen=True)
-class Step:
+class StageView:
     """A stage as it is shown: `state` is waiting, active, done or skipped."""
 
     stage: str
@@ -105,9 +105,9 @@ def steps(lang: str, update: Update | None = None, is_ahead: bool = False) -> Ma
     return render(lang, "steps", steps=shown, is_ahead=is_ahead)
 
 
-def _step(lang: str, index: int, stage: str, update: Update | None) -> Step:
+def _step(lang: str, index: int, stage: str, update: Update | None) -> StageView:
     if update is None:
-        return Step(stage, "waiting", "")
+        return StageView(stage, "waiting", "")
     result = update.result
     finished = result.seconds if result else update.stage_seconds
     state, note = "waiting", ""
@@ -121,7 +121,7 @@ def _step(lang: str, index: int, stage: str, update: Update | None) -> Step:
         note = say(lang, "already_read")
     if stage == "thinking" and state in ("active", "done") and update.rate:
         note += f" · {say(lang, 'tokens_per_second', rate=update.rate)}"
-    return Step(stage, state, note)
+    return StageView(stage, state, note)
 
 
 def thought(lang: str, update: Update | None = None) -> Markup:

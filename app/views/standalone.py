@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from app.views import canvas, page
-from app.views import findings as probes
+from app.views import canvas, findings, page
 from app.views.render import render
 from coprs_core.answer.pictures import (
     DIM,
@@ -54,9 +53,9 @@ def standalone(
 ) -> Markup:
     """An answer with its canvases, its verdict and, where its thought was traced, its replay; else
     `why_not`."""
-    strip = probes.untraced(lang, why_not)
+    strip = findings.untraced(lang, why_not)
     if trace is not None and result.regions:
-        strip = probes.strip_view(lang, photo, trace)
+        strip = findings.strip_view(lang, photo, trace)
     return render(
         lang,
         "standalone",
