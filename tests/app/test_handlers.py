@@ -45,6 +45,7 @@ from app.views.standalone import standalone
 from coprs_core import CoPRSError, Region, Result, load
 from coprs_core.answer.compare import against_truth
 from coprs_core.answer.engine import Engine, Update
+from coprs_core.answer.verdict import understanding
 from coprs_core.checkpoints import catalogue
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.options import LoadOptions
@@ -454,6 +455,20 @@ def test_hostile_text_is_shown_as_text_in_every_template(found, mini, harmless, 
 def test_the_check_of_hostile_text_would_see_an_unescaped_one():
     for bad in HOSTILE[:3]:
         assert skeleton(f"<p>{bad}</p>") != skeleton("<p>harmless</p>")
+
+
+def test_how_the_question_was_understood_is_quoted_on_the_page_and_in_a_saved_one(found):
+    photo = open_photo(found[0].image)
+    for result in (found[2], saved_answers.recorded_answer().result):
+        quote = str(escape(understanding(result)))
+        assert quote.startswith("You ask for ")
+        assert f"It understood: “{quote}”" in page.verdict("en", result)
+        assert f"它的理解：“{quote}”" in page.verdict("zh", result, recorded=True)
+    assert f"“{understanding(found[2])}”" in standalone("en", photo, found[2], None)
+    hostile = dataclasses.replace(found[2], reasoning=f"You ask for {HOSTILE[0]}.")
+    assert str(escape(HOSTILE[0])) in page.verdict("en", hostile)
+    silent = dataclasses.replace(found[2], reasoning="It is the one on the left.")
+    assert "understood" not in page.verdict("en", silent)
 
 
 def test_an_empty_mask_is_never_called_agreement(found):
