@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from app import handlers
-from app.kept import recorded
+from app.saved_answers import recorded_answer
 from app.server.model import ModelServer
 from app.texts import CHINESE
 from app.ui import build, launch
@@ -566,6 +566,8 @@ def test_narrow_and_dark(browser, server, shoot, width, scheme):
     poor = page.evaluate(CONTRAST)
     assert not poor, poor
     shoot(page, f"{scheme}-{width}")
+    ask_example(page, -1)  # nothing found: its verdict is laid out otherwise
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
     page.close()
 
 
@@ -883,7 +885,7 @@ def test_the_first_screen_replays_a_recorded_answer(browser, server, shoot):
     at_rest(page)
     assert np.array_equal(drawn(page, "#view canvas.prior"), answer) and not asked
     said = page.locator(".thought .sentence span").all_inner_texts()
-    assert " ".join(said) == recorded().result.reasoning
+    assert " ".join(said) == recorded_answer().result.reasoning
     page.click("[data-edit] >> nth=4")  # and it can be asked about
     page.keyboard.press("Control+A")
     page.keyboard.type("Nearest to it is the fish at the bottom right, the purple one.")
