@@ -34,8 +34,9 @@ SAID_BY = {
 }
 """Calls that make a sentence, and which argument is its template."""
 ELSEWHERE = re.compile(
-    "app/(ui|texts)|coprs_core/(commands|batch|benchmark|cluster|datasets|evaluation|training|mini"
-    "|parsing|random_weights|__main__|calibrate|checkpoints/(convert|save|fsdp_shards|doctor))"
+    "app/(ui|texts)|coprs_core/(commands|batch|benchmark|calibrate|cluster|datasets|evaluation"
+    "|example|mini|parsing|random_weights|run_settings|training|__main__"
+    "|checkpoints/(convert|save|fsdp_shards|doctor))"
 )
 """Modules whose sentences the command line, training or evaluation alone can give."""
 MADE_BEFORE = ("problem", "template", "self.why_no_replay(lang, answered)")
