@@ -353,7 +353,7 @@ def test_stop_keeps_the_partial_thought_and_the_next_question_works(
     page.click("#stop")
     page.wait_for_selector(".thought:has-text('stopped')")
     let_go()
-    until(lambda: server[2].room.is_empty)
+    until(lambda: server[2].is_idle)
     assert len(steps) <= WORDS + 2  # the generator is closed
     assert "I see" in page.inner_text(".thought")
     assert page.input_value("#instruction textarea") == "the largest thing"
@@ -371,7 +371,7 @@ def test_closing_the_tab_stops_the_work(browser, server, photo, thinking):
     page.close()
     until(lambda: nobody_reads(server[3]))
     let_go()
-    until(lambda: server[2].room.is_empty)
+    until(lambda: server[2].is_idle)
     assert len(steps) <= WORDS + 2
 
 
@@ -694,7 +694,7 @@ def test_another_photo_ends_an_answer_whenever_it_comes(page, server):
                 page.set_input_files("#photo input[type=file]", flowers)
             page.wait_for_selector("#thought .thought.empty")
             let_go()
-            until(lambda: painted(page) or server[2].room.is_empty)
+            until(lambda: painted(page) or server[2].is_idle)
             at_rest(page)
         assert page.locator("#thought .caret").count() == 0
         assert page.locator("#trace [data-sentence]").count() == 0
@@ -723,7 +723,7 @@ def test_a_saved_answer_ends_what_is_under_way(page, server, photo, thinking):
     page.wait_for_selector("#trace [data-sentence]")
     shown = page.inner_text("#thought")
     thinking[1]()
-    until(lambda: painted(page) or server[2].room.is_empty)
+    until(lambda: painted(page) or server[2].is_idle)
     at_rest(page)
     assert page.inner_text("#thought") == shown and not page.locator("#thought .caret").count()
 
@@ -930,7 +930,7 @@ def test_nothing_late_lands_under_another_photo(page, server, photo, thinking):
     page.click("#photo button[aria-label='Remove Image']")
     page.wait_for_selector(".verdict.empty")
     let_go()
-    until(lambda: painted(page) or server[2].room.is_empty)
+    until(lambda: painted(page) or server[2].is_idle)
     at_rest(page)
     assert len(steps) <= WORDS + 2  # it is no longer answered
     assert page.locator(".thought.empty").count() == page.locator(".verdict.empty").count() == 1
