@@ -26,11 +26,11 @@ from app.visitors import (
     user_errors_as_gr_error,
     why_no_probe,
 )
-from coprs_core.answer.compare import against_truth, read_truth
+from coprs_core.answer.compare import compare_with_truth, read_truth
 from coprs_core.errors import CoPRSError
 from coprs_core.export.replay import save_replay
 from coprs_core.photos.photo import Photo
-from coprs_core.probes import probe
+from coprs_core.probes import load_probe
 from coprs_core.probes.finding import NotApplicable
 
 _NEEDS_A_PLACE = ("heads", "zoom")
@@ -80,7 +80,7 @@ class AnswerActions:
             answered = given(answered)
             try:
                 finding = answered.findings.get(name) or self.server.ask(
-                    probe(name).ask, answered.photo, answered.result
+                    load_probe(name).run, answered.photo, answered.result
                 )
             except NotApplicable as nothing:  # no mistake of anybody's
                 reason = translated(lang, nothing)
@@ -125,7 +125,7 @@ class AnswerActions:
                 truth = read_truth_file(file, photo)
             else:
                 truth = read_truth(painted_mask(painted, photo.size), photo.size)
-            scores = against_truth(result, truth)
+            scores = compare_with_truth(result, truth)
         view = findings.truth_view(lang, photo, result, truth, scores)
         verdict = page.verdict(lang, result, true_iou=scores.mask_iou, full_size=photo.full_size)
         return self.gate.if_current(request, ticket, view), self.gate.if_current(

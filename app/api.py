@@ -14,11 +14,11 @@ from app.server.answers import MAX_PIXELS, StoredAnswer, opened_photo
 from app.server.model import ModelServer
 from app.server.uploads import checked
 from app.visitors import save_answer, user_errors_as_gr_error
-from coprs_core.answer.compare import against_answer, against_truth, read_truth
+from coprs_core.answer.compare import compare_answers, compare_with_truth, read_truth
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
-from coprs_core.export.archive import open_answer, pixels_in
-from coprs_core.probes import PROBES, probe, words
+from coprs_core.export.archive import count_pixels, open_answer
+from coprs_core.probes import PROBES, load_probe, words
 from coprs_core.probes.thought import focus_again
 
 _user_errors_as_gr_error = partial(user_errors_as_gr_error, "en", on_page=False)
@@ -43,10 +43,10 @@ def _probe_endpoint(server: ModelServer, name: str) -> Callable:
     def ask(photo: gr.FileData, result: dict) -> Iterator[Any]:
         with _user_errors_as_gr_error():
             answered = _answered(photo, result)
-            finding = server.ask(probe(name).ask, answered.photo, answered.result)
+            finding = server.ask(load_probe(name).run, answered.photo, answered.result)
             yield from finding.payloads()
 
-    ask.__doc__ = (inspect.getdoc(probe(name).ask) or "").partition("\n\n")[0]
+    ask.__doc__ = (inspect.getdoc(load_probe(name).run) or "").partition("\n\n")[0]
     return ask
 
 
@@ -76,7 +76,7 @@ class Api:
         one of its tokens."""
         with _user_errors_as_gr_error():
             answered = _answered(photo, result)
-            finding = self.server.ask(words.at, answered.photo, answered.result, word)
+            finding = self.server.ask(words.focus_of_word, answered.photo, answered.result, word)
             return next(finding.payloads())
 
     def focus_again(self, photo: gr.FileData, instruction: str, thought: str) -> dict:
@@ -90,7 +90,7 @@ class Api:
     def compare(self, first: dict, second: dict) -> dict:
         """IoU of two results' masks and priors."""
         with _user_errors_as_gr_error():
-            return asdict(against_answer(Result.from_dict(first), Result.from_dict(second)))
+            return asdict(compare_answers(Result.from_dict(first), Result.from_dict(second)))
 
     def truth(self, result: dict, truth: gr.FileData) -> dict:
         """A result against a true mask (PNG of the photo's size, or COCO RLE as .json): IoU over
@@ -98,7 +98,7 @@ class Api:
         with _user_errors_as_gr_error():
             answer = Result.from_dict(result)
             true_mask = read_truth(_uploaded(truth), answer.photo_size, answer.orientation or 1)
-            return against_truth(answer, true_mask).to_dict()
+            return compare_with_truth(answer, true_mask).to_dict()
 
     def download(self, photo: gr.FileData, result: dict) -> Iterator[gr.FileData]:
         """The answer's files as one zip, its trace included."""
@@ -110,7 +110,7 @@ class Api:
         """The result in a zip that `download` or the command line wrote; needs no model."""
         with _user_errors_as_gr_error():
             path = _uploaded(archive)
-            with self.server.reserved(pixels_in(path)):
+            with self.server.reserved(count_pixels(path)):
                 return open_answer(path, MAX_PIXELS).result.to_dict(with_priors=True)
 
     def models(self) -> list[dict]:

@@ -13,7 +13,7 @@ from app.texts import translated
 from app.views import page
 from app.visitors import RequestGate, given, language, picked, user_errors_as_gr_error
 from coprs_core.errors import CoPRSError
-from coprs_core.export.archive import pixels_in
+from coprs_core.export.archive import count_pixels
 
 ARRIVAL = 0.3
 """So many seconds after it was overtaken, all that something said has arrived at the browser."""
@@ -40,7 +40,7 @@ class Opening:
         if token := request.query_params.get("answer", "") if request else "":
             try:
                 path = linked_file(token)
-                with self.server.reserved(pixels_in(path)):
+                with self.server.reserved(count_pixels(path)):
                     return self.display.restored(lang, open_saved(path))
             except CoPRSError as gone:  # the page opens all the same
                 gr.Warning(translated(lang, gone))
@@ -67,7 +67,7 @@ class Opening:
         with user_errors_as_gr_error(lang):
             if path is None:
                 raise no_answer()
-            with self.server.reserved(pixels_in(path)):
+            with self.server.reserved(count_pixels(path)):
                 answered = open_saved(path)
                 supersede(self.gate, request)
                 return self.display.restored(lang, answered) | self.display.remember(

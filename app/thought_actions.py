@@ -24,7 +24,7 @@ from app.visitors import (
 )
 from coprs_core.errors import Cancelled, CoPRSError
 from coprs_core.probes import thought, words
-from coprs_core.prompts import sentences, with_sentence
+from coprs_core.prompts import replace_sentence, sentences
 
 MAX_TRACED_PIXELS = 4_000_000
 """The thought about a larger photo is traced when it is asked for."""
@@ -87,9 +87,9 @@ class ThoughtActions:
             now = sentences(before.reasoning)
             number, text = edited(event, now)
             is_wanted = partial(self.gate.is_current, request, self.gate.begin(request))
-            said = with_sentence(before.reasoning, number, text)
+            said = replace_sentence(before.reasoning, number, text)
             photo, asked = answered.photo, (before, said)
-            finding = self.server.ask(thought.ask, photo, *asked, is_wanted=is_wanted)
+            finding = self.server.ask(thought.run, photo, *asked, is_wanted=is_wanted)
         if answered is None or finding is None or not is_wanted():
             return {self.frame.steps: gr.skip()}
         changed = number if text.strip() else None
@@ -109,7 +109,7 @@ class ThoughtActions:
         with user_errors_as_gr_error(lang):
             answered = given(answered)
             if "words" not in answered.found:
-                finding = self.server.ask(words.ask, answered.photo, answered.result)
+                finding = self.server.ask(words.run, answered.photo, answered.result)
                 answered.add_finding("words", finding)
             found: Any = answered.findings["words"]
         words_shown = self.display.thought(lang, answered, findings.word_looks(lang, found))

@@ -15,12 +15,12 @@ from app.server.answers import StoredAnswer, no_answer
 from app.server.model import ModelServer
 from app.server.uploads import NO_ROOM, has_room
 from app.texts import language_of, say, translated
-from coprs_core.answer.pictures import small_mask, small_prior
+from coprs_core.answer.pictures import downscale_mask, downscale_prior
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.export.archive import save_zip
-from coprs_core.machine import clear_frames
-from coprs_core.probes import AUTOMATIC, probe, sentences
+from coprs_core.machine import clear_traceback_frames
+from coprs_core.probes import AUTOMATIC, load_probe, sentences
 from coprs_core.probes.finding import Finding
 from coprs_core.probes.trace import SAVED_SIDE, Sentences
 
@@ -87,7 +87,7 @@ def _session(request: gr.Request | None) -> str:
 def small_trace(trace: Sentences, side: int = TRACE_SIDE) -> Sentences:
     """A trace as it is kept with an answer: priors and masks of at most `side` pixels a side."""
     views = (
-        replace(v, prior=small_prior(v.prior, side), mask=small_mask(v.mask, side))
+        replace(v, prior=downscale_prior(v.prior, side), mask=downscale_mask(v.mask, side))
         for v in trace.views
     )
     return Sentences(tuple(views))
@@ -105,7 +105,7 @@ def user_errors_as_gr_error(lang: str, on_page: bool = True) -> Generator[None, 
     try:
         yield
     except CoPRSError as problem:
-        clear_frames(problem)  # it is kept until the message has been sent
+        clear_traceback_frames(problem)  # it is kept until the message has been sent
         said = translated(lang, problem)
         sentence = escape(said, quote=False) if on_page else said
         raise gr.Error(sentence, title=say(lang, "failed"), print_exception=False) from None
@@ -164,7 +164,7 @@ def trace_of(server: ModelServer, answered: StoredAnswer) -> Sentences | None:
     if not answered.is_traced:
         finding: Any = answered.findings.get("sentences")
         if finding is None and answered.region_count and can_probe(server, answered.summary):
-            finding = server.ask(sentences.ask, answered.photo, answered.result)
+            finding = server.ask(sentences.run, answered.photo, answered.result)
         if not finding:
             return None
         answered.add_trace(small_trace(finding))
@@ -200,7 +200,9 @@ def save_answer(folder: Path, server: ModelServer, answered: StoredAnswer) -> Pa
         for name in AUTOMATIC:
             if name not in findings:
                 with suppress(CoPRSError, gr.Error):  # the answer is saved without it
-                    findings[name] = server.ask(probe(name).ask, answered.photo, answered.result)
+                    findings[name] = server.ask(
+                        load_probe(name).run, answered.photo, answered.result
+                    )
     if answered.trace and "sentences" not in findings:  # it came with the answer
         findings.setdefault(answered.trace.stem(), answered.trace)
     path = folder / "coprs-answer.zip"

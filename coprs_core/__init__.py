@@ -6,7 +6,7 @@ The public names are loaded when they are first used, so that importing the pack
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from coprs_core.threads import let_threads_sleep
+from coprs_core.threads import limit_thread_spinning
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine, Update, load
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from coprs_core.errors import CoPRSError
 
 __all__ = ["CoPRSError", "Engine", "Region", "Result", "Update", "load"]
-let_threads_sleep()  # whatever of this package is imported first, this comes before torch
+limit_thread_spinning()  # whatever of this package is imported first, this comes before torch
 _MODULES = {
     "CoPRSError": "errors",
     "Engine": "answer.engine",

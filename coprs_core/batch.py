@@ -21,12 +21,12 @@ from PIL import Image
 
 from coprs_core.answer.flags import ABOUT_PHOTO, flags
 from coprs_core.answer.results import Result
-from coprs_core.answer.together import AT_ONCE, answer_together
+from coprs_core.answer.together import AT_ONCE, answer_many
 from coprs_core.errors import CoPRSError, first_line, from_os_error
 from coprs_core.example import Example
 from coprs_core.export.archive import save_answer, writable_folder
-from coprs_core.files import check_legible, found, read_text, visible
-from coprs_core.parsing import from_json
+from coprs_core.files import check_no_mojibake, find_file, read_text, without_hidden
+from coprs_core.parsing import parse_json
 from coprs_core.photos.orientation import STORED, UPRIGHT
 from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.photos.unreadable import PHOTO_SUFFIXES
@@ -122,7 +122,7 @@ def segment_photos(
     with ThreadPoolExecutor(WRITERS) as writers, ThreadPoolExecutor(READERS) as readers:
         opening = _opened_ahead(left, readers)
         writing: deque[Future[BatchOutcome]] = deque()
-        for example, answer in answer_together(answering, opening, at_once, options.max_new_tokens):
+        for example, answer in answer_many(answering, opening, at_once, options.max_new_tokens):
             place = str(stored[example.name].photo)
             job = partial(_write, answering, example, answer, out, options, further, place)
             writing.append(writers.submit(job))
@@ -185,7 +185,7 @@ def find_items(given: str, instruction: str | None) -> list[Example]:
     the manifest's folder; without an instruction it has the given one, without a name that of the
     photo. Raises `CoPRSError` where there is nothing to ask, or a line is none.
     """
-    if given.lower().endswith(".jsonl") and (listing := found(Path(given))).is_file():
+    if given.lower().endswith(".jsonl") and (listing := find_file(Path(given))).is_file():
         return _manifest(listing, instruction)
     if instruction is None:
         raise CoPRSError(f"Nothing is asked about {given!r}: add an instruction in quotes.")
@@ -208,7 +208,7 @@ def _manifest(path: Path, instruction: str | None) -> list[Example]:
         if not line.strip():
             continue
         try:
-            row = from_json(line)
+            row = parse_json(line)
             photo, name = row["photo"], _folder_of(row.get("name", row["photo"]))
             asked = row.get("instruction", instruction)
             is_one = all(isinstance(t, str) and t.strip() for t in (photo, name, asked))
@@ -217,8 +217,8 @@ def _manifest(path: Path, instruction: str | None) -> list[Example]:
             is_one = False
         if not is_one:
             raise CoPRSError(f"Line {number} of {path} is no item: write it like {_FORM}.")
-        check_legible(asked, f"The instruction in line {number} of {path}")
-        place = photo if "://" in photo else str(found(path.absolute().parent / photo))
+        check_no_mojibake(asked, f"The instruction in line {number} of {path}")
+        place = photo if "://" in photo else str(find_file(path.absolute().parent / photo))
         tries = (name if n == 1 else f"{name}-{n}" for n in count(1))
         own = next(one for one in tries if one not in items)  # a photo may come again
         items[own] = Example(place, check_instruction(asked), name=own)
@@ -239,19 +239,19 @@ def find_photos(given: str) -> list[str]:
     if "://" in given:
         return _found_elsewhere(given)
     path = Path(given)
-    if not path.exists() and (path := found(path)).exists():
+    if not path.exists() and (path := find_file(path)).exists():
         given = str(path)
     if path.is_dir():
         kinds = {*Image.registered_extensions(), *PHOTO_SUFFIXES}
         files = (p for p in path.iterdir() if p.suffix.lower() in kinds and p.is_file())
-        if not (photos := visible(files)):
+        if not (photos := without_hidden(files)):
             raise CoPRSError(f"The folder {given!r} holds no picture files: name one that does.")
         return [str(p) for p in photos]
     if path.exists() or not any(c in given for c in "*?["):
         return [given]
     forms = {_any_case(normalize(form, given)) for form in ("NFC", "NFD")} | {given}
     matches = {Path(match) for form in forms for match in glob(form, recursive=True)}
-    if not (photos := visible(p for p in matches if p.is_file())):
+    if not (photos := without_hidden(p for p in matches if p.is_file())):
         raise CoPRSError(f"No file matches {given!r}: check the pattern.")
     return [str(p) for p in photos]
 
@@ -296,7 +296,7 @@ def is_done(example: Example, options: BatchOptions, out: Path) -> bool:
     try:
         if not (folder / "result.json").exists():
             return False
-        earlier = from_json((folder / "asked.json").read_text(encoding="utf-8"))
+        earlier = parse_json((folder / "asked.json").read_text(encoding="utf-8"))
         earlier.setdefault("stored_pixels", False)  # older answers do not tell
         has_figures = earlier.pop("figures", True)
         photo = earlier.pop("photo", None)

@@ -34,7 +34,7 @@ from coprs_core.random_weights import (
     write_random_checkpoint,
     write_random_pointing,
 )
-from coprs_core.sizes import in_words
+from coprs_core.sizes import format_bytes
 
 RANDOM_SIZES = (*LLM_SIZES, *POINTING)
 PICTURE = (1024, 768)
@@ -237,13 +237,13 @@ def table(m: Measured) -> str:
     rows = (
         ("model", f"{m.model}, {m.sam}, {m.dtype}{quantized}"),
         ("device", m.device),
-        ("weights in memory", in_words(m.weights)),
+        ("weights in memory", format_bytes(m.weights)),
         (
             "load",
-            f"{m.load_seconds:.1f} s, {in_words(m.memory_after_loading)} after, "
-            f"{in_words(m.peak_while_loading)} at most",
+            f"{m.load_seconds:.1f} s, {format_bytes(m.memory_after_loading)} after, "
+            f"{format_bytes(m.peak_while_loading)} at most",
         ),
-        ("peak while answering", in_words(m.peak_while_answering)),
+        ("peak while answering", format_bytes(m.peak_while_answering)),
         (
             "seconds to the first token",
             f"{m.first_token_seconds:.2f} ({m.cold_first_token_seconds:.2f} in the first answer)",

@@ -18,18 +18,18 @@ from coprs_core.datasets import open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.example import Example
 from coprs_core.model.backends.attention import LOCALIZATION_HEADS
-from coprs_core.probes.looks import observed, pointing_words
+from coprs_core.probes.looks import observe_reply, pointing_words
 
 SCENES, FIRST_SCENE = 60, 20_000
 """How many scenes are asked about by default, and the first of them, of the validation split."""
-LEAST = 10
+MIN_ANSWERS = 10
 """Fewer answers than this that point at something are no ground to choose by."""
 _CANDIDATES = 48
 _SAVED_EVERY = 5
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class Calibration:
     """What a calibration found.
 
     Attributes:
@@ -49,7 +49,7 @@ class Calibrated:
 
 
 @dataclass(eq=False)
-class _Seen:
+class _Observations:
     """What was seen in the scenes so far.
 
     `done` scenes were asked about. Of each where the model pointed: `maps` float16 [heads, N], the
@@ -69,7 +69,7 @@ class _Seen:
         part.replace(path)
 
     @classmethod
-    def read(cls, path: Path) -> "_Seen":
+    def read(cls, path: Path) -> "_Observations":
         """What was saved; nothing where there is no such file, or it is broken."""
         try:
             with np.load(path) as saved:
@@ -79,7 +79,7 @@ class _Seen:
             return cls()
 
 
-def calibrate(engine: Engine, count: int = SCENES) -> Iterator[int | Calibrated]:
+def calibrate(engine: Engine, count: int = SCENES) -> Iterator[int | Calibration]:
     """Ask a model about `count` scenes and keep the heads that tell the place; from now on the
     engine uses them.
 
@@ -98,29 +98,29 @@ def calibrate(engine: Engine, count: int = SCENES) -> Iterator[int | Calibrated]
         raise CoPRSError(f"{engine.name} lies in no folder: load it by its name.")
     saved = heads_path(folder).with_suffix(".npz")
     language.heads = ()
-    seen = _Seen.read(saved)
+    seen = _Observations.read(saved)
     saved.parent.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset("scenes", split="validation")
     asked = Engine(engine.checkpoint)  # with features of its own: those kept for others stay
     for example in dataset.examples(FIRST_SCENE + seen.done, max(0, count - seen.done)):
-        _look(asked, example, seen)
+        _observe_scene(asked, example, seen)
         if seen.done % _SAVED_EVERY == 0 or seen.done == count:
             seen.save(saved)
         yield seen.done
-    if len(seen.maps) < LEAST:
+    if len(seen.maps) < MIN_ANSWERS:
         raise CoPRSError(
             f"{engine.name} pointed at something in {len(seen.maps)} of {seen.done} scenes and at "
-            f"least {LEAST} are needed: ask about more, or leave the choice to each answer."
+            f"least {MIN_ANSWERS} are needed: ask about more, or leave the choice to each answer."
         )
     maps, targets = np.stack(seen.maps).astype(np.float32), np.stack(seen.targets)
     language.heads = best_heads(maps, targets)
     hits, own = _score(maps[:, list(language.heads)].sum(1), targets)[0], float(np.mean(seen.own))
     facts = {"model": engine.name, "scenes": seen.done, "answers": len(maps), "hits": hits}
     path = save_heads(folder, language.heads, facts)
-    yield Calibrated(language.heads, hits, own, len(maps), path)
+    yield Calibration(language.heads, hits, own, len(maps), path)
 
 
-def _look(engine: Engine, example: Example, seen: _Seen) -> None:
+def _observe_scene(engine: Engine, example: Example, seen: _Observations) -> None:
     """Ask about one scene, and add what every head saw where the model points."""
     seen.done += 1
     if not example.truth.any():
@@ -130,16 +130,16 @@ def _look(engine: Engine, example: Example, seen: _Seen) -> None:
     if not result.regions:
         return
     with engine.within_memory():
-        reply = observed(engine, photo, result, "heads")
+        reply = observe_reply(engine, photo, result, "heads")
     words = pointing_words(engine, result)
     every = [reply.looks.map(words, [head]) for head in range(reply.looks.heads_in_all)]
-    target = cells_on(example.truth, every[0].shape)
+    target = covered_cells(example.truth, every[0].shape)
     seen.maps.append(np.stack(every).reshape(len(every), -1).astype(np.float16))
     seen.targets.append(target.ravel())
     seen.own.append(bool(target.ravel()[reply.seen(words).argmax()]))
 
 
-def cells_on(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+def covered_cells(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     """Which cells of a grid (rows, columns) hold some of a mask bool [H, W]."""
     down, across = (
         np.linspace(0, side, cells, endpoint=False).astype(int)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coprs_core.errors import CoPRSError, Phrase, truncated
 
-_MARKS = {  # what a text begins with that tells its encoding; the longer ones first
+_BOMS = {  # what a text begins with that tells its encoding; the longer ones first
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
     b"\xff\xfe": "utf-16",
@@ -31,14 +31,14 @@ def read_text(path: Path) -> str:
 
     Raises `CoPRSError` for any other encoding: to guess at GBK or cp1252 would be to read rubbish.
     """
-    return decoded(path.read_bytes(), str(path))
+    return decode_text(path.read_bytes(), str(path))
 
 
-def decoded(stored: bytes, where: str) -> str:
+def decode_text(stored: bytes, where: str) -> str:
     """The text of bytes, as `read_text`."""
     if stored.startswith(_POINTER):
         raise CoPRSError("{where} cannot be read: {hint}.", where=where, hint=FETCH)
-    encoding = next((name for mark, name in _MARKS.items() if stored.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in _BOMS.items() if stored.startswith(mark)), "utf-8")
     try:
         text = stored.decode(encoding)
     except UnicodeDecodeError as problem:
@@ -56,7 +56,7 @@ def decoded(stored: bytes, where: str) -> str:
     return text
 
 
-def is_pointer(path: Path) -> bool:
+def is_git_lfs_pointer(path: Path) -> bool:
     """Whether a file is a pointer of Git LFS, which stands for the file itself."""
     try:
         with path.open("rb") as file:
@@ -65,16 +65,16 @@ def is_pointer(path: Path) -> bool:
         return False
 
 
-def has_mark(path: Path) -> bool:
+def has_bom(path: Path) -> bool:
     """Whether a text begins with a mark of its encoding, which many readers of JSON refuse."""
     try:
         with path.open("rb") as file:
-            return file.read(4).startswith(tuple(_MARKS))
+            return file.read(4).startswith(tuple(_BOMS))
     except OSError:
         return False
 
 
-def from_western(text: str, where: str) -> str:
+def repair_cp1252(text: str, where: str) -> str:
     """Text that was decoded from UTF-8 with `surrogateescape`: what is left of bytes is read as
     letters and quotes of Windows' Western alphabet (cp1252), as older English data sets have them.
 
@@ -99,7 +99,7 @@ def from_western(text: str, where: str) -> str:
     return _FOREIGN.sub(read, text)
 
 
-def check_legible(text: str, where: str) -> str:
+def check_no_mojibake(text: str, where: str) -> str:
     """The text as it is; raises `CoPRSError` where it holds what only a wrong decoding leaves."""
     if found := _ILLEGIBLE.search(text):
         raise CoPRSError(
@@ -123,25 +123,25 @@ def check_legible(text: str, where: str) -> str:
     return text
 
 
-def visible(paths: Iterable[Path]) -> list[Path]:
+def without_hidden(paths: Iterable[Path]) -> list[Path]:
     """Paths in order, without those whose names begin with a dot: macOS keeps `._a.jpg` beside
     a.jpg, which is no picture."""
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def found(path: Path) -> Path:
+def find_file(path: Path) -> Path:
     """The file that a path means: itself, or the one whose name is the same but for the Unicode
     form (é as one character or as two) or the case of its ending; itself where there is none."""
     if os.path.exists(path) or path.parent == path:  # pathlib raises over a name no disk can hold
         return path
-    folder, alike = found(path.parent), same_name(path.name)
+    folder, alike = find_file(path.parent), normalize_name(path.name)
     if not os.path.isdir(folder):
         return path
-    names = (one for one in sorted(os.listdir(folder)) if same_name(one) == alike)
+    names = (one for one in sorted(os.listdir(folder)) if normalize_name(one) == alike)
     return next((folder / name for name in names), path)
 
 
-def same_name(name: str) -> str:
+def normalize_name(name: str) -> str:
     """What names have in common that differ only in Unicode form or in the case of the ending."""
     stem, ending = os.path.splitext(unicodedata.normalize("NFC", name))
     return stem + ending.lower()

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from coprs_core.errors import CoPRSError, Phrase, first_line
-from coprs_core.files import FETCH, is_pointer
-from coprs_core.sizes import in_words
+from coprs_core.files import FETCH, is_git_lfs_pointer
+from coprs_core.sizes import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ class DeviceName:
         return self.type
 
 
-def device_of(device: str) -> torch.device | DeviceName:
+def resolve_device_name(device: str) -> torch.device | DeviceName:
     """The device of a name, as `choose_device`: without torch where this machine has no sign of
     another than its CPU."""
     has_gpu = sys.platform == "darwin" or any(Path(p).exists() for p in _SIGNS_OF_GPUS)
@@ -86,7 +86,7 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def computes_in_bfloat16(device: torch.device | DeviceName) -> bool:
+def has_native_bfloat16(device: torch.device | DeviceName) -> bool:
     """Whether a device has instructions for bfloat16. A CPU without them computes in it, too, but
     many times slower than in float32; one that does not tell is taken for such a one."""
     return device.type != "cpu" or _cpu_has_bfloat16()
@@ -185,7 +185,7 @@ def package_versions() -> dict[str, str]:
 
 
 @contextmanager
-def within_memory(
+def out_of_memory_as_user_error(
     what: str,
     device: torch.device,
     smaller: str,
@@ -206,13 +206,13 @@ def within_memory(
             raise
         if release:
             release()
-        give_memory_back(problem)
-        raise too_large(what, device, smaller) from None
+        release_memory(problem)
+        raise out_of_memory_error(what, device, smaller) from None
 
 
-def too_large(what: str, device: torch.device, smaller: str) -> CoPRSError:
+def out_of_memory_error(what: str, device: torch.device, smaller: str) -> CoPRSError:
     """The sentence for what ran out of memory: what is free, and the next smaller choice."""
-    free = in_words(free_memory(device))
+    free = format_bytes(free_memory(device))
     return CoPRSError(
         "{what} needs more memory than there is and {device} has {free} free: {hint}.",
         what=what,
@@ -222,9 +222,9 @@ def too_large(what: str, device: torch.device, smaller: str) -> CoPRSError:
     )
 
 
-def give_memory_back(problem: BaseException | None = None) -> None:
+def release_memory(problem: BaseException | None = None) -> None:
     """Let go of everything that a failed computation, or a model no longer in use, still holds."""
-    clear_frames(problem)
+    clear_traceback_frames(problem)
     gc.collect()
     import torch
 
@@ -232,7 +232,7 @@ def give_memory_back(problem: BaseException | None = None) -> None:
         torch.cuda.empty_cache()
 
 
-def clear_frames(problem: BaseException | None) -> None:
+def clear_traceback_frames(problem: BaseException | None) -> None:
     """Let go of what the functions that a problem came through still hold: as long as it is kept,
     it keeps them."""
     while problem:
@@ -296,7 +296,7 @@ def as_user_error(
             raise
         if isinstance(problem, OSError) and problem.errno and problem.errno not in _NOT_OURS:
             helps: str = Phrase("check its permissions and the disk")
-        elif file and is_pointer(file):
+        elif file and is_git_lfs_pointer(file):
             helps = FETCH
         else:
             helps = remedy(problem) if callable(remedy) else remedy
@@ -305,6 +305,6 @@ def as_user_error(
         ) from problem
 
 
-def process() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(number, how many) of this process, where a launcher such as torchrun started several."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

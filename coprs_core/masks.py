@@ -104,7 +104,7 @@ def _decompressed(coded: bytes) -> list[int]:
     return counts
 
 
-def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A bool mask [H, W] at another size (height, width): interpolated bilinearly and cut at one
     half, so that edges are no stairs. Raises `CoPRSError` where that is no size of a photo."""
     height, width = size

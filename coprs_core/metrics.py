@@ -19,7 +19,7 @@ THRESHOLDS = np.arange(101, dtype=np.float32) / 100
 """0, 0.01 … 1: where `iou_curve` is measured."""
 
 
-def agreement(prior: np.ndarray, mask: np.ndarray) -> float:
+def prior_mask_iou(prior: np.ndarray, mask: np.ndarray) -> float:
     """IoU in [0, 1] of a prior float32, where it is at least `PRIOR_THRESHOLD`, with a mask bool,
     both [H, W]; 0 where nothing is drawn."""
     return iou(prior >= PRIOR_THRESHOLD, mask) if mask.any() else 0.0

@@ -12,7 +12,7 @@ from typing import Any
 from coprs_core.errors import CoPRSError
 
 
-def from_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text; raises `ValueError` where it is none."""
     try:
         return json.loads(text)
@@ -20,7 +20,7 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("its lists lie too deep in each other") from None
 
 
-def from_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """The values of a TOML text; raises `ValueError` where it is none, and `CoPRSError` where this
     Python has no reader of it."""
     name = "tomllib" if sys.version_info >= (3, 11) else "tomli"

@@ -58,7 +58,7 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def with_sentence(text: str, index: int, sentence: str) -> str:
+def replace_sentence(text: str, index: int, sentence: str) -> str:
     """A thought with its sentence of that index, counted from 0, written otherwise, or taken out
     where `sentence` is empty; all else stays as it is. Raises `IndexError` where there is none."""
     text, start = text.strip(), 0
@@ -131,7 +131,7 @@ def encode_prompt(tokenizer, template: str, instruction: str, image_ids: list[in
     return ids
 
 
-def beginning_of(tokenizer, template: str) -> str:
+def shared_prefix(tokenizer, template: str) -> str:
     """The part of a template that all questions share word for word: up to the last special token,
     or end of a line, before the instruction."""
     before = template.partition(INSTRUCTION_SLOT)[0]

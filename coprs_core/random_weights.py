@@ -27,7 +27,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.decoder import FLOAT32_BUFFER
 from coprs_core.model.vision import SAM_SIZES
-from coprs_core.sizes import free_disk, in_words
+from coprs_core.sizes import format_bytes, free_disk
 
 LLM_SIZES: dict[str, dict[str, int]] = {  # as in the published configs of Qwen2.5-VL
     "3b": {
@@ -223,7 +223,7 @@ def write_random_checkpoint(folder: Path, size: str, sam: str) -> None:
 def _check_disk(folder: Path, needed: int) -> None:
     if needed > (free := free_disk(folder)):
         raise CoPRSError(
-            f"Random weights need {in_words(needed)} of disk and {in_words(free)} are free: "
+            f"Random weights need {format_bytes(needed)} of disk and {format_bytes(free)} are free: "
             "choose another --folder."
         )
 

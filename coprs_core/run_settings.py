@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.errors import CoPRSError
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 
 NAMES = "backslashreplace"
 """How a file's name that is no UTF-8 is written: in JSON that is its own escape, too."""
@@ -25,7 +25,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """What `write_settings` wrote, nothing where there is no file; raises `CoPRSError` where it is
     broken."""
     try:
-        return dict(from_json(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return dict(parse_json(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError) as problem:
         raise CoPRSError(f"{path} is broken: delete it, or choose another --out.") from problem
 

@@ -6,14 +6,14 @@ from pathlib import Path
 GB = 1e9
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes as a person reads them: 3 kB, 12 MB, 7.5 GB."""
     if size < 1e6:
         return f"{size / 1e3:.0f} kB"
     return f"{size / 1e6:.0f} MB" if size < GB else f"{size / GB:.1f} GB"
 
 
-def expanded(path: str | Path) -> Path:
+def expand_home(path: str | Path) -> Path:
     """A path with `~` replaced by the home folder; as it is where there is no such user."""
     try:
         return Path(path).expanduser()
@@ -23,5 +23,5 @@ def expanded(path: str | Path) -> Path:
 
 def free_disk(folder: Path) -> int:
     """Free bytes on the disk of a folder that may not exist yet."""
-    folder = expanded(folder).absolute()
+    folder = expand_home(folder).absolute()
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free

@@ -14,7 +14,7 @@ quiet machine, 3,000 some 10 to 30 % more beside two busy loops."""
 _SETTINGS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 
 
-def let_threads_sleep() -> None:
+def limit_thread_spinning() -> None:
     """Threads that wait longer than the gaps of a computation sleep; a user's own setting of how
     they wait is left alone. No effect once torch is loaded, or with another OpenMP than libgomp."""
     if not any(name in os.environ for name in _SETTINGS):

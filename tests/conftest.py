@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from coprs_core.answer.engine import Engine
-from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.questions import draw_examples
 from tests.chat_server import ChatServer
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -71,7 +71,7 @@ def fresh(mini) -> Engine:
 @pytest.fixture(scope="session")
 def answered(mini):
     """(scene, question, result) of the first 100 test examples."""
-    return [(s, q, mini.segment(s.image, q.instruction)) for s, q in examples("test", 0, 100)]
+    return [(s, q, mini.segment(s.image, q.instruction)) for s, q in draw_examples("test", 0, 100)]
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def chat():
 def first_answer(engine: Engine, outcome: str):
     """(scene, question, result) of the first test example that truly has, and is answered with, an
     outcome."""
-    for scene, question in examples("test", 0, 100):
+    for scene, question in draw_examples("test", 0, 100):
         if (question.target is None) == (outcome == "nothing found"):
             result = engine.segment(scene.image, question.instruction)
             if result.outcome == outcome and len(result.regions) <= 1:

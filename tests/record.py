@@ -9,7 +9,7 @@ from contextlib import suppress
 from coprs_core import CoPRSError, load
 from coprs_core.answer.engine import Engine
 from coprs_core.metrics import iou
-from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.questions import draw_examples
 from coprs_core.mini.world.scenes import SIDE
 from coprs_core.probes import zoom
 from tests import GOLDEN
@@ -22,7 +22,7 @@ def tiny_targets(split: str, count: int):
     """(scene, question) of the first `count` examples whose target covers under 1 % of the
     picture."""
     found = 0
-    for scene, question in examples(split, 0, 20 * count):
+    for scene, question in draw_examples(split, 0, 20 * count):
         if question.target is not None and scene.things[question.target].area < 0.01 * SIDE**2:
             yield scene, question
             found += 1
@@ -39,7 +39,7 @@ def mask_ious(engine: Engine) -> list[float]:
     """IoU of mask and truth on the first test scenes."""
     return [
         iou(engine.segment(s.image, q.instruction).mask, s.mask(q.target))
-        for s, q in examples("test", 0, COUNT)
+        for s, q in draw_examples("test", 0, COUNT)
     ]
 
 
@@ -56,7 +56,7 @@ def zoomed_ious(engine: Engine, count: int = COUNT) -> list[tuple[float, float]]
         )
         before = after = iou(result.mask, truth)
         with suppress(CoPRSError):
-            after = iou(zoom.ask(engine, scene.image, result).result.mask, truth)
+            after = iou(zoom.run(engine, scene.image, result).result.mask, truth)
         pairs.append((before, after))
     return pairs
 

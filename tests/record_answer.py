@@ -22,7 +22,7 @@ def main() -> None:
     engine = load("mini", device="cpu")
     photo = open_photo(RECORDED.parent / PICTURE)
     result = engine.segment(photo.image, INSTRUCTION)
-    trace = sentences.ask(engine, photo.image, result)
+    trace = sentences.run(engine, photo.image, result)
     with (
         tempfile.TemporaryDirectory() as folder,
         zipfile.ZipFile(RECORDED, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,

@@ -22,11 +22,11 @@ from coprs_core.datasets import open_dataset
 from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import evaluate
 from coprs_core.export.archive import open_answer, save_zip
-from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.questions import draw_examples
 from coprs_core.model.backends.mllm import VisualTokens
 from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Segmenter, Step
 from coprs_core.photos.photo import open_photo
-from coprs_core.probes import PROBES, probe
+from coprs_core.probes import PROBES, load_probe
 from tests import ROOT
 
 
@@ -159,7 +159,7 @@ def read(split):
 
 def test_a_new_data_set_needs_its_reader_and_one_word(copied, mini, tmp_path):
     expected = []
-    for i, (scene, question) in enumerate(examples("validation", 0, 3)):
+    for i, (scene, question) in enumerate(draw_examples("validation", 0, 3)):
         Image.fromarray(scene.image).save(tmp_path / f"{i}.png")
         Image.fromarray(scene.mask(question.target)).save(tmp_path / f"{i}_mask.png")
         (tmp_path / f"{i}.txt").write_text(question.instruction)
@@ -226,7 +226,7 @@ def middle() -> Engine:
 
 
 def test_a_new_kind_of_model_answers_streams_and_is_measured(middle, tmp_path):
-    scene, question = next(examples("test", 0, 1))
+    scene, question = next(draw_examples("test", 0, 1))
     updates = list(middle.stream(scene.image, question.instruction))
     assert [u.stage for u in updates] == [
         *["reading"] * 2,
@@ -244,7 +244,7 @@ def test_a_new_kind_of_model_answers_streams_and_is_measured(middle, tmp_path):
 
 
 def test_a_new_kind_of_model_stands_on_the_page(middle, tmp_path):
-    scene, question = next(examples("test", 0, 1))
+    scene, question = next(draw_examples("test", 0, 1))
     Image.fromarray(scene.image).save(tmp_path / "p.png")
     frame = Frame(**{f.name: f.name for f in dataclasses.fields(Frame)})
     handlers = Handlers(ModelServer(middle), frame)
@@ -257,7 +257,7 @@ def test_a_new_kind_of_model_stands_on_the_page(middle, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in PROBES if name != "zoom"])
 def test_probes_of_a_focus_token_say_that_there_is_none(middle, name):
-    scene, question = next(examples("test", 0, 1))
+    scene, question = next(draw_examples("test", 0, 1))
     result = middle.segment(scene.image, question.instruction)
     with pytest.raises(CoPRSError, match="load"):
-        probe(name).ask(middle, scene.image, result)
+        load_probe(name).run(middle, scene.image, result)

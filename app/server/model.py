@@ -22,7 +22,7 @@ from coprs_core.checkpoints.options import LoadOptions, is_remote
 from coprs_core.checkpoints.plan import room_for_answers
 from coprs_core.errors import Cancelled, CoPRSError, Phrase
 from coprs_core.fair_semaphore import FairSemaphore
-from coprs_core.machine import give_memory_back, trim_memory
+from coprs_core.machine import release_memory, trim_memory
 from coprs_core.photos.photo import Photo
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class ModelServer:
         where it is no longer wanted, or nobody waits for it any more, before there is room for it.
         """
         is_wanted = while_awaited(is_wanted)
-        features = self.engine.kept(photo) if self._has_worker else None
+        features = self.engine.cached_features(photo) if self._has_worker else None
         carried = features and features.to("cpu")
         inside = closing(self._work(work, photo, carried, args))
         place = self.reserved(photo.pixels, photo.key, is_wanted)
@@ -297,7 +297,7 @@ class ModelServer:
         self, work: Callable[..., Any], photo: Photo, features: PhotoFeatures | None, args: tuple
     ) -> Generator[Any, None, None]:
         engine = self.engine
-        if features and not engine.kept(photo):
+        if features and not engine.cached_features(photo):
             engine.keep(photo, features)
         try:
             answer: Any = work(engine, photo, *args)
@@ -310,7 +310,7 @@ class ModelServer:
         except CoPRSError as problem:
             # given, not raised: exceptions do not leave another process; without what holds memory
             yield copy(problem)
-        if self._has_worker and not features and (kept := engine.kept(photo)):
+        if self._has_worker and not features and (kept := engine.cached_features(photo)):
             yield Kept(kept.to("cpu"))
 
     # --- models
@@ -368,7 +368,7 @@ class ModelServer:
         try:
             # so that the app stays able to answer
             self.engine, self._loaded_as = self._load("mini", on_cpu=True), "mini"
-            give_memory_back()
+            release_memory()
             try:
                 self.engine, self._loaded_as = self._load(name, lines.put), name
             except BaseException:

@@ -23,7 +23,7 @@ from gradio.utils import get_upload_folder
 from app.options import Listening
 from app.texts import language_of, translated
 from coprs_core.errors import CoPRSError, from_os_error
-from coprs_core.photos.photo import decoding, file_of, open_image
+from coprs_core.photos.photo import decoder_errors_as_user_error, open_pil_image, read_image_file
 
 REFUSED = "This is not an uploaded file: upload it again."
 UNUSABLE = "These inputs are not what was asked for: see “Use via API” at the foot of the page."
@@ -255,7 +255,10 @@ def painted_mask(layers: list[str], size: tuple[int, int]) -> np.ndarray:
     """The union of what was painted, bool [H, W], from the editor's layers (files, RGBA)."""
     painted = np.zeros(size, bool)
     for layer in layers[:MAX_LAYERS]:
-        with decoding(layer), open_image(layer, file_of(layer)) as image:
+        with (
+            decoder_errors_as_user_error(layer),
+            open_pil_image(layer, read_image_file(layer)) as image,
+        ):
             if (image.height, image.width) != size:  # before anything is decoded
                 raise CoPRSError("The painting is of another size than the photo: paint it again.")
             if image.mode == "RGBA":

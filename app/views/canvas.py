@@ -13,14 +13,14 @@ from PIL import Image
 
 from app.texts import say
 from app.views.render import render
-from coprs_core.answer.compare import Moved, moved
+from coprs_core.answer.compare import AnswerMove, describe_move
 from coprs_core.answer.pictures import (
     HEAT_OPACITY,
     REGION_COLOURS,
+    downscale_mask,
+    downscale_prior,
     heatmap_colours,
     mask_overlay,
-    small_mask,
-    small_prior,
     thumbnail,
 )
 from coprs_core.answer.results import Result
@@ -163,10 +163,10 @@ class Canvas:
         """A view as the script takes it: its pictures as data URLs."""
         values: dict = {"label": view.label}
         if view.prior is not None:
-            values["prior"] = encode_prior(small_prior(view.prior, self.side))
+            values["prior"] = encode_prior(downscale_prior(view.prior, self.side))
         if view.numbers is not None:
             file = io.BytesIO()
-            Image.fromarray(small_mask(view.numbers, self.side)).save(file, "PNG")
+            Image.fromarray(downscale_mask(view.numbers, self.side)).save(file, "PNG")
             values["mask"] = data_url("png", file)
         if view.curve is not None:
             values["curve"] = [round(float(v), 4) for v in view.curve]
@@ -238,7 +238,7 @@ def changed_view(lang: str, pixels: np.ndarray, before: Result, after: Result) -
         if result.regions:  # in the colours of the legend
             views.append(replace(view, label=say(lang, name), numbers=numbers * result.mask))
     mask = canvas.mask_figure(difference.legend(lang))
-    words = moved_words(lang, moved(before, after))
+    words = moved_words(lang, describe_move(before, after))
     figures = _figures(canvas, after, mask)
     return canvas.show(views, figures, chips=True, above=words, which=True)
 
@@ -249,7 +249,7 @@ def _figures(canvas: Canvas, result: Result, mask: Markup) -> Markup:
     return prior + _agreement(canvas.lang, agreement) + mask
 
 
-def moved_words(lang: str, change: Moved) -> str:
+def moved_words(lang: str, change: AnswerMove) -> str:
     """What became of an answer, in a line."""
     places = {
         name: say(lang, f"place_{place}") if place else ""
@@ -329,7 +329,7 @@ def thumbnail_of(pixels: np.ndarray, result: Result) -> np.ndarray:
     small = thumbnail(pixels, STRIP_SIDE)
     if not result.regions:
         return small
-    return mask_overlay(small, small_mask(result.mask, STRIP_SIDE))
+    return mask_overlay(small, downscale_mask(result.mask, STRIP_SIDE))
 
 
 def css_colour(number: int) -> str:

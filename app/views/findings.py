@@ -24,8 +24,13 @@ from app.views.canvas import (
 )
 from app.views.page import Word, WordLooks, verdict
 from app.views.render import render
-from coprs_core.answer.compare import AgainstAnswer, AgainstTruth, against_answer, moved
-from coprs_core.answer.pictures import prior_overlay, small_prior, thumbnail
+from coprs_core.answer.compare import (
+    AnswerComparison,
+    TruthComparison,
+    compare_answers,
+    describe_move,
+)
+from coprs_core.answer.pictures import downscale_prior, prior_overlay, thumbnail
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
 from coprs_core.metrics import PRIOR_THRESHOLD
@@ -95,7 +100,7 @@ def strip_view(lang: str, photo: Photo, finding: Sentences) -> Markup:
         look = canvas.look(CanvasView(called, view.prior, view.mask.astype(np.uint8)))
         agreement = _agreement(view)
         looks.append(look | {"iou": agreement, "moved": moves, "settled": i == settled})
-        picture = prior_overlay(small, small_prior(view.prior, STRIP_SIDE))
+        picture = prior_overlay(small, downscale_prior(view.prior, STRIP_SIDE))
         iou = "–" if agreement is None else f"{agreement:.2f}"
         values = {"text": view.text, "iou": iou, "moved": moves and is_focus}
         shown.append(values | {"url": photo_url(picture)})
@@ -186,7 +191,7 @@ def pair(
         for result, caption in zip(results, captions, strict=True)
     )
     if any(r.regions for r in results):
-        summary = agreement_words(lang, against_answer(*results))
+        summary = agreement_words(lang, compare_answers(*results))
     else:
         summary = say(lang, "both_nothing")
     return render(lang, "pair", summary=summary, sides=sides)
@@ -198,7 +203,7 @@ def comparison(
     """Two answers side by side, and both masks in two colours."""
     only = (say(lang, "only", name=name) for name in names)
     difference = Difference(results[0].mask, results[1].mask, *only)
-    words = moved_words(lang, moved(*results))
+    words = moved_words(lang, describe_move(*results))
     return difference_view(lang, photo, difference, words) + pair(lang, photo, results, names)
 
 
@@ -213,7 +218,7 @@ def _side(lang: str, photo: Photo, result: Result, caption: str) -> Markup:
     return canvas.show([together(lang, result)], prior + mask, "probe half")
 
 
-def agreement_words(lang: str, agreement: AgainstAnswer) -> str:
+def agreement_words(lang: str, agreement: AnswerComparison) -> str:
     """How far two answers agree, in words."""
     prior = "–" if agreement.prior_iou is None else f"{agreement.prior_iou:.2f}"
     return say(lang, "both_iou", mask=f"{agreement.mask_iou:.2f}", prior=prior)
@@ -231,7 +236,7 @@ def difference_view(
 
 
 def truth_view(
-    lang: str, photo: Photo, result: Result, truth: np.ndarray, scores: AgainstTruth
+    lang: str, photo: Photo, result: Result, truth: np.ndarray, scores: TruthComparison
 ) -> Markup:
     """The mask and the truth in three colours, and the prior's IoU with the truth over the
     threshold."""

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from app.texts import say
-from coprs_core.sizes import in_words
+from coprs_core.sizes import format_bytes
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ENVIRONMENT = Environment(
@@ -18,7 +18,7 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters["in_words"] = in_words
+_ENVIRONMENT.filters["in_words"] = format_bytes
 
 
 def say_html(lang: str, key: str, **values) -> Markup:

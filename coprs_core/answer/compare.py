@@ -9,12 +9,17 @@ from PIL import Image
 
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError, Phrase, without_markup
-from coprs_core.files import found, read_text
+from coprs_core.files import find_file, read_text
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
-from coprs_core.parsing import from_json
-from coprs_core.photos.orientation import on_upright, stored_size
-from coprs_core.photos.photo import decoding, file_of, open_image, orientation_of
+from coprs_core.parsing import parse_json
+from coprs_core.photos.orientation import mask_to_upright, stored_size
+from coprs_core.photos.photo import (
+    decoder_errors_as_user_error,
+    open_pil_image,
+    orientation_of,
+    read_image_file,
+)
 
 _MAX_JSON_BYTES = 16_000_000
 _VOID = 255
@@ -25,7 +30,7 @@ _TRUTH = Phrase("give a PNG of the photo's size, white where the thing is, or CO
 
 
 @dataclass(frozen=True)
-class AgainstAnswer:
+class AnswerComparison:
     """Two answers about one photo: IoU of their masks and, where both have one, of their priors (≥
     0.5)."""
 
@@ -34,9 +39,9 @@ class AgainstAnswer:
 
 
 @dataclass(frozen=True)
-class Moved:
+class AnswerMove:
     """What became of an answer in another: the same place, a part of it, another place; it
-    appeared, vanished, or neither answer has one. Places as `place_of` names them, "" without
+    appeared, vanished, or neither answer has one. Places as `name_position` names them, "" without
     one, "several" of several things."""
 
     move: Move
@@ -46,7 +51,7 @@ class Moved:
 
 
 @dataclass(frozen=True, eq=False)
-class AgainstTruth:
+class TruthComparison:
     """An answer against a true mask.
 
     `mask_iou`; `prior_curve` float64 [101]: IoU of the prior at each of `metrics.THRESHOLDS`;
@@ -71,19 +76,19 @@ class AgainstTruth:
         }
 
 
-def against_answer(a: Result, b: Result) -> AgainstAnswer:
+def compare_answers(a: Result, b: Result) -> AnswerComparison:
     """Compare two answers; raises `CoPRSError` where they are about photos of different sizes."""
     if a.photo_size != b.photo_size:
         raise CoPRSError("The two answers are about different photos: ask both about the same one.")
     prior_iou = None
     if a.prior is not None and b.prior is not None:
         prior_iou = iou(a.prior >= PRIOR_THRESHOLD, b.prior >= PRIOR_THRESHOLD)
-    return AgainstAnswer(iou(a.mask, b.mask), prior_iou)
+    return AnswerComparison(iou(a.mask, b.mask), prior_iou)
 
 
-def moved(a: Result, b: Result) -> Moved:
-    """What became of answer `a` in `b`, measured by their masks; raises as `against_answer`."""
-    agreement = against_answer(a, b).mask_iou
+def describe_move(a: Result, b: Result) -> AnswerMove:
+    """What became of answer `a` in `b`, measured by their masks; raises as `compare_answers`."""
+    agreement = compare_answers(a, b).mask_iou
     before, after = (_places_of(answer) for answer in (a, b))
     move: Move = "changed"
     if not (before and after):
@@ -92,15 +97,15 @@ def moved(a: Result, b: Result) -> Moved:
         move = "stayed"
     elif agreement < MOVED_IOU:
         move = "moved"
-    return Moved(move, before, after, agreement)
+    return AnswerMove(move, before, after, agreement)
 
 
 def _places_of(result: Result) -> str:
-    place = place_of(result.mask)
+    place = name_position(result.mask)
     return "several" if place and len(result.regions) > 1 else place
 
 
-def place_of(mask: np.ndarray) -> str:
+def name_position(mask: np.ndarray) -> str:
     """In which ninth of the picture the middle of a mask bool [H, W] lies: "top left", "middle",
     "right" …; "" where it is empty."""
     y, x = np.nonzero(mask)
@@ -112,16 +117,16 @@ def place_of(mask: np.ndarray) -> str:
     return f"{('top', '', 'bottom')[row]} {('left', '', 'right')[column]}".strip() or "middle"
 
 
-def against_truth(result: Result, truth: np.ndarray) -> AgainstTruth:
+def compare_with_truth(result: Result, truth: np.ndarray) -> TruthComparison:
     """Compare an answer with a true mask, bool [H, W] of the photo's size (see `read_truth`)."""
     _check_size(truth.shape, result.photo_size)
     mask_iou = iou(result.mask, truth)
     if result.prior is None:
-        return AgainstTruth(mask_iou)
+        return TruthComparison(mask_iou)
     curve = iou_curve(result.prior, truth)
     best = 1 + int(curve[1:].argmax())  # at 0 a prior is the whole picture
     at_half = int(np.searchsorted(THRESHOLDS, PRIOR_THRESHOLD))
-    return AgainstTruth(
+    return TruthComparison(
         mask_iou, float(curve[at_half]), float(THRESHOLDS[best]), float(curve[best]), curve
     )
 
@@ -158,8 +163,8 @@ def read_mask(
     is_stored, void = False, None
     try:
         if isinstance(source, str | Path):
-            path = found(Path(source))
-            source = _opened(path, (photo_size, stored_size(photo_size, orientation)))
+            path = find_file(Path(source))
+            source = _open_truth(path, (photo_size, stored_size(photo_size, orientation)))
             is_stored = isinstance(source, Image.Image) and orientation_of(path) == orientation
         if isinstance(source, dict):
             truth = decode_rle(_rle_of(source))
@@ -175,7 +180,7 @@ def read_mask(
         ) from problem
     # what is void goes with what is there: the two are turned alike
     both = truth.astype(np.uint8) if void is None else truth + 2 * void.astype(np.uint8)
-    both = on_upright(both, photo_size, orientation, is_stored)
+    both = mask_to_upright(both, photo_size, orientation, is_stored)
     _check_size(both.shape, photo_size)
     return both == 1, None if void is None else both == 2
 
@@ -188,16 +193,16 @@ def _rle_of(values: dict) -> dict:
     return inner
 
 
-def _opened(path: Path, sizes: tuple[tuple[int, int], ...]) -> "Image.Image | dict":
+def _open_truth(path: Path, sizes: tuple[tuple[int, int], ...]) -> "Image.Image | dict":
     if path.suffix.lower() == ".json":
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError("far larger than a mask")
-        values = from_json(read_text(path))
+        values = parse_json(read_text(path))
         if not isinstance(values, dict):
             raise ValueError("no JSON object")
         return values
-    with decoding(path, Phrase("This true mask")):
-        image = open_image(path, file_of(path))
+    with decoder_errors_as_user_error(path, Phrase("This true mask")):
+        image = open_pil_image(path, read_image_file(path))
         if (image.height, image.width) not in sizes:  # before anything is decoded
             _check_size((image.height, image.width), sizes[0])
         image.load()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coprs_core.answer.results import Region, Result, highest_of
+from coprs_core.answer.results import Region, Result, max_prior
 from coprs_core.answer.updates import Update, check_max_new_tokens, last_result
 from coprs_core.checkpoints.downloads import Report
 from coprs_core.checkpoints.load import load_checkpoint
@@ -21,7 +21,7 @@ from coprs_core.checkpoints.plan import MAX_KEPT_PHOTOS, room_for_photos
 from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.errors import Cancelled, CoPRSError, Phrase
 from coprs_core.fair_semaphore import FairSemaphore
-from coprs_core.machine import package_versions, within_memory
+from coprs_core.machine import out_of_memory_as_user_error, package_versions
 from coprs_core.model.backends.cancellation import cancellable, current_check, install_checks
 from coprs_core.model.backends.coordinates import CoordinateSegmenter
 from coprs_core.model.focus_token import FocusTokenSegmenter
@@ -151,7 +151,7 @@ class Engine:
         else:
             limit = check_max_new_tokens(max_new_tokens)
         with self.within_memory():
-            yield from _Answer(self, photo, instruction, limit, is_wanted=is_wanted).updates()
+            yield from _AnswerRun(self, photo, instruction, limit, is_wanted=is_wanted).updates()
 
     def read_ahead(
         self, photo: Photo, is_wanted: Callable[[], bool] | None = None
@@ -165,16 +165,18 @@ class Engine:
         def comes_first() -> bool:
             return (is_wanted is None or is_wanted()) and self._awaited.total() == 1
 
-        reading = _Answer(self, photo, "", 0, is_wanted=comes_first)
+        reading = _AnswerRun(self, photo, "", 0, is_wanted=comes_first)
         with self.within_memory():
             yield from reading.read()
         with self._lock:
             if not reading.photo_reused and photo.key in self._features:
                 self._features.move_to_end(photo.key, last=False)
 
-    def answer_about(self, photo: Photo, features: PhotoFeatures, instruction: str) -> Result:
+    def answer_with_features(
+        self, photo: Photo, features: PhotoFeatures, instruction: str
+    ) -> Result:
         """The answer about a photo that was read in another way than `read` does."""
-        answer = _Answer(self, photo, instruction, self.max_new_tokens, features)
+        answer = _AnswerRun(self, photo, instruction, self.max_new_tokens, features)
         return last_result(answer.updates())
 
     def within_memory(self) -> AbstractContextManager[None]:
@@ -185,7 +187,7 @@ class Engine:
             "or a smaller model"
         )
         what, device = Phrase("This answer"), self.segmenter.device
-        return within_memory(what, device, smaller, self._features.clear)
+        return out_of_memory_as_user_error(what, device, smaller, self._features.clear)
 
     # --- what is kept of photos
 
@@ -196,7 +198,7 @@ class Engine:
         `is_wanted`, or what is asked around this (`cancellable`), says no, unless others wait for
         the same photo.
         """
-        if features := self.kept(photo):
+        if features := self.cached_features(photo):
             return features
         is_wanted = is_wanted or current_check()
 
@@ -205,7 +207,7 @@ class Engine:
 
         with self._awaiting(photo), self._reading.acquired(), cancellable(goes_on):
             # perhaps somebody else asked about it meanwhile
-            return self.kept(photo) or self.keep(photo, self.segmenter.read(photo))
+            return self.cached_features(photo) or self.keep(photo, self.segmenter.read(photo))
 
     @contextmanager
     def _awaiting(self, photo: Photo) -> Generator[None, None, None]:
@@ -218,7 +220,7 @@ class Engine:
                 self._awaited[photo.key] -= 1
                 self._awaited += Counter()  # those that nobody waits for go
 
-    def kept(self, photo: Photo) -> PhotoFeatures | None:
+    def cached_features(self, photo: Photo) -> PhotoFeatures | None:
         """What is kept of a photo that was read before."""
         with self._lock:
             if photo.key in self._features:
@@ -239,7 +241,7 @@ class Engine:
         return len(kept) <= MAX_KEPT_PHOTOS and sum(f.nbytes for f in kept) <= self._room
 
 
-class _Answer:
+class _AnswerRun:
     """One answer on its way: read, think, locate, draw."""
 
     def __init__(
@@ -254,8 +256,8 @@ class _Answer:
         self.engine, self.segmenter, self.features = engine, engine.segmenter, features
         self.is_wanted = is_wanted
         self.photo, self.instruction, self.limit = photo, instruction, limit
-        self.photo_reused = engine.kept(photo) is not None
-        self.clock = _Clock()
+        self.photo_reused = engine.cached_features(photo) is not None
+        self.clock = _StageTimer()
         self.text, self.rate = "", 0.0
         self.distance: float | None = None
         self.tokens: list[int] = []
@@ -276,7 +278,7 @@ class _Answer:
         located = self.segmenter.locate(transcript, features)
         prior, regions = None, ()
         if located.places:
-            prior = highest_of(p.prior for p in located.places)
+            prior = max_prior(p.prior for p in located.places)
             self.clock.finish("focusing")
             yield self.update("focus", prior=prior)
             regions = self.draw(located, features)
@@ -370,7 +372,7 @@ def load(
     return Engine(load_checkpoint(name, replace(options or LoadOptions(), **choices), report))
 
 
-class _Clock:
+class _StageTimer:
     """Time since the start, and the time that each stage took."""
 
     def __init__(self):

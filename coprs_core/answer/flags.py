@@ -76,29 +76,29 @@ def flags(result: Result) -> tuple[str, ...]:
         return (*about_all, "empty")
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     holds = {
-        "elsewhere": result.prior_kind == ATTENTION_PRIOR and not is_drawn(result),
-        "disagree": result.prior_kind == FOCUS_TOKEN_PRIOR and not is_drawn(result),
+        "elsewhere": result.prior_kind == ATTENTION_PRIOR and not mask_follows_prior(result),
+        "disagree": result.prior_kind == FOCUS_TOKEN_PRIOR and not mask_follows_prior(result),
         "border": any(edge.any() for edge in edges),
         "tiny": mask.mean() < TINY,
-        "scattered": any(pieces(r.mask) > 1 for r in result.regions),
+        "scattered": any(count_components(r.mask) > 1 for r in result.regions),
         "cut off": result.prior_kind != FOCUS_TOKEN_PRIOR and breaks_off(result.reply),
         "many": 1 < len(result.regions) == most_objects(result.photo_size),
-        "contradiction": says_nothing(result.reasoning),
+        "contradiction": thought_finds_nothing(result.reasoning),
     }
     return (*about_all, *(name for name, holding in holds.items() if holding))
 
 
-def is_drawn(result: Result) -> bool:
+def mask_follows_prior(result: Result) -> bool:
     """Whether a mask is of what the prior points at: they agree, or, where the prior is attention,
     its brightest spots lie by the masks."""
     if not result.mask.any():
         return False
     if result.prior_kind == ATTENTION_PRIOR:
-        return not looks_elsewhere(result)
+        return not is_peak_outside_mask(result)
     return (result.prior_iou or 0) >= DISAGREE
 
 
-def looks_elsewhere(result: Result) -> bool:
+def is_peak_outside_mask(result: Result) -> bool:
     """Whether the brightest spot of a region's prior lies outside the box around its mask, widened
     by a quarter of its size on each side."""
     return any(_is_outside(r.prior, r.mask) for r in result.regions if r.mask.any())
@@ -114,13 +114,13 @@ def _is_outside(prior: np.ndarray, mask: np.ndarray) -> bool:
     return False
 
 
-def pieces(mask: np.ndarray) -> int:
+def count_components(mask: np.ndarray) -> int:
     """How many separate pieces a bool mask [H, W] has, each at least a fiftieth of it."""
-    areas = areas_of_pieces(mask)
+    areas = component_areas(mask)
     return int((areas >= max(1, PIECE * areas.sum())).sum())
 
 
-def areas_of_pieces(mask: np.ndarray) -> np.ndarray:
+def component_areas(mask: np.ndarray) -> np.ndarray:
     """The area of each separate piece of a bool mask [H, W], int [pieces]; a large mask is looked
     at in steps."""
     step = -(-max(mask.shape) // _MAX_SIDE)
@@ -130,6 +130,6 @@ def areas_of_pieces(mask: np.ndarray) -> np.ndarray:
     return np.bincount(numbered.ravel())[1:]
 
 
-def says_nothing(reasoning: str) -> bool:
+def thought_finds_nothing(reasoning: str) -> bool:
     """Whether the last sentence of a thought says that nothing fits."""
     return bool(_NOTHING.search(last_sentence(reasoning)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFilter
 
-from coprs_core.answer.compare import AgainstTruth
+from coprs_core.answer.compare import TruthComparison
 from coprs_core.answer.results import Result
 from coprs_core.metrics import THRESHOLDS
 from coprs_core.prompts import ATTENTION_PRIOR, COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR
@@ -80,7 +80,7 @@ def mask_overlay(photo: np.ndarray, *masks: np.ndarray, opacity: float = TINT) -
         colour = REGION_COLOURS[i % len(REGION_COLOURS)]
         tinted = Image.blend(image, Image.new("RGB", image.size, colour), opacity)
         picture.paste(tinted, mask=Image.fromarray(mask))
-        picture.paste((255, 255, 255), mask=Image.fromarray(outline(mask)))
+        picture.paste((255, 255, 255), mask=Image.fromarray(mask_outline(mask)))
     return np.asarray(picture)
 
 
@@ -95,7 +95,7 @@ def difference_overlay(photo: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.nd
     return mask_overlay(photo, a & b, a & ~b, b & ~a)
 
 
-def outline(mask: np.ndarray) -> np.ndarray:
+def mask_outline(mask: np.ndarray) -> np.ndarray:
     """The border of a bool mask [H, W], inside it, about a two-hundredth of the picture wide."""
     width = max(1, min(mask.shape) // 250)
     share_inside = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(width))
@@ -141,7 +141,7 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
             parse_math=False,
         )
         return figure
-    axes[2].imshow(prior_overlay(photo, small_prior(result.prior, FIGURE_SIDE)))
+    axes[2].imshow(prior_overlay(photo, downscale_prior(result.prior, FIGURE_SIDE)))
     axes[2].set_title(_PRIOR_TITLES[result.prior_kind], fontsize=10)
     for region in result.regions:
         if region.box:
@@ -151,14 +151,16 @@ def chain_figure(photo: np.ndarray, result: Result) -> Figure:
             axes[2].add_patch(Rectangle((left, top), *size, fill=False, ec="white", lw=1.2))
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLOUR_MAP)
     figure.colorbar(scale, cax=axes[2].inset_axes([1.02, 0, 0.04, 1])).ax.tick_params(labelsize=8)
-    axes[3].imshow(mask_overlay(photo, *(small_mask(r.mask, FIGURE_SIDE) for r in result.regions)))
+    axes[3].imshow(
+        mask_overlay(photo, *(downscale_mask(r.mask, FIGURE_SIDE) for r in result.regions))
+    )
     axes[3].set_title(f"mask · IoU of prior and mask {result.prior_iou:.2f}", fontsize=10)
     return figure
 
 
 def thumbnail(picture: np.ndarray, side: int) -> np.ndarray:
     """A picture uint8 [H, W, 3] brought down to at most `side` pixels a side, for the screen."""
-    size = small_size(picture.shape[:2], side)
+    size = downscaled_size(picture.shape[:2], side)
     if size == picture.shape[:2]:
         return picture
     return np.asarray(
@@ -166,29 +168,31 @@ def thumbnail(picture: np.ndarray, side: int) -> np.ndarray:
     )
 
 
-def small_prior(prior: np.ndarray, side: int) -> np.ndarray:
+def downscale_prior(prior: np.ndarray, side: int) -> np.ndarray:
     """A prior float32 [H, W] for the `thumbnail` of its photo."""
-    size = small_size(prior.shape, side)
+    size = downscaled_size(prior.shape, side)
     return np.asarray(Image.fromarray(prior).resize(size[::-1], Image.Resampling.BILINEAR)).clip(
         0, 1
     )
 
 
-def small_mask(mask: np.ndarray, side: int) -> np.ndarray:
+def downscale_mask(mask: np.ndarray, side: int) -> np.ndarray:
     """A mask bool [H, W], or numbers of regions uint8 [H, W], for the `thumbnail` of its photo."""
     return np.asarray(
-        Image.fromarray(mask).resize(small_size(mask.shape, side)[::-1], Image.Resampling.NEAREST)
+        Image.fromarray(mask).resize(
+            downscaled_size(mask.shape, side)[::-1], Image.Resampling.NEAREST
+        )
     )
 
 
-def small_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+def downscaled_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """(height, width) brought down to at most `side`, its shape kept; as it is where it is small
     enough."""
     ratio = min(1, side / max(size))
     return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
 
 
-def stretched(head: np.ndarray) -> np.ndarray:
+def normalize_map(head: np.ndarray) -> np.ndarray:
     """An attention map float [H, W], unbounded, from its least (0) to its most (1)."""
     low, high = float(head.min()), float(head.max())
     return (head - low) / max(high - low, 1e-9)
@@ -199,7 +203,7 @@ def _wrapped(text: str, width: int, lines: int) -> str:
 
 
 def truth_figure(
-    photo: np.ndarray, result: Result, truth: np.ndarray, measured: AgainstTruth
+    photo: np.ndarray, result: Result, truth: np.ndarray, measured: TruthComparison
 ) -> Figure:
     """Truth and mask over the photo, and the prior's IoU with the truth over the threshold, the
     best marked."""

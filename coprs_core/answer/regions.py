@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from coprs_core.answer.values import finite, text_of
+from coprs_core.answer.values import as_finite, as_text
 from coprs_core.masks import decode_rle, encode_prior, encode_rle
-from coprs_core.metrics import agreement
+from coprs_core.metrics import prior_mask_iou
 from coprs_core.photos.orientation import (
     stored_array,
     stored_point,
@@ -35,10 +35,10 @@ class Region:
     @property
     def prior_iou(self) -> float:
         """IoU of the prior, where it is at least 0.5, with the mask; 0 where nothing is drawn."""
-        return agreement(self.prior, self.mask)
+        return prior_mask_iou(self.prior, self.mask)
 
 
-def highest_of(priors: Iterable[np.ndarray]) -> np.ndarray:
+def max_prior(priors: Iterable[np.ndarray]) -> np.ndarray:
     """The highest of priors [H, W] of one size; no more than one further is in memory."""
     first, *others = priors
     highest = first.copy()
@@ -57,14 +57,16 @@ def region_to_dict(region: Region, turn: int = 1, with_prior: bool = False) -> d
         "prior_max": float(region.prior.max()),
     }
     if region.box or region.points or region.label:
-        own = region if turn == 1 else _turned(region, stored_point, region.mask.shape, turn)
+        own = region if turn == 1 else _rotate_region(region, stored_point, region.mask.shape, turn)
         values |= {"box": own.box, "points": own.points, "label": own.label}
     if with_prior:
         values["prior"] = encode_prior(stored_array(region.prior, turn))
     return values
 
 
-def _turned(region: Region, turn: Callable, size: tuple[int, int], orientation: int) -> Region:
+def _rotate_region(
+    region: Region, turn: Callable, size: tuple[int, int], orientation: int
+) -> Region:
     """A region with its box and points in another frame; `size` is that of the upright photo."""
     points, box = tuple(turn(point, size, orientation) for point in region.points), region.box
     if box:
@@ -73,7 +75,7 @@ def _turned(region: Region, turn: Callable, size: tuple[int, int], orientation: 
     return replace(region, box=box, points=points)
 
 
-def region_of(values: dict, prior: np.ndarray, size: tuple[int, int], turn: int) -> Region:
+def region_from_dict(values: dict, prior: np.ndarray, size: tuple[int, int], turn: int) -> Region:
     """The region, upright, that `region_to_dict` wrote about a photo of `size`; raises `ValueError`
     or `KeyError` for anything else."""
     mask, own_size = decode_rle(values["mask"]), stored_size(size, turn)
@@ -85,11 +87,11 @@ def region_of(values: dict, prior: np.ndarray, size: tuple[int, int], turn: int)
         raise ValueError("a prior outside 0 to 1")
     box = None
     if values.get("box"):
-        left, top, right, bottom = (finite(v) for v in values["box"])
+        left, top, right, bottom = (as_finite(v) for v in values["box"])
         box = left, top, right, bottom
-    points = tuple((finite(x), finite(y)) for x, y in values.get("points", ()))
-    region = Region(prior, mask, box, points, text_of(values.get("label", "")))
+    points = tuple((as_finite(x), as_finite(y)) for x, y in values.get("points", ()))
+    region = Region(prior, mask, box, points, as_text(values.get("label", "")))
     if turn == 1:
         return region
-    region = _turned(region, upright_point, size, turn)
+    region = _rotate_region(region, upright_point, size, turn)
     return replace(region, prior=upright_array(prior, turn), mask=upright_array(mask, turn))

@@ -47,20 +47,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from coprs_core.answer.regions import Region, highest_of, region_of, region_to_dict
+from coprs_core.answer.regions import Region, max_prior, region_from_dict, region_to_dict
 from coprs_core.answer.values import (
-    count_of,
-    distance_of,
-    finite,
-    full_size_of,
-    levels_of,
-    size_of,
-    text_of,
-    told_orientation,
+    as_count,
+    as_distance,
+    as_finite,
+    as_full_size,
+    as_levels,
+    as_orientation,
+    as_size,
+    as_text,
 )
 from coprs_core.errors import CoPRSError, without_markup
-from coprs_core.masks import decode_prior, resized_mask
-from coprs_core.metrics import agreement
+from coprs_core.masks import decode_prior, resize_mask
+from coprs_core.metrics import prior_mask_iou
 from coprs_core.model.backends.boxes import most_objects
 from coprs_core.photos.orientation import UPRIGHT, stored_array, stored_size
 from coprs_core.photos.photo import MAX_SIDE
@@ -164,7 +164,7 @@ class Result:
         """IoU of the union of the priors (≥ 0.5) with the union of the masks, 0 where nothing is
         drawn; None where nothing was found."""
         prior = self.prior
-        return None if prior is None else agreement(prior, self.mask)
+        return None if prior is None else prior_mask_iou(prior, self.mask)
 
     @property
     def prior(self) -> np.ndarray | None:
@@ -172,7 +172,7 @@ class Result:
         found."""
         if len(self.regions) < 2:
             return self.regions[0].prior if self.regions else None
-        return highest_of(r.prior for r in self.regions)
+        return max_prior(r.prior for r in self.regions)
 
     @property
     def mask(self) -> np.ndarray:
@@ -190,7 +190,7 @@ class Result:
         size = size or self.full_size
         if size is None:
             raise CoPRSError("This answer does not tell its photo's full size: ask again.")
-        return resized_mask(self.mask, size)
+        return resize_mask(self.mask, size)
 
     def in_frame(self, array: np.ndarray, frame: str) -> np.ndarray:
         """A mask, prior or picture [H, W, …] of the photo as it is shown, "upright", or turned as
@@ -298,10 +298,10 @@ def _from_dict(
 ) -> Result:
     """Everything that is small first; then the regions, one at a time."""
     size = _checked_size(values, photo_size)
-    orientation, is_stored = told_orientation(values)
+    orientation, is_stored = as_orientation(values)
     turn = orientation if is_stored and orientation else 1
     texts = {
-        k: text_of(values[k])
+        k: as_text(values[k])
         for k in ("reason", "instruction", "reasoning", "reply", "model", "prior_kind")
     }
     if len(texts["instruction"]) > MAX_INSTRUCTION_CHARACTERS:
@@ -312,7 +312,7 @@ def _from_dict(
         raise ValueError("a table with too many entries")
     if texts["prior_kind"] not in PRIOR_KINDS:
         raise ValueError(f"a prior of kind {texts['prior_kind']!r}")
-    reply_ids = tuple(count_of(i) for i in values["reply_ids"])
+    reply_ids = tuple(as_count(i) for i in values["reply_ids"])
     is_found, count = values["outcome"] == FOUND, len(values["regions"])
     if values["outcome"] not in (FOUND, NOTHING_FOUND, UNFINISHED) or bool(count) != is_found:
         raise ValueError(f"outcome {values['outcome']!r} with {count} regions")
@@ -320,23 +320,23 @@ def _from_dict(
         own_size = stored_size(size, turn)
         priors = (decode_prior(r["prior"], own_size) for r in values["regions"])
     pairs = zip(values["regions"], priors, strict=True)
-    regions = tuple(region_of(r, p, size, turn) for r, p in pairs)
+    regions = tuple(region_from_dict(r, p, size, turn) for r, p in pairs)
     return cls(
         outcome=values["outcome"],
         regions=regions,
         photo_size=size,
-        seconds={text_of(k): finite(v) for k, v in values["seconds"].items()},
-        tokens=count_of(values["tokens"]),
+        seconds={as_text(k): as_finite(v) for k, v in values["seconds"].items()},
+        tokens=as_count(values["tokens"]),
         photo_reused=bool(values["photo_reused"]),
         settings=dict(values["settings"]),
         reply_ids=reply_ids,
         versions=dict(values.get("versions", {})),
-        distance=distance_of(values.get("distance")),
-        seen_size=size_of(values.get("seen_size")),
+        distance=as_distance(values.get("distance")),
+        seen_size=as_size(values.get("seen_size")),
         is_thought_given=bool(values.get("thought_given")),
-        full_size=full_size_of(values.get("full_size"), size),
+        full_size=as_full_size(values.get("full_size"), size),
         orientation=orientation,
-        stretched=levels_of(values.get("stretched")),
+        stretched=as_levels(values.get("stretched")),
         **texts,
     )
 
@@ -349,7 +349,7 @@ def check_photo_size(answer_size: tuple[int, int], photo_size: tuple[int, int]) 
 
 def _checked_size(values: dict, photo_size: tuple[int, int] | None) -> tuple[int, int]:
     """The photo's size as an answer tells it, where its regions are not too many for it."""
-    height, width = (count_of(v) for v in values["photo_size"])
+    height, width = (as_count(v) for v in values["photo_size"])
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         raise ValueError(f"a photo of {height}×{width} pixels")
     if photo_size is not None:

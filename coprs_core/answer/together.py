@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 AT_ONCE = 16
 
 
-def answer_together(
+def answer_many(
     engine: Engine,
     examples: Iterable[Example],
     at_once: int = AT_ONCE,
@@ -35,7 +35,7 @@ def answer_together(
         if not under_way:
             return
         for pair in list(under_way):
-            ended = _further(pair[1])
+            ended = _next_update(pair[1])
             if ended is not None:
                 under_way.remove(pair)
                 yield pair[0], ended
@@ -45,7 +45,7 @@ def _stream(engine: Engine, example: Example, max_new_tokens: int | None) -> Ite
     yield from engine.stream(example.opened(), example.instruction, max_new_tokens)
 
 
-def _further(stream: Iterator[Update]) -> Result | CoPRSError | None:
+def _next_update(stream: Iterator[Update]) -> Result | CoPRSError | None:
     """One update further: the answer, where that was the last."""
     try:
         return next(stream).result

@@ -11,8 +11,8 @@ from typing import Final, Literal
 
 import numpy as np
 
-from coprs_core.answer.flags import areas_of_pieces, is_drawn
-from coprs_core.answer.results import Result, highest_of
+from coprs_core.answer.flags import component_areas, mask_follows_prior
+from coprs_core.answer.results import Result, max_prior
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.prompts import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR, FOUND, UNFINISHED, sentences
 
@@ -135,7 +135,7 @@ def _looked(result: Result) -> Link:
         return Link("looked", BROKEN, "looked_nowhere", {"highest": f"{max(highest):.2f}"})
     if len(highest) > 1 and result.prior_kind == FOCUS_TOKEN_PRIOR:
         return _looked_at_each(result, highest)
-    count = _places(highest_of(region.prior for region in result.regions))
+    count = _places(max_prior(region.prior for region in result.regions))
     if count <= len(result.regions):
         says = "looked_holds" if count == 1 else "looked_several"
         return Link("looked", HOLDS, says, {"count": str(count)})
@@ -157,7 +157,7 @@ def _looked_at_each(result: Result, highest: list[float]) -> Link:
 
 
 def _drawn(result: Result) -> Link:
-    state = HOLDS if is_drawn(result) else BROKEN
+    state = HOLDS if mask_follows_prior(result) else BROKEN
     return Link("drawn", state, f"drawn_{state}")
 
 
@@ -170,5 +170,5 @@ def _true(true_iou: float | None) -> Link:
 
 def _places(prior: np.ndarray) -> int:
     """How many separate places a prior has, none far smaller than the largest."""
-    areas = areas_of_pieces(prior >= PRIOR_THRESHOLD)
+    areas = component_areas(prior >= PRIOR_THRESHOLD)
     return int((areas >= LEAST_PLACE * areas.max()).sum()) if len(areas) else 0

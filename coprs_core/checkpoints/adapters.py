@@ -24,7 +24,7 @@ from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text
 from coprs_core.machine import COPY_AGAIN, as_user_error
 from coprs_core.model.backends.cpu import optimize
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 from coprs_core.prompts import PriorKind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -127,7 +127,7 @@ def base_model_name(name: str, folder: Path, is_downloaded: bool) -> str:
             "{path} is over 1 MB and no config: copy it again from its source.", path=path
         )
     with as_user_error(Phrase("{path} cannot be read", path=path)):
-        values = from_json(read_text(path))
+        values = parse_json(read_text(path))
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         raise CoPRSError(
             "{path} does not describe LoRA adapters: only those are supported.", path=path

@@ -22,7 +22,7 @@ from coprs_core.checkpoints.plan import (
 from coprs_core.checkpoints.sams import LARGEST_SAM, SAMS, missing_sam_bytes, sam_size
 from coprs_core.errors import CoPRSError
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
-from coprs_core.sizes import in_words
+from coprs_core.sizes import format_bytes
 
 if TYPE_CHECKING:
     from coprs_core.checkpoints.sources import Source
@@ -194,11 +194,11 @@ def choose_model(machine: Machine, options: LoadOptions | None = None) -> LoadPl
         "and {download} of disk, and {free_memory} and {free_disk} are free: close other "
         "programs, make room, or stay with mini.",
         model=least.model,
-        memory=in_words(least.memory),
+        memory=format_bytes(least.memory),
         device=machine.device,
-        download=in_words(least.download),
-        free_memory=in_words(machine.memory),
-        free_disk=in_words(machine.disk),
+        download=format_bytes(least.download),
+        free_memory=format_bytes(machine.memory),
+        free_disk=format_bytes(machine.disk),
     )
 
 
@@ -275,7 +275,7 @@ def _row(model: Listed, plan: LoadPlan) -> ModelRow:
 def _fits_in_words(row: ModelRow) -> str:
     if row.reason:
         return f"no: {row.reason}"
-    return f"yes, about {in_words(row.plan.memory)} in {row.plan.precision}"
+    return f"yes, about {format_bytes(row.plan.memory)} in {row.plan.precision}"
 
 
 def model_table(rows: list[ModelRow]) -> str:
@@ -293,11 +293,11 @@ def model_table(rows: list[ModelRow]) -> str:
         (
             r.name,
             r.prior,
-            in_words(r.download) if r.download else "–",
-            f"{in_words(r.memory_bf16)} / {in_words(r.memory_nf4)}",
+            format_bytes(r.download) if r.download else "–",
+            f"{format_bytes(r.memory_bf16)} / {format_bytes(r.memory_nf4)}",
             r.licence,
             "yes" if r.cached else "no" if r.download else "–",
-            f"yes, about {in_words(r.plan.memory)} in {r.plan.precision}"
+            f"yes, about {format_bytes(r.plan.memory)} in {r.plan.precision}"
             if r.fits
             else f"no: {r.reason}",
         )
@@ -309,7 +309,7 @@ def model_table(rows: list[ModelRow]) -> str:
         for line in (head, *body)
     ]
     about = "\n".join(f"  {r.name:<18} {r.about} ({r.files})" for r in rows)
-    sam = " · ".join(f"{name} {in_words(s.download)}" for name, s in SAMS.items())
+    sam = " · ".join(f"{name} {format_bytes(s.download)}" for name, s in SAMS.items())
     return (
         "\n".join(lines) + f"\n\n{about}\n\nSAM (--sam, for models without a CoPRS folder): {sam}\n"
         f"On another machine: --model {FORM}, its key in {KEY}"

@@ -42,13 +42,13 @@ from coprs_core.checkpoints.tensors import (
     sam_configs,
 )
 from coprs_core.errors import CoPRSError
-from coprs_core.files import read_text, visible
-from coprs_core.machine import parse_dtype, within_memory
+from coprs_core.files import read_text, without_hidden
+from coprs_core.machine import out_of_memory_as_user_error, parse_dtype
 from coprs_core.model.backends.mllm import Mllm
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, IMAGE_SLOT, INSTRUCTION_SLOT, QWEN_TEMPLATE
-from coprs_core.sizes import expanded
+from coprs_core.sizes import expand_home
 
 HEADS_FILE = "refseg_modules.pt"
 _PRIOR = "heatmap_head."
@@ -123,7 +123,7 @@ def merge(name: str, out: Path, dtype: str = "bf16") -> Path:
             "adapter_config.json and names one."
         )
     cpu = torch.device("cpu")
-    with within_memory(name, cpu, "use a machine with more memory"):
+    with out_of_memory_as_user_error(name, cpu, "use a machine with more memory"):
         plan = source.plan(LoadOptions("cpu", dtype, quantization="none"), this_machine("cpu"))
         plan.check()
         loaded = source.load(plan, None)
@@ -151,7 +151,7 @@ def prepare(
     (Qwen2.5-VL has spare ones: 151,665 tokens, 151,936 rows). `base` is a Hugging Face id or
     folder; the other arguments are those of `convert`.
     """
-    precision, folder = parse_dtype(dtype), expanded(base)
+    precision, folder = parse_dtype(dtype), expand_home(base)
     folder = folder if folder.is_dir() else snapshot(base, report)
     config = read_config(folder)
     path = sam_file(sam, report)
@@ -162,10 +162,12 @@ def prepare(
     template = prompt or _chat_template(processor)
     coprs = CoPRSConfig(width, vision, decoder, prompt_template=template)
     cpu = torch.device("cpu")
-    with within_memory(base, cpu, "use a smaller model or a machine with more memory"):
+    with out_of_memory_as_user_error(
+        base, cpu, "use a smaller model or a machine with more memory"
+    ):
         mllm = load_mllm(folder, cpu, precision)
     with new_folder(
-        out, sum(f.stat().st_size for f in visible(folder.glob("*.safetensors")))
+        out, sum(f.stat().st_size for f in without_hidden(folder.glob("*.safetensors")))
     ) as new:
         _add_focus_token(mllm, processor.tokenizer, coprs.focus_token)
         model = CoPRS(coprs, mllm)
@@ -215,9 +217,9 @@ def _chat_template(processor: Any) -> str:
 
 def _exported(folder: Path) -> LazyTensors | None:
     """The weights in `llm_hf/`, if they were exported: safetensors, or torch's .bin files."""
-    if files := visible(folder.glob("*.safetensors")):
+    if files := without_hidden(folder.glob("*.safetensors")):
         return open_safetensors(files)
-    if files := visible(folder.glob("*.bin")):
+    if files := without_hidden(folder.glob("*.bin")):
         parts = [read_torch_file(path, "weights of a language model") for path in files]
         return lazy_tensors(folder, {k: v for part in parts for k, v in part.items()})
     return None
@@ -350,10 +352,10 @@ def _check_row(
 def _copy_language_files(source: Path, place: Path, dtype: torch.dtype) -> None:
     """Everything of a Hugging Face folder but its weights; config.json names the new precision."""
     place.mkdir()
-    for file in visible(source.iterdir()):
+    for file in without_hidden(source.iterdir()):
         is_kept = file.suffix in (".json", ".txt", ".jinja", ".model")
         if is_kept and not file.name.endswith(".index.json"):
             shutil.copyfile(file, place / file.name)
-    config = from_json(read_text(place / "config.json"))
+    config = parse_json(read_text(place / "config.json"))
     config["dtype"] = str(dtype).removeprefix("torch.")
     (place / "config.json").write_text(json.dumps(config, indent=2) + "\n")

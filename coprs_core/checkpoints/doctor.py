@@ -32,10 +32,10 @@ from coprs_core.checkpoints.plan import (
 )
 from coprs_core.checkpoints.sources import Source
 from coprs_core.errors import CoPRSError
-from coprs_core.files import visible
-from coprs_core.machine import choose_device, computes_in_bfloat16, free_memory, parse_dtype
+from coprs_core.files import without_hidden
+from coprs_core.machine import choose_device, free_memory, has_native_bfloat16, parse_dtype
 from coprs_core.model.backends.remote.proxies import shown
-from coprs_core.sizes import expanded, free_disk, in_words
+from coprs_core.sizes import expand_home, format_bytes, free_disk
 
 _PACKAGES = (
     "torch",
@@ -110,9 +110,9 @@ def _devices(device: str) -> list[Check]:
     for name in names:
         place = torch.device(name)
         about = f" ({torch.cuda.get_device_name(name)})" if name.startswith("cuda") else ""
-        if not computes_in_bfloat16(place):
+        if not has_native_bfloat16(place):
             about = " (it tells of no instructions for bfloat16: models for photos are slower)"
-        checks.append(Check(name, f"{in_words(free_memory(place))} of memory free{about}"))
+        checks.append(Check(name, f"{format_bytes(free_memory(place))} of memory free{about}"))
     try:
         return [*checks, Check("chosen device", str(choose_device(device)))]
     except CoPRSError as problem:
@@ -122,7 +122,7 @@ def _devices(device: str) -> list[Check]:
 def _caches() -> list[Check]:
     places = (("Hugging Face cache", Path(constants.HF_HUB_CACHE)), ("SAM cache", sam_cache()))
     return [
-        Check(name, f"{folder}, {in_words(free_disk(folder))} of disk free")
+        Check(name, f"{folder}, {format_bytes(free_disk(folder))} of disk free")
         for name, folder in places
     ]
 
@@ -153,10 +153,10 @@ def _source(model: str) -> tuple[Source | None, Check]:
     if is_remote(model):
         return None, _remote(model)
     known = listed(model)
-    is_id = model.count("/") == 1 and not expanded(model).exists()
+    is_id = model.count("/") == 1 and not expand_home(model).exists()
     repo = known.repo if known else model if is_id else None
     if repo and cached_snapshot(repo) is None:
-        size = f" ({in_words(known.download)})" if known else ""
+        size = f" ({format_bytes(known.download)})" if known else ""
         return None, Check(
             "model",
             f"{model}: {repo} is not in the cache",
@@ -195,13 +195,13 @@ def _files(source: Source, sam: str) -> list[Check]:
     folder = source.language_folder
     missing = missing_shards(folder) if folder.is_dir() else ["config.json"]
     wanted = [folder / name for name in ("config.json", "tokenizer.json", *missing)]
-    wanted += [*visible(folder.glob("*.safetensors")), *source.files(sam)]
+    wanted += [*without_hidden(folder.glob("*.safetensors")), *source.files(sam)]
     return [_file(path, path.name in missing, source) for path in wanted]
 
 
 def _file(path: Path, is_broken: bool, source: Source) -> Check:
     if path.is_file() and not is_broken:
-        return Check("file", f"{path}, {in_words(path.stat().st_size)}")
+        return Check("file", f"{path}, {format_bytes(path.stat().st_size)}")
     if path.suffix == ".pth" or not path.is_absolute():  # a SAM that is not downloaded yet
         todo = f"start the app once with the network on; it downloads {path.name}"
     else:
@@ -224,7 +224,7 @@ def _plan(model: Source | Listed, options: LoadOptions, has_problem: bool) -> li
         plan = model.plan(options, this_machine(options.device))
     except CoPRSError as problem:
         return [] if has_problem else [Check("plan", "cannot be made", str(problem))]
-    found = f"{in_words(plan.memory)} needed, {in_words(plan.machine.memory)} free"
+    found = f"{format_bytes(plan.memory)} needed, {format_bytes(plan.machine.memory)} free"
     problem = f"{plan.model} {plan.problem}" if plan.problem else ""
     return [Check("plan", plan.summary), Check("memory", found, problem)]
 
@@ -236,6 +236,6 @@ def _photos(device: str) -> list[Check]:
         room = room_for_photos(choose_device(device))
     except CoPRSError:  # said before
         return []
-    found = f"what was read of the last {MAX_KEPT_PHOTOS}, at most {in_words(room)}"
-    answers = f"those of all visitors of the page, at most {in_words(room_for_answers())}"
+    found = f"what was read of the last {MAX_KEPT_PHOTOS}, at most {format_bytes(room)}"
+    answers = f"those of all visitors of the page, at most {format_bytes(room_for_answers())}"
     return [Check("photos kept", found), Check("answers kept", answers)]

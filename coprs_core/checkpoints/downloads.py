@@ -27,10 +27,10 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from coprs_core.errors import CoPRSError, Phrase
-from coprs_core.files import read_text, visible
+from coprs_core.files import read_text, without_hidden
 from coprs_core.model.backends.remote.proxies import check_proxies
-from coprs_core.parsing import from_json
-from coprs_core.sizes import expanded, free_disk, in_words
+from coprs_core.parsing import parse_json
+from coprs_core.sizes import expand_home, format_bytes, free_disk
 
 Report = Callable[[str], None]
 """Told one line of progress at a time."""
@@ -60,17 +60,19 @@ def cached_snapshot(repo: str) -> Path | None:
         folder = Path(snapshot_download(repo, allow_patterns=_PATTERNS, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         return None
-    whole = any(visible(folder.rglob("*.json"))) and all(p.exists() for p in folder.rglob("*"))
+    whole = any(without_hidden(folder.rglob("*.json"))) and all(
+        p.exists() for p in folder.rglob("*")
+    )
     return folder if whole and not missing_shards(folder) else None
 
 
 def missing_shards(folder: Path) -> list[str]:
     """Files that the indices of sharded weights under a folder name and that are not there; an
     index that is broken."""
-    missing = [] if visible(folder.rglob("*.safetensors")) else ["*.safetensors"]
-    for index in visible(folder.rglob("*.safetensors.index.json")):
+    missing = [] if without_hidden(folder.rglob("*.safetensors")) else ["*.safetensors"]
+    for index in without_hidden(folder.rglob("*.safetensors.index.json")):
         try:
-            named = set(from_json(read_text(index))["weight_map"].values())
+            named = set(parse_json(read_text(index))["weight_map"].values())
             missing += sorted(n for n in named if not (index.parent / n).is_file())
         except (*_BROKEN, OSError):
             return [index.name]  # cut short, or not an index at all
@@ -150,14 +152,14 @@ def cached_sam(name: str) -> Path | None:
 
 def sam_path(name: str) -> Path:
     """Where a SAM file lies or would lie: one of SAM's published files, or a path."""
-    return sam_cache() / SAM_FILES[name][0] if name in SAM_FILES else expanded(name)
+    return sam_cache() / SAM_FILES[name][0] if name in SAM_FILES else expand_home(name)
 
 
 def sam_file(name: str, report: Report | None = None) -> Path:
     """The path of "vit_b", "vit_l" or "vit_h", downloaded where it is not cached; or of any file
     that is there."""
     if name not in SAM_FILES:
-        if not (path := expanded(name)).is_file():
+        if not (path := expand_home(name)).is_file():
             raise CoPRSError(
                 "There is no SAM file {name!r}: give vit_b, vit_l, vit_h or the path of a .pth "
                 "file.",
@@ -228,9 +230,9 @@ def _check_disk(folder: Path, needed: int, what: str) -> None:
             "{what} needs {needed} of disk and {folder} has {free} free: make room, or set "
             "HF_HOME and TORCH_HOME to a larger disk.",
             what=what,
-            needed=in_words(needed),
+            needed=format_bytes(needed),
             folder=folder,
-            free=in_words(free),
+            free=format_bytes(free),
         )
 
 
@@ -254,8 +256,8 @@ def _reporting(report: Report, what: str) -> type[tqdm]:
                     Phrase(
                         "Downloading {what}: {done} of {total}",
                         what=what,
-                        done=in_words(self.n),
-                        total=in_words(self.total),
+                        done=format_bytes(self.n),
+                        total=format_bytes(self.total),
                     )
                 )
             return shown

@@ -9,10 +9,10 @@ from typing import Any
 
 from coprs_core.checkpoints.tensors import count_parameters
 from coprs_core.errors import CoPRSError, Phrase, truncated
-from coprs_core.files import FETCH, has_mark, is_pointer, visible
+from coprs_core.files import FETCH, has_bom, is_git_lfs_pointer, without_hidden
 from coprs_core.machine import COPY_AGAIN
 from coprs_core.model.backends.mllm import Mllm
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 
 _MAX_VALUES = {
     "num_hidden_layers": 512,
@@ -188,9 +188,9 @@ def how_to_fix(folder: Path) -> Callable[[Exception], Phrase]:
 
 
 def _how_to_fix(folder: Path, problem: Exception) -> Phrase:
-    if pointers := [path for path in visible(folder.glob("*")) if is_pointer(path)]:
+    if pointers := [path for path in without_hidden(folder.glob("*")) if is_git_lfs_pointer(path)]:
         return Phrase("look at {file}: {hint}", file=pointers[0].name, hint=FETCH)
-    if marked := [path for path in visible(folder.glob("*.json")) if has_mark(path)]:
+    if marked := [path for path in without_hidden(folder.glob("*.json")) if has_bom(path)]:
         return Phrase(
             "save {file} as UTF-8 without the mark (BOM) that it begins with", file=marked[0].name
         )
@@ -247,7 +247,7 @@ def _quantization_method(values: dict) -> Any:
 def _entries(path: Path) -> dict:
     """A JSON file's entries, those of its image processor among them; none where it is broken."""
     try:
-        values = from_json(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(values, dict):

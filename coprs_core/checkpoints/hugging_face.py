@@ -30,12 +30,12 @@ from coprs_core.checkpoints.mapped_files import releasing_pages
 from coprs_core.checkpoints.plan import uses_own_int8
 from coprs_core.checkpoints.tensors import refuse_mismatch
 from coprs_core.errors import CoPRSError, Phrase, truncated
-from coprs_core.files import read_text, visible
+from coprs_core.files import read_text, without_hidden
 from coprs_core.machine import as_user_error
 from coprs_core.model.backends.coordinates import CHATML, QUESTION_SLOT
 from coprs_core.model.backends.cpu import optimize
 from coprs_core.model.backends.mllm import ARCHITECTURES, Mllm
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 from coprs_core.prompts import IMAGE_SLOT
 
 _OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth")
@@ -53,7 +53,7 @@ def read_config(folder: Path) -> Any:
             name=folder.name,
         )
     with as_user_error(Phrase("{path} cannot be read", path=path), how_to_fix(folder)):
-        values = from_json(read_text(path))
+        values = parse_json(read_text(path))
         check_numbers(values, path)
         _check_type(values, path)
         check_quantized(values, path)
@@ -89,7 +89,7 @@ def weight_files(folder: Path) -> list[Path]:
     if missing:
         lacks = folder / truncated(missing[0])
         others = sorted(p.name for p in folder.glob("*") if p.suffix in _OTHER_WEIGHTS)
-        if others and not visible(folder.glob("*.safetensors")):
+        if others and not without_hidden(folder.glob("*.safetensors")):
             raise CoPRSError(
                 "The language model lacks {path} and holds {file}: take the model's "
                 "weights as safetensors, which alone are read.",
@@ -99,7 +99,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise CoPRSError(
             "The language model lacks {path}: copy it again from its source.", path=lacks
         )
-    return visible(folder.glob("*.safetensors"))
+    return without_hidden(folder.glob("*.safetensors"))
 
 
 def load_mllm(

@@ -10,8 +10,8 @@ from coprs_core.checkpoints.options import AUTO, LoadOptions, is_remote
 from coprs_core.checkpoints.plan import check_quantization, this_machine
 from coprs_core.checkpoints.sources import Checkpoint, CoordinateSource, CoPRSSource, Source
 from coprs_core.errors import CoPRSError, Phrase, did_you_mean
-from coprs_core.machine import choose_device, parse_dtype, trim_memory, within_memory
-from coprs_core.sizes import expanded
+from coprs_core.machine import choose_device, out_of_memory_as_user_error, parse_dtype, trim_memory
+from coprs_core.sizes import expand_home
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # a checkout has it beside the package; what is installed has it inside (see pyproject.toml)
@@ -49,7 +49,7 @@ def load_checkpoint(
     source = remote.parse(name) if is_remote(name) else find_source(name, report)
     plan = source.plan(options, machine)
     plan.check()
-    with within_memory(source.name, device, plan.smaller):
+    with out_of_memory_as_user_error(source.name, device, plan.smaller):
         checkpoint = source.load(plan, report)
     trim_memory()  # what quantizing and the first word left behind
     return checkpoint
@@ -69,7 +69,7 @@ def find_source(name: str, report: Report | None = None, is_base: bool = False) 
         raise _no_checkpoint(name)
     if (known := listed(name)) and known.repo:
         return known.source(snapshot(known.repo, report))
-    folder, is_downloaded = expanded(name), False
+    folder, is_downloaded = expand_home(name), False
     if not folder.is_dir():
         folder, is_downloaded = snapshot(name, report), True
     return _in_folder(name, folder, is_downloaded, report, is_base)
@@ -92,7 +92,7 @@ def check_name(name: str) -> None:
             "this name, such as --model path/to/folder or --model you/your-model.",
             name=name,
         )
-    if known or expanded(name).is_dir():
+    if known or expand_home(name).is_dir():
         return
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
         raise _no_checkpoint(name)

@@ -10,15 +10,15 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from coprs_core.errors import CoPRSError
-from coprs_core.files import visible
-from coprs_core.parsing import from_json
+from coprs_core.files import without_hidden
+from coprs_core.parsing import parse_json
 
 
 def heads_path(folder: Path) -> Path:
     """Where the heads of the language model in a folder are kept: a name for its config and its
     weights' sizes."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in visible(folder.glob("*.safetensors")):
+    for path in without_hidden(folder.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
     return Path(constants.HF_HOME) / "coprs" / "heads" / f"{digest.hexdigest()[:16]}.json"
 
@@ -27,7 +27,7 @@ def load_heads(folder: Path) -> tuple[int, ...]:
     """The heads that are kept for the language model in a folder, the best first; none where it was
     not calibrated, or the file is broken."""
     try:
-        heads = from_json(heads_path(folder).read_text(encoding="utf-8"))["heads"]
+        heads = parse_json(heads_path(folder).read_text(encoding="utf-8"))["heads"]
         return tuple(heads) if all(type(h) is int and 0 <= h < 2**16 for h in heads) else ()
     except (OSError, ValueError, KeyError, TypeError):
         return ()

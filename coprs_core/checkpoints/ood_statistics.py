@@ -14,7 +14,7 @@ from coprs_core.files import read_text
 from coprs_core.machine import as_user_error
 from coprs_core.model.backends.familiar import Familiar, learn, pictures_needed
 from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 from coprs_core.photos.photo import Photo
 
 FILE = "familiar.safetensors"
@@ -39,7 +39,7 @@ def save_familiar(folder: Path, familiar: Familiar, note: str | None = None) -> 
     save_tensors(familiar.tensors(), folder / FILE)
     if note is not None:
         path = folder / "coprs.json"
-        values = from_json(read_text(path)) | {"note": note}
+        values = parse_json(read_text(path)) | {"note": note}
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

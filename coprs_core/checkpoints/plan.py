@@ -21,13 +21,13 @@ from coprs_core.errors import CoPRSError, Phrase, first_line, truncated
 from coprs_core.machine import (
     DTYPES,
     DeviceName,
-    computes_in_bfloat16,
-    device_of,
     free_memory,
+    has_native_bfloat16,
+    resolve_device_name,
     total_memory,
 )
 from coprs_core.prompts import Detail
-from coprs_core.sizes import GB, free_disk, in_words
+from coprs_core.sizes import GB, format_bytes, free_disk
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +61,9 @@ class Machine:
 
 def this_machine(device: str = "auto") -> Machine:
     """The machine as it is now; raises `CoPRSError` where it has no such device."""
-    chosen = device_of(device)
+    chosen = resolve_device_name(device)
     disk = min(free_disk(folder) for folder in (Path(constants.HF_HUB_CACHE), sam_cache()))
-    return Machine(str(chosen), free_memory(chosen), disk, computes_in_bfloat16(chosen))
+    return Machine(str(chosen), free_memory(chosen), disk, has_native_bfloat16(chosen))
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,16 @@ class LoadPlan:
         if self.download > self.machine.disk:
             return Phrase(
                 "needs {needed} of disk, {free} free: set HF_HOME and TORCH_HOME to a larger one",
-                needed=in_words(self.download),
-                free=in_words(self.machine.disk),
+                needed=format_bytes(self.download),
+                free=format_bytes(self.machine.disk),
             )
         if self.memory > self.machine.memory:
             return Phrase(
                 "in {precision} needs about {needed} and {device} has {free} free: {hint}",
                 precision=self.dtype,
-                needed=in_words(self.memory),
+                needed=format_bytes(self.memory),
                 device=self.device,
-                free=in_words(self.machine.memory),
+                free=format_bytes(self.machine.memory),
                 hint=self._way_out(),
             )
         return ""
@@ -195,21 +195,21 @@ class LoadPlan:
             choices.append((f"--quantize nf4{in_half}", self.size.memory("nf4")))
         for choice, size in choices:
             if size <= self.machine.memory:
-                return Phrase("{choice} needs {size}", choice=choice, size=in_words(size))
+                return Phrase("{choice} needs {size}", choice=choice, size=format_bytes(size))
         return self.smaller
 
     def in_words(self) -> Phrase:
         """What a listed model is, takes and asks for, in one line."""
         fetched = Phrase("downloaded")
         if self.download:
-            fetched = Phrase("{size} to download", size=in_words(self.download))
+            fetched = Phrase("{size} to download", size=format_bytes(self.download))
         return Phrase(
             "{model} with {sam}{quantized}: {fetched}, about {memory} of memory ({licence})",
             model=self.model,
             sam=self.sam,
             quantized="" if self.quantization == "none" else f", {self.quantization}",
             fetched=fetched,
-            memory=in_words(self.memory),
+            memory=format_bytes(self.memory),
             licence=self.licence,
         )
 
@@ -295,7 +295,7 @@ def _bitsandbytes_works() -> bool:
 def uses_own_int8(quantization: str, device: torch.device | DeviceName) -> bool:
     """Whether layers are quantized by `backends.cpu.int8`, not by bitsandbytes: its int8 is slow on
     a CPU without bfloat16 instructions."""
-    return quantization == "int8" and not computes_in_bfloat16(device)
+    return quantization == "int8" and not has_native_bfloat16(device)
 
 
 def check_quantization(quantization: str, device: torch.device | DeviceName) -> None:

@@ -21,8 +21,8 @@ from coprs_core.checkpoints.plan import LIBRARIES, ModelSize, room_for_encoding
 from coprs_core.errors import CoPRSError, Phrase, truncated
 from coprs_core.files import read_text
 from coprs_core.model.vision import SAM_SIZES
-from coprs_core.parsing import from_json
-from coprs_core.sizes import expanded
+from coprs_core.parsing import parse_json
+from coprs_core.sizes import expand_home
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def sam_size(name: str) -> ModelSize:
     if name in SAMS:
         return SAMS[name].size
     with suppress(CoPRSError):
-        return _measured(expanded(name))
+        return _measured(expand_home(name))
     return SAMS[LARGEST_SAM].size
 
 
@@ -121,8 +121,8 @@ def load_sam(
     known = SAMS.get(name)
     if known and known.repo:
         return _load_folder(snapshot(known.repo, report), device, dtype)
-    if expanded(name).is_dir():
-        return _load_folder(expanded(name), device, dtype)
+    if expand_home(name).is_dir():
+        return _load_folder(expand_home(name), device, dtype)
     return _load_file(sam_file(name, report), device, dtype)
 
 
@@ -181,7 +181,7 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Sam2
 def _model_type(folder: Path) -> str:
     """The type of a SAM's folder; raises `CoPRSError` where it is none of `SAM_CLASSES`."""
     path = folder / "config.json"
-    values = from_json(read_text(path))
+    values = parse_json(read_text(path))
     found = values.get("model_type") if isinstance(values, dict) else None
     if found not in SAM_CLASSES:
         raise CoPRSError(

@@ -17,7 +17,7 @@ from coprs_core.checkpoints.tensors import LazyTensors, lazy_tensors, save_tenso
 from coprs_core.errors import CoPRSError
 from coprs_core.model.backends.mllm import Mllm
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
-from coprs_core.sizes import free_disk, in_words
+from coprs_core.sizes import format_bytes, free_disk
 
 TIED_LAYER = "lm_head.weight"
 """Left out of a file where it is one with the embeddings."""
@@ -103,8 +103,10 @@ def new_folder(out: Path, size: int) -> Generator[Path, None, None]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CoPRSError(f"{out} exists already: choose a new --out.")
     if size > free_disk(out):
-        free = in_words(free_disk(out))
-        raise CoPRSError(f"{out} needs {in_words(size)} and {free} are free: choose another disk.")
+        free = format_bytes(free_disk(out))
+        raise CoPRSError(
+            f"{out} needs {format_bytes(size)} and {free} are free: choose another disk."
+        )
     out = out.absolute()
     part = out.with_name(out.name + ".part")
     try:

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from coprs_core.errors import CoPRSError, Phrase, first_line, truncated
-from coprs_core.files import FETCH, is_pointer
+from coprs_core.files import FETCH, is_git_lfs_pointer
 from coprs_core.machine import COPY_AGAIN, as_user_error
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
-from coprs_core.sizes import free_disk, in_words
+from coprs_core.sizes import format_bytes, free_disk
 
 ENCODER_PREFIX = "image_encoder."
 DECODER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
@@ -121,7 +121,7 @@ def explain_write_errors(path: Path) -> Generator[None, None, None]:
             "room and start the same command again.",
             path=path,
             reason=first_line(problem),
-            free=in_words(free_disk(path)),
+            free=format_bytes(free_disk(path)),
         ) from problem
 
 
@@ -275,7 +275,7 @@ def read_torch_file(path: Path, expected: str) -> dict[str, Tensor]:
         is_unsafe = "GLOBAL" in str(problem) or "Unsupported" in str(problem)
         what = Phrase("holds code, which is never run") if is_unsafe else _NO_TORCH_FILE
         trusted = Phrase("get it again from a source that you trust")
-        helps = FETCH if is_pointer(path) else trusted
+        helps = FETCH if is_git_lfs_pointer(path) else trusted
         raise CoPRSError(
             "{path} {what}: {expected} was expected; {hint}.",
             path=path,
@@ -296,7 +296,7 @@ def read_torch_file(path: Path, expected: str) -> dict[str, Tensor]:
             was_zip = file.read(2) == b"PK"
         broken = Phrase("is broken or cut short ({reason})", reason=first_line(problem))
         what = broken if was_zip else _NO_TORCH_FILE
-        helps = FETCH if is_pointer(path) else Phrase("copy it again")
+        helps = FETCH if is_git_lfs_pointer(path) else Phrase("copy it again")
         raise CoPRSError(
             "{path} {what}: {expected} was expected; {hint}.",
             path=path,

@@ -1,4 +1,4 @@
-"""`ablate`: the paper's tables, measured on the miniature."""
+"""`run_ablation`: the paper's tables, measured on the miniature."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -55,14 +55,16 @@ def run(options: Namespace) -> int:
 
     arms = arms_of(options.arm)
     with training_libraries():
-        from coprs_core.mini.ablation.run import Budget, ablate
-    from coprs_core.mini.ablation.tables import entries, figure, in_markdown
+        from coprs_core.mini.ablation.run import Budget, run_ablation
+    from coprs_core.mini.ablation.tables import entries, figure, to_markdown
 
     budget = Budget(options.model, options.steps, options.camp_steps, options.scenes, options.start)
     device = own_device(options.device)
-    measured = ablate(budget, arms, options.out, options.seeds, device, at_once=options.at_once)
+    measured = run_ablation(
+        budget, arms, options.out, options.seeds, device, at_once=options.at_once
+    )
     tables = entries(measured)
-    text = in_markdown(tables, budget)
+    text = to_markdown(tables, budget)
     (options.out / "ablation.md").write_text(text, encoding="utf-8")
     figure(tables).savefig(options.out / "ablation.png", dpi=150)
     print(text, end="")

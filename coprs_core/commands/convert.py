@@ -32,9 +32,9 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     from coprs_core.checkpoints.convert import convert, merge
     from coprs_core.errors import CoPRSError
-    from coprs_core.sizes import expanded
+    from coprs_core.sizes import expand_home
 
-    folder, prompt = expanded(options.source), read_prompt(options.prompt)
+    folder, prompt = expand_home(options.source), read_prompt(options.prompt)
     if options.sam:
         convert(folder, options.sam, options.out, prompt, options.dtype)
     elif (folder / "llm_hf").is_dir():

@@ -110,7 +110,7 @@ def _run(options: Namespace, folder: Path) -> int:
         parse_shard,
     )
     from coprs_core.evaluation.run import run as measure_all
-    from coprs_core.machine import process
+    from coprs_core.machine import rank_and_world_size
 
     if options.protocol not in PROTOCOLS:
         near = did_you_mean(options.protocol, tuple(PROTOCOLS))
@@ -119,7 +119,7 @@ def _run(options: Namespace, folder: Path) -> int:
         )
     if options.max_new_tokens is not None:
         check_max_new_tokens(options.max_new_tokens)
-    given, (rank, processes) = parse_shard(options.shard), process()
+    given, (rank, processes) = parse_shard(options.shard), rank_and_world_size()
     if processes > 1 and not options.out:
         raise CoPRSError(
             f"{processes} processes share a run by the folder that they write to: give it, --out "

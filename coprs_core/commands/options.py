@@ -128,9 +128,9 @@ def read_prompt(file: Path | None) -> str | None:
 
 def own_device(device: str) -> str:
     """The device of this process: a GPU of its own where several were started and none is named."""
-    from coprs_core.machine import process
+    from coprs_core.machine import rank_and_world_size
 
-    if device != "auto" or process()[1] == 1:
+    if device != "auto" or rank_and_world_size()[1] == 1:
         return device
     import torch
 

@@ -31,10 +31,10 @@ def run(options: Namespace) -> int:
     from tqdm import tqdm
 
     from coprs_core.export.archive import writable_folder
-    from coprs_core.mini.world.questions import examples
+    from coprs_core.mini.world.questions import draw_examples
 
     folder = writable_folder(options.out)
-    drawn = examples(options.split, options.seed, options.count)
+    drawn = draw_examples(options.split, options.seed, options.count)
     for i, (scene, question) in enumerate(tqdm(drawn, total=options.count, unit="scene")):
         Image.fromarray(scene.image).save(folder / f"{i:05d}.png")
         Image.fromarray(scene.mask(*question.targets)).save(folder / f"{i:05d}_mask.png")

@@ -173,13 +173,13 @@ def run(options: Namespace) -> int:
     from coprs_core.answer.compare import read_truth
     from coprs_core.batch import find_items, open_stored
     from coprs_core.export.archive import save_answer, writable_folder
-    from coprs_core.files import found
+    from coprs_core.files import find_file
 
     _check(options)
     examples = find_items(options.photo, options.instruction)
     folder = writable_folder(options.out) if options.out else None
     is_listing = options.photo.lower().endswith(".jsonl")
-    is_many = len(examples) > 1 or found(Path(options.photo)).is_dir() or is_listing
+    is_many = len(examples) > 1 or find_file(Path(options.photo)).is_dir() or is_listing
     if is_many or options.ray:
         return _run_many(options, examples, folder)
     photo = open_stored(str(examples[0].photo))
@@ -326,24 +326,24 @@ def _findings(
 ) -> "Iterator[Finding]":
     """Everything that `options` ask of an answer, one after the other; `other` loads
     --again-model."""
-    from coprs_core.probes import again, probe, thought, words
+    from coprs_core.probes import again, load_probe, thought, words
     from coprs_core.probes import truth as truth_probe
-    from coprs_core.probes.finding import NotApplicable, NothingToFind
+    from coprs_core.probes.finding import InapplicableProbe, NotApplicable
 
     for name in options.probe:
         try:
-            yield probe(name).ask(engine, photo, result)
+            yield load_probe(name).run(engine, photo, result)
         except NotApplicable as problem:  # no reason to give up the other files
-            yield NothingToFind(problem.stem, str(problem))
+            yield InapplicableProbe(problem.stem, str(problem))
     for word in options.word:
-        yield words.at(engine, photo, result, word)
+        yield words.focus_of_word(engine, photo, result, word)
     if options.thought is not None:
-        yield thought.ask(engine, photo, result, options.thought)
+        yield thought.run(engine, photo, result, options.thought)
     if options.again is not None or options.again_model is not None:
         again_engine = engine if options.again_model is None else other()
-        yield again.ask(again_engine, photo, result, options.again, options.max_new_tokens)
+        yield again.run(again_engine, photo, result, options.again, options.max_new_tokens)
     if truth is not None:
-        yield truth_probe.ask(result, truth)
+        yield truth_probe.run(result, truth)
 
 
 def _load(options: Namespace, model: str | None = None) -> "Engine":

@@ -101,7 +101,7 @@ def run(options: Namespace) -> int:
 def _from_scratch(options: Namespace) -> int:
     from coprs_core.errors import CoPRSError
     from coprs_core.export.archive import writable_folder
-    from coprs_core.machine import process
+    from coprs_core.machine import rank_and_world_size
     from coprs_core.mini.train import recipe
     from coprs_core.mini.train.run import train_miniature
 
@@ -117,7 +117,7 @@ def _from_scratch(options: Namespace) -> int:
         options.stage,
         options.threads,
     )
-    if not is_done and process()[0] == 0:
+    if not is_done and rank_and_world_size()[0] == 0:
         print(f"stopped: {options.out} goes on where it is")
     return 0
 
@@ -125,7 +125,7 @@ def _from_scratch(options: Namespace) -> int:
 def _estimate(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
     """How long a run will take, from a step that is measured here."""
     from coprs_core.machine import choose_device
-    from coprs_core.sizes import in_words
+    from coprs_core.sizes import format_bytes
 
     if choose_device(device).type == "cpu" and sum(planned.parts.values()) > MOST_ON_CPU:
         return (
@@ -143,7 +143,7 @@ def _estimate(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
     seconds, peak = measured_step(recipe, device)
     whole = seconds * recipe.steps / 3600
     return (
-        f"A step takes {seconds:.1f} s and {in_words(peak)} of memory at its peak here "
+        f"A step takes {seconds:.1f} s and {format_bytes(peak)} of memory at its peak here "
         f"({recipe.iterations} measured), all {recipe.steps} about {whole:.1f} h; warm-up, saved "
         "steps and pictures come on top."
     )
@@ -175,7 +175,7 @@ def _jointly(options: Namespace) -> int:
 
     from coprs_core.errors import CoPRSError
     from coprs_core.export.archive import writable_folder
-    from coprs_core.sizes import expanded
+    from coprs_core.sizes import expand_home
     from coprs_core.training.recipe import read_recipe
 
     if options.stage or options.workers:
@@ -188,7 +188,7 @@ def _jointly(options: Namespace) -> int:
             f"There is no folder {recipe.model}, with which this run begins: make it with "
             f"`coprs prepare`, or give a checkpoint by --model."
         )
-    if expanded(recipe.model).resolve() == (options.out / "checkpoint").resolve():
+    if expand_home(recipe.model).resolve() == (options.out / "checkpoint").resolve():
         raise CoPRSError(
             f"The model {recipe.model} is what a run in {options.out} leaves, which would replace "
             "it: choose another --out."
@@ -206,7 +206,7 @@ def _jointly(options: Namespace) -> int:
 
     import torch
 
-    from coprs_core.machine import process
+    from coprs_core.machine import rank_and_world_size
 
     with training_libraries():
         from coprs_core.training.run_joint import train_joint
@@ -215,6 +215,6 @@ def _jointly(options: Namespace) -> int:
         torch.set_num_threads(options.threads)
     done = train_joint(recipe, writable_folder(options.out), own_device(options.device))
     said = f"finished: {done}" if done else f"stopped: {options.out} goes on where it is"
-    if process()[0] == 0:
+    if rank_and_world_size()[0] == 0:
         print(said)
     return 0

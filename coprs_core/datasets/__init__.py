@@ -34,7 +34,7 @@ def open_dataset(
     """
     from coprs_core.datasets.dataset import Split
     from coprs_core.errors import CoPRSError, did_you_mean
-    from coprs_core.files import found
+    from coprs_core.files import find_file
 
     if name not in DATASETS:
         near = did_you_mean(name, tuple(DATASETS))
@@ -46,5 +46,5 @@ def open_dataset(
         raise CoPRSError(f"The data set {name} has no split {split!r}: choose {', '.join(splits)}.")
     if root is None and name != "scenes":
         raise CoPRSError(f"The data set {name} lies on a disk: give its folder with --root.")
-    where = Split(name, split, root and found(root), is_lenient)
+    where = Split(name, split, root and find_file(root), is_lenient)
     return replace(reader.read(where), split=split)

@@ -25,8 +25,8 @@ from coprs_core.datasets.dataset import THINGS, Dataset, Split, things
 from coprs_core.datasets.stored import PICTURES, asked
 from coprs_core.errors import CoPRSError, truncated
 from coprs_core.example import Example
-from coprs_core.files import found, read_text, visible
-from coprs_core.parsing import from_json
+from coprs_core.files import find_file, read_text, without_hidden
+from coprs_core.parsing import parse_json
 from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.prompts import FOCUS_TOKEN, is_well_formed
 
@@ -86,7 +86,7 @@ def _ignored(masks: list[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray | 
 def lines(root: Path, is_lenient: bool = False) -> list[ListedExample | CoPRSError]:
     """The lines of a folder's listing; raises `CoPRSError` where one is none, or names a file that
     is not there. Where `is_lenient`, that stands in the line's place, if any line is one."""
-    listing = found(root / LISTING)
+    listing = find_file(root / LISTING)
     told: list[ListedExample | CoPRSError] = []
     for line in _listed(listing) if listing.is_file() else _beside(root):
         if isinstance(line, CoPRSError) and not is_lenient:
@@ -114,7 +114,7 @@ def _listed(listing: Path) -> Iterator[ListedExample | CoPRSError]:
 
 def _beside(root: Path) -> Iterator[ListedExample | CoPRSError]:
     """Photos with their texts and masks beside them, by name."""
-    files = visible(root.iterdir()) if root.is_dir() else []
+    files = without_hidden(root.iterdir()) if root.is_dir() else []
     pictures = [path for path in files if path.suffix.lower() in PICTURES]
     photos = {_stem(path): path for path in reversed(pictures)}  # of several the first
     masks: dict[str, list[Path]] = defaultdict(list)
@@ -155,7 +155,7 @@ def _in_order(path: Path) -> list[tuple[int, str]]:
 
 def _line(listing: Path, number: int, text: str) -> ListedExample:
     try:
-        row = from_json(text)
+        row = parse_json(text)
         names = [row["photo"], *row["masks"]]
         is_one = all(isinstance(v, str) for v in (row["instruction"], *names))
         is_one = is_one and isinstance(row["masks"], list)
@@ -164,7 +164,7 @@ def _line(listing: Path, number: int, text: str) -> ListedExample:
         is_one = False
     if not is_one:
         raise CoPRSError(f"Line {number} of {listing} is no item: write it like {_FORM}.")
-    photo, *masks = (found(listing.parent / name) for name in names)
+    photo, *masks = (find_file(listing.parent / name) for name in names)
     for path in (photo, *masks):
         if not os.path.isfile(path):
             raise CoPRSError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from coprs_core.datasets.stored import is_drawable, needed, size_of
 from coprs_core.errors import CoPRSError, truncated
-from coprs_core.photos.photo import MAX_SIDE, file_of, open_image
+from coprs_core.photos.photo import MAX_SIDE, open_pil_image, read_image_file
 
 _FILLED = ("polygon", "rectangle", "circle", "mask")
 _NO_AREA = ("line", "linestrip", "point", "points")
@@ -121,7 +121,7 @@ def _pasted(coded: Any, points: np.ndarray, size: tuple[int, int]) -> np.ndarray
     """A PNG in base64 whose corners lie at two points; None where it is none."""
     try:
         png = base64.b64decode(coded)
-        image = open_image(png, file_of(png))
+        image = open_pil_image(png, read_image_file(png))
         if max(image.size) > MAX_SIDE:
             return None
         pixels = np.asarray(image.convert("L")) > 0

@@ -15,9 +15,15 @@ from coprs_core.datasets.labelme import frame_of, mask_of_shapes
 from coprs_core.datasets.stored import PICTURES, Table, asked, nothing_found, picture
 from coprs_core.errors import CoPRSError
 from coprs_core.example import Example, Tag
-from coprs_core.files import decoded, found, from_western, is_pointer, visible
+from coprs_core.files import (
+    decode_text,
+    find_file,
+    is_git_lfs_pointer,
+    repair_cp1252,
+    without_hidden,
+)
 from coprs_core.machine import COPY_AGAIN, as_user_error
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 
 GROUPS: dict[str, tuple[str, Tag]] = {
     "short query": ("long", False),
@@ -35,13 +41,15 @@ def read(split: Split) -> Dataset:
     root, name = split.folder, split.name
     folders = [root / name, root / "ReasonSeg" / name]
     for folder in folders:
-        if files := visible(folder.glob("*.json")):
+        if files := without_hidden(folder.glob("*.json")):
             about = f"reasonseg {name}, LISA's folder: {len(files):,} items"
             return Dataset(about, len(files), lambda i: _item(files[i], i), GROUPS)
     tables = [root / f"ReasonSeg_{name}", *([root] if name in root.name else [])]
     for folder in tables:
         # each of the two repositories calls its one split "test"
-        if files := visible(folder.glob("data/*.parquet")) or visible(folder.glob("*.parquet")):
+        if files := without_hidden(folder.glob("data/*.parquet")) or without_hidden(
+            folder.glob("*.parquet")
+        ):
             return _from_table(name, files)
     raise nothing_found(f"ReasonSeg, split {name}", [*folders, *tables[:1]], root)
 
@@ -86,20 +94,20 @@ def _item(path: Path, number: int) -> Example:
 
 def _photo(path: Path) -> Path:
     """The photo beside an annotation; of none the one that would be expected."""
-    beside = [found(path.with_suffix(ending)) for ending in PICTURES]
+    beside = [find_file(path.with_suffix(ending)) for ending in PICTURES]
     return next((photo for photo in beside if photo.is_file()), beside[0])
 
 
 def _annotation(path: Path) -> dict[str, Any]:
     stored = path.read_bytes()
     try:
-        text = decoded(stored, str(path))
+        text = decode_text(stored, str(path))
     except CoPRSError:  # some of the published files are in cp1252
-        if is_pointer(path):
+        if is_git_lfs_pointer(path):
             raise
-        text = from_western(stored.decode("utf-8", "surrogateescape"), str(path))
+        text = repair_cp1252(stored.decode("utf-8", "surrogateescape"), str(path))
     try:
-        return from_json(text)
+        return parse_json(text)
     except ValueError as problem:
         raise CoPRSError(f"{path} is no JSON: copy it again from its source.") from problem
 

@@ -29,9 +29,9 @@ from coprs_core.datasets.stored import (
 )
 from coprs_core.errors import CoPRSError
 from coprs_core.example import Example, Tag
-from coprs_core.files import found, visible
+from coprs_core.files import find_file, without_hidden
 from coprs_core.machine import as_user_error
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 
 _SPLITS = {
     "refcoco": ("val", "testA", "testB", "train"),
@@ -64,7 +64,7 @@ def read(split: Split) -> Dataset:
     form = "grefs({}).json" if name == "grefcoco" else "refs({}).p"
     for home in homes:
         for partition in _PARTITIONS.get(name, ("unc", "google")):
-            refs = found(home / form.format(partition))
+            refs = find_file(home / form.format(partition))
             if refs.is_file():
                 return _classic(split, refs)
     if files := _tables(root, split.name):
@@ -82,7 +82,7 @@ def _length(text: str) -> str:
 def _tables(root: Path, split: str) -> list[Path]:
     for stem in _HUB_NAMES.get(split, (split,)):
         for folder in (root / "data", root):
-            if files := visible(folder.glob(f"{stem}-*.parquet")):
+            if files := without_hidden(folder.glob(f"{stem}-*.parquet")):
                 return files
     return []
 
@@ -90,7 +90,7 @@ def _tables(root: Path, split: str) -> list[Path]:
 def _classic(split: Split, refs: Path) -> Dataset:
     """refs(…).p: [{ref_id, ann_id, image_id, split, sentences [{sent}]}], in grefs(…).json with a
     list of ann_id, [-1] or `no_target` where nothing is meant; instances.json as COCO writes it."""
-    instances = found(refs.with_name("instances.json"))
+    instances = find_file(refs.with_name("instances.json"))
     if not instances.is_file():
         raise CoPRSError(f"{refs} is there and {instances} is not: copy the data set again.")
     with as_user_error(f"{refs} and instances.json: they are {_NO_LAYOUT}"):
@@ -162,8 +162,8 @@ def _from_table(split: Split, files: list[Path]) -> Dataset:
 
         def open_one(number: int) -> _Object:
             row = table.row(number)
-            segmentation = from_json(row["raw_anns"])["segmentation"]
-            told = size_of(from_json(row.get("raw_image_info") or "{}"))
+            segmentation = parse_json(row["raw_anns"])["segmentation"]
+            told = size_of(parse_json(row.get("raw_image_info") or "{}"))
             at = pictures / Path(row["image_path"]).name
             image = picture(at, told=told, reach=reach_of(segmentation))
             return image, [segmentation], f"row {number}"

@@ -15,15 +15,15 @@ from coprs_core.example import Example, Tag
 from coprs_core.metrics import iou
 from coprs_core.mini.world import scenes
 from coprs_core.mini.world.questions import (
+    EXTRA_FAMILIES,
     FAMILIES,
     FAMILY_WEIGHTS,
-    MORE_FAMILIES,
-    Asking,
     Question,
-    ask,
-    examples,
+    QuestionMix,
+    draw_examples,
+    draw_question,
 )
-from coprs_core.mini.world.replies import conclusions_of, seen_in
+from coprs_core.mini.world.replies import parse_conclusions, parse_seen_objects
 from coprs_core.mini.world.scenes import SQUARE, UNSEEN_PAIRS, Scene, draw_scene, random_size
 from coprs_core.prompts import NOTHING_FOUND
 
@@ -33,13 +33,13 @@ _MORE: dict[str, dict] = {
     "shapes": {"is_square": False},
 }
 GROUPS: dict[str, tuple[str, Tag]] = {
-    family: ("family", family) for family in (*FAMILIES, *MORE_FAMILIES)
+    family: ("family", family) for family in (*FAMILIES, *EXTRA_FAMILIES)
 } | {
     "unseen pair": ("unseen_pair", True),
     "unseen wording": ("unseen_wording", True),
 }
 _NOT_KNOWN = "that I do not know"
-JOINT_ASKING = Asking(
+JOINT_ASKING = QuestionMix(
     FAMILY_WEIGHTS | {"relation": 2.0, "two steps": 2.0, "exclusion": 1.5, "several": 1.0}, 0.1
 )
 """What joint training asks about scenes: more often what the miniature learns last."""
@@ -61,7 +61,7 @@ def read(split: Split) -> Dataset:
     drawn_from, _, more = split.name.partition("-")
 
     def item(seed: int) -> Example | None:
-        asked = next(examples(drawn_from, seed, 1, **_MORE.get(more, {})), None)
+        asked = next(draw_examples(drawn_from, seed, 1, **_MORE.get(more, {})), None)
         return asked and example_of(seed, *asked)
 
     return Dataset(f"drawn scenes, split {split.name}", None, item, GROUPS, has_grades=True)
@@ -70,7 +70,7 @@ def read(split: Split) -> Dataset:
 def training_scenes(
     count: int,
     other_shapes: float = 0.0,
-    asking: Asking = JOINT_ASKING,
+    asking: QuestionMix = JOINT_ASKING,
     name: str = "joint items",
 ) -> Dataset:
     """Scenes of the training split with a question each, the same in every run; those of another
@@ -81,7 +81,7 @@ def training_scenes(
         rng = random.Random(seed)
         size = random_size(rng) if rng.random() < other_shapes else SQUARE
         scene = draw_scene(seed, size=size)
-        return example_of(index, scene, ask(scene, rng, None, asking))
+        return example_of(index, scene, draw_question(scene, rng, None, asking))
 
     return Dataset(f"drawn scenes, {name}", count, item, GROUPS, has_grades=True)
 
@@ -120,7 +120,7 @@ def _score(scene: Scene, question: Question, result: Result) -> dict[str, bool |
         is_named = result.outcome == NOTHING_FOUND and is_unknown == bool(question.meaning.unknown)
         return {"named": is_named, "hit": not result.regions}
     things = [scene.things[i] for i in question.targets]
-    is_named = conclusions_of(result.reasoning) == [(t.kind, t.colour) for t in things]
+    is_named = parse_conclusions(result.reasoning) == [(t.kind, t.colour) for t in things]
     hits = [
         _most_covered(scene, region.mask) == i
         for region, i in zip(result.regions, question.targets, strict=False)
@@ -137,7 +137,7 @@ def grade(scene: Scene, question: Question, result: Result) -> float:
     there, 2 · the share of what is there that it says to see (thing, colour and place), 4 where it
     concludes rightly (`named`)."""
     there = {(t.place, t.colour, t.kind) for t in scene.things}
-    seen = set(seen_in(result.reasoning))
+    seen = set(parse_seen_objects(result.reasoning))
     right = len(seen & there)
     conclusion = bool(_score(scene, question, result)["named"])
     return 4 * right / max(1, len(seen)) + 2 * right / max(1, len(there)) + 4 * conclusion

@@ -12,11 +12,11 @@ from PIL import Image
 
 from coprs_core.datasets.pickles import PlainUnpickler
 from coprs_core.errors import CoPRSError, first_line, truncated
-from coprs_core.files import check_legible, found, from_western, read_text, visible
+from coprs_core.files import check_no_mojibake, find_file, read_text, repair_cp1252, without_hidden
 from coprs_core.machine import as_user_error
 from coprs_core.masks import decode_rle
-from coprs_core.parsing import from_json
-from coprs_core.photos.orientation import cannot_tell, stored_array, stored_size
+from coprs_core.parsing import parse_json
+from coprs_core.photos.orientation import ambiguous_frame_message, stored_array, stored_size
 from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.prompts import check_instruction
 
@@ -45,7 +45,7 @@ def picture(
     tag turns it and its size does not tell for which way the masks were made.
     """
     where = str(source) if isinstance(source, Path) else name
-    opened = source if isinstance(source, bytes) else found(source)
+    opened = source if isinstance(source, bytes) else find_file(source)
     if isinstance(opened, Path) and not opened.is_file():
         raise CoPRSError(f"The picture {where} is not there: copy the data set again, or its part.")
     try:
@@ -71,7 +71,7 @@ def _is_turned(
             f"{stored[1]}×{stored[0]}: copy the data set again."
         )
     if photo.orientation != 1 and shown == stored:
-        raise cannot_tell(what, photo.orientation)
+        raise ambiguous_frame_message(what, photo.orientation)
     return told == shown != stored
 
 
@@ -169,7 +169,7 @@ def asked(text: str, where: str) -> str:
     try:
         if not isinstance(text, str):
             raise CoPRSError(f"It is {truncated(text, 40)} and text was expected: correct it.")
-        text = check_legible(from_western(text, "It"), "It")
+        text = check_no_mojibake(repair_cp1252(text, "It"), "It")
         return check_instruction(text)
     except CoPRSError as problem:
         raise CoPRSError(f"The instruction in {where} cannot be asked. {problem}") from problem
@@ -177,7 +177,7 @@ def asked(text: str, where: str) -> str:
 
 def read_json(path: Path) -> Any:
     """The values of a file of JSON, as `read_text` reads it."""
-    return from_json(read_text(path))
+    return parse_json(read_text(path))
 
 
 def plain_pickle(path: Path) -> Any:
@@ -259,7 +259,7 @@ def needed(library: str) -> str:
 
 def nothing_found(what: str, looked: list[Path], root: Path) -> CoPRSError:
     """A wrong layout: what was looked for, and what is there."""
-    there = [path.name for path in visible(root.iterdir())] if root.is_dir() else []
+    there = [path.name for path in without_hidden(root.iterdir())] if root.is_dir() else []
     found = ", ".join(there[:8]) + (" …" if len(there) > 8 else "")
     wanted = " or ".join(str(path) for path in looked)
     return CoPRSError(

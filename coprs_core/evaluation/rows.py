@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coprs_core.answer.results import Result
-from coprs_core.answer.together import AT_ONCE, answer_together
+from coprs_core.answer.together import AT_ONCE, answer_many
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.evaluation.protocols import USUAL, Protocol
 from coprs_core.example import Example, Tag
@@ -197,7 +197,7 @@ def answered(
     """Answer examples, `at_once` together: a row each, in the order in which they end. Nothing is
     skipped: what cannot be read or answered is a row, too."""
     last = time.perf_counter()
-    for example, answer in answer_together(engine, examples, at_once, max_new_tokens):
+    for example, answer in answer_many(engine, examples, at_once, max_new_tokens):
         now = time.perf_counter()
         row, result = _row(example, answer, protocol)
         yield replace(row, seconds=round(now - last, 4)), example, result

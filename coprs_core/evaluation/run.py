@@ -23,7 +23,7 @@ from coprs_core.evaluation.rows import Measurement, answered
 from coprs_core.example import Example
 from coprs_core.export.archive import writable_folder
 from coprs_core.machine import package_versions
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 from coprs_core.run_settings import NAMES, check_settings, write_settings
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 def read_run(folder: Path) -> dict[str, Any]:
     """What a folder's run is; raises `CoPRSError` where it holds none."""
     try:
-        values = from_json((folder / RUN).read_text(encoding="utf-8"))
+        values = parse_json((folder / RUN).read_text(encoding="utf-8"))
         Settings(**values["settings"])
         dict(values["groups"]), dict(values["engine"]), dict(values["versions"])
     except (OSError, ValueError, TypeError, LookupError) as problem:
@@ -189,7 +189,7 @@ def _rows(path: Path) -> Iterator[Measurement]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield Measurement.from_dict(from_json(line))
+                yield Measurement.from_dict(parse_json(line))
             except (ValueError, TypeError, LookupError):
                 if line.endswith("\n"):
                     raise CoPRSError(

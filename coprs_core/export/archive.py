@@ -41,12 +41,12 @@ from coprs_core.answer.pictures import (
 )
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError, Phrase
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 from coprs_core.photos.orientation import UPRIGHT
-from coprs_core.photos.photo import MAX_SIDE, Photo, open_photo, readable
+from coprs_core.photos.photo import MAX_SIDE, Photo, open_photo, readable_formats
 from coprs_core.probes import STEMS
 from coprs_core.probes.finding import Finding
-from coprs_core.probes.trace import MASKS, MAX_SAVED_PIXELS, Sentences, opened
+from coprs_core.probes.trace import MASKS, MAX_SAVED_PIXELS, Sentences, load_sentences
 
 _MAX_JSON_BYTES, _MAX_DIRECTORY_BYTES, _NPY_HEADER = 16_000_000, 100_000, 4096
 _MAX_TABLES = 10_000
@@ -67,7 +67,7 @@ Read = Callable[[str, int], bytes]
 
 
 @dataclass(frozen=True, eq=False)
-class Saved:
+class SavedAnswer:
     """What `open_answer` gives back."""
 
     photo: Photo
@@ -188,7 +188,7 @@ def save_zip(path: Path, photo: Photo, result: Result, findings: Iterable[Findin
     return path
 
 
-def open_answer(path: str | Path, most_pixels: int | None = None) -> Saved:
+def open_answer(path: str | Path, most_pixels: int | None = None) -> SavedAnswer:
     """The photo and the answer in a zip or folder that `save_zip` or `save_answer` wrote; needs no
     model.
 
@@ -197,7 +197,7 @@ def open_answer(path: str | Path, most_pixels: int | None = None) -> Saved:
     """
     path = Path(path)
     try:
-        return _opened(path, most_pixels)
+        return _read_answer(path, most_pixels)
     except (FileNotFoundError, KeyError) as problem:
         if not path.exists():
             raise CoPRSError(
@@ -216,25 +216,27 @@ def open_answer(path: str | Path, most_pixels: int | None = None) -> Saved:
         ) from problem
 
 
-def _opened(path: Path, most_pixels: int | None) -> Saved:
+def _read_answer(path: Path, most_pixels: int | None) -> SavedAnswer:
     if path.is_dir() and not (path / "result.json").exists() and any(path.glob("*/result.json")):
         raise CoPRSError(
             "{path} holds several answers, one folder each: give one of those folders.", path=path
         )
-    with _reader(path) as read:
+    with _file_reader(path) as read:
         photo = open_photo(_photo_file(read, most_pixels))
-        values = _json(read, "result.json")
+        values = _read_json(read, "result.json")
         count = len(values["regions"]) if isinstance(values, dict) else 0
         # one at a time: whether they are too many is told before the first
         tags = [""] if count == 1 else (f"_{i}" for i in range(1, count + 1))
         most = 4 * photo.pixels + _NPY_HEADER
         files = (io.BytesIO(read(f"prior{tag}.npy", most)) for tag in tags)
-        priors = (_array(file) for file in files)
+        priors = (_read_array(file) for file in files)
         result = Result.from_dict(values, priors, photo.size)
-        return Saved(_as_it_was(photo, result), result, _trace(read, photo.size))
+        return SavedAnswer(
+            _restore_photo_facts(photo, result), result, _read_trace(read, photo.size)
+        )
 
 
-def _as_it_was(photo: Photo, result: Result) -> Photo:
+def _restore_photo_facts(photo: Photo, result: Result) -> Photo:
     """A saved photo with what its answer tells of it."""
     was = result.full_size if result.full_size != photo.size else None
     return replace(
@@ -242,11 +244,11 @@ def _as_it_was(photo: Photo, result: Result) -> Photo:
     )
 
 
-def _json(read: Read, name: str) -> Any:
+def _read_json(read: Read, name: str) -> Any:
     text = read(name, _MAX_JSON_BYTES)
     if text.count(b"{") + text.count(b"[") > _MAX_TABLES:
         raise ValueError("far more tables than an answer has")
-    return from_json(text)
+    return parse_json(text)
 
 
 def _photo_file(read: Read, most_pixels: int | None) -> bytes:
@@ -254,7 +256,7 @@ def _photo_file(read: Read, most_pixels: int | None) -> bytes:
     its pixels is decoded, since a flat picture of 67 million takes 200 kB."""
     file = read("photo.png", 4 * (most_pixels or MAX_SIDE**2) + 65_536)
     try:
-        with Image.open(io.BytesIO(file), formats=readable()) as image:
+        with Image.open(io.BytesIO(file), formats=readable_formats()) as image:
             kind, pixels = (image.format, image.mode), image.width * image.height
     except UnidentifiedImageError:
         return file  # `open_photo` says what it is
@@ -269,14 +271,14 @@ def _photo_file(read: Read, most_pixels: int | None) -> bytes:
     return file
 
 
-def pixels_in(path: str | Path) -> int:
+def count_pixels(path: str | Path) -> int:
     """How many pixels a saved answer in a zip holds: photo, priors, masks and trace, a byte of
     JSON counted as four. Known from its list of files, before any of them is read.
 
     0 where the file is no such zip: `open_answer` says so.
     """
     try:
-        with _zip(Path(path)) as archive:
+        with _open_zip(Path(path)) as archive:
             sizes = {i.filename: i.file_size for i in archive.infolist()}
             with archive.open("photo.png") as file, Image.open(file, formats=["PNG"]) as photo:
                 pixels = photo.width * photo.height
@@ -290,23 +292,23 @@ def pixels_in(path: str | Path) -> int:
     return pixels * (1 + count) + 4 * texts + trace
 
 
-def _trace(read: Read, photo_size: tuple[int, int]) -> Sentences | None:
+def _read_trace(read: Read, photo_size: tuple[int, int]) -> Sentences | None:
     """The saved trace of a thought; None where there is none, or one of an older version."""
     try:
         files = [read(MASKS, MAX_SAVED_PIXELS + _NPY_HEADER)]
         files.append(read("sentences.npy", 2 * MAX_SAVED_PIXELS + _NPY_HEADER))
-        values = _json(read, "sentences.json")
+        values = _read_json(read, "sentences.json")
     except (FileNotFoundError, KeyError):
         return None
-    masks, priors = (_array(io.BytesIO(file)) for file in files)
-    return opened(values, priors, masks, photo_size)
+    masks, priors = (_read_array(io.BytesIO(file)) for file in files)
+    return load_sentences(values, priors, masks, photo_size)
 
 
 class _Unreadable(Exception):
     """A file that its reader cannot read, whatever the reader raises."""
 
 
-def _array(file: IO[bytes]) -> np.ndarray:
+def _read_array(file: IO[bytes]) -> np.ndarray:
     try:  # `np.load` would also open a zip, whatever its list of files takes
         return np.lib.format.read_array(file, allow_pickle=False)
     except Exception as problem:
@@ -314,13 +316,13 @@ def _array(file: IO[bytes]) -> np.ndarray:
 
 
 @contextmanager
-def _reader(path: Path) -> Generator[Read, None, None]:
+def _file_reader(path: Path) -> Generator[Read, None, None]:
     """Reads a file of a folder or a zip by name, of at most so many bytes."""
     if path.is_dir():
-        yield lambda name, most: _bounded((path / name).open("rb"), most)
+        yield lambda name, most: _read_bounded((path / name).open("rb"), most)
         return
-    with _zip(path) as archive:
-        yield lambda name, most: _bounded(archive.open(name), most)
+    with _open_zip(path) as archive:
+        yield lambda name, most: _read_bounded(archive.open(name), most)
 
 
 class _ZipFile(io.FileIO):
@@ -335,7 +337,7 @@ class _ZipFile(io.FileIO):
 
 
 @contextmanager
-def _zip(path: Path) -> Generator[zipfile.ZipFile, None, None]:
+def _open_zip(path: Path) -> Generator[zipfile.ZipFile, None, None]:
     """A zip that lists no more files than an answer has, packed in the ways that zips of ours are.
 
     The list is read as a whole, and how long it is stands in several places. Of bzip2 and LZMA
@@ -348,7 +350,7 @@ def _zip(path: Path) -> Generator[zipfile.ZipFile, None, None]:
         yield archive
 
 
-def _bounded(file: IO[bytes], most: int) -> bytes:
+def _read_bounded(file: IO[bytes], most: int) -> bytes:
     with file:
         data = file.read(most + 1)
     if len(data) > most:

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from coprs_core.answer.pictures import (
+    downscale_mask,
+    downscale_prior,
     mask_overlay,
     prior_overlay,
-    small_mask,
-    small_prior,
     thumbnail,
 )
 from coprs_core.answer.results import Result
@@ -56,13 +56,13 @@ def _frames(photo: Photo, result: Result, trace: Sentences):
             lines = _lines(" ".join(words[:typed]), font, THOUGHT_WIDTH)
             yield _frame(result, font, said + lines, prior, mask, ""), _TYPED_MS
         said += lines
-        prior = prior_overlay(small, small_prior(view.prior, PICTURE_SIDE))
-        mask = mask_overlay(small, small_mask(view.mask, PICTURE_SIDE))
+        prior = prior_overlay(small, downscale_prior(view.prior, PICTURE_SIDE))
+        mask = mask_overlay(small, downscale_mask(view.mask, PICTURE_SIDE))
         yield _frame(result, font, said, prior, mask, f"IoU {view.iou:.2f}"), _LOOKED_MS
     agreement = ""
     if result.prior is not None:
-        prior = prior_overlay(small, small_prior(result.prior, PICTURE_SIDE))
-        mask = mask_overlay(small, *(small_mask(r.mask, PICTURE_SIDE) for r in result.regions))
+        prior = prior_overlay(small, downscale_prior(result.prior, PICTURE_SIDE))
+        mask = mask_overlay(small, *(downscale_mask(r.mask, PICTURE_SIDE) for r in result.regions))
         agreement = f"IoU of prior and mask {result.prior_iou:.2f}"
     yield _frame(result, font, said, prior, mask, agreement), _LAST_MS
 

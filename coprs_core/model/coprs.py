@@ -15,7 +15,7 @@ from coprs_core.model.backends.mllm import Mllm
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
 from coprs_core.model.prior import PositionalPrior
 from coprs_core.model.vision import VisionConfig, build_image_encoder
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 from coprs_core.prompts import (
     FOCUS_TOKEN,
     IMAGE_SLOT,
@@ -100,7 +100,7 @@ class CoPRSConfig:
     def read(cls, path: Path) -> "CoPRSConfig":
         """The config in a file coprs.json; raises `CoPRSError` where it is broken."""
         try:
-            return cls.from_dict(from_json(read_text(path)))
+            return cls.from_dict(parse_json(read_text(path)))
         except OSError as problem:
             raise from_os_error(problem) from problem
         except ValueError as problem:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ByteOrder = Literal["little", "big"]
-MAX_BESIDE = 1_000_000
+MAX_METADATA_BYTES = 1_000_000
 """Bytes of a profile, of EXIF or of XMP that are looked at; what is larger is passed over."""
 _ORIENTATION = 0x0112
 _XMP_KEY, _EXIF_KEY = b"XML:com.adobe.xmp", b"Raw profile type exif"
@@ -37,12 +37,12 @@ _TIFF_SIZES |= {16: 8, 17: 8, 18: 8}
 _SUBFILE, _SUB_IFDS, _XMP, _PROFILE, _DNG_VERSION = 254, 330, 700, 34675, 50706
 
 
-class RawFile(Exception):
+class CameraRawFile(Exception):
     """A camera's RAW file, of which a decoder would read the small preview."""
 
 
 @dataclass(eq=False)
-class PictureFile:
+class ImageFile:
     """A picture file as decoders get it.
 
     Attributes:
@@ -58,58 +58,60 @@ class PictureFile:
     is_whole: bool = True
 
 
-def is_taken_apart(head: bytes) -> bool:
-    """Whether the first 16 bytes of a file are those of a kind that `taken_apart` knows."""
-    return _reader_of(head) is not None
+def can_strip_metadata(head: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of a kind that `strip_metadata` knows."""
+    return _stripper_for(head) is not None
 
 
-def taken_apart(data: bytes) -> PictureFile:
+def strip_metadata(data: bytes) -> ImageFile:
     """A picture file without what stands beside its pixels; one of another kind as it is. Nothing
-    is decoded. Raises `RawFile`, and `ValueError` where its parts lie about their sizes."""
-    reader = _reader_of(data[:16])
-    return PictureFile(data) if reader is None else reader(data)
+    is decoded. Raises `CameraRawFile`, and `ValueError` where its parts lie about their sizes."""
+    reader = _stripper_for(data[:16])
+    return ImageFile(data) if reader is None else reader(data)
 
 
-def _reader_of(head: bytes):
+def _stripper_for(head: bytes):
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png
+        return _strip_png
     if head.startswith(b"\xff\xd8\xff"):
-        return _jpeg
+        return _strip_jpeg
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return _webp
+        return _strip_webp
     if head.startswith((b"GIF87a", b"GIF89a")):
-        return _gif
+        return _strip_gif
     if head.startswith(_TIFF_HEADS):
-        return _tiff
-    return _avif if head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS else None
+        return _strip_tiff
+    return _strip_avif if head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS else None
 
 
-def profile_of(value: object) -> bytes | None:
+def checked_icc_profile(value: object) -> bytes | None:
     """A colour profile, where it is one (ICC.1:2022, 7.2: its signature is at byte 36)."""
-    is_one = isinstance(value, bytes) and len(value) <= MAX_BESIDE and value[36:40] == b"acsp"
+    is_one = (
+        isinstance(value, bytes) and len(value) <= MAX_METADATA_BYTES and value[36:40] == b"acsp"
+    )
     return value if is_one else None  # type: ignore[return-value]
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    found = _in_exif(exif)
-    return _in_xmp(xmp) if found is None else _possible(found)
+    found = _orientation_in_exif(exif)
+    return _orientation_in_xmp(xmp) if found is None else _checked_orientation(found)
 
 
-def _possible(orientation: int) -> int:
+def _checked_orientation(orientation: int) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _in_xmp(xmp: bytes) -> int:
-    told = re.search(rb"tiff:Orientation(?:\s*=\s*[\"']|>\s*)([0-9])", xmp[:MAX_BESIDE])
-    return _possible(int(told[1])) if told else 1
+def _orientation_in_xmp(xmp: bytes) -> int:
+    told = re.search(rb"tiff:Orientation(?:\s*=\s*[\"']|>\s*)([0-9])", xmp[:MAX_METADATA_BYTES])
+    return _checked_orientation(int(told[1])) if told else 1
 
 
-def _in_exif(exif: bytes) -> int | None:
+def _orientation_in_exif(exif: bytes) -> int | None:
     """By hand: a decoder of EXIF reads every entry, and many can lie over the same bytes."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     try:
-        order, entries = _entries(exif)
+        order, entries = _ifd_entries(exif)
         for tag, kind, _, _, value in entries:
             if tag == _ORIENTATION:
                 return int.from_bytes(value[: _TIFF_SIZES.get(kind, 2)][:4], order)
@@ -118,7 +120,7 @@ def _in_exif(exif: bytes) -> int | None:
     return None
 
 
-def _entries(data: bytes) -> tuple[ByteOrder, Iterator[tuple[int, int, int, int, bytes]]]:
+def _ifd_entries(data: bytes) -> tuple[ByteOrder, Iterator[tuple[int, int, int, int, bytes]]]:
     """Byte order and entries of a TIFF's first directory: tag, type, count, where the entry
     stands, and its value or where that is."""
     if not data.startswith(_TIFF_HEADS):
@@ -143,9 +145,9 @@ def _entries(data: bytes) -> tuple[ByteOrder, Iterator[tuple[int, int, int, int,
 # --- one reader for each kind
 
 
-def _png(data: bytes) -> PictureFile:
+def _strip_png(data: bytes) -> ImageFile:
     """Chunks (PNG, 5.3): those that every reader must know stay, and those of animations."""
-    file, view = PictureFile(data, is_whole=False), memoryview(data)
+    file, view = ImageFile(data, is_whole=False), memoryview(data)
     kept, at, beside = [view[:8]], 8, {}
     while at + 12 <= len(data):
         length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -154,8 +156,8 @@ def _png(data: bytes) -> PictureFile:
         end = at + 12 + length
         if name[:1].isupper() or name in _PNG_PIXELS:
             kept.append(view[at:end])
-        elif length <= MAX_BESIDE:
-            beside |= _beside_png(name, data[at + 8 : at + 8 + length])
+        elif length <= MAX_METADATA_BYTES:
+            beside |= _png_metadata(name, data[at + 8 : at + 8 + length])
         at = end
         if name == b"IEND":
             file.is_whole = True
@@ -168,15 +170,15 @@ def _png(data: bytes) -> PictureFile:
     return file
 
 
-def _beside_png(name: bytes, body: bytes) -> dict[str, bytes]:
+def _png_metadata(name: bytes, body: bytes) -> dict[str, bytes]:
     """What a chunk tells of which way is up and of colours."""
     key, _, rest = body.partition(b"\0")
     if name == b"eXIf":
         return {"exif": body}
-    if name == b"iCCP" and (profile := profile_of(_inflated(rest[1:]))):
+    if name == b"iCCP" and (profile := checked_icc_profile(_decompress(rest[1:]))):
         return {"profile": profile}
     if name in (b"tEXt", b"zTXt") and key == _EXIF_KEY:
-        text = rest if name == b"tEXt" else _inflated(rest[1:])
+        text = rest if name == b"tEXt" else _decompress(rest[1:])
         digits = b"".join(text.split(b"\n")[3:])  # ImageMagick's form: a head of lines before
         try:
             return {"exif in a text": bytes.fromhex(digits.decode("ascii"))}
@@ -184,24 +186,24 @@ def _beside_png(name: bytes, body: bytes) -> dict[str, bytes]:
             return {}
     if name == b"iTXt" and key == _XMP_KEY:
         text = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
-        return {"xmp": _inflated(text) if rest[:1] == b"\1" else text}
+        return {"xmp": _decompress(text) if rest[:1] == b"\1" else text}
     return {}
 
 
-def _inflated(data: bytes) -> bytes:
-    """What zlib packed, of at most `MAX_BESIDE` bytes; else empty."""
+def _decompress(data: bytes) -> bytes:
+    """What zlib packed, of at most `MAX_METADATA_BYTES` bytes; else empty."""
     stream = zlib.decompressobj()
     try:
-        text = stream.decompress(data, MAX_BESIDE)
+        text = stream.decompress(data, MAX_METADATA_BYTES)
     except zlib.error:
         return b""
     return b"" if stream.unconsumed_tail else text
 
 
-def _jpeg(data: bytes) -> PictureFile:
+def _strip_jpeg(data: bytes) -> ImageFile:
     """Segments (ITU T.81, annex B), up to the first scan. JFIF's and Adobe's say how colours are
     stored and stay, where they are as long as they must be."""
-    file, view = PictureFile(data), memoryview(data)
+    file, view = ImageFile(data), memoryview(data)
     kept, at, profiles, exif, xmp = [view[:2]], 2, [], b"", b""
     for _ in range(_MOST_SEGMENTS):
         found = _MARKER.search(data, at)
@@ -214,7 +216,7 @@ def _jpeg(data: bytes) -> PictureFile:
         is_colour = len(body) >= {0xE0: 14, 0xEE: 12}.get(marker, 1 << 16)
         if is_colour or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append(view[at:end])
-        elif marker == 0xE1 and body.startswith(b"Exif\0\0") and len(exif) < MAX_BESIDE:
+        elif marker == 0xE1 and body.startswith(b"Exif\0\0") and len(exif) < MAX_METADATA_BYTES:
             exif += body[6:] if exif else body
         elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = body
@@ -224,28 +226,28 @@ def _jpeg(data: bytes) -> PictureFile:
     else:
         raise ValueError("more segments than a JPEG has")
     if profiles and min(profiles)[13] == len(profiles):  # they come numbered, in any order
-        file.icc_profile = profile_of(b"".join(p[14:] for p in sorted(profiles)))
+        file.icc_profile = checked_icc_profile(b"".join(p[14:] for p in sorted(profiles)))
     file.data = b"".join([*kept, view[at:]])
     file.is_whole = data.rfind(b"\xff\xd9") > at
     file.orientation = _orientation(exif, xmp)
     return file
 
 
-def _webp(data: bytes) -> PictureFile:
+def _strip_webp(data: bytes) -> ImageFile:
     """Chunks of RIFF (Google's WebP container specification)."""
-    file, view = PictureFile(data), memoryview(data)
+    file, view = ImageFile(data), memoryview(data)
     kept, at, exif, xmp = [], 12, b"", b""
     last = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while at + 8 <= last:
         name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         end = at + 8 + length + length % 2
-        body = data[at + 8 : at + 8 + min(length, MAX_BESIDE + 1)]
+        body = data[at + 8 : at + 8 + min(length, MAX_METADATA_BYTES + 1)]
         if name == b"VP8X" and body:
             kept += view[at : at + 8], bytes([body[0] & ~_WEBP_BESIDE]), view[at + 9 : end]
         elif name in _WEBP_PIXELS:
             kept.append(view[at:end])
         elif name == b"ICCP":
-            file.icc_profile = profile_of(body)
+            file.icc_profile = checked_icc_profile(body)
         elif name == b"EXIF":
             exif = body
         elif name == b"XMP ":
@@ -258,10 +260,10 @@ def _webp(data: bytes) -> PictureFile:
     return file
 
 
-def _gif(data: bytes) -> PictureFile:
+def _strip_gif(data: bytes) -> ImageFile:
     """Blocks (GIF89a): all extensions but those that tell how a picture is shown go. Comments may
     come in millions of pieces."""
-    file = PictureFile(data, is_whole=False)
+    file = ImageFile(data, is_whole=False)
     flags = data[10] if len(data) > 12 else 0
     at = 13 + (3 << (flags % 8 + 1) if flags & 128 else 0)
     view, size = memoryview(data), len(data)
@@ -285,21 +287,21 @@ def _gif(data: bytes) -> PictureFile:
     return file
 
 
-def _tiff(data: bytes) -> PictureFile:
+def _strip_tiff(data: bytes) -> ImageFile:
     """Entries of the first directory: those that say how pixels are stored stay, the count of any
     other becomes 0, which readers pass over. A turn, too: all kinds are turned in one place."""
     if data[8:10] == b"CR":  # Canon
-        raise RawFile
-    file, tags, size, xmp = PictureFile(data), {}, 0, b""
-    order, entries = _entries(data)
+        raise CameraRawFile
+    file, tags, size, xmp = ImageFile(data), {}, 0, b""
+    order, entries = _ifd_entries(data)
     kept, view, done = [], memoryview(data), 0
     width = 8 if data[2:4] in (b"+\0", b"\0+") else 4  # of a count
     for tag, kind, count, at, value in entries:
         length, number = count * _TIFF_SIZES.get(kind, 1), int.from_bytes(value, order)
         tags.setdefault(tag, int.from_bytes(value[: _TIFF_SIZES.get(kind, 4)], order))
-        if tag == _PROFILE and length <= MAX_BESIDE:
-            file.icc_profile = profile_of(data[number : number + length])
-        elif tag == _XMP and length <= MAX_BESIDE:
+        if tag == _PROFILE and length <= MAX_METADATA_BYTES:
+            file.icc_profile = checked_icc_profile(data[number : number + length])
+        elif tag == _XMP and length <= MAX_METADATA_BYTES:
             xmp = data[number : number + length]
         if tag in _TIFF_PIXELS:
             size += length
@@ -308,16 +310,16 @@ def _tiff(data: bytes) -> PictureFile:
             done = at + 4 + width
     is_preview = tags.get(_SUBFILE, 0) & 1 and _SUB_IFDS in tags
     if _DNG_VERSION in tags or is_preview:
-        raise RawFile
+        raise CameraRawFile
     if size > len(data):
         raise ValueError("entries of a TIFF that lie over one another")
     turn = tags.get(_ORIENTATION)
-    file.orientation = _in_xmp(xmp) if turn is None else _possible(turn)
+    file.orientation = _orientation_in_xmp(xmp) if turn is None else _checked_orientation(turn)
     file.data = b"".join([*kept, view[done:]])
     return file
 
 
-def _avif(data: bytes) -> PictureFile:
+def _strip_avif(data: bytes) -> ImageFile:
     """Items (ISO 23008-12): EXIF becomes an item of a kind that nobody knows; a turn is told by
     the pixels' own properties."""
-    return PictureFile(re.sub(rb"(infe\x02.{7}|infe\x03.{9})Exif", rb"\1none", data, flags=re.S))
+    return ImageFile(re.sub(rb"(infe\x02.{7}|infe\x03.{9})Exif", rb"\1none", data, flags=re.S))

@@ -20,7 +20,7 @@ _OTHER_END = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"
 
 
 @dataclass(frozen=True)
-class Levels:
+class DisplayRange:
     """The values that become black and white; `is_stretched` where that is what there is, and not
     the ends of a scale."""
 
@@ -45,25 +45,25 @@ class Levels:
         return max(self.white - self.black, 1e-9)
 
 
-def levels_of(image: Image.Image) -> Levels | None:
+def display_range_of(image: Image.Image) -> DisplayRange | None:
     """The levels of a grey picture of more than 8 bits a pixel; None for any other. Raises
     `CoPRSError` where none of its values is a number."""
     if not image.mode.startswith(("I", "F")):
         return None
-    ends = _ends(strip for _, strip in _strips(image))
+    ends = _min_max(strip for _, strip in _strips(image))
     if ends is None:
         raise CoPRSError("The picture holds no numbers, only NaN or infinity: save it again.")
-    return _levels(*ends, image.mode[0])
+    return _display_range(*ends, image.mode[0])
 
 
-def _levels(low: float, high: float, kind: str) -> Levels:
+def _display_range(low: float, high: float, kind: str) -> DisplayRange:
     full = next((scale for scale in _SCALES[kind] if high <= scale), None)
     if low < 0 or full is None or low < high <= full / _UNUSED:
-        return Levels(low, high, True)
-    return Levels(0, full, False)
+        return DisplayRange(low, high, True)
+    return DisplayRange(0, full, False)
 
 
-def _ends(strips: Iterable[np.ndarray]) -> tuple[float, float] | None:
+def _min_max(strips: Iterable[np.ndarray]) -> tuple[float, float] | None:
     """Lowest and highest number of all strips; None where there is none."""
     low, high = np.inf, -np.inf
     for values in strips:
@@ -81,7 +81,7 @@ def _strips(image: Image.Image):
         yield top, np.asarray(image.crop((0, top, image.width, bottom)))
 
 
-def grey_of(image: Image.Image, levels: Levels) -> Image.Image:
+def to_8bit_grey(image: Image.Image, levels: DisplayRange) -> Image.Image:
     """A grey picture of more than 8 bits a pixel as one of 8, by its levels."""
     grey = np.empty((image.height, image.width), np.uint8)
     for top, values in _strips(image):
@@ -92,19 +92,19 @@ def grey_of(image: Image.Image, levels: Levels) -> Image.Image:
 # --- colours of 16 bits, of which a decoder gives the upper 8
 
 
-def has_deep_colours(image: Image.Image) -> bool:
+def has_16bit_colours(image: Image.Image) -> bool:
     """Whether a picture that is opened and not yet decoded has colours of 16 bits each."""
     tiles = getattr(image, "tile", None) or ()
     return image.mode in ("RGB", "RGBA") and any(";16" in _raw_mode(tile.args) for tile in tiles)
 
 
-def are_dark(image: Image.Image) -> bool:
+def are_colours_dark(image: Image.Image) -> bool:
     """Whether the upper 8 bits of such colours stay under a quarter of their scale."""
     extrema: Any = image.getextrema()
     return max(high for _, high in extrema[:3]) < 256 // _UNUSED
 
 
-def stretched_colours(
+def stretch_16bit_colours(
     upper: Image.Image, again: Any
 ) -> tuple[Image.Image, tuple[float, float] | None]:
     """Dark colours of 16 bits, stretched together.
@@ -115,12 +115,12 @@ def stretched_colours(
             a decoder gives of the other byte order.
 
     Returns:
-        the picture with 8 bits a colour, and `Levels.stretched` of the 16-bit values.
+        the picture with 8 bits a colour, and `DisplayRange.stretched` of the 16-bit values.
     """
     again.tile = [t._replace(args=_other_end(t.args)) for t in again.tile]
     again.load()
-    low, high = _ends(_both(*pair) for pair in _pairs(upper, again)) or (0, 0)
-    levels, pixels = Levels(low, high, low < high), np.array(upper)
+    low, high = _min_max(_both(*pair) for pair in _pairs(upper, again)) or (0, 0)
+    levels, pixels = DisplayRange(low, high, low < high), np.array(upper)
     for top, pair in zip(range(0, upper.height, _ROWS), _pairs(upper, again), strict=True):
         pixels[top : top + _ROWS, :, :3] = levels.eight_bits(_both(*pair))
     return Image.fromarray(pixels), levels.stretched

@@ -22,7 +22,7 @@ _METHODS = {
 }
 
 
-def is_swapped(orientation: int) -> bool:
+def swaps_axes(orientation: int) -> bool:
     """Whether height and width change places."""
     return orientation >= 5
 
@@ -41,7 +41,7 @@ def upright_image(image: Image.Image, orientation: int) -> Image.Image:
 def upright_array(array: np.ndarray, orientation: int) -> np.ndarray:
     """Pixels [H, W, …] as the file stores them, turned as the photo is shown; the inverse of
     `stored_array`."""
-    if is_swapped(orientation):
+    if swaps_axes(orientation):
         array = array.swapaxes(0, 1)
     return np.ascontiguousarray(_flipped(array, orientation))
 
@@ -50,7 +50,7 @@ def stored_array(array: np.ndarray, orientation: int) -> np.ndarray:
     """Pixels [H, W, …] of a photo as it is shown (a mask, a prior, a picture), turned as the
     photo's file stores them. Nothing is interpolated."""
     array = _flipped(array, orientation)
-    if is_swapped(orientation):
+    if swaps_axes(orientation):
         array = array.swapaxes(0, 1)
     return np.ascontiguousarray(array)
 
@@ -66,7 +66,7 @@ def stored_point(
     """A place (x, y) in pixels of a photo as it is shown, of `size` (height, width), as one of the
     stored pixels."""
     x, y = _flipped_point(point, size, orientation)
-    return (y, x) if is_swapped(orientation) else (x, y)
+    return (y, x) if swaps_axes(orientation) else (x, y)
 
 
 def upright_point(
@@ -74,7 +74,7 @@ def upright_point(
 ) -> tuple[float, float]:
     """The inverse of `stored_point`; `size` is that of the photo as shown in both."""
     x, y = point
-    return _flipped_point((y, x) if is_swapped(orientation) else (x, y), size, orientation)
+    return _flipped_point((y, x) if swaps_axes(orientation) else (x, y), size, orientation)
 
 
 def _flipped_point(
@@ -87,10 +87,10 @@ def _flipped_point(
 
 def stored_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     """(height, width) of a photo as it is shown → as it is stored, and back."""
-    return size[::-1] if is_swapped(orientation) else size  # type: ignore[return-value]
+    return size[::-1] if swaps_axes(orientation) else size  # type: ignore[return-value]
 
 
-def on_upright(
+def mask_to_upright(
     mask: np.ndarray, size: tuple[int, int], orientation: int, is_stored: bool = False
 ) -> np.ndarray:
     """A mask [H, W] in the frame of a photo that is shown with `size` (height, width): turned where
@@ -104,10 +104,10 @@ def on_upright(
     turned = upright_array(mask, orientation)
     if is_stored or as_stored != size or np.array_equal(turned, mask):
         return turned
-    raise cannot_tell(Phrase("The mask"), orientation)
+    raise ambiguous_frame_message(Phrase("The mask"), orientation)
 
 
-def cannot_tell(what: str, orientation: int) -> CoPRSError:
+def ambiguous_frame_message(what: str, orientation: int) -> CoPRSError:
     """The sentence for what fits a photo both as it is stored and as it is shown."""
     return CoPRSError(
         "{what} fits the photo both as it is stored and as its EXIF tag turns it "

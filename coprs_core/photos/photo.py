@@ -15,22 +15,22 @@ from PIL import ExifTags, Image
 
 from coprs_core.errors import CoPRSError, Phrase, from_os_error
 from coprs_core.photos.file_formats import (
-    PictureFile,
-    RawFile,
-    is_taken_apart,
-    profile_of,
-    taken_apart,
+    CameraRawFile,
+    ImageFile,
+    can_strip_metadata,
+    checked_icc_profile,
+    strip_metadata,
 )
 from coprs_core.photos.levels import (
-    Levels,
-    are_dark,
-    grey_of,
-    has_deep_colours,
-    levels_of,
-    stretched_colours,
+    DisplayRange,
+    are_colours_dark,
+    display_range_of,
+    has_16bit_colours,
+    stretch_16bit_colours,
+    to_8bit_grey,
 )
 from coprs_core.photos.orientation import upright_image
-from coprs_core.photos.unreadable import HEAD_BYTES, THIS_FILE, USE, unreadable
+from coprs_core.photos.unreadable import HEAD_BYTES, THIS_FILE, USE, unreadable_message
 
 MAX_SIDE, MAX_ASPECT = 8192, 100
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
@@ -87,12 +87,14 @@ def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
         return source
     if source is None:
         raise CoPRSError("There is no picture yet: {hint}.", hint=USE)
-    with decoding(source):
-        return _read(source, file_of(source), most_pixels)
+    with decoder_errors_as_user_error(source):
+        return _read(source, read_image_file(source), most_pixels)
 
 
 @contextmanager
-def decoding(source: PhotoLike, what: Phrase = THIS_FILE) -> Generator[None, None, None]:
+def decoder_errors_as_user_error(
+    source: PhotoLike, what: Phrase = THIS_FILE
+) -> Generator[None, None, None]:
     """Whatever a decoder raises over a picture becomes a `CoPRSError` that names what it is, and
     what to do; `what` begins that sentence. What decoders warn of is not said."""
     try:
@@ -123,26 +125,26 @@ def decoding(source: PhotoLike, what: Phrase = THIS_FILE) -> Generator[None, Non
         raise _why_unreadable(source, problem, what) from problem
 
 
-def _read(source, file: PictureFile | None, most_pixels: int | None) -> Photo:
-    image = open_image(source, file)
+def _read(source, file: ImageFile | None, most_pixels: int | None) -> Photo:
+    image = open_pil_image(source, file)
     _check_size(image)
     if getattr(image, "is_animated", False):
         image.seek(0)
-    is_deep, stretched = has_deep_colours(image), None
+    is_deep, stretched = has_16bit_colours(image), None
     if image is source:  # what follows changes it
         image = image.copy()
     image.load()
-    profile = profile_of(image.info.get("icc_profile"))
-    orientation = _orientation_told(image)
+    profile = checked_icc_profile(image.info.get("icc_profile"))
+    orientation = _pil_orientation(image)
     if file is not None:  # either tells, or none
         profile, orientation = file.icc_profile or profile, max(file.orientation, orientation)
-    if is_deep and file is not None and are_dark(image):
-        image, stretched = stretched_colours(image, open_image(source, file))
-    levels = levels_of(image)
+    if is_deep and file is not None and are_colours_dark(image):
+        image, stretched = stretch_16bit_colours(image, open_pil_image(source, file))
+    levels = display_range_of(image)
     image = upright_image(image, orientation)
     size = image.height, image.width
     if most_pixels:  # before there are copies of it
-        image = _brought_down(image, most_pixels)
+        image = _downscale(image, most_pixels)
     image.info["icc_profile"] = profile
     rgb = _to_rgb(image, levels)
     is_kept = rgb.info.get("icc_profile") is not None  # not where white was laid under it
@@ -159,36 +161,36 @@ def orientation_of(source: PhotoLike) -> int:
     if isinstance(source, Photo):
         return source.orientation
     try:
-        file = file_of(source)
-        told = _orientation_told(open_image(source, file))
+        file = read_image_file(source)
+        told = _pil_orientation(open_pil_image(source, file))
     except Exception:  # decoders of foreign files raise anything at all; who opens it says why
         return 1
     return told if file is None else max(file.orientation, told)
 
 
-def file_of(source: PhotoLike) -> PictureFile | None:
+def read_image_file(source: PhotoLike) -> ImageFile | None:
     """The bytes of a picture file (see `picture_files`); None for what is none, or is of a kind
     that is opened as it stands."""
     if isinstance(source, bytes | bytearray):
-        return taken_apart(bytes(source))
+        return strip_metadata(bytes(source))
     if not isinstance(source, str | PathLike):
         return None
     with Path(source).open("rb") as file:
         head = file.read(16)
-        return taken_apart(head + file.read()) if is_taken_apart(head) else None
+        return strip_metadata(head + file.read()) if can_strip_metadata(head) else None
 
 
-def open_image(source, file: PictureFile | None) -> Image.Image:
-    """A picture, not decoded yet: the pixels of `file_of(source)`, where that gives some."""
+def open_pil_image(source, file: ImageFile | None) -> Image.Image:
+    """A picture, not decoded yet: the pixels of `read_image_file(source)`, where that gives some."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
     content = Path(source) if file is None else io.BytesIO(file.data)
-    return Image.open(content, formats=readable())
+    return Image.open(content, formats=readable_formats())
 
 
-def _orientation_told(image: Image.Image) -> int:
+def _pil_orientation(image: Image.Image) -> int:
     """The orientation that a decoder tells of a picture that came decoded, or of an AVIF."""
     try:
         told = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -206,14 +208,14 @@ def _why_unreadable(source, problem: Exception, what: Phrase) -> CoPRSError:
             suffix = Path(source).suffix
             with Path(source).open("rb") as stream:
                 head = stream.read(HEAD_BYTES)
-        file = file_of(source)
+        file = read_image_file(source)
         is_whole = file is None or file.is_whole
     is_cut = "truncated" in str(problem).lower() or not is_whole
-    return unreadable(head, suffix, is_cut, isinstance(problem, RawFile), what)
+    return unreadable_message(head, suffix, is_cut, isinstance(problem, CameraRawFile), what)
 
 
 @cache
-def readable() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """The formats of pictures that are read. Not EPS, a program that Ghostscript would run."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
@@ -260,7 +262,7 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _brought_down(image: Image.Image, most_pixels: int) -> Image.Image:
+def _downscale(image: Image.Image, most_pixels: int) -> Image.Image:
     pixels = image.width * image.height
     if pixels <= most_pixels:
         return image
@@ -271,9 +273,9 @@ def _brought_down(image: Image.Image, most_pixels: int) -> Image.Image:
     return image.resize(size, how, reducing_gap=3.0)
 
 
-def _to_rgb(image: Image.Image, levels: Levels | None) -> Image.Image:
+def _to_rgb(image: Image.Image, levels: DisplayRange | None) -> Image.Image:
     if levels is not None:
-        return grey_of(image, levels).convert("RGB")
+        return to_8bit_grey(image, levels).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")

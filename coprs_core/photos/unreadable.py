@@ -70,7 +70,7 @@ _PICTURES = {
 }
 
 
-def unreadable(
+def unreadable_message(
     head: bytes,
     suffix: str = "",
     is_cut: bool = False,
@@ -86,7 +86,7 @@ def unreadable(
         is_raw: where it is known to be a camera's RAW file.
         subject: what the sentence is about.
     """
-    what, do = _it_is(_RAW) if is_raw else _kind(head, suffix.lower(), is_cut)
+    what, do = _it_is(_RAW) if is_raw else _describe_kind(head, suffix.lower(), is_cut)
     return CoPRSError(
         "{subject} cannot be read as a picture ({what}): {hint}.",
         subject=subject,
@@ -99,7 +99,7 @@ def _it_is(kind: tuple[Phrase, Phrase]) -> tuple[Phrase, Phrase]:
     return Phrase("it is {kind}", kind=kind[0]), kind[1]
 
 
-def _kind(head: bytes, suffix: str, is_cut: bool) -> tuple[Phrase, Phrase]:
+def _describe_kind(head: bytes, suffix: str, is_cut: bool) -> tuple[Phrase, Phrase]:
     if not head:
         return Phrase("it is empty, 0 bytes"), Phrase("copy or save it again")
     if len(head) > 1 and not head.strip(b"\0"):
@@ -109,7 +109,7 @@ def _kind(head: bytes, suffix: str, is_cut: bool) -> tuple[Phrase, Phrase]:
         if head.startswith(start):
             return _it_is(told)
     if head[4:8] == b"ftyp":
-        return _of_brands(head)
+        return _kind_by_ftyp_brand(head)
     if suffix in _RAW_SUFFIXES:
         return _it_is(_RAW)
     is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
@@ -119,12 +119,12 @@ def _kind(head: bytes, suffix: str, is_cut: bool) -> tuple[Phrase, Phrase]:
             return Phrase("it is {kind} that ends too early", kind=known), _PART
         damaged = Phrase("it is {kind} that is damaged, or of a form that is not read", kind=known)
         return damaged, USE
-    return _of_text(head) or (Phrase("it may be broken or of another kind"), USE)
+    return _kind_of_text(head) or (Phrase("it may be broken or of another kind"), USE)
 
 
-def _of_brands(head: bytes) -> tuple[Phrase, Phrase]:
+def _kind_by_ftyp_brand(head: bytes) -> tuple[Phrase, Phrase]:
     """A file in boxes (ISO 14496-12): its major brand tells, or else one that it agrees with."""
-    brands = [head[at : at + 4] for at in (8, *range(16, min(_number(head[:4]), 256), 4))]
+    brands = [head[at : at + 4] for at in (8, *range(16, min(_uint32(head[:4]), 256), 4))]
     for brand in brands:
         if told := _BRANDS.get(brand):
             return _it_is(told)
@@ -133,11 +133,11 @@ def _of_brands(head: bytes) -> tuple[Phrase, Phrase]:
     return _it_is(_VIDEO)
 
 
-def _number(four: bytes) -> int:
+def _uint32(four: bytes) -> int:
     return int.from_bytes(four, "big")
 
 
-def _of_text(head: bytes) -> tuple[Phrase, Phrase] | None:
+def _kind_of_text(head: bytes) -> tuple[Phrase, Phrase] | None:
     """Of a file of characters, of which kind it is."""
     try:
         wide = head.startswith((b"\xff\xfe", b"\xfe\xff"))

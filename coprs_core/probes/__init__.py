@@ -1,6 +1,6 @@
 """Questions about an answer, one file each; asking one changes nothing of the answer.
 
-A probe's file holds `ask(engine, photo, result)`, which gives a `Finding`. Its name here puts it on
+A probe's file holds `run(engine, photo, result)`, which gives a `Finding`. Its name here puts it on
 the page, on the command line (`--probe NAME`), into the zip and among the endpoints; what it is
 called there stands in `app/texts/`. `word`, `thought`, `again` and `truth` take something more
 than the answer and have options of their own.
@@ -23,6 +23,6 @@ AUTOMATIC = ("sentences",)
 """Asked by themselves when an answer is taken away as a zip."""
 
 
-def probe(name: str) -> ModuleType:
+def load_probe(name: str) -> ModuleType:
     """The file of a probe, loaded when it is first asked for."""
     return import_module(f"{__name__}.{name}")

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from coprs_core.answer.compare import against_answer
+from coprs_core.answer.compare import compare_answers
 from coprs_core.answer.pictures import difference_overlay
 from coprs_core.answer.results import Result
 from coprs_core.photos.photo import PhotoLike, open_photo
-from coprs_core.probes.finding import OtherResult
+from coprs_core.probes.finding import ResultFinding
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
 
 
 @dataclass(frozen=True, eq=False)
-class OtherAnswer(OtherResult):
+class OtherAnswer(ResultFinding):
     """Another answer about the photo of the answer `before`; also writes `again_difference.png`."""
 
     before: Result
@@ -30,7 +30,7 @@ class OtherAnswer(OtherResult):
         return "again"
 
     def facts(self) -> dict:
-        return asdict(against_answer(self.before, self.result))
+        return asdict(compare_answers(self.before, self.result))
 
     def save(self, folder: Path | str, photo: PhotoLike) -> list[Path]:
         written = super().save(folder, photo)
@@ -41,7 +41,7 @@ class OtherAnswer(OtherResult):
         return written
 
 
-def ask(
+def run(
     engine: Engine,
     image: PhotoLike,
     result: Result,

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coprs_core.answer.pictures import prior_overlay, small_size, thumbnail
+from coprs_core.answer.pictures import downscaled_size, prior_overlay, thumbnail
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
 from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
-from coprs_core.probes.focus import check_reply_ids, guarded
-from coprs_core.probes.looks import observed, shown
+from coprs_core.probes.focus import check_reply_ids, out_of_memory_guarded
+from coprs_core.probes.looks import observe_reply, visible_text
 from coprs_core.probes.sentences import sentences_of
 from coprs_core.probes.trace import MAX_SENTENCES
 
@@ -104,8 +104,8 @@ class Attention(Finding):
         return np.stack([look.seen.astype(np.float16) for look in self.looks])
 
 
-@guarded
-def ask(engine: Engine, image: PhotoLike, result: Result) -> Attention:
+@out_of_memory_guarded
+def run(engine: Engine, image: PhotoLike, result: Result) -> Attention:
     """Where the words of each sentence looked, and those behind the thought.
 
     Raises:
@@ -124,12 +124,12 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Attention:
             count=len(sentences),
             most=MAX_SENTENCES,
         )
-    reply = observed(engine, image, result, "attention")
+    reply = observe_reply(engine, image, result, "attention")
     photo = reply.photo
     if (read := sentences[-1][0] if sentences else 0) < len(ids):
-        sentences.append((len(ids), shown(language, ids[read:])))
+        sentences.append((len(ids), visible_text(language, ids[read:])))
     first, found = 0, []
-    small = small_size(photo.size, SHOWN_SIDE)
+    small = downscaled_size(photo.size, SHOWN_SIDE)
     for end, text in sentences:
         seen = reply.seen(range(first, end))
         found.append(SentenceLook(text, as_prior(seen, small), float(seen.sum())))

@@ -101,7 +101,7 @@ class Finding:
 
 
 @dataclass(frozen=True, eq=False)
-class OtherResult(Finding):
+class ResultFinding(Finding):
     """A finding that is another answer about the same photo; also writes `STEM_mask.png`."""
 
     result: Result
@@ -135,7 +135,7 @@ class OtherResult(Finding):
 
 
 @dataclass(frozen=True)
-class NothingToFind(Finding):
+class InapplicableProbe(Finding):
     """In place of a finding: why this answer gives no occasion for the probe."""
 
     files: str

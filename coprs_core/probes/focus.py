@@ -11,10 +11,10 @@ import numpy as np
 
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.errors import CoPRSError
-from coprs_core.metrics import agreement
+from coprs_core.metrics import prior_mask_iou
 from coprs_core.model.backends.boxes import most_objects
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
-from coprs_core.probes.trace import FocusView, spread
+from coprs_core.probes.trace import FocusView, normalized_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def guarded(ask: Callable[Concatenate[Engine, P], T]) -> Callable[Concatenate[Engine, P], T]:
+def out_of_memory_guarded(
+    ask: Callable[Concatenate[Engine, P], T],
+) -> Callable[Concatenate[Engine, P], T]:
     """A probe that runs out of memory as an answer does: in one sentence."""
 
     @wraps(ask)
@@ -38,7 +40,7 @@ def guarded(ask: Callable[Concatenate[Engine, P], T]) -> Callable[Concatenate[En
     return guarded_ask
 
 
-def reread(
+def reread_answer(
     engine: Engine, image: PhotoLike, result: Result
 ) -> tuple[Photo, PhotoFeatures, Reading]:
     """A photo, its features, and the question of an answer, read and ready for its reply.
@@ -89,7 +91,7 @@ def check_reply(engine: Engine, result: Result) -> None:
         )
 
 
-def view_at(
+def focus_view(
     engine: Engine,
     embeddings: Tensor,
     features: PhotoFeatures,
@@ -105,4 +107,6 @@ def view_at(
         another, drawn = engine.focus.look(embedding, features)
         np.maximum(prior, another, out=prior)
         mask |= drawn
-    return FocusView(text, prior, mask, agreement(prior, answered), spread(prior), trained)
+    return FocusView(
+        text, prior, mask, prior_mask_iou(prior, answered), normalized_entropy(prior), trained
+    )

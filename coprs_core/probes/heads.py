@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coprs_core.answer.pictures import COLOUR_MAP, heatmap, prior_overlay, stretched
+from coprs_core.answer.pictures import COLOUR_MAP, heatmap, normalize_map, prior_overlay
 from coprs_core.answer.results import Result
 from coprs_core.masks import encode_prior
 from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
-from coprs_core.probes.focus import guarded, reread
-from coprs_core.probes.looks import observed, pointing_words
+from coprs_core.probes.focus import out_of_memory_guarded, reread_answer
+from coprs_core.probes.looks import observe_reply, pointing_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Heads(Finding):
+class HeadMaps(Finding):
     """`maps` float32 [heads, H, W] are scaled dot products, unbounded, or each cell's share of
     attention; `prior` is what they become. `names` tell them apart."""
 
@@ -47,13 +47,13 @@ class Heads(Finding):
 
     def payloads(self) -> Iterator[Any]:
         yield [
-            _range(head, name) | {"map": encode_prior(stretched(head))}
+            _range(head, name) | {"map": encode_prior(normalize_map(head))}
             for head, name in self._named()
         ]
 
     def pictures(self, photo: Photo) -> list[Picture]:
         heads = [
-            Picture("head", _shown(head, name), heatmap(stretched(head)))
+            Picture("head", _shown(head, name), heatmap(normalize_map(head)))
             for head, name in self._named()
         ]
         return [*heads, Picture("fused", {}, heatmap(self.prior))]
@@ -81,8 +81,8 @@ class Heads(Finding):
         return figure
 
 
-@guarded
-def ask(engine: Engine, image: PhotoLike, result: Result) -> Heads:
+@out_of_memory_guarded
+def run(engine: Engine, image: PhotoLike, result: Result) -> HeadMaps:
     """The attention maps before they are fused, at the photo's size."""
     if result.prior is None:
         raise NotApplicable(
@@ -98,23 +98,23 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Heads:
             "to see its heads.",
             "heads",
         )
-    _, features, reading = reread(engine, image, result)
+    _, features, reading = reread_answer(engine, image, result)
     embedding = reading.feed(list(result.reply_ids))[-1:]
     maps = engine.focus.head_maps(embedding, features)
-    return Heads(maps, result.prior, tuple(str(i) for i in range(1, len(maps) + 1)))
+    return HeadMaps(maps, result.prior, tuple(str(i) for i in range(1, len(maps) + 1)))
 
 
-def _attended(engine: Engine, image: PhotoLike, result: Result, prior: np.ndarray) -> Heads:
+def _attended(engine: Engine, image: PhotoLike, result: Result, prior: np.ndarray) -> HeadMaps:
     """The heads that tell a place, over the tokens that wrote the numbers."""
     from coprs_core.model.backends.attention import at_size
 
-    reply = observed(engine, image, result, "heads")
+    reply = observe_reply(engine, image, result, "heads")
     words = pointing_words(engine, result)
     maps = [at_size(reply.looks.map(words, [head]), reply.photo.size) for head in reply.heads]
     layers = engine.local.language.mllm.config.get_text_config().num_hidden_layers
     a_layer = reply.looks.heads_in_all // layers
     names = tuple(f"{h % a_layer + 1} of layer {h // a_layer + 1}" for h in reply.heads)
-    return Heads(np.stack(maps), prior, names)
+    return HeadMaps(np.stack(maps), prior, names)
 
 
 def _range(head: np.ndarray, name: str) -> dict:

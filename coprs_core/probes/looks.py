@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coprs_core.answer.results import Result, check_photo_size
-from coprs_core.metrics import agreement
+from coprs_core.metrics import prior_mask_iou
 from coprs_core.model.backends.boxes import words_of_numbers
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.focus import check_reply, check_reply_ids
-from coprs_core.probes.trace import FocusView, spread
+from coprs_core.probes.trace import FocusView, normalized_entropy
 from coprs_core.prompts import ATTENTION_PRIOR
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
+class ObservedReply:
     """A reply about a photo, what its words attend to, and the `heads` that tell a place."""
 
     photo: Photo
@@ -50,13 +50,13 @@ class Observed:
         prior = as_prior(seen, self.photo.size)
         mask = self.result.mask
         return FocusView(
-            *(text, prior, mask, agreement(prior, mask), spread(prior), False),
+            *(text, prior, mask, prior_mask_iou(prior, mask), normalized_entropy(prior), False),
             prior_kind=ATTENTION_PRIOR,
             share=float(seen.sum()),
         )
 
 
-def observed(engine: Engine, image: PhotoLike, result: Result, stem: str) -> Observed:
+def observe_reply(engine: Engine, image: PhotoLike, result: Result, stem: str) -> ObservedReply:
     """An answer's reply, read once more.
 
     Raises:
@@ -90,7 +90,7 @@ def observed(engine: Engine, image: PhotoLike, result: Result, stem: str) -> Obs
     heads = looks.heads()
     if looks.is_cut:  # all heads of all words are too many: once more, by those that were chosen
         looks = read_again(Looks(looks.grid, only=heads))
-    return Observed(photo, result, looks, heads)
+    return ObservedReply(photo, result, looks, heads)
 
 
 def pointing_words(engine: Engine, result: Result) -> list[int]:
@@ -103,7 +103,7 @@ def pointing_words(engine: Engine, result: Result) -> list[int]:
     return sorted({word for one in written for word in one})
 
 
-def shown(language: LanguageModel, ids: list[int]) -> str:
+def visible_text(language: LanguageModel, ids: list[int]) -> str:
     """A piece of a reply as it is shown: without its end, and the tags around thought and
     answer."""
     text = language.text_of([i for i in ids if i not in language.stop_ids])

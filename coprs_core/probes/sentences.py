@@ -14,12 +14,17 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from coprs_core.answer.results import Result
-from coprs_core.metrics import agreement
+from coprs_core.metrics import prior_mask_iou
 from coprs_core.photos.photo import PhotoLike
 from coprs_core.probes.finding import NotApplicable
-from coprs_core.probes.focus import check_reply_ids, guarded, reread, view_at
-from coprs_core.probes.looks import observed, shown
-from coprs_core.probes.trace import MAX_SENTENCES, Sentences, spread
+from coprs_core.probes.focus import (
+    check_reply_ids,
+    focus_view,
+    out_of_memory_guarded,
+    reread_answer,
+)
+from coprs_core.probes.looks import observe_reply, visible_text
+from coprs_core.probes.trace import MAX_SENTENCES, Sentences, normalized_entropy
 from coprs_core.prompts import SENTENCE_END, thought_end
 
 if TYPE_CHECKING:
@@ -28,8 +33,8 @@ if TYPE_CHECKING:
     from coprs_core.model.focus_token import FocusTokenSegmenter
 
 
-@guarded
-def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
+@out_of_memory_guarded
+def run(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
     """Where the model would have focused after each sentence of its thought, one after the
     other; in a model that writes coordinates, where each sentence looked."""
     if not engine.has_focus_token:
@@ -37,7 +42,7 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
     check_reply_ids(engine, result)
     ids, views, read = list(result.reply_ids), [], 0
     thought = _thought_of(engine, ids)
-    _, features, reading = reread(engine, image, result)
+    _, features, reading = reread_answer(engine, image, result)
     closing, own = _closings(engine.focus, ids)
     for end, sentence in thought:
         if end > read:
@@ -46,7 +51,7 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
         ending = own if end == thought[-1][0] else closing
         states = reading.fork().feed(ending)
         focused = [i for i, token in enumerate(ending) if token == engine.focus.focus_id]
-        views.append(view_at(engine, states[focused], features, result.mask, sentence))
+        views.append(focus_view(engine, states[focused], features, result.mask, sentence))
     return Sentences(tuple(views))
 
 
@@ -72,15 +77,17 @@ def _attended(engine: Engine, image: PhotoLike, result: Result) -> Sentences:
     check_reply_ids(engine, result)
     language, ids = engine.local.language, list(result.reply_ids)
     sentences, first, views = _thought_of(engine, ids), 0, []
-    reply = observed(engine, image, result, "sentences")
+    reply = observe_reply(engine, image, result, "sentences")
     for end, text in sentences:
         views.append(reply.view(range(first, end), text))
         first = end
-    if first < len(ids) and (text := shown(language, ids[first:])):
+    if first < len(ids) and (text := visible_text(language, ids[first:])):
         last = reply.view(range(first, len(ids)), text)
         if result.prior is not None:  # the numbers alone made it
-            own = agreement(result.prior, result.mask)
-            last = replace(last, prior=result.prior, iou=own, spread=spread(result.prior))
+            own = prior_mask_iou(result.prior, result.mask)
+            last = replace(
+                last, prior=result.prior, iou=own, spread=normalized_entropy(result.prior)
+            )
         views.append(last)
     return Sentences(tuple(views))
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from coprs_core.answer.compare import against_answer
+from coprs_core.answer.compare import compare_answers
 from coprs_core.answer.results import MAX_REPLY_IDS, Region, Result
 from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import package_versions
 from coprs_core.photos.photo import PhotoLike, open_photo
-from coprs_core.probes.finding import OtherResult
-from coprs_core.probes.focus import guarded
+from coprs_core.probes.finding import ResultFinding
+from coprs_core.probes.focus import out_of_memory_guarded
 from coprs_core.prompts import (
     FOUND,
     MAX_READ_CHARACTERS,
@@ -30,7 +30,7 @@ MAX_THOUGHT_TOKENS = MAX_REPLY_IDS - 192
 
 
 @dataclass(frozen=True, eq=False)
-class OtherThought(OtherResult):
+class OtherThought(ResultFinding):
     """The answer after another thought, and the answer `before` it where there is one."""
 
     before: Result | None = None
@@ -39,18 +39,18 @@ class OtherThought(OtherResult):
         return "focus_again"
 
     def facts(self) -> dict:
-        return asdict(against_answer(self.before, self.result)) if self.before else {}
+        return asdict(compare_answers(self.before, self.result)) if self.before else {}
 
     def payloads(self) -> Iterator[Any]:
         yield self.result.to_dict(with_priors=True)
 
 
-def ask(engine: Engine, image: PhotoLike, result: Result, thought: str) -> OtherThought:
+def run(engine: Engine, image: PhotoLike, result: Result, thought: str) -> OtherThought:
     """Where the model focuses when it reads another thought than that of an answer."""
     return OtherThought(focus_again(engine, image, result.instruction, thought), result)
 
 
-@guarded
+@out_of_memory_guarded
 def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str) -> Result:
     """Let the model read a thought instead of thinking itself, end its reply, and focus.
 
@@ -58,7 +58,7 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
     token of its own, the token is given to it and `reason` says so.
     """
     focus, language = engine.focus, engine.focus.language
-    ids = _given(language, thought)
+    ids = _encode_thought(language, thought)
     photo, instruction = open_photo(image), check_instruction(instruction)
     features = engine.read(photo)
     reading = focus.reading(instruction, features)
@@ -100,7 +100,7 @@ def focus_again(engine: Engine, image: PhotoLike, instruction: str, thought: str
     )
 
 
-def _given(language: LanguageModel, thought: str) -> list[int]:
+def _encode_thought(language: LanguageModel, thought: str) -> list[int]:
     """The token ids of a thought that is given to the model, between its tags; raises `CoPRSError`
     where it is empty or too long to be read."""
     if not isinstance(thought, str) or not thought.strip():

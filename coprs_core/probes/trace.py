@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coprs_core.answer.pictures import (
+    downscale_mask,
+    downscale_prior,
+    downscaled_size,
     prior_overlay,
-    small_mask,
-    small_prior,
-    small_size,
     thumbnail,
 )
 from coprs_core.masks import encode_prior, encode_rle
@@ -127,11 +127,13 @@ class Sentences(Finding):
 
     def array(self) -> np.ndarray:
         """float16 [sentences, h, w], at most 1,024 pixels a side."""
-        return np.stack([small_prior(v.prior, SAVED_SIDE).astype(np.float16) for v in self.views])
+        return np.stack(
+            [downscale_prior(v.prior, SAVED_SIDE).astype(np.float16) for v in self.views]
+        )
 
     def save(self, folder: Path | str, photo: PhotoLike) -> list[Path]:
         written = super().save(folder, photo)
-        masks = np.stack([small_mask(v.mask, SAVED_SIDE) for v in self.views])
+        masks = np.stack([downscale_mask(v.mask, SAVED_SIDE) for v in self.views])
         np.save(Path(folder) / MASKS, masks)
         return [*written, Path(folder) / MASKS]
 
@@ -150,14 +152,14 @@ def settles_at(views: tuple[FocusView, ...]) -> int | None:
     return settled
 
 
-def opened(
+def load_sentences(
     values: dict, priors: np.ndarray, masks: np.ndarray, photo_size: tuple[int, int]
 ) -> Sentences:
     """A trace as `Sentences.save` wrote it: its JSON, float16 [sentences, h, w], bool of the same
     shape; priors and masks stay at that size. Raises `ValueError` for anything else."""
     found = values["sentences"]
     side = min(max(masks.shape[1:], default=0), SAVED_SIDE)
-    shape = (len(found), *small_size(photo_size, side))
+    shape = (len(found), *downscaled_size(photo_size, side))
     if not 1 <= len(found) <= MAX_SENTENCES + 1:
         raise ValueError(f"{len(found)} sentences")
     for array, kind in ((priors, np.float16), (masks, np.bool_)):
@@ -197,7 +199,7 @@ def trace_figure(
     above, below = halves
     axes = np.atleast_1d(above.subplots(1, len(views)))
     for i, (ax, view) in enumerate(zip(axes, views, strict=True)):
-        ax.imshow(prior_overlay(small, small_prior(view.prior, FIGURE_SIDE)))
+        ax.imshow(prior_overlay(small, downscale_prior(view.prior, FIGURE_SIDE)))
         ax.set_axis_off()
         mark = " (the focus has settled)" if i == settled else ""
         title = textwrap.fill(f"{i + 1}. {view.text}", 38, max_lines=5, placeholder=" …")
@@ -213,7 +215,7 @@ def trace_figure(
     return figure
 
 
-def spread(prior: np.ndarray) -> float:
+def normalized_entropy(prior: np.ndarray) -> float:
     """Entropy of a prior [H, W] as a share of that of an even one: 0 for one point, 1 for
     everywhere alike."""
     if prior.size < 2:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coprs_core.answer.compare import AgainstTruth, against_truth
+from coprs_core.answer.compare import TruthComparison, compare_with_truth
 from coprs_core.answer.pictures import truth_figure
 from coprs_core.answer.results import Result
 from coprs_core.photos.photo import Photo
@@ -23,7 +23,7 @@ class TruthFinding(Finding):
 
     result: Result
     truth: np.ndarray = field(repr=False)
-    scores: AgainstTruth
+    scores: TruthComparison
 
     def stem(self) -> str:
         return "truth"
@@ -37,6 +37,6 @@ class TruthFinding(Finding):
         return truth_figure(np.asarray(photo.image), self.result, self.truth, self.scores)
 
 
-def ask(result: Result, truth: np.ndarray) -> TruthFinding:
+def run(result: Result, truth: np.ndarray) -> TruthFinding:
     """Compare an answer with a true mask, bool [H, W] of the photo's size (see `read_truth`)."""
-    return TruthFinding(result, truth, against_truth(result, truth))
+    return TruthFinding(result, truth, compare_with_truth(result, truth))

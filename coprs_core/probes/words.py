@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coprs_core.answer.pictures import small_size
+from coprs_core.answer.pictures import downscaled_size
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.masks import encode_prior
 from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable
-from coprs_core.probes.focus import check_reply, check_reply_ids, guarded, reread, view_at
-from coprs_core.probes.looks import observed
+from coprs_core.probes.focus import (
+    check_reply,
+    check_reply_ids,
+    focus_view,
+    out_of_memory_guarded,
+    reread_answer,
+)
+from coprs_core.probes.looks import observe_reply
 from coprs_core.probes.trace import FocusView, trace_figure
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
 
@@ -37,7 +43,7 @@ MAX_WORDS, WORD_SIDE = 512, 64
 
 @dataclass(frozen=True, eq=False)
 class Words(Finding):
-    """The reply token by token, and where each looks; `at` takes an index into it.
+    """The reply token by token, and where each looks; `focus_of_word` takes an index into it.
 
     Attributes:
         words: the tokens as text.
@@ -97,10 +103,10 @@ class WordFocus(Finding):
         return trace_figure(np.asarray(photo.image), [self.view], None)
 
 
-@guarded
-def ask(engine: Engine, image: PhotoLike, result: Result) -> Words:
+@out_of_memory_guarded
+def run(engine: Engine, image: PhotoLike, result: Result) -> Words:
     """Where each word of the reply looks, numbered from 0, all in one reading."""
-    words = pieces(engine, result)
+    words = reply_pieces(engine, result)
     if len(words) > MAX_WORDS:
         raise NotApplicable(
             "This reply has {count:,} tokens and at most {most} are looked into together: "
@@ -112,8 +118,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Words:
     if not engine.has_focus_token:
         return _attended(engine, image, result, words)
     focus = engine.focus
-    photo, features, reading = reread(engine, image, result)
-    states, small = reading.feed(list(result.reply_ids)), small_size(photo.size, WORD_SIDE)
+    photo, features, reading = reread_answer(engine, image, result)
+    states, small = reading.feed(list(result.reply_ids)), downscaled_size(photo.size, WORD_SIDE)
     maps = np.stack([focus.prior(focus.prior_logits(s[None], features), small) for s in states])
     trained = [token == focus.focus_id for token in result.reply_ids]
     return Words(words, maps, [float(one.max()) for one in maps], trained)
@@ -122,29 +128,29 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Words:
 def _attended(engine: Engine, image: PhotoLike, result: Result, words: list[str]) -> Words:
     from coprs_core.model.backends.attention import as_prior
 
-    reply = observed(engine, image, result, "words")
+    reply = observe_reply(engine, image, result, "words")
     seen = [reply.seen([number]) for number in range(len(words))]
-    small = small_size(reply.photo.size, WORD_SIDE)
+    small = downscaled_size(reply.photo.size, WORD_SIDE)
     maps = np.stack([as_prior(one, small) for one in seen])
     shares = [float(one.sum()) for one in seen]
     return Words(words, maps, shares, [False] * len(words), ATTENTION_PRIOR)
 
 
-def pieces(engine: Engine, result: Result) -> list[str]:
+def reply_pieces(engine: Engine, result: Result) -> list[str]:
     """The reply's tokens as text; raises `CoPRSError` where this model did not write it."""
     check_reply_ids(engine, result)
     check_reply(engine, result)
     return engine.local.language.pieces_of(result.reply_ids)
 
 
-@guarded
-def at(engine: Engine, image: PhotoLike, result: Result, word: str | int) -> WordFocus:
+@out_of_memory_guarded
+def focus_of_word(engine: Engine, image: PhotoLike, result: Result, word: str | int) -> WordFocus:
     """Where one token's own hidden state looks when it is taken for the focus embedding; in a model
     that writes coordinates, what the token attends to.
 
     `word` is the number of a token, or a text of the reply: the place where it is written last.
     """
-    number = word if isinstance(word, int) else number_of(engine, result, word)
+    number = word if isinstance(word, int) else token_number(engine, result, word)
     count = len(result.reply_ids)
     if not 0 <= number < count:
         raise CoPRSError(
@@ -152,21 +158,21 @@ def at(engine: Engine, image: PhotoLike, result: Result, word: str | int) -> Wor
             count=count,
             number=number,
         )
-    text = pieces(engine, result)[number]
+    text = reply_pieces(engine, result)[number]
     if not engine.has_focus_token:
-        reply = observed(engine, image, result, f"word_{number}")
+        reply = observe_reply(engine, image, result, f"word_{number}")
         return WordFocus(number, reply.view([number], text))
-    _, features, reading = reread(engine, image, result)
+    _, features, reading = reread_answer(engine, image, result)
     embedding = reading.feed(list(result.reply_ids[: number + 1]))[-1:]
     focus_id, mask = engine.focus.focus_id, result.mask
     trained = result.reply_ids[number] == focus_id
     which = result.reply_ids[:number].count(focus_id)
     if trained and which < len(result.regions):  # the thing that it stands for
         mask = result.regions[which].mask
-    return WordFocus(number, view_at(engine, embedding, features, mask, text, trained))
+    return WordFocus(number, focus_view(engine, embedding, features, mask, text, trained))
 
 
-def number_of(engine: Engine, result: Result, word: str) -> int:
+def token_number(engine: Engine, result: Result, word: str) -> int:
     """The number of a token: a number as it stands, or where a text of the reply is written
     last."""
     if not isinstance(word, str) or len(word) > MAX_WORD_CHARACTERS:
@@ -176,7 +182,7 @@ def number_of(engine: Engine, result: Result, word: str) -> int:
         )
     if word.isdecimal() and len(word) < 10:
         return int(word)
-    written = pieces(engine, result)
+    written = reply_pieces(engine, result)
     place = "".join(written).rfind(word)
     if not word or place < 0:
         raise CoPRSError(

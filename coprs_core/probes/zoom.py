@@ -16,8 +16,8 @@ import numpy as np
 
 from coprs_core.answer.results import Region, Result, check_photo_size
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
-from coprs_core.probes.finding import NotApplicable, OtherResult
-from coprs_core.probes.focus import check_model, guarded, reread
+from coprs_core.probes.finding import NotApplicable, ResultFinding
+from coprs_core.probes.focus import check_model, out_of_memory_guarded, reread_answer
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class Crop:
     left: int
     side: int
 
-    def back(self, region: Region, prior: np.ndarray) -> Region:
+    def to_photo(self, region: Region, prior: np.ndarray) -> Region:
         """A region of the crop as one of the photo, whose prior float32 [H, W] stays outside."""
         prior, mask = prior.copy(), np.zeros(prior.shape, bool)
         self.of(prior)[:], self.of(mask)[:] = region.prior, region.mask
@@ -61,7 +61,7 @@ class Crop:
 
 
 @dataclass(frozen=True, eq=False)
-class Zoomed(OtherResult):
+class Zoomed(ResultFinding):
     """The same answer with prior and mask read again inside a crop.
 
     Outside the crop the prior stays as it was and the mask is empty. A model that writes
@@ -122,8 +122,8 @@ def _corners(result: Result) -> list[Any]:
     return corners
 
 
-@guarded
-def ask(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
+@out_of_memory_guarded
+def run(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
     """The answer with prior and mask read again around the prior's mass, or around the boxes that
     the model wrote, and the crop in pixels.
 
@@ -154,8 +154,8 @@ def ask(engine: Engine, image: PhotoLike, result: Result) -> Zoomed:
         found = _focus_closer(engine, photo, closer, result, crop)
     else:
         features = engine.segmenter.read(closer, "normal")
-        found = engine.answer_about(closer, features, result.instruction)
-    regions = tuple(crop.back(r, prior) for r in found.regions)
+        found = engine.answer_with_features(closer, features, result.instruction)
+    regions = tuple(crop.to_photo(r, prior) for r in found.regions)
     found = replace(
         found,
         regions=regions,
@@ -173,17 +173,17 @@ def _focus_closer(
 ) -> Result:
     """The answer with its region in the crop's pixels."""
     focus, ids = engine.focus, list(result.reply_ids)
-    _, features, reading = reread(engine, photo, result)
+    _, features, reading = reread_answer(engine, photo, result)
     first = focus.prior_logits(reading.feed(ids)[-1:], features)
     features_closer = engine.read(closer)
     second = focus.reading(result.instruction, features_closer).feed(ids)[-1:]
     prior_logits = focus.prior_logits(second, features_closer)
-    prior_logits = (prior_logits + _cut(focus, first, features, crop)) / 2
+    prior_logits = (prior_logits + _crop_logits(focus, first, features, crop)) / 2
     prior = focus.prior(prior_logits, closer.size)
     return replace(result, regions=(Region(prior, focus.mask(prior_logits, features_closer)),))
 
 
-def _cut(
+def _crop_logits(
     focus: FocusTokenSegmenter, prior_logits: torch.Tensor, features: PhotoFeatures, crop: Crop
 ) -> torch.Tensor:
     """The first look's logits inside the crop, in the crop's own prior frame; a square has no

@@ -12,9 +12,9 @@ from coprs_core.checkpoints.load import find_source
 from coprs_core.checkpoints.sources import PARTS, CoPRSSource, Source
 from coprs_core.checkpoints.tensors import count_parameters, open_safetensors
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device, free_memory, process
+from coprs_core.machine import choose_device, free_memory, rank_and_world_size
 from coprs_core.model.coprs import CoPRSConfig
-from coprs_core.sizes import free_disk, in_words
+from coprs_core.sizes import format_bytes, free_disk
 from coprs_core.training.data import training_data
 from coprs_core.training.embeddings import bytes_of
 from coprs_core.training.recipe import JointRecipe
@@ -54,15 +54,15 @@ class Plan:
     def table(self) -> str:
         """As text for a terminal."""
         total = sum(self.parts.values())
-        lines = [f"{name:34} {in_words(size):>9}" for name, size in self.parts.items()]
+        lines = [f"{name:34} {format_bytes(size):>9}" for name, size in self.parts.items()]
         return "\n".join(
             [
                 *lines,
-                f"{'together, without activations':34} {in_words(total):>9}",
-                f"{'free on the device':34} {in_words(self.free):>9}",
-                f"{'embeddings of the photos, on disk':34} {in_words(self.embeddings):>9}",
-                f"{'checkpoints, on disk':34} {in_words(self.saved):>9}",
-                f"{'free on disk':34} {in_words(self.disk):>9}",
+                f"{'together, without activations':34} {format_bytes(total):>9}",
+                f"{'free on the device':34} {format_bytes(self.free):>9}",
+                f"{'embeddings of the photos, on disk':34} {format_bytes(self.embeddings):>9}",
+                f"{'checkpoints, on disk':34} {format_bytes(self.saved):>9}",
+                f"{'free on disk':34} {format_bytes(self.disk):>9}",
                 f"{self.steps} steps, {self.replies:,} replies. Memory is an estimate; activations "
                 "come on top.",
             ]
@@ -73,17 +73,17 @@ class Plan:
         total = sum(self.parts.values())
         if total > self.free:
             fitting = [
-                f"set {way} ({in_words(n)})" for way, n in self.smaller.items() if n < self.free
+                f"set {way} ({format_bytes(n)})" for way, n in self.smaller.items() if n < self.free
             ]
             raise CoPRSError(
-                f"This run needs {in_words(total)} before any activation and "
-                f"{in_words(self.free)} are free: "
+                f"This run needs {format_bytes(total)} before any activation and "
+                f"{format_bytes(self.free)} are free: "
                 f"{' or '.join([*fitting, 'take a smaller model'])}."
             )
         written = self.saved + self.embeddings
         if written > self.disk:
             raise CoPRSError(
-                f"This run writes {in_words(written)} and {in_words(self.disk)} are free on "
+                f"This run writes {format_bytes(written)} and {format_bytes(self.disk)} are free on "
                 "that disk: choose another --out."
             )
 
@@ -139,7 +139,7 @@ def _sizes(recipe: JointRecipe, source: CoPRSSource, place: torch.device) -> _Si
     encoder, *heads = (
         sum(count_parameters(source.folder / f"{part}.safetensors")) for part in PARTS
     )
-    cards = process()[1] if recipe.sharded else 1
+    cards = rank_and_world_size()[1] if recipe.sharded else 1
     if recipe.sharded and cards == 1 and place.type == "cuda":
         cards = torch.cuda.device_count()  # a dry run stands for one process a card
     return _Sizes(

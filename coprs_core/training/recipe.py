@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.errors import CoPRSError, did_you_mean, truncated
-from coprs_core.files import read_text, visible
-from coprs_core.parsing import from_toml
+from coprs_core.files import read_text, without_hidden
+from coprs_core.parsing import parse_toml
 from coprs_core.prompts import MAX_NEW_TOKENS
 from coprs_core.training.objective import PRESETS, Objective
 from coprs_core.training.rates import Rates
 
 FOLDER = Path(__file__).parent / "recipes"
-NAMES = tuple(p.stem for p in visible(FOLDER.glob("*.toml")) if p.stem != "mini")
+NAMES = tuple(p.stem for p in without_hidden(FOLDER.glob("*.toml")) if p.stem != "mini")
 """Of joint training; recipes/mini.toml is read by `mini.recipe`."""
 
 
@@ -117,7 +117,7 @@ def read_recipe(name: str, changes: list[str] | None = None) -> JointRecipe:
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file; raises `CoPRSError` where it is none."""
     try:
-        return from_toml(read_text(path))
+        return parse_toml(read_text(path))
     except (ValueError, CoPRSError) as problem:
         raise CoPRSError(f"{path} is no TOML ({problem}): correct it.") from problem
 
@@ -133,7 +133,7 @@ def parse_change(text: str) -> tuple[str, Any]:
 def _value(text: str) -> Any:
     """A value as TOML reads it; text needs no quotes."""
     try:
-        return from_toml(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except ValueError:
         return text
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from coprs_core.errors import CoPRSError
-from coprs_core.parsing import from_json
+from coprs_core.parsing import parse_json
 from coprs_core.run_settings import check_settings, read_settings, write_settings
 
 RECIPE, LOG, CHECKPOINT = "recipe.json", "metrics.jsonl", "checkpoint"
@@ -39,7 +39,7 @@ def forget_after(step: int, folder: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = (line for line in lines if line.endswith("\n"))
     try:
-        kept = [line for line in whole if from_json(line)["step"] <= step]
+        kept = [line for line in whole if parse_json(line)["step"] <= step]
     except (ValueError, LookupError, TypeError) as problem:
         raise CoPRSError(f"{path} has a line that is no step: delete the line.") from problem
     path.write_text("".join(kept), encoding="utf-8")

@@ -28,11 +28,16 @@ from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.checkpoints.tensors import explain_write_errors
 from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError, first_line
-from coprs_core.machine import is_out_of_memory, peak_memory, process, within_memory
+from coprs_core.machine import (
+    is_out_of_memory,
+    out_of_memory_as_user_error,
+    peak_memory,
+    rank_and_world_size,
+)
 from coprs_core.model.backends.cpu import optimize
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.sizes import expanded
+from coprs_core.sizes import expand_home
 from coprs_core.training.data import training_data
 from coprs_core.training.focus import TRAINED, finish
 from coprs_core.training.joint import JointTrainer
@@ -83,7 +88,7 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
     is none, or the run diverges.
     """
     disable_progress_bar()
-    if recipe.sharded and process()[1] == 1:
+    if recipe.sharded and rank_and_world_size()[1] == 1:
         raise CoPRSError(
             "sharded spreads a model over several processes and this is the only one: start it "
             "with torchrun --nproc_per_node N -m coprs_core …, or leave sharded out."
@@ -118,7 +123,7 @@ def measured_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int
         _check_shares(short, dataset)
         start, watch, trainer = _set_up(_joint, short, recipe.model, dataset, *where)
         trainer.args.save_strategy = SaveStrategy.NO
-        with within_memory("This training", start.model.device, _SMALLER):
+        with out_of_memory_as_user_error("This training", start.model.device, _SMALLER):
             trainer.train()
     return sum(watch.seconds[1:]) / recipe.iterations, peak_memory(start.model.device)
 
@@ -144,7 +149,7 @@ def _stage(
     keep_recipe(_kept(recipe), out.parent)
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
         trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, dataset, recipe))
-    memory = within_memory("This training", start.model.device, _SMALLER)
+    memory = out_of_memory_as_user_error("This training", start.model.device, _SMALLER)
     with memory, explain_write_errors(folder), told_to_stop() as watch.is_told:
         if is_whole and not recipe.sharded:  # it was killed while the checkpoint was written
             trainer._load_from_checkpoint(saved)
@@ -167,9 +172,9 @@ def _kept(recipe: JointRecipe) -> dict[str, Any]:
 
 def _check_shares(recipe: JointRecipe, dataset: Dataset) -> None:
     """Raises `CoPRSError` where a stage cannot share its questions out."""
-    if recipe.warmup_steps and recipe.questions % process()[1]:
+    if recipe.warmup_steps and recipe.questions % rank_and_world_size()[1]:
         raise CoPRSError(
-            f"A warm-up step has {recipe.questions} replies (questions) and {process()[1]} "
+            f"A warm-up step has {recipe.questions} replies (questions) and {rank_and_world_size()[1]} "
             "processes share them: set questions to a multiple."
         )
     if not recipe.steps:
@@ -180,7 +185,7 @@ def _check_shares(recipe: JointRecipe, dataset: Dataset) -> None:
             f"set questions to {len(dataset)} at most, with a fitting rows_at_once, or add items."
         )
     rows = recipe.questions * recipe.objective.group
-    at_once = recipe.rows_at_once * process()[1]
+    at_once = recipe.rows_at_once * rank_and_world_size()[1]
     if rows % at_once:
         raise CoPRSError(
             f"A step has {rows} replies (questions × group) and all processes hold {at_once} at "
@@ -286,7 +291,7 @@ def _processor(language: Path) -> Any:
 
 def _seen_from(folder: Path, name: str) -> str:
     """How a checkpoint is named in a folder: one of this disk by the way to it."""
-    there = expanded(name)
+    there = expand_home(name)
     return os.path.relpath(there, folder) if there.is_dir() else name
 
 
@@ -295,7 +300,7 @@ def _warm_up(
 ) -> WarmUp:
     if start.adapters is not None:
         start.adapters.trainable_token_indices = _focus_rows(start)
-    share = recipe.questions // process()[1]
+    share = recipe.questions // rank_and_world_size()[1]
     at_once = math.gcd(share, recipe.rows_at_once)
     args = TrainingArguments(
         max_steps=recipe.warmup_steps,
@@ -314,7 +319,7 @@ def _joint(
 ) -> JointTrainer:
     objective = recipe.objective
     rows = recipe.questions * objective.group
-    at_once = recipe.rows_at_once * process()[1]
+    at_once = recipe.rows_at_once * rank_and_world_size()[1]
     args = GRPOConfig(
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.rows_at_once,

@@ -42,7 +42,7 @@ from app.views.render import TEMPLATES
 from app.views.standalone import standalone
 from coprs_core import CoPRSError, Region, Result, load
 from coprs_core import calibrate as calibrating
-from coprs_core.answer.compare import against_truth
+from coprs_core.answer.compare import compare_with_truth
 from coprs_core.answer.engine import Engine, Update
 from coprs_core.answer.verdict import understanding
 from coprs_core.checkpoints import catalogue, plan
@@ -393,7 +393,7 @@ def every_view(bad: str, found, server) -> dict[str, str]:
         "pair_caption": findings.pair("en", photo, (result, result), (bad, bad)),
         "legend": findings.difference_view("en", photo, difference, bad),
         "facts": findings.truth_view("en", photo, result, result.mask,
-                                        against_truth(result, result.mask)),
+                                        compare_with_truth(result, result.mask)),
         "compared": compared,
         "agreement_words": findings.agreement_words("en", scores),
     }  # fmt: skip
@@ -673,7 +673,7 @@ def test_reading_ends_where_nobody_waits_for_it(mini, photo, ends):
         assert list(read) == [] and len(passes) == 1  # and no sentence about it
     finally:
         hooked.remove()
-    assert not page_handlers.server.engine.kept(open_photo(photo))
+    assert not page_handlers.server.engine.cached_features(open_photo(photo))
     *_, last = page_handlers.answer(photo, "the car", None)
     assert last["answered"]
 
@@ -688,7 +688,7 @@ def test_what_is_read_ahead_is_taken_over_by_a_question_about_it(mini, photo):
         assert len(list(page_handlers.read_ahead(photo))) == 2  # says no more, and reads on
     finally:
         hooked.remove()
-    assert page_handlers.server.engine.kept(open_photo(photo))
+    assert page_handlers.server.engine.cached_features(open_photo(photo))
 
 
 def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
@@ -991,7 +991,7 @@ def test_links_make_room_for_themselves_and_leave_the_uploads_theirs(tmp_path, m
 def test_a_page_of_a_megapixel_photo_is_small(mini, tmp_path):
     photo = open_photo(Image.open(CHEETAH).convert("RGB").resize((1152, 864)))
     result = mini.segment(photo.image, "the cat")
-    trace = visitors.small_trace(sentences.ask(mini, photo.image, result))
+    trace = visitors.small_trace(sentences.run(mini, photo.image, result))
     assert len(standalone("en", photo, result, trace).encode()) < 2_000_000
 
 
@@ -1459,7 +1459,7 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     *_, last = page_handlers.answer(photo, found[1].instruction, None)
     answered = last["answered"]
     strip = page_handlers.thought.trace(answered)
-    finding = sentences.ask(mini, answered.photo, answered.result)
+    finding = sentences.run(mini, answered.photo, answered.result)
     assert strip.count("data-sentence") == len(finding.views) >= 2
     assert not answered.findings  # full-size priors are not kept by the way
     looks = json.loads(unescape(re.search(r'data-looks="(.*?)"', strip)[1]))

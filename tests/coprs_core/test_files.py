@@ -16,8 +16,8 @@ from coprs_core.commands.options import read_prompt
 from coprs_core.datasets import open_dataset
 from coprs_core.datasets.folder import LISTING
 from coprs_core.errors import CoPRSError
-from coprs_core.files import check_legible, found, from_western, read_text
-from coprs_core.photos.orientation import on_upright, upright_array
+from coprs_core.files import check_no_mojibake, find_file, read_text, repair_cp1252
+from coprs_core.photos.orientation import mask_to_upright, upright_array
 from coprs_core.photos.photo import orientation_of
 from coprs_core.training.recipe import read_toml
 
@@ -67,12 +67,12 @@ def test_what_a_wrong_decoding_left_is_not_asked(tmp_path):
             open_dataset("folder", tmp_path)
         with pytest.raises(CoPRSError, match="another encoding"):
             find_items(str(tmp_path / LISTING), None)
-    assert check_legible("the café’s 帽子\n", "it") == "the café’s 帽子\n"
+    assert check_no_mojibake("the café’s 帽子\n", "it") == "the café’s 帽子\n"
 
 
 def test_english_in_cp1252_is_told_from_other_encodings():
     def read(text: str, encoding: str) -> str:
-        return from_western(text.encode(encoding).decode("utf-8", "surrogateescape"), "a.json")
+        return repair_cp1252(text.encode(encoding).decode("utf-8", "surrogateescape"), "a.json")
 
     for text in ("the café", "the “old” hat – Zoë’s", "“été”", "naïve", "plain", "帽子 é"):
         encoding = "utf-8" if "帽" in text else "cp1252"
@@ -107,8 +107,8 @@ def test_names_are_found_in_either_unicode_form(tmp_path, stored, written):
     truth[1:3, 2:5] = True
     Image.fromarray(truth).save(folder / f"caf{stored}_mask.png")
     asked = tmp_path / f"folder {written}"
-    assert found(asked / f"caf{written}.png") == folder / f"caf{stored}.PNG"
-    assert found(asked / "gone.png").name == "gone.png"
+    assert find_file(asked / f"caf{written}.png") == folder / f"caf{stored}.PNG"
+    assert find_file(asked / "gone.png").name == "gone.png"
     row = {"photo": f"caf{written}.png", "instruction": "it", "masks": [f"caf{written}_mask.png"]}
     (folder / LISTING).write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
     assert np.array_equal(open_dataset("folder", folder).item(0).truth, truth)
@@ -158,11 +158,11 @@ def test_pixels_are_turned_as_pillow_turns_a_photo(orientation):
     assert orientation_of(stored) == orientation
     assert np.array_equal(upright_array(EXAMPLE, orientation), shown)
     if orientation >= 5:
-        assert np.array_equal(on_upright(EXAMPLE, shown.shape, orientation), shown)
-        assert np.array_equal(on_upright(shown, shown.shape, orientation), shown)
+        assert np.array_equal(mask_to_upright(EXAMPLE, shown.shape, orientation), shown)
+        assert np.array_equal(mask_to_upright(shown, shown.shape, orientation), shown)
     elif orientation > 1:
         with pytest.raises(CoPRSError, match=f"EXIF tag turns it .orientation {orientation}"):
-            on_upright(EXAMPLE, shown.shape, orientation)
+            mask_to_upright(EXAMPLE, shown.shape, orientation)
 
 
 def turned_photo(path: Path, size: tuple[int, int], orientation: int) -> None:

@@ -13,10 +13,10 @@ from coprs_core.checkpoints.localization_heads import heads_path, load_heads
 from coprs_core.datasets import open_dataset
 from coprs_core.evaluation.run import ROWS, RUN, read_rows, read_run
 from coprs_core.export.archive import open_answer
-from coprs_core.mini.ablation.run import Budget, _begin
+from coprs_core.mini.ablation.run import Budget, _open_folder
 from coprs_core.mini.train.recipe import read_mini
 from coprs_core.model.coprs import CoPRSConfig
-from coprs_core.parsing import from_json, from_toml
+from coprs_core.parsing import parse_json, parse_toml
 from coprs_core.training.recipe import parse_change, read_recipe
 from coprs_core.training.run_folder import LOG, RECIPE, check_recipe, forget_after
 
@@ -27,7 +27,7 @@ BAD = DEEP | {"digits": LONG, "half": '{"a": ', "empty": ""}
 
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD)
 def test_whatever_is_wrong_is_a_value_error(text):
-    for reader in (from_json, lambda text: from_toml(f"a = {text}")):
+    for reader in (parse_json, lambda text: parse_toml(f"a = {text}")):
         with pytest.raises(ValueError):
             reader(text)
 
@@ -56,7 +56,7 @@ READERS = {
     "its log": lambda f, t: forget_after(3, written(f, LOG, f"{t}\n")),
     "evaluated": lambda f, t: read_run(written(f, RUN, t)),
     "its rows": lambda f, t: read_rows(written(f, ROWS.format(0, 1), f"{t}\n")),
-    "ablated": lambda f, t: _begin(began(written(f, "ablation.json", t)), Budget()),
+    "ablated": lambda f, t: _open_folder(began(written(f, "ablation.json", t)), Budget()),
     "many photos": lambda f, t: find_items(str(written(f, "a.jsonl", t or "x") / "a.jsonl"), "x"),
     "an answer": lambda f, t: open_answer(written(f, "result.json", t)),
     "a true mask": lambda f, t: read_truth(written(f, "a.json", t) / "a.json", (8, 8)),

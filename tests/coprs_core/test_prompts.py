@@ -8,7 +8,7 @@ from coprs_core.prompts import (
     check_instruction,
     encode_prompt,
     parse_reply,
-    with_sentence,
+    replace_sentence,
 )
 
 INJECTIONS = [
@@ -85,11 +85,13 @@ def test_half_a_character_is_refused_in_a_sentence():
 def test_one_sentence_of_a_thought_is_written_otherwise_or_taken_out():
     text = "I see a hat.  It is red.\nIt is red. That is it"
     assert (
-        with_sentence(text, 0, "I see a cup.") == "I see a cup.  It is red.\nIt is red. That is it"
+        replace_sentence(text, 0, "I see a cup.")
+        == "I see a cup.  It is red.\nIt is red. That is it"
     )
     assert (
-        with_sentence(text, 2, "It is blue. ") == "I see a hat.  It is red.\nIt is blue. That is it"
+        replace_sentence(text, 2, "It is blue. ")
+        == "I see a hat.  It is red.\nIt is blue. That is it"
     )
-    assert with_sentence(text, 3, "") == "I see a hat.  It is red.\nIt is red."
+    assert replace_sentence(text, 3, "") == "I see a hat.  It is red.\nIt is red."
     with pytest.raises(IndexError):
-        with_sentence(text, 4, "x")
+        replace_sentence(text, 4, "x")

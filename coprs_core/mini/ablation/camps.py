@@ -26,7 +26,7 @@ from coprs_core.mini.train.recipe import MINI, Recipe, Stage
 from coprs_core.mini.train.run import run_stage
 from coprs_core.mini.train.stages import Scaffold
 from coprs_core.mini.world.questions import Question
-from coprs_core.mini.world.scenes import Scene, Thing
+from coprs_core.mini.world.scenes import Scene, SceneObject
 from coprs_core.model.backends.coordinates import (
     QUESTION_SLOT,
     CoordinateModel,
@@ -63,7 +63,7 @@ class HiddenStatePrompt(nn.Module):
         return mask_padding(self.decoder.from_embedding(image_embedding, prompt), valid_size)
 
 
-class _Passed(nn.Module):
+class _IdentityDecoder(nn.Module):
     """A decoder with nothing left to do."""
 
     def forward(self, mask_logits: Tensor, image_embedding: Tensor) -> Tensor:
@@ -124,18 +124,18 @@ class CampCollator(Collator):
     def __call__(self, drawn: list[tuple[Scene, list[Question]]]) -> Batch:
         if self.arm.camp == "coordinates":
             side = self.recipe.mllm_side
-            drawn = [(s, [_in_coordinates(q, s, side) for q in asked]) for s, asked in drawn]
+            drawn = [(s, [_question_with_boxes(q, s, side) for q in asked]) for s, asked in drawn]
         return super().__call__(drawn)
 
 
-def _in_coordinates(question: Question, scene: Scene, side: int) -> Question:
+def _question_with_boxes(question: Question, scene: Scene, side: int) -> Question:
     """A question whose reply ends in boxes, in pixels of the picture that the language model
     sees."""
     things = [scene.things[i] for i in question.targets]
-    return replace(question, reply=in_coordinates(question.reply, things, side))
+    return replace(question, reply=reply_with_boxes(question.reply, things, side))
 
 
-def in_coordinates(reply: str, things: list[Thing], side: int) -> str:
+def reply_with_boxes(reply: str, things: list[SceneObject], side: int) -> str:
     """A reply with the boxes of its targets in place of its focus tokens, as Seg-Zero writes them,
     in pixels of the picture squeezed to so many pixels a side."""
     objects = []
@@ -174,7 +174,7 @@ def train_camp(
         model.image_encoder.load_state_dict(given.model.image_encoder.state_dict())
     if arm.camp == "hidden state":
         head: Any = HiddenStatePrompt(model.config.llm_width, model.decoder)
-        model.prior, model.decoder = head, _Passed()  # ty: ignore[invalid-assignment]
+        model.prior, model.decoder = head, _IdentityDecoder()  # ty: ignore[invalid-assignment]
     torch.manual_seed(seed)
     scaffold = CampScaffold(recipe, model, tokenizer, arm).to(device)
     model.mllm.set_attn_implementation("parts")

@@ -64,7 +64,7 @@ class ArmResult:
     rows: list[Measurement]
 
 
-def ablate(
+def run_ablation(
     budget: Budget,
     arms: tuple[Arm, ...],
     folder: Path,
@@ -79,7 +79,7 @@ def ablate(
     its own. Raises `CoPRSError` where the folder holds a run of another budget, or training fails
     (then after those beside it have ended).
     """
-    _begin(folder, budget)
+    _open_folder(folder, budget)
     left = [
         (arm, seed, budget, own, device)
         for arm in arms
@@ -90,13 +90,13 @@ def ablate(
         for one in left:
             said(_title(*one[:2]))
             _train_and_measure(*one)
-        return found(folder)
-    for one in _side_by_side(left, at_once):
+        return finished_arms(folder)
+    for one in _run_in_processes(left, at_once):
         said(_title(*one[:2]))
-    return found(folder)
+    return finished_arms(folder)
 
 
-def _side_by_side(left: list[tuple], at_once: int) -> Iterator[tuple]:
+def _run_in_processes(left: list[tuple], at_once: int) -> Iterator[tuple]:
     """Train and measure each in a process of its own, with its `LOG`; each again when it is done,
     in order."""
     threads = max(1, torch.get_num_threads() // at_once)
@@ -138,12 +138,12 @@ def _title(arm: Arm, seed: int) -> str:
 
 
 def _train_and_measure(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> None:
-    rows = _measured(_trained(arm, seed, budget, folder, device), budget, folder / ROWS)
+    rows = _measure(_train(arm, seed, budget, folder, device), budget, folder / ROWS)
     scores = report(rows, read_run(folder / ROWS)["groups"])
     (folder / REPORT).write_text(json.dumps(scores, indent=1) + "\n")
 
 
-def found(folder: Path) -> list[ArmResult]:
+def finished_arms(folder: Path) -> list[ArmResult]:
     """All arms that a folder holds, measured to their end."""
     return [
         ArmResult(arm, seed, read_rows(own / ROWS))
@@ -153,7 +153,7 @@ def found(folder: Path) -> list[ArmResult]:
     ]
 
 
-def _begin(folder: Path, budget: Budget) -> None:
+def _open_folder(folder: Path, budget: Budget) -> None:
     path = writable_folder(folder) / RUN
     begun = any(p.name != LOG for p in folder.glob("*/*"))
     if begun:  # else nothing was trained: it may be another
@@ -161,7 +161,7 @@ def _begin(folder: Path, budget: Budget) -> None:
     write_settings(path, asdict(budget))
 
 
-def _trained(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> Engine:
+def _train(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> Engine:
     place = writable_folder(folder)
     if arm.camp is not None:
         steps = budget.camp_steps
@@ -181,7 +181,7 @@ def _trained(arm: Arm, seed: int, budget: Budget, folder: Path, device: str) -> 
     return Engine(load_checkpoint(model, LoadOptions(device=device)))
 
 
-def _measured(engine: Engine, budget: Budget, folder: Path) -> list[Measurement]:
+def _measure(engine: Engine, budget: Budget, folder: Path) -> list[Measurement]:
     dataset = open_dataset("scenes", None, "test")
     where = "scenes", "test", dataset.about, "coprs", "none", budget.first, budget.scenes
     settings = Settings(budget.model, *where, at_once=64)

@@ -90,7 +90,7 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(values.mean()), *interval_of_mean(values, np.random.default_rng(SEED))
 
 
-def in_markdown(tables: dict[str, list[Entry]], budget: Budget) -> str:
+def to_markdown(tables: dict[str, list[Entry]], budget: Budget) -> str:
     """All tables as Markdown."""
     lines = [
         f"Start: {budget.model}. {budget.scenes:,} scenes of the test split from number "
@@ -118,10 +118,10 @@ def _cells(entry: Entry) -> list[str]:
     return [
         entry.arm.name,
         str(entry.seeds) if entry.arm.is_trained else "–",
-        _in_words(entry.named),
-        _in_words(entry.mask),
+        _format_value(entry.named),
+        _format_value(entry.mask),
         ", ".join(f"{v:.3f}" for v in entry.by_seed),
-        "–" if entry.prior is None else _in_words(entry.prior),
+        "–" if entry.prior is None else _format_value(entry.prior),
         shown,
         "" if d is None else f"{d.p:.4f}",
         f"{entry.unusable:.3f}",
@@ -130,7 +130,7 @@ def _cells(entry: Entry) -> list[str]:
     ]
 
 
-def _in_words(value: tuple[float, float, float]) -> str:
+def _format_value(value: tuple[float, float, float]) -> str:
     mean, low, high = value
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -22,7 +22,7 @@ from coprs_core.mini.train.recipe import Recipe
 from coprs_core.mini.world.drawings import COLOURS
 from coprs_core.mini.world.kinds import KINDS
 from coprs_core.mini.world.meanings import Ambiguous
-from coprs_core.mini.world.questions import Asking, ask
+from coprs_core.mini.world.questions import QuestionMix, draw_question
 from coprs_core.mini.world.scenes import PLACES, draw_scene
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.prompts import FOCUS_TOKEN
@@ -72,7 +72,7 @@ def build_tokenizer(recipe: Recipe, scenes: int = 3000) -> PreTrainedTokenizerFa
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(_corpus(scenes, Asking(varied=recipe.asking.varied)), trainer)
+    core.train_from_iterator(_corpus(scenes, QuestionMix(varied=recipe.asking.varied)), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",
@@ -86,15 +86,15 @@ def build_tokenizer(recipe: Recipe, scenes: int = 3000) -> PreTrainedTokenizerFa
     return tokenizer
 
 
-def _corpus(scenes: int, asking: Asking):
+def _corpus(scenes: int, asking: QuestionMix):
     for seed in range(scenes):
         scene, rng = draw_scene(seed, with_image=False), random.Random(seed)
         for _ in range(4):
-            question = ask(scene, rng, None, asking)
+            question = draw_question(scene, rng, None, asking)
             yield question.instruction
             yield re.sub(r"<[^>]+>", "", question.reply)
         with suppress(Ambiguous):
-            question = ask(scene, rng, "several", asking)
+            question = draw_question(scene, rng, "several", asking)
             yield question.instruction
             yield re.sub(r"<[^>]+>", "", question.reply)
         # what is not known stays in small pieces, and so is told from what is

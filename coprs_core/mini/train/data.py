@@ -16,8 +16,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from coprs_core.mini.train import oracle
 from coprs_core.mini.train.recipe import Recipe, Stage
 from coprs_core.mini.world.kinds import KINDS
-from coprs_core.mini.world.questions import Question, ask
-from coprs_core.mini.world.scenes import SIDE, SQUARE, Scene, Thing, draw_scene, random_size
+from coprs_core.mini.world.questions import Question, draw_question
+from coprs_core.mini.world.scenes import SIDE, SQUARE, Scene, SceneObject, draw_scene, random_size
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt
 from coprs_core.training.data import target_of
 
@@ -25,7 +25,7 @@ PREFIX_END = "<|vision_end|>"
 
 
 @dataclass
-class Packed:
+class PackedQuestions:
     """K questions about each of B scenes in one row: the image prefix once, then a branch for every
     question.
 
@@ -60,7 +60,7 @@ class Batch:
         image: uint8 [B, 3, H, W].
         pixel_values: float32 [B·patches, values], for the vision tower.
         tower_cells: float32 [B, tokens, 64]; `encoder_cells`: float32 [B, grid², 64].
-        packed: the questions about every scene, a `Packed`.
+        packed: the questions about every scene, a `PackedQuestions`.
         targets: (row of the batch, thing to segment).
         masks: float32 [M, 1, prior side, prior side] in [0, 1], of `targets`.
     """
@@ -72,7 +72,7 @@ class Batch:
     tower_cells: Any = None
     encoder_cells: Any = None
     packed: Any = None
-    targets: list[tuple[int, Thing]] = field(default_factory=list)
+    targets: list[tuple[int, SceneObject]] = field(default_factory=list)
     masks: Any = None
 
 
@@ -92,7 +92,9 @@ class SceneData(torch.utils.data.Dataset):
         size = random_size(rng) if rng.random() < self.recipe.other_shapes else SQUARE
         scene = draw_scene(seed, with_image=self.stage.kind != "language", size=size)
         rng = random.Random(f"questions {seed}")
-        return scene, [ask(scene, rng, None, self.asking) for _ in range(self.stage.questions)]
+        return scene, [
+            draw_question(scene, rng, None, self.asking) for _ in range(self.stage.questions)
+        ]
 
 
 class Collator:
@@ -119,9 +121,9 @@ class Collator:
             batch.tower_cells = _cells(scenes, batch.grid, 0.15)
         if name in ("focus", "joint"):
             grid = self.recipe.vision.grid
-            batch.encoder_cells = _cells(scenes, (grid, grid), 0.3, _squared)
+            batch.encoder_cells = _cells(scenes, (grid, grid), 0.3, _pad_to_square)
         if self.stage.questions:
-            batch.packed = pack(self.recipe, drawn, self.tokenizer, batch.grid)
+            batch.packed = pack_questions(self.recipe, drawn, self.tokenizer, batch.grid)
         if name == "focus":
             batch.targets = [
                 (i, t)
@@ -167,19 +169,19 @@ def _cells(
     )
 
 
-def _squared(picture: np.ndarray) -> Tensor:
+def _pad_to_square(picture: np.ndarray) -> Tensor:
     """A picture [H, W] in SAM's frame [256, 256]: nothing to its right and below."""
     height, width = picture.shape
     return torch.nn.functional.pad(torch.from_numpy(picture), (0, SIDE - width, 0, SIDE - height))
 
 
-def pack(
+def pack_questions(
     recipe: Recipe,
     asked: list[tuple[Scene, list[Question]]],
     tokenizer,
     grid: tuple[int, int],
-) -> Packed:
-    """Put the questions of every scene into one row (see `Packed`)."""
+) -> PackedQuestions:
+    """Put the questions of every scene into one row (see `PackedQuestions`)."""
     image_ids = [tokenizer.convert_tokens_to_ids("<|image_pad|>")] * (grid[0] * grid[1])
     end = tokenizer.convert_tokens_to_ids(PREFIX_END)
     rows = [
@@ -208,7 +210,7 @@ def pack(
             listed_things += b.listed_things
             focus += [(r, at + i) for i in b.focus]
             focus_things += b.targets
-    return Packed(
+    return PackedQuestions(
         ids,
         parts,
         offset,
@@ -229,9 +231,9 @@ class _Branch:
     reply_start: int
     weights: list[float]
     listed: list[int]
-    listed_things: list[Thing]
+    listed_things: list[SceneObject]
     focus: list[int]
-    targets: list[Thing]
+    targets: list[SceneObject]
 
 
 def _branch(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coprs_core.machine import computes_in_bfloat16
+from coprs_core.machine import has_native_bfloat16
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """Coefficients of https://kellerjordan.github.io/posts/muon, as in `torch.optim.Muon`."""
@@ -44,7 +44,7 @@ class Muon(torch.optim.Muon):
 def orthogonal(matrices: Tensor, eps: float = 1e-7) -> Tensor:
     """The matrices [N, R, C] with all singular values brought near 1, by Newton-Schulz iterations;
     in bfloat16 where the device computes in it, else in float32."""
-    x = matrices.bfloat16() if computes_in_bfloat16(matrices.device) else matrices.float()
+    x = matrices.bfloat16() if has_native_bfloat16(matrices.device) else matrices.float()
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / x.flatten(1).norm(dim=1).clamp(min=eps)[:, None, None]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coprs_core.mini.world.drawings import COLOURS
 from coprs_core.mini.world.kinds import KINDS
-from coprs_core.mini.world.scenes import SIDE, Thing
+from coprs_core.mini.world.scenes import SIDE, SceneObject
 
 _COLOUR_NAMES = list(COLOURS)
 _POSITIONS, _POSITION_WIDTH = torch.linspace(0, SIDE - 1, 12), 20.0
@@ -32,7 +32,7 @@ CELL_FEATURES = (
 IMAGE_SCALE, QUERY_SCALE = 0.6, 4.0
 
 
-def thing_features(thing: Thing) -> Tensor:
+def thing_features(thing: SceneObject) -> Tensor:
     """float32 [62]: one-hot kind and colour, radial bases of the centre's x and y and of the log
     area, as in a picture of 256×256 whatever its shape."""
     f = torch.zeros(THING_FEATURES)
@@ -50,13 +50,13 @@ def thing_features(thing: Thing) -> Tensor:
     return f
 
 
-def features_of(things: Sequence[Thing]) -> Tensor:
+def features_of(things: Sequence[SceneObject]) -> Tensor:
     """float32 [N, 62]: `thing_features` of each."""
     return torch.stack([torch.zeros(THING_FEATURES), *map(thing_features, things)])[1:]
 
 
 def cell_features(
-    owner: Tensor, things: tuple[Thing, ...], grid: tuple[int, int], least: float
+    owner: Tensor, things: tuple[SceneObject, ...], grid: tuple[int, int], least: float
 ) -> Tensor:
     """float32 [rows · columns, 64]: each cell of the `grid` tells of the thing that covers most of
     it, if that is at least a share `least`.
@@ -76,7 +76,7 @@ def cell_features(
     return f
 
 
-def frames(width: int) -> tuple[Tensor, Tensor]:
+def orthogonal_frames(width: int) -> tuple[Tensor, Tensor]:
     """The image frame [width, 64] and the query frame [width, 62]: fixed, with orthogonal
     columns."""
 
@@ -100,10 +100,10 @@ def cell_losses(cells: Tensor, target: Tensor, image_frame: Tensor) -> tuple[Ten
     weight = torch.where(target[:, GROUND] > 0.5, 0.15, 1.0)
     error = ((flat - target @ image_frame.T) ** 2).sum(-1) / IMAGE_SCALE**2
     read = flat @ image_frame / IMAGE_SCALE**2
-    return (error * weight).sum() / weight.sum(), class_loss(read, target)
+    return (error * weight).sum() / weight.sum(), cell_class_loss(read, target)
 
 
-def class_loss(read: Tensor, target: Tensor, sharpness: float = 8.0) -> Tensor:
+def cell_class_loss(read: Tensor, target: Tensor, sharpness: float = 8.0) -> Tensor:
     """Cross-entropy of kind and colour on the cells [N, 64] that hold a thing, read as logits
     `sharpness` × feature."""
     occupied = target[:, GROUND] < 0.5

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from coprs_core.errors import CoPRSError, did_you_mean, truncated
-from coprs_core.mini.world.questions import FAMILY_WEIGHTS, Asking
+from coprs_core.mini.world.questions import FAMILY_WEIGHTS, QuestionMix
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
 from coprs_core.training.recipe import FOLDER, parse_change, read_toml
@@ -71,7 +71,7 @@ class Recipe:
     decoder: DecoderConfig
     llm: dict[str, int]
     tower: dict[str, int]
-    asking: Asking
+    asking: QuestionMix
     stages: tuple[Stage, ...]
     prior_heads: int
     prior_width: int
@@ -119,7 +119,7 @@ def read_mini(changes: list[str] | None = None) -> Recipe:
     return Recipe(
         vision=VisionConfig(**vision | {"global_layers": tuple(vision["global_layers"])}),
         decoder=DecoderConfig(**values.pop("decoder")),
-        asking=Asking(families, **asking),
+        asking=QuestionMix(families, **asking),
         stages=stages,
         **values,
     )

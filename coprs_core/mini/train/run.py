@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.tensors import explain_write_errors
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device, computes_in_bfloat16
+from coprs_core.machine import choose_device, has_native_bfloat16
 from coprs_core.mini.train import oracle
 from coprs_core.mini.train.build import build_miniature, build_processor, build_tokenizer
 from coprs_core.mini.train.data import Collator, batches
@@ -80,7 +80,7 @@ def optimizers(parts: dict[str, nn.Module], stage: Stage) -> list[torch.optim.Op
     ]
 
 
-def rate_factor(step: int, stage: Stage) -> float:
+def lr_factor(step: int, stage: Stage) -> float:
     """The learning rate at a step as a share of its peak: a short rise, a plateau, a cosine to
     nothing."""
     done = step / stage.steps
@@ -238,7 +238,7 @@ def run_stage(
 def _set_rates(chosen: list[torch.optim.Optimizer], stage: Stage, step: int) -> None:
     for optimizer, peak in zip(chosen, (stage.rate, stage.adam_rate)):
         for group in optimizer.param_groups:
-            group["lr"] = peak * rate_factor(step, stage)
+            group["lr"] = peak * lr_factor(step, stage)
 
 
 def _step(
@@ -247,7 +247,7 @@ def _step(
     """One step of learning; the scores of its batch, None where the gradient is no number and
     nothing was learnt."""
     device = scaffold.device
-    is_half = computes_in_bfloat16(device)
+    is_half = has_native_bfloat16(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
         loss, scores = scaffold.loss(stage.kind, batch)
     for p in parameters:

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 
 from coprs_core.geometry import to_sam_frames, unpadded_size
 from coprs_core.mini.train import oracle
-from coprs_core.mini.train.data import Batch, Packed
+from coprs_core.mini.train.data import Batch, PackedQuestions
 from coprs_core.mini.train.recipe import Recipe
 from coprs_core.mini.world.drawings import COLOURS
 from coprs_core.mini.world.kinds import KINDS
@@ -26,7 +26,7 @@ def _attention_in_parts(
     module, query, key, value, attention_mask, scaling, dropout=0.0, **_
 ) -> tuple[Tensor, None]:
     """Attention of [B, heads, L, d] → [B, L, heads, d], where `attention_mask` holds the lengths of
-    the parts of a `Packed` row: each sees the first one and what of itself comes before. None: all
+    the parts of a `PackedQuestions` row: each sees the first one and what of itself comes before. None: all
     see all."""
     if attention_mask is None:
         mixed = _attend(query, key, value, scaling)
@@ -74,7 +74,7 @@ class Scaffold(nn.Module):
     def __init__(self, recipe: Recipe, model: CoPRS, tokenizer):
         super().__init__()
         self.recipe, self.model = recipe, model
-        image_frame, query_frame = oracle.frames(model.config.llm_width)
+        image_frame, query_frame = oracle.orthogonal_frames(model.config.llm_width)
         self.register_buffer("image_frame", image_frame)
         self.register_buffer("query_frame", query_frame)
         colours = tokenizer.convert_tokens_to_ids([f"Ġ{colour}" for colour in COLOURS])
@@ -122,16 +122,16 @@ class Scaffold(nn.Module):
         return error + kinds, {"error": error.item(), "class": kinds.item()}
 
     def focus(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        features = torch.stack([_blurred(oracle.thing_features(t)) for _, t in batch.targets]).to(
-            self.device
-        )
+        features = torch.stack(
+            [_noisy_query(oracle.thing_features(t)) for _, t in batch.targets]
+        ).to(self.device)
         embedding = self.encode(batch)
         read = self.read_cells(embedding, batch)
         segmentation, scores = self.segment(features @ self.query_frame.T, embedding, batch)
         return read + segmentation, {"cells": read.item()} | scores
 
     def language(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        cells = _misseen(batch.tower_cells).to(self.device)
+        cells = _corrupt_cells(batch.tower_cells).to(self.device)
         loss, scores, _ = self.think(batch.packed, cells @ self.image_frame.T)
         return loss, scores
 
@@ -174,7 +174,7 @@ class Scaffold(nn.Module):
         target = batch.encoder_cells.to(self.device).flatten(0, 1)
         occupied = target[:, oracle.GROUND] < 0.5
         centre = ((read - target)[occupied][:, oracle.CENTRE] ** 2).sum(-1).mean()
-        return oracle.class_loss(read, target, sharpness=1.0) + 0.5 * centre
+        return oracle.cell_class_loss(read, target, sharpness=1.0) + 0.5 * centre
 
     def segment(
         self, focus_embedding: Tensor, embedding: Tensor, batch: Batch
@@ -192,12 +192,14 @@ class Scaffold(nn.Module):
         loss = 2 * segmentation_loss(prior_logits, mask_logits, target, dice=0.5, focal=10)
         return loss, {"segmentation": loss.item()}
 
-    def think(self, packed: Packed, visual: Tensor) -> tuple[Tensor, dict[str, float], Tensor]:
+    def think(
+        self, packed: PackedQuestions, visual: Tensor
+    ) -> tuple[Tensor, dict[str, float], Tensor]:
         """Language loss on the replies; the focus embeddings [M, D] of those that have a focus
         token."""
         mllm = self.model.mllm
         ids, labels = packed.ids.to(self.device), packed.labels.to(self.device)
-        read = mllm.get_input_embeddings()(self.miscoloured(ids, labels))
+        read = mllm.get_input_embeddings()(self.misread_colours(ids, labels))
         embeddings = read.to(visual.dtype).clone()
         embeddings[ids == mllm.config.image_token_id] = visual.flatten(0, 1)
         hidden = mllm.model.language_model(
@@ -229,7 +231,7 @@ class Scaffold(nn.Module):
         told = self.query_weight * query + self.recall_weight * recall
         return words + told, scores, focus_embedding
 
-    def miscoloured(self, ids: Tensor, labels: Tensor) -> Tensor:
+    def misread_colours(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The tokens [B, L] with some colours of the replies read as another (`misread`), so that
         what a thing is does not follow from its colour: some pairs are never shown."""
         is_colour = torch.isin(ids, self.colours) & (labels != -100)
@@ -237,7 +239,7 @@ class Scaffold(nn.Module):
         others = self.colours[torch.randint(len(self.colours), ids.shape, device=ids.device)]
         return torch.where(chosen, others, ids)
 
-    def positions(self, packed: Packed) -> Tensor:
+    def positions(self, packed: PackedQuestions) -> Tensor:
         """Multimodal rope positions [3, B, L]: those that every token would have if its question
         stood alone."""
         length = int(packed.offset.max()) + 1
@@ -253,7 +255,7 @@ class Scaffold(nn.Module):
         return known[:, packed.offset].to(self.device)
 
 
-def _blurred(f: Tensor) -> Tensor:
+def _noisy_query(f: Tensor) -> Tensor:
     """A query that is not quite sure: sometimes without kind, colour or place, always a little
     noisy."""
     f, forget = f.clone(), torch.rand(()).item()
@@ -267,7 +269,7 @@ def _blurred(f: Tensor) -> Tensor:
     return f + 0.08 * torch.randn_like(f)
 
 
-def _misseen(cells: Tensor) -> Tensor:
+def _corrupt_cells(cells: Tensor) -> Tensor:
     """Oracle cells [B, N, 64] with the errors of a real vision tower: now and then half another
     kind, and noise."""
     occupied = (cells[..., oracle.GROUND] < 0.5)[..., None]

@@ -11,13 +11,18 @@ from dataclasses import dataclass
 
 from coprs_core.mini.world.drawings import COLOURS
 from coprs_core.mini.world.kinds import BY_NAME, CATEGORIES, KINDS
-from coprs_core.mini.world.scenes import UNSEEN_PAIRS, Scene, Thing
-from coprs_core.mini.world.unknown import foreign, nonsense, unknown_noun, unknown_quality
+from coprs_core.mini.world.scenes import UNSEEN_PAIRS, Scene, SceneObject
+from coprs_core.mini.world.unknown import (
+    foreign_words,
+    random_keystrokes,
+    unknown_noun,
+    unknown_quality,
+)
 
 RELATIONS = ("left of", "right of", "above", "below", "nearest to")
 EXTREMES = ("largest", "smallest", "leftmost", "rightmost", "topmost", "lowest")
 
-MOST_TARGETS = 4
+MAX_TARGETS = 4
 """An instruction asks for at most so many things."""
 _CLEARLY, _BARELY = 20.0, 4.0  # pixels: apart enough to say "left of"; too close to call
 SIZE_MARGIN, DISTANCE_MARGIN = 1.4, 1.3
@@ -35,7 +40,7 @@ class Filter:
     not_colour: str | None = None
     use: str | None = None
 
-    def fits(self, thing: Thing) -> bool:
+    def fits(self, thing: SceneObject) -> bool:
         return (
             self.kind in (None, thing.kind)
             and self.colour in (None, thing.colour)
@@ -50,7 +55,7 @@ class Meaning:
     an extreme.
 
     Where it asks for `several`, all of `among`. Where it holds a word that the world does not know,
-    that is `unknown`, and `said` the whole of what is asked for.
+    that is `propose_unknown`, and `said` the whole of what is asked for.
     """
 
     family: str
@@ -67,21 +72,21 @@ class Ambiguous(Exception):
     """The scene does not answer the meaning clearly enough."""
 
 
-def resolve(meaning: Meaning, things: tuple[Thing, ...]) -> tuple[int, ...]:
-    """The indices of the right things: one, up to `MOST_TARGETS` where several are asked for, none
+def resolve(meaning: Meaning, things: tuple[SceneObject, ...]) -> tuple[int, ...]:
+    """The indices of the right things: one, up to `MAX_TARGETS` where several are asked for, none
     where nothing fits. Raises `Ambiguous` where a person could argue."""
     if meaning.unknown:
         return ()
     if meaning.several:
         found = tuple(i for i, t in enumerate(things) if meaning.among.fits(t))
-        if len(found) > MOST_TARGETS:
+        if len(found) > MAX_TARGETS:
             raise Ambiguous
         return found
     one = _resolve_one(meaning, things)
     return () if one is None else (one,)
 
 
-def _resolve_one(meaning: Meaning, things: tuple[Thing, ...]) -> int | None:
+def _resolve_one(meaning: Meaning, things: tuple[SceneObject, ...]) -> int | None:
     candidates = [i for i, t in enumerate(things) if meaning.among.fits(t)]
     if meaning.anchor is not None and meaning.relation is not None:
         anchor = _only([i for i, t in enumerate(things) if meaning.anchor.fits(t)])
@@ -102,7 +107,7 @@ def _only(indices: list[int]) -> int | None:
 
 
 def _related(
-    relation: str, anchor: int, candidates: list[int], things: tuple[Thing, ...]
+    relation: str, anchor: int, candidates: list[int], things: tuple[SceneObject, ...]
 ) -> list[int]:
     (ax, ay), centres = things[anchor].centre, [t.centre for t in things]
     if relation == "nearest to":
@@ -122,7 +127,7 @@ def _related(
     return [i for i, d in distances.items() if d >= _CLEARLY]
 
 
-def _extreme(extreme: str, candidates: list[int], things: tuple[Thing, ...]) -> int | None:
+def _extreme(extreme: str, candidates: list[int], things: tuple[SceneObject, ...]) -> int | None:
     if len(candidates) < 2:
         raise Ambiguous
     score = {
@@ -141,7 +146,7 @@ def _extreme(extreme: str, candidates: list[int], things: tuple[Thing, ...]) -> 
 
 
 def propose(
-    family: str, things: tuple[Thing, ...], rng: random.Random, is_test: bool = False
+    family: str, things: tuple[SceneObject, ...], rng: random.Random, is_test: bool = False
 ) -> Meaning | None:
     """A meaning of a family that this scene may answer; None where it plainly cannot. Nouns held
     back for the test come up only where it `is_test`."""
@@ -161,9 +166,9 @@ def propose(
     if family == "use":
         return Meaning(family, _by_use(thing.kind, rng))
     if family == "several":
-        return Meaning(family, _some(things, rng), several=True)
+        return Meaning(family, _objects_alike(things, rng), several=True)
     if family == "unknown word":
-        return unknown(things, rng, is_test)
+        return propose_unknown(things, rng, is_test)
     if family == "extreme":
         return Meaning(family, _group(things, rng), extreme=rng.choice(EXTREMES))
     if family == "exclusion":
@@ -181,7 +186,7 @@ def propose(
     return Meaning(family, group, relation, anchor) if group and not group.fits(thing) else None
 
 
-def _category_of(thing: Thing, rng: random.Random) -> str | None:
+def _category_of(thing: SceneObject, rng: random.Random) -> str | None:
     categories = [c for c, kinds in CATEGORIES.items() if thing.kind in kinds]
     return rng.choice(categories) if categories else None
 
@@ -192,7 +197,7 @@ def _by_use(kind: str, rng: random.Random) -> Filter:
     return Filter(kind, use=rng.choice(uses))
 
 
-def _rivals(things: tuple[Thing, ...], rng: random.Random) -> Filter | None:
+def _rivals(things: tuple[SceneObject, ...], rng: random.Random) -> Filter | None:
     """A kind or a category that at least two things share."""
     groups = [Filter(k) for k in KINDS if sum(t.kind == k for t in things) > 1]
     groups += [
@@ -201,7 +206,7 @@ def _rivals(things: tuple[Thing, ...], rng: random.Random) -> Filter | None:
     return rng.choice(groups) if groups else None
 
 
-def _some(things: tuple[Thing, ...], rng: random.Random) -> Filter:
+def _objects_alike(things: tuple[SceneObject, ...], rng: random.Random) -> Filter:
     """Things that share a kind, a category or a colour, mostly two or more; now and then all of
     them but those of one colour, and now and then what is not there."""
     if rng.random() < 0.08:
@@ -222,7 +227,7 @@ def _some(things: tuple[Thing, ...], rng: random.Random) -> Filter:
     return group
 
 
-def unknown(things: tuple[Thing, ...], rng: random.Random, is_test: bool) -> Meaning:
+def propose_unknown(things: tuple[SceneObject, ...], rng: random.Random, is_test: bool) -> Meaning:
     """A meaning with a word in it that the world does not know: a noun by itself, with a colour, as
     an anchor; a quality of a thing that is here; or nothing but another language or no language."""
     way, thing = rng.random(), rng.choice(things)
@@ -238,9 +243,9 @@ def unknown(things: tuple[Thing, ...], rng: random.Random, is_test: bool) -> Mea
         word = unknown_quality(rng)
         said = f"the {word} {thing.kind}"
     elif way < 0.5:
-        word = said = foreign(rng)
+        word = said = foreign_words(rng)
     elif way < 0.75:
-        word = said = nonsense(rng)
+        word = said = random_keystrokes(rng)
         if rng.random() < 0.3:
             said = f"the {word}"
     elif way < 0.85:
@@ -248,12 +253,12 @@ def unknown(things: tuple[Thing, ...], rng: random.Random, is_test: bool) -> Mea
     return Meaning("unknown word", Filter(), unknown=word, said=said)
 
 
-def _group(things: tuple[Thing, ...], rng: random.Random) -> Filter:
+def _group(things: tuple[SceneObject, ...], rng: random.Random) -> Filter:
     rivals = _rivals(things, rng)
     return rivals if rivals and rng.random() < 0.5 else Filter()
 
 
-def missing(scene: Scene, rng: random.Random) -> Meaning:
+def propose_absent(scene: Scene, rng: random.Random) -> Meaning:
     """A meaning that nothing here fits: the kind, the pair, the category, the use or the anchor is
     not there.
 

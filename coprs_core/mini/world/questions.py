@@ -5,15 +5,15 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from coprs_core.mini.world.meanings import Ambiguous, Meaning, missing, propose, resolve
-from coprs_core.mini.world.replies import reply_to
+from coprs_core.mini.world.meanings import Ambiguous, Meaning, propose, propose_absent, resolve
+from coprs_core.mini.world.replies import target_reply
 from coprs_core.mini.world.requests import (
     CAPITALS_SHARE,
     OTHER_VERBS,
     TYPO_SHARE,
     VARIED,
-    as_typed,
-    instruction_of,
+    add_typing_noise,
+    write_instruction,
 )
 from coprs_core.mini.world.scenes import SQUARE, Scene, draw_scene, random_size
 
@@ -38,13 +38,13 @@ FAMILY_WEIGHTS = {
     "exclusion": 0.9,
     "two steps": 1.3,
 }
-MORE_FAMILIES = ("several", "unknown word")
+EXTRA_FAMILIES = ("several", "unknown word")
 """Families that come up only where they are asked for."""
 UNSEEN_WORDING_SHARE, NOTHING_SHARE = 0.3, 0.12
 
 
 @dataclass(frozen=True)
-class Asking:
+class QuestionMix:
     """How questions are drawn.
 
     Attributes:
@@ -63,7 +63,7 @@ class Asking:
     other_verbs: float = 0.0
 
 
-USUAL = Asking()
+DEFAULT_MIX = QuestionMix()
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,17 @@ class Question:
         return self.targets[0] if self.targets else None
 
 
-def ask(
+def draw_question(
     scene: Scene,
     rng: random.Random,
     family: str | None = None,
-    asking: Asking = USUAL,
+    asking: QuestionMix = DEFAULT_MIX,
 ) -> Question:
     """A random question about a scene: of the given family, or of any that the scene allows."""
     if family is None and rng.random() < asking.nothing:
         family = "nothing there"
     if family == "nothing there":
-        return _in_words(missing(scene, rng), (), scene, rng, asking)
+        return _write_instruction(propose_absent(scene, rng), (), scene, rng, asking)
     families = [family] if family else _weighted_order(rng, asking.weights)
     for name in families:
         for _ in range(8):
@@ -105,14 +105,14 @@ def ask(
                 targets = resolve(meaning, scene.things)
             except Ambiguous:
                 continue
-            if targets or name in MORE_FAMILIES:
-                return _in_words(meaning, targets, scene, rng, asking)
+            if targets or name in EXTRA_FAMILIES:
+                return _write_instruction(meaning, targets, scene, rng, asking)
     if family:
         raise Ambiguous(f"this scene allows no question of the family {family!r}")
-    return ask(scene, rng, None, asking)
+    return draw_question(scene, rng, None, asking)
 
 
-def examples(
+def draw_examples(
     split: str, seed: int, count: int, family: str | None = None, is_square: bool = True
 ) -> Iterator[tuple[Scene, Question]]:
     """`count` scenes of a split from `seed` on, each with one question, of one family where that is
@@ -121,7 +121,7 @@ def examples(
         size = SQUARE if is_square else random_size(random.Random(f"coprs size {split} {i}"))
         scene, rng = draw_scene(i, split, size=size), random.Random(f"coprs question {split} {i}")
         try:
-            yield scene, ask(scene, rng, family)
+            yield scene, draw_question(scene, rng, family)
         except Ambiguous:  # this scene allows no question of the family
             continue
 
@@ -131,17 +131,21 @@ def _weighted_order(rng: random.Random, weights: dict[str, float]) -> list[str]:
     return sorted(asked, key=lambda f: rng.random() ** (1 / weights[f]), reverse=True)
 
 
-def _in_words(
-    meaning: Meaning, targets: tuple[int, ...], scene: Scene, rng: random.Random, asking: Asking
+def _write_instruction(
+    meaning: Meaning,
+    targets: tuple[int, ...],
+    scene: Scene,
+    rng: random.Random,
+    asking: QuestionMix,
 ) -> Question:
     unseen = scene.split == "test" and rng.random() < UNSEEN_WORDING_SHARE
     # nothing is drawn where nothing is varied: a seed's questions stay
     varied = VARIED if asking.varied > 0 and rng.random() < asking.varied else None
     if varied and asking.other_verbs > 0 and rng.random() < asking.other_verbs:
         varied = OTHER_VERBS
-    text = instruction_of(meaning, rng, unseen, len(targets), varied)
+    text = write_instruction(meaning, rng, unseen, len(targets), varied)
     slips = 0.0 if meaning.unknown else asking.slips  # what is not known is repeated as it is
-    text = as_typed(text, rng, slips, asking.capitals)
+    text = add_typing_noise(text, rng, slips, asking.capitals)
     family = meaning.family if targets or meaning.unknown else "nothing there"
-    reply = reply_to(meaning, targets, scene.things)
+    reply = target_reply(meaning, targets, scene.things)
     return Question(family, text, reply, targets, meaning, unseen)

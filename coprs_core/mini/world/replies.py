@@ -5,18 +5,20 @@ import re
 
 from coprs_core.mini.world.meanings import DISTANCE_MARGIN, SIZE_MARGIN, Filter, Meaning
 from coprs_core.mini.world.nouns import noun, nouns, with_article
-from coprs_core.mini.world.scenes import PLACES, SMALLEST, Thing
+from coprs_core.mini.world.scenes import PLACES, SMALLEST, SceneObject
 from coprs_core.mini.world.unknown import MAX_QUOTED
 from coprs_core.prompts import FOCUS_TOKEN
 
 _CLOSEST = 10.0  # pixels; centres of two things are hardly ever nearer
 
 
-def reply_to(meaning: Meaning, targets: tuple[int, ...], things: tuple[Thing, ...]) -> str:
+def target_reply(
+    meaning: Meaning, targets: tuple[int, ...], things: tuple[SceneObject, ...]
+) -> str:
     """The target reply: what is seen and where, what is asked, which one it is and why; then a
     focus token for each, in reading order, or none."""
     seen = _listed([f"{t.place} {with_article(t.colour)} {t.kind}" for t in things])
-    sentences = [f"I see {seen}.", f"You ask for {_asked(meaning)}."]
+    sentences = [f"I see {seen}.", f"You ask for {_restated_request(meaning)}."]
     if meaning.unknown:
         sentences.append("I cannot tell what is meant.")
         return f"<think>{' '.join(sentences)}</think>I do not know what to look for."
@@ -31,19 +33,19 @@ def reply_to(meaning: Meaning, targets: tuple[int, ...], things: tuple[Thing, ..
         each = " ".join(f"{t.place} {FOCUS_TOKEN}" for t in found)
         return f"<think>{' '.join(sentences)}</think>They are here: {each}"
     sentences += _steps(meaning, things)
-    sentences.append(f"{_lead(meaning)} {named}.")
+    sentences.append(f"{_conclusion_start(meaning)} {named}.")
     return f"<think>{' '.join(sentences)}</think>It is here: {FOCUS_TOKEN}"
 
 
-def conclusions_of(reasoning: str) -> list[tuple[str, str]]:
-    """(kind, colour) of every thing that the last sentence of a thought in the form of `reply_to`
+def parse_conclusions(reasoning: str) -> list[tuple[str, str]]:
+    """(kind, colour) of every thing that the last sentence of a thought in the form of `target_reply`
     names, in its order."""
     places = "|".join(sorted(PLACES, key=len, reverse=True))
     last = reasoning.strip().removesuffix(".").rpartition(". ")[2]
     return re.findall(rf"the (\w+) (?:{places}), the (\w+) one", last)
 
 
-def seen_in(reasoning: str) -> list[tuple[str, str, str]]:
+def parse_seen_objects(reasoning: str) -> list[tuple[str, str, str]]:
     """(place, colour, kind) of everything that the first sentence of such a thought says to see."""
     places = "|".join(sorted(PLACES, key=len, reverse=True))
     return re.findall(rf"({places}) an? (\w+) (\w+)", reasoning.partition(". ")[0])
@@ -53,7 +55,7 @@ def _listed(words: list[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-def _asked(meaning: Meaning) -> str:
+def _restated_request(meaning: Meaning) -> str:
     group = meaning.among
     if meaning.unknown:
         return f"something that I do not know: {meaning.unknown[:MAX_QUOTED].strip()}"
@@ -69,7 +71,7 @@ def _asked(meaning: Meaning) -> str:
     return words
 
 
-def _steps(meaning: Meaning, things: tuple[Thing, ...]) -> list[str]:
+def _steps(meaning: Meaning, things: tuple[SceneObject, ...]) -> list[str]:
     """The sentences between the request and the conclusion: the anchor, the rivals, and what tells
     them apart where that is a number."""
     steps, anchor = [], None
@@ -94,11 +96,11 @@ def _steps(meaning: Meaning, things: tuple[Thing, ...]) -> list[str]:
     return steps
 
 
-def _rivals(things: list[Thing], last: str = "and") -> str:
+def _rivals(things: list[SceneObject], last: str = "and") -> str:
     return _listed([f"{t.place} the {t.colour} {t.kind}" for t in things], last)
 
 
-def _numbered(things: list[Thing], levels: list[int]) -> str:
+def _numbered(things: list[SceneObject], levels: list[int]) -> str:
     """Things with a number each, by their kind, and by their colour too where two are alike."""
     kinds = [t.kind for t in things]
     names = [t.name if kinds.count(t.kind) > 1 else t.kind for t in things]
@@ -106,14 +108,14 @@ def _numbered(things: list[Thing], levels: list[int]) -> str:
     return _listed([f"the {name} {level}" for name, level in numbered])
 
 
-def _size_level(thing: Thing) -> int:
+def _size_level(thing: SceneObject) -> int:
     """The area as a whole number from 0 to 12: one more where it is `SIZE_MARGIN` times as large,
     so that the right one of a question always differs from the next."""
     height, width = thing.within
     return _level(thing.area / (height * width), SMALLEST, SIZE_MARGIN)
 
 
-def _distance_level(thing: Thing, other: Thing) -> int:
+def _distance_level(thing: SceneObject, other: SceneObject) -> int:
     """The distance of two centres as a whole number from 0 to 14, likewise."""
     return _level(math.dist(thing.centre, other.centre), _CLOSEST, DISTANCE_MARGIN)
 
@@ -122,7 +124,7 @@ def _level(value: float, least: float, ratio: float) -> int:
     return max(0, math.floor(math.log(value / least) / math.log(ratio)))
 
 
-def _lead(meaning: Meaning) -> str:
+def _conclusion_start(meaning: Meaning) -> str:
     """How the conclusion begins."""
     if meaning.extreme:
         return f"The {meaning.extreme} is"

@@ -166,7 +166,7 @@ TYPO_SHARE, CAPITALS_SHARE = 0.1, 0.03
 """How often a typing error slips in, and how often all is in capitals."""
 
 
-def instruction_of(
+def write_instruction(
     meaning: Meaning,
     rng: random.Random,
     unseen: bool,
@@ -201,8 +201,8 @@ def instruction_of(
         a_kind=with_article(group.kind or "thing"),
         colour=group.not_colour or group.colour,
         use=group.use,
-        extreme=_said(meaning.extreme, _EXTREME_WORDS, rng, varied),
-        relation=_said(meaning.relation, _RELATION_WORDS, rng, varied),
+        extreme=_word_for(meaning.extreme, _EXTREME_WORDS, rng, varied),
+        relation=_word_for(meaning.relation, _RELATION_WORDS, rng, varied),
         anchor=_anchor_phrase(anchor, rng) if anchor else "",
     )
     return frame.format(x=phrase)
@@ -243,7 +243,7 @@ def _frame(rng: random.Random, unseen: bool, varied: Parts | None, are: str = "i
     return f"{opening}{verb} {{x}}{ending}{'?' if is_question and rng.random() < 0.7 else ''}"
 
 
-def _said(
+def _word_for(
     what: str | None, words: Mapping[str, tuple[str, ...]], rng: random.Random, varied: Parts | None
 ) -> str:
     """A relation or an extreme in one of its words."""
@@ -256,7 +256,7 @@ def _anchor_phrase(anchor: Filter, rng: random.Random) -> str:
     return _use_phrase(anchor.use, rng) if anchor.use else f"the {noun(anchor)}"
 
 
-def as_typed(
+def add_typing_noise(
     text: str,
     rng: random.Random,
     slips: float = TYPO_SHARE,
@@ -268,7 +268,7 @@ def as_typed(
     long_words = [i for i, w in enumerate(words) if len(w) >= 5 and w.isalpha()]
     if long_words and rng.random() < slips:
         i = rng.choice(long_words)
-        words[i] = _slip(words[i], rng)
+        words[i] = _misspell(words[i], rng)
         text = " ".join(words)
     case = rng.random()
     if case < capitals:
@@ -278,7 +278,7 @@ def as_typed(
     return text + "." if text[-1] != "?" and rng.random() < 0.25 else text
 
 
-def _slip(word: str, rng: random.Random) -> str:
+def _misspell(word: str, rng: random.Random) -> str:
     i = rng.randrange(1, len(word) - 2)
     swapped, dropped, doubled = word[i + 1] + word[i], word[i + 1], word[i] * 2 + word[i + 1]
     return word[:i] + rng.choice((swapped, dropped, doubled)) + word[i + 2 :]

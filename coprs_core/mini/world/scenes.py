@@ -51,7 +51,7 @@ _LARGEST_RADIUS = {
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One thing of a scene, as far as it is visible.
 
     `centre` (x, y) and `box` (x0, y0, x1, y1; the last exclusive) are pixels of the picture, whose
@@ -89,7 +89,7 @@ class Scene:
     split: str
     image: np.ndarray
     owner: np.ndarray
-    things: tuple[Thing, ...]
+    things: tuple[SceneObject, ...]
 
     def mask(self, *indices: int | None) -> np.ndarray:
         """Visible pixels of those things as bool [H, W]; all False for none, or None."""
@@ -97,7 +97,7 @@ class Scene:
 
 
 @dataclass
-class _Placed:
+class _PlacedObject:
     """A thing before it is drawn: where it stands and how it is turned."""
 
     kind: str
@@ -130,9 +130,9 @@ def draw_scene(
     """
     rng = random.Random(f"coprs scene {split} {seed}")
     while True:
-        placed = _place_things(rng, split, size)
+        placed = _place_objects(rng, split, size)
         owner = _draw_owner(placed, size)
-        things = _visible_things(placed, owner)
+        things = _visible_objects(placed, owner)
         if things is not None:
             break
     things, owner = _in_reading_order(things, owner)
@@ -146,14 +146,14 @@ def random_size(rng: random.Random) -> tuple[int, int]:
     return rng.choice(((SIDE, other), (other, SIDE)))
 
 
-def _place_things(rng: random.Random, split: str, size: tuple[int, int]) -> list[_Placed]:
+def _place_objects(rng: random.Random, split: str, size: tuple[int, int]) -> list[_PlacedObject]:
     height, width = size
     count = rng.choices(range(1, 8), (3, 10, 18, 22, 20, 15, 12))[0]
-    placed: list[_Placed] = []
+    placed: list[_PlacedObject] = []
     for _ in range(count * 6):
         if len(placed) == count:
             break
-        thing = _choose_thing(rng, split, placed, count)
+        thing = _choose_object(rng, split, placed, count)
         thing.radius *= math.sqrt(height * width) / SIDE
         if any((thing.kind, thing.colour) == (p.kind, p.colour) for p in placed):
             continue
@@ -170,7 +170,9 @@ def _place_things(rng: random.Random, split: str, size: tuple[int, int]) -> list
     return sorted(placed, key=lambda p: -p.radius)
 
 
-def _choose_thing(rng: random.Random, split: str, placed: list[_Placed], count: int) -> _Placed:
+def _choose_object(
+    rng: random.Random, split: str, placed: list[_PlacedObject], count: int
+) -> _PlacedObject:
     """A thing that often repeats the kind, the category or the colour of one already there:
     questions need rivals."""
     kind, colour, echo = rng.choice(KINDS), rng.choice(list(COLOURS)), rng.random()
@@ -189,10 +191,10 @@ def _choose_thing(rng: random.Random, split: str, placed: list[_Placed], count: 
     smallest, largest = math.log(0.046), math.log(_LARGEST_RADIUS[count])
     radius = SIDE * math.exp(smallest + (largest - smallest) * rng.random() ** 0.35)
     angle = math.radians(rng.uniform(-50, 50) if BY_NAME[kind].tumbles else rng.gauss(0, 10))
-    return _Placed(kind, colour, radius, angle, rng.choice((-1, 1)) * rng.uniform(0.85, 1.1))
+    return _PlacedObject(kind, colour, radius, angle, rng.choice((-1, 1)) * rng.uniform(0.85, 1.1))
 
 
-def _draw_owner(placed: list[_Placed], size: tuple[int, int]) -> np.ndarray:
+def _draw_owner(placed: list[_PlacedObject], size: tuple[int, int]) -> np.ndarray:
     height, width = size
     canvas = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     pen = ImageDraw.Draw(canvas)
@@ -202,10 +204,10 @@ def _draw_owner(placed: list[_Placed], size: tuple[int, int]) -> np.ndarray:
     return np.asarray(canvas)[1::_OVERSAMPLING, 1::_OVERSAMPLING].copy()
 
 
-def _visible_things(placed: list[_Placed], owner: np.ndarray) -> list[Thing] | None:
+def _visible_objects(placed: list[_PlacedObject], owner: np.ndarray) -> list[SceneObject] | None:
     """What can be seen of each thing, or None where a thing is too small, too hidden or its place
     is a toss-up."""
-    things: list[Thing] = []
+    things: list[SceneObject] = []
     (height, width), whole_picture = owner.shape, owner.size
     for i, p in enumerate(placed):
         visible = owner == i + 1
@@ -222,7 +224,7 @@ def _visible_things(placed: list[_Placed], owner: np.ndarray) -> list[Thing] | N
         ys, xs = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
         x0, y0, x1, y1 = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
         centre = (x0 + x1) / 2, (y0 + y1) / 2
-        thing = Thing(p.kind, p.colour, centre, (x0, y0, x1, y1), area, (height, width))
+        thing = SceneObject(p.kind, p.colour, centre, (x0, y0, x1, y1), area, (height, width))
         axes = zip(centre, (width, height), strict=True)
         if any(abs(v - n * side / 3) < 4 for v, side in axes for n in (1, 2)):
             return None
@@ -232,7 +234,7 @@ def _visible_things(placed: list[_Placed], owner: np.ndarray) -> list[Thing] | N
     return things
 
 
-def _may_be_covered(i: int, placed: list[_Placed]) -> bool:
+def _may_be_covered(i: int, placed: list[_PlacedObject]) -> bool:
     p = placed[i]
     return any(
         math.hypot(p.x - q.x, p.y - q.y) < 1.2 * (p.radius + q.radius) for q in placed[i + 1 :]
@@ -240,8 +242,8 @@ def _may_be_covered(i: int, placed: list[_Placed]) -> bool:
 
 
 def _in_reading_order(
-    things: list[Thing], owner: np.ndarray
-) -> tuple[tuple[Thing, ...], np.ndarray]:
+    things: list[SceneObject], owner: np.ndarray
+) -> tuple[tuple[SceneObject, ...], np.ndarray]:
     order = sorted(range(len(things)), key=lambda i: (things[i].cell, things[i].centre[0]))
     rank = np.zeros(len(things) + 1, np.uint8)
     for new, old in enumerate(order):
@@ -249,7 +251,9 @@ def _in_reading_order(
     return tuple(things[i] for i in order), rank[owner]
 
 
-def _draw_image(rng: random.Random, placed: list[_Placed], size: tuple[int, int]) -> np.ndarray:
+def _draw_image(
+    rng: random.Random, placed: list[_PlacedObject], size: tuple[int, int]
+) -> np.ndarray:
     height, width = size
     canvas = Image.fromarray(_ground(rng, size)).resize(
         (width * _OVERSAMPLING, height * _OVERSAMPLING), Image.Resampling.NEAREST

@@ -34,7 +34,7 @@ MAX_QUOTED = 40
 """So many characters of what is not known are repeated in a thought."""
 
 
-def is_held_back(noun: str) -> bool:
+def is_test_noun(noun: str) -> bool:
     """Whether a noun is kept for the test: one in four, by its letters alone."""
     return zlib.crc32(noun.encode()) % 4 == 0
 
@@ -43,7 +43,7 @@ def unknown_noun(rng: random.Random, is_test: bool) -> str:
     """A noun that the world has no picture of; those held back come up in the test alone."""
     while True:
         noun = rng.choice(NOUNS)
-        if is_held_back(noun) == is_test:
+        if is_test_noun(noun) == is_test:
             return noun
 
 
@@ -51,7 +51,7 @@ def unknown_quality(rng: random.Random) -> str:
     return rng.choice(QUALITIES)
 
 
-def foreign(rng: random.Random) -> str:
+def foreign_words(rng: random.Random) -> str:
     """A few words of another language."""
     if rng.random() < 0.3:
         words = rng.choice(_CHARACTERS).split()
@@ -63,7 +63,7 @@ def foreign(rng: random.Random) -> str:
     return " ".join(said)
 
 
-def nonsense(rng: random.Random) -> str:
+def random_keystrokes(rng: random.Random) -> str:
     """Keys struck at random: neighbours on the keyboard, letters, syllables, digits."""
     return " ".join(_struck(rng) for _ in range(rng.choice((1, 1, 2, 2, 3))))
 

@@ -20,7 +20,7 @@ from coprs_core.model.backends.mllm import (
     see,
 )
 from coprs_core.model.segmenter import Step
-from coprs_core.prompts import beginning_of, encode_prompt
+from coprs_core.prompts import encode_prompt, shared_prefix
 
 
 class LanguageModel:
@@ -47,7 +47,7 @@ class LanguageModel:
 
     def prefix(self, template: str, visual: VisualTokens) -> Prefix:
         """What all questions about a photo begin with, read."""
-        beginning = beginning_of(self.tokenizer, template)
+        beginning = shared_prefix(self.tokenizer, template)
         ids = encode_prompt(self.tokenizer, beginning, "", self._image_ids(visual))
         return read_prefix(self.mllm, ids, visual)
 

@@ -40,9 +40,9 @@ def sizes_of(answered: StoredAnswer) -> dict[int, int]:
 def test_one_that_is_not_used_becomes_small_and_comes_back(mini, found, photo_file):
     answered = an_answer(found, photo_file)
     result = answered.result
-    answered.add_trace(small_trace(sentences.ask(mini, answered.photo, result)))
-    answered.add_finding("heads", heads.ask(mini, answered.photo, result))
-    other = thought.ask(mini, answered.photo, result, "It is the first one.")
+    answered.add_trace(small_trace(sentences.run(mini, answered.photo, result)))
+    answered.add_finding("heads", heads.run(mini, answered.photo, result))
+    other = thought.run(mini, answered.photo, result, "It is the first one.")
     answered.add_finding("thought", other)
     whole = answered.trace, answered.findings["heads"], answered.photo
     before = sum(sizes_of(answered).values())

@@ -108,7 +108,7 @@ def test_the_gpu_is_asked_for_as_long_as_the_work_may_take():
     short, long = (seconds_needed(Engine.stream, None, None, ("x", n)) for n in (160, 2000))
     assert short < long <= MAX_SECONDS
     assert seconds_needed(Engine.stream, None, object(), ("x", 160)) < short
-    assert seconds_needed(heads.ask, None, None, ("result",)) == PROBE_SECONDS
+    assert seconds_needed(heads.run, None, None, ("result",)) == PROBE_SECONDS
 
 
 def test_the_front_matter_of_a_space_is_there():

@@ -112,11 +112,11 @@ def test_a_photo_that_is_only_read_ahead_is_the_first_to_go(fresh):
     first, *_, ahead, later = map(open_photo, [*images, np.full((8, 8, 3), 99, np.uint8)])
     before, after = fresh.read_ahead(ahead)
     assert not before.stage_seconds and "reading" in after.stage_seconds
-    assert fresh.kept(ahead) is not None and not fresh.kept(first)
+    assert fresh.cached_features(ahead) is not None and not fresh.cached_features(first)
     fresh._features.move_to_end(ahead.key, last=False)  # looking at it was no question
     assert len(list(fresh.read_ahead(later))) == 2
-    assert fresh.kept(later) and not fresh.kept(ahead)
-    assert all(fresh.kept(open_photo(image)) for image in images[1:-1])
+    assert fresh.cached_features(later) and not fresh.cached_features(ahead)
+    assert all(fresh.cached_features(open_photo(image)) for image in images[1:-1])
 
 
 def test_a_photo_that_nobody_waits_for_is_given_up_between_two_layers(fresh):
@@ -126,7 +126,7 @@ def test_a_photo_that_nobody_waits_for_is_given_up_between_two_layers(fresh):
     stream = fresh.stream(photo, "the car", is_wanted=lambda: len(passes) < 2)
     with pytest.raises(Cancelled):
         list(stream)
-    assert len(passes) == 2 and not fresh.kept(photo)
+    assert len(passes) == 2 and not fresh.cached_features(photo)
     assert fresh.segment(photo, "the car").tokens  # and nothing is left of it
 
 
@@ -156,7 +156,7 @@ def test_what_is_read_ahead_gives_way_to_another_photo_and_not_to_its_own(fresh)
             else:
                 with pytest.raises(Cancelled):
                     read.result(PATIENCE)
-        assert (fresh.kept(ahead) is not None) is is_kept and not fresh._awaited
+        assert (fresh.cached_features(ahead) is not None) is is_kept and not fresh._awaited
 
 
 def test_a_model_of_several_engines_is_asked_once_a_layer(fresh):
@@ -198,7 +198,7 @@ def test_the_features_that_are_kept_are_bounded_by_memory(fresh):
         fresh._room = room
         for image in images:
             fresh.segment(image, "x", max_new_tokens=1)
-        assert len(fresh._features) == kept and fresh.kept(open_photo(images[-1]))
+        assert len(fresh._features) == kept and fresh.cached_features(open_photo(images[-1]))
 
 
 def test_nothing_found_is_said_by_the_model_and_has_no_mask(nothing_found):

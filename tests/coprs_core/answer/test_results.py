@@ -14,13 +14,13 @@ from PIL import Image, ImageOps
 
 from coprs_core import CoPRSError, Region, Result
 from coprs_core.answer.compare import (
-    against_answer,
-    against_truth,
-    moved,
-    place_of,
+    compare_answers,
+    compare_with_truth,
+    describe_move,
+    name_position,
     read_truth,
 )
-from coprs_core.answer.flags import FLAGS, flags, pieces, says_nothing
+from coprs_core.answer.flags import FLAGS, count_components, flags, thought_finds_nothing
 from coprs_core.answer.pictures import (
     MASK_COLOUR,
     chain_figure,
@@ -366,18 +366,18 @@ def test_flags_hold_where_they_should():
 
 
 def test_nothing_found_has_no_flags(nothing_found):
-    assert flags(nothing_found[2]) == () and says_nothing(nothing_found[2].reasoning)
+    assert flags(nothing_found[2]) == () and thought_finds_nothing(nothing_found[2].reasoning)
 
 
 @pytest.mark.parametrize("thought, nothing", [("There is no umbrella.", True), ("图中没有雨伞。", True), ("Nothing is red. It is the cup.", False), ("", False)])  # fmt: skip
 def test_a_thought_that_ends_in_nothing(thought, nothing):
-    assert says_nothing(thought) == nothing
+    assert thought_finds_nothing(thought) == nothing
 
 
 def test_specks_are_no_pieces():
     mask = square(side=40)
     mask[0, 0] = True
-    assert pieces(mask) == 1 and pieces(np.zeros((5, 5), bool)) == 0
+    assert count_components(mask) == 1 and count_components(np.zeros((5, 5), bool)) == 0
 
 
 # --- against another, against the truth
@@ -393,11 +393,11 @@ def test_the_curve_is_the_iou_at_each_threshold(found):
 
 def test_against_the_truth(found):
     result = found[2]
-    same = against_truth(result, result.mask)
+    same = compare_with_truth(result, result.mask)
     assert same.mask_iou == 1 and same.prior_iou == pytest.approx(result.prior_iou)
     assert same.best_iou == same.prior_curve.max() >= same.prior_iou
     with pytest.raises(CoPRSError, match="9×8 pixels and the photo 256×256"):
-        against_truth(result, np.zeros((8, 9), bool))
+        compare_with_truth(result, np.zeros((8, 9), bool))
 
 
 def test_truth_is_read_from_what_people_bring(tmp_path):
@@ -440,10 +440,10 @@ def test_a_wrong_truth_is_one_sentence(tmp_path, name, content, words):
 
 def test_two_answers():
     a, b = result_of(square()), result_of(square(left=60))
-    both = against_answer(a, b)
+    both = compare_answers(a, b)
     assert both.mask_iou == both.prior_iou == pytest.approx(1 / 3)
     with pytest.raises(CoPRSError, match="different photos"):
-        against_answer(a, result_of(square((50, 60), 5, 5)))
+        compare_answers(a, result_of(square((50, 60), 5, 5)))
 
 
 # --- pictures
@@ -556,7 +556,7 @@ def test_an_array_that_lies_about_itself_is_one_sentence(found, tmp_path, header
 
 @pytest.fixture(scope="module")
 def traced(mini, found):
-    return sentences.ask(mini, found[0].image, found[2])
+    return sentences.run(mini, found[0].image, found[2])
 
 
 def test_the_trace_comes_back_with_the_answer_without_a_model(found, traced, tmp_path):
@@ -630,11 +630,14 @@ def test_what_became_of_an_answer_in_another(found):
     away[:20, :20] = True
     other = dataclasses.replace(result, regions=(Region(region.prior, away),))
     none = dataclasses.replace(result, regions=())
-    assert moved(result, result).move == "stayed"
-    there = moved(result, other)
+    assert describe_move(result, result).move == "stayed"
+    there = describe_move(result, other)
     assert there.move == "moved" and there.after == "top left" and there.mask_iou < 0.2
-    assert (moved(result, none).move, moved(none, result).move) == ("vanished", "appeared")
-    assert moved(none, none).move == "neither"
+    assert (describe_move(result, none).move, describe_move(none, result).move) == (
+        "vanished",
+        "appeared",
+    )
+    assert describe_move(none, none).move == "neither"
     middle = np.zeros((90, 90), bool)
     middle[40:50, 40:50] = True
-    assert place_of(middle) == "middle" and place_of(np.roll(middle, 40, 1)) == "right"
+    assert name_position(middle) == "middle" and name_position(np.roll(middle, 40, 1)) == "right"

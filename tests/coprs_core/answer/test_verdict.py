@@ -9,7 +9,7 @@ import pytest
 from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Region
 from coprs_core.answer.verdict import LINKS, MAX_QUOTE, chain, first_broken, understanding
-from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.questions import draw_examples
 from coprs_core.mini.world.scenes import draw_scene
 
 RAIN = "assets/examples/rain.png"
@@ -165,7 +165,7 @@ def test_on_scenes_the_links_mostly_hold(mini):
     """A warning that is always there is none."""
     broken = [
         link.name
-        for scene, question in examples("test", 0, 12)
+        for scene, question in draw_examples("test", 0, 12)
         for link in chain(mini.segment(scene.image, question.instruction))
         if link.state == "broken"
     ]

@@ -22,7 +22,7 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.plan import Machine, choose_dtype
 from coprs_core.checkpoints.sams import SAMS
 from coprs_core.metrics import iou
-from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.questions import draw_examples
 from coprs_core.mini.world.scenes import draw_scene
 from tests import ROOT, record, tiny
 
@@ -250,7 +250,7 @@ def test_quantized_the_miniature_loses_less_than_a_hundredth():
 def test_quantized_the_miniature_loses_little(mini):
     """NF4; int8 lost nothing on the same scenes but is four times as slow on a CPU."""
     quantized, scores = load("mini", device="cpu", quantization="nf4"), []
-    for scene, question in examples("test", 0, 200):
+    for scene, question in draw_examples("test", 0, 200):
         truth = scene.mask(question.target)
         scores.append(
             [

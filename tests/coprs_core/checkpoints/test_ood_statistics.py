@@ -16,7 +16,7 @@ from coprs_core.__main__ import main
 from coprs_core.answer.flags import flags
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.ood_statistics import FILE, load_familiar, save_familiar
-from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.questions import draw_examples
 from coprs_core.model.backends.familiar import learn
 from coprs_core.photos.photo import open_photo
 from tests import tiny
@@ -52,7 +52,7 @@ def test_only_a_checkpoint_folder_learns_what_is_familiar(tmp_path, capsys):
 
 
 def test_at_most_one_validation_scene_in_a_hundred_is_unfamiliar(mini):
-    scenes = (scene.image for scene, _ in examples("validation", 0, 1000))
+    scenes = (scene.image for scene, _ in draw_examples("validation", 0, 1000))
     flagged = sum(distance(mini, image) > 1 for image in scenes)
     print(f"{flagged} of 1000 validation scenes are unfamiliar")
     assert flagged <= 10

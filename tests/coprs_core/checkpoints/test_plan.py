@@ -30,7 +30,7 @@ from coprs_core.random_weights import (
     qwen_config,
     sam2_vision_config,
 )
-from coprs_core.sizes import in_words
+from coprs_core.sizes import format_bytes
 
 GB = 1_000_000_000
 DISK = 100 * GB
@@ -206,7 +206,7 @@ def test_models_doctor_auto_and_the_loader_say_the_same(
         assert str(refused.value) == f"{model.name} {row.reason}." and not carried_out
     assert checks["plan"].found == row.plan.summary
     assert checks["memory"].problem == (f"{model.name} {row.reason}" if row.reason else "")
-    assert in_words(row.plan.memory) in checks["memory"].found
+    assert format_bytes(row.plan.memory) in checks["memory"].found
     for choice in chosen:
         again = replace(options, sam=choice.sam, quantization=choice.quantization)
         [row] = [r for r in model_rows(again) if r.name == model.name]

@@ -12,7 +12,7 @@ from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import evaluate, measure
 from coprs_core.masks import decode_rle, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, correlation, iou
-from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.questions import draw_examples
 from coprs_core.prompts import is_well_formed
 
 
@@ -41,7 +41,7 @@ def measure_scene(index, scene, question, answer):
 
 @pytest.fixture(scope="module")
 def drawn():
-    return list(examples("test", 0, 60))
+    return list(draw_examples("test", 0, 60))
 
 
 def test_a_perfect_answer_scores_one_everywhere(drawn):

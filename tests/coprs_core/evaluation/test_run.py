@@ -40,7 +40,7 @@ from coprs_core.evaluation.run import (
     run,
 )
 from coprs_core.example import Example
-from coprs_core.mini.world.questions import examples as drawn
+from coprs_core.mini.world.questions import draw_examples as drawn
 from tests import ROOT
 
 SIZE = 4, 5

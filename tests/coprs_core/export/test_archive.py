@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from coprs_core import CoPRSError
-from coprs_core.export.archive import open_answer, pixels_in, save_zip
+from coprs_core.export.archive import count_pixels, open_answer, save_zip
 from coprs_core.photos.photo import open_photo
 
 
@@ -74,11 +74,11 @@ def test_a_zip_is_weighed_before_it_is_read(tmp_path, found, hostile):
     plain = zipped(tmp_path, found)
     with zipfile.ZipFile(plain) as archive:
         text = archive.getinfo("result.json").file_size
-    assert pixels_in(plain) == 2 * height * width + 4 * text
-    assert pixels_in(hostile["8 regions of 12 million"]) > 9 * 3464**2
-    assert pixels_in(hostile["tables"]) > 12_000_000
+    assert count_pixels(plain) == 2 * height * width + 4 * text
+    assert count_pixels(hostile["8 regions of 12 million"]) > 9 * 3464**2
+    assert count_pixels(hostile["tables"]) > 12_000_000
     (tmp_path / "none.zip").write_bytes(b"PK\x05\x06" + b"\0" * 40)
-    assert pixels_in(tmp_path / "none.zip") == pixels_in(tmp_path / "missing.zip") == 0
+    assert count_pixels(tmp_path / "none.zip") == count_pixels(tmp_path / "missing.zip") == 0
 
 
 def long_list(told: bytes) -> bytes:
@@ -138,7 +138,7 @@ def test_what_a_stranger_says_of_a_zip_costs_nothing(tmp_path, found, what):
     most = 50e6 if "prior" in what else 12e6  # with a photo of 4 million pixels
     del made
     tracemalloc.start()
-    pixels_in(path)
+    count_pixels(path)
     before_it_is_read = tracemalloc.get_traced_memory()[1]
     with pytest.raises(CoPRSError, match="answer"):
         open_answer(path)

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from coprs_core import CoPRSError, Result, load
-from coprs_core.answer.pictures import small_prior
+from coprs_core.answer.pictures import downscale_prior
 from coprs_core.answer.results import Region
 from coprs_core.answer.verdict import chain, understanding
 from coprs_core.errors import Cancelled
 from coprs_core.metrics import iou
-from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.questions import draw_examples
 from coprs_core.model.backends.cancellation import cancellable, current_check
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention, heads, sentences, thought, trace, words
 from coprs_core.probes.finding import NotApplicable
-from coprs_core.probes.trace import FocusView, spread
+from coprs_core.probes.trace import FocusView, normalized_entropy
 from coprs_core.prompts import last_sentence
 from tests import tiny
 
@@ -42,16 +42,16 @@ def same(a, b):
 def test_no_probe_changes_the_answer(asked):
     engine, image, result = asked
     before = engine.segment(image, result.instruction)
-    sentences.ask(engine, image, result)
-    words.at(engine, image, result, 5)
-    heads.ask(engine, image, result)
+    sentences.run(engine, image, result)
+    words.focus_of_word(engine, image, result, 5)
+    heads.run(engine, image, result)
     thought.focus_again(engine, image, result.instruction, "It is the other one.")
     assert same(engine.segment(image, result.instruction), before)
 
 
 def test_the_last_look_of_the_trace_is_the_answers_own(asked):
     engine, image, result = asked
-    looks = sentences.ask(engine, image, result).views
+    looks = sentences.run(engine, image, result).views
     assert " ".join(x.text for x in looks) == " ".join(result.reasoning.split()) and len(looks) >= 2
     np.testing.assert_allclose(looks[-1].prior, result.regions[0].prior, atol=1e-5)
     assert (looks[-1].mask == result.regions[0].mask).mean() > 0.9999
@@ -64,7 +64,7 @@ def test_the_last_look_of_the_trace_is_the_answers_own(asked):
 @pytest.fixture(scope="module")
 def several(mini):
     """An answer of several focus tokens, whose things lie apart."""
-    for scene, question in examples("validation", 0, 60, family="several"):
+    for scene, question in draw_examples("validation", 0, 60, family="several"):
         result = mini.segment(scene.image, question.instruction)
         if len(result.regions) > 1 and result.prior_iou > 0.7:
             return mini, scene.image, result
@@ -73,7 +73,7 @@ def several(mini):
 
 def test_a_trace_of_several_focus_tokens_ends_in_all_their_looks_together(several):
     engine, image, result = several
-    last = sentences.ask(engine, image, result).views[-1]
+    last = sentences.run(engine, image, result).views[-1]
     np.testing.assert_allclose(last.prior, result.prior, atol=1e-5)
     assert (last.mask == result.mask).mean() > 0.9999
     assert last.iou == pytest.approx(result.prior_iou, abs=1e-3)
@@ -83,15 +83,15 @@ def test_each_of_several_focus_tokens_is_compared_with_its_own_thing(several):
     engine, image, result = several
     places = [i for i, t in enumerate(result.reply_ids) if t == engine.focus.focus_id]
     for place, region in zip(places, result.regions, strict=True):
-        look = words.at(engine, image, result, place).view
+        look = words.focus_of_word(engine, image, result, place).view
         assert look.iou == pytest.approx(region.prior_iou, abs=1e-3)
     with pytest.raises(NotApplicable, match="several things"):
-        heads.ask(engine, image, result)
+        heads.run(engine, image, result)
 
 
 def test_a_finding_is_saved_with_a_photo_of_any_kind(asked, tmp_path):
     engine, image, result = asked
-    other = thought.ask(engine, image, result, result.reasoning)
+    other = thought.run(engine, image, result, result.reasoning)
     again = other.save(str(tmp_path / "new" / "folder"), image)
     assert again and all(path.is_file() for path in again)
     assert "the model wrote: “It is here" in other.result.reason
@@ -120,11 +120,11 @@ def test_the_trace_is_truthful_each_look_equals_a_fresh_reading(asked):
     """The kept cache changes nothing: prompt, shortened thought and closing read anew in one go
     give the same prior."""
     engine, image, result = asked
-    looks, ids = sentences.ask(engine, image, result).views, list(result.reply_ids)
+    looks, ids = sentences.run(engine, image, result).views, list(result.reply_ids)
     photo = open_photo(image)
     features = engine.read(photo)
     closing = ids[ids.index(engine.focus.language.tokenizer.convert_tokens_to_ids("</think>")) :]
-    pieces = words.pieces(engine, result)
+    pieces = words.reply_pieces(engine, result)
     cut = 0
     for look in looks:
         cut = next(
@@ -148,12 +148,12 @@ def test_the_trace_costs_less_than_one_more_answer(mini):
     handle = mini.model.mllm.model.language_model.register_forward_hook(
         lambda _, __, output: read.append(output.last_hidden_state.shape[1])
     )
-    for scene, question in examples("test", 0, 8):
+    for scene, question in draw_examples("test", 0, 8):
         read.clear()
         result = mini.segment(scene.image, question.instruction)
         answer_passes, answer_tokens = len(read), sum(read)
         read.clear()
-        views = sentences.ask(mini, scene.image, result).views
+        views = sentences.run(mini, scene.image, result).views
         closing = 8 * len(views)  # "</think>It is here: <REF_POS>"
         assert len(read) <= 1 + 2 * len(views) < answer_passes / 2
         assert sum(read) <= answer_tokens + closing
@@ -162,7 +162,7 @@ def test_the_trace_costs_less_than_one_more_answer(mini):
 
 def test_the_focus_settles_where_it_stays(asked):
     engine, image, result = asked
-    looks = sentences.ask(engine, image, result).views
+    looks = sentences.run(engine, image, result).views
     index = trace.settles_at(looks)
     assert 0 <= index < len(looks) and trace.settles_at(()) is None
     away = FocusView("x", np.zeros_like(looks[-1].prior), looks[-1].mask, 0, 0)
@@ -172,50 +172,50 @@ def test_the_focus_settles_where_it_stays(asked):
 
 def test_a_trace_of_nothing_found_says_where_it_would_have_looked(mini, nothing_found):
     scene, _, result = nothing_found
-    looks = sentences.ask(mini, scene.image, result).views
+    looks = sentences.run(mini, scene.image, result).views
     assert looks and all(x.iou in (0.0, 1.0) for x in looks)
 
 
 def test_any_word_can_be_looked_at_and_only_the_focus_token_is_trained(asked):
     engine, image, result = asked
-    pieces = words.pieces(engine, result)
+    pieces = words.reply_pieces(engine, result)
     assert "".join(pieces) == result.reply and len(pieces) == result.tokens
-    last = words.at(engine, image, result, len(pieces) - 1).view
+    last = words.focus_of_word(engine, image, result, len(pieces) - 1).view
     assert last.trained and last.text == "<REF_POS>"
     np.testing.assert_allclose(last.prior, result.regions[0].prior, atol=1e-5)
-    word = words.at(engine, image, result, 4).view
+    word = words.focus_of_word(engine, image, result, 4).view
     assert not word.trained and word.text == pieces[4] and word.prior.shape == result.photo_size
     with pytest.raises(CoPRSError, match="count from 0"):
-        words.at(engine, image, result, 9999)
+        words.focus_of_word(engine, image, result, 9999)
 
 
 def test_the_heads_are_those_that_were_fused(asked, nothing_found):
     engine, image, result = asked
-    maps = heads.ask(engine, image, result).maps
+    maps = heads.run(engine, image, result).maps
     assert maps.shape == (engine.model.prior.heads, *result.photo_size) and maps.dtype == np.float32
     assert all(m.std() > 0 for m in maps)
     with pytest.raises(CoPRSError, match="no heads to show"):
-        heads.ask(engine, nothing_found[0].image, nothing_found[2])
+        heads.run(engine, nothing_found[0].image, nothing_found[2])
 
 
 def test_what_an_earlier_version_of_the_model_wrote_is_not_read_as_something_else(asked):
     """Its tokens have another meaning now: no look of words that nobody wrote."""
     engine, image, result = asked
     earlier = dataclasses.replace(result, reply="<think>I see a boat.</think>It is here: <REF_POS>")
-    for ask in (sentences.ask, words.ask, heads.ask, attention.ask):
+    for ask in (sentences.run, words.run, heads.run, attention.run):
         with pytest.raises(CoPRSError, match="another version of 'mini'.*ask the question again"):
             ask(engine, image, earlier)
     with pytest.raises(CoPRSError, match="another version of 'mini'"):
-        words.pieces(engine, earlier)
+        words.reply_pieces(engine, earlier)
     changed = thought.focus_again(engine, image, result.instruction, "蓝 It is “the” fish… 🐟")
-    assert sentences.ask(engine, image, changed).views  # what is its own is read, however odd
+    assert sentences.run(engine, image, changed).views  # what is its own is read, however odd
 
 
 def test_another_thought_moves_the_focus(mini):
     """Where the last sentence says that another thing of the scene is meant, the focus goes there
     and leaves its old place."""
     moved = []
-    for scene, question in examples("test", 0, 12):
+    for scene, question in draw_examples("test", 0, 12):
         result = mini.segment(scene.image, question.instruction)
         if not result.mask.any() or len(scene.things) < 2:
             continue
@@ -252,13 +252,15 @@ def test_a_thought_that_ends_in_nothing_is_said_to(mini, nothing_found):
 def test_spread_is_zero_for_a_point_and_one_for_everywhere():
     point = np.zeros((20, 30), np.float32)
     point[3, 4] = 0.7
-    assert spread(point) == 0 and spread(np.full((20, 30), 0.2, np.float32)) == pytest.approx(1)
+    assert normalized_entropy(point) == 0 and normalized_entropy(
+        np.full((20, 30), 0.2, np.float32)
+    ) == pytest.approx(1)
 
 
 def test_mistakes_are_said(asked, tmp_path):
     engine, image, result = asked
     with pytest.raises(CoPRSError, match="not the one that the answer is about"):
-        heads.ask(engine, image[:100], result)
+        heads.run(engine, image[:100], result)
     with pytest.raises(CoPRSError, match="thought is empty"):
         thought.focus_again(engine, image, result.instruction, "  ")
     model = tiny.coprs(tiny.qwen())
@@ -268,7 +270,7 @@ def test_mistakes_are_said(asked, tmp_path):
     )
     other = load(str(folder), device="cpu", sam=str(sam))
     with pytest.raises(CoPRSError, match="load that model"):
-        heads.ask(other, image, result)
+        heads.run(other, image, result)
     with pytest.raises(CoPRSError, match="writes coordinates"):
         thought.focus_again(other, image, result.instruction, "It is there.")
 
@@ -277,7 +279,7 @@ def test_a_thought_of_more_tokens_than_characters_is_refused(asked):
     engine, image, result = asked
     thought_of_emoji = "".join(chr(0x1F300 + i % 200) for i in range(7999))
     with pytest.raises(CoPRSError, match=r"has [\d,]+ tokens and at most 8,000 are read: shorten"):
-        thought.ask(engine, image, result, thought_of_emoji)
+        thought.run(engine, image, result, thought_of_emoji)
 
 
 @pytest.mark.parametrize("passes", [1, 5, 9])
@@ -287,12 +289,12 @@ def test_what_nobody_waits_for_ends_between_two_layers(asked, passes):
     hooks = [layer.register_forward_hook(lambda *_: done.append(1)) for layer in layers]
     try:
         with pytest.raises(Cancelled), cancellable(lambda: len(done) < passes):
-            thought.ask(engine, image, result, "It is the other one. " * 300)
+            thought.run(engine, image, result, "It is the other one. " * 300)
         assert len(done) == passes
         with cancellable(lambda: True):
             with cancellable(lambda: False):
                 pass
-            assert thought.ask(engine, image, result, "It is the other one.").result.regions
+            assert thought.run(engine, image, result, "It is the other one.").result.regions
         assert current_check() is None
     finally:
         for one in hooks:
@@ -302,9 +304,9 @@ def test_what_nobody_waits_for_ends_between_two_layers(asked, passes):
 def test_a_photo_of_a_probe_that_nobody_waits_for_is_read_no_further(fresh, found):
     scene, _, result = found
     with pytest.raises(Cancelled), cancellable(lambda: False):
-        sentences.ask(fresh, scene.image, result)
-    assert fresh.kept(open_photo(scene.image)) is None
-    assert sentences.ask(fresh, scene.image, result).views
+        sentences.run(fresh, scene.image, result)
+    assert fresh.cached_features(open_photo(scene.image)) is None
+    assert sentences.run(fresh, scene.image, result).views
 
 
 def test_out_of_memory_in_a_probe_is_said_and_the_next_one_works(asked, monkeypatch):
@@ -316,26 +318,29 @@ def test_out_of_memory_in_a_probe_is_said_and_the_next_one_works(asked, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(engine.focus, "look", fail)
         with pytest.raises(CoPRSError, match="needs more memory than there is"):
-            sentences.ask(engine, image, result)
-    assert sentences.ask(engine, image, result).views
+            sentences.run(engine, image, result)
+    assert sentences.run(engine, image, result).views
 
 
 def test_every_word_looks_in_one_reading_where_it_looks_alone(asked):
     engine, image, result = asked
-    finding = words.ask(engine, image, result)
-    assert finding.words == words.pieces(engine, result) and finding.maps.shape[1:] == (64, 64)
+    finding = words.run(engine, image, result)
+    assert finding.words == words.reply_pieces(engine, result) and finding.maps.shape[1:] == (
+        64,
+        64,
+    )
     assert finding.trained == [False] * (result.tokens - 1) + [True]
     for number in (0, 7, result.tokens - 1):
-        alone = words.at(engine, image, result, number).view.prior
+        alone = words.focus_of_word(engine, image, result, number).view.prior
         # brought down in another way, so edges differ
-        assert np.abs(finding.maps[number] - small_prior(alone, 64)).mean() < 0.01
+        assert np.abs(finding.maps[number] - downscale_prior(alone, 64)).mean() < 0.01
         assert finding.highest[number] == pytest.approx(float(alone.max()), abs=0.15)
     assert next(finding.payloads())["maps"][0].startswith("data:image/png")
 
 
 def test_the_trace_tells_which_sentence_moved_the_focus(asked):
     engine, image, result = asked
-    finding = sentences.ask(engine, image, result)
+    finding = sentences.run(engine, image, result)
     places = [view.prior >= 0.5 for view in finding.views]
     assert finding.moves[0] is False
     for i in range(1, len(places)):

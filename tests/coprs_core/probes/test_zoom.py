@@ -8,7 +8,7 @@ import pytest
 
 from coprs_core import CoPRSError
 from coprs_core.metrics import iou
-from coprs_core.mini.world.questions import examples
+from coprs_core.mini.world.questions import draw_examples
 from coprs_core.probes import zoom
 from coprs_core.probes.zoom import Crop, crop_around
 from coprs_core.prompts import FOUND
@@ -33,7 +33,7 @@ def test_zooming_changes_nothing_but_prior_and_mask_and_not_the_answer_itself(fr
     scene, question = next(tiny_targets("test", 300))
     result = fresh.segment(scene.image, question.instruction)
     before = (result.prior.copy(), result.mask.copy())
-    finding = zoom.ask(fresh, scene.image, result)
+    finding = zoom.run(fresh, scene.image, result)
     zoomed, crop = finding.result, finding.crop
     assert np.array_equal(result.prior, before[0]) and np.array_equal(result.mask, before[1])
     again = fresh.segment(scene.image, question.instruction)
@@ -54,18 +54,18 @@ def test_zooming_changes_nothing_but_prior_and_mask_and_not_the_answer_itself(fr
 def test_what_cannot_be_zoomed_into_is_said(mini, nothing_found, monkeypatch):
     scene, _, result = nothing_found
     with pytest.raises(CoPRSError, match="nothing to zoom into"):
-        zoom.ask(mini, scene.image, result)
+        zoom.run(mini, scene.image, result)
     large = max(
-        (e for e in examples("test", 0, 60) if e[1].target is not None),
+        (e for e in draw_examples("test", 0, 60) if e[1].target is not None),
         key=lambda e: e[0].things[e[1].target].area,
     )
     result = mini.segment(large[0].image, large[1].instruction)
     assert result.outcome == FOUND
     with pytest.raises(CoPRSError, match="not small"):
-        zoom.ask(mini, large[0].image, result)
+        zoom.run(mini, large[0].image, result)
     region = replace(result.regions[0], prior=np.zeros_like(result.prior))  # as a stranger may say
     with pytest.raises(CoPRSError, match="nothing to zoom into"):
-        zoom.ask(mini, large[0].image, replace(result, regions=(region,)))
+        zoom.run(mini, large[0].image, replace(result, regions=(region,)))
 
 
 def test_zooming_in_gives_the_masks_that_were_recorded(mini):
@@ -83,7 +83,7 @@ def test_zooming_in_raises_the_masks_of_tiny_targets(mini):
         result, truth = mini.segment(scene.image, question.instruction), scene.mask(question.target)
         before.append(iou(result.mask, truth))
         try:
-            after.append(iou(zoom.ask(mini, scene.image, result).result.mask, truth))
+            after.append(iou(zoom.run(mini, scene.image, result).result.mask, truth))
         except CoPRSError:
             after.append(before[-1])
     assert len(before) == 300

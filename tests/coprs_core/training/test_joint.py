@@ -43,7 +43,7 @@ from coprs_core.datasets.folder import LISTING  # noqa: E402
 from coprs_core.datasets.scenes import training_scenes  # noqa: E402
 from coprs_core.example import Example  # noqa: E402
 from coprs_core.mini.train.recipe import MINI  # noqa: E402
-from coprs_core.mini.world.questions import Asking, examples  # noqa: E402
+from coprs_core.mini.world.questions import QuestionMix, draw_examples  # noqa: E402
 from coprs_core.photos.photo import Photo  # noqa: E402
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt, is_well_formed  # noqa: E402
 from coprs_core.training import embeddings, run_joint  # noqa: E402
@@ -68,7 +68,7 @@ from coprs_core.training.warmup import reply_for  # noqa: E402
 from tests import ROOT, tiny  # noqa: E402
 from tests.formulas import Rollouts, group_advantages, unified_loss  # noqa: E402
 
-FAMILIES = Asking({"name": 1.0, "colour": 1.0, "several": 1.0}, nothing=0.3)
+FAMILIES = QuestionMix({"name": 1.0, "colour": 1.0, "several": 1.0}, nothing=0.3)
 OBJECTIVE = PRESETS["paper"]
 
 
@@ -154,7 +154,7 @@ def test_prompts_are_written_as_the_engine_writes_them(mini):
     processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
     template = mini.model.config.prompt_template
     processor.chat_template = chat_template(template)
-    for _, question in examples("train", 0, 20):
+    for _, question in draw_examples("train", 0, 20):
         said = [{"role": "user", "content": question.instruction}]
         text = processor.apply_chat_template(said, add_generation_prompt=True)
         ids = processor.tokenizer(text).input_ids
@@ -383,7 +383,7 @@ def test_a_run_goes_on_bit_for_bit_and_its_checkpoint_gives_the_same_mask(tmp_pa
     processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
     save_checkpoint(tmp_path / "saved", finished, processor)
     engine = load(str(tmp_path / "saved"), device="cpu")
-    scene, question = next(examples("validation", 3, 1))
+    scene, question = next(draw_examples("validation", 3, 1))
     photo = Image.fromarray(scene.image)
     result = engine.segment(photo, question.instruction)
     before = mini.segment(photo, question.instruction)
@@ -419,7 +419,7 @@ def test_each_epoch_has_its_own_order_also_where_a_run_goes_on_in_it(made, monke
 def test_a_base_of_16_bits_with_heads_of_32_draws_pictures():
     loaded = load_checkpoint("mini", LoadOptions(device="cpu", dtype="bf16"))
     loaded.segmenter.model.prior.float(), loaded.segmenter.model.decoder.float()
-    scene, question = next(examples("validation", 3, 1))
+    scene, question = next(draw_examples("validation", 3, 1))
     assert Engine(loaded).segment(scene.image, question.instruction, 60).photo_size == (256, 256)
 
 
@@ -588,7 +588,7 @@ def folder_of_items(folder) -> list[dict]:
     """A plain folder of two photos, three items: one thing, two things, nothing."""
     folder.mkdir()
     lines = []
-    asked = (e for e in examples("train", 0, 40, "several") if len(e[1].targets) > 1)
+    asked = (e for e in draw_examples("train", 0, 40, "several") if len(e[1].targets) > 1)
     for name, (scene, question) in zip("ab", asked, strict=False):
         Image.fromarray(scene.image).save(folder / f"{name}.png")
         masks = []
@@ -679,7 +679,7 @@ def test_a_run_by_command_on_a_folder_ends_in_a_checkpoint_that_answers(tmp_path
     drawn = sorted(path.name for path in (out / "pictures").iterdir())
     assert drawn == [f"step-0000{step}-{i}.png" for step in (1, 2) for i in range(3)]
     engine = load(str(out / "checkpoint"), device="cpu")
-    scene, question = next(examples("validation", 1, 1))
+    scene, question = next(draw_examples("validation", 1, 1))
     result = engine.segment(Image.fromarray(scene.image), question.instruction)
     assert result.reply and result.distance is not None  # it knows what its pictures look like
 
@@ -713,7 +713,7 @@ def test_adapters_are_trained_and_their_folder_is_a_checkpoint(tmp_path, quantiz
     assert sum(not torch.equal(state[n], warm[n]) for n in heads) > len(heads) / 2
     tower = [n for n in state if ".visual." in n]
     assert tower and all(torch.equal(state[n], warm[n]) for n in tower)
-    scene, question = next(examples("validation", 1, 1))
+    scene, question = next(draw_examples("validation", 1, 1))
     assert done.segment(Image.fromarray(scene.image), question.instruction).reply
 
 

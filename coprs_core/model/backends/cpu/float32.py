@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv3d, linear
 
-from coprs_core.machine import computes_in_bfloat16
+from coprs_core.machine import has_native_bfloat16
 
 MANY_ROWS = 32
 """From so many rows on a layer saves more than converting its weights costs (2 cores with AVX2)."""
@@ -55,7 +55,7 @@ def compute_in_float32(model: nn.Module) -> None:
     for layer in model.modules():
         if type(layer) in _WIDE and getattr(layer, "padding_mode", "zeros") == "zeros":
             weight: Tensor = layer.weight  # ty: ignore[invalid-assignment]
-            if weight.dtype == torch.bfloat16 and not computes_in_bfloat16(weight.device):
+            if weight.dtype == torch.bfloat16 and not has_native_bfloat16(weight.device):
                 layer.__class__ = _WIDE[type(layer)]
 
 

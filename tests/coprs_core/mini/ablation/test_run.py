@@ -21,13 +21,13 @@ from coprs_core.mini.ablation.arms import ARMS, REFERENCE, TABLES, arms_of  # no
 from coprs_core.mini.ablation.camps import (  # noqa: E402
     CampCollator,
     HiddenStatePrompt,
-    in_coordinates,
+    reply_with_boxes,
 )
 from coprs_core.mini.ablation.run import ArmResult, Budget  # noqa: E402
-from coprs_core.mini.ablation.tables import entries, figure, in_markdown  # noqa: E402
+from coprs_core.mini.ablation.tables import entries, figure, to_markdown  # noqa: E402
 from coprs_core.mini.train.data import batches  # noqa: E402
 from coprs_core.mini.train.recipe import MINI, Stage  # noqa: E402
-from coprs_core.mini.world.questions import examples  # noqa: E402
+from coprs_core.mini.world.questions import draw_examples  # noqa: E402
 from coprs_core.model.backends.boxes import read_answer  # noqa: E402
 from coprs_core.model.decoder import PriorDecoder  # noqa: E402
 from coprs_core.training.recipe import read_recipe  # noqa: E402
@@ -59,16 +59,16 @@ def test_arms_of_the_joint_stage_spend_as_many_replies():
 
 
 def test_a_reply_in_coordinates_is_read_back_as_the_boxes_of_its_masks():
-    scene, question = next(q for q in examples("train", 5, 9) if q[1].targets)
+    scene, question = next(q for q in draw_examples("train", 5, 9) if q[1].targets)
     thing = scene.things[question.targets[0]]
     rows, columns = np.nonzero(scene.mask(question.targets[0]))
     extent = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     assert thing.box == extent
-    reply = in_coordinates("<think>I see.</think>It is here: <REF_POS>", [thing], 280)
+    reply = reply_with_boxes("<think>I see.</think>It is here: <REF_POS>", [thing], 280)
     assert reply.startswith("<think>I see.</think><answer>[") and "<REF_POS>" not in reply
     (found,) = read_answer(reply, (280, 280), (256, 256)).objects
     assert found.box == pytest.approx(extent, abs=0.5)
-    nothing = in_coordinates("<think>I see.</think>Nothing fits.", [], 280)
+    nothing = reply_with_boxes("<think>I see.</think>Nothing fits.", [], 280)
     answer = read_answer(nothing, (280, 280), (256, 256))
     assert answer.readable and not answer.objects
 
@@ -122,7 +122,7 @@ def test_tables_by_hand():
     assert other.named[0] == 0.5 and other.unusable == 1.0
     gap = other.against
     assert gap.b - gap.a == pytest.approx(0.505 - 0.7) and gap.p < 0.001 and gap.worse == 40
-    text = in_markdown(tables, Budget(scenes=40))
+    text = to_markdown(tables, Budget(scenes=40))
     assert "| mask share 0 | 1 | 0.500 [" in text and "-0.195 [" in text
     assert len(figure(tables).axes) == 2
 
@@ -172,7 +172,7 @@ def test_a_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_with_own_log", _killed)  # as the system does where memory is short
     budget = Budget(scenes=3)
     with pytest.raises(CoPRSError, match="ended from outside.* smaller --at-once"):
-        run.ablate(budget, (ARM["start"],), tmp_path, device="cpu", at_once=2)
+        run.run_ablation(budget, (ARM["start"],), tmp_path, device="cpu", at_once=2)
 
 
 @pytest.mark.slow

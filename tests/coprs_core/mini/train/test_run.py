@@ -20,10 +20,10 @@ from coprs_core.geometry import to_photo_frame, to_sam_frame, unpadded_size
 from coprs_core.metrics import iou
 from coprs_core.mini.train import oracle, recipe, run
 from coprs_core.mini.train.build import build_miniature
-from coprs_core.mini.train.data import Collator, SceneData, batches, pack, reply_sections
-from coprs_core.mini.train.run import rate_factor, train_miniature
+from coprs_core.mini.train.data import Collator, SceneData, batches, pack_questions, reply_sections
+from coprs_core.mini.train.run import lr_factor, train_miniature
 from coprs_core.mini.train.stages import Scaffold
-from coprs_core.mini.world.questions import ask, examples
+from coprs_core.mini.world.questions import draw_examples, draw_question
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.prompts import FOCUS_TOKEN
 from tests import ROOT
@@ -245,9 +245,9 @@ def test_training_sees_pictures_as_answers_do(mini_parts, side):
 def test_every_one_of_several_things_has_its_focus_token(mini_parts):
     tokenizer, _ = mini_parts
     scene, question = next(
-        (s, q) for s, q in examples("train", 0, 50, "several") if len(q.targets) > 2
+        (s, q) for s, q in draw_examples("train", 0, 50, "several") if len(q.targets) > 2
     )
-    packed = pack(recipe.MINI, [(scene, [question])], tokenizer, (10, 10))
+    packed = pack_questions(recipe.MINI, [(scene, [question])], tokenizer, (10, 10))
     targets = [oracle.thing_features(scene.things[i]) for i in question.targets]
     assert torch.equal(packed.focus_features, torch.stack(targets))
     focus_id = tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
@@ -255,16 +255,16 @@ def test_every_one_of_several_things_has_its_focus_token(mini_parts):
 
 
 def test_target_replies_fall_into_four_sections():
-    asked = [*examples("train", 0, 300), *examples("train", 0, 100, "several")]
-    for _, question in [*asked, *examples("train", 0, 100, "unknown word")]:
+    asked = [*draw_examples("train", 0, 300), *draw_examples("train", 0, 100, "several")]
+    for _, question in [*asked, *draw_examples("train", 0, 100, "unknown word")]:
         sections = reply_sections(question.reply)
         assert "".join(sections) == question.reply and sections[1].startswith(" You ask for")
 
 
 def test_tokens_of_a_reply_are_those_of_its_sections(mini):
     tokenizer = mini.focus.language.tokenizer
-    asked = [*examples("train", 0, 100), *examples("train", 0, 50, "several")]
-    for _, question in [*asked, *examples("train", 0, 50, "unknown word")]:
+    asked = [*draw_examples("train", 0, 100), *draw_examples("train", 0, 50, "several")]
+    for _, question in [*asked, *draw_examples("train", 0, 50, "unknown word")]:
         pieces = [
             tokenizer(s, add_special_tokens=False).input_ids for s in reply_sections(question.reply)
         ]
@@ -273,13 +273,13 @@ def test_tokens_of_a_reply_are_those_of_its_sections(mini):
 
 def test_learning_rate_rises_holds_and_falls_to_nothing():
     stage = replace(recipe.MINI.stages[0], steps=1000)
-    factors = [rate_factor(s, stage) for s in range(1000)]
+    factors = [lr_factor(s, stage) for s in range(1000)]
     assert factors[0] < 0.05 and factors[200] == 1 and factors[-1] < 0.001
     assert all(a >= b for a, b in zip(factors[400:], factors[401:]))
 
 
 def test_the_oracles_code_tells_kind_colour_and_place():
-    frame, query_frame = oracle.frames(192)
+    frame, query_frame = oracle.orthogonal_frames(192)
     assert torch.allclose(frame.T @ frame, torch.eye(64) * 0.36, atol=1e-5)
     assert torch.allclose(query_frame.T @ query_frame, torch.eye(62) * 16, atol=1e-4)
     scene = draw_scene(3)
@@ -292,7 +292,7 @@ def test_the_oracles_code_tells_kind_colour_and_place():
 
 def test_ask_of_every_family_is_reproducible():
     scene = draw_scene(12)
-    assert ask(scene, random.Random(3)) == ask(scene, random.Random(3))
+    assert draw_question(scene, random.Random(3)) == draw_question(scene, random.Random(3))
 
 
 @pytest.mark.parametrize(

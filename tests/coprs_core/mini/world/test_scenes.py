@@ -14,8 +14,14 @@ from coprs_core.mini.world import requests
 from coprs_core.mini.world.drawings import COLOURS
 from coprs_core.mini.world.kinds import CATEGORIES, KINDS, TABLE
 from coprs_core.mini.world.meanings import Ambiguous, resolve
-from coprs_core.mini.world.questions import FAMILIES, MORE_FAMILIES, Asking, ask, examples
-from coprs_core.mini.world.replies import conclusions_of, reply_to
+from coprs_core.mini.world.questions import (
+    EXTRA_FAMILIES,
+    FAMILIES,
+    QuestionMix,
+    draw_examples,
+    draw_question,
+)
+from coprs_core.mini.world.replies import parse_conclusions, target_reply
 from coprs_core.mini.world.scenes import (
     PLACES,
     SIDE,
@@ -24,7 +30,7 @@ from coprs_core.mini.world.scenes import (
     draw_scene,
     random_size,
 )
-from coprs_core.mini.world.unknown import MAX_QUOTED, NOUNS, QUALITIES, is_held_back
+from coprs_core.mini.world.unknown import MAX_QUOTED, NOUNS, QUALITIES, is_test_noun
 
 COUNT = 5000
 KNOWN_THINGS = [
@@ -42,7 +48,7 @@ def asked():
     pairs = []
     for i in range(COUNT):
         scene = draw_scene(i, ("train", "validation", "test")[i % 3], with_image=False)
-        pairs.append((scene, ask(scene, random.Random(i))))
+        pairs.append((scene, draw_question(scene, random.Random(i))))
     return pairs
 
 
@@ -125,13 +131,13 @@ def test_replies_tell_the_truth_and_conclude_with_the_target(asked):
         if q.target is None:
             assert (
                 "<REF_POS>" not in q.reply
-                and conclusions_of(thought) == []
+                and parse_conclusions(thought) == []
                 and "nothing" in answer.lower()
             )
         else:
             target = scene.things[q.target]
             assert q.reply.count("<REF_POS>") == 1 and answer.endswith("<REF_POS>")
-            assert conclusions_of(thought) == [(target.kind, target.colour)]
+            assert parse_conclusions(thought) == [(target.kind, target.colour)]
 
 
 def test_all_families_come_up_and_nothing_there_in_one_of_nine(asked):
@@ -179,13 +185,15 @@ def test_the_same_seed_draws_the_same_scene_and_no_two_splits_share_one():
     assert np.array_equal(a.owner, draw_scene(5, with_image=False).owner)
     others = [draw_scene(5, split).image for split in ("validation", "test")]
     assert not any(np.array_equal(a.image, o) for o in others)
-    assert [q for _, q in examples("test", 3, 4)] == [q for _, q in examples("test", 3, 4)]
+    assert [q for _, q in draw_examples("test", 3, 4)] == [
+        q for _, q in draw_examples("test", 3, 4)
+    ]
 
 
 def test_a_known_scene_is_still_drawn_alike():
     """Training, figures and examples rest on these seeds: a change of the drawing must be a
     decision."""
-    scene, question = next(examples("test", 0, 1))
+    scene, question = next(draw_examples("test", 0, 1))
     assert [(t.kind, t.colour, t.area) for t in scene.things] == KNOWN_THINGS
     assert question.instruction == KNOWN_INSTRUCTION
 
@@ -228,7 +236,7 @@ def test_the_world_is_as_wide_as_promised(asked):
 
 def test_one_in_ten_is_typed_with_a_slip():
     rng, sentence = random.Random(0), "please segment the orange butterfly"
-    typed = [requests.as_typed(sentence, rng).lower().rstrip(".") for _ in range(4000)]
+    typed = [requests.add_typing_noise(sentence, rng).lower().rstrip(".") for _ in range(4000)]
     assert 0.08 < sum(t != sentence for t in typed) / 4000 < 0.12
     assert all(abs(len(t) - len(sentence)) <= 1 for t in typed)
 
@@ -244,9 +252,9 @@ def more_asked():
         rng = random.Random(f"more {i}")
         size = random_size(rng) if i % 2 else SQUARE
         scene = draw_scene(i, ("train", "validation", "test")[i % 3], with_image=False, size=size)
-        for family in MORE_FAMILIES:
+        for family in EXTRA_FAMILIES:
             with suppress(Ambiguous):
-                pairs.append((scene, ask(scene, rng, family)))
+                pairs.append((scene, draw_question(scene, rng, family)))
     return pairs
 
 
@@ -258,7 +266,7 @@ def test_several_are_all_that_fit_in_reading_order_and_at_most_four(more_asked):
         fitting = [i for i, t in enumerate(scene.things) if described(q.meaning.among, t)]
         assert list(q.targets) == fitting and len(fitting) <= 4
         counts[len(fitting)] += 1
-        named = conclusions_of(q.reply.partition("</think>")[0])
+        named = parse_conclusions(q.reply.partition("</think>")[0])
         assert named == [(scene.things[i].kind, scene.things[i].colour) for i in q.targets]
         assert q.reply.count("<REF_POS>") == len(fitting)
         for word, number in (("two", 2), ("both", 2), ("three", 3), ("four", 4)):
@@ -276,7 +284,7 @@ def test_what_is_not_known_is_told_and_nothing_is_pointed_at(more_asked):
         assert f"I do not know: {q.meaning.unknown[:MAX_QUOTED].strip()}." in q.reply
         assert q.meaning.unknown.lower() in q.instruction.lower()
         if q.meaning.unknown in {*NOUNS} - {*QUALITIES}:
-            assert is_held_back(q.meaning.unknown) == (scene.split == "test")
+            assert is_test_noun(q.meaning.unknown) == (scene.split == "test")
             held_back[scene.split == "test"] += 1
     assert min(held_back.values()) > 100
 
@@ -286,7 +294,7 @@ def test_no_word_of_the_world_counts_as_unknown():
     for kind in TABLE:
         known |= {w for use in (*kind.uses, kind.to_do) for w in use.split()}
     assert not known & {*NOUNS, *QUALITIES}
-    assert len({n for n in NOUNS if is_held_back(n)}) >= 300
+    assert len({n for n in NOUNS if is_test_noun(n)}) >= 300
 
 
 def test_pictures_of_other_shapes_hold_what_they_say():
@@ -320,12 +328,12 @@ def test_sizes_and_distances_in_a_thought_decide_it(asked):
 @pytest.mark.parametrize("other_verbs", [0.0, 1.0])
 def test_varied_wordings_ask_for_the_same_and_hold_none_of_the_test(other_verbs):
     """Put together from parts they are many, and leave meaning and reply as they are."""
-    asked, asking = [], Asking(varied=1.0, other_verbs=other_verbs)
+    asked, asking = [], QuestionMix(varied=1.0, other_verbs=other_verbs)
     for i in range(300):
         scene = draw_scene(i, with_image=False)
-        for family in (*FAMILIES[:-1], *MORE_FAMILIES):
+        for family in (*FAMILIES[:-1], *EXTRA_FAMILIES):
             with suppress(Ambiguous):
-                asked.append((scene, ask(scene, random.Random(i), family, asking)))
+                asked.append((scene, draw_question(scene, random.Random(i), family, asking)))
     said = [q.instruction.lower() for _, q in asked]
     shortened = {re.sub(r"\b(" + "|".join([*KINDS, *COLOURS]) + r")\b", "x", i) for i in said}
     assert len(shortened) > 0.8 * len(asked) > 800
@@ -335,6 +343,6 @@ def test_varied_wordings_ask_for_the_same_and_hold_none_of_the_test(other_verbs)
     for scene, q in asked:
         if not q.meaning.unknown:
             assert q.targets == resolve(q.meaning, scene.things)
-            assert q.reply == reply_to(q.meaning, q.targets, scene.things)
+            assert q.reply == target_reply(q.meaning, q.targets, scene.things)
     assert any(q.instruction.lower().strip(".") in KINDS for _, q in asked)  # the bare word
     assert any(re.search(r"\bblur\b", i) for i in said) == bool(other_verbs)

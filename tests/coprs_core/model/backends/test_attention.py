@@ -10,14 +10,14 @@ import torch
 from huggingface_hub import constants
 
 from coprs_core import CoPRSError, load
-from coprs_core.calibrate import best_heads, calibrate, cells_on
-from coprs_core.mini.world.questions import examples
+from coprs_core.calibrate import best_heads, calibrate, covered_cells
+from coprs_core.mini.world.questions import draw_examples
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.attention import Looks, as_prior, observe, observing
 from coprs_core.model.backends.language import LanguageModel
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention
-from coprs_core.probes.looks import observed
+from coprs_core.probes.looks import observe_reply
 from coprs_core.prompts import IMAGE_SLOT, INSTRUCTION_SLOT
 from tests import tiny
 
@@ -134,10 +134,10 @@ def test_a_long_reply_is_read_once_more_by_the_chosen_heads(tmp_path, monkeypatc
     engine = load(str(tiny.save_mllm(tmp_path / "mllm", tiny.qwen3())), device="cpu", sam=sam)
     photo = draw_scene(1).image
     result = engine.segment(photo, "it", 40)
-    whole = observed(engine, photo, result, "words")
+    whole = observe_reply(engine, photo, result, "words")
     one_word = whole.looks._kept[-1].nbytes
     monkeypatch.setattr("coprs_core.model.backends.attention.MAX_BYTES", 30 * one_word)
-    cut = observed(engine, photo, result, "words")
+    cut = observe_reply(engine, photo, result, "words")
     assert len(cut.looks) == len(result.reply_ids) > 30 and not cut.looks.is_cut
     assert cut.looks.heads_in_all == whole.looks.heads_in_all
     for word in (0, len(result.reply_ids) - 1):
@@ -173,7 +173,7 @@ def localized(mini, count: int) -> tuple[list[bool], list[bool]]:
     target at the focus token, and on the named thing at the word of its kind."""
     focus, language = mini.segmenter, mini.segmenter.language
     at_token, at_word = [], []
-    for scene, question in examples("validation", 0, count):
+    for scene, question in draw_examples("validation", 0, count):
         if question.target is None:
             continue
         features = mini.read(open_photo(scene.image))
@@ -284,12 +284,12 @@ def test_it_is_kept_for_the_next_time_and_goes_on_where_it_stopped(mini, tmp_pat
     saved.write_bytes(saved.read_bytes()[:1000])  # cut off
     assert next(calibrate(engine, 20)) == 1
     found.path.write_text('{"heads": [4000]}')  # of another model
-    finding = attention.ask(load("mini", device="cpu"), *asked_once(mini))
+    finding = attention.run(load("mini", device="cpu"), *asked_once(mini))
     assert len(finding.heads) == 8
 
 
 def asked_once(mini):
-    scene, question = next(examples("test", 0, 1))
+    scene, question = next(draw_examples("test", 0, 1))
     return scene.image, mini.segment(scene.image, question.instruction)
 
 
@@ -316,7 +316,7 @@ def test_the_best_heads_are_found_and_sinks_are_not():
     assert chosen[0] == 5 and len(chosen) == 8 and 2 not in chosen
     mask = np.zeros((40, 100), bool)
     mask[12, 99] = True
-    assert np.argwhere(cells_on(mask, (4, 10))).tolist() == [[1, 9]]
+    assert np.argwhere(covered_cells(mask, (4, 10))).tolist() == [[1, 9]]
 
 
 # --- the probe
@@ -324,7 +324,7 @@ def test_the_best_heads_are_found_and_sinks_are_not():
 
 def test_each_sentence_has_a_look_at_the_picture(mini, found, tmp_path):
     scene, question, result = found
-    finding = attention.ask(mini, scene.image, result)
+    finding = attention.run(mini, scene.image, result)
     assert len(finding.looks) >= 3 and finding.of_heads == 36 and len(finding.heads) == 8
     assert "".join(look.text for look in finding.looks).replace(" ", "") in (
         result.reply.replace("<think>", "").replace("</think>", "").replace(" ", "")
@@ -343,7 +343,7 @@ def test_each_sentence_has_a_look_at_the_picture(mini, found, tmp_path):
 @pytest.mark.xfail(reason="weaker in the miniature's third edition: see its card", strict=True)
 def test_the_conclusion_looks_at_the_thing(mini, found):
     scene, _, result = found
-    last = attention.ask(mini, scene.image, result).looks[-1].seen
+    last = attention.run(mini, scene.image, result).looks[-1].seen
     assert result.mask[np.unravel_index(last.argmax(), last.shape)]
 
 
@@ -351,9 +351,9 @@ def test_what_is_asked_of_the_wrong_model_is_a_sentence(mini, found):
     scene, _, result = found
     other = dataclasses.replace(result, model="another")
     with pytest.raises(CoPRSError, match="load that model"):
-        attention.ask(mini, scene.image, other)
+        attention.run(mini, scene.image, other)
     with pytest.raises(CoPRSError, match="same photo"):
-        attention.ask(mini, scene.image[:100], result)
+        attention.run(mini, scene.image[:100], result)
 
 
 def test_a_reply_that_is_far_too_long_is_not_read_at_all(mini, found, monkeypatch):
@@ -362,7 +362,7 @@ def test_a_reply_that_is_far_too_long_is_not_read_at_all(mini, found, monkeypatc
     for ids in (result.reply_ids * 40, mini.segmenter.language.ids_of("So. " * 99)):
         long = dataclasses.replace(result, reply_ids=tuple(ids))
         with pytest.raises(CoPRSError, match="are looked into: ask for a shorter one"):
-            attention.ask(mini, scene.image, long)
+            attention.run(mini, scene.image, long)
 
 
 def test_the_looks_seen_while_writing_are_those_read_again(mini, found):
@@ -373,5 +373,5 @@ def test_the_looks_seen_while_writing_are_those_read_again(mini, found):
     reading = focus.reading(question.instruction, features)
     ids = [s.token for s in language.write(reading, focus.focus_id, 160, looks)]
     assert tuple(ids) == result.reply_ids
-    finding = attention.ask(mini, scene.image, result)
+    finding = attention.run(mini, scene.image, result)
     assert set(looks.heads()) == set(finding.heads)

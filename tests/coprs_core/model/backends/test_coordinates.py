@@ -38,8 +38,8 @@ from coprs_core.model.segmenter import Step
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention, heads, sentences, words, zoom
 from coprs_core.probes.finding import NotApplicable
-from coprs_core.probes.looks import observed
-from coprs_core.prompts import format_score, is_well_formed, parse_reply, with_sentence
+from coprs_core.probes.looks import observe_reply
+from coprs_core.prompts import format_score, is_well_formed, parse_reply, replace_sentence
 from coprs_core.prompts import sentences as sentences_of
 from tests import tiny
 
@@ -179,7 +179,7 @@ READERS = {
     "words_of_numbers": lambda text: words_of_numbers(tuple(text), 4),
     "parse_reply": parse_reply,
     "form": lambda text: (format_score(text), is_well_formed(text), format_score(text, 2)),
-    "sentences": lambda text: with_sentence(f"{text} a", len(sentences_of(text)) // 2, "b"),
+    "sentences": lambda text: replace_sentence(f"{text} a", len(sentences_of(text)) // 2, "b"),
     "understanding": lambda text: understanding(replied(text)),
     "flags": lambda text: flags(replied(text)),
 }
@@ -536,7 +536,7 @@ def test_the_attention_probe_works_for_it_too(qwen3, monkeypatch):
     writes(monkeypatch, qwen3, 'I see two. It is the left one.</think>[{"bbox_2d": [100, 250, 500, 750]}]')  # fmt: skip
     photo = draw_scene(1).image
     result = qwen3.segment(photo, "it")
-    texts = [look.text for look in attention.ask(qwen3, photo, result).looks]
+    texts = [look.text for look in attention.run(qwen3, photo, result).looks]
     assert texts[:2] == ["I see two.", "It is the left one."] and "bbox_2d" in texts[2]
 
 
@@ -582,7 +582,7 @@ def test_zooming_in_asks_again_about_the_surroundings_of_the_box(qwen3, monkeypa
     result = with_mask(qwen3.segment(photo, "it"), (slice(400, 440), slice(600, 650)))
     asked, seen = [], type(qwen3.segmenter).read
     monkeypatch.setattr(type(qwen3.segmenter), "read", lambda *a: asked.append(a[1:]) or seen(*a))
-    zoomed = zoom.ask(qwen3, photo, result)
+    zoomed = zoom.run(qwen3, photo, result)
     crop = zoomed.crop
     [(closer, detail)] = asked
     assert closer.size == (crop.side, crop.side) and detail == "normal"
@@ -602,10 +602,10 @@ def test_zooming_in_may_see_that_nothing_fits(qwen3, monkeypatch):
     writes(monkeypatch, qwen3, '</think>[{"point_2d": [500, 500]}]')
     result = with_mask(qwen3.segment(photo, "it"), (slice(0), slice(0)))
     writes(monkeypatch, qwen3, "</think>[]")
-    zoomed = zoom.ask(qwen3, photo, result)
+    zoomed = zoom.run(qwen3, photo, result)
     assert zoomed.result.outcome == "nothing found" and not zoomed.result.regions
     with pytest.raises(NotApplicable, match="nothing to zoom into"):
-        zoom.ask(qwen3, photo, zoomed.result)
+        zoom.run(qwen3, photo, zoomed.result)
 
 
 REPLY = 'I see two. It is the left one.</think>[{"bbox_2d": [100, 250, 500, 750]}]'
@@ -615,10 +615,10 @@ def test_sentence_by_sentence_it_is_where_their_words_looked(qwen3, monkeypatch)
     writes(monkeypatch, qwen3, REPLY)
     photo = draw_scene(1).image
     result = qwen3.segment(photo, "it")
-    found = sentences.ask(qwen3, photo, result)
+    found = sentences.run(qwen3, photo, result)
     assert [v.text for v in found.views[:2]] == ["I see two.", "It is the left one."]
     assert found.views[-1].text == '[{"bbox_2d": [100, 250, 500, 750]}]'
-    looks = attention.ask(qwen3, photo, result).looks
+    looks = attention.run(qwen3, photo, result).looks
     for view, look in zip(found.views, looks, strict=True):
         assert view.prior_kind == "attention" and not view.trained
         assert view.share == look.share and np.array_equal(view.mask, result.mask)
@@ -632,14 +632,14 @@ def test_a_words_look_is_its_attention(qwen3, monkeypatch):
     writes(monkeypatch, qwen3, REPLY)
     photo = draw_scene(1).image
     result = qwen3.segment(photo, "it")
-    pieces = words.pieces(qwen3, result)
+    pieces = words.reply_pieces(qwen3, result)
     assert "".join(pieces) == f"{REPLY}<|im_end|>"
-    number = words.number_of(qwen3, result, "left")
-    view = words.at(qwen3, photo, result, "left").view
+    number = words.token_number(qwen3, result, "left")
+    view = words.focus_of_word(qwen3, photo, result, "left").view
     assert view.text == pieces[number] and view.prior_kind == "attention" and 0 < view.share <= 1
-    other = words.at(qwen3, photo, result, 0).view
+    other = words.focus_of_word(qwen3, photo, result, 0).view
     assert not np.array_equal(view.prior, other.prior)
-    looks = observed(qwen3, photo, result, "x").looks
+    looks = observe_reply(qwen3, photo, result, "x").looks
     assert view.share == pytest.approx(float(looks.map([number], looks.heads()).sum()))
 
 
@@ -647,7 +647,7 @@ def test_its_heads_are_those_that_tell_a_place_and_make_the_prior(qwen3, monkeyp
     writes(monkeypatch, qwen3, REPLY)
     photo = draw_scene(1).image
     result = qwen3.segment(photo, "it")
-    found = heads.ask(qwen3, photo, result)
+    found = heads.run(qwen3, photo, result)
     assert found.maps.shape == (8, *result.photo_size) and len(set(found.names)) == 8
     assert all(" of layer " in name for name in found.names)
     together = found.maps.mean(0)
@@ -656,7 +656,7 @@ def test_its_heads_are_those_that_tell_a_place_and_make_the_prior(qwen3, monkeyp
     writes(monkeypatch, qwen3, "I see none.</think>[]")
     nothing = qwen3.segment(photo, "it")
     with pytest.raises(NotApplicable, match="no heads to show"):
-        heads.ask(qwen3, photo, nothing)
+        heads.run(qwen3, photo, nothing)
 
 
 def test_a_broken_sam2_is_one_sentence(qwen3_folders, tmp_path):

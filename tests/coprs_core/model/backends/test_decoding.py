@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from coprs_core.answer.engine import Engine
-from coprs_core.answer.together import answer_together
+from coprs_core.answer.together import answer_many
 from coprs_core.datasets import open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.example import Example
@@ -324,7 +324,7 @@ def test_answers_together_are_those_of_one_by_one(mini):
     asked.insert(9, Example(examples[0].photo, " ", index=-2))
     engine, calls = Engine(mini.checkpoint), []
     hook = engine.model.mllm.model.language_model.register_forward_hook(lambda *_: calls.append(1))
-    answers = {e.index: answer for e, answer in answer_together(engine, asked, 16)}
+    answers = {e.index: answer for e, answer in answer_many(engine, asked, 16)}
     hook.remove()
     assert isinstance(answers.pop(-1), CoPRSError) and isinstance(answers.pop(-2), CoPRSError)
     different = 0

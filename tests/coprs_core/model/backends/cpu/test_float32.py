@@ -5,20 +5,20 @@ import torch
 from torch import nn
 
 from coprs_core.answer import engine
-from coprs_core.machine import computes_in_bfloat16
+from coprs_core.machine import has_native_bfloat16
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.cpu import float32 as wide
 
 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "no bfloat16"])
 def has_bfloat16(request, monkeypatch):
-    monkeypatch.setattr(wide, "computes_in_bfloat16", lambda device: request.param)
+    monkeypatch.setattr(wide, "has_native_bfloat16", lambda device: request.param)
     return request.param
 
 
 def test_a_gpu_has_bfloat16_and_a_cpu_tells():
-    assert computes_in_bfloat16(torch.device("cuda"))
-    assert computes_in_bfloat16(torch.device("cpu")) in (True, False)
+    assert has_native_bfloat16(torch.device("cuda"))
+    assert has_native_bfloat16(torch.device("cpu")) in (True, False)
 
 
 def layers() -> list[tuple[nn.Module, torch.Tensor]]:
@@ -47,7 +47,7 @@ def test_many_rows_are_computed_in_float32(has_bfloat16):
 
 
 def test_few_rows_float32_and_odd_layers_stay_as_they_are(monkeypatch):
-    monkeypatch.setattr(wide, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(wide, "has_native_bfloat16", lambda device: False)
     layer, x = nn.Linear(40, 30).bfloat16(), torch.randn(31, 40).bfloat16()
     before = layer(x)
     wide.compute_in_float32(layer)
@@ -64,7 +64,7 @@ def test_the_miniature_answers_alike(monkeypatch):
     scene, masks = draw_scene(3, "validation"), []
     instruction = f"the {scene.things[0].colour} {scene.things[0].kind}"
     for has in (True, False):
-        monkeypatch.setattr(wide, "computes_in_bfloat16", lambda device, has=has: has)
+        monkeypatch.setattr(wide, "has_native_bfloat16", lambda device, has=has: has)
         loaded = engine.load("mini", device="cpu", dtype="bf16")
         result = loaded.segment(scene.image, instruction)
         masks.append(result.mask)

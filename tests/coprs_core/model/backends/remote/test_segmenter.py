@@ -331,10 +331,10 @@ def test_zooming_in_asks_the_server_again(server, sam):
     mask[300:320, 900:930] = True
     region = type(result.regions[0])(result.prior, mask, result.regions[0].box)
     result = type(result)(**(vars(result) | {"regions": (region,)}))
-    zoomed = zoom.ask(engine, photo, result)
+    zoomed = zoom.run(engine, photo, result)
     assert zoomed.result.regions[0].box == pytest.approx((900, 300, 930, 320), abs=1)
     with pytest.raises(CoPRSError, match="runs elsewhere and its attention is not seen"):
-        attention.ask(engine, photo, result)
+        attention.run(engine, photo, result)
 
 
 @pytest.mark.parametrize(
