@@ -1,13 +1,10 @@
-"""The links of an answer's chain, each able to fail by itself.
+"""The links of an answer's chain, each able to fail by itself, and how it understood the question.
 
-Was the question understood, does the thought name a thing that it said it saw, does the model look
-at one place, is that what was drawn? None of them says that an answer is right: that is known only
-where the truth is.
+Does the model know such pictures, did it finish, does it look at one place, is that what was drawn?
+None of them says that an answer is right: that is known only where the truth is.
 """
 
 import re
-import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Final, Literal
@@ -17,16 +14,7 @@ import numpy as np
 from coprs_core.answer.flags import component_areas, mask_follows_prior
 from coprs_core.answer.results import Result, max_prior
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
-from coprs_core.prompts import (
-    COORDINATES_PRIOR,
-    FOCUS_TOKEN_PRIOR,
-    FOUND,
-    NOTHING_FOUND,
-    UNFINISHED,
-    last_sentence,
-    parse_reply,
-    sentences,
-)
+from coprs_core.prompts import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR, FOUND, UNFINISHED, sentences
 
 State = Literal["holds", "broken", "open"]
 HOLDS: Final = "holds"
@@ -37,19 +25,12 @@ LINKS = {
     "familiar_holds": "It knows pictures like this one.",
     "familiar_broken": "It knows hardly any picture like this one: a guess. Load a model for "
     "photos.",
-    "understood_holds": "It took up your words: {words}.",
-    "understood_partly": "It took up {words}, not {missed}: “{quote}”",
-    "understood_open": "It took up none of your words ({missed}): “{quote}”",
-    "understood_broken": "It says that it does not know what is meant: “{quote}” Use other words.",
     "given_open": "The thought is yours: the model read it instead of its own.",
     "finished_broken": "It broke off before it answered: ask again, or shorter.",
-    "named_holds": "It named a thing it said it saw.",
-    "named_broken": "It named what it did not say it saw ({words}): change that sentence.",
-    "named_other": "It named what it did not say it saw ({words}): use other words.",
     "looked_holds": "It looked at one place.",
     "looked_several": "It looked at {count} places.",
     "looked_broken": "It looked at {count} places: say which is meant.",
-    "looked_nowhere": "It looked nowhere (at most {highest}).",
+    "looked_nowhere": "It looked nowhere (at most {highest}): use other words.",
     "looked_each": "It looked at one place for each of {count} things.",
     "looked_partly": "For {missing} of its {count} things it looked nowhere: ask for fewer.",
     "looked_twice": "It looked at the same place for several of its {count} things: ask for fewer.",
@@ -57,7 +38,8 @@ LINKS = {
     "drawn_broken": "It drew something else than it looked at: try a closer look, or other words.",
     "true_open": "Whether it is right is not known: paint the truth.",
     "true_holds": "It covers the true mask that you gave: IoU {iou}.",
-    "true_broken": "It misses the true mask that you gave: IoU {iou}.",
+    "true_broken": "It misses the true mask that you gave (IoU {iou}): find the sentence that "
+    "leads astray.",
 }
 """What is said of a link, in words."""
 TRUE_IOU = 0.5
@@ -66,20 +48,25 @@ LEAST_PLACE = 0.25
 """A separate piece of a prior is a place of its own from this share of the largest on."""
 SAME_PLACE = 0.5
 """Priors (≥ 0.5) of two things with such an IoU look at the same place."""
-_UNKNOWN = re.compile(r"\b(?:do not|don['’]t) know (?:what|which)|不知道", re.IGNORECASE)
-"""In an answer without a focus token: the question was not understood."""
-_MOST_WORDS = 4
-_SMALL = frozenset(
-    re.findall(
-        r"\w+",
-        """the a an of to in on at by for with and or that this these those which what who is are it
-        its be as from not no one thing things something anything picture image photo please show
-        me my find where there here all any each every both two three four can could would you i am
-        want like need ones see look looking spot locate point mark outline highlight select segment
-        mask do does did hi hello thanks give tell pick choose most least very than""",
-    )
+MAX_QUOTE = 160
+"""Characters of a quoted sentence; a model that writes without full stops fills the page else."""
+_RESTATES = re.compile(
+    # at the beginning of a sentence: further in, "not what the user wants" restates nothing
+    r"(?:[^,，:：]{0,40}[,，:：]\s*)?(?:(?:okay|ok|so|now|well|first)\s+)*(?:"
+    r"you(?: are|['’]re)? (?:ask|asked|asking|want|look|looking) "
+    r"|(?:the |this |my )?(?:user|question|instruction|request|task|query|prompt)"
+    r"(?:['’]s (?:question|instruction|request|task|query))? (?:is )?"
+    r"(?:asks?|asking|wants?|wanting|needs?|requests?|requesting|looking|refers?|referring|to find"
+    r"|to locate|to identify|to segment|to determine)\b"
+    r"|(?:I|we)(?: need| have| want| should| must| am asked| are asked|['’]m asked|['’]re asked)"
+    r"(?: to)? (?:find|locate|identify|segment|look for|determine|point out|spot|pick|detect)\b"
+    r"|(?:这个|该)?(?:用户|问题|题目|指令|任务|你|您)(?:的(?:问题|要求|指令|任务))?是?在?"
+    r"(?:想|要|问|找|定位|识别|分割|希望|需要|询问|请求)"
+    r"|(?:我们?)?(?:现在)?(?:需要|要|应该|必须)(?:在[^,，]{0,12})?(?:找|寻找|定位|识别|分割|确定)"
+    r")",
+    re.IGNORECASE,
 )
-"""Words that say nothing about what is meant."""
+"""A sentence that plainly restates the question. It is quoted, nothing is concluded from it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +74,7 @@ class Link:
     """One link of the chain.
 
     Attributes:
-        name: "familiar", "given", "understood", "finished", "named", "looked", "drawn" or "true".
+        name: "familiar", "given", "finished", "looked", "drawn" or "true".
         state: "holds", "broken" or "open".
         says: the key of `LINKS` for it.
         values: what is put into those words.
@@ -110,19 +97,24 @@ def chain(result: Result, true_iou: float | None = None) -> tuple[Link, ...]:
     links = [_familiar(result)]
     if result.is_thought_given:
         links.append(Link("given", OPEN, "given_open"))
-    else:
-        links.append(_understood(result))
     if result.outcome == UNFINISHED:
         links.append(Link("finished", BROKEN, "finished_broken"))
     if result.outcome == FOUND:
-        if not result.is_thought_given:
-            links.append(_named(result))
         if result.prior_kind != COORDINATES_PRIOR:  # those tell what it wrote, not where it looked
             links.append(looked := _looked(result))
             if looked.says != "looked_nowhere":
                 links.append(_drawn(result))
         links.append(_true(true_iou))
     return tuple(link for link in links if link)
+
+
+def understanding(result: Result) -> str:
+    """The first sentence of the thought that restates the question, of at most `MAX_QUOTE`
+    characters; "" where none plainly does, or where a person wrote the thought."""
+    if result.is_thought_given:
+        return ""
+    said = next(filter(_RESTATES.match, sentences(result.reasoning)), "")
+    return said if len(said) <= MAX_QUOTE else f"{said[: MAX_QUOTE - 1].rstrip()}…"
 
 
 def first_broken(links: tuple[Link, ...]) -> Link | None:
@@ -135,42 +127,6 @@ def _familiar(result: Result) -> Link | None:
         return None
     state = BROKEN if result.unfamiliar else HOLDS
     return Link("familiar", state, f"familiar_{state}")
-
-
-def _understood(result: Result) -> Link | None:
-    asked = _content(result.instruction)
-    if not asked or not result.reasoning.strip():
-        return None
-    if result.outcome == NOTHING_FOUND and _UNKNOWN.search(parse_reply(result.reply).answer):
-        values = {"quote": _understanding(result.reasoning)}
-        return Link("understood", BROKEN, "understood_broken", values)
-    if not _scripts(" ".join(asked)) & _scripts(result.reasoning):
-        return None  # its words in another writing cannot be compared
-    # what it lists as seen says nothing of what it was asked
-    said = result.reasoning[result.reasoning.find(_understanding(result.reasoning)) :]
-    thought = _stems(part for word in _words(said) for part in _parts(word))
-    taken_up = [w for w in asked if any(_is_among(part, thought) for part in _parts(w))]
-    missed = [word for word in asked if word not in taken_up]
-    values = {"words": _listed(taken_up), "missed": _listed(missed)}
-    if not missed:
-        return Link("understood", HOLDS, "understood_holds", values)
-    values["quote"] = _understanding(result.reasoning)
-    says = "understood_partly" if taken_up else "understood_open"
-    return Link("understood", OPEN, says, values)
-
-
-def _named(result: Result) -> Link | None:
-    last = last_sentence(result.reasoning)
-    before = result.reasoning.strip()[: -len(last)] if last else ""
-    said = _content(last)
-    if not before.strip() or not said:
-        return None
-    seen = _stems(part for word in _words(before) for part in _parts(word))
-    strange = [w for w in said if not any(_is_among(p, seen) for p in _parts(w))]
-    if not strange:
-        return Link("named", HOLDS, "named_holds")
-    says = "named_broken" if result.prior_kind == FOCUS_TOKEN_PRIOR else "named_other"
-    return Link("named", BROKEN, says, {"words": _listed(strange)})
 
 
 def _looked(result: Result) -> Link:
@@ -216,50 +172,3 @@ def _places(prior: np.ndarray) -> int:
     """How many separate places a prior has, none far smaller than the largest."""
     areas = component_areas(prior >= PRIOR_THRESHOLD)
     return int((areas >= LEAST_PLACE * areas.max()).sum()) if len(areas) else 0
-
-
-def _content(text: str) -> list[str]:
-    """The words of a text that say what is meant, each once, in order."""
-    return [w for w in dict.fromkeys(_words(text)) if w not in _SMALL and len(w) > 1]
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+", text.lower())
-
-
-def _scripts(text: str) -> set[str]:
-    """The writings of a text's letters, such as LATIN and CJK."""
-    return {unicodedata.name(c, "").partition(" ")[0] for c in set(text) if c.isalpha()}
-
-
-def _parts(word: str) -> list[str]:
-    """By what a word is found again: itself, or pairs of characters in a writing without spaces."""
-    if any("\u3040" <= c <= "\u9fff" for c in word):
-        return [word[i : i + 2] for i in range(len(word) - 1)] or [word]
-    return [word]
-
-
-def _stems(words: Iterable[str]) -> set[tuple[str, int]]:
-    """Words by their beginnings, each without 0 to 4 of its last letters, and their length."""
-    return {(w[: len(w) - cut], len(w)) for w in set(words) for cut in range(min(5, len(w)))}
-
-
-def _is_among(word: str, stems: set[tuple[str, int]]) -> bool:
-    """Whether a word is among others, given as `_stems`, or differs from one by an ending alone."""
-    stem, length = word[: max(3, len(word) - 2)], len(word)
-    return any((stem, other) in stems for other in range(length - 2, length + 3))
-
-
-def _understanding(reasoning: str) -> str:
-    """The sentence of a thought that says what was asked, as far as can be told; else its last."""
-    asked = (
-        s
-        for s in sentences(reasoning)
-        if re.search(r"\b(you|asks?|asked|means?|user)\b", s.lower())
-    )
-    return next(asked, last_sentence(reasoning))
-
-
-def _listed(words: list[str]) -> str:
-    shown = ", ".join(words[:_MOST_WORDS])
-    return f"{shown} …" if len(words) > _MOST_WORDS else shown

@@ -355,13 +355,16 @@ def _load(options: Namespace, model: str | None = None) -> "Engine":
 
 
 def summary(result: "Result", truth: "np.ndarray | None" = None, frame: str = "upright") -> str:
-    """An answer in a few lines: outcome, the links of its chain, with the `truth` where that is
-    known, IoU, warnings, what the masks fit where that is a question, times."""
+    """An answer in a few lines: outcome, how the thought put the question, the links of its chain,
+    with the `truth` where that is known, IoU, warnings, what the masks fit where that is a
+    question, times."""
     from coprs_core.answer.flags import FLAGS, flags
-    from coprs_core.answer.verdict import chain
+    from coprs_core.answer.verdict import chain, understanding
     from coprs_core.metrics import iou
 
     lines = [f"{result.outcome}. {result.reason}"]
+    if quote := understanding(result):
+        lines.append(f"  It understood: “{quote}”")
     true_iou = None if truth is None else iou(result.mask, truth)
     links = chain(result, true_iou)
     lines += [f"  {_MARKS[x.state]} {x if x.says != 'true_open' else _UNKNOWN}" for x in links]

@@ -24,7 +24,7 @@ from transformers import (
 from coprs_core import CoPRSError, load
 from coprs_core.answer.flags import flags
 from coprs_core.answer.results import Region, Result
-from coprs_core.answer.verdict import chain
+from coprs_core.answer.verdict import understanding
 from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE
 from coprs_core.checkpoints.sams import load_sam
@@ -180,7 +180,7 @@ READERS = {
     "parse_reply": parse_reply,
     "form": lambda text: (format_score(text), is_well_formed(text), format_score(text, 2)),
     "sentences": lambda text: replace_sentence(f"{text} a", len(sentences_of(text)) // 2, "b"),
-    "chain": lambda text: chain(replied(text)),
+    "understanding": lambda text: understanding(replied(text)),
     "flags": lambda text: flags(replied(text)),
 }
 
