@@ -1,5 +1,4 @@
-"""Between the core and what is asked about an answer: probes, comparisons, the truth, and what is
-taken away."""
+"""What is done with the answer at hand: probes, comparisons, the truth, and what is taken away."""
 
 import tempfile
 from collections.abc import Iterator
@@ -10,23 +9,22 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from app.kept import keep
-from app.server.answers import Answered, no_answer
+from app.saved_answers import keep_under_link
+from app.server.answers import StoredAnswer, no_answer
 from app.server.model import ModelServer
 from app.server.uploads import painted_mask
 from app.texts import say, translated
-from app.views import findings as probe_views
-from app.views import page
+from app.views import findings, page
 from app.views.standalone import standalone
 from app.visitors import (
     RequestGate,
     given,
     language,
-    save_answered,
+    save_answer,
     small_finding,
-    traced,
+    trace_of,
     user_errors_as_gr_error,
-    why_not,
+    why_no_probe,
 )
 from coprs_core.answer.compare import compare_with_truth, read_truth
 from coprs_core.errors import CoPRSError
@@ -39,14 +37,14 @@ _NEEDS_A_PLACE = ("heads", "zoom")
 """Probes of an answer that found something."""
 
 
-class Questions:
-    """What is asked about the answer at hand, with the model in use. What took its time says
+class AnswerActions:
+    """What the tabs do with the answer at hand, with the model in use. What took its time says
     nothing where something else has the page by then."""
 
     def __init__(self, server: ModelServer, gate: RequestGate):
         self.server, self.gate = server, gate
 
-    def why_not(self, lang: str, name: str, answered: Answered | None) -> str:
+    def why_not(self, lang: str, name: str, answered: StoredAnswer | None) -> str:
         """Why a probe cannot be asked now, in a sentence; "" where it can."""
         if answered is None:
             return say(lang, "reason_no_answer")
@@ -58,14 +56,14 @@ class Questions:
             return say(lang, "reason_nothing")
         return ""
 
-    def _why_silent(self, lang: str, answered: Answered) -> str:
+    def _why_silent(self, lang: str, answered: StoredAnswer) -> str:
         """Why the model in use cannot be asked about an answer; "" where it can."""
         if not self.server.is_ready:
             return say(lang, "loading")
-        reason = why_not(self.server, answered.summary)
+        reason = why_no_probe(self.server, answered.summary)
         return say(lang, reason, model=answered.summary.model) if reason else ""
 
-    def why_no_replay(self, lang: str, answered: Answered) -> str:
+    def why_no_replay(self, lang: str, answered: StoredAnswer) -> str:
         """Why there is no moving picture of an answer; "" where there is, or may be."""
         if not answered.region_count:
             return say(lang, "strip_nothing")
@@ -74,7 +72,7 @@ class Questions:
         return self._why_silent(lang, answered)
 
     def ask_probe(
-        self, name: str, answered: Answered | None, request: gr.Request | None = None
+        self, name: str, answered: StoredAnswer | None, request: gr.Request | None = None
     ) -> Any:
         """A probe's finding as HTML; it is kept with the answer, for the zip."""
         lang, ticket = language(request), self.gate.current(request)
@@ -88,12 +86,12 @@ class Questions:
                 reason = translated(lang, nothing)
                 return self.gate.if_current(request, ticket, page.reason(lang, reason))
             answered.add_finding(name, small_finding(finding))
-            view = probe_views.finding_view(lang, name, answered.photo, answered.result, finding)
+            view = findings.finding_view(lang, name, answered.photo, answered.result, finding)
         return self.gate.if_current(request, ticket, view)
 
     def compare(
         self,
-        answered: Answered | None,
+        answered: StoredAnswer | None,
         earlier: int | None,
         recent: tuple | None,
         request: gr.Request | None = None,
@@ -106,13 +104,13 @@ class Questions:
                 raise no_answer()
             both = given(recent[earlier]), answered
             results = both[0].result, both[1].result
-            names = named(lang, both[0]), named(lang, both[1])
-            view = probe_views.comparison(lang, answered.photo, results, names)
+            names = answer_label(lang, both[0]), answer_label(lang, both[1])
+            view = findings.comparison(lang, answered.photo, results, names)
         return self.gate.if_current(request, ticket, view)
 
     def truth(
         self,
-        answered: Answered | None,
+        answered: StoredAnswer | None,
         painted: list[str],
         file: str | None,
         request: gr.Request | None = None,
@@ -124,11 +122,11 @@ class Questions:
             answered = given(answered)
             photo, result = answered.photo, answered.result
             if file:
-                truth = truth_of(file, photo)
+                truth = read_truth_file(file, photo)
             else:
                 truth = read_truth(painted_mask(painted, photo.size), photo.size)
             scores = compare_with_truth(result, truth)
-        view = probe_views.truth_view(lang, photo, result, truth, scores)
+        view = findings.truth_view(lang, photo, result, truth, scores)
         verdict = page.verdict(lang, result, true_iou=scores.mask_iou, full_size=photo.full_size)
         return self.gate.if_current(request, ticket, view), self.gate.if_current(
             request, ticket, verdict
@@ -136,15 +134,17 @@ class Questions:
 
     # --- to take away
 
-    def export(self, answered: Answered | None, request: gr.Request | None = None) -> Iterator[Any]:
+    def export(
+        self, answered: StoredAnswer | None, request: gr.Request | None = None
+    ) -> Iterator[Any]:
         """The answer's files as one zip, with what probes found and the trace."""
         lang, ticket = language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            file = save_answered(Path(folder), self.server, given(answered))
+            file = save_answer(Path(folder), self.server, given(answered))
             yield self.gate.if_current(request, ticket, str(file))
 
     def export_page(
-        self, answered: Answered | None, request: gr.Request | None = None
+        self, answered: StoredAnswer | None, request: gr.Request | None = None
     ) -> Iterator[Any]:
         """The answer as one HTML file that needs no server: canvases, replay and all."""
         lang, ticket = language(request), self.gate.current(request)
@@ -153,7 +153,7 @@ class Questions:
             path = Path(folder) / "coprs-answer.html"
             trace, reason = None, self.why_no_replay(lang, answered)
             try:
-                trace = traced(self.server, answered)
+                trace = trace_of(self.server, answered)
             except (CoPRSError, gr.Error) as problem:  # the page comes without a replay, says so
                 is_told = isinstance(problem, gr.Error)
                 reason = problem.message if is_told else translated(lang, problem)
@@ -162,28 +162,28 @@ class Questions:
             yield self.gate.if_current(request, ticket, str(path))
 
     def export_replay(
-        self, answered: Answered | None, request: gr.Request | None = None
+        self, answered: StoredAnswer | None, request: gr.Request | None = None
     ) -> Iterator[Any]:
         """The replay as an animated picture; raises where the thought cannot be traced."""
         lang, ticket = language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = given(answered)
-            trace = traced(self.server, answered)
+            trace = trace_of(self.server, answered)
             if trace is None:
                 raise CoPRSError(self.why_no_replay(lang, answered))
             path = Path(folder) / "coprs-replay.webp"
             save_replay(path, answered.photo, answered.result, trace)
             yield self.gate.if_current(request, ticket, str(path))
 
-    def link(self, answered: Answered | None, request: gr.Request | None = None) -> Any:
+    def link(self, answered: StoredAnswer | None, request: gr.Request | None = None) -> Any:
         """A link under which this server opens the answer again."""
         lang, ticket = language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            file = save_answered(Path(folder), self.server, given(answered))
-            return self.gate.if_current(request, ticket, page.link(lang, keep(file)))
+            file = save_answer(Path(folder), self.server, given(answered))
+            return self.gate.if_current(request, ticket, page.link(lang, keep_under_link(file)))
 
 
-def truth_of(file: str, photo: Photo) -> np.ndarray:
+def read_truth_file(file: str, photo: Photo) -> np.ndarray:
     """A true mask from a file (see `read_truth`), bool [H, W] of the photo's size; of a photo that
     was brought down, one of its full size does as well."""
     try:
@@ -195,7 +195,7 @@ def truth_of(file: str, photo: Photo) -> np.ndarray:
     return np.asarray(mask.resize(photo.image.size, Image.Resampling.NEAREST))
 
 
-def named(lang: str, answered: Answered) -> str:
+def answer_label(lang: str, answered: StoredAnswer) -> str:
     """What an answer is called beside others about the same photo."""
     result = answered.summary
     changed = f", {say(lang, 'thought_changed')}" if result.is_thought_given else ""

@@ -10,10 +10,10 @@ from typing import Any
 
 import gradio as gr
 
-from app.server.answers import MAX_PIXELS, Answered, opened_photo
+from app.server.answers import MAX_PIXELS, StoredAnswer, opened_photo
 from app.server.model import ModelServer
 from app.server.uploads import checked
-from app.visitors import save_answered, user_errors_as_gr_error
+from app.visitors import save_answer, user_errors_as_gr_error
 from coprs_core.answer.compare import compare_answers, compare_with_truth, read_truth
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
@@ -104,7 +104,7 @@ class Api:
         """The answer's files as one zip, its trace included."""
         with _user_errors_as_gr_error(), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
             answered = _answered(photo, result)
-            yield gr.FileData(path=str(save_answered(Path(folder), self.server, answered)))
+            yield gr.FileData(path=str(save_answer(Path(folder), self.server, answered)))
 
     def open(self, archive: gr.FileData) -> dict:
         """The result in a zip that `download` or the command line wrote; needs no model."""
@@ -126,10 +126,10 @@ class Api:
             yield f"{self.server.engine.name} is in use."
 
 
-def _answered(photo: Any, result: Any) -> Answered:
+def _answered(photo: Any, result: Any) -> StoredAnswer:
     """A photo and the answer about it; the photo bounds what is decoded of the answer."""
     opened = opened_photo(_uploaded(photo))
-    return Answered(opened, Result.from_dict(result, photo_size=opened.size))
+    return StoredAnswer(opened, Result.from_dict(result, photo_size=opened.size))
 
 
 def _uploaded(upload: Any) -> str:

@@ -10,7 +10,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "examples"
 
 
 @dataclass(frozen=True)
-class PageExample:
+class BundledExample:
     """A bundled picture with an instruction.
 
     Where the answer is no plain success, `note` says so in a word or two and `explanation`, in each
@@ -28,10 +28,10 @@ class PageExample:
         return f"{self.note}: {self.instruction}" if self.note else self.instruction
 
 
-def examples() -> list[PageExample]:
+def examples() -> list[BundledExample]:
     """The bundled examples, in order."""
     return [
-        PageExample(
+        BundledExample(
             file=str(EXAMPLES / entry["file"]),
             instruction=entry["instruction"],
             note=entry.get("note", ""),

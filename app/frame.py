@@ -15,7 +15,7 @@ class Frame:
     place of an answer about a picture that the model does not know: unfamiliar, HTML, and the
     button photo_model.
     photo, instruction: what is asked. strip: the recent answers' pictures. answered, recent: this
-    visitor's `Answered` and the tuple of the last.
+    visitor's `StoredAnswer` and the tuple of the last.
     """
 
     header: Any
@@ -36,22 +36,22 @@ class Frame:
     recent: Any
 
     @property
-    def of_reading(self) -> list:
+    def read_ahead_outputs(self) -> list:
         """What a photo that is read ahead changes."""
         return [self.steps, self.ways, self.unfamiliar, self.photo_model]
 
     @property
-    def of_answer(self) -> list:
+    def answer_outputs(self) -> list:
         """What an answer changes."""
-        return [*self.of_beginning, self.unfamiliar, self.photo_model, self.recent, self.strip]
+        return [*self.reset_outputs, self.unfamiliar, self.photo_model, self.recent, self.strip]
 
     @property
-    def of_beginning(self) -> list:
+    def reset_outputs(self) -> list:
         """What another photo, or none, changes."""
         shown = [self.steps, self.thought, self.view, self.trace, self.verdict]
         return [*shown, self.answered, self.ways, self.explained]
 
     @property
-    def of_restoring(self) -> list:
+    def restore_outputs(self) -> list:
         """What an earlier answer changes when it comes back."""
-        return [self.photo, self.instruction, *self.of_answer]
+        return [self.photo, self.instruction, *self.answer_outputs]

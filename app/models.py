@@ -13,14 +13,14 @@ from coprs_core.checkpoints.options import AUTO
 from coprs_core.errors import CoPRSError
 
 
-class Models:
+class ModelActions:
     """What says which model is in use, and what switches it; values are for the components of
     `frame`. `may_switch`: see `ui.build`."""
 
     def __init__(self, server: ModelServer, frame: Frame, may_switch: bool = False):
         self.server, self.frame, self.may_switch = server, frame, may_switch
 
-    def ways(self, lang: str, is_asked: bool) -> Values:
+    def offer(self, lang: str, is_asked: bool) -> Values:
         """What the model in use knows, and the ways on, in place of an answer about a picture that
         it does not know; `is_asked`: a question waits."""
         choice = problem = None
@@ -39,7 +39,7 @@ class Models:
         }
 
     @property
-    def no_ways(self) -> Values:
+    def no_offer(self) -> Values:
         """No such ways."""
         return {self.frame.ways: gr.update(visible=False)}
 
@@ -54,7 +54,7 @@ class Models:
             except CoPRSError as problem:
                 yield {frame.unfamiliar: page.loading(lang, problem, failed=True)}
                 raise
-        yield self._in_use(lang) | self.no_ways
+        yield self._in_use(lang) | self.no_offer
 
     def switch(
         self, name: str | None, request: gr.Request | None = None
@@ -69,7 +69,7 @@ class Models:
             yield page.loading(lang, problem, failed=True), self._in_use(lang)
             return
         in_use = say(lang, "model_used", name=self.server.engine.name)
-        yield page.loading(lang, in_use), self._in_use(lang) | self.no_ways
+        yield page.loading(lang, in_use), self._in_use(lang) | self.no_offer
 
     def in_use(self, request: gr.Request | None = None) -> Iterator[Values]:
         """The masthead while the model is being loaded, and when it is."""

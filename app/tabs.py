@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from app.actions import Questions, named
+from app.actions import AnswerActions, answer_label
 from app.handlers import Frame, Handlers, Values
-from app.server.answers import Answered
+from app.server.answers import StoredAnswer
 from app.server.uploads import bound_paintings, read_by
 from app.texts import I18N, say
 from app.views import page
@@ -23,7 +23,7 @@ LAST: dict[str, Any] = {"trigger_mode": "always_last"}
 MODEL: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model"}
 """Of events that the model works for: so many at a time as `Listening.at_once` says."""
 NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
-Recent = tuple[Answered, ...]
+Recent = tuple[StoredAnswer, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class AtHand:
     `is_same_photo`: as what they were about before."""
 
     lang: str
-    answered: Answered | None
+    answered: StoredAnswer | None
     recent: Recent
     is_same_photo: bool
 
@@ -55,21 +55,21 @@ class Tab:
 def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> tuple[list[Tab], list]:
     """Every tab, in order: one a probe, but for the words, which the thought itself shows; and the
     events after which another model may be in use."""
-    questions, tabs = Questions(handlers.server, handlers.gate), []
+    actions, tabs = AnswerActions(handlers.server, handlers.gate), []
     with gr.Tabs(elem_id="probes", overflow_behavior="wrap"):
         for name in PROBES:
             if name != "words":
-                tabs.append(probe_tab(name, frame, handlers, questions))
-        tabs.append(compare_tab(frame, questions))
-        tabs.append(truth_tab(frame, questions))
-        tabs.append(export_tab(frame, handlers, questions))
+                tabs.append(probe_tab(name, frame, handlers, actions))
+        tabs.append(compare_tab(frame, actions))
+        tabs.append(truth_tab(frame, actions))
+        tabs.append(export_tab(frame, handlers, actions))
         tabs.append(history_tab(frame))
         switched = models_tab(frame, handlers, may_switch)
         tabs.append(help_tab())
     return tabs, switched
 
 
-def probe_tab(name: str, frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
+def probe_tab(name: str, frame: Frame, handlers: Handlers, actions: AnswerActions) -> Tab:
     """A probe that needs nothing but the answer: what it is about, its button, or why it cannot be
     asked, and what it finds."""
     with gr.Tab(I18N(name), elem_id=f"tab-{name}"):
@@ -79,15 +79,15 @@ def probe_tab(name: str, frame: Frame, handlers: Handlers, questions: Questions)
             reason = gr.HTML()
         view = gr.HTML(elem_id=f"{name}-view")
 
-    def ask(answered: Answered | None, request: gr.Request) -> str:
-        return questions.ask_probe(name, answered, request)
+    def ask(answered: StoredAnswer | None, request: gr.Request) -> str:
+        return actions.ask_probe(name, answered, request)
 
     asked = button.click(ask, frame.answered, view, **MODEL)
     if name == "sentences":  # the strip shows them too
-        asked.success(handlers.trace, frame.answered, frame.trace, **QUIET)
+        asked.success(handlers.thought.trace, frame.answered, frame.trace, **QUIET)
 
     def refresh(now: AtHand) -> Values:
-        why_not = questions.why_not(now.lang, name, now.answered)
+        why_not = actions.why_not(now.lang, name, now.answered)
         enabled = gr.update(interactive=not why_not)
         return {button: enabled, view: "", **said(now.lang, reason, why_not)}
 
@@ -99,7 +99,7 @@ def said(lang: str, reason: gr.HTML, why_not: str) -> Values:
     return {reason: page.reason(lang, why_not)}
 
 
-def compare_tab(frame: Frame, questions: Questions) -> Tab:
+def compare_tab(frame: Frame, actions: AnswerActions) -> Tab:
     """Compare: every earlier answer about the same photo; choosing one compares."""
     with gr.Tab(I18N("compare"), elem_id="tab-compare"):
         about("compare")
@@ -107,12 +107,12 @@ def compare_tab(frame: Frame, questions: Questions) -> Tab:
         reason = gr.HTML()
         view = gr.HTML(elem_id="compare-view")
     inputs = [frame.answered, earlier, frame.recent]
-    earlier.input(questions.compare, inputs, view, **QUIET)
+    earlier.input(actions.compare, inputs, view, **QUIET)
 
     def refresh(now: AtHand) -> Values:
         lang, answered = now.lang, now.answered
         others = [
-            (named(lang, one), i)
+            (answer_label(lang, one), i)
             for i, one in enumerate(now.recent)
             if answered
             and one.photo_key == answered.photo_key
@@ -131,7 +131,7 @@ def compare_tab(frame: Frame, questions: Questions) -> Tab:
     return Tab([earlier, reason, view], refresh)
 
 
-def truth_tab(frame: Frame, questions: Questions) -> Tab:
+def truth_tab(frame: Frame, actions: AnswerActions) -> Tab:
     """Ground truth: painted over the photo, or from a file."""
     with gr.Tab(I18N("truth"), elem_id="tab-truth"):
         about("truth")
@@ -160,7 +160,7 @@ def truth_tab(frame: Frame, questions: Questions) -> Tab:
                 button = gr.Button(I18N("truth_go"), elem_id="measure", size="sm")
                 reason = gr.HTML()
         view = gr.HTML(elem_id="truth-view")
-    button.click(questions.truth, [frame.answered, paint, file], [view, frame.verdict], **QUIET)
+    button.click(actions.truth, [frame.answered, paint, file], [view, frame.verdict], **QUIET)
 
     def refresh(now: AtHand) -> Values:
         why_not = "" if now.answered else say(now.lang, "reason_no_answer")
@@ -176,7 +176,7 @@ def truth_tab(frame: Frame, questions: Questions) -> Tab:
     return Tab([paint, file, button, reason, view], refresh)
 
 
-def export_tab(frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
+def export_tab(frame: Frame, handlers: Handlers, actions: AnswerActions) -> Tab:
     """Take away: the answer as a zip, one web page, a moving picture or a link; and a saved one
     back."""
     with gr.Tab(I18N("export"), elem_id="tab-export"):
@@ -201,17 +201,19 @@ def export_tab(frame: Frame, handlers: Handlers, questions: Questions) -> Tab:
             saved = gr.File(
                 label=I18N("open_file"), file_types=[".zip"], height=160, elem_id="saved"
             )
-    files = questions.export, questions.export_page, questions.export_replay
+    files = actions.export, actions.export_page, actions.export_replay
     for button, take in zip(buttons, files, strict=False):
         button.click(take, frame.answered, file, **MODEL)
-    buttons[-1].click(questions.link, frame.answered, link, **MODEL)
-    opening = saved.upload(handlers.open_file, [saved, frame.recent], frame.of_restoring, **QUIET)
+    buttons[-1].click(actions.link, frame.answered, link, **MODEL)
+    opening = saved.upload(
+        handlers.opening.open_file, [saved, frame.recent], frame.restore_outputs, **QUIET
+    )
     opening.success(lambda: ("", None), outputs=[frame.explained, saved], **QUIET)
 
     def refresh(now: AtHand) -> Values:
         why_not = "" if now.answered else say(now.lang, "reason_no_answer")
         enabled = {button: gr.update(interactive=not why_not) for button in buttons}
-        if now.answered and (still := questions.why_no_replay(now.lang, now.answered)):
+        if now.answered and (still := actions.why_no_replay(now.lang, now.answered)):
             enabled[buttons[2]], why_not = gr.update(interactive=False), still
         return {file: None, link: "", **enabled, **said(now.lang, reason, why_not)}
 

@@ -15,15 +15,14 @@ from app import api
 from app.examples import examples
 from app.handlers import Frame, Handlers, Values
 from app.options import Listening
-from app.server.answers import Answered
+from app.server.answers import StoredAnswer
 from app.server.guard import Guard
 from app.server.model import ModelServer
 from app.server.uploads import Page, bound, read_by, use_private_folder
 from app.tabs import LAST, MODEL, NO_AUTOCOMPLETE, QUIET, AtHand, Recent, Tab, build_tabs
 from app.texts import I18N, say
 from app.theme import theme
-from app.views import canvas, page
-from app.views import findings as probes
+from app.views import canvas, findings, page
 from app.views.standalone import script
 from app.visitors import language, picked, user_errors_as_gr_error
 from coprs_core.errors import CoPRSError
@@ -73,9 +72,11 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
             event.then(**prepare, **LAST)
             event.failure(**prepare_again, **LAST)
         for event in switched:
-            event.then(handlers.look_again, frame.answered, frame.thought, **QUIET).then(**prepare)
+            event.then(handlers.thought.look_again, frame.answered, frame.thought, **QUIET).then(
+                **prepare
+            )
         loaded = demo.load(handlers.models.in_use, outputs=[frame.header, frame.notice], **QUIET)
-        opened = demo.load(handlers.opened, outputs=frame.of_restoring, **QUIET)
+        opened = demo.load(handlers.opening.page_opened, outputs=frame.restore_outputs, **QUIET)
         for event in (loaded, opened):
             event.then(**prepare, **LAST)
     return demo
@@ -118,7 +119,7 @@ def _frame() -> tuple[Frame, Buttons]:
     with gr.Row(elem_id="stage", equal_height=False):
         thought = gr.HTML(page.thought("en"), elem_id="thought", js_on_load=_THOUGHT_USED)
         view = gr.HTML(canvas.waiting_view("en"), elem_id="view")
-    trace = gr.HTML(probes.empty_strip("en"), elem_id="trace")
+    trace = gr.HTML(findings.empty_strip("en"), elem_id="trace")
     verdict = gr.HTML(page.empty_verdict("en"), elem_id="verdict")
     strip = _strip([], I18N("history"), "recent", visible=False, render=False)
     answered, recent = gr.State(time_to_live=3600), gr.State(time_to_live=3600)
@@ -171,7 +172,7 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     ask: dict[str, Any] = {
         "fn": handlers.answer,
         "inputs": [frame.photo, frame.instruction, frame.recent],
-        "outputs": frame.of_answer,
+        "outputs": frame.answer_outputs,
         "show_progress": "minimal",
         "show_progress_on": frame.steps,
         "trigger_mode": "multiple",  # what is asked while it answers ends that (`RequestGate`)
@@ -203,13 +204,13 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
         pick, outputs=[frame.photo, frame.instruction, frame.explained], **QUIET
     )
     answers.append(picking.then(**ask))
-    edit = {"inputs": [frame.answered, frame.recent], "outputs": frame.of_answer, **MODEL}
+    edit = {"inputs": [frame.answered, frame.recent], "outputs": frame.answer_outputs, **MODEL}
     each: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
-    answers.append(frame.thought.submit(handlers.edit, **each, **edit))
+    answers.append(frame.thought.submit(handlers.thought.edit, **each, **edit))
     answers[-1].success(lambda: "", outputs=frame.explained, js="() => COPRS.edited()", **QUIET)
     answers[-1].failure(fn=None, js="() => COPRS.refused()", **QUIET)
     asked_words = frame.thought.select(
-        handlers.words, frame.answered, frame.thought, show_progress="hidden", **MODEL
+        handlers.thought.words, frame.answered, frame.thought, show_progress="hidden", **MODEL
     )
     for ends in (asked_words.then, asked_words.failure):
         ends(fn=None, js="() => COPRS.rested()", **QUIET)
@@ -226,7 +227,7 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
 def _tracing(frame: Frame, handlers: Handlers, events: list) -> None:
     """After an answer its thought is traced."""
     for event in events:
-        event.then(handlers.trace, frame.answered, frame.trace, **LAST, **MODEL)
+        event.then(handlers.thought.trace, frame.answered, frame.trace, **LAST, **MODEL)
 
 
 def _superseding(frame: Frame, handlers: Handlers, answers: list) -> list:
@@ -236,9 +237,9 @@ def _superseding(frame: Frame, handlers: Handlers, answers: list) -> list:
     """
     changes = [frame.photo.upload, frame.photo.clear]
     gr.on(changes, None, cancels=answers, queue=False, **QUIET)
-    begin: dict[str, Any] = {"outputs": frame.of_beginning, "queue": False, **QUIET}
+    begin: dict[str, Any] = {"outputs": frame.reset_outputs, "queue": False, **QUIET}
     given, cleared = (change(handlers.begin, None, **begin) for change in changes)
-    ahead = {"outputs": frame.of_reading, "concurrency_id": "ahead", **LAST, **QUIET}
+    ahead = {"outputs": frame.read_ahead_outputs, "concurrency_id": "ahead", **LAST, **QUIET}
     given.then(handlers.read_ahead, frame.photo, **ahead)
     return [given, cleared]
 
@@ -246,7 +247,9 @@ def _superseding(frame: Frame, handlers: Handlers, answers: list) -> list:
 def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: list) -> list:
     """An earlier answer, a saved one, that came back, ends what is being answered; the events after
     which another answer is at hand."""
-    restored = frame.strip.select(handlers.restore, frame.recent, frame.of_restoring, **QUIET)
+    restored = frame.strip.select(
+        handlers.opening.restore, frame.recent, frame.restore_outputs, **QUIET
+    )
     frame.strip.select(lambda: "", outputs=frame.explained, **QUIET)
     brought = [restored, *(event for tab in tabs for event in tab.brings_answer)]
     for event in brought:
@@ -260,9 +263,9 @@ def _preparation(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[st
     filled_for = gr.State(time_to_live=3600)
 
     def prepare(
-        answered: Answered | None,
+        answered: StoredAnswer | None,
         recent: Recent | None,
-        before: Answered | None,
+        before: StoredAnswer | None,
         request: gr.Request,
     ) -> Values:
         if answered and answered.is_gone:
@@ -276,9 +279,9 @@ def _preparation(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[st
         return values
 
     def prepare_again(
-        answered: Answered | None,
+        answered: StoredAnswer | None,
         recent: Recent | None,
-        before: Answered | None,
+        before: StoredAnswer | None,
         request: gr.Request,
     ) -> Values:
         if answered is before:

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.server.answers import Answered, no_answer
+from app.server.answers import StoredAnswer, no_answer
 from app.server.model import ModelServer
 from app.server.uploads import NO_ROOM, has_room
 from app.texts import language_of, say, translated
@@ -116,13 +116,13 @@ def language(request: gr.Request | None) -> str:
     return language_of(request.headers.get("accept-language") if request else None)
 
 
-def called(lang: str, answered: Answered) -> str:
+def answer_title(lang: str, answered: StoredAnswer) -> str:
     """What an answer is called among those of this visit."""
     mark = f"✎ {say(lang, 'thought_changed')}: " if answered.summary.is_thought_given else ""
     return f"{mark}{answered.summary.instruction}"
 
 
-def given(answered: Answered | None) -> Answered:
+def given(answered: StoredAnswer | None) -> StoredAnswer:
     """The answer at hand; raises `CoPRSError` where it is no longer kept: before there is one,
     nothing can be pressed."""
     if answered is None or answered.is_gone:
@@ -151,12 +151,14 @@ def edited(event: gr.EventData, sentences: list[str]) -> tuple[int, str]:
     return number, text
 
 
-def remembered(answered: Answered, recent: tuple[Answered, ...]) -> tuple[Answered, ...]:
+def add_recent(
+    answered: StoredAnswer, recent: tuple[StoredAnswer, ...]
+) -> tuple[StoredAnswer, ...]:
     """The recent answers with a new one in front; the oldest go where they are too many."""
     return (answered, *recent)[:MAX_RECENT]
 
 
-def traced(server: ModelServer, answered: Answered) -> SentenceTrace | None:
+def trace_of(server: ModelServer, answered: StoredAnswer) -> SentenceTrace | None:
     """The small trace of an answer, made now where it was not yet; None where the model in use did
     not give it, or it found nothing. Raises `CoPRSError` where its thought cannot be traced."""
     if not answered.is_traced:
@@ -172,10 +174,10 @@ def traced(server: ModelServer, answered: Answered) -> SentenceTrace | None:
 def can_probe(server: ModelServer, result: Result) -> bool:
     """Whether the model in use gave this answer and runs here, so that its words can be looked
     into."""
-    return not why_not(server, result)
+    return not why_no_probe(server, result)
 
 
-def why_not(server: ModelServer, result: Result) -> str:
+def why_no_probe(server: ModelServer, result: Result) -> str:
     """Why an answer's words cannot be looked into, as a key of the page's texts; "" where they
     can."""
     if not server.engine.is_local:
@@ -185,7 +187,7 @@ def why_not(server: ModelServer, result: Result) -> str:
     return ""
 
 
-def save_answered(folder: Path, server: ModelServer, answered: Answered) -> Path:
+def save_answer(folder: Path, server: ModelServer, answered: StoredAnswer) -> Path:
     """The files of an answer and of all its findings as a zip in a folder.
 
     The probes in `AUTOMATIC_PROBES` are asked where they were not, and the model in use gave the

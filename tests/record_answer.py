@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from app.kept import RECORDED
+from app.saved_answers import RECORDED
 from coprs_core import load
 from coprs_core.export.archive import save_answer
 from coprs_core.photos.photo import open_photo

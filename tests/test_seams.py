@@ -65,7 +65,7 @@ from pathlib import Path
 from PIL import Image
 from gradio_client import Client, handle_file
 from app.handlers import Frame, Handlers
-from app.actions import Questions
+from app.actions import AnswerActions
 from app.server.model import ModelServer
 from app.ui import build, launch
 from coprs_core import load
@@ -86,10 +86,10 @@ frame = Frame(**{f.name: f.name for f in dataclasses.fields(Frame)})
 handlers = Handlers(server, frame)
 *_, last = handlers.answer(photo, words, None)
 answered = last["answered"]
-questions = Questions(server, handlers.gate)
-html = questions.ask_probe("brightness", answered)
+actions = AnswerActions(server, handlers.gate)
+html = actions.ask_probe("brightness", answered)
 assert "bright inside: 0." in html and html.count("<img") == 1
-exporting = questions.export(answered)
+exporting = actions.export(answered)
 names = zipfile.ZipFile(next(exporting)).namelist()
 assert {"brightness.json", "brightness.png", "sentences.json"} <= set(names)
 exporting.close()

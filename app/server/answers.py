@@ -66,7 +66,7 @@ class _PhotoFile:
         self.data = data
 
 
-class Answered:
+class StoredAnswer:
     """One answer of a visitor: its photo, its result, what probes have found in it so far by name,
     and, once its thought is traced, the small pictures of that.
 
@@ -102,7 +102,7 @@ class Answered:
         self.thumbnail: np.ndarray | None = None
         self.is_gone = False
         self._lock = threading.Lock()
-        self._answers: Answers | None = None
+        self._answers: AnswerStore | None = None
 
     @property
     def photo(self) -> Photo:
@@ -148,7 +148,7 @@ class Answered:
             self._unpacked().trace, self.is_traced = trace, True
         self._make_room()
 
-    def is_kept_by(self, answers: "Answers") -> None:
+    def is_kept_by(self, answers: "AnswerStore") -> None:
         """From now on `answers` packs it, and lets it go."""
         self._answers = answers
 
@@ -206,7 +206,7 @@ class Answered:
             self._answers.make_room(self)
 
 
-class Answers:
+class AnswerStore:
     """All answers of all visitors; an answer that no page holds any more is forgotten by itself.
 
     Args:
@@ -215,10 +215,10 @@ class Answers:
     """
 
     def __init__(self, budget: int):
-        self._budget, self._kept = budget, weakref.WeakSet[Answered]()
+        self._budget, self._kept = budget, weakref.WeakSet[StoredAnswer]()
         self._lock = threading.Lock()
 
-    def keep(self, answered: Answered) -> None:
+    def keep(self, answered: StoredAnswer) -> None:
         """Count an answer from now on, and make room for it."""
         with self._lock:
             self._kept.add(answered)
@@ -229,18 +229,20 @@ class Answers:
     def nbytes(self) -> int:
         """What all of them take now; what several share is counted once."""
         kept = list(self._kept)
-        return _sum(map(Answered.whole_sizes, kept)) + _sum(map(Answered.packed_sizes, kept))
+        return _sum(map(StoredAnswer.whole_sizes, kept)) + _sum(
+            map(StoredAnswer.packed_sizes, kept)
+        )
 
-    def make_room(self, used: Answered) -> None:
+    def make_room(self, used: StoredAnswer) -> None:
         """Pack the answers that were used longest ago, and let them go, until all fit."""
         with self._lock:
             others = sorted(set(self._kept) - {used}, key=lambda one: one.last_use)
             for one in others:
-                if _sum(map(Answered.whole_sizes, others)) <= WHOLE_SHARE * self._budget:
+                if _sum(map(StoredAnswer.whole_sizes, others)) <= WHOLE_SHARE * self._budget:
                     break
                 one.pack()
             for one in others:
-                if _sum(map(Answered.packed_sizes, others)) <= self._budget:
+                if _sum(map(StoredAnswer.packed_sizes, others)) <= self._budget:
                     break
                 one.drop()
 

@@ -83,7 +83,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answered: Any = _Answered(send, self.headers)
+        answered: Any = _ResponseSender(send, self.headers)
         scope = scope | {"headers": self._trusted(scope["headers"])}
         try:
             await self._serve(scope, receive, answered)
@@ -232,6 +232,8 @@ class Guard:
         await send({"type": "http.response.body", "body": body})
 
     async def _give_up_unread(self, event_id: str) -> None:
+        # Gradio's own queue: its public /cancel wants a session and a function's number, which a
+        # client of /call never learns, and takes from the queue without stopping what runs
         queue = self.page._queue
         event = queue.event_ids_to_events.get(event_id)
         if event is None:
@@ -270,7 +272,7 @@ class Guard:
         ]
 
 
-class _Answered:
+class _ResponseSender:
     """Sends an answer with our headers; knows whether it `has_begun`."""
 
     def __init__(self, send: Any, headers: dict[str, str]):

@@ -17,7 +17,7 @@ import gradio as gr
 from gradio.context import LocalContext
 
 from app.options import Listening
-from app.server.answers import Answers
+from app.server.answers import AnswerStore
 from coprs_core.checkpoints.options import LoadOptions, is_remote
 from coprs_core.checkpoints.plan import room_for_answers
 from coprs_core.errors import Cancelled, CoPRSError, Phrase
@@ -102,7 +102,7 @@ class ModelServer:
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
         self.semaphore = FairSemaphore(at_once, PIXELS_AT_ONCE)
-        self.answers = Answers(room_for_answers())
+        self.answers = AnswerStore(room_for_answers())
         self._trimmed = time.monotonic()
         self._has_worker, self._is_started = worker is not None, False
         self._work = worker(self._inside) if worker else self._inside

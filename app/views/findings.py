@@ -1,6 +1,7 @@
 """What probes found, as HTML. A finding without a view of its own is shown by its pictures."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from app.server.answers import Answered
+from app.server.answers import StoredAnswer
 from app.texts import say
 from app.views.canvas import (
     SMALL_SIDE,
@@ -67,9 +68,9 @@ def pictures_view(lang: str, photo: Photo, result: Result, finding: Finding) -> 
 def numbers_view(lang: str, photo: Photo, result: Result, finding: SentenceTrace) -> Markup:
     """The figures of each sentence, as a table and as lines; the pictures stand in the strip."""
     views, settled, has_mask = finding.views, finding.settles_at, bool(result.regions)
-    lines = [Line(SPREAD_COLOUR, say(lang, "chart_spread"), [v.spread for v in views])]
+    lines = [ChartLine(SPREAD_COLOUR, say(lang, "chart_spread"), [v.spread for v in views])]
     if has_mask:
-        lines.insert(0, Line(IOU_COLOUR, say(lang, "chart_iou"), [v.iou for v in views]))
+        lines.insert(0, ChartLine(IOU_COLOUR, say(lang, "chart_iou"), [v.iou for v in views]))
     return render(
         lang,
         "numbers",
@@ -126,7 +127,7 @@ def empty_strip(lang: str, says: str = "strip_empty") -> Markup:
     return untraced(lang, say(lang, says))
 
 
-def pictures(lang: str, answered: Answered) -> tuple[str, str]:
+def pictures(lang: str, answered: StoredAnswer) -> tuple[str, str]:
     """The canvases of an answer, and the strip of its trace."""
     photo, trace = answered.photo, answered.trace
     view = answer_view(lang, np.asarray(photo.image), answered.result)
@@ -208,8 +209,7 @@ def comparison(
 
 def _side(lang: str, photo: Photo, result: Result, caption: str) -> Markup:
     canvas = Canvas(lang, np.asarray(photo.image), SMALL_SIDE)
-    colon = "：" if lang == "zh" else ":"
-    kind = say(lang, f"prior_{result.prior_kind}").partition(colon)[0]
+    kind = re.split("[:：]", say(lang, f"prior_{result.prior_kind}"))[0]  # its name, not where
     title = render(lang, "pair_caption", caption=caption, kind=kind)
     prior = canvas.prior_figure(result.prior_kind, title, controls=False)
     if not result.regions:
@@ -254,7 +254,7 @@ def truth_view(
         best=f"{scores.best_iou:.2f}",
         threshold=f"{scores.best_threshold:.2f}",
     )
-    line = Line(IOU_COLOUR, say(lang, "truth_curve"), [float(v) for v in scores.prior_curve])
+    line = ChartLine(IOU_COLOUR, say(lang, "truth_curve"), [float(v) for v in scores.prior_curve])
     best = int(scores.prior_curve.argmax())
     column = render(lang, "facts", inside=chart(lang, [line], best, with_points=False))
     return difference_view(lang, photo, difference, summary, column)
@@ -264,7 +264,7 @@ def truth_view(
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """One line of a chart; values in [0, 1]."""
 
     colour: str
@@ -273,7 +273,7 @@ class Line:
 
 
 def chart(
-    lang: str, lines: list[Line], mark: int | None = None, with_points: bool = True
+    lang: str, lines: list[ChartLine], mark: int | None = None, with_points: bool = True
 ) -> Markup:
     """Lines in one small drawing; `mark` is the index of an upright line."""
     width, height, count = 320, 96, len(lines[0].values)

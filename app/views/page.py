@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from app.texts import say, translated
 from app.views.render import render
-from coprs_core.answer.diagnosis import diagnose, first_broken_link
+from coprs_core.answer.diagnosis import diagnose, first_broken_link, restated_question
 from coprs_core.answer.flags import find_flags
 from coprs_core.answer.results import Result
 from coprs_core.answer.updates import Update
@@ -62,7 +62,7 @@ class WordLooks:
 
 
 @dataclass(frozen=True)
-class Step:
+class StageView:
     """A stage as it is shown: `state` is waiting, active, done or skipped."""
 
     stage: str
@@ -108,9 +108,9 @@ def steps(lang: str, update: Update | None = None, is_ahead: bool = False) -> Ma
     return render(lang, "steps", steps=shown, is_ahead=is_ahead)
 
 
-def _step(lang: str, index: int, stage: str, update: Update | None) -> Step:
+def _step(lang: str, index: int, stage: str, update: Update | None) -> StageView:
     if update is None:
-        return Step(stage, "waiting", "")
+        return StageView(stage, "waiting", "")
     result = update.result
     finished = result.seconds if result else update.stage_seconds
     state, note = "waiting", ""
@@ -124,7 +124,7 @@ def _step(lang: str, index: int, stage: str, update: Update | None) -> Step:
         note = say(lang, "already_read")
     if stage == "thinking" and state in ("active", "done") and update.rate:
         note += f" · {say(lang, 'tokens_per_second', rate=update.rate)}"
-    return Step(stage, state, note)
+    return StageView(stage, state, note)
 
 
 def thought(lang: str, update: Update | None = None) -> Markup:
@@ -212,8 +212,9 @@ def verdict(
     true_iou: float | None = None,
     full_size: tuple[int, int] | None = None,
 ) -> Markup:
-    """The outcome in words, the links of the chain, and warnings; `true_iou` once the truth was
-    given, `full_size` (see `Photo`) where the photo was brought down."""
+    """The outcome in words, how it understood the question, the links of the chain, and warnings;
+    `true_iou` once the truth was given, `full_size` (see `Photo`) where the photo was brought
+    down."""
     links = diagnose(result, true_iou)
     shown = [link for link in links if link.text_key != "finished_broken"]  # the reason says it
     if result.outcome != FOUND:
@@ -227,6 +228,7 @@ def verdict(
             words=words,
             links=shown,
             broken=first_broken_link(links),
+            understood=restated_question(result),
             flags=[name for name in find_flags(result) if name in _ABOUT_ALL],
             seen=_seen(lang, result, full_size),
             recorded=recorded,
@@ -238,6 +240,7 @@ def verdict(
         share=f"{share:.1f}" if share >= 0.1 else f"{share:.3f}",
         links=shown,
         broken=first_broken_link(links),
+        understood=restated_question(result),
         flags=[name for name in find_flags(result) if name not in _SAID_BY_LINKS],
         is_guess=bool(result.unfamiliar),
         recorded=recorded,

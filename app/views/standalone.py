@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from app.views import canvas, page
-from app.views import findings as probes
+from app.views import canvas, findings, page
 from app.views.render import render
 from coprs_core.answer.pictures import (
     DIMMED_BRIGHTNESS,
@@ -25,11 +24,13 @@ from coprs_core.photos.photo import Photo
 from coprs_core.probes.trace import SentenceTrace
 
 STATIC = Path(__file__).resolve().parent.parent / "static"
+SCRIPTS = "view.js", "thought.js", "page.js"
+"""One module in three files: joined, so that a saved page holds it without a build step."""
 
 
 def script() -> Markup:
-    """The script of <coprs-view>, and the colours and strengths that it shares with the core's
-    pictures, as HTML."""
+    """The page's script, and the colours and strengths that it shares with the core's pictures, as
+    HTML."""
     shared = {
         "heatmap": base64.b64encode(heatmap_colours().tobytes()).decode(),
         "tints": REGION_COLOURS,
@@ -40,7 +41,7 @@ def script() -> Markup:
         "dim": DIMMED_BRIGHTNESS,
         "tint": MASK_OPACITY,
     }
-    source = (STATIC / "view.js").read_text(encoding="utf-8")
+    source = "".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return Markup(
         f"<script>window.COPRS_PICTURES={json.dumps(shared)};</script>"
         f'<script type="module">{source}</script>'
@@ -52,9 +53,9 @@ def standalone(
 ) -> Markup:
     """An answer with its canvases, its verdict and, where its thought was traced, its replay; else
     `why_not`."""
-    strip = probes.untraced(lang, why_not)
+    strip = findings.untraced(lang, why_not)
     if trace is not None and result.regions:
-        strip = probes.strip_view(lang, photo, trace)
+        strip = findings.strip_view(lang, photo, trace)
     return render(
         lang,
         "standalone",

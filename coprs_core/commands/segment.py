@@ -355,13 +355,16 @@ def _load_engine(options: Namespace, model: str | None = None) -> "Engine":
 
 
 def summarize(result: "Result", truth: "np.ndarray | None" = None, frame: str = "upright") -> str:
-    """An answer in a few lines: outcome, the links of its chain, with the `truth` where that is
-    known, IoU, warnings, what the masks fit where that is a question, times."""
-    from coprs_core.answer.diagnosis import diagnose
+    """An answer in a few lines: outcome, how the thought put the question, the links of its chain,
+    with the `truth` where that is known, IoU, warnings, what the masks fit where that is a
+    question, times."""
+    from coprs_core.answer.diagnosis import diagnose, restated_question
     from coprs_core.answer.flags import FLAG_TEXTS, find_flags
     from coprs_core.metrics import iou
 
     lines = [f"{result.outcome}. {result.reason}"]
+    if quote := restated_question(result):
+        lines.append(f"  It understood: “{quote}”")
     true_iou = None if truth is None else iou(result.mask, truth)
     links = diagnose(result, true_iou)
     lines += [

@@ -142,7 +142,7 @@ class SentenceTrace(Finding):
 
 
 def find_settling(views: tuple[FocusView, ...]) -> int | None:
-    """See `SentenceTrace.find_settling`."""
+    """See `SentenceTrace.settles_at`."""
     settled = None
     for i in reversed(range(len(views))):
         last, this = (v.prior >= PRIOR_THRESHOLD for v in (views[-1], views[i]))

@@ -28,22 +28,22 @@ from gradio_client.exceptions import AppError
 from markupsafe import escape
 from PIL import Image
 
-from app import handlers, kept, texts, visitors
-from app.actions import Questions
+from app import handlers, saved_answers, texts, visitors
+from app.actions import AnswerActions
 from app.examples import EXAMPLES, examples
 from app.handlers import Frame, Handlers
 from app.options import Listening
 from app.server import uploads
-from app.server.answers import Answered
+from app.server.answers import StoredAnswer
 from app.server.model import PIXELS_AT_ONCE, ModelServer
 from app.ui import build, launch
-from app.views import canvas, page
-from app.views import findings as probe_views
+from app.views import canvas, findings, page
 from app.views.render import TEMPLATES
 from app.views.standalone import standalone
 from coprs_core import CoPRSError, Region, Result, load
 from coprs_core import calibrate as calibrating
 from coprs_core.answer.compare import compare_with_truth
+from coprs_core.answer.diagnosis import restated_question
 from coprs_core.answer.engine import Engine, Update
 from coprs_core.checkpoints import catalogue, plan
 from coprs_core.checkpoints.load import MINIATURE
@@ -298,7 +298,7 @@ def test_the_stages_say_how_long_they_take_and_how_fast_the_thought_is(
 def test_recent_answers_are_few(found):
     photo, recent = Photo(Image.new("RGB", (10, 10)), "key"), ()
     for _ in range(12):
-        recent = visitors.remembered(Answered(photo, found[2]), recent)
+        recent = visitors.add_recent(StoredAnswer(photo, found[2]), recent)
     assert len(recent) == visitors.MAX_RECENT
 
 
@@ -333,18 +333,18 @@ def every_view(bad: str, found, server) -> dict[str, str]:
     unfinished = dataclasses.replace(result, regions=(), outcome="unfinished")
     region = dataclasses.replace(result.regions[0], label=bad)
     several = dataclasses.replace(result, regions=(region, region))
-    scores = probe_views.compare_answers(result, result)
+    scores = findings.against_answer(result, result)
     rows = [dataclasses.replace(r, name=bad, about=bad, files=bad, licence=bad, reason=bad, fits=False)
             for r in server.rows()]  # fmt: skip
-    difference = probe_views.Difference(result.mask, result.mask, bad, bad)
-    line = probe_views.Line("#000", bad, [0.0, 1.0])
+    difference = findings.Difference(result.mask, result.mask, bad, bad)
+    line = findings.ChartLine("#000", bad, [0.0, 1.0])
 
     class Found(Finding):
         def pictures(self, photo):
             return [Picture("probe_word", {"word": bad, "highest": bad}, pixels)]
 
-    answered = Answered(photo, result)
-    compared = Questions(server, visitors.RequestGate()).compare(answered, 0, (answered,))
+    answered = StoredAnswer(photo, result)
+    compared = AnswerActions(server, visitors.RequestGate()).compare(answered, 0, (answered,))
     looks = WordMaps([bad, bad], np.zeros((2, 4, 4), np.float32), [0.0, 1.0], [False, True])
     offers = page.Offers(edit=True, words=True)
     repair = page.Repair(bad, bad)
@@ -358,12 +358,12 @@ def every_view(bad: str, found, server) -> dict[str, str]:
         "thought": page.thought("en", Update("thinking", f"<think>{bad}</think>{bad}")),
         "thought_empty": page.thought("en"),
         "thought_done": page.finished_thought(
-            "en", result, offers, probe_views.word_looks("en", looks), recorded=True
+            "en", result, offers, findings.word_looks("en", looks), recorded=True
         ),
         "thought_stopped": page.stopped("en", page.thought("en")),
         "stopped_mark": page.stopped("en", page.thought("en", Update("thinking", f"<think>{bad}"))),
-        "strip": probe_views.strip_view("en", photo, SentenceTrace((view, view))),
-        "strip_empty": probe_views.empty_strip("en"),
+        "strip": findings.strip_view("en", photo, SentenceTrace((view, view))),
+        "strip_empty": findings.empty_strip("en"),
         "verdict_found": page.verdict("en", result),
         "verdict_none": page.verdict("en", nothing) + page.verdict("en", unfinished),
         "verdict_empty": page.empty_verdict("en"),
@@ -386,16 +386,16 @@ def every_view(bad: str, found, server) -> dict[str, str]:
         "controls": canvas.answer_view("en", pixels, result),
         "prior_figure": canvas.Canvas("en", pixels).prior_figure("focus token", bad),
         "mask_figure": canvas.Canvas("en", pixels).mask_figure(bad),
-        "numbers": probe_views.numbers_view("en", photo, result, trace),
-        "chart": probe_views.chart("en", [line], 1),
-        "pictures": probe_views.pictures_view("en", photo, result, Found()),
-        "pair": probe_views.pair("en", photo, (result, nothing), (bad, bad)),
-        "pair_caption": probe_views.pair("en", photo, (result, result), (bad, bad)),
-        "legend": probe_views.difference_view("en", photo, difference, bad),
-        "facts": probe_views.truth_view("en", photo, result, result.mask,
+        "numbers": findings.numbers_view("en", photo, result, trace),
+        "chart": findings.chart("en", [line], 1),
+        "pictures": findings.pictures_view("en", photo, result, Found()),
+        "pair": findings.pair("en", photo, (result, nothing), (bad, bad)),
+        "pair_caption": findings.pair("en", photo, (result, result), (bad, bad)),
+        "legend": findings.difference_view("en", photo, difference, bad),
+        "facts": findings.truth_view("en", photo, result, result.mask,
                                         compare_with_truth(result, result.mask)),
         "compared": compared,
-        "agreement_words": probe_views.agreement_words("en", scores),
+        "agreement_words": findings.agreement_words("en", scores),
     }  # fmt: skip
 
 
@@ -423,8 +423,7 @@ def test_hostile_text_is_shown_as_text_in_every_template(found, mini, harmless, 
     for name, html in views.items():
         assert skeleton(html) == skeleton(harmless[name]), name
         assert bad not in html, name
-        # where the verdict lists words, they stand alone
-        if "harmless" in re.sub(r"It took up your words: [^<]*", "", harmless[name]):
+        if "harmless" in harmless[name]:
             in_data = json.dumps(str(escape(bad)))[1:-1]
             assert (
                 str(escape(bad)) in html
@@ -438,6 +437,20 @@ def test_the_check_of_hostile_text_would_see_an_unescaped_one():
         assert skeleton(f"<p>{bad}</p>") != skeleton("<p>harmless</p>")
 
 
+def test_how_the_question_was_understood_is_quoted_on_the_page_and_in_a_saved_one(found):
+    photo = open_photo(found[0].image)
+    for result in (found[2], saved_answers.recorded_answer().result):
+        quote = str(escape(restated_question(result)))
+        assert quote.startswith("You ask for ")
+        assert f"It understood: “{quote}”" in page.verdict("en", result)
+        assert f"它的理解：“{quote}”" in page.verdict("zh", result, recorded=True)
+    assert f"“{restated_question(found[2])}”" in standalone("en", photo, found[2], None)
+    hostile = dataclasses.replace(found[2], reasoning=f"You ask for {HOSTILE[0]}.")
+    assert str(escape(HOSTILE[0])) in page.verdict("en", hostile)
+    silent = dataclasses.replace(found[2], reasoning="It is the one on the left.")
+    assert "understood" not in page.verdict("en", silent)
+
+
 def test_an_empty_mask_is_never_called_agreement(found):
     scene, _, result = found
     nothing = np.zeros(result.photo_size, bool)
@@ -447,10 +460,11 @@ def test_an_empty_mask_is_never_called_agreement(found):
     assert 'data-link="looked" data-state="broken"' in html and 'data-link="drawn"' not in html
 
 
-def test_both_languages_say_the_same_things():
-    assert texts.ENGLISH.keys() == texts.CHINESE.keys()
+@pytest.mark.parametrize("other", texts.LANGUAGES.values(), ids=texts.LANGUAGES)
+def test_all_languages_say_the_same_things(other):
+    assert texts.ENGLISH.keys() == other.keys()
     fields = lambda text: sorted(f for _, f, _, _ in string.Formatter().parse(text) if f)  # noqa: E731
-    assert all(fields(texts.ENGLISH[k]) == fields(texts.CHINESE[k]) for k in texts.ENGLISH)
+    assert all(fields(texts.ENGLISH[k]) == fields(other[k]) for k in texts.ENGLISH)
 
 
 @pytest.mark.parametrize(
@@ -472,8 +486,7 @@ def test_opening_the_page_is_light(server):
     """The page, its style and its pictures from our side stay under 1.5 MB."""
     own = [
         *EXAMPLES.glob("*.png"),
-        ROOT / "app" / "static" / "style.css",
-        ROOT / "app" / "static" / "view.js",
+        *(ROOT / "app" / "static").iterdir(),
     ]
     assert len(own) > 8 and sum(f.stat().st_size for f in own) < 1.5e6
 
@@ -716,8 +729,8 @@ def test_a_refused_question_leaves_what_is_under_way(mini, photo, asked):
     assert next(read) and next(read)
     for refused in (
         lambda: list(page_handlers.answer(photo, " ", None)),
-        lambda: page_handlers.restore((), event(index=3)),
-        lambda: page_handlers.open_file(None, None),
+        lambda: page_handlers.opening.restore((), event(index=3)),
+        lambda: page_handlers.opening.open_file(None, None),
         lambda: change(page_handlers, answered, (), 0, ["x"]),
     ):
         with pytest.raises(gr.Error):
@@ -752,7 +765,7 @@ def test_what_breaks_off_is_under_way_no_more(mini, photo, monkeypatch):
 
 def test_what_took_its_time_says_nothing_about_another_answer(asked, monkeypatch):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.gate)
+    actions = AnswerActions(page_handlers.server, page_handlers.gate)
     ask = page_handlers.server.ask
 
     def meanwhile(*args):
@@ -760,16 +773,16 @@ def test_what_took_its_time_says_nothing_about_another_answer(asked, monkeypatch
         return ask(*args)
 
     monkeypatch.setattr(page_handlers.server, "ask", meanwhile)
-    assert page_handlers.words(answered) == gr.skip()
-    assert questions.ask_probe("heads", answered) == gr.skip()
-    assert next(questions.export_page(answered)) == gr.skip()
+    assert page_handlers.thought.words(answered) == gr.skip()
+    assert actions.ask_probe("heads", answered) == gr.skip()
+    assert next(actions.export_page(answered)) == gr.skip()
     assert {"words", "heads"} <= set(answered.findings)  # they are kept with their own answer
 
 
 def test_a_thought_that_cannot_be_traced_says_why(asked):
     page_handlers, answered = asked
     silent = dataclasses.replace(answered.result, reasoning="", reply="<REF_POS>")
-    strip = page_handlers.trace(Answered(answered.photo, silent))
+    strip = page_handlers.thought.trace(StoredAnswer(answered.photo, silent))
     assert "another model gave it" not in strip and "sentence" in strip
 
 
@@ -813,31 +826,31 @@ def change(page_handlers, answered, recent, index, value):
     """A sentence of an answer's thought is written otherwise, as the page asks for it."""
     said = sentences_of(answered.result.reasoning)[index] if answered else ""
     asked = event(index=index, value=value, said=said)
-    return page_handlers.edit(answered, recent, asked)
+    return page_handlers.thought.edit(answered, recent, asked)
 
 
 def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.gate)
+    actions = AnswerActions(page_handlers.server, page_handlers.gate)
     before = answered.result.to_json(), answered.result.prior.copy(), answered.result.mask.copy()
-    traced = questions.ask_probe("sentences", answered)
+    traced = actions.ask_probe("sentences", answered)
     views = answered.findings["sentences"].views
     assert traced.count("<tr>") == len(views) + 1 >= 3 and "the focus settles here" in traced
-    assert questions.ask_probe("heads", answered).count("<img") == 5
+    assert actions.ask_probe("heads", answered).count("<img") == 5
     edited = change(page_handlers, answered, (answered,), 0, "I see nothing.")
     recent = edited["recent"]
     assert len(recent) == 2 and recent[0].result.is_thought_given
     assert recent[0].result.reasoning.startswith("I see nothing. ")
-    compared = questions.compare(recent[0], 1, recent)
+    compared = actions.compare(recent[0], 1, recent)
     assert compared.count("<coprs-view") == 3 and "thought changed" in compared
     Image.fromarray(answered.result.mask).save(tmp_path / "truth.png")
-    truth, verdict = questions.truth(answered, [], str(tmp_path / "truth.png"))
+    truth, verdict = actions.truth(answered, [], str(tmp_path / "truth.png"))
     assert "Mask: IoU 1.00" in truth and "true mask that you gave: IoU 1.00" in verdict
     painted = np.zeros((256, 256, 4), np.uint8)
     painted[answered.result.mask] = 255
     layers = [str(tmp_path / "layer.png")]
     Image.fromarray(painted).save(layers[0])
-    assert "Mask: IoU 1.00" in questions.truth(answered, layers, None)[0]
+    assert "Mask: IoU 1.00" in actions.truth(answered, layers, None)[0]
     assert answered.result.to_json() == before[0]
     assert np.array_equal(answered.result.prior, before[1])
     assert np.array_equal(answered.result.mask, before[2])
@@ -884,12 +897,12 @@ def test_a_changed_sentence_is_read_no_further_once_something_else_has_the_page(
 
 def test_the_words_come_all_at_once_and_small(asked):
     page_handlers, answered = asked
-    html = page_handlers.words(answered)
+    html = page_handlers.thought.words(answered)
     looks = json.loads(unescape(re.search(r'data-words="(.*?)"', html)[1]))
     assert len(looks) == len(answered.result.reply_ids) == html.count("data-word=")
     assert sum(len(look["prior"]) for look in looks) < 3000 * len(looks)
     highest = answered.findings["words"].highest
-    nowhere = [bool(h < probe_views.NOWHERE) for h in highest]
+    nowhere = [bool(h < findings.NOWHERE) for h in highest]
     assert ["it looks nowhere" in look["label"] for look in looks] == nowhere
     assert 0 < sum(nowhere) < len(nowhere)
     assert looks[-1]["label"] == "The focus token itself"
@@ -898,68 +911,68 @@ def test_the_words_come_all_at_once_and_small(asked):
 
 def test_what_cannot_be_asked_says_why(asked):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.gate)
-    assert questions.why_not("en", "heads", None) == "Ask for something first."
-    assert questions.why_not("en", "heads", answered) == ""
-    other = Answered(answered.photo, dataclasses.replace(answered.result, model="another"))
-    assert "“another” gave this answer" in questions.why_not("en", "attention", other)
+    actions = AnswerActions(page_handlers.server, page_handlers.gate)
+    assert actions.why_not("en", "heads", None) == "Ask for something first."
+    assert actions.why_not("en", "heads", answered) == ""
+    other = StoredAnswer(answered.photo, dataclasses.replace(answered.result, model="another"))
+    assert "“another” gave this answer" in actions.why_not("en", "attention", other)
     nothing = dataclasses.replace(answered.result, regions=(), outcome="nothing found")
-    nothing = Answered(answered.photo, nothing)
-    assert "Nothing was found" in questions.why_not("en", "zoom", nothing)
-    assert questions.why_not("en", "sentences", nothing) == ""
+    nothing = StoredAnswer(answered.photo, nothing)
+    assert "Nothing was found" in actions.why_not("en", "zoom", nothing)
+    assert actions.why_not("en", "sentences", nothing) == ""
 
 
 def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.gate)
-    taking = questions.export_page(answered)
+    actions = AnswerActions(page_handlers.server, page_handlers.gate)
+    taking = actions.export_page(answered)
     text = Path(next(taking)).read_text()
     taking.close()
     assert "http:" not in text and "https:" not in text  # nothing comes from elsewhere
     assert 'data-looks="' in text and answered.result.instruction in text
-    taking = questions.export_replay(answered)
+    taking = actions.export_replay(answered)
     with Image.open(next(taking)) as picture:
         assert picture.is_animated
     taking.close()
-    (token,) = re.findall(r"\?answer=([\w-]+)", questions.link(answered))[:1]
-    back = kept.opened(kept.linked(token))
+    (token,) = re.findall(r"\?answer=([\w-]+)", actions.link(answered))[:1]
+    back = saved_answers.open_saved(saved_answers.linked_file(token))
     assert back.result.to_json() == answered.result.to_json() and back.trace
     for wrong in ("", "x" * 22, "../" * 7 + "x", token[:-1], token + "x"):
         with pytest.raises(CoPRSError, match="no longer kept"):
-            kept.linked(wrong)
+            saved_answers.linked_file(wrong)
     request = SimpleNamespace(query_params={"answer": token}, headers={}, session_hash="theirs")
-    values = page_handlers.opened(request)
+    values = page_handlers.opening.page_opened(request)
     assert values["instruction"] == answered.result.instruction
     assert values["answered"].result.to_json() == answered.result.to_json()
 
 
 def test_links_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "MAX_LINKS", 2)
-    monkeypatch.setattr(kept, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(saved_answers, "MAX_LINKS", 2)
+    monkeypatch.setattr(saved_answers, "_folder", lambda: tmp_path)
     tokens = []
     for i in range(3):
-        tokens.append(kept.keep(kept.RECORDED))
+        tokens.append(saved_answers.keep_under_link(saved_answers.RECORDED))
         os.utime(tmp_path / f"{tokens[-1]}.zip", (i, i))
-    assert kept.linked(tokens[2]) and kept.linked(tokens[1])
+    assert saved_answers.linked_file(tokens[2]) and saved_answers.linked_file(tokens[1])
     with pytest.raises(CoPRSError, match="no longer kept"):
-        kept.linked(tokens[0])
+        saved_answers.linked_file(tokens[0])
 
 
 def test_links_make_room_for_themselves_and_leave_the_uploads_theirs(tmp_path, monkeypatch):
     monkeypatch.setattr(uploads, "use_private_folder", lambda: tmp_path)
     links = tmp_path / f"{uploads.LINKS}x"
     links.mkdir()
-    monkeypatch.setattr(kept, "_folder", lambda: links)
-    size = kept.RECORDED.stat().st_size
+    monkeypatch.setattr(saved_answers, "_folder", lambda: links)
+    size = saved_answers.RECORDED.stat().st_size
     monkeypatch.setattr(uploads, "_most_bytes", 4 * (2 * size + 1))  # a quarter is two answers
     tokens = []
     for i in range(3):
-        tokens.append(kept.keep(kept.RECORDED))
+        tokens.append(saved_answers.keep_under_link(saved_answers.RECORDED))
         os.utime(links / f"{tokens[-1]}.zip", (i, i))
-    assert len(list(links.iterdir())) == 2 and kept.linked(tokens[2])
+    assert len(list(links.iterdir())) == 2 and saved_answers.linked_file(tokens[2])
     monkeypatch.setattr(uploads, "_most_bytes", 4 * (size - 1))
     with pytest.raises(CoPRSError, match="no room"):
-        kept.keep(kept.RECORDED)
+        saved_answers.keep_under_link(saved_answers.RECORDED)
     assert len(list(links.iterdir())) == 2  # those there are not lost for it
     monkeypatch.setattr(uploads, "_most_bytes", size)
     assert uploads.has_room()  # the links are no uploads
@@ -984,11 +997,13 @@ def test_a_page_of_a_megapixel_photo_is_small(mini, tmp_path):
 
 def test_the_first_screen_shows_a_recorded_answer_at_once(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    values = page_handlers.opened()
+    values = page_handlers.opening.page_opened()
     assert 'data-autoplay="true"' in values["thought"] and "recorded" in values["verdict"]
-    assert values["trace"].count("data-sentence") == len(kept.recorded().trace.views)
+    assert values["trace"].count("data-sentence") == len(
+        saved_answers.recorded_answer().trace.views
+    )
     assert "photo" not in values and "instruction" not in values  # what is asked is the visitor's
-    recorded, again = kept.recorded(), None
+    recorded, again = saved_answers.recorded_answer(), None
     again = mini.segment(recorded.photo.image, recorded.result.instruction)
     assert again.reply == recorded.result.reply  # none is made up
     np.testing.assert_allclose(again.prior, recorded.result.prior, atol=1e-4)
@@ -997,7 +1012,10 @@ def test_the_first_screen_shows_a_recorded_answer_at_once(mini):
 def test_an_expired_link_opens_the_page_all_the_same(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     request = SimpleNamespace(query_params={"answer": "x" * 22}, headers={}, session_hash="one")
-    assert page_handlers.opened(request)["answered"].result is kept.recorded().result
+    assert (
+        page_handlers.opening.page_opened(request)["answered"].result
+        is saved_answers.recorded_answer().result
+    )
 
 
 def test_no_other_visitor_takes_a_turn_away(monkeypatch):
@@ -1015,10 +1033,10 @@ def test_no_other_visitor_takes_a_turn_away(monkeypatch):
 
 def test_a_page_that_opens_late_leaves_alone_what_its_visitor_has_asked(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    assert page_handlers.opened()["answered"] is not None
+    assert page_handlers.opening.page_opened()["answered"] is not None
     page_handlers.gate.begin(None)
-    assert list(page_handlers.opened()) == ["steps"]
-    assert "answered" not in page_handlers.opened()
+    assert list(page_handlers.opening.page_opened()) == ["steps"]
+    assert "answered" not in page_handlers.opening.page_opened()
 
 
 def test_a_new_question_or_photo_lets_go_of_the_answer_before(asked, photo):
@@ -1035,7 +1053,7 @@ def test_what_began_before_something_else_took_the_page_says_no_more(asked, phot
     undisturbed = page_handlers.answer(photo, "the largest thing", (), other)
     next(running), next(undisturbed)
     event = SimpleNamespace(index=0)
-    page_handlers.restore((answered,), event, visitor)
+    page_handlers.opening.restore((answered,), event, visitor)
     assert list(running) == []
     assert list(undisturbed)[-1]["answered"].result.instruction == "the largest thing"
     running = page_handlers.answer(photo, "the largest thing", (), visitor)
@@ -1047,17 +1065,17 @@ def test_what_began_before_something_else_took_the_page_says_no_more(asked, phot
 def test_a_trace_of_an_answer_that_is_gone_does_not_come(asked, monkeypatch):
     page_handlers, answered = asked
     visitor = SimpleNamespace(session_hash="c", headers={})
-    fresh = Answered(answered.photo, answered.result)
-    whole = page_handlers.trace(fresh, visitor)
+    fresh = StoredAnswer(answered.photo, answered.result)
+    whole = page_handlers.thought.trace(fresh, visitor)
     assert "data-sentence" in whole
-    drawn = probe_views.strip_view
+    drawn = findings.strip_view
 
     def late(*given):
         page_handlers.halt(visitor)
         return drawn(*given)
 
-    monkeypatch.setattr(probe_views, "strip_view", late)
-    assert page_handlers.trace(fresh, visitor) == gr.skip()
+    monkeypatch.setattr(findings, "strip_view", late)
+    assert page_handlers.thought.trace(fresh, visitor) == gr.skip()
 
 
 def test_stop_leaves_a_finished_answer_and_marks_an_unfinished_one(asked):
@@ -1071,7 +1089,7 @@ def test_stop_leaves_a_finished_answer_and_marks_an_unfinished_one(asked):
 
 def test_answers_of_the_same_name_are_numbered_where_one_is_chosen(asked, mini):
     page_handlers, answered = asked
-    same = [Answered(answered.photo, dataclasses.replace(answered.result)) for _ in "ab"]
+    same = [StoredAnswer(answered.photo, dataclasses.replace(answered.result)) for _ in "ab"]
     demo = build(ModelServer(Engine(mini.checkpoint)), may_switch=True)
     (prepare,) = {f.fn for f in demo.fns.values() if getattr(f.fn, "__name__", "") == "prepare"}
     values = prepare(answered, (answered, *same), None, SimpleNamespace(headers={}))
@@ -1085,8 +1103,8 @@ def test_the_truth_of_a_photo_stays_until_another_photo(asked, mini):
     _, answered = asked
     demo = build(ModelServer(Engine(mini.checkpoint)))
     fns = {getattr(f.fn, "__name__", ""): f.fn for f in demo.fns.values()}
-    other = Answered(open_photo(np.zeros((9, 9, 3), np.uint8)), answered.result)
-    again = Answered(answered.photo, answered.result)
+    other = StoredAnswer(open_photo(np.zeros((9, 9, 3), np.uint8)), answered.result)
+    again = StoredAnswer(answered.photo, answered.result)
     visitor = SimpleNamespace(headers={})
 
     def truth(now, before):
@@ -1103,24 +1121,24 @@ def test_the_truth_of_a_photo_stays_until_another_photo(asked, mini):
 
 def test_what_was_found_is_shown_again_without_the_model(asked):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.gate)
-    first = questions.ask_probe("heads", answered)
+    actions = AnswerActions(page_handlers.server, page_handlers.gate)
+    first = actions.ask_probe("heads", answered)
     other = dataclasses.replace(answered.result, model="x")
-    stranger = Answered(answered.photo, other, findings=answered.findings)
-    assert questions.why_not("en", "heads", stranger) == ""
-    assert questions.ask_probe("heads", stranger) == first
+    stranger = StoredAnswer(answered.photo, other, findings=answered.findings)
+    assert actions.why_not("en", "heads", stranger) == ""
+    assert actions.ask_probe("heads", stranger) == first
 
 
 def test_a_moving_picture_is_offered_where_there_is_one(asked):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.gate)
-    fresh = Answered(answered.photo, answered.result)
-    assert questions.why_no_replay("en", fresh) == ""
+    actions = AnswerActions(page_handlers.server, page_handlers.gate)
+    fresh = StoredAnswer(answered.photo, answered.result)
+    assert actions.why_no_replay("en", fresh) == ""
     elsewhere = dataclasses.replace(answered.result, model="x")
-    stranger = Answered(answered.photo, elsewhere)
-    assert "gave this answer" in questions.why_no_replay("en", stranger)
-    nothing = Answered(answered.photo, dataclasses.replace(answered.result, regions=()))
-    assert "Nothing was found" in questions.why_no_replay("en", nothing)
+    stranger = StoredAnswer(answered.photo, elsewhere)
+    assert "gave this answer" in actions.why_no_replay("en", stranger)
+    nothing = StoredAnswer(answered.photo, dataclasses.replace(answered.result, regions=()))
+    assert "Nothing was found" in actions.why_no_replay("en", nothing)
 
 
 def test_a_name_that_means_nothing_leaves_the_model_in_use(mini, monkeypatch):
@@ -1141,9 +1159,9 @@ def test_the_prior_is_explained_by_its_kind(kind):
 
 def test_what_a_visitor_finds_in_the_recorded_answer_stays_there(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    first, second = (page_handlers.opened()["answered"] for _ in range(2))
+    first, second = (page_handlers.opening.page_opened()["answered"] for _ in range(2))
     first.add_finding("heads", 1)
-    assert not second.findings and not page_handlers.opened()["answered"].findings
+    assert not second.findings and not page_handlers.opening.page_opened()["answered"].findings
 
 
 def test_sessions_are_not_kept_for_ever(monkeypatch):
@@ -1157,7 +1175,7 @@ def test_sessions_are_not_kept_for_ever(monkeypatch):
 
 def exported(page_handlers, answered, path):
     """The zip that the page gives, copied before its folder goes."""
-    exporting = Questions(page_handlers.server, page_handlers.gate).export(answered)
+    exporting = AnswerActions(page_handlers.server, page_handlers.gate).export(answered)
     shutil.copy(next(exporting), path)
     exporting.close()
     return path
@@ -1166,7 +1184,7 @@ def exported(page_handlers, answered, path):
 def test_a_saved_answer_comes_back_to_the_page(asked, tmp_path):
     page_handlers, answered = asked
     path = exported(page_handlers, answered, tmp_path / "a.zip")
-    values = handlers_for(page_handlers.server.engine).open_file(str(path), ())
+    values = handlers_for(page_handlers.server.engine).opening.open_file(str(path), ())
     pixels = np.asarray(answered.photo.image)
     assert values["instruction"] == answered.result.instruction
     assert np.array_equal(np.asarray(values["photo"]), pixels)
@@ -1180,10 +1198,10 @@ def test_a_saved_answer_comes_back_to_the_page(asked, tmp_path):
 def test_another_models_answer_keeps_its_trace_when_it_is_taken_away(asked, tmp_path, change):
     """Also one of an earlier version of the model in use, whose tokens meant something else."""
     page_handlers, answered = asked
-    view = visitors.traced(page_handlers.server, answered)
+    view = visitors.trace_of(page_handlers.server, answered)
     result = dataclasses.replace(answered.result, **change)
-    other = Answered(answered.photo, result, trace=view)
-    back = kept.opened(exported(page_handlers, other, tmp_path / "other.zip"))
+    other = StoredAnswer(answered.photo, result, trace=view)
+    back = saved_answers.open_saved(exported(page_handlers, other, tmp_path / "other.zip"))
     assert [v.text for v in back.trace.views] == [v.text for v in view.views]
     assert all((a.mask == b.mask).all() for a, b in zip(back.trace.views, view.views, strict=True))
 
@@ -1201,14 +1219,14 @@ def test_a_photo_that_was_brought_down_is_told_and_measured_by_a_truth_of_its_fu
     assert "shown 6 % of" in page.verdict("en", shown, full_size=(512, 512))
     mask = Image.fromarray(answered.result.mask)
     mask.resize((512, 512), Image.Resampling.NEAREST).save(tmp_path / "truth.png")
-    questions = Questions(page_handlers.server, page_handlers.gate)
-    view, _ = questions.truth(Answered(large, answered.result), [], str(tmp_path / "truth.png"))
+    actions = AnswerActions(page_handlers.server, page_handlers.gate)
+    view, _ = actions.truth(StoredAnswer(large, answered.result), [], str(tmp_path / "truth.png"))
     assert "Mask: IoU 1.00" in view
     with pytest.raises(gr.Error, match="512×512 pixels and the photo 256×256"):
-        questions.truth(answered, [], str(tmp_path / "truth.png"))
+        actions.truth(answered, [], str(tmp_path / "truth.png"))
     told = dataclasses.replace(answered.result, full_size=(512, 512))
-    saved = exported(page_handlers, visitors.Answered(large, told), tmp_path / "large.zip")
-    assert kept.opened(saved).photo.full_size == (512, 512)
+    saved = exported(page_handlers, visitors.StoredAnswer(large, told), tmp_path / "large.zip")
+    assert saved_answers.open_saved(saved).photo.full_size == (512, 512)
 
 
 @pytest.mark.parametrize("language, words", [("en", "were stretched"), ("zh", "拉伸")])
@@ -1224,20 +1242,20 @@ def test_a_photo_that_was_stretched_is_told_whatever_was_found(asked, language, 
 def test_an_answer_of_more_regions_than_are_made_is_not_opened(asked, tmp_path, monkeypatch):
     page_handlers, answered = asked
     result = dataclasses.replace(answered.result, regions=answered.result.regions * 5)
-    many = Answered(answered.photo, result)
+    many = StoredAnswer(answered.photo, result)
     path = exported(page_handlers, many, tmp_path / "many.zip")
-    assert len(kept.opened(path).result.regions) == 5
+    assert len(saved_answers.open_saved(path).result.regions) == 5
     height, width = answered.photo.size
     monkeypatch.setattr(boxes, "MAX_OBJECT_PIXELS", 4 * height * width)
     with pytest.raises(CoPRSError, match="5 regions of 256×256 pixels and at most 4 are opened"):
-        kept.opened(path)
+        saved_answers.open_saved(path)
 
 
 def test_a_look_at_nothing_agrees_with_no_empty_mask(asked):
     _, answered = asked
-    trace = kept.recorded().trace
+    trace = saved_answers.recorded_answer().trace
     nowhere = dataclasses.replace(trace.views[0], prior=trace.views[0].prior * 0, iou=1.0)
-    markup = probe_views.strip_view("en", answered.photo, SentenceTrace((nowhere, trace.views[-1])))
+    markup = findings.strip_view("en", answered.photo, SentenceTrace((nowhere, trace.views[-1])))
     assert "IoU –" in markup and "IoU 1.00" not in markup
 
 
@@ -1245,34 +1263,39 @@ def test_what_probes_found_goes_into_the_zip(asked, tmp_path):
     page_handlers, answered = asked
     alone = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "alone.zip")).namelist()
     assert "sentences.json" in alone and "heads.npy" not in alone
-    Questions(page_handlers.server, page_handlers.gate).ask_probe("heads", answered)
+    AnswerActions(page_handlers.server, page_handlers.gate).ask_probe("heads", answered)
     more = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "more.zip")).namelist()
     assert {"heads.json", "heads.npy", "heads.png", "sentences.npy"} <= set(more)
 
 
 def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.gate)
-    one = Answered(answered.photo, dataclasses.replace(answered.result, reasoning="One sentence."))
+    actions = AnswerActions(page_handlers.server, page_handlers.gate)
+    one = StoredAnswer(
+        answered.photo, dataclasses.replace(answered.result, reasoning="One sentence.")
+    )
     (tmp_path / "a.zip").write_text("x")
     for work, sentence in (
-        (lambda: questions.ask_probe("sentences", None), "no longer kept"),
-        (lambda: page_handlers.words(None), "no longer kept"),
+        (lambda: actions.ask_probe("sentences", None), "no longer kept"),
+        (lambda: page_handlers.thought.words(None), "no longer kept"),
         (lambda: change(page_handlers, None, (), 0, "x"), "no longer kept"),
-        (lambda: page_handlers.edit(answered, (), event(index=99, value="x")), "no longer kept"),
+        (
+            lambda: page_handlers.thought.edit(answered, (), event(index=99, value="x")),
+            "no longer kept",
+        ),
         (lambda: change(page_handlers, answered, (), 0, ["x"]), "changed meanwhile"),
         (
-            lambda: page_handlers.edit(answered, (), event(index=0, value="x", said="y")),
+            lambda: page_handlers.thought.edit(answered, (), event(index=0, value="x", said="y")),
             "meanwhile",
         ),
         (lambda: change(page_handlers, one, (), 0, " "), "thought is empty"),
         (lambda: change(page_handlers, answered, (), 0, "x" * 9000), "shorten it"),
-        (lambda: questions.compare(answered, None, ()), "no longer kept"),
-        (lambda: questions.truth(answered, [], None), "Nothing is painted"),
-        (lambda: list(questions.export(None)), "no longer kept"),
-        (lambda: questions.link(None), "no longer kept"),
-        (lambda: page_handlers.open_file(str(tmp_path / "a.zip"), ()), "saved answer"),
-        (lambda: page_handlers.restore(None, SimpleNamespace(index=0)), "no longer kept"),
+        (lambda: actions.compare(answered, None, ()), "no longer kept"),
+        (lambda: actions.truth(answered, [], None), "Nothing is painted"),
+        (lambda: list(actions.export(None)), "no longer kept"),
+        (lambda: actions.link(None), "no longer kept"),
+        (lambda: page_handlers.opening.open_file(str(tmp_path / "a.zip"), ()), "saved answer"),
+        (lambda: page_handlers.opening.restore(None, SimpleNamespace(index=0)), "no longer kept"),
     ):
         with pytest.raises(gr.Error, match=sentence):
             work()
@@ -1435,7 +1458,7 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     page_handlers = handlers_for(Engine(mini.checkpoint))
     *_, last = page_handlers.answer(photo, found[1].instruction, None)
     answered = last["answered"]
-    strip = page_handlers.trace(answered)
+    strip = page_handlers.thought.trace(answered)
     finding = sentences.run(mini, answered.photo, answered.result)
     assert strip.count("data-sentence") == len(finding.views) >= 2
     assert not answered.findings  # full-size priors are not kept by the way
@@ -1443,29 +1466,29 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     assert all(look["prior"].startswith("data:image/png") and look["mask"] for look in looks)
     assert [look["moved"] for look in looks] == list(finding.has_moved)
     monkeypatch.setattr(page_handlers.server, "ask", lambda *_: pytest.fail("asked once more"))
-    assert page_handlers.trace(answered) == strip  # its small pictures are
-    assert page_handlers.trace(None) == probe_views.empty_strip("en")
-    elsewhere = Answered(answered.photo, dataclasses.replace(answered.result, model="another"))
-    nothing = Answered(
+    assert page_handlers.thought.trace(answered) == strip  # its small pictures are
+    assert page_handlers.thought.trace(None) == findings.empty_strip("en")
+    elsewhere = StoredAnswer(answered.photo, dataclasses.replace(answered.result, model="another"))
+    nothing = StoredAnswer(
         answered.photo, dataclasses.replace(answered.result, regions=(), outcome="nothing found")
     )
-    none = probe_views.empty_strip("en", "strip_none")
-    assert page_handlers.trace(elsewhere) == none
-    assert "Nothing was found" in page_handlers.trace(nothing)
-    large = Answered(Photo(Image.new("RGB", (4000, 1001)), "large"), answered.result)
-    assert "This photo is large" in page_handlers.trace(large)
+    none = findings.empty_strip("en", "strip_none")
+    assert page_handlers.thought.trace(elsewhere) == none
+    assert "Nothing was found" in page_handlers.thought.trace(nothing)
+    large = StoredAnswer(Photo(Image.new("RGB", (4000, 1001)), "large"), answered.result)
+    assert "This photo is large" in page_handlers.thought.trace(large)
     monkeypatch.setattr(ModelServer, "is_borrowed", True)  # its seconds are the visitor's
-    borrowed = Answered(answered.photo, answered.result)
-    assert "borrowed GPU" in page_handlers.trace(borrowed)
+    borrowed = StoredAnswer(answered.photo, answered.result)
+    assert "borrowed GPU" in page_handlers.thought.trace(borrowed)
     borrowed.add_finding("sentences", finding)  # asked for
-    assert page_handlers.trace(borrowed) == strip
+    assert page_handlers.thought.trace(borrowed) == strip
 
 
 def test_a_thought_that_cannot_be_traced_can_be_taken_away_all_the_same(asked, tmp_path):
     page_handlers, answered = asked
-    questions = Questions(page_handlers.server, page_handlers.gate)
+    actions = AnswerActions(page_handlers.server, page_handlers.gate)
     long = change(page_handlers, answered, (), 0, "A b. " * 70)["answered"]
-    assert "at most 64 are traced" in questions.ask_probe("sentences", long)  # no error
+    assert "at most 64 are traced" in actions.ask_probe("sentences", long)  # no error
     names = zipfile.ZipFile(exported(page_handlers, long, tmp_path / "long.zip")).namelist()
     assert "result.json" in names and "sentences.npy" not in names
-    assert "?answer=" in questions.link(long)
+    assert "?answer=" in actions.link(long)

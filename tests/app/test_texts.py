@@ -34,8 +34,9 @@ SAID_BY = {
 }
 """Calls that make a sentence, and which argument is its template."""
 ELSEWHERE = re.compile(
-    "app/(ui|texts)|coprs_core/(commands|batch|benchmark|cluster|datasets|evaluation|training|mini"
-    "|parsing|random_weights|__main__|checkpoints/(convert|save|shards|doctor))"
+    "app/(ui|texts)|coprs_core/(commands|batch|benchmark|calibrate|cluster|datasets|evaluation"
+    "|example|mini|parsing|random_weights|run_settings|training|__main__"
+    "|checkpoints/(convert|save|fsdp_shards|doctor))"
 )
 """Modules whose sentences the command line, training or evaluation alone can give."""
 MADE_BEFORE = ("problem", "template", "self.why_no_replay(lang, answered)")
@@ -141,8 +142,8 @@ def test_what_is_wrong_with_a_question_or_a_zip_is_said_in_chinese(page, tmp_pat
     assert "2,001" in says(lambda: list(page.answer(photo, "a" * 2001, (), ZH)))
     assert "指令为空" in says(lambda: list(page.answer(photo, " ", (), ZH)))
     assert "指令" in says(lambda: list(page.answer(photo, "a\ud800", (), ZH)))
-    assert "{a}.zip" in says(lambda: page.open_file(str(tmp_path / "{a}.zip"), (), ZH))
-    assert "当前没有回答" in says(lambda: page.words(None, ZH))
+    assert "{a}.zip" in says(lambda: page.opening.open_file(str(tmp_path / "{a}.zip"), (), ZH))
+    assert "当前没有回答" in says(lambda: page.thought.words(None, ZH))
 
 
 def test_a_model_that_cannot_be_loaded_is_told_in_chinese(page):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.actions import Questions
-from app.kept import recorded
+from app.actions import AnswerActions
+from app.saved_answers import recorded_answer
 from app.server import answers
-from app.server.answers import Answered, Answers, no_answer
+from app.server.answers import AnswerStore, StoredAnswer, no_answer
 from app.texts import translated
 from app.visitors import small_trace
 from coprs_core import CoPRSError
@@ -29,11 +29,11 @@ def photo_file(found, tmp_path):
     return path
 
 
-def an_answer(found, file=None, **more) -> Answered:
-    return Answered(open_photo(file or found[0].image), found[2], file=file, **more)
+def an_answer(found, file=None, **more) -> StoredAnswer:
+    return StoredAnswer(open_photo(file or found[0].image), found[2], file=file, **more)
 
 
-def sizes_of(answered: Answered) -> dict[int, int]:
+def sizes_of(answered: StoredAnswer) -> dict[int, int]:
     return answered.whole_sizes() | answered.packed_sizes()
 
 
@@ -83,7 +83,7 @@ def test_the_budget_holds_over_all_visitors_and_the_newest_stay(found, photo_fil
     one.pack()
     photo, rest = sizes_of(one).values()
     budget = photo + 10 * rest + rest // 2  # beside the one that is used last
-    kept = Answers(budget)
+    kept = AnswerStore(budget)
     visitors = [an_answer(found, photo_file) for _ in range(30)]
     for answered in visitors:
         kept.keep(answered)
@@ -103,7 +103,7 @@ def test_visitors_at_once_do_not_wait_for_each_other_for_ever(found, photo_file)
     """Each keeps a finding with an answer that was packed, while others pack answers."""
     one = an_answer(found, photo_file)
     one.pack()
-    kept = Answers(8 * sum(sizes_of(one).values()))  # all fit, and none but the last whole
+    kept = AnswerStore(8 * sum(sizes_of(one).values()))  # all fit, and none but the last whole
     visitors = [an_answer(found, photo_file) for _ in range(4)]
     for answered in visitors:
         kept.keep(answered)
@@ -125,7 +125,7 @@ def test_visitors_at_once_do_not_wait_for_each_other_for_ever(found, photo_file)
 
 
 def test_the_one_at_hand_is_kept_whatever_it_takes(found):
-    kept, answered = Answers(budget=1), an_answer(found)
+    kept, answered = AnswerStore(budget=1), an_answer(found)
     kept.keep(answered)
     assert answered.result.regions
     other = an_answer(found)
@@ -136,16 +136,16 @@ def test_the_one_at_hand_is_kept_whatever_it_takes(found):
 def test_a_very_large_answer_costs_no_other_visitors(found, photo_file):
     one = an_answer(found, photo_file)
     one.pack()
-    kept = Answers(budget=3 * sum(sizes_of(one).values()))
+    kept = AnswerStore(budget=3 * sum(sizes_of(one).values()))
     others = [an_answer(found, photo_file) for _ in range(3)]
-    large = Answered(open_photo(np.zeros((3000, 4000, 3), np.uint8)), found[2])
+    large = StoredAnswer(open_photo(np.zeros((3000, 4000, 3), np.uint8)), found[2])
     for answered in (*others, large):
         kept.keep(answered)
     assert not any(answered.is_gone for answered in (*others, large))
 
 
 def test_what_no_page_holds_any_more_takes_nothing(found):
-    kept, answered = Answers(10**9), an_answer(found)
+    kept, answered = AnswerStore(10**9), an_answer(found)
     kept.keep(answered)
     assert kept.nbytes > 0
     del answered
@@ -154,8 +154,8 @@ def test_what_no_page_holds_any_more_takes_nothing(found):
 
 
 def test_a_photo_that_several_answers_are_about_is_counted_once(found, photo_file):
-    kept, photo = Answers(10**9), open_photo(photo_file)
-    one, two = (Answered(photo, found[2], file=photo_file) for _ in range(2))
+    kept, photo = AnswerStore(10**9), open_photo(photo_file)
+    one, two = (StoredAnswer(photo, found[2], file=photo_file) for _ in range(2))
     kept.keep(one)
     alone = kept.nbytes
     kept.keep(two)
@@ -168,27 +168,27 @@ def test_a_photo_that_several_answers_are_about_is_counted_once(found, photo_fil
 
 def test_every_button_says_that_an_answer_had_to_go(mini, found):
     handlers = handlers_for(mini)
-    questions = Questions(handlers.server, handlers.gate)
+    actions = AnswerActions(handlers.server, handlers.gate)
     gone, here = an_answer(found), an_answer(found)
     gone.pack()
     gone.drop()
     event = type("Event", (), {"index": 0, "value": "x", "said": "x"})()
     for work in (
-        lambda: questions.ask_probe("heads", gone),
-        lambda: questions.compare(here, 0, (gone,)),
-        lambda: questions.truth(gone, [], None),
-        lambda: list(questions.export(gone)),
-        lambda: list(questions.export_page(gone)),
-        lambda: list(questions.export_replay(gone)),
-        lambda: questions.link(gone),
-        lambda: handlers.words(gone),
-        lambda: handlers.edit(gone, (), event),
-        lambda: handlers.restore((gone,), event),
+        lambda: actions.ask_probe("heads", gone),
+        lambda: actions.compare(here, 0, (gone,)),
+        lambda: actions.truth(gone, [], None),
+        lambda: list(actions.export(gone)),
+        lambda: list(actions.export_page(gone)),
+        lambda: list(actions.export_replay(gone)),
+        lambda: actions.link(gone),
+        lambda: handlers.thought.words(gone),
+        lambda: handlers.thought.edit(gone, (), event),
+        lambda: handlers.opening.restore((gone,), event),
     ):
         with pytest.raises(gr.Error, match="no longer kept"):
             work()
-    assert handlers.trace(gone) == handlers.trace(None)
-    assert handlers.look_again(gone) == gr.skip()
+    assert handlers.thought.trace(gone) == handlers.thought.trace(None)
+    assert handlers.thought.look_again(gone) == gr.skip()
 
 
 def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(mini, found):
@@ -199,29 +199,29 @@ def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(m
     gone.drop()
     gone.is_gone = False  # as it was when it was looked at
     event = SimpleNamespace(index=0, value="x", said="x")
-    questions = Questions(handlers.server, handlers.gate)
+    actions = AnswerActions(handlers.server, handlers.gate)
     sentence = translated("zh", no_answer())
     for work in (
-        lambda: handlers.look_again(gone, request),
-        lambda: handlers.words(gone, request),
-        lambda: handlers.edit(gone, (), event, request),
-        lambda: handlers.restore((gone,), event, request),
-        lambda: questions.ask_probe("heads", gone, request),
-        lambda: list(questions.export_replay(gone, request)),
+        lambda: handlers.thought.look_again(gone, request),
+        lambda: handlers.thought.words(gone, request),
+        lambda: handlers.thought.edit(gone, (), event, request),
+        lambda: handlers.opening.restore((gone,), event, request),
+        lambda: actions.ask_probe("heads", gone, request),
+        lambda: list(actions.export_replay(gone, request)),
     ):
         with pytest.raises(gr.Error) as problem:
             work()
         assert problem.value.message == sentence
-    assert sentence in handlers.trace(gone, request)
+    assert sentence in handlers.thought.trace(gone, request)
 
 
 def test_the_recorded_answer_is_everybodys_and_never_goes(mini):
     handlers = handlers_for(mini)
-    handlers.server.answers = Answers(budget=1)
-    first, second = (handlers.opened()["answered"] for _ in range(2))
-    assert first is not second and first.is_recorded and first.result is recorded().result
+    handlers.server.answers = AnswerStore(budget=1)
+    first, second = (handlers.opening.page_opened()["answered"] for _ in range(2))
+    assert first is not second and first.is_recorded and first.result is recorded_answer().result
     first.add_finding("heads", 1)
-    assert not second.findings and not recorded().findings
+    assert not second.findings and not recorded_answer().findings
 
 
 def test_a_photo_is_its_own_file_not_a_copy_of_its_pixels(found, tmp_path):

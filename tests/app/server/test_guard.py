@@ -357,7 +357,7 @@ def test_a_full_queue_is_said_in_our_words_and_an_unread_question_is_given_up(
         is_time.set()
         until(lambda: nobody_reads(demo))
         let_go()
-        until(lambda: server.room.is_empty)
+        until(lambda: server.is_idle)
         assert len(steps) <= 4, "what nobody reads goes on"
     demo.close()
 

@@ -302,7 +302,7 @@ def test_whoever_goes_frees_the_worker_within_two_words(mini, cancelling, way):
                 process.wait()
                 until(lambda: nobody_reads(demo))
             let_go()
-            until(lambda: server.room.is_empty)
+            until(lambda: server.is_idle)
             assert len(steps) - 5 <= 2, f"{len(steps) - 5} words after"
         again = Client(url, verbose=False).predict(
             handle_file(ROOT / RAIN), WORDS, api_name="/segment"
@@ -346,7 +346,7 @@ def test_a_given_reply_is_read_no_further_when_its_reader_has_gone(mini, asked, 
             process.wait()
             until(lambda: nobody_reads(demo))
             let_go()
-            until(lambda: server.room.is_empty)
+            until(lambda: server.is_idle)
             assert len(begun) - left <= 4, f"{len(begun) - left} passes after"
             for one in others:
                 one.remove()

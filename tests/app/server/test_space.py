@@ -33,13 +33,13 @@ assert entry.server.is_ready and not spaces.CALLS
 import dataclasses
 names = handlers.Frame(**{f.name: f.name for f in dataclasses.fields(handlers.Frame)})
 page = handlers.Handlers(entry.server, names)
-from app.actions import Questions
+from app.actions import AnswerActions
 from types import SimpleNamespace
 from coprs_core.prompts import sentences
-questions = Questions(entry.server, page.gate)
+actions = AnswerActions(entry.server, page.gate)
 def change(value):
     said = sentences(answered.result.reasoning)[0]
-    return page.edit(answered, (), SimpleNamespace(index=0, value=value, said=said))
+    return page.thought.edit(answered, (), SimpleNamespace(index=0, value=value, said=said))
 photo, words = "assets/examples/rain.png", "the thing that keeps the rain off"
 *_, last = page.answer(photo, words, None)
 answered = last["answered"]
@@ -48,8 +48,8 @@ first = spaces.CALLS[-1][1]
 assert entry.server.engine.kept(answered.photo), "what was read inside is lost outside"
 *_, again = page.answer(photo, "the largest thing", None)
 assert again["answered"].result.photo_reused and spaces.CALLS[-1][1] < first, "the photo was read twice"
-assert "the focus settles here" in questions.ask_probe("sentences", answered)
-assert questions.ask_probe("heads", answered).count("<img") == 5
+assert "the focus settles here" in actions.ask_probe("sentences", answered)
+assert actions.ask_probe("heads", answered).count("<img") == 5
 assert change("That is the other one.")["answered"].result.is_thought_given
 try:
     change("x" * 9000)

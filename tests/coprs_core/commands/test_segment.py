@@ -440,7 +440,10 @@ def test_the_chain_and_the_figures_of_probes_are_printed(capsys, tmp_path):
     asked += ["--out", str(tmp_path), "--probe", "sentences", "--probe", "heads,zoom"]
     assert main([*asked, "--word", "umbrella", "--thought", "It is the fish."]) == 0
     printed = capsys.readouterr().out
-    assert "✓ It looked at one place." in printed and "? It took up none of your words" in printed
+    assert (
+        "✓ It looked at one place." in printed
+        and "It understood: “You ask for something by its use: the umbrella.”" in printed
+    )
     assert "(settles here)  That is the umbrella at the top, the blue one." in printed
     assert "heads: 1: " in printed and "' umbrella', IoU" in printed
     assert "focus_again: found." in printed and "zoomed: found." in printed

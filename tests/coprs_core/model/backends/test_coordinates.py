@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from coprs_core import CoPRSError, load
-from coprs_core.answer.diagnosis import diagnose
+from coprs_core.answer.diagnosis import restated_question
 from coprs_core.answer.flags import find_flags
 from coprs_core.answer.results import Region, Result
 from coprs_core.checkpoints.hugging_face import load_image_processor
@@ -180,7 +180,7 @@ READERS = {
     "parse_reply": parse_reply,
     "form": lambda text: (format_score(text), is_well_formed(text), format_score(text, 2)),
     "sentences": lambda text: replace_sentence(f"{text} a", len(sentences_of(text)) // 2, "b"),
-    "chain": lambda text: diagnose(replied(text)),
+    "understanding": lambda text: restated_question(replied(text)),
     "flags": lambda text: find_flags(replied(text)),
 }
 

@@ -8,7 +8,7 @@ import threading
 from functools import cache
 from pathlib import Path
 
-from app.server.answers import MAX_PIXELS, Answered
+from app.server.answers import MAX_PIXELS, StoredAnswer
 from app.server.uploads import LINKS, NO_ROOM, most_link_bytes, use_private_folder
 from app.visitors import small_trace
 from coprs_core.errors import CoPRSError
@@ -22,23 +22,23 @@ _EXPIRED = "This link's answer is no longer kept on this server: ask for it agai
 
 
 @cache
-def recorded() -> Answered:
+def recorded_answer() -> StoredAnswer:
     """A real answer of the miniature, recorded with its trace."""
-    saved = opened(RECORDED)
-    return Answered(saved.photo, saved.result, trace=saved.trace, is_recorded=True)
+    saved = open_saved(RECORDED)
+    return StoredAnswer(saved.photo, saved.result, trace=saved.trace, is_recorded=True)
 
 
-def opened(path: Path | str) -> Answered:
+def open_saved(path: Path | str) -> StoredAnswer:
     """A saved answer with its trace, where one was saved; raises as `open_answer` does. Whoever
     opens a stranger's takes the room for `pixels_in` first."""
     saved = open_answer(path, MAX_PIXELS)
     trace = small_trace(saved.sentences) if saved.sentences else None
-    return Answered(saved.photo, saved.result, trace=trace)
+    return StoredAnswer(saved.photo, saved.result, trace=trace)
 
 
-def keep(file: Path) -> str:
-    """Keep an answer's zip; returns the name by which `linked` finds it, which nobody can guess:
-    128 random bits.
+def keep_under_link(file: Path) -> str:
+    """Keep an answer's zip; returns the name by which `linked_file` finds it, which nobody can
+    guess: 128 random bits.
 
     It is kept while the server runs, until newer ones push it out: `MAX_LINKS`, or
     `most_link_bytes`. Raises `CoPRSError` where it is larger than that by itself.
@@ -58,7 +58,7 @@ def keep(file: Path) -> str:
     return token
 
 
-def linked(token: str) -> Path:
+def linked_file(token: str) -> Path:
     """The saved answer under a link; raises `CoPRSError` where there is none, or no longer."""
     is_one = len(token) == 22 and all(c.isalnum() or c in "-_" for c in token)
     path = _folder() / f"{token}.zip" if is_one else None
