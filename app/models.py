@@ -9,7 +9,7 @@ from app.server.model import ModelServer
 from app.texts import say, translated
 from app.views import page
 from app.visitors import language, user_errors_as_gr_error
-from coprs_core.checkpoints.options import AUTO
+from coprs_core.checkpoints.options import AUTO_MODEL
 from coprs_core.errors import CoPRSError
 
 
@@ -49,7 +49,7 @@ class ModelActions:
         lang, frame = language(request), self.frame
         with user_errors_as_gr_error(lang):
             try:
-                for line in self.server.switch_model(AUTO):
+                for line in self.server.switch_model(AUTO_MODEL):
                     yield {frame.unfamiliar: page.loading(lang, line)}
             except CoPRSError as problem:
                 yield {frame.unfamiliar: page.loading(lang, problem, failed=True)}

@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass, fields
 
-from coprs_core.checkpoints.options import DETAILS, SAM_NAMES, LoadOptions
+from coprs_core.checkpoints.options import DETAIL_LEVELS, SAM_NAMES, LoadOptions
 
 _GB = 10**9
 
@@ -57,7 +57,7 @@ _OPTIONS = {
     ),
     "detail": (
         "auto",
-        f"auto (low on a CPU), {', '.join(DETAILS)}: how closely such a model sees a photo",
+        f"auto (low on a CPU), {', '.join(DETAIL_LEVELS)}: how closely such a model sees a photo",
     ),
     "host": (Listening.host, "address to listen on; 0.0.0.0 for all"),
     "port": ("", "port to listen on (default: the first free one from 7860)"),

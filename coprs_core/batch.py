@@ -28,7 +28,7 @@ from coprs_core.files import check_no_mojibake, find_file, read_text, without_hi
 from coprs_core.parsing import parse_json
 from coprs_core.photos.orientation import STORED, UPRIGHT
 from coprs_core.photos.photo import Photo, open_photo
-from coprs_core.photos.unreadable import PHOTO_SUFFIXES
+from coprs_core.photos.unreadable_files import UNREADABLE_PHOTO_SUFFIXES
 from coprs_core.probes.finding import Finding
 from coprs_core.prompts import check_instruction
 
@@ -248,7 +248,7 @@ def find_photos(source: str) -> list[str]:
     if not path.exists() and (path := find_file(path)).exists():
         source = str(path)
     if path.is_dir():
-        kinds = {*Image.registered_extensions(), *PHOTO_SUFFIXES}
+        kinds = {*Image.registered_extensions(), *UNREADABLE_PHOTO_SUFFIXES}
         files = (p for p in path.iterdir() if p.suffix.lower() in kinds and p.is_file())
         if not (photos := without_hidden(files)):
             raise CoPRSError(f"The folder {source!r} holds no picture files: name one that does.")

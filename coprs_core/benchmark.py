@@ -29,20 +29,20 @@ from coprs_core.model.segmenter import Place
 from coprs_core.model.vision import SAM_SIZES
 from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.random_weights import (
-    LLM_SIZES,
-    POINTING,
+    COORDINATE_MODELS,
+    QWEN2_5_SIZES,
     write_random_checkpoint,
-    write_random_pointing,
+    write_random_coordinate_model,
 )
-from coprs_core.sizes import format_bytes
+from coprs_core.storage import format_bytes
 
-RANDOM_SIZES = (*LLM_SIZES, *POINTING)
-PICTURE = (1024, 768)
-QUESTION = "the thing that keeps the rain off"
+RANDOM_SIZES = (*QWEN2_5_SIZES, *COORDINATE_MODELS)
+RESOLUTION = (1024, 768)
+INSTRUCTION = "the thing that keeps the rain off"
 
 
 @dataclass(frozen=True)
-class Measured:
+class BenchmarkResult:
     """One run. Memory in bytes: on CUDA what torch allocated there, else the process's; times in
     seconds.
 
@@ -73,69 +73,69 @@ class Measured:
     mask_pixels: int
 
 
-def benchmark(
+def benchmark_random_model(
     size: str,
     options: LoadOptions,
     tokens: int,
     folder: Path | None = None,
-    picture: tuple[int, int] = PICTURE,
-) -> Measured:
+    resolution: tuple[int, int] = RESOLUTION,
+) -> BenchmarkResult:
     """Time answers of a model of random weights.
 
     A model of that size (one of `RANDOM_SIZES`, with `options.sam`) is written, kept where `folder`
     is given, loaded, and answers of `tokens` tokens about pictures of (width, height) are brought
     to a mask.
     """
-    is_pointing = size in POINTING
+    is_pointing = size in COORDINATE_MODELS
     if options.sam == "auto":
         device = choose_device(options.device)
         options = replace(options, sam=choose_sam("auto", device.type) if is_pointing else "vit_h")
-    place = folder or Path(tempfile.mkdtemp(prefix="coprs-"))
+    model_folder = folder or Path(tempfile.mkdtemp(prefix="coprs-"))
     try:
-        write: Any = write_random_pointing if is_pointing else write_random_checkpoint
-        if is_pointing or not (place / "coprs.json").is_file():
+        write: Any = write_random_coordinate_model if is_pointing else write_random_checkpoint
+        if is_pointing or not (model_folder / "coprs.json").is_file():
             spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, spawn) as other:  # keeps its memory out of ours
-                other.submit(write, place, size, options.sam).result()
-        shown = f"{size}, random weights"
+            with ProcessPoolExecutor(1, spawn) as executor:  # keeps its memory out of ours
+                executor.submit(write, model_folder, size, options.sam).result()
+        label = f"{size}, random weights"
         if is_pointing:
-            options = replace(options, sam=str(place / options.sam))
-            return measure(str(place / size), shown, options, tokens, picture)
-        config = CoPRSConfig.read(place / "coprs.json")
-        wanted = LLM_SIZES[size]["hidden_size"], SAM_SIZES[options.sam]
-        if (config.llm_width, config.vision) != wanted:
-            raise CoPRSError(f"{place} holds another size: choose another --folder.")
-        return measure(str(place), shown, options, tokens, picture)
+            options = replace(options, sam=str(model_folder / options.sam))
+            return benchmark_model(str(model_folder / size), label, options, tokens, resolution)
+        config = CoPRSConfig.read(model_folder / "coprs.json")
+        expected = QWEN2_5_SIZES[size]["hidden_size"], SAM_SIZES[options.sam]
+        if (config.llm_width, config.vision) != expected:
+            raise CoPRSError(f"{model_folder} holds another size: choose another --folder.")
+        return benchmark_model(str(model_folder), label, options, tokens, resolution)
     finally:
         if folder is None:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(model_folder, ignore_errors=True)
 
 
-def measure(
+def benchmark_model(
     name: str,
-    shown: str,
+    label: str,
     options: LoadOptions,
     tokens: int,
-    picture: tuple[int, int] = PICTURE,
-) -> Measured:
-    """Load a model and time its answers; `shown` is what the model is called in the table.
+    resolution: tuple[int, int] = RESOLUTION,
+) -> BenchmarkResult:
+    """Load a model and time its answers; `label` is what the model is called in the table.
 
     It writes `tokens` tokens of its own. Then the focus token, or a box, is given to it, so that
     weights which know nothing come to a mask too.
     """
-    before, start = _memory(torch.device("cpu")), time.perf_counter()
+    before, start = _allocated_memory(torch.device("cpu")), time.perf_counter()
     engine = Engine(load_checkpoint(name, options))
     seconds, device = time.perf_counter() - start, engine.segmenter.device
-    other = 0 if device.type == "cuda" else before  # what the process held before
-    loaded, peak_loading = _memory(device) - other, peak_memory(device) - other
-    cold, _ = _one_answer(engine, tokens, _noise(picture, seed=0))
-    photo = _noise(picture, seed=1)
-    times, pixels = _one_answer(engine, tokens, photo)
-    again, _ = _one_answer(engine, tokens, photo)
-    held = chain(engine.model.parameters(), engine.model.buffers())
-    weights = {t.data_ptr(): t.numel() * t.element_size() for t in held}
-    return Measured(
-        model=shown,
+    baseline = 0 if device.type == "cuda" else before  # what the process held before
+    loaded, peak_loading = _allocated_memory(device) - baseline, peak_memory(device) - baseline
+    first, _ = _time_answer(engine, tokens, _noise_photo(resolution, seed=0))
+    photo = _noise_photo(resolution, seed=1)
+    second, pixels = _time_answer(engine, tokens, photo)
+    third, _ = _time_answer(engine, tokens, photo)
+    tensors = chain(engine.model.parameters(), engine.model.buffers())
+    weights = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
+    return BenchmarkResult(
+        model=label,
         sam=Path(options.sam).name,
         device=_device_name(device),
         dtype=engine.settings["dtype"],
@@ -144,38 +144,38 @@ def measure(
         load_seconds=seconds,
         memory_after_loading=loaded,
         peak_while_loading=peak_loading,
-        peak_while_answering=peak_memory(device) - other,
-        cold_first_token_seconds=cold.first_token,
-        first_token_seconds=times.first_token,
-        second_question_first_token_seconds=again.first_token,
-        answer_seconds=times.whole,
-        second_question_answer_seconds=again.whole,
+        peak_while_answering=peak_memory(device) - baseline,
+        cold_first_token_seconds=first.first_token,
+        first_token_seconds=second.first_token,
+        second_question_first_token_seconds=third.first_token,
+        answer_seconds=second.total,
+        second_question_answer_seconds=third.total,
         tokens=tokens,
-        picture=picture,
-        tokens_per_second=times.tokens_per_second,
-        focus_to_mask_seconds=times.focus_to_mask,
+        picture=resolution,
+        tokens_per_second=second.tokens_per_second,
+        focus_to_mask_seconds=second.focus_to_mask,
         mask_pixels=pixels,
     )
 
 
 @dataclass(frozen=True)
-class _Times:
+class _AnswerTimes:
     """Of one answer: seconds to the first token, tokens a second, seconds from the last token to
     the mask, and of the whole."""
 
     first_token: float
     tokens_per_second: float
     focus_to_mask: float
-    whole: float
+    total: float
 
 
-def _noise(picture: tuple[int, int], seed: int) -> Photo:
-    shape = (picture[1], picture[0], 3)
+def _noise_photo(resolution: tuple[int, int], seed: int) -> Photo:
+    shape = (resolution[1], resolution[0], 3)
     pixels = np.random.default_rng(seed).integers(0, 255, shape, np.uint8)
     return open_photo(Image.fromarray(pixels))
 
 
-def _one_answer(engine: Engine, tokens: int, photo: Photo) -> tuple[_Times, int]:
+def _time_answer(engine: Engine, tokens: int, photo: Photo) -> tuple[_AnswerTimes, int]:
     """The times of one answer, and its mask's area."""
     device, marks = engine.segmenter.device, [time.perf_counter()]
 
@@ -184,19 +184,21 @@ def _one_answer(engine: Engine, tokens: int, photo: Photo) -> tuple[_Times, int]
             torch.cuda.synchronize(device)
         marks.append(time.perf_counter())
 
-    answer = _focused if engine.has_focus_token else _pointed
+    write_answer = _answer_with_focus_token if engine.has_focus_token else _answer_with_box
     with engine.memory_guard():
-        mask = answer(engine, tokens, photo, mark)
+        mask = write_answer(engine, tokens, photo, mark)
     mark()
     start, first, last, end = marks
     rate = (tokens - 1) / max(last - first, 1e-9)
-    return _Times(first - start, rate, end - last, end - start), int(mask.sum())
+    return _AnswerTimes(first - start, rate, end - last, end - start), int(mask.sum())
 
 
-def _focused(engine: Engine, tokens: int, photo: Photo, mark: Callable[[], None]) -> np.ndarray:
+def _answer_with_focus_token(
+    engine: Engine, tokens: int, photo: Photo, mark: Callable[[], None]
+) -> np.ndarray:
     """An answer by the focus token; `mark` is called after the first token and after the last."""
     focus, features = engine.focus, engine.read(photo)
-    reading = focus.reading(QUESTION, features)
+    reading = focus.reading(INSTRUCTION, features)
     for i, _ in enumerate(focus.language.batch.write(reading, None, set(), tokens)):
         if i == 0:
             mark()
@@ -204,11 +206,13 @@ def _focused(engine: Engine, tokens: int, photo: Photo, mark: Callable[[], None]
     return focus.look(reading.feed([focus.focus_id])[-1:], features)[1]
 
 
-def _pointed(engine: Engine, tokens: int, photo: Photo, mark: Callable[[], None]) -> np.ndarray:
+def _answer_with_box(
+    engine: Engine, tokens: int, photo: Photo, mark: Callable[[], None]
+) -> np.ndarray:
     """An answer by a box, its attention observed and its heads chosen."""
     segmenter: Any = engine.segmenter
     features, language = engine.read(photo), segmenter.language
-    reading = segmenter.reading(QUESTION, features)
+    reading = segmenter.reading(INSTRUCTION, features)
     looks = language.looks(features.visual)
     for i, _ in enumerate(language.batch.write(reading, None, set(), tokens, looks)):
         if i == 0:
@@ -220,7 +224,7 @@ def _pointed(engine: Engine, tokens: int, photo: Photo, mark: Callable[[], None]
     return segmenter.draw(Place(as_prior(seen, photo.size), box=box), features)
 
 
-def _memory(device: torch.device) -> int:
+def _allocated_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss
@@ -232,33 +236,33 @@ def _device_name(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
-def table(m: Measured) -> str:
-    quantized = "" if m.quantization == "none" else f", {m.quantization}"
+def format_result(result: BenchmarkResult) -> str:
+    quantized = "" if result.quantization == "none" else f", {result.quantization}"
     rows = (
-        ("model", f"{m.model}, {m.sam}, {m.dtype}{quantized}"),
-        ("device", m.device),
-        ("weights in memory", format_bytes(m.weights)),
+        ("model", f"{result.model}, {result.sam}, {result.dtype}{quantized}"),
+        ("device", result.device),
+        ("weights in memory", format_bytes(result.weights)),
         (
             "load",
-            f"{m.load_seconds:.1f} s, {format_bytes(m.memory_after_loading)} after, "
-            f"{format_bytes(m.peak_while_loading)} at most",
+            f"{result.load_seconds:.1f} s, {format_bytes(result.memory_after_loading)} after, "
+            f"{format_bytes(result.peak_while_loading)} at most",
         ),
-        ("peak while answering", format_bytes(m.peak_while_answering)),
+        ("peak while answering", format_bytes(result.peak_while_answering)),
         (
             "seconds to the first token",
-            f"{m.first_token_seconds:.2f} ({m.cold_first_token_seconds:.2f} in the first answer)",
+            f"{result.first_token_seconds:.2f} ({result.cold_first_token_seconds:.2f} in the first answer)",
         ),
         (
             "… of a second question",
-            f"{m.second_question_first_token_seconds:.2f}, about the same picture",
+            f"{result.second_question_first_token_seconds:.2f}, about the same picture",
         ),
-        ("tokens a second", f"{m.tokens_per_second:.2f}"),
-        ("last token to mask", f"{m.focus_to_mask_seconds * 1000:.0f} ms"),
+        ("tokens a second", f"{result.tokens_per_second:.2f}"),
+        ("last token to mask", f"{result.focus_to_mask_seconds * 1000:.0f} ms"),
         (
             "seconds to the answer",
-            f"{m.answer_seconds:.1f}, of a second question {m.second_question_answer_seconds:.1f}; "
-            f"{m.tokens} tokens",
+            f"{result.answer_seconds:.1f}, of a second question {result.second_question_answer_seconds:.1f}; "
+            f"{result.tokens} tokens",
         ),
-        ("mask", f"{m.mask_pixels:,} of {m.picture[0] * m.picture[1]:,} pixels"),
+        ("mask", f"{result.mask_pixels:,} of {result.picture[0] * result.picture[1]:,} pixels"),
     )
     return "\n".join(f"{name:<28}{value}" for name, value in rows)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-_AS_THEY_ARE = (str, int, float, type(None))
+_PLAIN_TYPES = (str, int, float, type(None))
 
 
 class Phrase(str):
@@ -21,13 +21,15 @@ class Phrase(str):
     values: dict[str, Any]
 
     def __new__(cls, template: str, /, **values: Any):
-        kept = {n: v if isinstance(v, _AS_THEY_ARE) else _text_of(v) for n, v in values.items()}
-        self = super().__new__(cls, template.format(**kept) if kept else template)
-        self.template, self.values = template, kept
+        plain_values = {
+            n: v if isinstance(v, _PLAIN_TYPES) else _as_text(v) for n, v in values.items()
+        }
+        self = super().__new__(cls, template.format(**plain_values) if plain_values else template)
+        self.template, self.values = template, plain_values
         return self
 
 
-def _text_of(value: object) -> str:
+def _as_text(value: object) -> str:
     return value.phrase if isinstance(value, CoPRSError) else str(value)
 
 
@@ -62,29 +64,29 @@ def from_os_error(problem: OSError) -> CoPRSError:
     )
 
 
-def without_markup(text: object, most: int = 80) -> str:
+def strip_markup(text: object, max_length: int = 80) -> str:
     """Foreign text for a message: its first line, letters, digits and a few signs alone, so that it
     is no markup anywhere."""
-    line = str(text).partition("\n")[0][:most]
+    line = str(text).partition("\n")[0][:max_length]
     return "".join(c if (c.isascii() and c.isalnum()) or c in " .,:_-×=()'" else "?" for c in line)
 
 
-def truncated(text: object, most: int = 80) -> str:
+def truncate(text: object, max_length: int = 80) -> str:
     """Foreign text for a message where markup does no harm: one line of at most so many
     characters."""
-    line = "".join(c if c.isprintable() else " " for c in str(text)[: most + 1])
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    line = "".join(c if c.isprintable() else " " for c in str(text)[: max_length + 1])
+    return line if len(line) <= max_length else f"{line[: max_length - 1]}…"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> Phrase:
+def did_you_mean(name: str, known_names: Iterable[str]) -> Phrase:
     """ ", did you mean …?" for a name that is like a known one; else empty."""
-    near = get_close_matches(str(name)[:100].lower(), list(known), n=1, cutoff=0.6)
-    return Phrase(", did you mean {near}?", near=near[0]) if near else Phrase("")
+    matches = get_close_matches(str(name)[:100].lower(), list(known_names), n=1, cutoff=0.6)
+    return Phrase(", did you mean {near}?", near=matches[0]) if matches else Phrase("")
 
 
 def first_line(problem: BaseException) -> str:
     """The first line of what an exception of a library says, and the next where it announces
     one."""
     lines = str(problem).strip().splitlines() or [type(problem).__name__]
-    announces = lines[0].endswith(":") and len(lines) > 1
-    return truncated(f"{lines[0]} {lines[1].strip()}" if announces else lines[0], 200)
+    is_heading = lines[0].endswith(":") and len(lines) > 1
+    return truncate(f"{lines[0]} {lines[1].strip()}" if is_heading else lines[0], 200)

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from coprs_core.errors import CoPRSError, Phrase, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncate
 
 _BOMS = {  # what a text begins with that tells its encoding; the longer ones first
     b"\xff\xfe\0\0": "utf-32",
@@ -15,14 +15,14 @@ _BOMS = {  # what a text begins with that tells its encoding; the longer ones fi
     b"\xfe\xff": "utf-16",
     b"\xef\xbb\xbf": "utf-8-sig",
 }
-_QUOTES = frozenset("…‘’“”–—")
-_WESTERN = _QUOTES | frozenset(
+_CP1252_QUOTES = frozenset("…‘’“”–—")
+_CP1252_CHARACTERS = _CP1252_QUOTES | frozenset(
     "€™ £«°´»½¿¡" + "".join(chr(c) for c in range(0xC0, 0x100) if c not in (0xD7, 0xF7))
 )
-_POINTER = b"version https://git-lfs"
-FETCH = Phrase("it is a pointer of Git LFS; run `git lfs pull` there")
-_STRAY, _FOREIGN = re.compile("[\udc80-\udcff]"), re.compile("[^\0-\x7f]+")
-_ILLEGIBLE = re.compile("[\0\x80-\x84\x86-\x9f\ufffd]")
+_GIT_LFS_SIGNATURE = b"version https://git-lfs"
+GIT_LFS_HINT = Phrase("it is a pointer of Git LFS; run `git lfs pull` there")
+_SURROGATE_ESCAPE, _NON_ASCII_RUN = re.compile("[\udc80-\udcff]"), re.compile("[^\0-\x7f]+")
+_MOJIBAKE = re.compile("[\0\x80-\x84\x86-\x9f\ufffd]")
 
 
 def read_text(path: Path) -> str:
@@ -34,22 +34,22 @@ def read_text(path: Path) -> str:
     return decode_text(path.read_bytes(), str(path))
 
 
-def decode_text(stored: bytes, where: str) -> str:
+def decode_text(data: bytes, where: str) -> str:
     """The text of bytes, as `read_text`."""
-    if stored.startswith(_POINTER):
-        raise CoPRSError("{where} cannot be read: {hint}.", where=where, hint=FETCH)
-    encoding = next((name for mark, name in _BOMS.items() if stored.startswith(mark)), "utf-8")
+    if data.startswith(_GIT_LFS_SIGNATURE):
+        raise CoPRSError("{where} cannot be read: {hint}.", where=where, hint=GIT_LFS_HINT)
+    encoding = next((name for mark, name in _BOMS.items() if data.startswith(mark)), "utf-8")
     try:
-        text = stored.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as problem:
-        line = stored.count(b"\n", 0, problem.start) + 1
+        line = data.count(b"\n", 0, problem.start) + 1
         raise CoPRSError(
             "{where} is no UTF-8 text (its line {line} holds the byte 0x{byte:02X}): write it so.",
             where=where,
             line=line,
             byte=problem.object[problem.start],
         ) from problem
-    if "\0" in text[:1000] or (stored and not text and encoding != "utf-8-sig"):
+    if "\0" in text[:1000] or (data and not text and encoding != "utf-8-sig"):
         raise CoPRSError(
             "{where} is no UTF-8 text (it holds bytes of another): write it so.", where=where
         )
@@ -60,7 +60,7 @@ def is_git_lfs_pointer(path: Path) -> bool:
     """Whether a file is a pointer of Git LFS, which stands for the file itself."""
     try:
         with path.open("rb") as file:
-            return file.read(len(_POINTER)) == _POINTER
+            return file.read(len(_GIT_LFS_SIGNATURE)) == _GIT_LFS_SIGNATURE
     except OSError:
         return False
 
@@ -84,41 +84,44 @@ def repair_cp1252(text: str, where: str) -> str:
 
     def read(found: re.Match) -> str:
         run = found[0]
-        if not _STRAY.search(run):
+        if not _SURROGATE_ESCAPE.search(run):
             return run
         try:
             letters = run.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
         except UnicodeEncodeError:  # half a character stands beside it
             letters = "\ufffd"
-        if set(letters) <= _WESTERN and sum(c not in _QUOTES for c in letters) <= 1:
+        if (
+            set(letters) <= _CP1252_CHARACTERS
+            and sum(c not in _CP1252_QUOTES for c in letters) <= 1
+        ):
             return letters
         raise CoPRSError(
             "{where} is neither UTF-8 nor English in cp1252: write it as UTF-8.", where=where
         )
 
-    return _FOREIGN.sub(read, text)
+    return _NON_ASCII_RUN.sub(read, text)
 
 
 def check_no_mojibake(text: str, where: str) -> str:
     """The text as it is; raises `CoPRSError` where it holds what only a wrong decoding leaves."""
-    if found := _ILLEGIBLE.search(text):
+    if match := _MOJIBAKE.search(text):
         raise CoPRSError(
             "{where} was written in another encoding than it was read in (it holds "
             "U+{code:04X}): write it again as UTF-8.",
             where=where,
-            code=ord(found[0]),
+            code=ord(match[0]),
         )
-    for run in _FOREIGN.findall(text):
+    for run in _NON_ASCII_RUN.findall(text):
         try:
-            meant = run.encode("cp1252").decode("utf-8")
+            decoded = run.encode("cp1252").decode("utf-8")
         except UnicodeError:
             continue
         raise CoPRSError(
             "{where} was written in another encoding than it was read in (it holds {found!r} "
             "for {meant!r}): write it again as UTF-8.",
             where=where,
-            found=truncated(run, 20),
-            meant=truncated(meant, 20),
+            found=truncate(run, 20),
+            meant=truncate(decoded, 20),
         )
     return text
 
@@ -134,14 +137,14 @@ def find_file(path: Path) -> Path:
     form (é as one character or as two) or the case of its ending; itself where there is none."""
     if os.path.exists(path) or path.parent == path:  # pathlib raises over a name no disk can hold
         return path
-    folder, alike = find_file(path.parent), normalize_name(path.name)
+    folder, normalized = find_file(path.parent), normalize_name(path.name)
     if not os.path.isdir(folder):
         return path
-    names = (one for one in sorted(os.listdir(folder)) if normalize_name(one) == alike)
+    names = (one for one in sorted(os.listdir(folder)) if normalize_name(one) == normalized)
     return next((folder / name for name in names), path)
 
 
 def normalize_name(name: str) -> str:
     """What names have in common that differ only in Unicode form or in the case of the ending."""
-    stem, ending = os.path.splitext(unicodedata.normalize("NFC", name))
-    return stem + ending.lower()
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower()

@@ -35,19 +35,19 @@ def to_sam_frame(photo: Image.Image, side: int) -> Tensor:
         if (width, height) == photo.size
         else photo.resize((width, height), Image.Resampling.BILINEAR)
     )
-    return _sam_pixels(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None], side)
+    return _normalize_and_pad(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None], side)
 
 
-def to_sam_frames(pictures: Tensor, side: int) -> Tensor:
+def to_sam_frames(photos: Tensor, side: int) -> Tensor:
     """RGB [B, 3, H, W] in [0, 255] → the same as `to_sam_frame`, but for rounding to whole numbers;
     float32 [B, 3, side, side], on the pictures' device."""
-    height, width = pictures.shape[-2:]
+    height, width = photos.shape[-2:]
     size = unpadded_size((height, width), side)
-    resized = F.interpolate(pictures.float(), size, mode="bilinear", antialias=True)
-    return _sam_pixels(resized, side)
+    resized = F.interpolate(photos.float(), size, mode="bilinear", antialias=True)
+    return _normalize_and_pad(resized, side)
 
 
-def _sam_pixels(pixels: Tensor, side: int) -> Tensor:
+def _normalize_and_pad(pixels: Tensor, side: int) -> Tensor:
     """RGB [B, 3, h, w] in [0, 255] with h, w ≤ side → normalised, zero-padded float32 [B, 3, side,
     side]."""
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (SAM_MEAN, SAM_STD))
@@ -55,7 +55,7 @@ def _sam_pixels(pixels: Tensor, side: int) -> Tensor:
     return F.pad(normalised, (0, side - pixels.shape[-1], 0, side - pixels.shape[-2]))
 
 
-def prior_valid_size(unpadded: Tensor, side: int, prior_side: int) -> Tensor:
+def unpadded_prior_size(unpadded: Tensor, side: int, prior_side: int) -> Tensor:
     """int [B, 2] (height, width) in the SAM frame → rows and columns of the prior frame that show
     photo, rounded up."""
     return torch.ceil(unpadded.float() * prior_side / side).long()
@@ -71,18 +71,18 @@ def to_photo_frame(logits: Tensor, photo_size: tuple[int, int], side: int) -> Te
     )
 
 
-def to_mllm_frame(photo: Image.Image, pixels: tuple[int, int]) -> Image.Image:
-    """The photo with its area brought inside `pixels` (least, most) by nearest-neighbour resizing,
+def to_mllm_frame(photo: Image.Image, pixel_bounds: tuple[int, int]) -> Image.Image:
+    """The photo with its area brought inside `pixel_bounds` (least, most) by nearest-neighbour resizing,
     aspect ratio kept."""
-    least, most = pixels
+    min_pixels, max_pixels = pixel_bounds
     area = photo.width * photo.height
-    if least <= area <= most:
+    if min_pixels <= area <= max_pixels:
         return photo
-    if area > most:
-        factor = math.sqrt(most / area)
+    if area > max_pixels:
+        factor = math.sqrt(max_pixels / area)
         size = max(1, int(photo.width * factor)), max(1, int(photo.height * factor))
     else:
-        factor = math.sqrt(least / area)
+        factor = math.sqrt(min_pixels / area)
         size = math.ceil(photo.width * factor), math.ceil(photo.height * factor)
     return photo.resize(size, Image.Resampling.NEAREST)
 

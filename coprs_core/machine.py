@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from coprs_core.errors import CoPRSError, Phrase, first_line
-from coprs_core.files import FETCH, is_git_lfs_pointer
-from coprs_core.sizes import format_bytes
+from coprs_core.files import GIT_LFS_HINT, is_git_lfs_pointer
+from coprs_core.storage import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ DTYPES = {
     "fp16": "float16",
 }
 """Names of precisions, and what torch calls them."""
-_SIGNS_OF_GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "C:/Windows/System32/nvcuda.dll")
+_GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "C:/Windows/System32/nvcuda.dll")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class DeviceName:
 def resolve_device_name(device: str) -> torch.device | DeviceName:
     """The device of a name, as `choose_device`: without torch where this machine has no sign of
     another than its CPU."""
-    has_gpu = sys.platform == "darwin" or any(Path(p).exists() for p in _SIGNS_OF_GPUS)
+    has_gpu = sys.platform == "darwin" or any(Path(p).exists() for p in _GPU_DEVICE_FILES)
     return DeviceName("cpu") if device in ("auto", "cpu") and not has_gpu else choose_device(device)
 
 
@@ -65,25 +65,25 @@ def choose_device(device: str) -> torch.device:
     have it."""
     import torch
 
-    has = {
+    is_available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
     if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if has[name])
+        device = next(name for name in ("cuda", "mps", "cpu") if is_available[name])
     try:
-        chosen = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError as problem:
         raise CoPRSError(
             "Device {device!r} is not known: choose auto, cuda, cuda:1, mps or cpu.", device=device
         ) from problem
-    index_is_free = chosen.type != "cuda" or (chosen.index or 0) < torch.cuda.device_count()
-    if not has.get(chosen.type, False) or not index_is_free:
+    index_is_free = resolved.type != "cuda" or (resolved.index or 0) < torch.cuda.device_count()
+    if not is_available.get(resolved.type, False) or not index_is_free:
         raise CoPRSError(
             "This machine has no device {device!r}: choose auto or cpu.", device=device
         )
-    return chosen
+    return resolved
 
 
 def has_native_bfloat16(device: torch.device | DeviceName) -> bool:
@@ -120,7 +120,7 @@ def free_memory(device: torch.device | DeviceName) -> int:
         import torch
 
         return torch.cuda.mem_get_info(str(device))[0]
-    return min(psutil.virtual_memory().available, *_container_limits())
+    return min(psutil.virtual_memory().available, *_free_memory_in_container())
 
 
 def total_memory(device: torch.device | DeviceName) -> int:
@@ -156,12 +156,14 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _container_limits() -> list[int]:
+def _free_memory_in_container() -> list[int]:
     """Free memory under each limit that a container sets (control groups, version 2)."""
-    group = Path("/sys/fs/cgroup")
+    control_group = Path("/sys/fs/cgroup")
     try:
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        lines = (group / "memory.stat").read_text().splitlines()
+        limit, used = (
+            int((control_group / f"memory.{name}").read_text()) for name in ("max", "current")
+        )
+        lines = (control_group / "memory.stat").read_text().splitlines()
         stat = dict(line.split() for line in lines)
         # pages of files are given up when memory is asked for
         return [limit - used + int(stat["inactive_file"])]
@@ -172,13 +174,13 @@ def _container_limits() -> list[int]:
 @cache
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that an answer depends on."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in ("torch", "transformers", "segment-anything", "bitsandbytes", "numpy", "pillow"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 # --- when memory runs out
@@ -186,17 +188,17 @@ def package_versions() -> dict[str, str]:
 
 @contextmanager
 def out_of_memory_as_user_error(
-    what: str,
+    subject: str,
     device: torch.device,
-    smaller: str,
+    hint: str,
     release: Callable[[], None] | None = None,
 ) -> Generator[None, None, None]:
     """Where memory runs out inside, give it back and raise a `CoPRSError`.
 
     Args:
-        what: begins the sentence: a model's name, "This answer".
+        subject: begins the sentence: a model's name, "This answer".
         device: where memory ran out; what is free there is part of the sentence.
-        smaller: ends the sentence: the next smaller choice.
+        hint: ends the sentence: the next smaller choice.
         release: called first, to let go of what is kept for later.
     """
     try:
@@ -207,18 +209,18 @@ def out_of_memory_as_user_error(
         if release:
             release()
         release_memory(problem)
-        raise out_of_memory_error(what, device, smaller) from None
+        raise out_of_memory_error(subject, device, hint) from None
 
 
-def out_of_memory_error(what: str, device: torch.device, smaller: str) -> CoPRSError:
+def out_of_memory_error(subject: str, device: torch.device, hint: str) -> CoPRSError:
     """The sentence for what ran out of memory: what is free, and the next smaller choice."""
     free = format_bytes(free_memory(device))
     return CoPRSError(
         "{what} needs more memory than there is and {device} has {free} free: {hint}.",
-        what=what,
+        what=subject,
         device=device,
         free=free,
-        hint=smaller,
+        hint=hint,
     )
 
 
@@ -247,7 +249,7 @@ def trim_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-_OUT_OF_MEMORY = (
+_OUT_OF_MEMORY_MESSAGES = (
     "out of memory",
     "can't allocate memory",
     "cannot allocate memory",
@@ -263,19 +265,21 @@ def is_out_of_memory(problem: BaseException) -> bool:
 
     if isinstance(problem, torch.OutOfMemoryError | MemoryError):
         return True
-    words = str(problem).lower()
-    return not isinstance(problem, CoPRSError) and any(said in words for said in _OUT_OF_MEMORY)
+    text = str(problem).lower()
+    return not isinstance(problem, CoPRSError) and any(
+        said in text for said in _OUT_OF_MEMORY_MESSAGES
+    )
 
 
-COPY_AGAIN = Phrase("copy it again from its source")
-_NOT_OURS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+COPY_AGAIN_HINT = Phrase("copy it again from its source")
+_WRONG_PATH_ERRNOS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 """The system's problems with a file that are of its folder, not of this machine."""
 
 
 @contextmanager
 def as_user_error(
     fault: str,
-    remedy: str | Callable[[Exception], Phrase] = COPY_AGAIN,
+    hint: str | Callable[[Exception], Phrase] = COPY_AGAIN_HINT,
     file: Path | None = None,
 ) -> Generator[None, None, None]:
     """For a library that reads a file of others: whatever it raises becomes a `CoPRSError`, but for
@@ -283,7 +287,7 @@ def as_user_error(
 
     Args:
         fault: begins the sentence.
-        remedy: ends it: what helps, or what tells that of an exception. Where the system does not
+        hint: ends it: what helps, or what tells that of an exception. Where the system does not
             let the file be read, the sentence says so instead.
         file: what is read, where that is one file: a pointer of Git LFS is told.
     """
@@ -294,14 +298,18 @@ def as_user_error(
     except Exception as problem:  # libraries raise anything at all over such a file
         if is_out_of_memory(problem):
             raise
-        if isinstance(problem, OSError) and problem.errno and problem.errno not in _NOT_OURS:
-            helps: str = Phrase("check its permissions and the disk")
+        if (
+            isinstance(problem, OSError)
+            and problem.errno
+            and problem.errno not in _WRONG_PATH_ERRNOS
+        ):
+            final_hint: str = Phrase("check its permissions and the disk")
         elif file and is_git_lfs_pointer(file):
-            helps = FETCH
+            final_hint = GIT_LFS_HINT
         else:
-            helps = remedy(problem) if callable(remedy) else remedy
+            final_hint = hint(problem) if callable(hint) else hint
         raise CoPRSError(
-            "{fault} ({reason}): {hint}.", fault=fault, reason=first_line(problem), hint=helps
+            "{fault} ({reason}): {hint}.", fault=fault, reason=first_line(problem), hint=final_hint
         ) from problem
 
 

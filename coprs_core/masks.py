@@ -10,7 +10,7 @@ from PIL import Image
 from coprs_core.errors import CoPRSError
 from coprs_core.photos.photo import MAX_SIDE
 
-PRIOR_STEPS = 200
+PRIOR_SCALE = 200
 """A prior's PNG holds the prior times this, rounded down; `app/static/view.js` divides by it."""
 
 
@@ -18,8 +18,8 @@ def encode_prior(prior: np.ndarray) -> str:
     """A prior float32 [H, W] in [0, 1] as a PNG in a data URL: 8 bits, values 200 × the prior,
     rounded down."""
     file = io.BytesIO()
-    steps = (prior * PRIOR_STEPS + 1e-4).astype(np.uint8)
-    Image.fromarray(steps).save(file, "PNG", compress_level=4)
+    scaled = (prior * PRIOR_SCALE + 1e-4).astype(np.uint8)
+    Image.fromarray(scaled).save(file, "PNG", compress_level=4)
     return data_url("png", file)
 
 
@@ -31,12 +31,12 @@ def decode_prior(url: str, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     if not isinstance(url, str) or len(url) > 2 * height * width + 4096:
         raise ValueError("a prior that is not a PNG of the photo's size")
-    coded = url.partition("base64,")[2]
+    encoded = url.partition("base64,")[2]
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(coded)), formats=("PNG",))
+        image = Image.open(io.BytesIO(base64.b64decode(encoded)), formats=("PNG",))
         if image.size != (width, height) or image.format != "PNG" or image.mode != "L":
             raise ValueError("a prior that is not an 8-bit PNG of the photo's size")
-        return np.asarray(image).astype(np.float32) / PRIOR_STEPS
+        return np.asarray(image).astype(np.float32) / PRIOR_SCALE
     except (OSError, binascii.Error, SyntaxError, Image.DecompressionBombError) as problem:
         raise ValueError("a prior that cannot be read") from problem
 
@@ -69,7 +69,7 @@ def decode_rle(rle: dict) -> np.ndarray:
     if len(counts) > 8 * height * width + 64:
         raise ValueError("more run lengths than pixels")
     if isinstance(counts, str | bytes):
-        counts = _decompressed(counts if isinstance(counts, bytes) else counts.encode("ascii"))
+        counts = _decompress_counts(counts if isinstance(counts, bytes) else counts.encode("ascii"))
     counts, pixels = np.asarray(counts).reshape(-1), height * width
     if counts.dtype.kind == "f" and (counts == np.floor(counts)).all() and len(counts):
         counts = counts.clip(-1, pixels + 1).astype(np.int64)  # 12.0, as some writers have it
@@ -82,7 +82,7 @@ def decode_rle(rle: dict) -> np.ndarray:
     return np.repeat(values, counts).reshape((height, width), order="F")
 
 
-def _decompressed(coded: bytes) -> list[int]:
+def _decompress_counts(coded: bytes) -> list[int]:
     """COCO's compressed counts: 5 bits a character from 48 on; the sixth bit says that more follow.
 
     From the third count on each is the difference to the one before the last.

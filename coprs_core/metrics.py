@@ -15,7 +15,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 PRIOR_THRESHOLD = 0.5
 """Where a prior is at least this, it counts as looked at: for its IoU, its flags and its
 outline."""
-THRESHOLDS = np.arange(101, dtype=np.float32) / 100
+PRIOR_THRESHOLDS = np.arange(101, dtype=np.float32) / 100
 """0, 0.01 … 1: where `iou_curve` is measured."""
 
 
@@ -26,18 +26,18 @@ def prior_mask_iou(prior: np.ndarray, mask: np.ndarray) -> float:
 
 
 def iou_curve(prior: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """IoU of `prior >= t` with a mask at each of `THRESHOLDS`: float64 [101]. `prior` float32,
+    """IoU of `prior >= t` with a mask at each of `PRIOR_THRESHOLDS`: float64 [101]. `prior` float32,
     `mask` bool, both [H, W]."""
     flat = prior.ravel().astype(np.float32, copy=False)
     highest = (flat * 100).astype(np.uint8)  # the last threshold reached, but for rounding
-    highest += (highest < 100) & (flat >= THRESHOLDS[np.minimum(highest + 1, 100)])
-    highest -= flat < THRESHOLDS[highest]
-    inside, chosen = _reached(highest[mask.ravel()]), _reached(highest)
+    highest += (highest < 100) & (flat >= PRIOR_THRESHOLDS[np.minimum(highest + 1, 100)])
+    highest -= flat < PRIOR_THRESHOLDS[highest]
+    inside, chosen = _count_reaching(highest[mask.ravel()]), _count_reaching(highest)
     union = chosen + int(mask.sum()) - inside
     return np.where(union > 0, inside / np.maximum(union, 1), 1.0)
 
 
-def _reached(highest: np.ndarray) -> np.ndarray:
+def _count_reaching(highest: np.ndarray) -> np.ndarray:
     """How many pixels reach each threshold, from the number of the highest that each reaches."""
     return np.bincount(highest, minlength=101)[::-1].cumsum()[::-1]
 

@@ -19,17 +19,17 @@ from transformers import (
     Sam2VisionConfig,
 )
 
-from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from coprs_core.checkpoints.save import language_tensors, write_checkpoint, write_language_model
-from coprs_core.checkpoints.sources import PARTS
+from coprs_core.checkpoints.sources import CHECKPOINT_PARTS
 from coprs_core.checkpoints.tensors import LazyTensors
 from coprs_core.errors import CoPRSError
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.decoder import FLOAT32_BUFFER
 from coprs_core.model.vision import SAM_SIZES
-from coprs_core.sizes import format_bytes, free_disk
+from coprs_core.storage import format_bytes, free_disk
 
-LLM_SIZES: dict[str, dict[str, int]] = {  # as in the published configs of Qwen2.5-VL
+QWEN2_5_SIZES: dict[str, dict[str, int]] = {  # as in the published configs of Qwen2.5-VL
     "3b": {
         "hidden_size": 2048,
         "intermediate_size": 11008,
@@ -47,12 +47,12 @@ LLM_SIZES: dict[str, dict[str, int]] = {  # as in the published configs of Qwen2
         "vocab_size": 152064,
     },
 }
-_NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-_TIED = ("3b",)
+_NO_SPECIAL_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+_TIED_SIZES = ("3b",)
 """Sizes whose output layer is the embeddings again."""
 
 
-_SMALLER_TOWER = {
+_SMALL_VISION_TOWER = {
     "hidden_size": 1024,
     "depth": 24,
     "intermediate_size": 4096,
@@ -66,7 +66,7 @@ QWEN3_SIZES: dict[str, dict[str, dict[str, Any]]] = {  # as in the published con
             "intermediate_size": 6144,
             "num_attention_heads": 16,
         },
-        "vision": _SMALLER_TOWER,
+        "vision": _SMALL_VISION_TOWER,
     },
     "4b": {
         "text": {
@@ -75,7 +75,7 @@ QWEN3_SIZES: dict[str, dict[str, dict[str, Any]]] = {  # as in the published con
             "intermediate_size": 9728,
             "num_attention_heads": 32,
         },
-        "vision": _SMALLER_TOWER,
+        "vision": _SMALL_VISION_TOWER,
     },
     "8b": {
         "text": {
@@ -126,35 +126,35 @@ HIERA_SIZES: dict[str, dict[str, Any]] = {  # as in the published configs of SAM
         "window_positional_embedding_background_size": [7, 7],
     },
 }
-POINTING = {f"qwen3-vl-{size}": size for size in QWEN3_SIZES}
+COORDINATE_MODELS = {f"qwen3-vl-{size}": size for size in QWEN3_SIZES}
 """Models that write coordinates, by the names of the catalogue."""
 
 
-def write_random_pointing(folder: Path, name: str, sam: str) -> tuple[Path, Path]:
+def write_random_coordinate_model(folder: Path, name: str, sam: str) -> tuple[Path, Path]:
     """A model that writes coordinates and a SAM 2.1, both of random bfloat16 weights at true size;
     tokenizer and processor are the miniature's.
 
     Returns the two folders.
     """
     size = sam.removeprefix("sam2.1-")
-    if name not in POINTING or size not in HIERA_SIZES:
+    if name not in COORDINATE_MODELS or size not in HIERA_SIZES:
         raise CoPRSError(
-            f"Sizes {name!r} with {sam!r} are not known: choose {', '.join(POINTING)} with "
+            f"Sizes {name!r} with {sam!r} are not known: choose {', '.join(COORDINATE_MODELS)} with "
             f"{', '.join(f'sam2.1-{s}' for s in HIERA_SIZES)}."
         )
-    config, vision = qwen3_config(POINTING[name]), sam2_vision_config(size)
+    config, vision = qwen3_config(COORDINATE_MODELS[name]), sam2_vision_config(size)
     with torch.device("meta"):
         mllm = Qwen3VLForConditionalGeneration(config)
     _check_disk(folder, sum(p.numel() for p in mllm.parameters()) * 2)
-    place, sam_place = folder / name, folder / sam
+    model_folder, sam_folder = folder / name, folder / sam
     torch.manual_seed(0)
-    if not (place / "config.json").is_file():
-        _write_language_files(place, config)
-        write_language_model(place, _random(folder, language_tensors(mllm)))
-    if not (sam_place / "config.json").is_file():
-        Sam2Model(Sam2Config(vision_config=vision)).save_pretrained(sam_place)
-        Sam2ImageProcessor().save_pretrained(sam_place)
-    return place, sam_place
+    if not (model_folder / "config.json").is_file():
+        _write_language_files(model_folder, config)
+        write_language_model(model_folder, _random_tensors(folder, language_tensors(mllm)))
+    if not (sam_folder / "config.json").is_file():
+        Sam2Model(Sam2Config(vision_config=vision)).save_pretrained(sam_folder)
+        Sam2ImageProcessor().save_pretrained(sam_folder)
+    return model_folder, sam_folder
 
 
 def qwen3_config(size: str) -> Qwen3VLConfig:
@@ -173,7 +173,7 @@ def qwen3_config(size: str) -> Qwen3VLConfig:
             "head_dim": 128,
             "vocab_size": 151936,
             "rope_parameters": rope,
-            **_NO_TOKENS,
+            **_NO_SPECIAL_TOKENS,
         },
         vision_config={
             **vision,
@@ -183,7 +183,7 @@ def qwen3_config(size: str) -> Qwen3VLConfig:
             "num_position_embeddings": 2304,
         },
         tie_word_embeddings=size != "8b",
-        **_special_ids(),
+        **_special_token_ids(),
     )
 
 
@@ -203,12 +203,12 @@ def sam2_vision_config(size: str) -> Sam2VisionConfig:
 def write_random_checkpoint(folder: Path, size: str, sam: str) -> None:
     """A checkpoint folder of random bfloat16 weights at true size; tokenizer and processor are the
     miniature's."""
-    if size not in LLM_SIZES or sam not in SAM_SIZES:
+    if size not in QWEN2_5_SIZES or sam not in SAM_SIZES:
         raise CoPRSError(
             f"Sizes {size!r} with {sam!r} are not known: "
-            f"choose {', '.join(LLM_SIZES)} with {', '.join(SAM_SIZES)}."
+            f"choose {', '.join(QWEN2_5_SIZES)} with {', '.join(SAM_SIZES)}."
         )
-    config = qwen_config(size)
+    config = qwen2_5_config(size)
     width = config.get_text_config().hidden_size
     with torch.device("meta"):
         mllm = Qwen2_5_VLForConditionalGeneration(config)
@@ -216,8 +216,11 @@ def write_random_checkpoint(folder: Path, size: str, sam: str) -> None:
     _check_disk(folder, sum(p.numel() for p in model.parameters()) * 2)
     _write_language_files(folder / "mllm", config)
     torch.manual_seed(0)
-    parts = {part: _random(folder, model.get_submodule(part).state_dict()) for part in PARTS}
-    write_checkpoint(folder, model.config, _random(folder, language_tensors(mllm)), parts)
+    parts = {
+        part: _random_tensors(folder, model.get_submodule(part).state_dict())
+        for part in CHECKPOINT_PARTS
+    }
+    write_checkpoint(folder, model.config, _random_tensors(folder, language_tensors(mllm)), parts)
 
 
 def _check_disk(folder: Path, needed: int) -> None:
@@ -228,20 +231,20 @@ def _check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def _write_language_files(place: Path, config: Any) -> None:
+def _write_language_files(folder: Path, config: Any) -> None:
     """The miniature's tokenizer and processor with another config, for photos of any size."""
-    source = MINIATURE / "mllm"
+    source = MINIATURE_FOLDER / "mllm"
     weights = shutil.ignore_patterns("*.safetensors")
-    shutil.copytree(source, place, ignore=weights, dirs_exist_ok=True)
-    (place / "config.json").write_text(json.dumps(config.to_dict() | {"dtype": "bfloat16"}))
-    processor = place / "processor_config.json"
+    shutil.copytree(source, folder, ignore=weights, dirs_exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict() | {"dtype": "bfloat16"}))
+    processor = folder / "processor_config.json"
     values = json.loads(processor.read_text())
     values["image_processor"]["size"] = {"shortest_edge": 3136, "longest_edge": 12845056}
     values["image_processor"]["patch_size"] = config.vision_config.patch_size
     processor.write_text(json.dumps(values))
 
 
-def qwen_config(size: str) -> Qwen2_5_VLConfig:
+def qwen2_5_config(size: str) -> Qwen2_5_VLConfig:
     """The config of Qwen2.5-VL at 3b or 7b, with the token ids of the miniature's tokenizer."""
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     vision_config = {
@@ -251,29 +254,29 @@ def qwen_config(size: str) -> Qwen2_5_VLConfig:
         "num_heads": 16,
         "patch_size": 14,
         "window_size": 112,
-        "out_hidden_size": LLM_SIZES[size]["hidden_size"],
+        "out_hidden_size": QWEN2_5_SIZES[size]["hidden_size"],
         "fullatt_block_indexes": [7, 15, 23, 31],
     }
     return Qwen2_5_VLConfig(
-        text_config={**LLM_SIZES[size], "rope_parameters": rope, **_NO_TOKENS},
+        text_config={**QWEN2_5_SIZES[size], "rope_parameters": rope, **_NO_SPECIAL_TOKENS},
         vision_config=vision_config,
-        tie_word_embeddings=size in _TIED,
-        **_special_ids(),
+        tie_word_embeddings=size in _TIED_SIZES,
+        **_special_token_ids(),
     )
 
 
-def _special_ids() -> dict[str, Any]:
+def _special_token_ids() -> dict[str, Any]:
     """The token ids of the miniature's tokenizer that a config names."""
-    ids = json.loads((MINIATURE / "mllm" / "config.json").read_text())
+    ids = json.loads((MINIATURE_FOLDER / "mllm" / "config.json").read_text())
     names = ("image", "video", "vision_start", "vision_end")
     return {f"{name}_token_id": ids[f"{name}_token_id"] for name in names}
 
 
-def _random(path: Path, like: dict[str, torch.Tensor]) -> LazyTensors:
+def _random_tensors(path: Path, state: dict[str, torch.Tensor]) -> LazyTensors:
     """Random weights of the names and shapes of a state."""
 
     def get(name: str) -> torch.Tensor:
-        shape = like[name].shape
+        shape = state[name].shape
         if name.endswith(FLOAT32_BUFFER):
             return torch.randn(shape)
         tensor = torch.empty(shape, dtype=torch.bfloat16)
@@ -281,4 +284,4 @@ def _random(path: Path, like: dict[str, torch.Tensor]) -> LazyTensors:
             return tensor.fill_(0.0 if name.endswith("bias") else 1.0)
         return tensor.uniform_(-0.03, 0.03)
 
-    return LazyTensors(path, {k: (v.shape, torch.bfloat16) for k, v in like.items()}, get)
+    return LazyTensors(path, {k: (v.shape, torch.bfloat16) for k, v in state.items()}, get)

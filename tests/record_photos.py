@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from coprs_core import load
-from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from coprs_core.photos.photo import open_photo
 from tests import GOLDEN
 
@@ -30,7 +30,7 @@ PHOTOGRAPHS = (
 
 def weights() -> str:
     """The SHA-256 of the miniature's image encoder."""
-    return hashlib.sha256((MINIATURE / "image_encoder.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((MINIATURE_FOLDER / "image_encoder.safetensors").read_bytes()).hexdigest()
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests import ROOT
 
 ROOMS = [  # from the ground up; a tuple is one floor whose modules may import one another
-    ("coprs_core.errors", "coprs_core.sizes", "coprs_core.threads"),
+    ("coprs_core.errors", "coprs_core.storage", "coprs_core.threads"),
     ("coprs_core.files", "coprs_core.fair_semaphore"),
     ("coprs_core.photos",),
     ("coprs_core.prompts", "coprs_core.metrics", "coprs_core.geometry", "coprs_core.example"),

@@ -34,18 +34,18 @@ from transformers import (
 )
 
 from coprs_core.checkpoints.hugging_face import load_tokenizer
-from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
-from coprs_core.random_weights import qwen_config
+from coprs_core.random_weights import qwen2_5_config
 
 VISION = VisionConfig(
     side=128, patch=16, width=32, depth=2, heads=2, window=4, global_layers=(1,), channels=32
 )
 DECODER = DecoderConfig(mask_channels=8, mlp_width=64, iou_width=32)
 WIDTH = 64
-TOKENIZER = load_tokenizer(MINIATURE / "mllm")
+TOKENIZER = load_tokenizer(MINIATURE_FOLDER / "mllm")
 CHAT = """\
 {%- for message in messages %}<|im_start|>{{ message.role }}
 {% for part in message.content %}\
@@ -66,7 +66,7 @@ def spread(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def qwen(tied: bool = True) -> Qwen2_5_VLForConditionalGeneration:
-    config = qwen_config("3b").to_dict()
+    config = qwen2_5_config("3b").to_dict()
     config["text_config"] |= dict(
         hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=len(TOKENIZER), layer_types=["full_attention"] * 2, eos_token_id=TOKENIZER.eos_token_id,
@@ -81,14 +81,14 @@ def qwen(tied: bool = True) -> Qwen2_5_VLForConditionalGeneration:
         fullatt_block_indexes=[1],
     )
     model = Qwen2_5_VLForConditionalGeneration(
-        type(qwen_config("3b")).from_dict(config | {"tie_word_embeddings": tied})
+        type(qwen2_5_config("3b")).from_dict(config | {"tie_word_embeddings": tied})
     )
     model.generation_config.eos_token_id = TOKENIZER.eos_token_id
     return spread(model)
 
 
 def qwen3() -> Qwen3VLForConditionalGeneration:
-    ids = json.loads((MINIATURE / "mllm" / "config.json").read_text())
+    ids = json.loads((MINIATURE_FOLDER / "mllm" / "config.json").read_text())
     config = Qwen3VLConfig(
         text_config=dict(
             hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -109,7 +109,7 @@ def qwen3() -> Qwen3VLForConditionalGeneration:
 
 def qwen3_5() -> Qwen3_5ForConditionalGeneration:
     """Layers of linear attention and of full attention, in turn."""
-    ids = json.loads((MINIATURE / "mllm" / "config.json").read_text())
+    ids = json.loads((MINIATURE_FOLDER / "mllm" / "config.json").read_text())
     config = Qwen3_5Config(
         text_config=dict(
             hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
@@ -186,7 +186,9 @@ def coprs(mllm: torch.nn.Module) -> CoPRS:
 def save_mllm(folder: Path, mllm: torch.nn.Module, weights: bool = True) -> Path:
     """A Hugging Face folder: config, tokenizer, processor, and the weights if wanted."""
     shutil.copytree(
-        MINIATURE / "mllm", folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json")
+        MINIATURE_FOLDER / "mllm",
+        folder,
+        ignore=shutil.ignore_patterns("*.safetensors", "config.json"),
     )
     if isinstance(mllm, LlavaForConditionalGeneration):
         (folder / "processor_config.json").unlink()

@@ -18,8 +18,8 @@ from gradio.context import LocalContext
 
 from app.options import Listening
 from app.server.answers import AnswerStore
-from coprs_core.checkpoints.options import LoadOptions, is_remote
-from coprs_core.checkpoints.plan import room_for_answers
+from coprs_core.checkpoints.options import LoadOptions, is_remote_name
+from coprs_core.checkpoints.plan import answer_cache_budget
 from coprs_core.errors import Cancelled, CoPRSError, Phrase
 from coprs_core.fair_semaphore import FairSemaphore
 from coprs_core.machine import release_memory, trim_memory
@@ -102,7 +102,7 @@ class ModelServer:
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
         self.semaphore = FairSemaphore(at_once, PIXELS_AT_ONCE)
-        self.answers = AnswerStore(room_for_answers())
+        self.answers = AnswerStore(answer_cache_budget())
         self._trimmed = time.monotonic()
         self._has_worker, self._is_started = worker is not None, False
         self._work = worker(self._inside) if worker else self._inside
@@ -317,17 +317,17 @@ class ModelServer:
 
     def rows(self) -> list[ModelRow]:
         """The table of models for this machine as it is now."""
-        from coprs_core.checkpoints.catalogue import model_rows
+        from coprs_core.checkpoints.catalogue import list_models
 
-        return model_rows(self._options)
+        return list_models(self._options)
 
     def for_photos(self) -> LoadPlan:
         """How the best listed model for photos that fits this machine as it is now would be loaded;
         raises `CoPRSError` where none does."""
         from coprs_core.checkpoints.catalogue import choose_model
-        from coprs_core.checkpoints.plan import this_machine
+        from coprs_core.checkpoints.plan import inspect_machine
 
-        return choose_model(this_machine(self._options.device), self._options)
+        return choose_model(inspect_machine(self._options.device), self._options)
 
     def switch_model(self, name: str) -> Iterator[str]:
         """Load another model in place of the one in use; yields what is going on, one line at a
@@ -340,14 +340,14 @@ class ModelServer:
             CoPRSError: why the new one cannot be loaded. A model on another machine is chosen when
                 the app is started, and by nobody who sees the page.
         """
-        if is_remote(name):
+        if is_remote_name(name):
             raise CoPRSError(
                 "A model on another machine can only be named when the app is started (--model): "
                 "choose one that runs here."
             )
-        from coprs_core.checkpoints.load import check_name
+        from coprs_core.checkpoints.load import check_model_name
 
-        check_name(name)  # before the one in use makes room
+        check_model_name(name)  # before the one in use makes room
         self.wait()
         self._lock.acquire()  # the thread releases it
         if name in (self._loaded_as, self.engine.name):

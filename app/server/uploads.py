@@ -23,7 +23,7 @@ from gradio.utils import get_upload_folder
 from app.options import Listening
 from app.texts import language_of, translated
 from coprs_core.errors import CoPRSError, from_os_error
-from coprs_core.photos.photo import decoder_errors_as_user_error, open_pil_image, read_image_file
+from coprs_core.photos.photo import decoder_errors_as_user_error, open_pil_image, read_photo_file
 
 REFUSED = "This is not an uploaded file: upload it again."
 UNUSABLE = "These inputs are not what was asked for: see “Use via API” at the foot of the page."
@@ -257,7 +257,7 @@ def painted_mask(layers: list[str], size: tuple[int, int]) -> np.ndarray:
     for layer in layers[:MAX_LAYERS]:
         with (
             decoder_errors_as_user_error(layer),
-            open_pil_image(layer, read_image_file(layer)) as image,
+            open_pil_image(layer, read_photo_file(layer)) as image,
         ):
             if (image.height, image.width) != size:  # before anything is decoded
                 raise CoPRSError("The painting is of another size than the photo: paint it again.")

@@ -91,7 +91,7 @@ def notice(lang: str, model_note: str, may_switch: bool = False) -> str:
 def unfamiliar(lang: str, note: str, choice: "LoadPlan | None", problem: str | None) -> Markup:
     """What a model says before it answers about a picture that it does not know: what it knows,
     and the `choice` of a model for photos, or the `problem` why there is none."""
-    words = translated(lang, choice.in_words()) if choice else ""
+    words = translated(lang, choice.describe()) if choice else ""
     known = {"note": translated(lang, note), "choice": choice, "words": words}
     return render(lang, "unfamiliar", problem=problem, **known)
 

@@ -19,7 +19,7 @@ from coprs_core.answer.pictures import (
     heatmap_colours,
 )
 from coprs_core.answer.results import Result
-from coprs_core.masks import PRIOR_STEPS
+from coprs_core.masks import PRIOR_SCALE
 from coprs_core.photos.photo import Photo
 from coprs_core.probes.trace import SentenceTrace
 
@@ -34,7 +34,7 @@ def script() -> Markup:
     shared = {
         "heatmap": base64.b64encode(heatmap_colours().tobytes()).decode(),
         "tints": REGION_COLOURS,
-        "priorSteps": PRIOR_STEPS,
+        "priorSteps": PRIOR_SCALE,
         "opacity": HEAT_OPACITY,
         "leastHeat": MIN_HEAT,
         "grey": GREY_BRIGHTNESS,

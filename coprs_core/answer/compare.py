@@ -8,17 +8,17 @@ import numpy as np
 from PIL import Image
 
 from coprs_core.answer.results import Result
-from coprs_core.errors import CoPRSError, Phrase, without_markup
+from coprs_core.errors import CoPRSError, Phrase, strip_markup
 from coprs_core.files import find_file, read_text
 from coprs_core.masks import decode_rle
-from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, iou, iou_curve
+from coprs_core.metrics import PRIOR_THRESHOLD, PRIOR_THRESHOLDS, iou, iou_curve
 from coprs_core.parsing import parse_json
-from coprs_core.photos.orientation import mask_to_upright, stored_size
+from coprs_core.photos.orientation import to_stored_size, to_upright_mask
 from coprs_core.photos.photo import (
     decoder_errors_as_user_error,
     open_pil_image,
-    orientation_of,
-    read_image_file,
+    read_orientation,
+    read_photo_file,
 )
 
 _MAX_JSON_BYTES = 16_000_000
@@ -57,7 +57,7 @@ class AnswerMove:
 class TruthComparison:
     """An answer against a true mask.
 
-    `mask_iou`; `prior_curve` float64 [101]: IoU of the prior at each of `metrics.THRESHOLDS`;
+    `mask_iou`; `prior_curve` float64 [101]: IoU of the prior at each of `metrics.PRIOR_THRESHOLDS`;
     `prior_iou`: at 0.5; `best_threshold`, `best_iou`: where the prior comes nearest to the truth.
     Of the prior all are None without one.
     """
@@ -128,9 +128,9 @@ def compare_with_truth(result: Result, truth: np.ndarray) -> TruthComparison:
         return TruthComparison(mask_iou)
     curve = iou_curve(result.prior, truth)
     best = 1 + int(curve[1:].argmax())  # at threshold 0 a prior is the whole picture
-    at_half = int(np.searchsorted(THRESHOLDS, PRIOR_THRESHOLD))
+    at_half = int(np.searchsorted(PRIOR_THRESHOLDS, PRIOR_THRESHOLD))
     return TruthComparison(
-        mask_iou, float(curve[at_half]), float(THRESHOLDS[best]), float(curve[best]), curve
+        mask_iou, float(curve[at_half]), float(PRIOR_THRESHOLDS[best]), float(curve[best]), curve
     )
 
 
@@ -167,8 +167,8 @@ def read_mask(
     try:
         if isinstance(source, str | Path):
             path = find_file(Path(source))
-            source = _open_truth(path, (photo_size, stored_size(photo_size, orientation)))
-            is_stored = isinstance(source, Image.Image) and orientation_of(path) == orientation
+            source = _open_truth(path, (photo_size, to_stored_size(photo_size, orientation)))
+            is_stored = isinstance(source, Image.Image) and read_orientation(path) == orientation
         if isinstance(source, dict):
             truth = decode_rle(_find_rle(source))
         else:
@@ -178,12 +178,12 @@ def read_mask(
     except Exception as problem:  # decoders of foreign files raise anything at all
         raise CoPRSError(
             "This true mask cannot be read ({reason}): {hint}.",
-            reason=without_markup(problem),
+            reason=strip_markup(problem),
             hint=_TRUTH_HINT,
         ) from problem
     # target and void share one array: EXIF's turn then cannot move them apart
     both = truth.astype(np.uint8) if void is None else truth + 2 * void.astype(np.uint8)
-    both = mask_to_upright(both, photo_size, orientation, is_stored)
+    both = to_upright_mask(both, photo_size, orientation, is_stored)
     _check_truth_size(both.shape, photo_size)
     return both == 1, None if void is None else both == 2
 
@@ -205,7 +205,7 @@ def _open_truth(path: Path, sizes: tuple[tuple[int, int], ...]) -> "Image.Image 
             raise ValueError("no JSON object")
         return values
     with decoder_errors_as_user_error(path, Phrase("This true mask")):
-        image = open_pil_image(path, read_image_file(path))
+        image = open_pil_image(path, read_photo_file(path))
         if (image.height, image.width) not in sizes:  # before anything is decoded
             _check_truth_size((image.height, image.width), sizes[0])
         image.load()

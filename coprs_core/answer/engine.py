@@ -14,10 +14,10 @@ from torch import Tensor
 
 from coprs_core.answer.results import Region, Result, max_prior
 from coprs_core.answer.updates import Update, check_max_new_tokens, last_result
-from coprs_core.checkpoints.downloads import Report
+from coprs_core.checkpoints.downloads import ProgressCallback
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
-from coprs_core.checkpoints.plan import MAX_KEPT_PHOTOS, room_for_photos
+from coprs_core.checkpoints.plan import MAX_CACHED_PHOTOS, photo_cache_budget
 from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.errors import Cancelled, CoPRSError, Phrase
 from coprs_core.fair_semaphore import FairSemaphore
@@ -34,14 +34,14 @@ class Engine:
     """A loaded checkpoint that answers.
 
     Safe to share between threads; keeps the features of the last 8 photos, or of fewer where they
-    take more than `room_for_photos`.
+    take more than `photo_cache_budget`.
     """
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
         self.segmenter: Segmenter = checkpoint.segmenter
         self._features: OrderedDict[str, PhotoFeatures] = OrderedDict()
-        self._max_bytes = room_for_photos(self.segmenter.device)
+        self._max_bytes = photo_cache_budget(self.segmenter.device)
         self._lock, self._read_semaphore = threading.Lock(), FairSemaphore()
         self._num_waiting: Counter[str] = Counter()
         if self.model is not None:
@@ -242,7 +242,7 @@ class Engine:
 
     def _fits_cache(self) -> bool:
         cached = self._features.values()
-        return len(cached) <= MAX_KEPT_PHOTOS and sum(f.nbytes for f in cached) <= self._max_bytes
+        return len(cached) <= MAX_CACHED_PHOTOS and sum(f.nbytes for f in cached) <= self._max_bytes
 
 
 class _AnswerRun:
@@ -367,7 +367,7 @@ class _AnswerRun:
 def load(
     name: str = "mini",
     options: LoadOptions | None = None,
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
     **choices: str,
 ) -> Engine:
     """An engine for "mini", a listed name, a folder or a Hugging Face id.

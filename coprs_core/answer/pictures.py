@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from coprs_core.answer.compare import TruthComparison
 from coprs_core.answer.results import Result
-from coprs_core.metrics import THRESHOLDS
+from coprs_core.metrics import PRIOR_THRESHOLDS
 from coprs_core.prompts import ATTENTION_PRIOR, COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def truth_figure(
     picture.imshow(difference_overlay(photo, result.mask, truth))
     picture.set_axis_off()
     picture.set_title("both · only the mask (orange) · only the truth (violet)", fontsize=9)
-    ax.plot(THRESHOLDS, comparison.prior_curve, color="#5b1a6b")
+    ax.plot(PRIOR_THRESHOLDS, comparison.prior_curve, color="#5b1a6b")
     best = f"best: {comparison.best_iou:.2f} at {comparison.best_threshold:.2f}"
     ax.plot(comparison.best_threshold, comparison.best_iou, "o", color="#b8420f", label=best)
     ax.set(

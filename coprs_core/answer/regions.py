@@ -9,11 +9,11 @@ from coprs_core.answer.validation import as_finite, as_text
 from coprs_core.masks import decode_rle, encode_prior, encode_rle
 from coprs_core.metrics import prior_mask_iou
 from coprs_core.photos.orientation import (
-    stored_array,
-    stored_point,
-    stored_size,
-    upright_array,
-    upright_point,
+    to_stored_array,
+    to_stored_point,
+    to_stored_size,
+    to_upright_array,
+    to_upright_point,
 )
 
 
@@ -51,7 +51,7 @@ def region_to_dict(region: Region, orientation: int = 1, with_prior: bool = Fals
     """A region in plain values, as `results` says; in the frame of pixels that are stored in EXIF's
     `orientation` (1: upright)."""
     values = {
-        "mask": encode_rle(stored_array(region.mask, orientation)),
+        "mask": encode_rle(to_stored_array(region.mask, orientation)),
         "area": int(region.mask.sum()),
         "prior_iou": region.prior_iou,
         "prior_max": float(region.prior.max()),
@@ -59,10 +59,10 @@ def region_to_dict(region: Region, orientation: int = 1, with_prior: bool = Fals
     if region.box or region.points or region.label:
         own = region
         if orientation != 1:
-            own = _transform_region(region, stored_point, region.mask.shape, orientation)
+            own = _transform_region(region, to_stored_point, region.mask.shape, orientation)
         values |= {"box": own.box, "points": own.points, "label": own.label}
     if with_prior:
-        values["prior"] = encode_prior(stored_array(region.prior, orientation))
+        values["prior"] = encode_prior(to_stored_array(region.prior, orientation))
     return values
 
 
@@ -84,7 +84,7 @@ def region_from_dict(
 ) -> Region:
     """The region, upright, that `region_to_dict` wrote about a photo of `size`; raises `ValueError`
     or `KeyError` for anything else."""
-    mask, own_size = decode_rle(values["mask"]), stored_size(size, orientation)
+    mask, own_size = decode_rle(values["mask"]), to_stored_size(size, orientation)
     if mask.shape != own_size or prior.shape != own_size or prior.dtype != np.float32:
         raise ValueError(
             f"mask {mask.shape} and prior {prior.dtype} {prior.shape} of a photo {own_size}"
@@ -99,7 +99,7 @@ def region_from_dict(
     region = Region(prior, mask, box, points, as_text(values.get("label", "")))
     if orientation == 1:
         return region
-    region = _transform_region(region, upright_point, size, orientation)
+    region = _transform_region(region, to_upright_point, size, orientation)
     return replace(
-        region, prior=upright_array(prior, orientation), mask=upright_array(mask, orientation)
+        region, prior=to_upright_array(prior, orientation), mask=to_upright_array(mask, orientation)
     )

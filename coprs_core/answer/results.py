@@ -58,11 +58,11 @@ from coprs_core.answer.validation import (
     as_size,
     as_text,
 )
-from coprs_core.errors import CoPRSError, without_markup
+from coprs_core.errors import CoPRSError, strip_markup
 from coprs_core.masks import decode_prior, resize_mask
 from coprs_core.metrics import prior_mask_iou
 from coprs_core.model.backends.boxes import most_objects
-from coprs_core.photos.orientation import UPRIGHT, stored_array, stored_size
+from coprs_core.photos.orientation import UPRIGHT, to_stored_array, to_stored_size
 from coprs_core.photos.photo import MAX_SIDE
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
@@ -197,7 +197,7 @@ class Result:
     def to_frame(self, array: np.ndarray, frame: str) -> np.ndarray:
         """A mask, prior or picture [H, W, …] of the photo as it is shown, "upright", or turned as
         its file stores it, "stored". Raises `CoPRSError` where that is not known."""
-        return stored_array(array, self._orientation_in(frame))
+        return to_stored_array(array, self._orientation_in(frame))
 
     def _orientation_in(self, frame: str) -> int:
         """EXIF's orientation of the pixels in a frame."""
@@ -283,7 +283,7 @@ class Result:
                 raise CoPRSError("This answer of CoPRS is broken: save it again.") from problem
             raise CoPRSError(
                 "This answer of CoPRS is broken ({reason}): save it again.",
-                reason=without_markup(problem),
+                reason=strip_markup(problem),
             ) from problem
 
 
@@ -320,7 +320,7 @@ def _parse_result(
     if values["outcome"] not in (FOUND, NOTHING_FOUND, UNFINISHED) or bool(count) != is_found:
         raise ValueError(f"outcome {values['outcome']!r} with {count} regions")
     if priors is None:
-        own_size = stored_size(size, turn)
+        own_size = to_stored_size(size, turn)
         priors = (decode_prior(r["prior"], own_size) for r in values["regions"])
     pairs = zip(values["regions"], priors, strict=True)
     regions = tuple(region_from_dict(r, p, size, turn) for r, p in pairs)

@@ -10,29 +10,29 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from coprs_core.checkpoints.downloads import Report
+from coprs_core.checkpoints.downloads import ProgressCallback
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.plan import LoadPlan, Machine, uses_own_int8
-from coprs_core.checkpoints.sources import PARTS, Checkpoint, Source
+from coprs_core.checkpoints.sources import CHECKPOINT_PARTS, Checkpoint, ModelSource
 from coprs_core.checkpoints.tensors import (
     inherit_folder_mode,
     load_module,
-    refuse_mismatch,
+    raise_on_mismatch,
     save_tensors,
 )
-from coprs_core.errors import CoPRSError, Phrase, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncate
 from coprs_core.files import read_text
-from coprs_core.machine import COPY_AGAIN, as_user_error
+from coprs_core.machine import COPY_AGAIN_HINT, as_user_error
 from coprs_core.model.backends.cpu import optimize
 from coprs_core.parsing import parse_json
 from coprs_core.prompts import PriorKind
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1_000_000
-_MAX_SECONDS, _MAX_CHARACTERS = 5.0, 50_000
+_MAX_MATCHING_SECONDS, _MAX_PATTERN_LENGTH = 5.0, 50_000
 """How long matching a model's names may take, a thousand times what published patterns do; and how
 long a pattern may be."""
-_TRAINED_PARTS = PARTS[1:]
+_TRAINED_PARTS = CHECKPOINT_PARTS[1:]
 """Parts of a CoPRS checkpoint that are trained beside adapters: the image encoder is not."""
 
 
@@ -53,7 +53,7 @@ class AdapterSource:
 
     name: str
     folder: Path
-    base: Source
+    base: ModelSource
 
     @property
     def prior_kind(self) -> PriorKind:
@@ -63,27 +63,32 @@ class AdapterSource:
     def language_folder(self) -> Path:
         return self.base.language_folder
 
-    def files(self, sam: str) -> list[Path]:
-        own = [self.folder / f"{part}.safetensors" for part in _TRAINED_PARTS]
-        there = [path for path in own if path.is_file()]
-        return [self.folder / CONFIG, self.folder / WEIGHTS, *there, *self.base.files(sam)]
+    def files_beside_language_model(self, sam: str) -> list[Path]:
+        part_files = [self.folder / f"{part}.safetensors" for part in _TRAINED_PARTS]
+        existing = [path for path in part_files if path.is_file()]
+        return [
+            self.folder / CONFIG_FILE,
+            self.folder / WEIGHTS_FILE,
+            *existing,
+            *self.base.files_beside_language_model(sam),
+        ]
 
-    def special_tokens(self) -> dict[str, int]:
-        return self.base.special_tokens()
+    def special_token_ids(self) -> dict[str, int]:
+        return self.base.special_token_ids()
 
     def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
         plan = self.base.plan(options, machine)
         if _is_quantized_after_merging(plan):
-            whole = self.base.plan(replace(options, quantization="none"), machine)
-            plan = replace(plan, memory=whole.memory)
+            unquantized_plan = self.base.plan(replace(options, quantization="none"), machine)
+            plan = replace(plan, memory=unquantized_plan.memory)
         return replace(plan, model=self.name)
 
-    def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
-        weights, device = self.folder / WEIGHTS, torch.device(plan.device)
+    def load(self, plan: LoadPlan, report: ProgressCallback | None) -> Checkpoint:
+        weights, device = self.folder / WEIGHTS_FILE, torch.device(plan.device)
         if not weights.is_file():
-            older = self.folder / "adapter_model.bin"
-            helps = Phrase("save them as safetensors") if older.is_file() else COPY_AGAIN
-            raise CoPRSError("The adapters lack {weights}: {hint}.", weights=weights, hint=helps)
+            old_weights = self.folder / "adapter_model.bin"
+            hint = Phrase("save them as safetensors") if old_weights.is_file() else COPY_AGAIN_HINT
+            raise CoPRSError("The adapters lack {weights}: {hint}.", weights=weights, hint=hint)
         is_quantized_after = _is_quantized_after_merging(plan)
         base_plan = replace(plan, quantization="none") if is_quantized_after else plan
         checkpoint = self.base.load(base_plan, report)
@@ -121,7 +126,7 @@ def base_model_name(name: str, folder: Path, is_downloaded: bool) -> str:
     Raises `CoPRSError` where the config names none, or adapters of another kind. What was
     downloaded does not choose a folder of this machine.
     """
-    path = folder / CONFIG
+    path = folder / CONFIG_FILE
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise CoPRSError(
             "{path} is over 1 MB and no config: copy it again from its source.", path=path
@@ -139,8 +144,8 @@ def base_model_name(name: str, folder: Path, is_downloaded: bool) -> str:
     base = values.get("base_model_name_or_path")
     if not isinstance(base, str) or not 0 < len(base) < 500:
         raise CoPRSError("{path} names no base: write it as base_model_name_or_path.", path=path)
-    is_here = base.startswith(("/", ".", "~")) or (folder / base).is_dir() or Path(base).is_dir()
-    if is_downloaded and is_here:
+    is_local = base.startswith(("/", ".", "~")) or (folder / base).is_dir() or Path(base).is_dir()
+    if is_downloaded and is_local:
         raise CoPRSError(
             "{name} are adapters to a folder of the machine that they were trained on: ask "
             "their makers for the name of a model, or for a merged checkpoint.",
@@ -166,24 +171,24 @@ def apply_adapters(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
         ) from problem
     device = next(mllm.parameters()).device
     fault = Phrase("{folder} does not fit its base", folder=folder)
-    with as_user_error(fault, file=folder / WEIGHTS):
-        state = load_file(folder / WEIGHTS, device=str(device))
-    helps = Phrase(
+    with as_user_error(fault, file=folder / WEIGHTS_FILE):
+        state = load_file(folder / WEIGHTS_FILE, device=str(device))
+    hint = Phrase(
         "in {config}, name the model that they were trained on as base_model_name_or_path",
-        config=CONFIG,
+        config=CONFIG_FILE,
     )
-    with as_user_error(fault, helps):
+    with as_user_error(fault, hint):
         config: Any = LoraConfig.from_pretrained(str(folder))
         config.inference_mode, config.init_lora_weights = True, True
         config.base_model_name_or_path = None  # else PEFT warns that it is loaded from elsewhere
-        _check_ranks(config, state, folder / CONFIG)
-        resolve_patterns(config, [name for name, _ in mllm.named_modules()], folder / CONFIG)
+        _check_ranks(config, state, folder / CONFIG_FILE)
+        resolve_patterns(config, [name for name, _ in mllm.named_modules()], folder / CONFIG_FILE)
         adapted: Any = get_peft_model(mllm, config, autocast_adapter_dtype=False)
         loaded = set_peft_model_state_dict(adapted, state)
-    own = {name for name, _ in adapted.named_parameters()}  # what is tied counts once
-    trainable = {name for name in own if "lora_" in name or "trainable_tokens" in name}
+    parameter_names = {name for name, _ in adapted.named_parameters()}  # what is tied counts once
+    trainable = {name for name in parameter_names if "lora_" in name or "trainable_tokens" in name}
     missing = sorted(trainable.intersection(loaded.missing_keys))
-    refuse_mismatch(folder / WEIGHTS, missing, sorted(loaded.unexpected_keys), [])
+    raise_on_mismatch(folder / WEIGHTS_FILE, missing, sorted(loaded.unexpected_keys), [])
     if is_merged:
         adapted.merge_and_unload()
 
@@ -191,16 +196,16 @@ def apply_adapters(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
 def _check_ranks(config: Any, state: dict[str, Tensor], path: Path) -> None:
     """Raises `CoPRSError` where a config asks for more than the weights hold: PEFT would make it
     up, and take the memory."""
-    most = max((side for tensor in state.values() for side in tensor.shape), default=0)
+    max_rank = max((side for tensor in state.values() for side in tensor.shape), default=0)
     for entry, ranks in (("r", [config.r]), ("rank_pattern", (config.rank_pattern or {}).values())):
-        if wrong := [r for r in ranks if type(r) is not int or not 1 <= r <= most]:
+        if invalid := [r for r in ranks if type(r) is not int or not 1 <= r <= max_rank]:
             raise CoPRSError(
                 "{path}: {entry} is {value} and no side of the weights is over {most}: take "
                 "config and weights of the same adapters.",
                 path=path,
                 entry=entry,
-                value=truncated(wrong[0], 40),
-                most=most,
+                value=truncate(invalid[0], 40),
+                most=max_rank,
             )
     if sum(end - start for start, end in config.layer_replication or ()) > len(state):
         raise CoPRSError(
@@ -218,26 +223,32 @@ def resolve_patterns(config: Any, names: list[str], path: Path) -> None:
     """
     matcher = _Matcher(names, path)
     if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
-        config.target_modules = set(matcher.matched("target_modules", config.target_modules))
+        config.target_modules = set(matcher.find_matches("target_modules", config.target_modules))
     if isinstance(config.exclude_modules, str):
-        config.exclude_modules = set(matcher.matched("exclude_modules", config.exclude_modules))
+        config.exclude_modules = set(
+            matcher.find_matches("exclude_modules", config.exclude_modules)
+        )
     for entry in ("rank_pattern", "alpha_pattern"):
         values: dict[str, Any] = {}
-        left = set(names)
+        unmatched = set(names)
         for pattern, value in (getattr(config, entry) or {}).items():  # the first that matches
-            own = left.intersection(matcher.matched(entry, rf"(?:.*\.)?(?:{pattern})"))
-            left -= own
-            values |= {"|".join(re.escape(name) for name in sorted(own)): value} if own else {}
+            matching = unmatched.intersection(
+                matcher.find_matches(entry, rf"(?:.*\.)?(?:{pattern})")
+            )
+            unmatched -= matching
+            values |= (
+                {"|".join(re.escape(name) for name in sorted(matching)): value} if matching else {}
+            )
         setattr(config, entry, values)
     for entry in ("modules_to_save", "layers_pattern"):
-        given = getattr(config, entry) or []
-        for name in [given] if isinstance(given, str) else given:
+        listed_names = getattr(config, entry) or []
+        for name in [listed_names] if isinstance(listed_names, str) else listed_names:
             if not re.fullmatch(r"[\w.]+", name):
                 raise CoPRSError(
                     "{path}: {entry} has {name!r} and names of modules were expected: write those.",
                     path=path,
                     entry=entry,
-                    name=truncated(name, 40),
+                    name=truncate(name, 40),
                 )
 
 
@@ -247,20 +258,20 @@ class _Matcher:
 
     names: list[str]
     path: Path
-    ends: float = field(default_factory=lambda: time.monotonic() + _MAX_SECONDS)
+    deadline: float = field(default_factory=lambda: time.monotonic() + _MAX_MATCHING_SECONDS)
 
-    def matched(self, entry: str, pattern: str) -> list[str]:
+    def find_matches(self, entry: str, pattern: str) -> list[str]:
         """The names that a pattern fits as a whole."""
         import regex  # what transformers requires; it can be told how long it may take
 
         try:
-            if len(pattern) > _MAX_CHARACTERS:
+            if len(pattern) > _MAX_PATTERN_LENGTH:
                 raise TimeoutError
             compiled = regex.compile(pattern)
             return [
                 name
                 for name in self.names
-                if compiled.fullmatch(name, timeout=max(self.ends - time.monotonic(), 0.001))
+                if compiled.fullmatch(name, timeout=max(self.deadline - time.monotonic(), 0.001))
             ]
         except TimeoutError as problem:
             raise CoPRSError(
@@ -268,7 +279,7 @@ class _Matcher:
                 "the modules' names.",
                 path=self.path,
                 entry=entry,
-                pattern=truncated(pattern, 40),
+                pattern=truncate(pattern, 40),
             ) from problem
 
 
@@ -281,4 +292,4 @@ def save_adapters(folder: Path, adapted: Any, base: str, parts: dict[str, nn.Mod
         save_tensors(state, folder / f"{part}.safetensors")
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
-    inherit_folder_mode(folder / WEIGHTS)
+    inherit_folder_mode(folder / WEIGHTS_FILE)

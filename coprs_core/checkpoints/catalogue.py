@@ -8,34 +8,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coprs_core.checkpoints.downloads import cached_snapshot
-from coprs_core.checkpoints.options import FORM, KEY, LoadOptions
+from coprs_core.checkpoints.options import API_KEY_VARIABLE, REMOTE_NAME_FORMAT, LoadOptions
 from coprs_core.checkpoints.plan import (
     LoadPlan,
     Machine,
     ModelSize,
     choose_detail,
     choose_sam,
+    inspect_machine,
     make_plan,
-    room_for_encoding,
-    this_machine,
+    sam_encoder_memory,
 )
-from coprs_core.checkpoints.sams import LARGEST_SAM, SAMS, missing_sam_bytes, sam_size
+from coprs_core.checkpoints.sam_models import (
+    LARGEST_SAM,
+    PUBLISHED_SAMS,
+    remaining_sam_download,
+    sam_size,
+)
 from coprs_core.errors import CoPRSError
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
-from coprs_core.sizes import format_bytes
+from coprs_core.storage import format_bytes
 
 if TYPE_CHECKING:
-    from coprs_core.checkpoints.sources import Source
+    from coprs_core.checkpoints.sources import ModelSource
 
-BEST_FIRST = ("qwen3-vl-8b", "qwen3-vl-4b", "qwen3-vl-2b")
+GPU_CANDIDATES = ("qwen3-vl-8b", "qwen3-vl-4b", "qwen3-vl-2b")
 """What "auto" chooses among, all under a licence that is fit for everyone, Apache-2.0."""
-ON_A_CPU = ("qwen3-vl-2b",)
+CPU_CANDIDATES = ("qwen3-vl-2b",)
 """A larger one would keep a person waiting for minutes."""
-SMALLER_SAMS = ("sam2.1-base-plus", "sam2.1-tiny")
+FALLBACK_SAMS = ("sam2.1-base-plus", "sam2.1-tiny")
 
 
 @dataclass(frozen=True)
-class Listed:
+class CatalogueEntry:
     """A model that can be loaded by name.
 
     Attributes:
@@ -59,7 +64,7 @@ class Listed:
     def prior_kind(self) -> PriorKind:
         return ATTENTION_PRIOR if self.prompt else FOCUS_TOKEN_PRIOR
 
-    def source(self, folder: Path) -> Source:
+    def source(self, folder: Path) -> ModelSource:
         """The model in a folder where it was downloaded."""
         from coprs_core.checkpoints.sources import CoordinateSource, CoPRSSource
         from coprs_core.model.backends import coordinates
@@ -72,7 +77,7 @@ class Listed:
         """How it would be loaded, as its source plans it when it is here."""
         if not self.prompt:
             return make_plan(self.name, self.size, options, machine, licence=self.licence)
-        sam = choose_sam(options.sam, machine.kind)
+        sam = choose_sam(options.sam, machine.device_type)
         language = 0 if self.repo and cached_snapshot(self.repo) else self.download
         return make_plan(
             self.name,
@@ -80,99 +85,99 @@ class Listed:
             options,
             machine,
             sam=sam,
-            detail=choose_detail(options.detail, machine.kind),
-            download=language + missing_sam_bytes(sam),
+            detail=choose_detail(options.detail, machine.device_type),
+            download=language + remaining_sam_download(sam),
             licence=self.licence,
         )
 
 
-_2B_QWEN3 = {"download": 4_260_000_000, "size": ModelSize(1_409_286_144, 718_245_888)}
-_4B_QWEN3 = {"download": 8_890_000_000, "size": ModelSize(3_633_315_840, 804_499_968)}
-_8B_QWEN3 = {"download": 17_540_000_000, "size": ModelSize(6_945_767_424, 1_821_356_272)}
-_3B = {"download": 7_509_000_000, "size": ModelSize(2_774_532_096, 980_090_880)}
-_7B = {"download": 16_585_000_000, "size": ModelSize(6_525_288_448, 1_766_878_208)}
+_QWEN3_2B = {"download": 4_260_000_000, "size": ModelSize(1_409_286_144, 718_245_888)}
+_QWEN3_4B = {"download": 8_890_000_000, "size": ModelSize(3_633_315_840, 804_499_968)}
+_QWEN3_8B = {"download": 17_540_000_000, "size": ModelSize(6_945_767_424, 1_821_356_272)}
+_QWEN2_5_3B = {"download": 7_509_000_000, "size": ModelSize(2_774_532_096, 980_090_880)}
+_QWEN2_5_7B = {"download": 16_585_000_000, "size": ModelSize(6_525_288_448, 1_766_878_208)}
 CATALOGUE = (
-    Listed(
+    CatalogueEntry(
         "mini",
         "the bundled miniature: picture-book scenes only",
         "Apache-2.0",
-        size=ModelSize(2_727_936, 3_151_165, room_for_encoding(20, 128)),
+        size=ModelSize(2_727_936, 3_151_165, sam_encoder_memory(20, 128)),
     ),
-    Listed(
+    CatalogueEntry(
         "coprs",
         "a CoPRS checkpoint of yours: give its folder or hub id instead of this name",
         "its own",
-        size=_3B["size"] + ModelSize(other=1_100_000) + SAMS[LARGEST_SAM].size,
+        size=_QWEN2_5_3B["size"] + ModelSize(other=1_100_000) + PUBLISHED_SAMS[LARGEST_SAM].size,
     ),
-    Listed(
+    CatalogueEntry(
         "qwen3-vl-2b",
         "Qwen3-VL-2B-Instruct as published: the one for a machine without a GPU",
         "Apache-2.0",
         "Qwen/Qwen3-VL-2B-Instruct",
         "QWEN3",
-        **_2B_QWEN3,
+        **_QWEN3_2B,
     ),
-    Listed(
+    CatalogueEntry(
         "qwen3-vl-4b",
         "Qwen3-VL-4B-Instruct as published",
         "Apache-2.0",
         "Qwen/Qwen3-VL-4B-Instruct",
         "QWEN3",
-        **_4B_QWEN3,
+        **_QWEN3_4B,
     ),
-    Listed(
+    CatalogueEntry(
         "qwen3-vl-8b",
         "Qwen3-VL-8B-Instruct as published",
         "Apache-2.0",
         "Qwen/Qwen3-VL-8B-Instruct",
         "QWEN3",
-        **_8B_QWEN3,
+        **_QWEN3_8B,
     ),
-    Listed(
+    CatalogueEntry(
         "egm-4b",
         "EGM: Qwen3-VL-4B, trained to think briefly",
         "Apache-2.0",
         "nvidia/EGM-4B",
         "QWEN3",
-        **_4B_QWEN3,
+        **_QWEN3_4B,
     ),
-    Listed(
+    CatalogueEntry(
         "qwen2.5-vl-3b",
         "Qwen2.5-VL-3B-Instruct as published",
         "Qwen Research (non-commercial)",
         "Qwen/Qwen2.5-VL-3B-Instruct",
         "STOCK",
-        **_3B,
+        **_QWEN2_5_3B,
     ),
-    Listed(
+    CatalogueEntry(
         "qwen2.5-vl-7b",
         "Qwen2.5-VL-7B-Instruct as published",
         "Apache-2.0",
         "Qwen/Qwen2.5-VL-7B-Instruct",
         "STOCK",
-        **_7B,
+        **_QWEN2_5_7B,
     ),
-    Listed(
+    CatalogueEntry(
         "seg-zero-7b",
         "Seg-Zero, trained to reason and point",
         "see its model card",
         "Ricky06662/Seg-Zero-7B",
         "SEG_ZERO",
-        **_7B,
+        **_QWEN2_5_7B,
     ),
-    Listed(
+    CatalogueEntry(
         "visionreasoner-7b",
         "VisionReasoner, several things at once",
         "see its model card",
         "Ricky06662/VisionReasoner-7B",
         "SEG_ZERO",
-        **_7B,
+        **_QWEN2_5_7B,
     ),
 )
-NAMES = tuple(m.name for m in CATALOGUE)
+MODEL_NAMES = tuple(m.name for m in CATALOGUE)
 
 
-def listed(name: str) -> Listed | None:
+def find_in_catalogue(name: str) -> CatalogueEntry | None:
     """The listed model of a name or of a Hugging Face repository."""
     return next((m for m in CATALOGUE if name in (m.name, m.repo)), None)
 
@@ -184,35 +189,39 @@ def choose_model(machine: Machine, options: LoadOptions | None = None) -> LoadPl
 
     Raises `CoPRSError` where none fits, with what is missing.
     """
-    plans = _plans(machine, options or LoadOptions())
+    plans = _candidate_plans(machine, options or LoadOptions())
     for plan in plans:
         if not plan.problem:
             return plan
-    least = plans[-1]
+    smallest = plans[-1]
     raise CoPRSError(
         "No listed model for photos fits: {model} needs {memory} of memory on {device} "
         "and {download} of disk, and {free_memory} and {free_disk} are free: close other "
         "programs, make room, or stay with mini.",
-        model=least.model,
-        memory=format_bytes(least.memory),
+        model=smallest.model,
+        memory=format_bytes(smallest.memory),
         device=machine.device,
-        download=format_bytes(least.download),
+        download=format_bytes(smallest.download),
         free_memory=format_bytes(machine.memory),
         free_disk=format_bytes(machine.disk),
     )
 
 
-def _plans(machine: Machine, options: LoadOptions) -> list[LoadPlan]:
+def _candidate_plans(machine: Machine, options: LoadOptions) -> list[LoadPlan]:
     """Everything that "auto" may choose on such a machine, the best first."""
-    is_cpu = machine.kind == "cpu"
-    preferred = choose_sam(options.sam, machine.kind)
-    sams = [preferred, *(SMALLER_SAMS if options.sam == "auto" and not is_cpu else ())]
-    quantizations = ("none", "nf4") if machine.kind in ("cpu", "cuda") else ("none",)
+    is_cpu = machine.device_type == "cpu"
+    preferred_sam = choose_sam(options.sam, machine.device_type)
+    sams = [preferred_sam, *(FALLBACK_SAMS if options.sam == "auto" and not is_cpu else ())]
+    quantizations = ("none", "nf4") if machine.device_type in ("cpu", "cuda") else ("none",)
     if is_cpu:
         quantizations = ("nf4",) if machine.has_bfloat16 else ("int8", "nf4")
     if options.quantization != "auto":
         quantizations = (options.quantization,)
-    models = [m for name in (ON_A_CPU if is_cpu else BEST_FIRST) if (m := listed(name))]
+    models = [
+        m
+        for name in (CPU_CANDIDATES if is_cpu else GPU_CANDIDATES)
+        if (m := find_in_catalogue(name))
+    ]
     return [
         model.plan(replace(options, quantization=quantization, sam=sam), machine)
         for model in models
@@ -243,15 +252,15 @@ class ModelRow:
     plan: LoadPlan
 
 
-def model_rows(options: LoadOptions | None = None) -> list[ModelRow]:
+def list_models(options: LoadOptions | None = None) -> list[ModelRow]:
     """The table of models for this machine as it is now, as `options` would load them."""
     options = options or LoadOptions()
-    machine = this_machine(options.device)
-    return [_row(m, m.plan(options, machine)) for m in CATALOGUE]
+    machine = inspect_machine(options.device)
+    return [_make_row(m, m.plan(options, machine)) for m in CATALOGUE]
 
 
-def _row(model: Listed, plan: LoadPlan) -> ModelRow:
-    sam = SAMS.get(plan.sam)
+def _make_row(model: CatalogueEntry, plan: LoadPlan) -> ModelRow:
+    sam = PUBLISHED_SAMS.get(plan.sam)
     if model.repo:
         files = f"{model.repo} + {(sam and sam.repo) or plan.sam}"
     else:
@@ -272,15 +281,15 @@ def _row(model: Listed, plan: LoadPlan) -> ModelRow:
     )
 
 
-def _fits_in_words(row: ModelRow) -> str:
+def _describe_fit(row: ModelRow) -> str:
     if row.reason:
         return f"no: {row.reason}"
     return f"yes, about {format_bytes(row.plan.memory)} in {row.plan.precision}"
 
 
-def model_table(rows: list[ModelRow]) -> str:
+def format_table(rows: list[ModelRow]) -> str:
     """The rows as text for a terminal."""
-    head = (
+    header = (
         "name",
         "prior",
         "download",
@@ -303,14 +312,14 @@ def model_table(rows: list[ModelRow]) -> str:
         )
         for r in rows
     ]
-    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head) - 1)]
+    widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header) - 1)]
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(line, (*widths, 0), strict=True)).rstrip()
-        for line in (head, *body)
+        for line in (header, *body)
     ]
     about = "\n".join(f"  {r.name:<18} {r.about} ({r.files})" for r in rows)
-    sam = " · ".join(f"{name} {format_bytes(s.download)}" for name, s in SAMS.items())
+    sam = " · ".join(f"{name} {format_bytes(s.download)}" for name, s in PUBLISHED_SAMS.items())
     return (
         "\n".join(lines) + f"\n\n{about}\n\nSAM (--sam, for models without a CoPRS folder): {sam}\n"
-        f"On another machine: --model {FORM}, its key in {KEY}"
+        f"On another machine: --model {REMOTE_NAME_FORMAT}, its key in {API_KEY_VARIABLE}"
     )

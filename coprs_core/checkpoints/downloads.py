@@ -30,26 +30,26 @@ from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.files import read_text, without_hidden
 from coprs_core.model.backends.remote.proxies import check_proxies
 from coprs_core.parsing import parse_json
-from coprs_core.sizes import expand_home, format_bytes, free_disk
+from coprs_core.storage import expand_home, format_bytes, free_disk
 
-Report = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 """Told one line of progress at a time."""
 
 
-def on_terminal(line: str) -> None:
-    """A `Report` for whoever gives none: beside the answer, which goes to standard output."""
+def print_progress(line: str) -> None:
+    """A `ProgressCallback` for whoever gives none: beside the answer, which goes to standard output."""
     print(line, file=sys.stderr)
 
 
-_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+_ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 SAM_FILES = {  # name: (file, bytes); six digits of each file's SHA-256 stand in its name
     "vit_b": ("sam_vit_b_01ec64.pth", 375042383),
     "vit_l": ("sam_vit_l_0b3195.pth", 1249524607),
     "vit_h": ("sam_vit_h_4b8939.pth", 2564550879),
 }
-_BROKEN = ValueError, LookupError, TypeError, AttributeError, RecursionError, CoPRSError
+_PARSE_ERRORS = ValueError, LookupError, TypeError, AttributeError, RecursionError, CoPRSError
 """What is raised over a file that is no JSON, or another than was expected."""
-_DISK_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+_DISK_FULL_ERRNOS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 _SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
 """COPRS_SAM_URL names a mirror."""
 
@@ -57,13 +57,15 @@ _SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
 def cached_snapshot(repo: str) -> Path | None:
     """The folder of a Hugging Face repository in the local cache, if every file is there."""
     try:
-        folder = Path(snapshot_download(repo, allow_patterns=_PATTERNS, local_files_only=True))
+        folder = Path(
+            snapshot_download(repo, allow_patterns=_ALLOW_PATTERNS, local_files_only=True)
+        )
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         return None
-    whole = any(without_hidden(folder.rglob("*.json"))) and all(
+    is_complete = any(without_hidden(folder.rglob("*.json"))) and all(
         p.exists() for p in folder.rglob("*")
     )
-    return folder if whole and not missing_shards(folder) else None
+    return folder if is_complete and not missing_shards(folder) else None
 
 
 def missing_shards(folder: Path) -> list[str]:
@@ -72,14 +74,14 @@ def missing_shards(folder: Path) -> list[str]:
     missing = [] if without_hidden(folder.rglob("*.safetensors")) else ["*.safetensors"]
     for index in without_hidden(folder.rglob("*.safetensors.index.json")):
         try:
-            named = set(parse_json(read_text(index))["weight_map"].values())
-            missing += sorted(n for n in named if not (index.parent / n).is_file())
-        except (*_BROKEN, OSError):
+            shard_names = set(parse_json(read_text(index))["weight_map"].values())
+            missing += sorted(n for n in shard_names if not (index.parent / n).is_file())
+        except (*_PARSE_ERRORS, OSError):
             return [index.name]  # cut short, or not an index at all
     return missing
 
 
-def snapshot(repo: str, report: Report | None = None) -> Path:
+def download_snapshot(repo: str, report: ProgressCallback | None = None) -> Path:
     """The folder of a Hugging Face repository, downloaded where it is not cached.
 
     Raises `CoPRSError`: no such repository, no access, no network, a proxy that cannot be used, or
@@ -89,16 +91,18 @@ def snapshot(repo: str, report: Report | None = None) -> Path:
         return folder
     if not constants.is_offline_mode():
         check_proxies()
-    bar: Any = _reporting(report, repo) if report else None
-    silent: Any = _Silent
+    bar: Any = _make_bar_class(report, repo) if report else None
+    silent: Any = _SilentBar
     try:
-        files = snapshot_download(repo, allow_patterns=_PATTERNS, dry_run=True, tqdm_class=silent)
+        files = snapshot_download(
+            repo, allow_patterns=_ALLOW_PATTERNS, dry_run=True, tqdm_class=silent
+        )
         _check_disk(
             Path(constants.HF_HUB_CACHE),
             sum(f.file_size or 0 for f in files if f.will_download),
             repo,
         )
-        return Path(snapshot_download(repo, allow_patterns=_PATTERNS, tqdm_class=bar))
+        return Path(snapshot_download(repo, allow_patterns=_ALLOW_PATTERNS, tqdm_class=bar))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
         raise _download_error(repo, problem) from problem
 
@@ -119,7 +123,7 @@ def _download_error(repo: str, problem: Exception) -> CoPRSError:
             "or run `hf auth login`.",
             repo=repo,
         )
-    if isinstance(problem, OSError) and (problem.filename or problem.errno in _DISK_FULL):
+    if isinstance(problem, OSError) and (problem.filename or problem.errno in _DISK_FULL_ERRNOS):
         return CoPRSError(
             "{repo} cannot be written into the cache {cache} ({reason}): set HF_HOME to a "
             "folder that can be written to and has room.",
@@ -136,7 +140,7 @@ def _download_error(repo: str, problem: Exception) -> CoPRSError:
     )
 
 
-def sam_cache() -> Path:
+def sam_cache_folder() -> Path:
     """Where torch keeps downloads (`torch.hub.get_dir`), told without loading torch."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return (
@@ -144,18 +148,18 @@ def sam_cache() -> Path:
     )
 
 
-def cached_sam(name: str) -> Path | None:
+def cached_sam_file(name: str) -> Path | None:
     """One of SAM's published files in the local cache."""
-    path = sam_cache() / SAM_FILES[name][0]
+    path = sam_cache_folder() / SAM_FILES[name][0]
     return path if path.is_file() else None
 
 
-def sam_path(name: str) -> Path:
+def sam_file_path(name: str) -> Path:
     """Where a SAM file lies or would lie: one of SAM's published files, or a path."""
-    return sam_cache() / SAM_FILES[name][0] if name in SAM_FILES else expand_home(name)
+    return sam_cache_folder() / SAM_FILES[name][0] if name in SAM_FILES else expand_home(name)
 
 
-def sam_file(name: str, report: Report | None = None) -> Path:
+def download_sam_file(name: str, report: ProgressCallback | None = None) -> Path:
     """The path of "vit_b", "vit_l" or "vit_h", downloaded where it is not cached; or of any file
     that is there."""
     if name not in SAM_FILES:
@@ -166,56 +170,66 @@ def sam_file(name: str, report: Report | None = None) -> Path:
                 name=name,
             )
         return path
-    if path := cached_sam(name):
+    if path := cached_sam_file(name):
         return path
     file, size = SAM_FILES[name]
-    part = sam_cache() / f"{file}.part"
-    have = part.stat().st_size if part.is_file() else 0
-    _check_disk(part.parent, size - have, file)
+    partial_file = sam_cache_folder() / f"{file}.part"
+    num_bytes_present = partial_file.stat().st_size if partial_file.is_file() else 0
+    _check_disk(partial_file.parent, size - num_bytes_present, file)
     url = f"{os.environ.get('COPRS_SAM_URL', _SAM_URL)}/{file}"
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, have, report)
+        partial_file.parent.mkdir(parents=True, exist_ok=True)
+        _download_resumable(url, partial_file, num_bytes_present, report)
     except (urllib.error.URLError, OSError) as problem:
         raise CoPRSError(
             "{url} cannot be downloaded ({reason}): run this again (it goes on where it "
             "stopped), or put the file into {folder} yourself.",
             url=url,
             reason=problem,
-            folder=part.parent,
+            folder=partial_file.parent,
         ) from problem
-    if not _digest(part).startswith(file.rsplit("_", 1)[1].removesuffix(".pth")):
-        part.unlink()
+    if not _sha256(partial_file).startswith(file.rsplit("_", 1)[1].removesuffix(".pth")):
+        partial_file.unlink()
         raise CoPRSError("{file} was damaged and has been deleted: run this again.", file=file)
-    part.rename(part.with_suffix(""))
-    return part.with_suffix("")
+    partial_file.rename(partial_file.with_suffix(""))
+    return partial_file.with_suffix("")
 
 
-def _fetch(url: str, part: Path, have: int, report: Report | None) -> None:
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+def _download_resumable(
+    url: str, partial_file: Path, num_bytes_present: int, report: ProgressCallback | None
+) -> None:
+    request = urllib.request.Request(
+        url, headers={"Range": f"bytes={num_bytes_present}-"} if num_bytes_present else {}
+    )
     try:
         response = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as problem:
         if problem.code == 416:  # nothing is left to send
             return
         raise
-    resumed = response.status == 206
-    total = int(response.headers.get("Content-Length", 0)) + (have if resumed else 0)
+    is_resumed = response.status == 206
+    total = int(response.headers.get("Content-Length", 0)) + (
+        num_bytes_present if is_resumed else 0
+    )
     with (
         response,
-        open(part, "ab" if resumed else "wb") as file,
-        (_reporting(report, part.stem) if report else tqdm)(
-            total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=part.stem
+        open(partial_file, "ab" if is_resumed else "wb") as file,
+        (_make_bar_class(report, partial_file.stem) if report else tqdm)(
+            total=total,
+            initial=num_bytes_present if is_resumed else 0,
+            unit="B",
+            unit_scale=True,
+            desc=partial_file.stem,
         ) as bar,
     ):
         while block := response.read(1 << 20):
             file.write(block)
             bar.update(len(block))
-    if part.stat().st_size < total:
+    if partial_file.stat().st_size < total:
         raise OSError("the connection broke off")
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -236,12 +250,12 @@ def _check_disk(folder: Path, needed: int, what: str) -> None:
         )
 
 
-class _Silent(tqdm):
+class _SilentBar(tqdm):
     def __init__(self, *args, **options):
         super().__init__(*args, **(options | {"disable": True}))
 
 
-def _reporting(report: Report, what: str) -> type[tqdm]:
+def _make_bar_class(report: ProgressCallback, what: str) -> type[tqdm]:
     """A progress bar that shows itself in the terminal and also calls `report`."""
 
     class Bar(tqdm):

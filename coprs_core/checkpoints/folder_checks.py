@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.checkpoints.tensors import count_parameters
-from coprs_core.errors import CoPRSError, Phrase, truncated
-from coprs_core.files import FETCH, has_bom, is_git_lfs_pointer, without_hidden
-from coprs_core.machine import COPY_AGAIN
+from coprs_core.errors import CoPRSError, Phrase, truncate
+from coprs_core.files import GIT_LFS_HINT, has_bom, is_git_lfs_pointer, without_hidden
+from coprs_core.machine import COPY_AGAIN_HINT
 from coprs_core.model.backends.mllm import Mllm
 from coprs_core.parsing import parse_json
 
@@ -43,7 +43,7 @@ _MAX_VALUES = {
     "num_channels": 16,
 }
 """Largest value of an entry of config.json, wherever it stands; the least is 1."""
-_MAX_LIST = 4096
+_MAX_LIST_LENGTH = 4096
 _MAX_PIXELS, _MAX_SIDE = 2**20, 4096
 """Largest area or side that an image processor may stretch a small photo to."""
 _EQUAL_ENTRIES = {
@@ -54,7 +54,7 @@ _EQUAL_ENTRIES = {
 """Entries of an image processor, and of the vision config, that must be equal."""
 
 
-def check_numbers(values: Any, path: Path) -> None:
+def check_config_values(values: Any, path: Path) -> None:
     """Raises `CoPRSError` where config.json is no table, or an entry is too large or small to build
     or names code."""
     if not isinstance(values, dict):
@@ -63,11 +63,11 @@ def check_numbers(values: Any, path: Path) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         expected = None
         if isinstance(value, dict):
-            check_numbers(value, path)
+            check_config_values(value, path)
         if name in _MAX_VALUES and is_number and not 1 <= value <= _MAX_VALUES[name]:
             expected = Phrase("a number from 1 to {most:,}", most=_MAX_VALUES[name])
-        elif isinstance(value, list) and len(value) > _MAX_LIST:
-            expected = Phrase("a list of at most {most:,}", most=_MAX_LIST)
+        elif isinstance(value, list) and len(value) > _MAX_LIST_LENGTH:
+            expected = Phrase("a list of at most {most:,}", most=_MAX_LIST_LENGTH)
         elif name.endswith("attn_implementation") and "/" in str(value):
             expected = Phrase("a name without “/”, which would be code to download,")
         if expected:
@@ -75,44 +75,44 @@ def check_numbers(values: Any, path: Path) -> None:
                 "{path}: {name} is {value} and {expected} was expected: correct it, or copy the "
                 "file again from its source.",
                 path=path,
-                name=truncated(name, 40),
-                value=truncated(value, 40),
+                name=truncate(name, 40),
+                value=truncate(value, 40),
                 expected=expected,
             )
 
 
-def check_size(empty: Mllm, files: list[Path], is_tied: bool, folder: Path) -> None:
+def check_weight_count(meta_mllm: Mllm, files: list[Path], is_tied: bool, folder: Path) -> None:
     """Raises `CoPRSError` where a config describes far more weights than the files hold: those
     missing would be made up, and take the memory."""
     described = sum(
         p.numel()
-        for name, p in empty.named_parameters()
+        for name, p in meta_mllm.named_parameters()
         if not (is_tied and name == "lm_head.weight")
     )
-    held = sum(sum(count_parameters(path)) for path in files)
-    packed = 8 if getattr(empty.config, "quantization_config", None) else 1
-    if described > 2 * held * packed:
+    stored = sum(sum(count_parameters(path)) for path in files)
+    max_packing = 8 if getattr(meta_mllm.config, "quantization_config", None) else 1
+    if described > 2 * stored * max_packing:
         raise CoPRSError(
             "{path} describes a model of {described:,} weights and the files hold {held:,}: "
             "copy the folder again from its source.",
             path=folder / "config.json",
             described=described,
-            held=held,
+            held=stored,
         )
 
 
 def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> None:
     """Raises `CoPRSError` where an image processor cuts a photo otherwise than the model reads it,
     or would make it huge."""
-    takes_areas = "image_grid_thw" in type(image_processor).model_input_names
-    if takes_areas != hasattr(vision, "spatial_merge_size"):
+    has_pixel_bounds = "image_grid_thw" in type(image_processor).model_input_names
+    if has_pixel_bounds != hasattr(vision, "spatial_merge_size"):
         raise CoPRSError(
             "The image processor in {folder} is a {kind}, which its model cannot use: the "
             "two are of different models.",
             folder=folder,
             kind=type(image_processor).__name__,
         )
-    for name, name_in_model in _EQUAL_ENTRIES.items() if takes_areas else ():
+    for name, name_in_model in _EQUAL_ENTRIES.items() if has_pixel_bounds else ():
         found, expected = getattr(image_processor, name), getattr(vision, name_in_model)
         if found != expected:
             raise CoPRSError(
@@ -120,41 +120,41 @@ def check_image_processor(image_processor: Any, vision: Any, folder: Path) -> No
                 "the two are of different models.",
                 folder=folder,
                 name=name,
-                found=truncated(found, 40),
+                found=truncate(found, 40),
                 expected=expected,
             )
     for group in ("size", "crop_size", "pad_size"):
         for name, value in dict(getattr(image_processor, group, None) or {}).items():
-            most = _MAX_PIXELS if takes_areas else _MAX_SIDE
-            if takes_areas and name == "longest_edge":
-                most = 2**30  # an upper bound stretches nothing
-            if value is not None and not (type(value) is int and 1 <= value <= most):
+            max_value = _MAX_PIXELS if has_pixel_bounds else _MAX_SIDE
+            if has_pixel_bounds and name == "longest_edge":
+                max_value = 2**30  # an upper bound stretches nothing
+            if value is not None and not (type(value) is int and 1 <= value <= max_value):
                 raise CoPRSError(
                     "The image processor in {folder} has {group}.{name} {value} and a whole number "
                     "from 1 to {most:,} was expected: correct it, or copy the file again from its "
                     "source.",
                     folder=folder,
                     group=group,
-                    name=truncated(name, 40),
-                    value=truncated(value, 40),
-                    most=most,
+                    name=truncate(name, 40),
+                    value=truncate(value, 40),
+                    most=max_value,
                 )
 
 
 # --- what helps
 
-UNSUPPORTED = {"awq": "gptqmodel (once autoawq)", "gptq": "gptqmodel"}
+UNSUPPORTED_QUANTIZATIONS = {"awq": "gptqmodel (once autoawq)", "gptq": "gptqmodel"}
 """Ways of quantizing, by `quant_method`, and the libraries that their weights need."""
-_UNQUANTIZED = Phrase(
+_USE_UNQUANTIZED_HINT = Phrase(
     "take the same model with unquantized weights, which --quantize nf4 or int8 makes small here"
 )
-_FILES = (
+_CONFIG_FILES = (
     "config.json",
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer_config.json",
 )
-_CLASSES = {
+_CLASSES_BY_MODEL_TYPE = {
     "qwen2_5_vl": ("Qwen2VLImageProcessor", "Qwen2_5_VLProcessor", "Qwen2Tokenizer"),
     "qwen3_vl": ("Qwen2VLImageProcessor", "Qwen3VLProcessor", "Qwen2Tokenizer"),
     "qwen3_5": ("Qwen2VLImageProcessor", "Qwen3VLProcessor", "Qwen3_5Tokenizer"),
@@ -166,73 +166,73 @@ _CLASS_ENTRIES = ("image_processor_type", "processor_class", "tokenizer_class")
 order."""
 
 
-def check_quantized(values: dict, path: Path) -> None:
+def check_quantization_method(values: dict, path: Path) -> None:
     """Raises `CoPRSError` where a config.json is of weights that are quantized in a way that is not
     supported."""
     method = _quantization_method(values)
-    if method in UNSUPPORTED:
+    if method in UNSUPPORTED_QUANTIZATIONS:
         raise CoPRSError(
             "{path} says that the weights are quantized by {method}: that needs the library "
             "{library}, which is not supported; {hint}.",
             path=path,
             method=method,
-            library=UNSUPPORTED[method],
-            hint=_UNQUANTIZED,
+            library=UNSUPPORTED_QUANTIZATIONS[method],
+            hint=_USE_UNQUANTIZED_HINT,
         )
 
 
-def how_to_fix(folder: Path) -> Callable[[Exception], Phrase]:
+def suggest_fix(folder: Path) -> Callable[[Exception], Phrase]:
     """For `as_user_error`: what helps where a folder's config, weights, tokenizer or processor
     cannot be loaded, for the end of a sentence."""
-    return partial(_how_to_fix, folder)
+    return partial(_suggest_fix, folder)
 
 
-def _how_to_fix(folder: Path, problem: Exception) -> Phrase:
+def _suggest_fix(folder: Path, problem: Exception) -> Phrase:
     if pointers := [path for path in without_hidden(folder.glob("*")) if is_git_lfs_pointer(path)]:
-        return Phrase("look at {file}: {hint}", file=pointers[0].name, hint=FETCH)
+        return Phrase("look at {file}: {hint}", file=pointers[0].name, hint=GIT_LFS_HINT)
     if marked := [path for path in without_hidden(folder.glob("*.json")) if has_bom(path)]:
         return Phrase(
             "save {file} as UTF-8 without the mark (BOM) that it begins with", file=marked[0].name
         )
-    files = {name: _entries(folder / name) for name in _FILES}
+    files = {name: _read_entries(folder / name) for name in _CONFIG_FILES}
     if "trust_remote_code" in str(problem) or "custom code" in str(problem):
         return Phrase(
             "it brings code of its own (auto_map), which is never run; take a model that "
             "transformers itself knows"
         )
-    if right_class := _unknown_class(folder, files):
+    if right_class := _suggest_known_class(folder, files):
         return right_class
     if method := _quantization_method(files["config.json"]):
         return Phrase(
             "its weights are quantized by {method}; {hint}",
-            method=truncated(method, 40),
-            hint=_UNQUANTIZED,
+            method=truncate(method, 40),
+            hint=_USE_UNQUANTIZED_HINT,
         )
     if isinstance(problem, ImportError):
         return Phrase("install the library that this names, or take a model that does without")
     is_damaged = isinstance(problem, JSONDecodeError | UnicodeDecodeError | OSError)
-    return COPY_AGAIN if is_damaged else Phrase("correct it, or copy it again from its source")
+    return COPY_AGAIN_HINT if is_damaged else Phrase("correct it, or copy it again from its source")
 
 
-def _unknown_class(folder: Path, files: dict[str, dict]) -> Phrase | None:
+def _suggest_known_class(folder: Path, files: dict[str, dict]) -> Phrase | None:
     """A class that transformers does not have, and the right one; None where there is none such."""
     import transformers
 
-    kind = str(files["config.json"].get("model_type"))
+    model_type = str(files["config.json"].get("model_type"))
     for number, entry in enumerate(_CLASS_ENTRIES):
         for name, values in files.items():
-            word = values.get(entry)
-            if not isinstance(word, str) or hasattr(transformers, word):
+            class_name = values.get(entry)
+            if not isinstance(class_name, str) or hasattr(transformers, class_name):
                 continue
-            right = Phrase("correct it")
-            if kind in _CLASSES:
-                right = Phrase("write {name}", name=_CLASSES[kind][number])
+            hint = Phrase("correct it")
+            if model_type in _CLASSES_BY_MODEL_TYPE:
+                hint = Phrase("write {name}", name=_CLASSES_BY_MODEL_TYPE[model_type][number])
             return Phrase(
                 "{path} has {entry} {word}, which transformers does not know; {hint}",
                 path=folder / name,
                 entry=entry,
-                word=truncated(word, 60),
-                hint=right,
+                word=truncate(class_name, 60),
+                hint=hint,
             )
     return None
 
@@ -244,7 +244,7 @@ def _quantization_method(values: dict) -> Any:
     return method if isinstance(method, str) and method != "bitsandbytes" else None
 
 
-def _entries(path: Path) -> dict:
+def _read_entries(path: Path) -> dict:
     """A JSON file's entries, those of its image processor among them; none where it is broken."""
     try:
         values = parse_json(path.read_text(encoding="utf-8"))

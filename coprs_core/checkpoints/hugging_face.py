@@ -20,16 +20,16 @@ from transformers.utils import logging as transformers_logging
 
 from coprs_core.checkpoints.downloads import missing_shards
 from coprs_core.checkpoints.folder_checks import (
+    check_config_values,
     check_image_processor,
-    check_numbers,
-    check_quantized,
-    check_size,
-    how_to_fix,
+    check_quantization_method,
+    check_weight_count,
+    suggest_fix,
 )
-from coprs_core.checkpoints.mapped_files import releasing_pages
+from coprs_core.checkpoints.mapped_files import release_pages_periodically
 from coprs_core.checkpoints.plan import uses_own_int8
-from coprs_core.checkpoints.tensors import refuse_mismatch
-from coprs_core.errors import CoPRSError, Phrase, truncated
+from coprs_core.checkpoints.tensors import raise_on_mismatch
+from coprs_core.errors import CoPRSError, Phrase, truncate
 from coprs_core.files import read_text, without_hidden
 from coprs_core.machine import as_user_error
 from coprs_core.model.backends.coordinates import CHATML, QUESTION_SLOT
@@ -38,8 +38,8 @@ from coprs_core.model.backends.mllm import ARCHITECTURES, Mllm
 from coprs_core.parsing import parse_json
 from coprs_core.prompts import IMAGE_SLOT
 
-_OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth")
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_OTHER_WEIGHT_SUFFIXES = (".bin", ".gguf", ".pt", ".pth")
+LOCAL_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Said at every call: otherwise code in the folder may be run, after a question on the terminal."""
 
 
@@ -52,32 +52,32 @@ def read_config(folder: Path) -> Any:
             path=path,
             name=folder.name,
         )
-    with as_user_error(Phrase("{path} cannot be read", path=path), how_to_fix(folder)):
+    with as_user_error(Phrase("{path} cannot be read", path=path), suggest_fix(folder)):
         values = parse_json(read_text(path))
-        check_numbers(values, path)
-        _check_type(values, path)
-        check_quantized(values, path)
-        return AutoConfig.from_pretrained(folder, **LOCAL)
+        check_config_values(values, path)
+        _check_model_type(values, path)
+        check_quantization_method(values, path)
+        return AutoConfig.from_pretrained(folder, **LOCAL_ONLY)
 
 
-def _check_type(values: dict, path: Path) -> None:
+def _check_model_type(values: dict, path: Path) -> None:
     """Raises `CoPRSError` where a config.json is of a model that is not supported."""
     kind = values.get("model_type")
     if kind in ARCHITECTURES:
         return
-    own = Phrase("")
+    note = Phrase("")
     if "auto_map" in values:
-        own = Phrase(" and brings code of its own (auto_map), which is never run")
+        note = Phrase(" and brings code of its own (auto_map), which is never run")
     raise CoPRSError(
         "{path} is of type {kind!r}{own}: only {names} are supported.",
         path=path,
-        kind=truncated(kind),
-        own=own,
+        kind=truncate(kind),
+        own=note,
         names=", ".join(ARCHITECTURES),
     )
 
 
-def is_tied(config: Any) -> bool:
+def has_tied_embeddings(config: Any) -> bool:
     """Whether a config says that output layer and embeddings are one tensor."""
     configs = (config, config.get_text_config())
     return any(getattr(c, "tie_word_embeddings", False) for c in configs)
@@ -87,17 +87,17 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, all of them there."""
     missing = missing_shards(folder) if folder.is_dir() else ["*.safetensors"]
     if missing:
-        lacks = folder / truncated(missing[0])
-        others = sorted(p.name for p in folder.glob("*") if p.suffix in _OTHER_WEIGHTS)
+        missing_path = folder / truncate(missing[0])
+        others = sorted(p.name for p in folder.glob("*") if p.suffix in _OTHER_WEIGHT_SUFFIXES)
         if others and not without_hidden(folder.glob("*.safetensors")):
             raise CoPRSError(
                 "The language model lacks {path} and holds {file}: take the model's "
                 "weights as safetensors, which alone are read.",
-                path=lacks,
-                file=truncated(others[0]),
+                path=missing_path,
+                file=truncate(others[0]),
             )
         raise CoPRSError(
-            "The language model lacks {path}: copy it again from its source.", path=lacks
+            "The language model lacks {path}: copy it again from its source.", path=missing_path
         )
     return without_hidden(folder.glob("*.safetensors"))
 
@@ -112,16 +112,16 @@ def load_mllm(
     """
     own_int8 = uses_own_int8(quantization, device)
     config, options = read_config(folder), {}
-    pages: Any = nullcontext()
-    empty = empty_mllm(config, folder)
+    page_release: Any = nullcontext()
+    meta_mllm = build_meta_mllm(config, folder)
     files = weight_files(folder)
-    check_size(empty, files, is_tied(config), folder)
+    check_weight_count(meta_mllm, files, has_tied_embeddings(config), folder)
     if quantization != "none":
-        pages = releasing_pages(files)
+        page_release = release_pages_periodically(files)
         if not own_int8:
-            options["quantization_config"] = _quantization_config(empty, dtype, quantization)
+            options["quantization_config"] = _quantization_config(meta_mllm, dtype, quantization)
     fault = Phrase("The language model in {folder} cannot be loaded", folder=folder)
-    with pages, as_user_error(fault, how_to_fix(folder)):
+    with page_release, as_user_error(fault, suggest_fix(folder)):
         load_dtype = torch.bfloat16 if own_int8 else dtype
         mllm = load_strictly(AutoModelForImageTextToText, folder, device, load_dtype, **options)
         if own_int8:
@@ -131,45 +131,45 @@ def load_mllm(
 
 
 def load_strictly(
-    kind: Any, folder: Path, device: torch.device, dtype: torch.dtype, **options: Any
+    model_class: Any, folder: Path, device: torch.device, dtype: torch.dtype, **options: Any
 ) -> Any:
     """A model of a kind of transformers; raises `CoPRSError` where a tensor has no place or a place
     no tensor."""
     with silence_transformers():
-        model, info = kind.from_pretrained(
+        model, info = model_class.from_pretrained(
             folder,
             dtype=dtype,
             device_map={"": device},
             output_loading_info=True,
             use_safetensors=True,
-            **LOCAL,
+            **LOCAL_ONLY,
             **options,
         )
     wrong = [str(m) for m in info["mismatched_keys"]]
-    refuse_mismatch(folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), wrong)
+    raise_on_mismatch(folder, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), wrong)
     return model
 
 
-def empty_mllm(config: Any, folder: Path) -> Mllm:
+def build_meta_mllm(config: Any, folder: Path) -> Mllm:
     """The model that a folder's config describes, on the meta device: sizes without weights."""
     fault = Phrase("{path} does not describe a model", path=folder / "config.json")
-    with as_user_error(fault, how_to_fix(folder)), torch.device("meta"):
+    with as_user_error(fault, suggest_fix(folder)), torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
-def _quantization_config(empty: Mllm, dtype: torch.dtype, quantization: str) -> Any:
-    whole = ["lm_head"]
-    whole += [f"model.{n}" for n, _ in empty.model.named_children() if n != "language_model"]
+def _quantization_config(meta_mllm: Mllm, dtype: torch.dtype, quantization: str) -> Any:
+    skipped = ["lm_head"]
+    skipped += [f"model.{n}" for n, _ in meta_mllm.model.named_children() if n != "language_model"]
     # bitsandbytes computes 32 outputs at a time on a CPU: the gates of linear attention have fewer
-    for name, module in empty.named_modules():
+    for name, module in meta_mllm.named_modules():
         if isinstance(module, nn.Linear) and module.out_features % 32:
-            whole.append(name)
+            skipped.append(name)
     return BitsAndBytesConfig(
         load_in_4bit=quantization == "nf4",
         load_in_8bit=quantization == "int8",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=whole,
+        llm_int8_skip_modules=skipped,
     )
 
 
@@ -192,32 +192,32 @@ def silence_transformers() -> Generator[None, None, None]:
 
 def load_processor(folder: Path) -> Any:
     """The whole processor of a Hugging Face folder, tokenizer included."""
-    return _load(folder, AutoProcessor)
+    return _load_pretrained(folder, AutoProcessor)
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a Hugging Face folder."""
-    return _load(folder, AutoTokenizer)
+    return _load_pretrained(folder, AutoTokenizer)
 
 
 def load_image_processor(folder: Path) -> Any:
     """The image processor of a Hugging Face folder, of the sizes of its model."""
-    image_processor, config = _load(folder, AutoImageProcessor), read_config(folder)
+    image_processor, config = _load_pretrained(folder, AutoImageProcessor), read_config(folder)
     fault = Phrase("The image processor in {folder} cannot be used", folder=folder)
-    with as_user_error(fault, how_to_fix(folder)):
+    with as_user_error(fault, suggest_fix(folder)):
         check_image_processor(image_processor, config.vision_config, folder)
     return image_processor
 
 
-def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
+def make_prompt_template(folder: Path, tokenizer: Any, image_id: int) -> str:
     """How a model is spoken to: its folder's own chat template, filled with one picture and one
     question, both as slots; `CHATML` where the folder brings none.
 
     Raises `CoPRSError` where the template does not take a picture and a question.
     """
     fault = Phrase("The chat template in {folder} cannot be used", folder=folder)
-    helps = Phrase("correct it, or take it away; then the usual one is used")
-    with as_user_error(fault, helps):
+    hint = Phrase("correct it, or take it away; then the usual one is used")
+    with as_user_error(fault, hint):
         template = getattr(load_processor(folder), "chat_template", None) or tokenizer.chat_template
         if not template:
             return CHATML
@@ -232,40 +232,40 @@ def chat_template(folder: Path, tokenizer: Any, image_id: int) -> str:
         filled = filled.replace(image_token, IMAGE_SLOT)
     if filled.count(IMAGE_SLOT) != 1 or filled.count(QUESTION_SLOT) != 1:
         raise CoPRSError(
-            "{fault}: it takes no picture and question; {hint}.", fault=fault, hint=helps
+            "{fault}: it takes no picture and question; {hint}.", fault=fault, hint=hint
         )
     return filled
 
 
-def _load(folder: Path, kind: Any) -> Any:
+def _load_pretrained(folder: Path, auto_class: Any) -> Any:
     fault = Phrase("Tokenizer or processor in {folder} cannot be loaded", folder=folder)
-    with as_user_error(fault, how_to_fix(folder)):
-        return kind.from_pretrained(folder, **LOCAL)
+    with as_user_error(fault, suggest_fix(folder)):
+        return auto_class.from_pretrained(folder, **LOCAL_ONLY)
 
 
-def focus_token_id(tokenizer: Any, focus_token: str, where: Path) -> int:
+def focus_token_id(tokenizer: Any, focus_token: str, folder: Path) -> int:
     """The focus token's id; raises `CoPRSError` where the tokenizer does not know it."""
-    with as_user_error(Phrase("The tokenizer in {folder} cannot be used", folder=where)):
+    with as_user_error(Phrase("The tokenizer in {folder} cannot be used", folder=folder)):
         focus_id = tokenizer.convert_tokens_to_ids(focus_token)
     if focus_id is None or focus_id == tokenizer.unk_token_id:
         raise CoPRSError(
             "The tokenizer in {where} does not know the focus token {token}: add it.",
-            where=where,
+            where=folder,
             token=focus_token,
         )
     return focus_id
 
 
-def check_focus_token(tokenizer: Any, focus_token: str, embeddings: int, where: Path) -> int:
+def check_focus_token(tokenizer: Any, focus_token: str, num_embeddings: int, folder: Path) -> int:
     """The focus token's id; raises `CoPRSError` where the embeddings have no row for it either."""
-    focus_id = focus_token_id(tokenizer, focus_token, where)
-    if focus_id >= embeddings:
+    focus_id = focus_token_id(tokenizer, focus_token, folder)
+    if focus_id >= num_embeddings:
         raise CoPRSError(
             "The focus token {token} has id {id} and the embeddings in {where} have {rows} "
             "rows: tokenizer and weights are of different models.",
             token=focus_token,
             id=focus_id,
-            where=where,
-            rows=embeddings,
+            where=folder,
+            rows=num_embeddings,
         )
     return focus_id

@@ -13,15 +13,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-EVERY_SECONDS = 0.5
+INTERVAL_SECONDS = 0.5
 _MAPS = Path("/proc/self/maps")
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)")
-_PAGEOUT = 21
+_MADV_PAGEOUT = 21
 """Advice that only says what is not needed now: whatever stands there by then, nothing is lost."""
 
 
 @contextmanager
-def releasing_pages(files: list[Path]) -> Generator[None, None, None]:
+def release_pages_periodically(files: list[Path]) -> Generator[None, None, None]:
     """Inside, pages of these files are let go twice a second (Linux; elsewhere nothing happens).
 
     What is needed again is read again from the file.
@@ -29,18 +29,18 @@ def releasing_pages(files: list[Path]) -> Generator[None, None, None]:
     if not _MAPS.is_file():
         yield
         return
-    over = threading.Event()
+    stop = threading.Event()
 
     def keep_letting_go() -> None:
-        while not over.wait(EVERY_SECONDS):
+        while not stop.wait(INTERVAL_SECONDS):
             release_pages(files)
 
-    thread = threading.Thread(target=keep_letting_go, daemon=True)
+    thread = threading.Thread(target=release_until_stopped, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stop.set()
         thread.join()
         release_pages(files)
 
@@ -48,9 +48,9 @@ def releasing_pages(files: list[Path]) -> Generator[None, None, None]:
 def release_pages(files: list[Path]) -> None:
     """Let go of the pages of these files where they are mapped, now; links are followed, as the
     cache of Hugging Face has them."""
-    libc, ours = ctypes.CDLL(None), {str(path.resolve()) for path in files}
+    libc, paths = ctypes.CDLL(None), {str(path.resolve()) for path in files}
     for line in _MAPS.read_text().splitlines():
         mapping = _MAPPING.fullmatch(line)
-        if mapping and mapping[3] in ours:
+        if mapping and mapping[3] in paths:
             start, end = int(mapping[1], 16), int(mapping[2], 16)
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _PAGEOUT)
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)

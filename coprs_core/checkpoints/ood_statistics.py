@@ -17,12 +17,12 @@ from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.parsing import parse_json
 from coprs_core.photos.photo import Photo
 
-FILE = "familiar.safetensors"
+STATISTICS_FILE = "familiar.safetensors"
 
 
-def learn_statistics(segmenter: FocusTokenSegmenter, pictures: Iterable[Photo]) -> Familiar:
+def compute_ood_statistics(segmenter: FocusTokenSegmenter, photos: Iterable[Photo]) -> Familiar:
     """What these pictures look like to a model; raises `CoPRSError` where they are too few."""
-    descriptions = [segmenter.describe(picture) for picture in pictures]
+    descriptions = [segmenter.describe(picture) for picture in photos]
     needed = pictures_needed(segmenter.model.config.vision.channels)
     if len(descriptions) < needed:
         raise CoPRSError(
@@ -34,36 +34,36 @@ def learn_statistics(segmenter: FocusTokenSegmenter, pictures: Iterable[Photo]) 
     return learn(torch.stack(descriptions))
 
 
-def save_familiar(folder: Path, familiar: Familiar, note: str | None = None) -> None:
+def save_ood_statistics(folder: Path, statistics: Familiar, note: str | None = None) -> None:
     """Write it into a checkpoint folder; `note` says in words what the model knows."""
-    save_tensors(familiar.tensors(), folder / FILE)
+    save_tensors(statistics.tensors(), folder / STATISTICS_FILE)
     if note is not None:
         path = folder / "coprs.json"
         values = parse_json(read_text(path)) | {"note": note}
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def copy_familiar(source: Path, folder: Path) -> None:
+def copy_ood_statistics(source: Path, folder: Path) -> None:
     """Keep what a checkpoint folder knows of its pictures, where it knows it, in one with the same
     image encoder."""
-    if (source / FILE).is_file():
-        shutil.copyfile(source / FILE, folder / FILE)
+    if (source / STATISTICS_FILE).is_file():
+        shutil.copyfile(source / STATISTICS_FILE, folder / STATISTICS_FILE)
 
 
-def load_familiar(folder: Path, channels: int) -> Familiar | None:
+def load_ood_statistics(folder: Path, channels: int) -> Familiar | None:
     """What lies in a checkpoint folder; None where nothing does.
 
     Raises `CoPRSError` where it is broken or of another model.
     """
-    path = folder / FILE
+    path = folder / STATISTICS_FILE
     if not path.is_file():
         return None
     with as_user_error(Phrase("{path} is broken", path=path), file=path):
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    numbers = 2 * channels
-    shapes = {"mean": [numbers], "whitening": [numbers, numbers], "border": [1]}
-    is_right = {name: list(t.shape) for name, t in tensors.items()} == shapes
-    if not is_right or not all(t.isfinite().all() for t in tensors.values()):
+    num_features = 2 * channels
+    shapes = {"mean": [num_features], "whitening": [num_features, num_features], "border": [1]}
+    has_expected_shapes = {name: list(t.shape) for name, t in tensors.items()} == shapes
+    if not has_expected_shapes or not all(t.isfinite().all() for t in tensors.values()):
         raise CoPRSError("{path} is not of this model: write it again with `familiar`.", path=path)
     if tensors["border"] <= 0:
         raise CoPRSError("{path} has a border of 0: write it again with `familiar`.", path=path)

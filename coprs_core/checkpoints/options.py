@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-AUTO = "auto"
+AUTO_MODEL = "auto"
 """The name for whichever listed model fits."""
 QUANTIZATIONS = ("none", "nf4", "int8")
-DETAILS = ("low", "normal", "high")
+DETAIL_LEVELS = ("low", "normal", "high")
 SAM_NAMES = (
     *("sam2.1-tiny", "sam2.1-small", "sam2.1-base-plus", "sam2.1-large"),
     *("vit_b", "vit_l", "vit_h"),
@@ -36,13 +36,13 @@ class LoadOptions:
     detail: str = "auto"
 
 
-SCHEME = "openai:"
+REMOTE_SCHEME = "openai:"
 """Begins the name of a model on another machine (see `remote`)."""
-KEY = "COPRS_API_KEY"
+API_KEY_VARIABLE = "COPRS_API_KEY"
 """The environment variable with the server's key."""
-FORM = f"{SCHEME}NAME@http://host:port/v1"
+REMOTE_NAME_FORMAT = f"{REMOTE_SCHEME}NAME@http://host:port/v1"
 
 
-def is_remote(name: object) -> bool:
+def is_remote_name(name: object) -> bool:
     """Whether a name is of a model on another machine."""
-    return isinstance(name, str) and name.startswith(SCHEME)
+    return isinstance(name, str) and name.startswith(REMOTE_SCHEME)

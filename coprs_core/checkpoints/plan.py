@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import constants
 
-from coprs_core.checkpoints.downloads import sam_cache
-from coprs_core.checkpoints.options import DETAILS, QUANTIZATIONS, LoadOptions
-from coprs_core.errors import CoPRSError, Phrase, first_line, truncated
+from coprs_core.checkpoints.downloads import sam_cache_folder
+from coprs_core.checkpoints.options import DETAIL_LEVELS, QUANTIZATIONS, LoadOptions
+from coprs_core.errors import CoPRSError, Phrase, first_line, truncate
 from coprs_core.machine import (
     DTYPES,
     DeviceName,
@@ -27,19 +27,19 @@ from coprs_core.machine import (
     total_memory,
 )
 from coprs_core.prompts import Detail
-from coprs_core.sizes import GB, format_bytes, free_disk
+from coprs_core.storage import GB, format_bytes, free_disk
 
 if TYPE_CHECKING:
     import torch
 
 BYTES_PER_LINEAR_WEIGHT = {"nf4": 0.5625, "int8": 1.01}
 """NF4 keeps 4 bits a weight and one float32 scale for 64 of them; int8 one scale a row."""
-BESIDE_QUANTIZED = 400_000_000
+QUANTIZATION_OVERHEAD = 400_000_000
 """What a quantized model keeps beside its weights: on a CPU its output layer once more, in 8 bits;
 elsewhere a layer at a time as it is brought back to 16."""
-SMALL = 100_000_000
+MIN_WEIGHTS_WITH_OVERHEAD = 100_000_000
 """Linear weights of a model whose quantization takes no room worth counting."""
-LIBRARIES = 700_000_000
+LIBRARY_MEMORY = 700_000_000
 """What the libraries hold, and the language model's cache, of a model for photos."""
 
 
@@ -54,16 +54,16 @@ class Machine:
     has_bfloat16: bool = True
 
     @property
-    def kind(self) -> str:
+    def device_type(self) -> str:
         """ "cpu", "cuda" or "mps"."""
         return self.device.partition(":")[0]
 
 
-def this_machine(device: str = "auto") -> Machine:
+def inspect_machine(device: str = "auto") -> Machine:
     """The machine as it is now; raises `CoPRSError` where it has no such device."""
-    chosen = resolve_device_name(device)
-    disk = min(free_disk(folder) for folder in (Path(constants.HF_HUB_CACHE), sam_cache()))
-    return Machine(str(chosen), free_memory(chosen), disk, has_native_bfloat16(chosen))
+    resolved = resolve_device_name(device)
+    disk = min(free_disk(folder) for folder in (Path(constants.HF_HUB_CACHE), sam_cache_folder()))
+    return Machine(str(resolved), free_memory(resolved), disk, has_native_bfloat16(resolved))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ModelSize:
         )
 
     @property
-    def half_bytes(self) -> int:
+    def bytes_in_16bit(self) -> int:
         """Bytes of all weights in 16 bits each, by which "auto" tells large models from small."""
         return 2 * (self.linear + self.other)
 
@@ -94,7 +94,11 @@ class ModelSize:
         """Bytes on the device while answering: the weights, and room for one answer;
         `bytes_per_weight` of what is not quantized. The only formula."""
         per_linear = BYTES_PER_LINEAR_WEIGHT.get(quantization, bytes_per_weight)
-        beside = BESIDE_QUANTIZED if per_linear != bytes_per_weight and self.linear > SMALL else 0
+        beside = (
+            QUANTIZATION_OVERHEAD
+            if per_linear != bytes_per_weight and self.linear > MIN_WEIGHTS_WITH_OVERHEAD
+            else 0
+        )
         weights = int(per_linear * self.linear + bytes_per_weight * self.other)
         return weights + beside + self.working
 
@@ -148,7 +152,7 @@ class LoadPlan:
                 needed=format_bytes(self.memory),
                 device=self.device,
                 free=format_bytes(self.machine.memory),
-                hint=self._way_out(),
+                hint=self._first_fitting_choice(),
             )
         return ""
 
@@ -167,7 +171,7 @@ class LoadPlan:
         return f"{self.precision} on {self.device}{sam}{detail}"
 
     @property
-    def smaller(self) -> Phrase:
+    def smaller_choice_hint(self) -> Phrase:
         """What to try where memory runs out all the same."""
         return Phrase(
             "try {quantize}--sam sam2.1-tiny, --model auto, which takes what fits, or mini",
@@ -184,45 +188,47 @@ class LoadPlan:
         if self.problem:
             raise CoPRSError("{name} {problem}.", name=self.model, problem=self.problem)
 
-    def _way_out(self) -> Phrase:
+    def _first_fitting_choice(self) -> Phrase:
         """The first smaller choice that would fit."""
         choices = []
-        in_half = " --dtype bf16" if self.dtype == "float32" else ""
-        if in_half:
-            also = "" if self.quantization == "none" else f" --quantize {self.quantization}"
-            choices.append((f"--dtype bf16{also}", self.size.memory(self.quantization)))
-        if self._can_be_nf4 and self.machine.kind in ("cpu", "cuda"):
-            choices.append((f"--quantize nf4{in_half}", self.size.memory("nf4")))
+        bf16_option = " --dtype bf16" if self.dtype == "float32" else ""
+        if bf16_option:
+            quantize_option = (
+                "" if self.quantization == "none" else f" --quantize {self.quantization}"
+            )
+            choices.append((f"--dtype bf16{quantize_option}", self.size.memory(self.quantization)))
+        if self._can_be_nf4 and self.machine.device_type in ("cpu", "cuda"):
+            choices.append((f"--quantize nf4{bf16_option}", self.size.memory("nf4")))
         for choice, size in choices:
             if size <= self.machine.memory:
                 return Phrase("{choice} needs {size}", choice=choice, size=format_bytes(size))
-        return self.smaller
+        return self.smaller_choice_hint
 
-    def in_words(self) -> Phrase:
+    def describe(self) -> Phrase:
         """What a listed model is, takes and asks for, in one line."""
-        fetched = Phrase("downloaded")
+        download = Phrase("downloaded")
         if self.download:
-            fetched = Phrase("{size} to download", size=format_bytes(self.download))
+            download = Phrase("{size} to download", size=format_bytes(self.download))
         return Phrase(
             "{model} with {sam}{quantized}: {fetched}, about {memory} of memory ({licence})",
             model=self.model,
             sam=self.sam,
             quantized="" if self.quantization == "none" else f", {self.quantization}",
-            fetched=fetched,
+            fetched=download,
             memory=format_bytes(self.memory),
             licence=self.licence,
         )
 
 
 def make_plan(
-    model: str, size: ModelSize, options: LoadOptions, machine: Machine, **known: Any
+    model: str, size: ModelSize, options: LoadOptions, machine: Machine, **details: Any
 ) -> LoadPlan:
-    """The plan of a model of that size, every "auto" of `options` decided; `known` are further
+    """The plan of a model of that size, every "auto" of `options` decided; `details` are further
     fields of it. Raises `CoPRSError` for a precision that is not known."""
-    dtype = choose_dtype(options.dtype, machine, size.half_bytes)
-    quantization = choose_quantization(options.quantization, machine, size.half_bytes)
+    dtype = choose_dtype(options.dtype, machine, size.bytes_in_16bit)
+    quantization = choose_quantization(options.quantization, machine, size.bytes_in_16bit)
     memory = size.memory(quantization, 4 if dtype == "float32" else 2)
-    return LoadPlan(model, machine, dtype, quantization, size, memory, **known)
+    return LoadPlan(model, machine, dtype, quantization, size, memory, **details)
 
 
 # --- what "auto" stands for
@@ -234,7 +240,7 @@ def choose_dtype(dtype: str, machine: Machine, weight_bytes: int) -> str:
     "auto" is bfloat16 on a GPU; on a CPU it is float32, but bfloat16 from 1 GB of weights on.
     """
     if dtype == "auto":
-        return "float32" if machine.kind == "cpu" and weight_bytes < GB else "bfloat16"
+        return "float32" if machine.device_type == "cpu" and weight_bytes < GB else "bfloat16"
     if dtype not in DTYPES:
         raise CoPRSError(
             "Precision {dtype!r} is not known: choose auto, {names}.",
@@ -257,11 +263,11 @@ def choose_detail(detail: str, device_kind: str) -> Detail:
     normal on a GPU. Raises `CoPRSError` for any other."""
     if detail == "auto":
         return "low" if device_kind == "cpu" else "normal"
-    if detail not in DETAILS:
+    if detail not in DETAIL_LEVELS:
         raise CoPRSError(
             "Detail {detail!r} is not known: choose auto, {names}.",
-            detail=truncated(detail, 40),
-            names=", ".join(DETAILS),
+            detail=truncate(detail, 40),
+            names=", ".join(DETAIL_LEVELS),
         )
     return detail
 
@@ -275,7 +281,7 @@ def choose_quantization(quantization: str, machine: Machine, weight_bytes: int) 
     """
     if quantization != "auto":
         return quantization
-    if machine.kind != "cpu" or weight_bytes < GB:
+    if machine.device_type != "cpu" or weight_bytes < GB:
         return "none"
     if not machine.has_bfloat16:
         return "int8"
@@ -329,27 +335,27 @@ def check_quantization(quantization: str, device: torch.device | DeviceName) -> 
 # --- room beside the model
 
 
-MAX_KEPT_PHOTOS = 8
-KEPT_SHARE = 0.05
+MAX_CACHED_PHOTOS = 8
+PHOTO_CACHE_SHARE = 0.05
 """Of all memory of a device: what the features of read photos may take."""
-ANSWERS_SHARE = 0.01
+ANSWER_CACHE_SHARE = 0.01
 """Of the machine's memory: what the answers that visitors' pages hold may take. Of 16 GB, reckoned
 at 5 MB each, some 30 packed answers about photos of 12 megapixels."""
 
 
-def room_for_photos(device: torch.device) -> int:
+def photo_cache_budget(device: torch.device) -> int:
     """Bytes that the features of photos may take together on a device; the last photo's are kept
     whatever they take."""
-    return int(KEPT_SHARE * total_memory(device))
+    return int(PHOTO_CACHE_SHARE * total_memory(device))
 
 
-def room_for_answers() -> int:
+def answer_cache_budget() -> int:
     """Bytes that the answers of all visitors of a page may take together."""
-    return int(ANSWERS_SHARE * total_memory(DeviceName("cpu")))
+    return int(ANSWER_CACHE_SHARE * total_memory(DeviceName("cpu")))
 
 
-def room_for_encoding(grid: int, width: int) -> int:
+def sam_encoder_memory(grid: int, width: int) -> int:
     """Bytes that the image encoder of SAM takes while it works, for a grid of so many cells a side:
     40 maps of cells × width in float32, as measured of ViT-B and ViT-H on a CPU; and the libraries,
     where it is not tiny."""
-    return 40 * 4 * width * grid**2 + (LIBRARIES if grid >= 64 else 0)
+    return 40 * 4 * width * grid**2 + (LIBRARY_MEMORY if grid >= 64 else 0)

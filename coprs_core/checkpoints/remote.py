@@ -8,10 +8,15 @@ from urllib.parse import urlsplit
 
 import torch
 
-from coprs_core.checkpoints.downloads import Report, on_terminal
-from coprs_core.checkpoints.options import FORM, KEY, SCHEME, LoadOptions
+from coprs_core.checkpoints.downloads import ProgressCallback, print_progress
+from coprs_core.checkpoints.options import (
+    API_KEY_VARIABLE,
+    REMOTE_NAME_FORMAT,
+    REMOTE_SCHEME,
+    LoadOptions,
+)
 from coprs_core.checkpoints.plan import LoadPlan, Machine, choose_sam, make_plan
-from coprs_core.checkpoints.sams import load_sam, missing_sam_bytes, sam_size
+from coprs_core.checkpoints.sam_models import load_sam, remaining_sam_download, sam_size
 from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import parse_dtype
@@ -33,7 +38,7 @@ class RemoteSource:
     @property
     def name(self) -> str:
         """What it is called in answers: the address is nobody else's business."""
-        return f"{SCHEME}{self.model}"
+        return f"{REMOTE_SCHEME}{self.model}"
 
     @property
     def host(self) -> str:
@@ -48,21 +53,22 @@ class RemoteSource:
         from coprs_core.model.backends.remote.chat import Server
         from coprs_core.model.backends.remote.segmenter import SECONDS
 
-        key = os.environ.get(KEY, "").strip()
+        key = os.environ.get(API_KEY_VARIABLE, "").strip()
         if not key.isascii() or not key.isprintable():
             raise CoPRSError(
-                "{variable} holds signs that no key has: copy the key again.", variable=KEY
+                "{variable} holds signs that no key has: copy the key again.",
+                variable=API_KEY_VARIABLE,
             )
         return Server(self.url, self.model, key or "none", proxy_for(self.url), SECONDS)
 
     def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
         """How its SAM will be loaded here."""
-        sam = choose_sam(options.sam, machine.kind)
+        sam = choose_sam(options.sam, machine.device_type)
         options = replace(options, quantization="none")
-        known = {"sam": sam, "download": missing_sam_bytes(sam)}
+        known = {"sam": sam, "download": remaining_sam_download(sam)}
         return make_plan(self.name, sam_size(sam), options, machine, **known)
 
-    def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
+    def load(self, plan: LoadPlan, report: ProgressCallback | None) -> Checkpoint:
         """The model, asked once where a drawn square is, and a SAM on a device.
 
         Raises `CoPRSError`: the server cannot be used, and why.
@@ -71,17 +77,17 @@ class RemoteSource:
         from coprs_core.model.backends.cpu import optimize
         from coprs_core.model.backends.remote.segmenter import RemoteSegmenter, ask_for_a_square
 
-        say, server = report or on_terminal, self.server()
+        say, server = report or print_progress, self.server()
         say(Phrase("asking {host} where a drawn square is", host=self.host))
         prompt = ask_for_a_square(server)
         if prompt is None:
-            doubt = Phrase(
+            warning = Phrase(
                 "warning: {model} on {host} did not tell where a drawn red square is: its boxes "
                 "may be wrong",
                 model=self.model,
                 host=self.host,
             )
-            say(doubt)
+            say(warning)
         device, dtype = torch.device(plan.device), parse_dtype(plan.dtype)
         sam = load_sam(plan.sam, device, dtype, report).eval().requires_grad_(False)
         optimize.apply(sam)
@@ -89,21 +95,21 @@ class RemoteSource:
         return Checkpoint(self.name, segmenter, "none", is_proven=prompt is not None)
 
 
-def parse(name: str) -> RemoteSource:
+def parse_remote_name(name: str) -> RemoteSource:
     """The model and the address in a name; raises `CoPRSError` where it holds none."""
-    model, _, url = name.removeprefix(SCHEME).rpartition("@")
+    model, _, url = name.removeprefix(REMOTE_SCHEME).rpartition("@")
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
-        is_bare = parts.port is None or parts.port > 0
-        is_bare = is_bare and not (parts.username or parts.password or parts.query)
+        has_no_secrets = parts.port is None or parts.port > 0
+        has_no_secrets = has_no_secrets and not (parts.username or parts.password or parts.query)
     except ValueError:
-        is_address = is_bare = False
-    if not model or not is_address or not is_bare:
+        is_address = has_no_secrets = False
+    if not model or not is_address or not has_no_secrets:
         raise CoPRSError(
             "A model on another machine is given as {form}, and its key by the environment "
             "variable {variable}: write it so.",
-            form=FORM,
-            variable=KEY,
+            form=REMOTE_NAME_FORMAT,
+            variable=API_KEY_VARIABLE,
         )
     return RemoteSource(model, url)

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
-from coprs_core.checkpoints.hugging_face import is_tied
-from coprs_core.checkpoints.sources import PARTS
-from coprs_core.checkpoints.tensors import LazyTensors, lazy_tensors, save_tensors
+from coprs_core.checkpoints.hugging_face import has_tied_embeddings
+from coprs_core.checkpoints.sources import CHECKPOINT_PARTS
+from coprs_core.checkpoints.tensors import LazyTensors, as_lazy_tensors, save_tensors
 from coprs_core.errors import CoPRSError
 from coprs_core.model.backends.mllm import Mllm
 from coprs_core.model.coprs import CoPRS, CoPRSConfig
-from coprs_core.sizes import format_bytes, free_disk
+from coprs_core.storage import format_bytes, free_disk
 
-TIED_LAYER = "lm_head.weight"
+TIED_OUTPUT_LAYER = "lm_head.weight"
 """Left out of a file where it is one with the embeddings."""
 
 
@@ -27,27 +27,28 @@ def save_checkpoint(
     folder: Path, model: CoPRS, processor: Any, dtype: torch.dtype | None = None
 ) -> None:
     """Write a model and its processor (tokenizer included), in `dtype` or as they are."""
-    place = folder / "mllm"
-    place.mkdir(parents=True, exist_ok=True)
+    language_folder = folder / "mllm"
+    language_folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(model.mllm.config)
     config.architectures = [type(model.mllm).__name__]
     config.dtype = dtype or model.mllm.dtype
-    config.save_pretrained(place)
-    model.mllm.generation_config.save_pretrained(place)
-    processor.save_pretrained(place)
+    config.save_pretrained(language_folder)
+    model.mllm.generation_config.save_pretrained(language_folder)
+    processor.save_pretrained(language_folder)
     parts = {
-        part: lazy_tensors(folder, model.get_submodule(part).state_dict(), dtype) for part in PARTS
+        part: as_lazy_tensors(folder, model.get_submodule(part).state_dict(), dtype)
+        for part in CHECKPOINT_PARTS
     }
     write_checkpoint(
-        folder, model.config, lazy_tensors(folder, language_tensors(model.mllm), dtype), parts
+        folder, model.config, as_lazy_tensors(folder, language_tensors(model.mllm), dtype), parts
     )
 
 
 def language_tensors(mllm: Mllm) -> dict[str, torch.Tensor]:
     """The tensors of a Hugging Face model that its file holds."""
     state = dict(mllm.state_dict())
-    if is_tied(mllm.config):
-        state.pop(TIED_LAYER, None)
+    if has_tied_embeddings(mllm.config):
+        state.pop(TIED_OUTPUT_LAYER, None)
     return state
 
 
@@ -61,15 +62,15 @@ def write_checkpoint(
         folder: the checkpoint folder.
         config: becomes coprs.json.
         language: the language model's tensors, in files of at most 2 GB; one is held at a time.
-        parts: the tensors of each of `PARTS`.
+        parts: the tensors of each of `CHECKPOINT_PARTS`.
     """
     write_language_model(folder / "mllm", language)
-    for part in PARTS:
-        _save(folder / f"{part}.safetensors", parts[part], list(parts[part].shapes))
+    for part in CHECKPOINT_PARTS:
+        _save_tensors(folder / f"{part}.safetensors", parts[part], list(parts[part].shapes))
     _write_json(folder / "coprs.json", config.to_dict())
 
 
-def write_language_model(place: Path, language: LazyTensors) -> None:
+def write_language_model(folder: Path, language: LazyTensors) -> None:
     """Write a language model's tensors into a Hugging Face folder, in files of at most 2 GB; one is
     held at a time."""
     plan = split_torch_state_dict_into_shards(
@@ -78,13 +79,13 @@ def write_language_model(place: Path, language: LazyTensors) -> None:
         max_shard_size="2GB",
     )
     for file, names in plan.filename_to_tensors.items():
-        _save(place / file, language, names)
+        _save_tensors(folder / file, language, names)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        _write_json(place / "model.safetensors.index.json", index)
+        _write_json(folder / "model.safetensors.index.json", index)
 
 
-def _save(path: Path, tensors: LazyTensors, names: list[str]) -> None:
+def _save_tensors(path: Path, tensors: LazyTensors, names: list[str]) -> None:
     state = {k: tensors.get(k).clone(memory_format=torch.contiguous_format) for k in names}
     save_tensors(state, path)
 
@@ -94,7 +95,7 @@ def _write_json(path: Path, values: dict) -> None:
 
 
 @contextmanager
-def new_folder(out: Path, size: int) -> Generator[Path, None, None]:
+def atomic_output_folder(out: Path, size: int) -> Generator[Path, None, None]:
     """A new folder that takes its place when the block ends well and leaves nothing when it does
     not.
 
@@ -108,16 +109,16 @@ def new_folder(out: Path, size: int) -> Generator[Path, None, None]:
             f"{out} needs {format_bytes(size)} and {free} are free: choose another disk."
         )
     out = out.absolute()
-    part = out.with_name(out.name + ".part")
+    temporary = out.with_name(out.name + ".part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
         if out.exists():
             out.rmdir()
-        part.rename(out)
+        temporary.rename(out)
     except OSError as problem:
         reason = problem.strerror or problem
         raise CoPRSError(f"{out} cannot be written ({reason}): choose another --out.") from problem
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -8,19 +8,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from coprs_core.checkpoints.downloads import Report
+from coprs_core.checkpoints.downloads import ProgressCallback
 from coprs_core.checkpoints.hugging_face import (
-    chat_template,
     check_focus_token,
     focus_token_id,
     load_image_processor,
     load_mllm,
     load_tokenizer,
+    make_prompt_template,
     read_config,
     weight_files,
 )
 from coprs_core.checkpoints.localization_heads import load_heads
-from coprs_core.checkpoints.ood_statistics import load_familiar
+from coprs_core.checkpoints.ood_statistics import load_ood_statistics
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.plan import (
     LoadPlan,
@@ -29,9 +29,14 @@ from coprs_core.checkpoints.plan import (
     choose_detail,
     choose_sam,
     make_plan,
-    room_for_encoding,
+    sam_encoder_memory,
 )
-from coprs_core.checkpoints.sams import load_sam, missing_sam_bytes, sam_size, sam_weights_path
+from coprs_core.checkpoints.sam_models import (
+    load_sam,
+    remaining_sam_download,
+    sam_size,
+    sam_weights_path,
+)
 from coprs_core.checkpoints.tensors import count_parameters, load_module
 from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import as_user_error, parse_dtype
@@ -48,7 +53,7 @@ from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.model.segmenter import Segmenter
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, Detail, PriorKind
 
-PARTS = ("image_encoder", "prior", "decoder")
+CHECKPOINT_PARTS = ("image_encoder", "prior", "decoder")
 """Of a CoPRS checkpoint folder, beside its language model: each a .safetensors file."""
 
 
@@ -67,7 +72,7 @@ class Checkpoint:
     is_proven: bool = True
 
 
-class Source(Protocol):
+class ModelSource(Protocol):
     """Where a model lies and how it becomes a `Segmenter`."""
 
     @property
@@ -81,11 +86,11 @@ class Source(Protocol):
         """The Hugging Face folder of its language model."""
         ...
 
-    def files(self, sam: str) -> list[Path]:
+    def files_beside_language_model(self, sam: str) -> list[Path]:
         """Every file that it needs beside the language model's, there or not."""
         ...
 
-    def special_tokens(self) -> dict[str, int]:
+    def special_token_ids(self) -> dict[str, int]:
         """Ids of the tokens that it cannot do without; raises `CoPRSError` where one is missing."""
         ...
 
@@ -94,7 +99,7 @@ class Source(Protocol):
         missing or broken."""
         ...
 
-    def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
+    def load(self, plan: LoadPlan, report: ProgressCallback | None) -> Checkpoint:
         """The model as planned, strictly.
 
         Weights are read straight from the files' pages as they are needed: loading takes little
@@ -123,25 +128,25 @@ class CoPRSSource:
     def language_folder(self) -> Path:
         return self.folder / "mllm"
 
-    def _parts(self) -> list[Path]:
-        return [self.folder / f"{part}.safetensors" for part in PARTS]
+    def _part_files(self) -> list[Path]:
+        return [self.folder / f"{part}.safetensors" for part in CHECKPOINT_PARTS]
 
-    def files(self, sam: str) -> list[Path]:
-        return [self.folder / "coprs.json", *self._parts()]
+    def files_beside_language_model(self, sam: str) -> list[Path]:
+        return [self.folder / "coprs.json", *self._part_files()]
 
-    def special_tokens(self) -> dict[str, int]:
-        tokens = _image_token(self.language_folder)
+    def special_token_ids(self) -> dict[str, int]:
+        tokens = _image_token_id(self.language_folder)
         focus_token = CoPRSConfig.read(self.folder / "coprs.json").focus_token
         tokenizer = load_tokenizer(self.language_folder)
         return tokens | {focus_token: focus_token_id(tokenizer, focus_token, self.language_folder)}
 
     def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
         vision = CoPRSConfig.read(self.folder / "coprs.json").vision
-        size = _size_of([*weight_files(self.language_folder), *self._parts()])
-        size += ModelSize(working=room_for_encoding(vision.grid, vision.width))
+        size = _measure_size([*weight_files(self.language_folder), *self._part_files()])
+        size += ModelSize(working=sam_encoder_memory(vision.grid, vision.width))
         return make_plan(self.name, size, options, machine)
 
-    def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
+    def load(self, plan: LoadPlan, report: ProgressCallback | None) -> Checkpoint:
         config = CoPRSConfig.read(self.folder / "coprs.json")
         device, dtype = torch.device(plan.device), parse_dtype(plan.dtype)
         mllm = load_mllm(self.language_folder, device, dtype, plan.quantization)
@@ -157,18 +162,18 @@ class CoPRSSource:
         with as_user_error(fault, Phrase("correct its sizes")), torch.device("meta"):
             model = CoPRS(config, nn.Module())
         model.mllm = mllm
-        for part, file in zip(PARTS, self._parts(), strict=True):
+        for part, file in zip(CHECKPOINT_PARTS, self._part_files(), strict=True):
             load_module(model.get_submodule(part), file, device, dtype)
         tokenizer = load_tokenizer(self.language_folder)
         image_processor = load_image_processor(self.language_folder)
-        rows = mllm.get_input_embeddings().num_embeddings
-        check_focus_token(tokenizer, config.focus_token, rows, self.language_folder)
+        num_embeddings = mllm.get_input_embeddings().num_embeddings
+        check_focus_token(tokenizer, config.focus_token, num_embeddings, self.language_folder)
         model.eval().requires_grad_(False)
         optimize.apply(model, shortlist=plan.quantization != "none")
-        familiar = load_familiar(self.folder, config.vision.channels)
-        segmenter = FocusTokenSegmenter(model, tokenizer, image_processor, familiar)
+        ood_statistics = load_ood_statistics(self.folder, config.vision.channels)
+        segmenter = FocusTokenSegmenter(model, tokenizer, image_processor, ood_statistics)
         segmenter.language.heads = load_heads(self.language_folder)
-        _check_generation(segmenter.language, config.prompt_template, self.language_folder)
+        _check_first_tokens(segmenter.language, config.prompt_template, self.language_folder)
         return Checkpoint(self.name, segmenter, plan.quantization, self.language_folder)
 
 
@@ -188,22 +193,22 @@ class CoordinateSource:
     def language_folder(self) -> Path:
         return self.folder
 
-    def files(self, sam: str) -> list[Path]:
+    def files_beside_language_model(self, sam: str) -> list[Path]:
         return [sam_weights_path(sam)]
 
-    def special_tokens(self) -> dict[str, int]:
+    def special_token_ids(self) -> dict[str, int]:
         load_tokenizer(self.folder)
-        return _image_token(self.folder)
+        return _image_token_id(self.folder)
 
     def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
-        self._prompt()
-        sam = choose_sam(options.sam, machine.kind)
-        size = _size_of(weight_files(self.folder)) + sam_size(sam)
-        detail = choose_detail(options.detail, machine.kind)
-        known = {"sam": sam, "detail": detail, "download": missing_sam_bytes(sam)}
+        self._choose_prompt()
+        sam = choose_sam(options.sam, machine.device_type)
+        size = _measure_size(weight_files(self.folder)) + sam_size(sam)
+        detail = choose_detail(options.detail, machine.device_type)
+        known = {"sam": sam, "detail": detail, "download": remaining_sam_download(sam)}
         return make_plan(self.name, size, options, machine, **known)
 
-    def _prompt(self) -> CoordinatePrompt:
+    def _choose_prompt(self) -> CoordinatePrompt:
         kind = read_config(self.folder).model_type
         if kind not in PROMPTS:
             raise CoPRSError(
@@ -215,62 +220,66 @@ class CoordinateSource:
             )
         return self.prompt or PROMPTS[kind]
 
-    def load(self, plan: LoadPlan, report: Report | None) -> Checkpoint:
-        prompt, device, dtype = self._prompt(), torch.device(plan.device), parse_dtype(plan.dtype)
+    def load(self, plan: LoadPlan, report: ProgressCallback | None) -> Checkpoint:
+        prompt, device, dtype = (
+            self._choose_prompt(),
+            torch.device(plan.device),
+            parse_dtype(plan.dtype),
+        )
         sam = load_sam(plan.sam, device, dtype, report)
         model = CoordinateModel(sam, load_mllm(self.folder, device, dtype, plan.quantization))
         tokenizer = load_tokenizer(self.folder)
         image_processor = load_image_processor(self.folder)
         model.eval().requires_grad_(False)
         optimize.apply(model, shortlist=plan.quantization != "none")
-        chat = chat_template(self.folder, tokenizer, model.mllm.config.image_token_id)
+        chat = make_prompt_template(self.folder, tokenizer, model.mllm.config.image_token_id)
         detail = cast(Detail, plan.detail)
         segmenter = CoordinateSegmenter(model, tokenizer, image_processor, prompt, chat, detail)
         segmenter.language.heads = load_heads(self.folder)
-        _check_generation(segmenter.language, segmenter.template, self.folder)
+        _check_first_tokens(segmenter.language, segmenter.template, self.folder)
         return Checkpoint(self.name, segmenter, plan.quantization, self.folder)
 
 
-def _size_of(files: list[Path]) -> ModelSize:
+def _measure_size(files: list[Path]) -> ModelSize:
     """What is in safetensors files, from their headers alone."""
     linear, other = zip(*(count_parameters(path) for path in files), strict=True)
     return ModelSize(sum(linear), sum(other))
 
 
-def _image_token(folder: Path) -> dict[str, int]:
+def _image_token_id(folder: Path) -> dict[str, int]:
     return {"image": read_config(folder).image_token_id}
 
 
 # --- the first word, so that what cannot answer is refused now, not at the first question
 
-_GREY_PHOTO = Image.new("RGB", (56, 56), "gray")
+_TEST_PHOTO = Image.new("RGB", (56, 56), "gray")
 
 
-def _check_generation(language: LanguageModel, template: str, folder: Path) -> None:
+def _check_first_tokens(language: LanguageModel, template: str, folder: Path) -> None:
     """Raises `CoPRSError` where tokenizer, image processor and model of a folder cannot read a
     question together, or would fail over one word of it."""
     fault = Phrase(
         "Tokenizer, image processor and model in {folder} do not work together", folder=folder
     )
     with as_user_error(fault, Phrase("take all files of a model from one source")):
-        _check_tokens(language, folder)
-        visual = language.see(_GREY_PHOTO)
+        _check_token_ids(language, folder)
+        visual = language.see(_TEST_PHOTO)
         prefix = language.prefix(template, visual)
         reading_so_far = language.reading(template, "the umbrella", visual, prefix)
         for _ in language.write(reading_so_far, None, 2):
             pass
 
 
-def _check_tokens(language: LanguageModel, folder: Path) -> None:
-    tokenizer, rows = language.tokenizer, language.vocabulary
+def _check_token_ids(language: LanguageModel, folder: Path) -> None:
+    tokenizer, num_embeddings = language.tokenizer, language.vocabulary
     largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
+    if largest >= num_embeddings:
         raise CoPRSError(
             "The tokenizer in {folder} writes ids up to {largest:,} and the embeddings have "
             "{rows:,} rows: tokenizer and weights are of different models.",
             folder=folder,
             largest=largest,
-            rows=rows,
+            rows=num_embeddings,
         )
     image_id = language.mllm.config.image_token_id
     if image_id not in tokenizer.added_tokens_decoder:

@@ -16,17 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, Phrase, first_line, truncated
-from coprs_core.files import FETCH, is_git_lfs_pointer
-from coprs_core.machine import COPY_AGAIN, as_user_error
+from coprs_core.errors import CoPRSError, Phrase, first_line, truncate
+from coprs_core.files import GIT_LFS_HINT, is_git_lfs_pointer
+from coprs_core.machine import COPY_AGAIN_HINT, as_user_error
 from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
 from coprs_core.model.vision import VisionConfig, vision_config_of
-from coprs_core.sizes import format_bytes, free_disk
+from coprs_core.storage import format_bytes, free_disk
 
-ENCODER_PREFIX = "image_encoder."
-DECODER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
+SAM_ENCODER_PREFIX = "image_encoder."
+SAM_DECODER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
 """SAM's own names."""
-_LINEAR = re.compile(r"(?<!visual\.)layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$")
+_LLM_LINEAR_WEIGHT = re.compile(r"(?<!visual\.)layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$")
 _DTYPE_NAMES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
@@ -50,7 +50,7 @@ class LazyTensors:
     get: Callable[[str], Tensor]
 
 
-def lazy_tensors(
+def as_lazy_tensors(
     path: Path, state: dict[str, Tensor], dtype: torch.dtype | None = None
 ) -> LazyTensors:
     """Tensors that are there already, each in `dtype` or as it is; SAM's positional matrix as it
@@ -64,18 +64,18 @@ def lazy_tensors(
 
 def open_safetensors(files: list[Path]) -> LazyTensors:
     """The tensors of safetensors files, read lazily; raises `CoPRSError` where one is broken."""
-    where: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     shapes = {}
     for path in files:
         with _open_safetensors(path, Phrase("{path} is broken or cut short", path=path)) as file:
             for name in file.keys():
                 view = file.get_slice(name)
-                where[name] = path
+                file_of[name] = path
                 shape = torch.Size(view.get_shape())
                 shapes[name] = shape, _DTYPE_NAMES[view.get_dtype()]
 
     def get(name: str) -> Tensor:
-        with safe_open(where[name], framework="pt") as file:
+        with safe_open(file_of[name], framework="pt") as file:
             return file.get_tensor(name)
 
     return LazyTensors(files[0].parent, shapes, get)
@@ -85,29 +85,32 @@ def open_safetensors(files: list[Path]) -> LazyTensors:
 def _open_safetensors(path: Path, fault: Phrase | None = None) -> Generator[Any, None, None]:
     """A safetensors file; raises `CoPRSError` where it is broken."""
     broken = fault or Phrase("{path} is broken", path=path)
-    with as_user_error(broken, replace_file(path), path), safe_open(path, framework="pt") as file:
+    with (
+        as_user_error(broken, broken_file_hint(path), path),
+        safe_open(path, framework="pt") as file,
+    ):
         yield file
 
 
-def replace_file(path: Path) -> Phrase:
+def broken_file_hint(path: Path) -> Phrase:
     """What helps where a file is broken, for the end of a sentence: one that was downloaded is
     downloaded again once it is gone. Links of the cache point to where the bytes are."""
-    stored = path.resolve()
-    is_downloaded = Path(constants.HF_HUB_CACHE).resolve() in stored.parents
+    real_path = path.resolve()
+    is_downloaded = Path(constants.HF_HUB_CACHE).resolve() in real_path.parents
     if not is_downloaded:
-        return COPY_AGAIN
-    return Phrase("delete {path}, and it is downloaded again", path=stored)
+        return COPY_AGAIN_HINT
+    return Phrase("delete {path}, and it is downloaded again", path=real_path)
 
 
 def save_tensors(state: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file; raises `CoPRSError` where there is no room for it."""
-    with explain_write_errors(path):
+    with write_errors_as_user_error(path):
         save_file(state, path, metadata={"format": "pt"})
     inherit_folder_mode(path)
 
 
 @contextmanager
-def explain_write_errors(path: Path) -> Generator[None, None, None]:
+def write_errors_as_user_error(path: Path) -> Generator[None, None, None]:
     """Where weights cannot be written inside, a `CoPRSError` says so: the libraries' own errors are
     none of the system's."""
     try:
@@ -142,7 +145,7 @@ def count_parameters(path: Path) -> tuple[int, int]:
         )
     with _open_safetensors(path) as file:
         sizes = {k: torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()}
-    linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "vision" not in k)
+    linear = sum(n for k, n in sizes.items() if _LLM_LINEAR_WEIGHT.search(k) and "vision" not in k)
     return linear, sum(sizes.values()) - linear
 
 
@@ -179,8 +182,10 @@ def load_sam_modules(
     dtype: torch.dtype,
 ) -> None:
     """Put a SAM file's tensors into a model's `image_encoder` and `decoder`."""
-    load_state(model.get_submodule("image_encoder"), encoder_tensors(state), path, device, dtype)
-    load_state(model.get_submodule("decoder"), decoder_tensors(state), path, device, dtype)
+    load_state(
+        model.get_submodule("image_encoder"), sam_encoder_tensors(state), path, device, dtype
+    )
+    load_state(model.get_submodule("decoder"), sam_decoder_tensors(state), path, device, dtype)
 
 
 def check_tensors(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -197,10 +202,10 @@ def check_shapes(path: Path, expected: dict[str, torch.Size], found: dict[str, t
         if k in found and found[k] != shape
     ]
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
-    refuse_mismatch(path, sorted(missing), sorted(unexpected), wrong)
+    raise_on_mismatch(path, sorted(missing), sorted(unexpected), wrong)
 
 
-def refuse_mismatch(
+def raise_on_mismatch(
     path: Path, missing: list[str], unexpected: list[str], wrong: list[str]
 ) -> None:
     """Raises `CoPRSError` naming the first few tensors of the first kind of mismatch there is."""
@@ -211,7 +216,7 @@ def refuse_mismatch(
     ):
         if names:
             more = Phrase(" and {count} more", count=len(names) - 3) if names[3:] else Phrase("")
-            shown = ", ".join(truncated(name) for name in names[:3])
+            shown = ", ".join(truncate(name) for name in names[:3])
             raise CoPRSError(
                 "{path} {what} {shown}{more}: it is not of this model; take all files of a model "
                 "from one source.",
@@ -231,10 +236,10 @@ def read_sam_file(path: Path) -> dict[str, Tensor]:
     return read_torch_file(path, Phrase("a SAM file (.pth)"))
 
 
-def sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, DecoderConfig]:
+def infer_sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, DecoderConfig]:
     """The sizes of a SAM file's image encoder and decoder, read off its tensors."""
     try:
-        return vision_config_of(encoder_tensors(state)), decoder_config_of(state)
+        return vision_config_of(sam_encoder_tensors(state)), decoder_config_of(state)
     except (KeyError, ValueError, IndexError) as problem:
         raise CoPRSError(
             "{path} is not a SAM (ViT-B, L or H) file; it lacks {reason}: give one of "
@@ -244,15 +249,15 @@ def sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, Dec
         ) from problem
 
 
-def encoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def sam_encoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The image encoder's tensors of a SAM file, without their prefix."""
-    named = ((k, v) for k, v in state.items() if k.startswith(ENCODER_PREFIX))
-    return {k.removeprefix(ENCODER_PREFIX): v for k, v in named}
+    named = ((k, v) for k, v in state.items() if k.startswith(SAM_ENCODER_PREFIX))
+    return {k.removeprefix(SAM_ENCODER_PREFIX): v for k, v in named}
 
 
-def decoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def sam_decoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The prompt encoder's and mask decoder's tensors of a SAM file."""
-    return {k: v for k, v in state.items() if k.startswith(DECODER_PREFIXES)}
+    return {k: v for k, v in state.items() if k.startswith(SAM_DECODER_PREFIXES)}
 
 
 _NO_TORCH_FILE = Phrase("is not a torch file")
@@ -273,15 +278,15 @@ def read_torch_file(path: Path, expected: str) -> dict[str, Tensor]:
         ) from problem
     except pickle.UnpicklingError as problem:
         is_unsafe = "GLOBAL" in str(problem) or "Unsupported" in str(problem)
-        what = Phrase("holds code, which is never run") if is_unsafe else _NO_TORCH_FILE
+        fault = Phrase("holds code, which is never run") if is_unsafe else _NO_TORCH_FILE
         trusted = Phrase("get it again from a source that you trust")
-        helps = FETCH if is_git_lfs_pointer(path) else trusted
+        hint = GIT_LFS_HINT if is_git_lfs_pointer(path) else trusted
         raise CoPRSError(
             "{path} {what}: {expected} was expected; {hint}.",
             path=path,
-            what=what,
+            what=fault,
             expected=expected,
-            hint=helps,
+            hint=hint,
         ) from problem
     except (
         RuntimeError,
@@ -295,14 +300,14 @@ def read_torch_file(path: Path, expected: str) -> dict[str, Tensor]:
         with open(path, "rb") as file:
             was_zip = file.read(2) == b"PK"
         broken = Phrase("is broken or cut short ({reason})", reason=first_line(problem))
-        what = broken if was_zip else _NO_TORCH_FILE
-        helps = FETCH if is_git_lfs_pointer(path) else Phrase("copy it again")
+        fault = broken if was_zip else _NO_TORCH_FILE
+        hint = GIT_LFS_HINT if is_git_lfs_pointer(path) else Phrase("copy it again")
         raise CoPRSError(
             "{path} {what}: {expected} was expected; {hint}.",
             path=path,
-            what=what,
+            what=fault,
             expected=expected,
-            hint=helps,
+            hint=hint,
         ) from problem
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CoPRSError(

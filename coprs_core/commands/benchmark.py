@@ -1,4 +1,4 @@
-"""`benchmark`: time one answer, with random weights at true size or with a checkpoint."""
+"""`benchmark_random_model`: time one answer, with random weights at true size or with a checkpoint."""
 
 import argparse
 import json
@@ -64,14 +64,16 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.benchmark import benchmark, measure, table
+    from coprs_core.benchmark import benchmark_model, benchmark_random_model, format_result
 
     loading = parse_load_options(options)
     if options.random_weights:
-        measured = benchmark(
+        measured = benchmark_random_model(
             options.random_weights, loading, options.tokens, options.folder, options.picture
         )
     else:
-        measured = measure(options.model, options.model, loading, options.tokens, options.picture)
-    print(json.dumps(asdict(measured), indent=1) if options.json else table(measured))
+        measured = benchmark_model(
+            options.model, options.model, loading, options.tokens, options.picture
+        )
+    print(json.dumps(asdict(measured), indent=1) if options.json else format_result(measured))
     return 0

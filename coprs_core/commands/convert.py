@@ -1,4 +1,4 @@
-"""`convert`: the authors' training output, or adapters, become a checkpoint folder."""
+"""`convert_checkpoint`: the authors' training output, or adapters, become a checkpoint folder."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -30,18 +30,18 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.checkpoints.convert import convert, merge
+    from coprs_core.checkpoints.convert import convert_checkpoint, merge_adapters
     from coprs_core.errors import CoPRSError
-    from coprs_core.sizes import expand_home
+    from coprs_core.storage import expand_home
 
     folder, prompt = expand_home(options.source), read_prompt(options.prompt)
     if options.sam:
-        convert(folder, options.sam, options.out, prompt, options.dtype)
+        convert_checkpoint(folder, options.sam, options.out, prompt, options.dtype)
     elif (folder / "llm_hf").is_dir():
         raise CoPRSError("The authors' output does not hold SAM: name it with --sam.")
     elif prompt:
         raise CoPRSError("Adapters are merged with the prompt of their base: leave --prompt out.")
     else:
-        merge(options.source, options.out, options.dtype)
+        merge_adapters(options.source, options.out, options.dtype)
     print(f"written: {options.out}; open it with: python app.py --model {options.out}")
     return 0

@@ -23,8 +23,8 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.checkpoints.doctor import examine, screen, verdict
+    from coprs_core.checkpoints.doctor import format_checks, run_checks, verdict
 
-    checks = examine(options.model, parse_load_options(options))
-    print(screen(checks))
+    checks = run_checks(options.model, parse_load_options(options))
+    print(format_checks(checks))
     return 0 if verdict(checks) == "ready" else 1

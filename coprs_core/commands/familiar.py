@@ -45,7 +45,7 @@ def run(options: Namespace) -> int:
 
     from coprs_core.batch import find_photos
     from coprs_core.checkpoints.load import load_checkpoint
-    from coprs_core.checkpoints.ood_statistics import learn_statistics, save_familiar
+    from coprs_core.checkpoints.ood_statistics import compute_ood_statistics, save_ood_statistics
     from coprs_core.checkpoints.options import LoadOptions
     from coprs_core.datasets import open_dataset
     from coprs_core.errors import CoPRSError
@@ -64,7 +64,7 @@ def run(options: Namespace) -> int:
         dataset = open_dataset(options.data, options.root, options.split)
         images = (example.load_photo() for example in dataset.examples(0, options.count))
     photos = (open_photo(image) for image in islice(images, options.count))
-    familiar = learn_statistics(segmenter, tqdm(photos, unit="picture"))
-    save_familiar(options.checkpoint, familiar, options.note)
+    familiar = compute_ood_statistics(segmenter, tqdm(photos, unit="picture"))
+    save_ood_statistics(options.checkpoint, familiar, options.note)
     print(f"written: {options.checkpoint / 'familiar.safetensors'}")
     return 0

@@ -27,10 +27,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.checkpoints.catalogue import model_rows, model_table
+    from coprs_core.checkpoints.catalogue import format_table, list_models
 
-    rows = model_rows(
+    rows = list_models(
         LoadOptions(options.device, quantization=options.quantization, sam=options.sam)
     )
-    print(json.dumps([asdict(r) for r in rows], indent=1) if options.json else model_table(rows))
+    print(json.dumps([asdict(r) for r in rows], indent=1) if options.json else format_table(rows))
     return 0

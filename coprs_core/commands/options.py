@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
-from coprs_core.checkpoints.options import DETAILS, QUANTIZATIONS, SAM_NAMES, LoadOptions
+from coprs_core.checkpoints.options import DETAIL_LEVELS, QUANTIZATIONS, SAM_NAMES, LoadOptions
 from coprs_core.errors import CoPRSError
 from coprs_core.files import read_text
 
@@ -59,7 +59,7 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--detail",
         default="auto",
-        help=f"auto, {', '.join(DETAILS)}: how closely a model that writes coordinates sees the "
+        help=f"auto, {', '.join(DETAIL_LEVELS)}: how closely a model that writes coordinates sees the "
         "photo (default auto: low on a CPU, normal on a GPU)",
     )
     parser.add_argument(

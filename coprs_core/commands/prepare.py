@@ -1,4 +1,4 @@
-"""`prepare`: the starting point of training, from a published model and SAM."""
+"""`prepare_for_training`: the starting point of training, from a published model and SAM."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -24,9 +24,9 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.checkpoints.convert import prepare
+    from coprs_core.checkpoints.convert import prepare_for_training
 
     prompt = read_prompt(options.prompt)
-    prepare(options.base, options.sam, options.out, prompt, options.dtype)
+    prepare_for_training(options.base, options.sam, options.out, prompt, options.dtype)
     print(f"written: {options.out}")
     return 0

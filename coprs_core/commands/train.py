@@ -125,7 +125,7 @@ def _train_mini(options: Namespace) -> int:
 def _estimate_time(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
     """How long a run will take, in words, from steps that are timed here."""
     from coprs_core.machine import choose_device
-    from coprs_core.sizes import format_bytes
+    from coprs_core.storage import format_bytes
 
     if choose_device(device).type == "cpu" and sum(planned.parts.values()) > MAX_BYTES_TIMED_ON_CPU:
         return (
@@ -175,7 +175,7 @@ def _train_joint(options: Namespace) -> int:
 
     from coprs_core.errors import CoPRSError
     from coprs_core.export.archive import make_writable_folder
-    from coprs_core.sizes import expand_home
+    from coprs_core.storage import expand_home
     from coprs_core.training.recipe import read_recipe
 
     if options.stage or options.workers:

@@ -23,7 +23,7 @@ import numpy as np
 from coprs_core.answer.compare import read_mask
 from coprs_core.datasets.dataset import THINGS, Dataset, Split, things
 from coprs_core.datasets.stored import PICTURES, asked
-from coprs_core.errors import CoPRSError, truncated
+from coprs_core.errors import CoPRSError, truncate
 from coprs_core.example import Example
 from coprs_core.files import find_file, read_text, without_hidden
 from coprs_core.parsing import parse_json
@@ -168,7 +168,7 @@ def _line(listing: Path, number: int, text: str) -> ListedExample:
     for path in (photo, *masks):
         if not os.path.isfile(path):
             raise CoPRSError(
-                f"Line {number} of {listing} names {truncated(path.name)}, which is not there."
+                f"Line {number} of {listing} names {truncate(path.name)}, which is not there."
             )
     reply = row.get("reply")
     is_right = reply is None or reply.count(FOCUS_TOKEN) == len(masks)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from coprs_core.datasets.stored import is_drawable, needed, size_of
-from coprs_core.errors import CoPRSError, truncated
-from coprs_core.photos.photo import MAX_SIDE, open_pil_image, read_image_file
+from coprs_core.errors import CoPRSError, truncate
+from coprs_core.photos.photo import MAX_SIDE, open_pil_image, read_photo_file
 
 _FILLED = ("polygon", "rectangle", "circle", "mask")
 _NO_AREA = ("line", "linestrip", "point", "points")
@@ -74,7 +74,7 @@ def _draw(shape: dict, size: tuple[int, int], where: str) -> np.ndarray | None:
     if kind not in _FILLED:
         why = "has no area" if kind in _NO_AREA else "is not known"
         raise CoPRSError(
-            f"{where} has a shape of the kind {truncated(kind)!r}, which {why}: draw it as a "
+            f"{where} has a shape of the kind {truncate(kind)!r}, which {why}: draw it as a "
             f"{', a '.join(_FILLED[:-1])} or a {_FILLED[-1]}, or take it out."
         )
     points = _corners(shape)
@@ -121,7 +121,7 @@ def _pasted(coded: Any, points: np.ndarray, size: tuple[int, int]) -> np.ndarray
     """A PNG in base64 whose corners lie at two points; None where it is none."""
     try:
         png = base64.b64decode(coded)
-        image = open_pil_image(png, read_image_file(png))
+        image = open_pil_image(png, read_photo_file(png))
         if max(image.size) > MAX_SIDE:
             return None
         pixels = np.asarray(image.convert("L")) > 0

@@ -22,7 +22,7 @@ from coprs_core.files import (
     repair_cp1252,
     without_hidden,
 )
-from coprs_core.machine import COPY_AGAIN, as_user_error
+from coprs_core.machine import COPY_AGAIN_HINT, as_user_error
 from coprs_core.parsing import parse_json
 
 GROUPS: dict[str, tuple[str, Tag]] = {
@@ -67,7 +67,7 @@ def _from_table(split: str, files: list[Path]) -> Dataset:
 def _item(path: Path, number: int) -> Example:
     written = _annotation(path)
     fault = f"{path} is not in LISA's layout, with text, shapes and is_sentence"
-    helps = f"correct it, or {COPY_AGAIN}"
+    helps = f"correct it, or {COPY_AGAIN_HINT}"
     with as_user_error(fault, helps):
         shapes = written["shapes"]
         told, reach = frame_of(written, shapes)

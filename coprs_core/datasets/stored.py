@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from coprs_core.datasets.pickles import PlainUnpickler
-from coprs_core.errors import CoPRSError, first_line, truncated
+from coprs_core.errors import CoPRSError, first_line, truncate
 from coprs_core.files import check_no_mojibake, find_file, read_text, repair_cp1252, without_hidden
 from coprs_core.machine import as_user_error
 from coprs_core.masks import decode_rle
 from coprs_core.parsing import parse_json
-from coprs_core.photos.orientation import ambiguous_frame_message, stored_array, stored_size
+from coprs_core.photos.orientation import ambiguous_frame_error, to_stored_array, to_stored_size
 from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.prompts import check_instruction
 
@@ -55,14 +55,14 @@ def picture(
     is_turned = _is_turned(photo, f"The mask of {where}", told, reach)
     if photo.orientation == 1 or is_turned:
         return photo.image
-    return Image.fromarray(stored_array(np.asarray(photo.image), photo.orientation))
+    return Image.fromarray(to_stored_array(np.asarray(photo.image), photo.orientation))
 
 
 def _is_turned(
     photo: Photo, what: str, told: tuple[int, int] | None, reach: tuple[float, float]
 ) -> bool:
     """Whether masks fit a picture as its EXIF tag turns it, and not as it is stored."""
-    shown, stored = photo.size, stored_size(photo.size, photo.orientation)
+    shown, stored = photo.size, to_stored_size(photo.size, photo.orientation)
     if told is None and shown != stored and not _is_inside(reach, stored):
         told = shown if _is_inside(reach, shown) else None
     if told not in (None, stored, shown):
@@ -71,7 +71,7 @@ def _is_turned(
             f"{stored[1]}×{stored[0]}: copy the data set again."
         )
     if photo.orientation != 1 and shown == stored:
-        raise ambiguous_frame_message(what, photo.orientation)
+        raise ambiguous_frame_error(what, photo.orientation)
     return told == shown != stored
 
 
@@ -140,7 +140,7 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
     try:
         if isinstance(segmentation, dict):
             if tuple(segmentation["size"]) != size:
-                raise ValueError(f"it is of size {truncated(segmentation['size'])}")
+                raise ValueError(f"it is of size {truncate(segmentation['size'])}")
             return decode_rle(segmentation)
         coco, (polygons, _) = _coco(), polygons_of(segmentation)
         if not polygons:
@@ -168,7 +168,7 @@ def asked(text: str, where: str) -> str:
     where it cannot be asked or was read in the wrong encoding."""
     try:
         if not isinstance(text, str):
-            raise CoPRSError(f"It is {truncated(text, 40)} and text was expected: correct it.")
+            raise CoPRSError(f"It is {truncate(text, 40)} and text was expected: correct it.")
         text = check_no_mojibake(repair_cp1252(text, "It"), "It")
         return check_instruction(text)
     except CoPRSError as problem:

@@ -83,7 +83,7 @@ def open_judge(name: str | None, knows_truth: bool) -> tuple[str, Judge | None]:
     """A judge by name: "rule", a model as `openai:NAME@URL`, "none"; without a name "rule" where
     the data set knows the truth of its pictures."""
     from coprs_core.checkpoints import remote
-    from coprs_core.checkpoints.options import FORM, is_remote
+    from coprs_core.checkpoints.options import REMOTE_NAME_FORMAT, is_remote_name
 
     name = name or (RULE if knows_truth else "none")
     if name == "none":
@@ -92,6 +92,8 @@ def open_judge(name: str | None, knows_truth: bool) -> tuple[str, Judge | None]:
         if not knows_truth:
             raise CoPRSError("The rule-based judge knows our scenes alone: give --judge a model.")
         return name, RuleJudge()
-    if not is_remote(name):
-        raise CoPRSError(f"There is no judge {name!r}: choose {RULE}, none, or a model as {FORM}.")
-    return name, ModelJudge(remote.parse(name).server())
+    if not is_remote_name(name):
+        raise CoPRSError(
+            f"There is no judge {name!r}: choose {RULE}, none, or a model as {REMOTE_NAME_FORMAT}."
+        )
+    return name, ModelJudge(remote.parse_remote_name(name).server())

@@ -14,7 +14,7 @@ from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.evaluation.protocols import USUAL, Protocol
 from coprs_core.example import Example, Tag
-from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS
+from coprs_core.metrics import PRIOR_THRESHOLD, PRIOR_THRESHOLDS
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
     FOUND,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
 
 CURVE = slice(5, 100, 5)
-"""Of `metrics.THRESHOLDS`: 0.05, 0.1 … 0.95, where the prior's IoU is kept."""
-STEPS = tuple(round(float(t), 2) for t in THRESHOLDS[CURVE])
+"""Of `metrics.PRIOR_THRESHOLDS`: 0.05, 0.1 … 0.95, where the prior's IoU is kept."""
+STEPS = tuple(round(float(t), 2) for t in PRIOR_THRESHOLDS[CURVE])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coprs_core.errors import CoPRSError, Phrase, from_os_error, truncated
+from coprs_core.errors import CoPRSError, Phrase, from_os_error, truncate
 from coprs_core.files import read_text
-from coprs_core.geometry import prior_valid_size
+from coprs_core.geometry import unpadded_prior_size
 from coprs_core.model.backends.mllm import Mllm
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
 from coprs_core.model.prior import PositionalPrior
@@ -81,7 +81,7 @@ class CoPRSConfig:
             raise CoPRSError(
                 "This checkpoint has format version {version} and {own} is read: use the "
                 "matching release.",
-                version=truncated(repr(version), 40),
+                version=truncate(repr(version), 40),
                 own=FORMAT_VERSION,
             )
         _check_entries("", values, asdict(cls(1)))
@@ -93,7 +93,7 @@ class CoPRSConfig:
             raise CoPRSError(
                 "coprs.json does not describe a CoPRS model ({reason}): copy it again from its "
                 "source.",
-                reason=truncated(problem, 120),
+                reason=truncate(problem, 120),
             ) from problem
 
     @classmethod
@@ -107,7 +107,7 @@ class CoPRSConfig:
             raise CoPRSError(
                 "{path} cannot be read as JSON ({reason}): copy it again from its source.",
                 path=path,
-                reason=truncated(problem, 120),
+                reason=truncate(problem, 120),
             ) from problem
 
 
@@ -141,7 +141,7 @@ def _check_entries(prefix: str, values: dict, like: dict) -> None:
                 "coprs.json: {key} is {value!r} and {what} was expected: correct it, or copy the "
                 "file again from its source.",
                 key=key,
-                value=truncated(value, 40),
+                value=truncate(value, 40),
                 what=what,
             )
         if isinstance(like[name], dict):
@@ -230,7 +230,7 @@ class CoPRS(nn.Module):
         return self.prior(
             focus_embedding,
             image_embedding,
-            prior_valid_size(unpadded_size, vision.side, vision.prior_side),
+            unpadded_prior_size(unpadded_size, vision.side, vision.prior_side),
         )
 
     def focus(

@@ -11,7 +11,7 @@ from coprs_core.errors import CoPRSError, Phrase
 UPRIGHT, STORED = "upright", "stored"
 FRAMES = (UPRIGHT, STORED)
 """In which frame masks and priors are given: of the photo as shown, or of its file's pixels."""
-_METHODS = {
+_TRANSPOSE_METHODS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -27,70 +27,70 @@ def swaps_axes(orientation: int) -> bool:
     return orientation >= 5
 
 
-def _flips(orientation: int) -> tuple[bool, bool]:
+def _flipped_axes(orientation: int) -> tuple[bool, bool]:
     """Whether left and right, top and bottom change places, once height and width did."""
     return orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
 
 
-def upright_image(image: Image.Image, orientation: int) -> Image.Image:
+def to_upright_image(image: Image.Image, orientation: int) -> Image.Image:
     """A picture as its file stores it, turned as it is shown."""
-    method = _METHODS.get(orientation)
+    method = _TRANSPOSE_METHODS.get(orientation)
     return image if method is None else image.transpose(method)
 
 
-def upright_array(array: np.ndarray, orientation: int) -> np.ndarray:
+def to_upright_array(array: np.ndarray, orientation: int) -> np.ndarray:
     """Pixels [H, W, …] as the file stores them, turned as the photo is shown; the inverse of
-    `stored_array`."""
+    `to_stored_array`."""
     if swaps_axes(orientation):
         array = array.swapaxes(0, 1)
-    return np.ascontiguousarray(_flipped(array, orientation))
+    return np.ascontiguousarray(_flip_array(array, orientation))
 
 
-def stored_array(array: np.ndarray, orientation: int) -> np.ndarray:
+def to_stored_array(array: np.ndarray, orientation: int) -> np.ndarray:
     """Pixels [H, W, …] of a photo as it is shown (a mask, a prior, a picture), turned as the
     photo's file stores them. Nothing is interpolated."""
-    array = _flipped(array, orientation)
+    array = _flip_array(array, orientation)
     if swaps_axes(orientation):
         array = array.swapaxes(0, 1)
     return np.ascontiguousarray(array)
 
 
-def _flipped(array: np.ndarray, orientation: int) -> np.ndarray:
-    left_right, top_bottom = _flips(orientation)
+def _flip_array(array: np.ndarray, orientation: int) -> np.ndarray:
+    left_right, top_bottom = _flipped_axes(orientation)
     return array[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
 
 
-def stored_point(
+def to_stored_point(
     point: tuple[float, float], size: tuple[int, int], orientation: int
 ) -> tuple[float, float]:
     """A place (x, y) in pixels of a photo as it is shown, of `size` (height, width), as one of the
     stored pixels."""
-    x, y = _flipped_point(point, size, orientation)
+    x, y = _flip_point(point, size, orientation)
     return (y, x) if swaps_axes(orientation) else (x, y)
 
 
-def upright_point(
+def to_upright_point(
     point: tuple[float, float], size: tuple[int, int], orientation: int
 ) -> tuple[float, float]:
-    """The inverse of `stored_point`; `size` is that of the photo as shown in both."""
+    """The inverse of `to_stored_point`; `size` is that of the photo as shown in both."""
     x, y = point
-    return _flipped_point((y, x) if swaps_axes(orientation) else (x, y), size, orientation)
+    return _flip_point((y, x) if swaps_axes(orientation) else (x, y), size, orientation)
 
 
-def _flipped_point(
+def _flip_point(
     point: tuple[float, float], size: tuple[int, int], orientation: int
 ) -> tuple[float, float]:
     (x, y), (height, width) = point, size
-    left_right, top_bottom = _flips(orientation)
+    left_right, top_bottom = _flipped_axes(orientation)
     return (width - x if left_right else x), (height - y if top_bottom else y)
 
 
-def stored_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+def to_stored_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     """(height, width) of a photo as it is shown → as it is stored, and back."""
     return size[::-1] if swaps_axes(orientation) else size  # type: ignore[return-value]
 
 
-def mask_to_upright(
+def to_upright_mask(
     mask: np.ndarray, size: tuple[int, int], orientation: int, is_stored: bool = False
 ) -> np.ndarray:
     """A mask [H, W] in the frame of a photo that is shown with `size` (height, width): turned where
@@ -98,21 +98,21 @@ def mask_to_upright(
 
     Raises `CoPRSError` where it fits both and turning it makes a difference.
     """
-    as_stored = stored_size(size, orientation)
-    if orientation == 1 or mask.shape[:2] != as_stored:
+    stored = to_stored_size(size, orientation)
+    if orientation == 1 or mask.shape[:2] != stored:
         return mask
-    turned = upright_array(mask, orientation)
-    if is_stored or as_stored != size or np.array_equal(turned, mask):
+    turned = to_upright_array(mask, orientation)
+    if is_stored or stored != size or np.array_equal(turned, mask):
         return turned
-    raise ambiguous_frame_message(Phrase("The mask"), orientation)
+    raise ambiguous_frame_error(Phrase("The mask"), orientation)
 
 
-def ambiguous_frame_message(what: str, orientation: int) -> CoPRSError:
+def ambiguous_frame_error(subject: str, orientation: int) -> CoPRSError:
     """The sentence for what fits a photo both as it is stored and as it is shown."""
     return CoPRSError(
         "{what} fits the photo both as it is stored and as its EXIF tag turns it "
         "(orientation {orientation}): save the photo upright, without the tag, and the "
         "mask for that.",
-        what=what,
+        what=subject,
         orientation=orientation,
     )

@@ -14,26 +14,43 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from coprs_core.errors import CoPRSError, Phrase, from_os_error
-from coprs_core.photos.file_formats import (
-    CameraRawFile,
-    ImageFile,
-    can_strip_metadata,
-    checked_icc_profile,
-    strip_metadata,
-)
-from coprs_core.photos.levels import (
+from coprs_core.photos.bit_depth import (
     DisplayRange,
     are_colours_dark,
-    display_range_of,
+    compute_display_range,
     has_16bit_colours,
     stretch_16bit_colours,
     to_8bit_grey,
 )
-from coprs_core.photos.orientation import upright_image
-from coprs_core.photos.unreadable import HEAD_BYTES, THIS_FILE, USE, unreadable_message
+from coprs_core.photos.metadata import (
+    CameraRawFile,
+    PhotoFile,
+    as_icc_profile,
+    can_strip_metadata,
+    strip_metadata,
+)
+from coprs_core.photos.orientation import to_upright_image
+from coprs_core.photos.unreadable_files import (
+    COMMON_FORMAT_HINT,
+    HEAD_BYTES,
+    THIS_FILE,
+    unreadable_file_error,
+)
 
 MAX_SIDE, MAX_ASPECT = 8192, 100
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
+_PIL_FORMATS = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "AVIF",
+    "JPEG2000",
+    "ICO",
+    "PPM",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,29 +91,29 @@ PhotoLike = str | PathLike | bytes | bytearray | Image.Image | np.ndarray | Phot
 """What `open_photo` reads; None stands for a photo that is not there yet."""
 
 
-def open_photo(source: PhotoLike, most_pixels: int | None = None) -> Photo:
+def open_photo(source: PhotoLike, max_pixels: int | None = None) -> Photo:
     """Read a photo from a path, the bytes of a file, a PIL image or an array (uint8 or bool, or
     float in [0, 1]; HxW, HxWx3 or HxWx4).
 
     The first frame of an animation, turned upright by its EXIF tag, transparency on white, any mode
-    brought to RGB, and down to `most_pixels` where it has more. What stands beside its pixels
+    brought to RGB, and down to `max_pixels` where it has more. What stands beside its pixels
     (profiles, texts, EXIF) may be broken or large. Raises `CoPRSError` where there is no picture or
     its longest side is over 8,192 pixels (checked before decoding).
     """
     if isinstance(source, Photo):
         return source
     if source is None:
-        raise CoPRSError("There is no picture yet: {hint}.", hint=USE)
+        raise CoPRSError("There is no picture yet: {hint}.", hint=COMMON_FORMAT_HINT)
     with decoder_errors_as_user_error(source):
-        return _read(source, read_image_file(source), most_pixels)
+        return _decode_photo(source, read_photo_file(source), max_pixels)
 
 
 @contextmanager
 def decoder_errors_as_user_error(
-    source: PhotoLike, what: Phrase = THIS_FILE
+    source: PhotoLike, subject: Phrase = THIS_FILE
 ) -> Generator[None, None, None]:
     """Whatever a decoder raises over a picture becomes a `CoPRSError` that names what it is, and
-    what to do; `what` begins that sentence. What decoders warn of is not said."""
+    what to do; `subject` begins that sentence. What decoders warn of is not said."""
     try:
         with warnings.catch_warnings():
             # the checks here and the sentences below say it better
@@ -122,53 +139,53 @@ def decoder_errors_as_user_error(
     except Exception as problem:  # decoders of foreign files raise anything at all
         if isinstance(problem, OSError) and problem.errno:  # decoders' own have no number
             raise from_os_error(problem) from problem
-        raise _why_unreadable(source, problem, what) from problem
+        raise _unreadable_source_error(source, problem, subject) from problem
 
 
-def _read(source, file: ImageFile | None, most_pixels: int | None) -> Photo:
+def _decode_photo(source, file: PhotoFile | None, max_pixels: int | None) -> Photo:
     image = open_pil_image(source, file)
     _check_size(image)
     if getattr(image, "is_animated", False):
         image.seek(0)
-    is_deep, stretched = has_16bit_colours(image), None
+    is_16bit, stretched = has_16bit_colours(image), None
     if image is source:  # what follows changes it
         image = image.copy()
     image.load()
-    profile = checked_icc_profile(image.info.get("icc_profile"))
+    profile = as_icc_profile(image.info.get("icc_profile"))
     orientation = _pil_orientation(image)
     if file is not None:  # either tells, or none
         profile, orientation = file.icc_profile or profile, max(file.orientation, orientation)
-    if is_deep and file is not None and are_colours_dark(image):
+    if is_16bit and file is not None and are_colours_dark(image):
         image, stretched = stretch_16bit_colours(image, open_pil_image(source, file))
-    levels = display_range_of(image)
-    image = upright_image(image, orientation)
+    display_range = compute_display_range(image)
+    image = to_upright_image(image, orientation)
     size = image.height, image.width
-    if most_pixels:  # before there are copies of it
-        image = _downscale(image, most_pixels)
+    if max_pixels:  # before there are copies of it
+        image = _downscale(image, max_pixels)
     image.info["icc_profile"] = profile
-    rgb = _to_rgb(image, levels)
+    rgb = _to_rgb(image, display_range)
     is_kept = rgb.info.get("icc_profile") is not None  # not where white was laid under it
     rgb.info = {"icc_profile": profile} if is_kept else {}
     key = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
     full_size = size if size != (rgb.height, rgb.width) else None
-    stretched = levels.stretched if levels else stretched
+    stretched = display_range.stretched if display_range else stretched
     return Photo(rgb, key, full_size, orientation, stretched)
 
 
-def orientation_of(source: PhotoLike) -> int:
+def read_orientation(source: PhotoLike) -> int:
     """The EXIF orientation of a picture that is not decoded for it, 1 (upright) to 8; 1 where it
     has none, or is no picture."""
     if isinstance(source, Photo):
         return source.orientation
     try:
-        file = read_image_file(source)
-        told = _pil_orientation(open_pil_image(source, file))
+        file = read_photo_file(source)
+        orientation = _pil_orientation(open_pil_image(source, file))
     except Exception:  # decoders of foreign files raise anything at all; who opens it says why
         return 1
-    return told if file is None else max(file.orientation, told)
+    return orientation if file is None else max(file.orientation, orientation)
 
 
-def read_image_file(source: PhotoLike) -> ImageFile | None:
+def read_photo_file(source: PhotoLike) -> PhotoFile | None:
     """The bytes of a picture file (see `picture_files`); None for what is none, or is of a kind
     that is opened as it stands."""
     if isinstance(source, bytes | bytearray):
@@ -180,12 +197,12 @@ def read_image_file(source: PhotoLike) -> ImageFile | None:
         return strip_metadata(head + file.read()) if can_strip_metadata(head) else None
 
 
-def open_pil_image(source, file: ImageFile | None) -> Image.Image:
-    """A picture, not decoded yet: of the bytes of `read_image_file(source)`, where it has any."""
+def open_pil_image(source, file: PhotoFile | None) -> Image.Image:
+    """A picture, not decoded yet: of the bytes of `read_photo_file(source)`, where it has any."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _image_from_array(source)
     content = Path(source) if file is None else io.BytesIO(file.data)
     return Image.open(content, formats=readable_formats())
 
@@ -193,13 +210,13 @@ def open_pil_image(source, file: ImageFile | None) -> Image.Image:
 def _pil_orientation(image: Image.Image) -> int:
     """The orientation that a decoder tells of a picture that came decoded, or of an AVIF."""
     try:
-        told = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # what is not pixels breaks no photo
         return 1
-    return told if told in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
-def _why_unreadable(source, problem: Exception, what: Phrase) -> CoPRSError:
+def _unreadable_source_error(source, problem: Exception, subject: Phrase) -> CoPRSError:
     head, suffix, is_whole = b"\0", "", True
     with suppress(Exception):  # it was no file, or its parts lie about their sizes
         if isinstance(source, bytes | bytearray):
@@ -208,20 +225,20 @@ def _why_unreadable(source, problem: Exception, what: Phrase) -> CoPRSError:
             suffix = Path(source).suffix
             with Path(source).open("rb") as stream:
                 head = stream.read(HEAD_BYTES)
-        file = read_image_file(source)
+        file = read_photo_file(source)
         is_whole = file is None or file.is_whole
     is_cut = "truncated" in str(problem).lower() or not is_whole
-    return unreadable_message(head, suffix, is_cut, isinstance(problem, CameraRawFile), what)
+    return unreadable_file_error(head, suffix, is_cut, isinstance(problem, CameraRawFile), subject)
 
 
 @cache
 def readable_formats() -> tuple[str, ...]:
     """The formats of pictures that are read. Not EPS, a program that Ghostscript would run."""
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    return tuple(name for name in _PIL_FORMATS if name in Image.OPEN)
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _image_from_array(array: np.ndarray) -> Image.Image:
     if array.dtype.kind == "f":
         array = np.clip(np.nan_to_num(array) * 255, 0, 255).round().astype(np.uint8)
     elif array.dtype == bool:
@@ -251,7 +268,7 @@ def _check_size(image: Image.Image) -> None:
             most=MAX_SIDE,
         )
     if min(image.size) < 1:
-        raise CoPRSError("The picture is empty: {hint}.", hint=USE)
+        raise CoPRSError("The picture is empty: {hint}.", hint=COMMON_FORMAT_HINT)
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise CoPRSError(
             "The picture is {width:,}×{height:,} pixels, over {most} times as long as wide: "
@@ -262,22 +279,22 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _downscale(image: Image.Image, most_pixels: int) -> Image.Image:
+def _downscale(image: Image.Image, max_pixels: int) -> Image.Image:
     pixels = image.width * image.height
-    if pixels <= most_pixels:
+    if pixels <= max_pixels:
         return image
-    factor = (most_pixels / pixels) ** 0.5
+    factor = (max_pixels / pixels) ** 0.5
     size = max(1, int(image.width * factor)), max(1, int(image.height * factor))
     is_smooth = image.mode in ("L", "RGB", "RGBA", "CMYK", "YCbCr")  # others are no mere colours
-    how = Image.Resampling.LANCZOS if is_smooth else Image.Resampling.NEAREST
-    return image.resize(size, how, reducing_gap=3.0)
+    resampling = Image.Resampling.LANCZOS if is_smooth else Image.Resampling.NEAREST
+    return image.resize(size, resampling, reducing_gap=3.0)
 
 
-def _to_rgb(image: Image.Image, levels: DisplayRange | None) -> Image.Image:
-    if levels is not None:
-        return to_8bit_grey(image, levels).convert("RGB")
+def _to_rgb(image: Image.Image, display_range: DisplayRange | None) -> Image.Image:
+    if display_range is not None:
+        return to_8bit_grey(image, display_range).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(ground, image).convert("RGB")
+        background = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(background, image).convert("RGB")
     return image.convert("RGB")

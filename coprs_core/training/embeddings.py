@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from coprs_core.checkpoints.tensors import explain_write_errors
+from coprs_core.checkpoints.tensors import write_errors_as_user_error
 from coprs_core.example import Example
 from coprs_core.model.vision import VisionConfig
 
@@ -38,7 +38,7 @@ class KeptEmbeddings:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
         try:
-            with explain_write_errors(path):
+            with write_errors_as_user_error(path):
                 save_file({"embedding": embedding.contiguous()}, part)
             part.replace(path)
         finally:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from coprs_core.checkpoints.tensors import explain_write_errors
+from coprs_core.checkpoints.tensors import write_errors_as_user_error
 from coprs_core.datasets.dataset import Dataset
 from coprs_core.example import Example
 from coprs_core.geometry import to_mllm_frame, to_sam_frame, unpadded_size
@@ -240,7 +240,7 @@ class Learner:
         own = dict(self.model.named_parameters())
         learnt, values = [name for name, p in own.items() if p.requires_grad], state_dict or own
         whole = {name: values[name].detach().cpu().clone() for name in learnt}
-        with explain_write_errors(folder):
+        with write_errors_as_user_error(folder):
             save_file(whole, folder / TRAINED)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -9,12 +9,12 @@ import torch
 from coprs_core.checkpoints.adapters import AdapterSource
 from coprs_core.checkpoints.hugging_face import weight_files
 from coprs_core.checkpoints.load import find_source
-from coprs_core.checkpoints.sources import PARTS, CoPRSSource, Source
+from coprs_core.checkpoints.sources import CHECKPOINT_PARTS, CoPRSSource, ModelSource
 from coprs_core.checkpoints.tensors import count_parameters, open_safetensors
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, free_memory, rank_and_world_size
 from coprs_core.model.coprs import CoPRSConfig
-from coprs_core.sizes import format_bytes, free_disk
+from coprs_core.storage import format_bytes, free_disk
 from coprs_core.training.data import training_data
 from coprs_core.training.embeddings import bytes_of
 from coprs_core.training.recipe import JointRecipe
@@ -137,7 +137,7 @@ def _sizes(recipe: JointRecipe, source: CoPRSSource, place: torch.device) -> _Si
     counts = {name: torch.Size(shape).numel() for name, (shape, _) in shapes.items()}
     layers = {n: s for n, (s, _) in shapes.items() if re.fullmatch(ADAPTED + r"\.weight", n)}
     encoder, *heads = (
-        sum(count_parameters(source.folder / f"{part}.safetensors")) for part in PARTS
+        sum(count_parameters(source.folder / f"{part}.safetensors")) for part in CHECKPOINT_PARTS
     )
     cards = rank_and_world_size()[1] if recipe.sharded else 1
     if recipe.sharded and cards == 1 and place.type == "cuda":
@@ -154,7 +154,7 @@ def _sizes(recipe: JointRecipe, source: CoPRSSource, place: torch.device) -> _Si
     )
 
 
-def whole_source(name: str) -> Source:
+def whole_source(name: str) -> ModelSource:
     """The model that a run begins with, by name; raises `CoPRSError` where it is adapters."""
     source = find_source(name)
     if isinstance(source, AdapterSource):

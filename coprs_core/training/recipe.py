@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from coprs_core.errors import CoPRSError, did_you_mean, truncated
+from coprs_core.errors import CoPRSError, did_you_mean, truncate
 from coprs_core.files import read_text, without_hidden
 from coprs_core.parsing import parse_toml
 from coprs_core.prompts import MAX_NEW_TOKENS
@@ -147,7 +147,7 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
             raise CoPRSError(f"A recipe has no {key!r}{near}: correct it or leave it out.")
         kind = type(like[key])
         if type(value) is not kind and not (kind is float and type(value) is int):
-            what = f"{truncated(repr(value))} and {_KINDS[kind]} was expected"
+            what = f"{truncate(repr(value))} and {_KINDS[kind]} was expected"
             raise CoPRSError(f"{key} is {what}: correct it.")
         if kind in (int, float) and not 0 <= value < 1e9:
             raise CoPRSError(f"{key} is {value} and a number from 0 up was expected: correct it.")

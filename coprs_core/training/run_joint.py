@@ -18,14 +18,14 @@ from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
 from coprs_core.checkpoints.adapters import save_adapters
-from coprs_core.checkpoints.convert import merge
-from coprs_core.checkpoints.hugging_face import is_tied
+from coprs_core.checkpoints.convert import merge_adapters
+from coprs_core.checkpoints.hugging_face import has_tied_embeddings
 from coprs_core.checkpoints.load import load_checkpoint
-from coprs_core.checkpoints.ood_statistics import copy_familiar
+from coprs_core.checkpoints.ood_statistics import copy_ood_statistics
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.sources import Checkpoint
-from coprs_core.checkpoints.tensors import explain_write_errors
+from coprs_core.checkpoints.tensors import write_errors_as_user_error
 from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError, first_line
 from coprs_core.machine import (
@@ -37,7 +37,7 @@ from coprs_core.machine import (
 from coprs_core.model.backends.cpu import optimize
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.sizes import expand_home
+from coprs_core.storage import expand_home
 from coprs_core.training.data import training_data
 from coprs_core.training.focus import TRAINED, finish
 from coprs_core.training.joint import JointTrainer
@@ -150,7 +150,7 @@ def _stage(
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
         trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, dataset, recipe))
     memory = out_of_memory_as_user_error("This training", start.model.device, _SMALLER)
-    with memory, explain_write_errors(folder), told_to_stop() as watch.is_told:
+    with memory, write_errors_as_user_error(folder), told_to_stop() as watch.is_told:
         if is_whole and not recipe.sharded:  # it was killed while the checkpoint was written
             trainer._load_from_checkpoint(saved)
             trainer.state.global_step = step_of(saved)
@@ -228,12 +228,12 @@ def _write(trainer: Any, start: _Start, folder: Path, out: Path) -> None:
         parts = {"prior": model.prior, "decoder": model.decoder}
         save_adapters(adapters, trainer.model, _seen_from(adapters, start.name), parts)
         if not is_last:  # the reference of the joint stage is the model without its adapters
-            merge(str(adapters), out)
+            merge_adapters(str(adapters), out)
         return
     again = load_checkpoint(start.name, LoadOptions(device="cpu", quantization="none"))
     model = finish(cast(FocusTokenSegmenter, again.segmenter).model.float(), folder / TRAINED)
     save_checkpoint(out, model, _processor(start.language), torch.bfloat16)
-    copy_familiar(start.language.parent, out)
+    copy_ood_statistics(start.language.parent, out)
 
 
 def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Path) -> _Start:
@@ -272,7 +272,11 @@ def _focus_rows(start: _Start) -> dict[str, list[int]]:
     """The focus token's rows, for adapters to learn. `prepare` makes them the mean of all rows,
     which no hidden state finds the likeliest: the layers alone would never write the token."""
     focus_id = start.processor.tokenizer.convert_tokens_to_ids(start.model.config.focus_token)
-    layers = ("embed_tokens",) if is_tied(start.model.mllm.config) else ("embed_tokens", "lm_head")
+    layers = (
+        ("embed_tokens",)
+        if has_tied_embeddings(start.model.mllm.config)
+        else ("embed_tokens", "lm_head")
+    )
     return {layer: [focus_id] for layer in layers}
 
 

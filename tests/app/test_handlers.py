@@ -46,7 +46,7 @@ from coprs_core.answer.compare import compare_with_truth
 from coprs_core.answer.diagnosis import restated_question
 from coprs_core.answer.engine import Engine, Update
 from coprs_core.checkpoints import catalogue, plan
-from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import Cancelled
 from coprs_core.masks import decode_prior, decode_rle
@@ -523,7 +523,7 @@ def test_the_page_lists_every_model_and_why_one_does_not_fit(mini, monkeypatch):
     unquantized = LoadOptions("cpu", quantization="none", sam="vit_h")
     rows = ModelServer(mini, unquantized).rows()
     table, choices = page.models("en", rows), {n: label for label, n in page.choices(rows)}
-    assert all(name in table for name in catalogue.NAMES)
+    assert all(name in table for name in catalogue.MODEL_NAMES)
     needs = "does not fit: in bfloat16 needs about 10.3 GB and cpu has 9.0 GB free"
     assert "mini" in choices and needs in choices["qwen2.5-vl-3b"]
     assert "--quantize nf4 needs 6.7 GB" in choices["qwen2.5-vl-3b"]
@@ -531,7 +531,7 @@ def test_the_page_lists_every_model_and_why_one_does_not_fit(mini, monkeypatch):
 
 def test_a_model_can_be_switched_and_a_failure_leaves_the_old_one(mini, tmp_path, found):
     other = tmp_path / "other"
-    shutil.copytree(MINIATURE, other)
+    shutil.copytree(MINIATURE_FOLDER, other)
     page_handlers = handlers_for(Engine(mini.checkpoint))
     server = page_handlers.server
     *progress, (_, values) = page_handlers.models.switch(str(other))
@@ -577,7 +577,7 @@ def test_several_regions_are_numbered_coloured_and_selectable(found):
 
 def test_the_table_is_there_with_a_sam_file_of_ones_own(mini):
     rows = ModelServer(mini, LoadOptions(device="cpu", sam="vit_of_mine.pth")).rows()
-    assert len(rows) == len(catalogue.NAMES)
+    assert len(rows) == len(catalogue.MODEL_NAMES)
 
 
 def test_without_leave_nobody_can_switch_the_model(mini):
@@ -788,7 +788,7 @@ def test_a_thought_that_cannot_be_traced_says_why(asked):
 
 def test_a_model_whose_page_is_closed_is_loaded_to_its_end(mini, tmp_path):
     other = tmp_path / "other"
-    shutil.copytree(MINIATURE, other)
+    shutil.copytree(MINIATURE_FOLDER, other)
     server = ModelServer(Engine(mini.checkpoint), CPU)
     loading = server.switch_model(str(other))
     assert next(loading) == f"Loading {other}"

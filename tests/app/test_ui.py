@@ -26,7 +26,7 @@ from app.ui import build, launch
 from coprs_core import Region
 from coprs_core.answer.engine import Engine
 from coprs_core.answer.pictures import mask_overlay, prior_overlay
-from coprs_core.checkpoints.catalogue import NAMES
+from coprs_core.checkpoints.catalogue import MODEL_NAMES
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.errors import CoPRSError
@@ -1248,7 +1248,7 @@ def test_several_regions_are_numbered_and_each_can_be_chosen(page, found, tmp_pa
 def test_the_table_of_models_opens_and_a_wrong_name_is_one_sentence(page, shoot):
     open_tab(page, "Models")
     page.wait_for_selector("table.models")
-    assert page.locator("table.models tbody tr").count() == len(NAMES)
+    assert page.locator("table.models tbody tr").count() == len(MODEL_NAMES)
     page.locator("#model input").fill("no/where/at/all")
     page.locator("#model input").press("Enter")
     page.get_by_role("button", name="Use this model").click()

@@ -17,8 +17,8 @@ from coprs_core.datasets import open_dataset
 from coprs_core.datasets.folder import LISTING
 from coprs_core.errors import CoPRSError
 from coprs_core.files import check_no_mojibake, find_file, read_text, repair_cp1252
-from coprs_core.photos.orientation import mask_to_upright, upright_array
-from coprs_core.photos.photo import orientation_of
+from coprs_core.photos.orientation import to_upright_array, to_upright_mask
+from coprs_core.photos.photo import read_orientation
 from coprs_core.training.recipe import read_toml
 
 NFC, NFD = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
@@ -155,14 +155,14 @@ def test_pixels_are_turned_as_pillow_turns_a_photo(orientation):
     stored = Image.fromarray(EXAMPLE)
     stored.getexif()[0x0112] = orientation
     shown = np.asarray(ImageOps.exif_transpose(stored))
-    assert orientation_of(stored) == orientation
-    assert np.array_equal(upright_array(EXAMPLE, orientation), shown)
+    assert read_orientation(stored) == orientation
+    assert np.array_equal(to_upright_array(EXAMPLE, orientation), shown)
     if orientation >= 5:
-        assert np.array_equal(mask_to_upright(EXAMPLE, shown.shape, orientation), shown)
-        assert np.array_equal(mask_to_upright(shown, shown.shape, orientation), shown)
+        assert np.array_equal(to_upright_mask(EXAMPLE, shown.shape, orientation), shown)
+        assert np.array_equal(to_upright_mask(shown, shown.shape, orientation), shown)
     elif orientation > 1:
         with pytest.raises(CoPRSError, match=f"EXIF tag turns it .orientation {orientation}"):
-            mask_to_upright(EXAMPLE, shown.shape, orientation)
+            to_upright_mask(EXAMPLE, shown.shape, orientation)
 
 
 def turned_photo(path: Path, size: tuple[int, int], orientation: int) -> None:
@@ -198,7 +198,7 @@ def test_a_mask_that_fits_both_ways_is_refused(tmp_path, size, orientation):
     exif[0x0112] = orientation  # the mask has the photo's tag: both are stored alike
     Image.fromarray(truth).save(tmp_path / "a_mask.png", exif=exif)
     found_there = open_dataset("folder", tmp_path).item(0).truth
-    assert np.array_equal(found_there, upright_array(truth, orientation))
+    assert np.array_equal(found_there, to_upright_array(truth, orientation))
     Image.new("1", size, 1).save(tmp_path / "a_mask.png")  # turned or not, it is the same
     assert open_dataset("folder", tmp_path).item(0).truth.all()
 

@@ -64,7 +64,9 @@ READERS = {
     "a true mask": lambda f, t: read_truth(written(f, "a.json", t) / "a.json", (8, 8)),
     "coprs.json": lambda f, t: CoPRSConfig.read(written(f, "coprs.json", t) / "coprs.json"),
     "config.json": lambda f, t: read_config(written(f, "config.json", t)),
-    "adapters": lambda f, t: adapters.base_model_name("x", written(f, adapters.CONFIG, t), False),
+    "adapters": lambda f, t: adapters.base_model_name(
+        "x", written(f, adapters.CONFIG_FILE, t), False
+    ),
     "a folder of photos": data_set("folder", "items.jsonl"),
     "ReasonSeg": data_set("reasonseg", "val/a.json"),
 }

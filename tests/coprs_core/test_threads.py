@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from coprs_core.threads import SPINS
+from coprs_core.threads import SPIN_COUNT
 from tests import ROOT
 
 CHECK = (
@@ -28,7 +28,7 @@ def printed(before: str, **settings: str) -> list[str]:
     "door", ["import coprs_core", "import app.options", "import coprs_core.__main__"]
 )
 def test_threads_sleep_before_torch_is_loaded(door):
-    assert printed(door) == ["False", str(SPINS), "None"]
+    assert printed(door) == ["False", str(SPIN_COUNT), "None"]
 
 
 @pytest.mark.parametrize(

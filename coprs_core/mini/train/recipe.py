@@ -4,7 +4,7 @@ runs it from nothing."""
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from coprs_core.errors import CoPRSError, did_you_mean, truncated
+from coprs_core.errors import CoPRSError, did_you_mean, truncate
 from coprs_core.mini.world.questions import FAMILY_WEIGHTS, QuestionMix
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
@@ -107,7 +107,7 @@ def read_mini(changes: list[str] | None = None) -> Recipe:
         like = place[last]
         is_number = isinstance(like, float) and type(value) in (int, float)
         if type(value) is not type(like) and not is_number:
-            came = truncated(repr(value))
+            came = truncate(repr(value))
             raise CoPRSError(f"{key} is {came} and one like {like!r} was expected: correct it.")
         least = _LEAST.get(key, int(type(like) is int and like > 0))
         if type(value) in (int, float) and value < least:

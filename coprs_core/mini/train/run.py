@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from coprs_core.checkpoints.save import save_checkpoint
-from coprs_core.checkpoints.tensors import explain_write_errors
+from coprs_core.checkpoints.tensors import write_errors_as_user_error
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, has_native_bfloat16
 from coprs_core.mini.train import oracle
@@ -305,6 +305,6 @@ def _save(path: Path, parts: dict[str, nn.Module], chosen: list, step: int, seco
         "step": step,
         "seconds": seconds,
     }
-    with explain_write_errors(path):
+    with write_errors_as_user_error(path):
         torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coprs_core.geometry import prior_valid_size, unpadded_size
+from coprs_core.geometry import unpadded_prior_size, unpadded_size
 
 WITHIN_BORDER = 0.99
 """Share of the held-back pictures of the training that lie within the border."""
@@ -57,7 +57,7 @@ def describe(image_embedding: Tensor, photo_size: tuple[int, int], side: int) ->
         side: of SAM's square input, in pixels.
     """
     unpadded = torch.tensor([unpadded_size(photo_size, side)])
-    rows, columns = prior_valid_size(unpadded, side, image_embedding.shape[-1])[0].tolist()
+    rows, columns = unpadded_prior_size(unpadded, side, image_embedding.shape[-1])[0].tolist()
     cells = image_embedding[0, :, :rows, :columns].flatten(1).cpu().double()  # MPS has none
     return torch.cat([cells.mean(1), cells.std(1, correction=0)]).float()
 

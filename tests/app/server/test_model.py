@@ -23,7 +23,7 @@ from app.server.guard import NO_ROOM
 from app.server.model import ModelServer
 from app.ui import build, launch
 from coprs_core.answer.engine import Engine
-from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from coprs_core.errors import Cancelled
 from coprs_core.photos.photo import open_photo
 from tests import ROOT
@@ -232,7 +232,7 @@ def broken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("broken")
     for name in ("decoder.safetensors", "mllm/model.safetensors", "coprs.json"):
         copy = folder / name.replace("/", "-")
-        shutil.copytree(MINIATURE, copy)
+        shutil.copytree(MINIATURE_FOLDER, copy)
         whole = (copy / name).read_bytes()
         (copy / name).write_bytes(whole[: len(whole) // 2])
     return sorted(folder.iterdir())

@@ -10,7 +10,7 @@ import pytest
 
 from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
-from coprs_core.checkpoints.plan import MAX_KEPT_PHOTOS
+from coprs_core.checkpoints.plan import MAX_CACHED_PHOTOS
 from coprs_core.errors import Cancelled
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import iou
@@ -96,17 +96,17 @@ def test_second_answer_runs_no_vision_encoder(fresh, monkeypatch):
 
 
 def test_cache_is_bounded_and_drops_the_oldest(fresh):
-    images = [np.full((8, 8, 3), v, np.uint8) for v in range(MAX_KEPT_PHOTOS + 1)]
+    images = [np.full((8, 8, 3), v, np.uint8) for v in range(MAX_CACHED_PHOTOS + 1)]
     for image in images:
         for _ in fresh.stream(image, "x", max_new_tokens=1):
             pass
-    assert len(fresh._features) == MAX_KEPT_PHOTOS
+    assert len(fresh._features) == MAX_CACHED_PHOTOS
     assert fresh.segment(images[-1], "x", max_new_tokens=1).photo_reused
     assert not fresh.segment(images[0], "x", max_new_tokens=1).photo_reused
 
 
 def test_a_photo_that_is_only_read_ahead_is_the_first_to_go(fresh):
-    images = [np.full((8, 8, 3), v, np.uint8) for v in range(MAX_KEPT_PHOTOS + 1)]
+    images = [np.full((8, 8, 3), v, np.uint8) for v in range(MAX_CACHED_PHOTOS + 1)]
     for image in images[:-1]:
         fresh.segment(image, "x", max_new_tokens=1)
     first, *_, ahead, later = map(open_photo, [*images, np.full((8, 8, 3), 99, np.uint8)])

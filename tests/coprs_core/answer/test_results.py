@@ -31,7 +31,7 @@ from coprs_core.answer.pictures import (
 from coprs_core.export.archive import open_answer, save_answer, save_zip
 from coprs_core.export.replay import save_replay
 from coprs_core.masks import decode_prior, decode_rle, encode_prior, encode_rle
-from coprs_core.metrics import THRESHOLDS, iou, iou_curve
+from coprs_core.metrics import PRIOR_THRESHOLDS, iou, iou_curve
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import sentences
@@ -246,7 +246,7 @@ def test_a_frame_or_a_size_that_cannot_be_is_refused(found, change):
 
 def test_a_saved_answer_knows_the_full_size_of_a_photo_that_was_brought_down(mini, tmp_path):
     large = Image.fromarray(draw_scene(3).image).resize((640, 480), Image.Resampling.BICUBIC)
-    photo = open_photo(large, most_pixels=160 * 120)
+    photo = open_photo(large, max_pixels=160 * 120)
     assert photo.full_size == (480, 640)
     result = mini.segment(photo, "the largest thing")
     told = open_answer(save_zip(tmp_path / "a.zip", photo, result))
@@ -391,7 +391,7 @@ def test_the_curve_is_the_iou_at_each_threshold(found):
     prior, mask = found[2].prior, found[2].mask
     curve = iou_curve(prior, mask)
     for t in (0, 13, 29, 50, 57, 99, 100):
-        assert curve[t] == pytest.approx(iou(prior >= THRESHOLDS[t], mask), abs=1e-12)
+        assert curve[t] == pytest.approx(iou(prior >= PRIOR_THRESHOLDS[t], mask), abs=1e-12)
     assert (iou_curve(prior * 0, mask * False) == [0] + [1] * 100).all()
 
 

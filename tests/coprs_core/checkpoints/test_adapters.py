@@ -18,8 +18,8 @@ from coprs_core.__main__ import main
 from coprs_core.checkpoints import adapters, plan
 from coprs_core.checkpoints import load as loading
 from coprs_core.checkpoints.adapters import save_adapters
-from coprs_core.checkpoints.doctor import examine
-from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.doctor import run_checks
+from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.errors import CoPRSError
 from coprs_core.model.backends.cpu.int8 import Int8Linear
@@ -45,7 +45,7 @@ def adapted(base: torch.nn.Module):
 def made(tmp_path_factory):
     """(base, adapters with heads of their own, merged): folders side by side."""
     folder = tmp_path_factory.mktemp("adapters")
-    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm", trust_remote_code=False)
     save_checkpoint(folder / "base", tiny.coprs(tiny.qwen()), processor)
     model = tiny.coprs(tiny.qwen())
     tiny.spread(model.prior, 7), tiny.spread(model.decoder, 8)
@@ -137,7 +137,7 @@ def test_the_command_line_and_doctor_take_them(made, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "result.json").read_text())["model"] == str(made / "own")
     measured = ["evaluate", "--model", str(made / "own"), "--device", "cpu", "--limit", "2"]
     assert main(measured) == 0
-    named = [check.found for check in examine(str(made / "own")) if check.name == "file"]
+    named = [check.found for check in run_checks(str(made / "own")) if check.name == "file"]
     assert any(WEIGHTS in text for text in named) and any("image_encoder" in text for text in named)
     capsys.readouterr()
 
@@ -162,9 +162,9 @@ def test_adapters_to_a_model_that_writes_coordinates(tmp_path):
     before = tiny.qwen().state_dict()[layer]
     assert not torch.equal(loaded.model.mllm.state_dict()[layer], before)
     with pytest.raises(CoPRSError, match="no adapters to a CoPRS checkpoint"):
-        from coprs_core.checkpoints.convert import merge
+        from coprs_core.checkpoints.convert import merge_adapters
 
-        merge(str(tmp_path / "own"), tmp_path / "full")
+        merge_adapters(str(tmp_path / "own"), tmp_path / "full")
     # heads belong to a CoPRS checkpoint alone
     save_file({"x": torch.zeros(1)}, tmp_path / "own" / "prior.safetensors")
     with pytest.raises(CoPRSError, match="belongs to a CoPRS checkpoint and .* is none"):
@@ -245,7 +245,7 @@ SLOW = r"(\w|\w\w|\w\.|\.)*[^\w]$"
     ids=lambda values: next(iter(values)),
 )
 def test_what_takes_for_ever_is_refused(own, values, monkeypatch):
-    monkeypatch.setattr(adapters, "_MAX_SECONDS", 0.5)
+    monkeypatch.setattr(adapters, "_MAX_MATCHING_SECONDS", 0.5)
     change(own, **values)
     began = time.process_time()
     with pytest.raises(CoPRSError) as raised:
@@ -323,13 +323,13 @@ def test_adapters_that_name_each_other_end_in_a_sentence(own, tmp_path, monkeypa
     change(own, base_model_name_or_path="some/other")
     change(other, base_model_name_or_path="some/own")
     places = {"some/own": own, "some/other": other}
-    monkeypatch.setattr(loading, "snapshot", lambda repo, report=None: places[repo])
+    monkeypatch.setattr(loading, "download_snapshot", lambda repo, report=None: places[repo])
     with pytest.raises(CoPRSError, match="some/other .*holds adapters too"):
         load("some/own", device="cpu")
 
 
 def test_what_is_downloaded_does_not_choose_a_folder_of_this_machine(own, monkeypatch):
-    monkeypatch.setattr(loading, "snapshot", lambda repo, report=None: own)
+    monkeypatch.setattr(loading, "download_snapshot", lambda repo, report=None: own)
     monkeypatch.chdir(own.parent.parent)
     for base in ("../base", str(own.parent / "base"), "~/x", f"{own.parent.name}/base"):
         change(own, base_model_name_or_path=base)

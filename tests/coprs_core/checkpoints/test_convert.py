@@ -1,4 +1,4 @@
-"""`convert` and `prepare`: the authors' layout in, the same masks out; every break in its own
+"""`convert_checkpoint` and `prepare_for_training`: the authors' layout in, the same masks out; every break in its own
 sentence, nothing half done."""
 
 import os
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from coprs_core import CoPRSError, load
 from coprs_core.__main__ import main
-from coprs_core.checkpoints.convert import convert, prepare
+from coprs_core.checkpoints.convert import convert_checkpoint, prepare_for_training
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.photos.photo import open_photo
 from tests import tiny
@@ -132,7 +132,7 @@ def test_heads_beside_shards_are_taken_from_their_own_file(tmp_path, model, sam,
     heads = tiny.heads_of(model)
     heads["heatmap_head.fuser.2.bias"] = torch.tensor([0.25])
     torch.save(heads, sharded / "refseg_modules.pt")
-    convert(sharded, str(sam), tmp_path / "out")
+    convert_checkpoint(sharded, str(sam), tmp_path / "out")
     assert load_file(tmp_path / "out" / "prior.safetensors")["fuser.2.bias"] == 0.25
 
 
@@ -213,13 +213,13 @@ def test_broken_sam_files_have_their_sentences(tmp_path, exported, sam):
         change(changed)
         torch.save(changed, other)
         with pytest.raises(CoPRSError, match=words):
-            convert(exported, str(other), tmp_path / "out")
+            convert_checkpoint(exported, str(other), tmp_path / "out")
     shutil.copy(sam, other)
     cut(other)
     with pytest.raises(CoPRSError, match="other.pth is"):
-        convert(exported, str(other), tmp_path / "out")
+        convert_checkpoint(exported, str(other), tmp_path / "out")
     with pytest.raises(CoPRSError, match="no SAM file"):
-        convert(exported, str(tmp_path / "none.pth"), tmp_path / "out")
+        convert_checkpoint(exported, str(tmp_path / "none.pth"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -227,7 +227,7 @@ def test_an_existing_folder_is_never_overwritten(tmp_path, exported, sam):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(CoPRSError, match="exists already"):
-        convert(exported, str(sam), tmp_path / "out")
+        convert_checkpoint(exported, str(sam), tmp_path / "out")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 
 
@@ -241,7 +241,7 @@ def test_prepare_adds_the_focus_token_and_takes_sams_own_parts(tmp_path, sam, ma
     other.write_text(other.read_text().replace("<REF_POS>", "<OTHER>"))
     template = "<|im_start|>user\n{% for c in messages[0]['content'] %}{% if c.type == 'image' %}<|image_pad|>{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n"
     (base / "chat_template.jinja").write_text(template)
-    prepare(str(base), str(sam), tmp_path / "start", dtype="fp32")
+    prepare_for_training(str(base), str(sam), tmp_path / "start", dtype="fp32")
     engine = load(str(tmp_path / "start"), device="cpu", dtype="fp32")
     rows = engine.model.mllm.get_input_embeddings().weight
     old = mllm.get_input_embeddings().weight

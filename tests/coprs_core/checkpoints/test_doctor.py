@@ -17,10 +17,10 @@ from coprs_core import CoPRSError, load, random_weights
 from coprs_core.__main__ import main
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints import doctor, hugging_face, plan
-from coprs_core.checkpoints.catalogue import CATALOGUE, listed
+from coprs_core.checkpoints.catalogue import CATALOGUE, find_in_catalogue
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.plan import Machine, choose_dtype
-from coprs_core.checkpoints.sams import SAMS
+from coprs_core.checkpoints.sam_models import PUBLISHED_SAMS
 from coprs_core.metrics import iou
 from coprs_core.mini.world.questions import draw_examples
 from coprs_core.mini.world.scenes import draw_scene
@@ -32,13 +32,13 @@ from tests import ROOT, record, tiny
 @pytest.mark.parametrize("name, size", [("qwen2.5-vl-3b", "3b"), ("qwen2.5-vl-7b", "7b")])
 def test_the_tables_weights_are_those_of_the_published_configs(name, size):
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(random_weights.qwen_config(size))
+        model = Qwen2_5_VLForConditionalGeneration(random_weights.qwen2_5_config(size))
     linear = sum(
         m.weight.numel()
         for m in model.model.language_model.modules()
         if isinstance(m, torch.nn.Linear)
     )
-    row = listed(name)
+    row = find_in_catalogue(name)
     assert (row.size.linear, row.size.other) == (
         linear,
         sum(p.numel() for p in model.parameters()) - linear,
@@ -48,7 +48,7 @@ def test_the_tables_weights_are_those_of_the_published_configs(name, size):
 
 def test_the_tables_sam_sizes_are_segment_anythings():
     for name in ("vit_b", "vit_l", "vit_h"):
-        known = SAMS[name]
+        known = PUBLISHED_SAMS[name]
         with torch.device("meta"):
             counted = sum(p.numel() for p in sam_model_registry[name]().parameters())
         assert counted == known.size.other
@@ -62,7 +62,7 @@ def test_models_lists_every_name_and_reads_the_machine_live(capsys, monkeypatch)
         *("mini", "coprs", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b", "egm-4b"),
         *("qwen2.5-vl-3b", "qwen2.5-vl-7b", "seg-zero-7b", "visionreasoner-7b"),
     ]
-    assert all(name in text for name in (*names, *SAMS))
+    assert all(name in text for name in (*names, *PUBLISHED_SAMS))
     main(["models", "--json", "--device", "cpu"])
     rows = {r["name"]: r for r in json.loads(capsys.readouterr().out)}
     assert list(rows) == names and rows["mini"]["fits"] and rows["mini"]["cached"]
@@ -116,7 +116,7 @@ def test_sharded_weights_load_and_a_missing_shard_is_named(tmp_path):
         index.write_text(broken)
         with pytest.raises(CoPRSError, match="lacks .*model.safetensors.index.json"):
             load(str(folder), device="cpu")
-        assert "index.json" in doctor.verdict(doctor.examine(str(folder), LoadOptions("cpu")))
+        assert "index.json" in doctor.verdict(doctor.run_checks(str(folder), LoadOptions("cpu")))
     index.write_text(whole)
     shards[1].unlink()
     with pytest.raises(CoPRSError, match=shards[1].name):
@@ -140,7 +140,7 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, monkeypatch
     """Every weight is read, since untouched pages of a file take no memory at all."""
     small = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=12, num_attention_heads=8,
                  num_key_value_heads=4, vocab_size=30000, tie_word_embeddings=True)  # fmt: skip
-    monkeypatch.setitem(random_weights.LLM_SIZES, "3b", small)
+    monkeypatch.setitem(random_weights.QWEN2_5_SIZES, "3b", small)
     random_weights.write_random_checkpoint(tmp_path / "big", "3b", "vit_b")
     run = subprocess.run(
         [sys.executable, "-c", LOAD, str(tmp_path / "big")],
@@ -319,16 +319,16 @@ def test_the_doctor_names_the_first_thing_to_do(tmp_path, capsys, what):
     ],
 )
 def test_the_doctor_refuses_what_loading_would_refuse(options, name):
-    [wrong] = [c for c in doctor.examine("mini", options) if c.problem]
+    [wrong] = [c for c in doctor.run_checks("mini", options) if c.problem]
     assert wrong.name == name and "not known" in doctor.verdict([wrong])
 
 
 def test_the_doctor_asks_no_network_and_says_what_a_download_would_be():
-    checks = doctor.examine("qwen2.5-vl-3b", LoadOptions("cpu"))
+    checks = doctor.run_checks("qwen2.5-vl-3b", LoadOptions("cpu"))
     assert doctor.verdict(checks).startswith(
         "first: start the app once with the network on; it downloads Qwen/"
     )
-    assert "choose auto or cpu" in doctor.verdict(doctor.examine("mini", LoadOptions("cuda:9")))
+    assert "choose auto or cpu" in doctor.verdict(doctor.run_checks("mini", LoadOptions("cuda:9")))
 
 
 def test_the_benchmark_measures_the_miniature(capsys):

@@ -15,7 +15,7 @@ import pytest
 
 from coprs_core import CoPRSError
 from coprs_core.checkpoints import downloads
-from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from tests import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -73,8 +73,8 @@ class Host(BaseHTTPRequestHandler):
 @pytest.fixture
 def host():
     content = {
-        str(p.relative_to(MINIATURE / "mllm")): p.read_bytes()
-        for p in (MINIATURE / "mllm").iterdir()
+        str(p.relative_to(MINIATURE_FOLDER / "mllm")): p.read_bytes()
+        for p in (MINIATURE_FOLDER / "mllm").iterdir()
     }
     weights = os.urandom(3_000_000)
     digest = hashlib.sha256(weights).hexdigest()[:6]
@@ -186,25 +186,25 @@ def sam(host, tmp_path, monkeypatch):
     name = next(n for n in files if n.startswith("sam/")).removeprefix("sam/")
     monkeypatch.setenv("COPRS_SAM_URL", f"{url}/sam")
     monkeypatch.setattr(downloads, "SAM_FILES", {"vit_b": (name, len(files[f"sam/{name}"]))})
-    monkeypatch.setattr(downloads, "sam_cache", lambda: tmp_path / "checkpoints")
+    monkeypatch.setattr(downloads, "sam_cache_folder", lambda: tmp_path / "checkpoints")
     return name, files[f"sam/{name}"], log
 
 
 def test_sam_is_downloaded_once_with_progress(sam, tmp_path):
     name, content, log = sam
     lines = []
-    path = downloads.sam_file("vit_b", lines.append)
+    path = downloads.download_sam_file("vit_b", lines.append)
     assert path == tmp_path / "checkpoints" / name and path.read_bytes() == content
     assert lines[-1] == f"Downloading {name}: 3 MB of 3 MB"
     log.clear()
-    assert downloads.sam_file("vit_b") == path and not log
+    assert downloads.download_sam_file("vit_b") == path and not log
 
 
 def test_sam_goes_on_where_it_stopped(sam, tmp_path):
     name, content, log = sam
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / f"{name}.part").write_bytes(content[:2_000_000])
-    assert downloads.sam_file("vit_b").read_bytes() == content
+    assert downloads.download_sam_file("vit_b").read_bytes() == content
     assert [r for _, _, r in log] == ["bytes=2000000-"]
 
 
@@ -213,16 +213,16 @@ def test_a_damaged_sam_is_thrown_away(sam, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / f"{name}.part").write_bytes(b"x" * 2_000_000)
     with pytest.raises(CoPRSError, match="was damaged"):
-        downloads.sam_file("vit_b")
+        downloads.download_sam_file("vit_b")
     assert not list((tmp_path / "checkpoints").iterdir())
-    assert downloads.sam_file("vit_b").read_bytes() == content
+    assert downloads.download_sam_file("vit_b").read_bytes() == content
 
 
 def test_sam_without_network_or_disk_is_said(sam, monkeypatch):
     monkeypatch.setattr(downloads, "free_disk", lambda folder: 1000)
     with pytest.raises(CoPRSError, match="needs 3 MB of disk"):
-        downloads.sam_file("vit_b")
+        downloads.download_sam_file("vit_b")
     monkeypatch.undo()
     monkeypatch.setenv("COPRS_SAM_URL", "http://127.0.0.1:9")
     with pytest.raises(CoPRSError, match="cannot be downloaded"):
-        downloads.sam_file("vit_b")
+        downloads.download_sam_file("vit_b")

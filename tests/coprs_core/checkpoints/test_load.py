@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from coprs_core import CoPRSError, load
-from coprs_core.checkpoints.load import MINIATURE, load_checkpoint
+from coprs_core.checkpoints.load import MINIATURE_FOLDER, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.machine import choose_device
@@ -21,7 +21,7 @@ from coprs_core.model.decoder import FLOAT32_BUFFER
 
 @pytest.fixture
 def folder(tmp_path):
-    return shutil.copytree(MINIATURE, tmp_path / "copy")
+    return shutil.copytree(MINIATURE_FOLDER, tmp_path / "copy")
 
 
 def change(path, edit):
@@ -34,7 +34,7 @@ def test_saving_and_loading_is_exact(mini, tmp_path):
     save_checkpoint(
         tmp_path / "again",
         mini.model,
-        AutoProcessor.from_pretrained(MINIATURE / "mllm"),
+        AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm"),
         torch.float32,
     )
     again = load(str(tmp_path / "again"), device="cpu")
@@ -50,7 +50,7 @@ def test_saving_in_half_precision_leaves_the_model_as_it_is(tmp_path):
     with torch.no_grad():
         engine.model.mllm.lm_head.weight.add_(1e-4)
         other.model.mllm.lm_head.weight.add_(1e-4)
-    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm")
+    processor = AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm")
     save_checkpoint(tmp_path / "half", engine.model, processor, torch.bfloat16)
     before, after = other.model.state_dict(), engine.model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -67,7 +67,7 @@ def test_sams_positional_matrix_keeps_its_precision(tmp_path, mini):
     model = copy.deepcopy(mini.model)
     for matrix in (b for n, b in model.named_buffers() if n.endswith(FLOAT32_BUFFER)):
         matrix.add_(1e-4)
-    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm", trust_remote_code=False)
     save_checkpoint(tmp_path, model, processor, torch.bfloat16)
     again = load_checkpoint(str(tmp_path), LoadOptions("cpu")).segmenter.model
     mine, theirs = model.state_dict(), again.state_dict()
@@ -79,11 +79,11 @@ def test_sams_positional_matrix_keeps_its_precision(tmp_path, mini):
 def test_every_loaded_tensor_equals_the_file(mini):
     for part in ("image_encoder", "prior", "decoder"):
         state = getattr(mini.model, part).state_dict()
-        file = load_file(MINIATURE / f"{part}.safetensors")
+        file = load_file(MINIATURE_FOLDER / f"{part}.safetensors")
         assert file.keys() == state.keys() and all(
             torch.equal(file[k].float(), state[k]) for k in file
         )
-    file = load_file(MINIATURE / "mllm" / "model.safetensors")
+    file = load_file(MINIATURE_FOLDER / "mllm" / "model.safetensors")
     loaded = mini.model.mllm.state_dict()
     renamed = {
         k.replace("visual.", "model.visual.") if k.startswith("visual.") else k: v
@@ -102,7 +102,7 @@ def test_every_loaded_tensor_equals_the_file(mini):
 
 
 def test_the_miniature_is_small():
-    assert sum(f.stat().st_size for f in MINIATURE.rglob("*") if f.is_file()) < 25e6
+    assert sum(f.stat().st_size for f in MINIATURE_FOLDER.rglob("*") if f.is_file()) < 25e6
 
 
 def test_config_survives_a_round_trip(mini):

@@ -14,8 +14,12 @@ from PIL import Image
 from coprs_core import CoPRSError, Result, load
 from coprs_core.__main__ import main
 from coprs_core.answer.flags import find_flags
-from coprs_core.checkpoints.load import MINIATURE
-from coprs_core.checkpoints.ood_statistics import FILE, load_familiar, save_familiar
+from coprs_core.checkpoints.load import MINIATURE_FOLDER
+from coprs_core.checkpoints.ood_statistics import (
+    STATISTICS_FILE,
+    load_ood_statistics,
+    save_ood_statistics,
+)
 from coprs_core.mini.world.questions import draw_examples
 from coprs_core.model.backends.familiar import learn
 from coprs_core.photos.photo import open_photo
@@ -133,7 +137,7 @@ def test_a_checkpoint_learns_its_pictures_by_a_command(checkpoint, capsys):
     ask = ["familiar", str(folder), "--pictures", str(pictures), "--note", "coloured noise"]
     assert main([*ask, "--device", "cpu", "--count", "400"]) == 2
     assert "this model needs at least 640" in capsys.readouterr().err
-    assert not (folder / FILE).exists()
+    assert not (folder / STATISTICS_FILE).exists()
     assert main([*ask, "--device", "cpu"]) == 0
     engine = load(str(folder), device="cpu")
     assert engine.segmenter.note == "coloured noise"
@@ -158,10 +162,12 @@ def test_half_of_the_pictures_decides_what_is_near_and_the_other_how_near():
 
 @pytest.mark.parametrize("damage", ["cut", "other", "nan", "border"])
 def test_a_broken_file_is_one_sentence(tmp_path, damage):
-    shutil.copytree(MINIATURE, tmp_path / "mini")
-    familiar = load_familiar(MINIATURE, 96)
+    shutil.copytree(MINIATURE_FOLDER, tmp_path / "mini")
+    familiar = load_ood_statistics(MINIATURE_FOLDER, 96)
     if damage == "cut":
-        (tmp_path / "mini" / FILE).write_bytes((MINIATURE / FILE).read_bytes()[:5000])
+        (tmp_path / "mini" / STATISTICS_FILE).write_bytes(
+            (MINIATURE_FOLDER / STATISTICS_FILE).read_bytes()[:5000]
+        )
     else:
         tensors = familiar.tensors()
         change = {
@@ -169,6 +175,6 @@ def test_a_broken_file_is_one_sentence(tmp_path, damage):
             "nan": {"mean": tensors["mean"] * float("nan")},
             "border": {"border": torch.zeros(1)},
         }[damage]
-        save_familiar(tmp_path / "mini", type(familiar)(**tensors | change))
-    with pytest.raises(CoPRSError, match=FILE):
+        save_ood_statistics(tmp_path / "mini", type(familiar)(**tensors | change))
+    with pytest.raises(CoPRSError, match=STATISTICS_FILE):
         load(str(tmp_path / "mini"), device="cpu")

@@ -16,21 +16,22 @@ from transformers import (
 )
 
 from coprs_core import CoPRSError
-from coprs_core.checkpoints import catalogue, doctor, load, plan, sams
-from coprs_core.checkpoints.catalogue import CATALOGUE, choose_model, listed, model_rows
+from coprs_core.checkpoints import catalogue, doctor, load, plan
+from coprs_core.checkpoints import sam_models as sams
+from coprs_core.checkpoints.catalogue import CATALOGUE, choose_model, find_in_catalogue, list_models
 from coprs_core.checkpoints.options import SAM_NAMES, LoadOptions
 from coprs_core.checkpoints.plan import LoadPlan, Machine, choose_quantization
-from coprs_core.checkpoints.sams import SAMS
+from coprs_core.checkpoints.sam_models import PUBLISHED_SAMS
 from coprs_core.checkpoints.sources import CoordinateSource, CoPRSSource
-from coprs_core.checkpoints.tensors import _LINEAR
+from coprs_core.checkpoints.tensors import _LLM_LINEAR_WEIGHT
 from coprs_core.random_weights import (
     HIERA_SIZES,
     QWEN3_SIZES,
+    qwen2_5_config,
     qwen3_config,
-    qwen_config,
     sam2_vision_config,
 )
-from coprs_core.sizes import format_bytes
+from coprs_core.storage import format_bytes
 
 GB = 1_000_000_000
 DISK = 100 * GB
@@ -62,7 +63,7 @@ def test_what_is_chosen_fits_and_is_free_for_everyone(row):
     choice = choose_model(Machine(device, int(memory * GB), DISK))
     assert (choice.model, choice.sam, choice.quantization) == (model, sam, quantization)
     assert choice.memory <= memory * GB and choice.licence == "Apache-2.0"
-    assert f"{model} with {sam}" in choice.in_words() and "GB to download" in choice.in_words()
+    assert f"{model} with {sam}" in choice.describe() and "GB to download" in choice.describe()
 
 
 def test_a_precision_that_is_named_counts():
@@ -111,7 +112,7 @@ def test_what_is_downloaded_already_needs_no_disk(monkeypatch):
     for module in (catalogue, sams):
         monkeypatch.setattr(module, "cached_snapshot", lambda repo: repo)
     choice = choose_model(Machine("cpu", 20 * GB, 0))
-    assert choice.download == 0 and ": downloaded, about" in choice.in_words()
+    assert choice.download == 0 and ": downloaded, about" in choice.describe()
 
 
 def test_auto_says_its_choice_in_one_line_and_loads_it(monkeypatch):
@@ -132,7 +133,7 @@ class Found:
         self.name = name
 
     def plan(self, options, machine):
-        return listed(self.name).plan(options, machine)
+        return find_in_catalogue(self.name).plan(options, machine)
 
     def load(self, plan, report):
         return self.name, plan.sam, plan.quantization
@@ -146,7 +147,7 @@ LOADABLE = [m for m in CATALOGUE if m.repo or m.name == "mini"]
 def write_empty_model(folder: Path, size: str) -> Path:
     """A folder of a published model: its config, and its tensors' names and shapes over a file
     without content."""
-    make = qwen3_config if size in QWEN3_SIZES else qwen_config
+    make = qwen3_config if size in QWEN3_SIZES else qwen2_5_config
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(make(size))
     model.config.save_pretrained(folder)
@@ -171,7 +172,9 @@ def folders(tmp_path_factory):
     sizes = {size: tmp_path_factory.mktemp(size) for size in (*QWEN3_SIZES, "3b", "7b")}
     for size, folder in sizes.items():
         write_empty_model(folder, size)
-    return {m.name: sizes[m.name[-2:]] for m in LOADABLE if m.repo} | {"mini": load.MINIATURE}
+    return {m.name: sizes[m.name[-2:]] for m in LOADABLE if m.repo} | {
+        "mini": load.MINIATURE_FOLDER
+    }
 
 
 @pytest.mark.parametrize("memory", [5, 12, 60])
@@ -193,8 +196,8 @@ def test_models_doctor_auto_and_the_loader_say_the_same(
         monkeypatch.setattr(kind, "load", lambda self, plan, report: carried_out.append(plan))
     options = LoadOptions("cpu", quantization=quantization)
 
-    [row] = [r for r in model_rows(options) if r.name == model.name]
-    checks = {c.name: c for c in doctor.examine(model.name, options)}
+    [row] = [r for r in list_models(options) if r.name == model.name]
+    checks = {c.name: c for c in doctor.run_checks(model.name, options)}
     chosen = [p for p in [_chosen(options)] if p and p.model == model.name]
     if row.fits:
         load.load_checkpoint(model.name, options)
@@ -209,13 +212,13 @@ def test_models_doctor_auto_and_the_loader_say_the_same(
     assert format_bytes(row.plan.memory) in checks["memory"].found
     for choice in chosen:
         again = replace(options, sam=choice.sam, quantization=choice.quantization)
-        [row] = [r for r in model_rows(again) if r.name == model.name]
+        [row] = [r for r in list_models(again) if r.name == model.name]
         assert row.plan == choice and row.fits
 
 
 def _chosen(options: LoadOptions) -> LoadPlan | None:
     try:
-        return choose_model(plan.this_machine("cpu"), options)
+        return choose_model(plan.inspect_machine("cpu"), options)
     except CoPRSError:
         return None
 
@@ -235,11 +238,11 @@ def test_the_catalogue_counts_as_the_published_config_does(size):
     with torch.device("meta"):
         model = Qwen3VLForConditionalGeneration(qwen3_config(size))
     sizes = {n: p.numel() for n, p in model.named_parameters()}
-    linear = sum(n for k, n in sizes.items() if _LINEAR.search(k) and "visual" not in k)
-    known = listed(f"qwen3-vl-{size}")
+    linear = sum(n for k, n in sizes.items() if _LLM_LINEAR_WEIGHT.search(k) and "visual" not in k)
+    known = find_in_catalogue(f"qwen3-vl-{size}")
     assert (known.size.linear, known.size.other) == (linear, sum(sizes.values()) - linear)
     assert known.download == pytest.approx(2 * sum(sizes.values()), rel=0.005)
-    assert listed("egm-4b").size == listed("qwen3-vl-4b").size
+    assert find_in_catalogue("egm-4b").size == find_in_catalogue("qwen3-vl-4b").size
 
 
 @pytest.mark.parametrize("size", HIERA_SIZES)
@@ -248,12 +251,12 @@ def test_sam2_counts_as_the_published_config_does(size):
     with torch.device("meta"):
         used = Sam2Model(Sam2Config(vision_config=vision))
         published = Sam2VideoModel(Sam2VideoConfig(vision_config=vision))
-    known = SAMS[f"sam2.1-{size}"]
+    known = PUBLISHED_SAMS[f"sam2.1-{size}"]
     assert known.size.other == sum(p.numel() for p in used.parameters())
     assert known.download == 4 * sum(p.numel() for p in published.parameters())
 
 
 def test_names_are_the_same_everywhere():
-    assert tuple(SAMS) == SAM_NAMES
-    assert set(catalogue.BEST_FIRST) <= {m.name for m in CATALOGUE}
-    assert all(listed(name).licence == "Apache-2.0" for name in catalogue.BEST_FIRST)
+    assert tuple(PUBLISHED_SAMS) == SAM_NAMES
+    assert set(catalogue.GPU_CANDIDATES) <= {m.name for m in CATALOGUE}
+    assert all(find_in_catalogue(name).licence == "Apache-2.0" for name in catalogue.GPU_CANDIDATES)

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
-from coprs_core.checkpoints.doctor import examine
-from coprs_core.checkpoints.folder_checks import check_numbers
+from coprs_core.checkpoints.doctor import run_checks
+from coprs_core.checkpoints.folder_checks import check_config_values
 from coprs_core.checkpoints.hugging_face import load_processor, read_config
-from coprs_core.checkpoints.load import MINIATURE, load_checkpoint
+from coprs_core.checkpoints.load import MINIATURE_FOLDER, load_checkpoint
 from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.coprs import CoPRSConfig
-from coprs_core.random_weights import qwen_config
+from coprs_core.random_weights import qwen2_5_config
 from tests import tiny
 
 PARTS = ("image_encoder.safetensors", "prior.safetensors", "decoder.safetensors")
@@ -67,13 +67,13 @@ def replace(folder, file, damage):
 
 
 def change(folder, file, edit):
-    values = json.loads((MINIATURE / file).read_text())
+    values = json.loads((MINIATURE_FOLDER / file).read_text())
     edit(values)
     replace(folder, file, lambda _: json.dumps(values).encode())
 
 
 def change_tensors(folder, file, edit):
-    state = load_file(MINIATURE / file)
+    state = load_file(MINIATURE_FOLDER / file)
     edit(state)
     (folder / file).unlink()
     save_file(state, folder / file, metadata={"format": "pt"})
@@ -264,10 +264,10 @@ def folder(tmp_path):
     """A copy of the miniature; the weights are links."""
     copy = tmp_path / "copy"
     (copy / "mllm").mkdir(parents=True)
-    for path in [*MINIATURE.glob("*.json"), *(MINIATURE / "mllm").glob("*.json")]:
-        shutil.copyfile(path, copy / path.relative_to(MINIATURE))
+    for path in [*MINIATURE_FOLDER.glob("*.json"), *(MINIATURE_FOLDER / "mllm").glob("*.json")]:
+        shutil.copyfile(path, copy / path.relative_to(MINIATURE_FOLDER))
     for file in WEIGHTS:
-        (copy / file).symlink_to(MINIATURE / file)
+        (copy / file).symlink_to(MINIATURE_FOLDER / file)
     return copy
 
 
@@ -297,7 +297,7 @@ def test_a_damaged_file_is_named_or_not_needed(folder, file, name):
     replace(folder, file, DAMAGES[name])
     end = outcome(folder)
     assert end != "answered" or file not in NEEDED
-    assert all("\n" not in c.problem for c in examine(str(folder)))
+    assert all("\n" not in c.problem for c in run_checks(str(folder)))
 
 
 def test_a_value_beyond_its_limits_is_named_where_its_file_is_read(folder):
@@ -315,7 +315,7 @@ def test_a_value_beyond_its_limits_is_named_where_its_file_is_read(folder):
                 said = str(problem).replace(str(folder), "FOLDER")
                 if keys[-1] not in said or "\n" in said or not 20 < len(said) < 600:
                     untold.append((case, said[:300]))
-        replace(folder, file, lambda _, file=file: (MINIATURE / file).read_bytes())
+        replace(folder, file, lambda _, file=file: (MINIATURE_FOLDER / file).read_bytes())
     assert not taken and not untold
 
 
@@ -448,7 +448,7 @@ def test_code_in_the_folder_is_never_run_and_nobody_is_asked(folder, monkeypatch
 
     change(folder, file, edit)
     outcome(folder)
-    examine(str(folder))
+    run_checks(str(folder))
     with suppress(CoPRSError):
         load_processor(folder / "mllm")
     assert not marker.exists() and not any("evil" in name for name in sys.modules)
@@ -488,5 +488,5 @@ def sam(tmp_path_factory):
 
 @pytest.mark.parametrize("size", ["3b", "7b"])
 def test_published_sizes_are_within_the_limits(size):
-    check_numbers(json.loads(qwen_config(size).to_json_string()), Path("config.json"))
+    check_config_values(json.loads(qwen2_5_config(size).to_json_string()), Path("config.json"))
     assert CoPRSConfig.from_dict(CoPRSConfig(2048).to_dict()) == CoPRSConfig(2048)

@@ -13,7 +13,7 @@ from PIL import Image
 from coprs_core.__main__ import build_parser, main
 from coprs_core.batch import BatchOptions, find_examples, segment_photos
 from coprs_core.checkpoints import load
-from coprs_core.checkpoints.load import MINIATURE
+from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from coprs_core.errors import CoPRSError
 from coprs_core.export.archive import open_answer, save_zip
 from coprs_core.masks import decode_rle
@@ -222,7 +222,7 @@ def test_further_questions_write_their_files(tmp_path, capsys):
 
 def test_two_models_are_asked_about_one_photo(tmp_path):
     other = tmp_path / "other"
-    shutil.copytree(MINIATURE, other)
+    shutil.copytree(MINIATURE_FOLDER, other)
     example, out = ROOT / "assets" / "examples" / "rain.png", tmp_path / "out"
     asked = [
         "segment",
@@ -640,7 +640,7 @@ def test_the_mask_of_a_photo_that_was_brought_down_is_written_at_its_full_size(
     mini, tmp_path, capsys
 ):
     large = Image.fromarray(draw_scene(3, "test").image).resize((1000, 1000))
-    photo = open_photo(large, most_pixels=65536)
+    photo = open_photo(large, max_pixels=65536)
     result = mini.segment(photo, "the largest thing")
     archive = save_zip(tmp_path / "a.zip", photo, result)
     out = tmp_path / "out"

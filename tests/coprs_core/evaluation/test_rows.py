@@ -11,7 +11,7 @@ from coprs_core.evaluation.protocols import PROTOCOLS
 from coprs_core.evaluation.report import report
 from coprs_core.evaluation.rows import evaluate, measure
 from coprs_core.masks import decode_rle, encode_rle
-from coprs_core.metrics import PRIOR_THRESHOLD, THRESHOLDS, correlation, iou
+from coprs_core.metrics import PRIOR_THRESHOLD, PRIOR_THRESHOLDS, correlation, iou
 from coprs_core.mini.world.questions import draw_examples
 from coprs_core.prompts import is_well_formed
 
@@ -93,7 +93,7 @@ def test_an_answer_that_broke_off_is_no_point_of_prior_against_mask(drawn):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_the_curve_of_a_prior_goes_by_the_protocol_too(name):
-    protocol, half = PROTOCOLS[name], THRESHOLDS.tolist().index(PRIOR_THRESHOLD)
+    protocol, half = PROTOCOLS[name], PRIOR_THRESHOLDS.tolist().index(PRIOR_THRESHOLD)
     truth, ignore, prior = np.zeros((3, 4, 4), np.float32)
     prior[:3], truth[1:], ignore[0] = 1, 1, 1
     empty = np.zeros((4, 4), np.float32)

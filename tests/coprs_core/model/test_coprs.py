@@ -7,7 +7,7 @@ import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
 
-from coprs_core.geometry import prior_valid_size
+from coprs_core.geometry import unpadded_prior_size
 from coprs_core.model.backends.cpu.fused_attention import FusedAttention, fuse_attention
 from coprs_core.model.backends.mllm import embed_prompt
 from coprs_core.model.decoder import DecoderConfig, PriorDecoder
@@ -70,7 +70,7 @@ def test_prior_logits_equal_the_authors(golden, parts):
 @torch.no_grad()
 def test_mask_logits_equal_the_authors_padding_included(golden, parts):
     prior, decoder = parts
-    valid = prior_valid_size(golden["input/unpadded_hw"], SMALL.side, SMALL.prior_side)
+    valid = unpadded_prior_size(golden["input/unpadded_hw"], SMALL.side, SMALL.prior_side)
     prior_logits = prior(golden["output/focus_embedding"], golden["input/image_embedding"], valid)
     mask_logits = decoder(prior_logits, golden["input/image_embedding"])
     torch.testing.assert_close(mask_logits, golden["output/mask_logits"], rtol=0, atol=1e-5)
@@ -87,7 +87,7 @@ def test_padding_is_minus_fifty_outside_the_photo_and_untouched_inside():
 
 
 def test_valid_size_is_rounded_up():
-    assert prior_valid_size(torch.tensor([[1024, 681], [1, 5]]), 1024, 256).tolist() == [
+    assert unpadded_prior_size(torch.tensor([[1024, 681], [1, 5]]), 1024, 256).tolist() == [
         [256, 171],
         [1, 2],
     ]

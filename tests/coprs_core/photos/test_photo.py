@@ -14,11 +14,11 @@ from PIL import EpsImagePlugin, Image, ImageCms, ImageOps, features
 
 from coprs_core.errors import CoPRSError
 from coprs_core.photos.orientation import (
-    stored_array,
-    stored_point,
-    stored_size,
-    upright_array,
-    upright_point,
+    to_stored_array,
+    to_stored_point,
+    to_stored_size,
+    to_upright_array,
+    to_upright_point,
 )
 from coprs_core.photos.photo import MAX_SIDE, open_photo
 
@@ -72,10 +72,10 @@ def test_every_mode_becomes_rgb(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_is_brought_down_and_the_full_size_is_known(mode):
-    photo = open_photo(in_mode(mode), most_pixels=300)
+    photo = open_photo(in_mode(mode), max_pixels=300)
     assert photo.image.mode == "RGB" and photo.size == (15, 20) and photo.full_size == (30, 40)
     whole = np.asarray(open_photo(in_mode(mode)).image, float)
-    assert open_photo(in_mode(mode), most_pixels=1200).full_size is None
+    assert open_photo(in_mode(mode), max_pixels=1200).full_size is None
     if mode not in ("1", "P", "I;16"):  # no gradients
         assert np.abs(np.asarray(photo.image, float) - whole[::2, ::2]).max() < 12
 
@@ -83,7 +83,7 @@ def test_every_mode_is_brought_down_and_the_full_size_is_known(mode):
 def test_a_small_file_of_many_grey_levels_takes_little_memory_where_few_pixels_are_kept():
     data = saved(Image.fromarray(np.zeros((3000, 3000), np.uint16)))
     tracemalloc.start()
-    open_photo(data, most_pixels=100_000)
+    open_photo(data, max_pixels=100_000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20_000_000  # of numpy; as floats of 64 bits they would be 72 MB, several times
@@ -437,16 +437,16 @@ def test_a_photo_is_turned_as_its_viewers_turn_it_and_can_be_turned_back(orienta
     photo = open_photo(data)
     upright = np.asarray(photo.image)
     assert photo.orientation == orientation and np.array_equal(upright, shown)
-    stored = stored_array(upright, orientation)
-    assert stored.shape[:2] == (30, 40) == stored_size(photo.size, orientation)
-    assert np.array_equal(upright_array(stored, orientation), upright)
+    stored = to_stored_array(upright, orientation)
+    assert stored.shape[:2] == (30, 40) == to_stored_size(photo.size, orientation)
+    assert np.array_equal(to_upright_array(stored, orientation), upright)
     assert np.array_equal(stored, np.asarray(open_photo(saved(gradient(), kind)).image))
     spot = np.zeros(photo.size, bool)
     spot[3, 7] = True
-    y, x = np.argwhere(stored_array(spot, orientation))[0]
-    place = stored_point((7.5, 3.5), photo.size, orientation)
+    y, x = np.argwhere(to_stored_array(spot, orientation))[0]
+    place = to_stored_point((7.5, 3.5), photo.size, orientation)
     assert place == (x + 0.5, y + 0.5)
-    assert upright_point(place, photo.size, orientation) == (7.5, 3.5)
+    assert to_upright_point(place, photo.size, orientation) == (7.5, 3.5)
 
 
 def test_avif_is_turned_and_told():
@@ -490,7 +490,7 @@ def test_fewer_bits_in_sixteen_are_stretched_and_said(what):
     assert seen.min() == 0 and seen.max() == 255
     assert np.abs(seen - values * (255 / (2**bits - 1))).max() <= 0.5
     assert photo.stretched == (0, 2**bits - 1)
-    some = open_photo(saved(Image.fromarray(values), kind, **options), most_pixels=300)
+    some = open_photo(saved(Image.fromarray(values), kind, **options), max_pixels=300)
     assert some.stretched == photo.stretched
 
 

@@ -32,10 +32,10 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from coprs_core import CoPRSError, load  # noqa: E402
 from coprs_core.__main__ import main  # noqa: E402
 from coprs_core.answer.engine import Engine  # noqa: E402
-from coprs_core.checkpoints.load import MINIATURE, load_checkpoint  # noqa: E402
+from coprs_core.checkpoints.load import MINIATURE_FOLDER, load_checkpoint  # noqa: E402
 from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
 from coprs_core.checkpoints.save import save_checkpoint  # noqa: E402
-from coprs_core.checkpoints.tensors import explain_write_errors  # noqa: E402
+from coprs_core.checkpoints.tensors import write_errors_as_user_error  # noqa: E402
 from coprs_core.commands import train  # noqa: E402
 from coprs_core.datasets import open_dataset  # noqa: E402
 from coprs_core.datasets.dataset import Dataset  # noqa: E402
@@ -85,7 +85,7 @@ def trainer(folder, items=None, peft=None, **changes) -> JointTrainer:
     )  # fmt: skip
     return JointTrainer(
         model,
-        AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False),
+        AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm", trust_remote_code=False),
         items or training_scenes(64, asking=FAMILIES, name="joint test"),
         OBJECTIVE,
         GRPOConfig(**options | changes),
@@ -151,7 +151,7 @@ def test_the_overridden_methods_are_those_that_trl_calls():
 
 
 def test_prompts_are_written_as_the_engine_writes_them(mini):
-    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm", trust_remote_code=False)
     template = mini.model.config.prompt_template
     processor.chat_template = chat_template(template)
     for _, question in draw_examples("train", 0, 20):
@@ -380,7 +380,7 @@ def test_a_run_goes_on_bit_for_bit_and_its_checkpoint_gives_the_same_mask(tmp_pa
         changed += p.requires_grad
     assert changed > 50 and whole.state.log_history[-2]["kl"] > 0
     finished = whole.focus.finished()
-    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm", trust_remote_code=False)
     save_checkpoint(tmp_path / "saved", finished, processor)
     engine = load(str(tmp_path / "saved"), device="cpu")
     scene, question = next(draw_examples("validation", 3, 1))
@@ -722,7 +722,7 @@ def test_a_warm_up_teaches_the_form_and_the_joint_stage_begins_there(tmp_path):
     folder_of_items(tmp_path / "data")
     base = tmp_path / "base"
     model = tiny.coprs(tiny.qwen())
-    processor = AutoProcessor.from_pretrained(MINIATURE / "mllm", trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm", trust_remote_code=False)
     save_checkpoint(base, model, processor)
     lines = [
         "warmup_steps=12",
@@ -969,10 +969,10 @@ def test_a_disk_that_is_full_is_one_sentence(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     with (
         pytest.raises(CoPRSError, match="make room"),
-        explain_write_errors(tmp_path),
+        write_errors_as_user_error(tmp_path),
     ):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
-    with pytest.raises(RuntimeError, match="other"), explain_write_errors(tmp_path):
+    with pytest.raises(RuntimeError, match="other"), write_errors_as_user_error(tmp_path):
         raise RuntimeError("other")
 
 

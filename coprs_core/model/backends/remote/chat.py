@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from coprs_core.errors import CoPRSError, Phrase, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncate
 from coprs_core.model.backends.remote import proxies
 from coprs_core.model.backends.remote.chat_reply import (
     BROKEN_OFF,
@@ -168,7 +168,7 @@ class Server:
         through = why = Phrase("")
         if self.proxy:
             through = Phrase(" (through the proxy {proxy})", proxy=proxies.shown(self.proxy))
-        said = truncated(Redacted(self.key).all(said).strip(), SHOWN)
+        said = truncate(Redacted(self.key).all(said).strip(), SHOWN)
         if said:
             why = Phrase(" (it says “{said}”)", said=said)
         return CoPRSError(
@@ -237,7 +237,7 @@ class Server:
             fault = Phrase("cannot be reached: check that it runs, and the address, and the proxy")
         else:
             fault = Phrase("cannot be reached: check that it runs, and the address")
-        detail = truncated(Redacted(self.key).all(str(problem))).rstrip(".")
+        detail = truncate(Redacted(self.key).all(str(problem))).rstrip(".")
         return self._fault(
             Phrase("{fault} ({detail})", fault=fault, detail=detail) if detail else fault
         )

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from coprs_core.errors import CoPRSError, Phrase, truncated
+from coprs_core.errors import CoPRSError, Phrase, truncate
 
 _USABLE = ("http", "https", "socks5", "socks5h")
 _NAMES_OF_THIS_MACHINE = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
@@ -28,7 +28,7 @@ def proxy_for(url: str) -> str | None:
         return None
     named = _named()
     if proxy := named.get(parts.scheme) or named.get("all"):
-        _check(proxy, Phrase("name {host} in NO_PROXY", host=truncated(host)))
+        _check(proxy, Phrase("name {host} in NO_PROXY", host=truncate(host)))
     return proxy
 
 
@@ -43,7 +43,7 @@ def check_proxies() -> None:
 def shown(proxy: str) -> str:
     """A proxy as messages name it: without its password."""
     scheme, _, rest = proxy.partition("://")
-    return truncated(f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}")
+    return truncate(f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}")
 
 
 def is_this_machine(host: str) -> bool:

@@ -26,8 +26,8 @@ from coprs_core.answer.diagnosis import restated_question
 from coprs_core.answer.flags import find_flags
 from coprs_core.answer.results import Region, Result
 from coprs_core.checkpoints.hugging_face import load_image_processor
-from coprs_core.checkpoints.load import MINIATURE
-from coprs_core.checkpoints.sams import load_sam
+from coprs_core.checkpoints.load import MINIATURE_FOLDER
+from coprs_core.checkpoints.sam_models import load_sam
 from coprs_core.geometry import to_square
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.boxes import MAX_OBJECTS, breaks_off, read_answer, words_of_numbers
@@ -263,7 +263,7 @@ def test_the_size_rule_is_undone_exactly(prompt, size):
     true = (round(width * 0.31), round(height * 0.22), round(width * 0.67), round(height * 0.58))
     picture = np.zeros((height, width, 3), np.uint8)
     picture[true[1] : true[3], true[0] : true[2]] = 255
-    processor = load_image_processor(MINIATURE / "mllm")
+    processor = load_image_processor(MINIATURE_FOLDER / "mllm")
     processor.size = {"shortest_edge": 3136, "longest_edge": VISUAL_TOKENS["normal"] * 28 * 28}
     photo = Image.fromarray(picture)
     inputs = processor(

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from coprs_core import CoPRSError
 from coprs_core.checkpoints import doctor, remote
-from coprs_core.checkpoints.downloads import snapshot
+from coprs_core.checkpoints.downloads import download_snapshot
 from coprs_core.model.backends.remote import proxies
 from tests.chat_server import ChatHandler
 
@@ -68,7 +68,7 @@ def proxy():
 
 
 def told(url: str) -> str:
-    server = remote.parse(f"openai:pointer@{url}").server()
+    server = remote.parse_remote_name(f"openai:pointer@{url}").server()
     return "".join(step.text for step in server.write(PICTURE, "Where?", 50))
 
 
@@ -160,21 +160,21 @@ def test_a_proxy_that_cannot_be_used_is_one_sentence(environment, proxy, sentenc
     environment.setattr(proxies, "find_spec", lambda name: None)
     environment.setattr(constants, "HF_HUB_OFFLINE", False)
     environment.setenv("ALL_PROXY", proxy)
-    for way in (lambda: told(ELSEWHERE), lambda: snapshot("somebody/no-such-model-here")):
+    for way in (lambda: told(ELSEWHERE), lambda: download_snapshot("somebody/no-such-model-here")):
         with pytest.raises(CoPRSError, match=sentence) as problem:
             way()
         assert "geheim" not in str(problem.value)
-    assert "name model.invalid in NO_PROXY" in doctor.screen(
-        doctor.examine(f"openai:x@{ELSEWHERE}")
+    assert "name model.invalid in NO_PROXY" in doctor.format_checks(
+        doctor.run_checks(f"openai:x@{ELSEWHERE}")
     )
 
 
 def test_the_doctor_names_the_proxy(environment):
     environment.setenv("HTTP_PROXY", "http://me:geheim@proxy:3128")
-    screen = doctor.screen(doctor.examine(f"openai:x@{ELSEWHERE}"))
+    screen = doctor.format_checks(doctor.run_checks(f"openai:x@{ELSEWHERE}"))
     assert "asked when it is loaded through the proxy http://proxy:3128" in screen
     assert "geheim" not in screen
-    assert "proxy" not in doctor.screen(doctor.examine("openai:x@http://localhost:1/v1"))
+    assert "proxy" not in doctor.format_checks(doctor.run_checks("openai:x@http://localhost:1/v1"))
 
 
 def test_past_proxies_the_environment_is_as_before(environment):
@@ -194,4 +194,4 @@ def test_a_key_that_can_be_none_is_one_sentence(environment):
         with pytest.raises(CoPRSError, match="COPRS_API_KEY holds signs that no key has"):
             told(ELSEWHERE)
     environment.setenv("COPRS_API_KEY", " sk-0123456789\r\n")
-    assert remote.parse(f"openai:x@{ELSEWHERE}").server().key == "sk-0123456789"
+    assert remote.parse_remote_name(f"openai:x@{ELSEWHERE}").server().key == "sk-0123456789"

@@ -351,7 +351,7 @@ def test_an_address_that_is_none_is_one_sentence(name):
 
 
 def test_a_name_may_hold_slashes_and_ats():
-    source = remote.parse("openai:Qwen/Qwen3@q4@https://example.org/v1")
+    source = remote.parse_remote_name("openai:Qwen/Qwen3@q4@https://example.org/v1")
     assert (source.model, source.url) == ("Qwen/Qwen3@q4", "https://example.org/v1")
     assert source.name == "openai:Qwen/Qwen3@q4" and source.host == "example.org"
 
@@ -387,9 +387,9 @@ def test_the_command_line_answers_and_the_key_stands_nowhere(server, sam, tmp_pa
 
 def test_the_doctor_tells_the_server_and_whether_there_is_a_key(monkeypatch):
     monkeypatch.setenv("COPRS_API_KEY", KEY)
-    screen = doctor.screen(doctor.examine("openai:x@http://host:1/v1"))
+    screen = doctor.format_checks(doctor.run_checks("openai:x@http://host:1/v1"))
     assert "x on host:1" in screen and "COPRS_API_KEY is set" in screen and KEY not in screen
-    assert "is given as openai:NAME" in doctor.screen(doctor.examine("openai:x"))
+    assert "is given as openai:NAME" in doctor.format_checks(doctor.run_checks("openai:x"))
 
 
 # --- transformers' own server

@@ -11,12 +11,12 @@ from PIL import Image
 
 from coprs_core.errors import CoPRSError
 
-_SCALES = {"F": (1, 255, 65535), "I": (255, 65535)}
-_UNUSED = 4
+_FULL_SCALES = {"F": (1, 255, 65535), "I": (255, 65535)}
+_DARK_FACTOR = 4
 """Values that stay under this part of their scale do not fill it: 14 bits in 16, and fewer."""
-_ROWS = 256
+_STRIP_ROWS = 256
 """So many rows are in memory as wide numbers at once."""
-_OTHER_END = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_SWAPPED_BYTE_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DisplayRange:
         """(lowest, highest), where they were stretched."""
         return (float(self.black), float(self.white)) if self.is_stretched else None
 
-    def eight_bits(self, values: np.ndarray) -> np.ndarray:
+    def to_uint8(self, values: np.ndarray) -> np.ndarray:
         """Values of any number type as uint8; what is no number is black."""
         if values.dtype.kind == "f":
             values = np.nan_to_num(values, nan=self.black, posinf=self.white, neginf=self.black)
@@ -45,20 +45,20 @@ class DisplayRange:
         return max(self.white - self.black, 1e-9)
 
 
-def display_range_of(image: Image.Image) -> DisplayRange | None:
+def compute_display_range(image: Image.Image) -> DisplayRange | None:
     """The levels of a grey picture of more than 8 bits a pixel; None for any other. Raises
     `CoPRSError` where none of its values is a number."""
     if not image.mode.startswith(("I", "F")):
         return None
-    ends = _min_max(strip for _, strip in _strips(image))
-    if ends is None:
+    min_max = _min_max(strip for _, strip in _iterate_strips(image))
+    if min_max is None:
         raise CoPRSError("The picture holds no numbers, only NaN or infinity: save it again.")
-    return _display_range(*ends, image.mode[0])
+    return _choose_display_range(*min_max, image.mode[0])
 
 
-def _display_range(low: float, high: float, kind: str) -> DisplayRange:
-    full = next((scale for scale in _SCALES[kind] if high <= scale), None)
-    if low < 0 or full is None or low < high <= full / _UNUSED:
+def _choose_display_range(low: float, high: float, kind: str) -> DisplayRange:
+    full = next((scale for scale in _FULL_SCALES[kind] if high <= scale), None)
+    if low < 0 or full is None or low < high <= full / _DARK_FACTOR:
         return DisplayRange(low, high, True)
     return DisplayRange(0, full, False)
 
@@ -74,18 +74,18 @@ def _min_max(strips: Iterable[np.ndarray]) -> tuple[float, float] | None:
     return (low, high) if low <= high else None
 
 
-def _strips(image: Image.Image):
+def _iterate_strips(image: Image.Image):
     """(row, values [rows, W, …]) of a picture, from top to bottom."""
-    for top in range(0, image.height, _ROWS):
-        bottom = min(top + _ROWS, image.height)
+    for top in range(0, image.height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, image.height)
         yield top, np.asarray(image.crop((0, top, image.width, bottom)))
 
 
-def to_8bit_grey(image: Image.Image, levels: DisplayRange) -> Image.Image:
+def to_8bit_grey(image: Image.Image, display_range: DisplayRange) -> Image.Image:
     """A grey picture of more than 8 bits a pixel as one of 8, by its levels."""
     grey = np.empty((image.height, image.width), np.uint8)
-    for top, values in _strips(image):
-        grey[top : top + _ROWS] = levels.eight_bits(values)
+    for top, values in _iterate_strips(image):
+        grey[top : top + _STRIP_ROWS] = display_range.to_uint8(values)
     return Image.fromarray(grey)
 
 
@@ -101,37 +101,39 @@ def has_16bit_colours(image: Image.Image) -> bool:
 def are_colours_dark(image: Image.Image) -> bool:
     """Whether the upper 8 bits of such colours stay under a quarter of their scale."""
     extrema: Any = image.getextrema()
-    return max(high for _, high in extrema[:3]) < 256 // _UNUSED
+    return max(high for _, high in extrema[:3]) < 256 // _DARK_FACTOR
 
 
 def stretch_16bit_colours(
-    upper: Image.Image, again: Any
+    upper: Image.Image, undecoded: Any
 ) -> tuple[Image.Image, tuple[float, float] | None]:
     """Dark colours of 16 bits, stretched together.
 
     Args:
         upper: the decoded picture, RGB or RGBA: the upper 8 bits.
-        again: the same file, opened and not yet decoded; its lower 8 bits are read, which is what
+        undecoded: the same file, opened and not yet decoded; its lower 8 bits are read, which is what
             a decoder gives of the other byte order.
 
     Returns:
         the picture with 8 bits a colour, and `DisplayRange.stretched` of the 16-bit values.
     """
-    again.tile = [t._replace(args=_other_end(t.args)) for t in again.tile]
-    again.load()
-    low, high = _min_max(_both(*pair) for pair in _pairs(upper, again)) or (0, 0)
-    levels, pixels = DisplayRange(low, high, low < high), np.array(upper)
-    for top, pair in zip(range(0, upper.height, _ROWS), _pairs(upper, again), strict=True):
-        pixels[top : top + _ROWS, :, :3] = levels.eight_bits(_both(*pair))
-    return Image.fromarray(pixels), levels.stretched
+    undecoded.tile = [t._replace(args=_swap_byte_order(t.args)) for t in undecoded.tile]
+    undecoded.load()
+    low, high = _min_max(_combine_bytes(*pair) for pair in _strip_pairs(upper, undecoded)) or (0, 0)
+    display_range, pixels = DisplayRange(low, high, low < high), np.array(upper)
+    for top, pair in zip(
+        range(0, upper.height, _STRIP_ROWS), _strip_pairs(upper, undecoded), strict=True
+    ):
+        pixels[top : top + _STRIP_ROWS, :, :3] = display_range.to_uint8(_combine_bytes(*pair))
+    return Image.fromarray(pixels), display_range.stretched
 
 
-def _pairs(upper: Image.Image, lower: Image.Image):
-    for (_, high), (_, low) in zip(_strips(upper), _strips(lower), strict=True):
+def _strip_pairs(upper: Image.Image, lower: Image.Image):
+    for (_, high), (_, low) in zip(_iterate_strips(upper), _iterate_strips(lower), strict=True):
         yield high[..., :3], low[..., :3]
 
 
-def _both(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+def _combine_bytes(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
     return upper.astype(np.uint16) << 8 | lower
 
 
@@ -141,7 +143,7 @@ def _raw_mode(args) -> str:
     return raw_mode if isinstance(raw_mode, str) else ""
 
 
-def _other_end(args):
+def _swap_byte_order(args):
     raw_mode = _raw_mode(args)
-    swapped = raw_mode[:-1] + _OTHER_END[raw_mode[-1]]
+    swapped = raw_mode[:-1] + _SWAPPED_BYTE_ORDER[raw_mode[-1]]
     return swapped if isinstance(args, str) else (swapped, *args[1:])

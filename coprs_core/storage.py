@@ -6,11 +6,11 @@ from pathlib import Path
 GB = 1e9
 
 
-def format_bytes(size: float) -> str:
+def format_bytes(num_bytes: float) -> str:
     """Bytes as a person reads them: 3 kB, 12 MB, 7.5 GB."""
-    if size < 1e6:
-        return f"{size / 1e3:.0f} kB"
-    return f"{size / 1e6:.0f} MB" if size < GB else f"{size / GB:.1f} GB"
+    if num_bytes < 1e6:
+        return f"{num_bytes / 1e3:.0f} kB"
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes < GB else f"{num_bytes / GB:.1f} GB"
 
 
 def expand_home(path: str | Path) -> Path:

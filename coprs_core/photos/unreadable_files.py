@@ -4,9 +4,9 @@ from coprs_core.errors import CoPRSError, Phrase
 
 HEAD_BYTES = 4096
 THIS_FILE = Phrase("This file")
-USE = Phrase("use a JPEG, PNG, WebP or another common picture file")
-_PART = Phrase("copy or download it again, for the rest of it is missing")
-_EXPORT = Phrase("save it as JPEG or PNG with the program that shows it, and use that")
+COMMON_FORMAT_HINT = Phrase("use a JPEG, PNG, WebP or another common picture file")
+_MISSING_REST_HINT = Phrase("copy or download it again, for the rest of it is missing")
+_EXPORT_HINT = Phrase("save it as JPEG or PNG with the program that shows it, and use that")
 _RAW = (
     Phrase("a camera's RAW file"),
     Phrase("develop it, or take the JPEG that the camera saved beside it, and use that"),
@@ -26,9 +26,9 @@ _RAW_SUFFIXES = (
     *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".dng", ".arw", ".sr2", ".orf", ".rw2"),
     *(".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq"),
 )
-PHOTO_SUFFIXES = (".heic", ".heif", ".jxl", *_RAW_SUFFIXES)
+UNREADABLE_PHOTO_SUFFIXES = (".heic", ".heif", ".jxl", *_RAW_SUFFIXES)
 """Of photos that cameras and phones save and that are not read: named, not passed over."""
-_STARTS = {
+_UNREADABLE_SIGNATURES = {
     b"version https://git-lfs.github.com/": (
         Phrase("a Git LFS pointer, which stands for the picture"),
         Phrase("fetch the picture itself with `git lfs pull`"),
@@ -37,29 +37,29 @@ _STARTS = {
         Phrase("a git-annex pointer, which stands for the picture"),
         Phrase("fetch the picture itself with `git annex get`"),
     ),
-    b"\xff\x0a": (Phrase("JPEG XL"), _EXPORT),
-    b"\0\0\0\x0cJXL ": (Phrase("JPEG XL"), _EXPORT),
-    b"8BPS": (Phrase("a Photoshop file"), _EXPORT),
-    b"gimp xcf": (Phrase("a GIMP file"), _EXPORT),
+    b"\xff\x0a": (Phrase("JPEG XL"), _EXPORT_HINT),
+    b"\0\0\0\x0cJXL ": (Phrase("JPEG XL"), _EXPORT_HINT),
+    b"8BPS": (Phrase("a Photoshop file"), _EXPORT_HINT),
+    b"gimp xcf": (Phrase("a GIMP file"), _EXPORT_HINT),
     b"%PDF-": (Phrase("a PDF"), Phrase("save the page as PNG and use that")),
     b"%!PS": (
         Phrase("PostScript, a program that draws"),
         Phrase("save what it draws as PNG and use that"),
     ),
-    b"v/1\x01": (Phrase("OpenEXR"), _EXPORT),
-    b"#?RADIANCE": (Phrase("a Radiance HDR file"), _EXPORT),
+    b"v/1\x01": (Phrase("OpenEXR"), _EXPORT_HINT),
+    b"#?RADIANCE": (Phrase("a Radiance HDR file"), _EXPORT_HINT),
     b"\x93NUMPY": (Phrase("an array of NumPy"), Phrase("load it in Python and give the array")),
     b"PK\x03\x04": (Phrase("a zip"), Phrase("unpack it and use one picture of it")),
     b"\x1f\x8b": (Phrase("packed with gzip"), Phrase("unpack it first")),
     b"\x1aE\xdf\xa3": _VIDEO,
     **dict.fromkeys((b"FUJIFILMCCD-RAW", b"IIRO", b"MMOR", b"IIU\0", b"FOVb"), _RAW),
 }
-_BRANDS = {
+_FTYP_BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), _HEIC),
     **dict.fromkeys((b"avif", b"avis"), _AVIF),
     b"crx ": _RAW,
 }
-_PICTURES = {
+_READABLE_SIGNATURES = {
     b"\x89PNG": Phrase("a PNG"),
     b"\xff\xd8\xff": Phrase("a JPEG"),
     b"GIF8": Phrase("a GIF"),
@@ -70,7 +70,7 @@ _PICTURES = {
 }
 
 
-def unreadable_message(
+def unreadable_file_error(
     head: bytes,
     suffix: str = "",
     is_cut: bool = False,
@@ -86,16 +86,18 @@ def unreadable_message(
         is_raw: where it is known to be a camera's RAW file.
         subject: what the sentence is about.
     """
-    what, do = _it_is(_RAW) if is_raw else _describe_kind(head, suffix.lower(), is_cut)
+    description, hint = (
+        _as_predicate(_RAW) if is_raw else _describe_kind(head, suffix.lower(), is_cut)
+    )
     return CoPRSError(
         "{subject} cannot be read as a picture ({what}): {hint}.",
         subject=subject,
-        what=what,
-        hint=do,
+        what=description,
+        hint=hint,
     )
 
 
-def _it_is(kind: tuple[Phrase, Phrase]) -> tuple[Phrase, Phrase]:
+def _as_predicate(kind: tuple[Phrase, Phrase]) -> tuple[Phrase, Phrase]:
     return Phrase("it is {kind}", kind=kind[0]), kind[1]
 
 
@@ -105,32 +107,35 @@ def _describe_kind(head: bytes, suffix: str, is_cut: bool) -> tuple[Phrase, Phra
     if len(head) > 1 and not head.strip(b"\0"):
         zeros = Phrase("it begins with zeros alone, as where a copy broke off")
         return zeros, Phrase("copy or download it again")
-    for start, told in _STARTS.items():
+    for start, kind in _UNREADABLE_SIGNATURES.items():
         if head.startswith(start):
-            return _it_is(told)
+            return _as_predicate(kind)
     if head[4:8] == b"ftyp":
         return _kind_by_ftyp_brand(head)
     if suffix in _RAW_SUFFIXES:
-        return _it_is(_RAW)
+        return _as_predicate(_RAW)
     is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    known = next((k for start, k in _PICTURES.items() if head.startswith(start)), None)
+    known = next((k for start, k in _READABLE_SIGNATURES.items() if head.startswith(start)), None)
     if known := Phrase("a WebP") if is_webp else known:
         if is_cut:
-            return Phrase("it is {kind} that ends too early", kind=known), _PART
+            return Phrase("it is {kind} that ends too early", kind=known), _MISSING_REST_HINT
         damaged = Phrase("it is {kind} that is damaged, or of a form that is not read", kind=known)
-        return damaged, USE
-    return _kind_of_text(head) or (Phrase("it may be broken or of another kind"), USE)
+        return damaged, COMMON_FORMAT_HINT
+    return _kind_of_text(head) or (
+        Phrase("it may be broken or of another kind"),
+        COMMON_FORMAT_HINT,
+    )
 
 
 def _kind_by_ftyp_brand(head: bytes) -> tuple[Phrase, Phrase]:
     """A file in boxes (ISO 14496-12): its major brand tells, or else one that it agrees with."""
     brands = [head[at : at + 4] for at in (8, *range(16, min(_uint32(head[:4]), 256), 4))]
     for brand in brands:
-        if told := _BRANDS.get(brand):
-            return _it_is(told)
+        if kind := _FTYP_BRANDS.get(brand):
+            return _as_predicate(kind)
     if brands[0] in (b"mif1", b"msf1"):
-        return _it_is(_HEIC)
-    return _it_is(_VIDEO)
+        return _as_predicate(_HEIC)
+    return _as_predicate(_VIDEO)
 
 
 def _uint32(four: bytes) -> int:
@@ -140,8 +145,10 @@ def _uint32(four: bytes) -> int:
 def _kind_of_text(head: bytes) -> tuple[Phrase, Phrase] | None:
     """Of a file of characters, of which kind it is."""
     try:
-        wide = head.startswith((b"\xff\xfe", b"\xfe\xff"))
-        text = head.decode("utf-16" if wide else "utf-8-sig", errors="ignore" if wide else "strict")
+        is_utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = head.decode(
+            "utf-16" if is_utf16 else "utf-8-sig", errors="ignore" if is_utf16 else "strict"
+        )
     except UnicodeDecodeError as problem:
         if problem.start < len(head) - 4:  # else a character that the head cuts through
             return None
@@ -155,5 +162,5 @@ def _kind_of_text(head: bytes) -> tuple[Phrase, Phrase] | None:
         page = Phrase("it is a web page, HTML")
         return page, Phrase("save the picture itself, not the page that shows it")
     if start[:1] in ("{", "["):
-        return Phrase("it is JSON"), USE
-    return Phrase("it is text"), USE
+        return Phrase("it is JSON"), COMMON_FORMAT_HINT
+    return Phrase("it is text"), COMMON_FORMAT_HINT
