@@ -250,7 +250,8 @@ def format_result(result: BenchmarkResult) -> str:
         ("peak while answering", format_bytes(result.peak_while_answering)),
         (
             "seconds to the first token",
-            f"{result.first_token_seconds:.2f} ({result.cold_first_token_seconds:.2f} in the first answer)",
+            f"{result.first_token_seconds:.2f} "
+            f"({result.cold_first_token_seconds:.2f} in the first answer)",
         ),
         (
             "… of a second question",
@@ -260,7 +261,8 @@ def format_result(result: BenchmarkResult) -> str:
         ("last token to mask", f"{result.focus_to_mask_seconds * 1000:.0f} ms"),
         (
             "seconds to the answer",
-            f"{result.answer_seconds:.1f}, of a second question {result.second_question_answer_seconds:.1f}; "
+            f"{result.answer_seconds:.1f}, of a second question "
+            f"{result.second_question_answer_seconds:.1f}; "
             f"{result.tokens} tokens",
         ),
         ("mask", f"{result.mask_pixels:,} of {result.picture[0] * result.picture[1]:,} pixels"),

@@ -21,11 +21,9 @@ class Phrase(str):
     values: dict[str, Any]
 
     def __new__(cls, template: str, /, **values: Any):
-        plain_values = {
-            n: v if isinstance(v, _PLAIN_TYPES) else _as_text(v) for n, v in values.items()
-        }
-        self = super().__new__(cls, template.format(**plain_values) if plain_values else template)
-        self.template, self.values = template, plain_values
+        plain = {n: v if isinstance(v, _PLAIN_TYPES) else _as_text(v) for n, v in values.items()}
+        self = super().__new__(cls, template.format(**plain) if plain else template)
+        self.template, self.values = template, plain
         return self
 
 

@@ -49,6 +49,7 @@ def decode_text(data: bytes, where: str) -> str:
             line=line,
             byte=problem.object[problem.start],
         ) from problem
+    # UTF-16 without a mark passes as UTF-8 with a zero in every other place
     if "\0" in text[:1000] or (data and not text and encoding != "utf-8-sig"):
         raise CoPRSError(
             "{where} is no UTF-8 text (it holds bytes of another): write it so.", where=where
@@ -140,8 +141,8 @@ def find_file(path: Path) -> Path:
     folder, normalized = find_file(path.parent), normalize_name(path.name)
     if not os.path.isdir(folder):
         return path
-    names = (one for one in sorted(os.listdir(folder)) if normalize_name(one) == normalized)
-    return next((folder / name for name in names), path)
+    names = sorted(os.listdir(folder))
+    return next((folder / name for name in names if normalize_name(name) == normalized), path)
 
 
 def normalize_name(name: str) -> str:

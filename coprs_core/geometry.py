@@ -72,8 +72,8 @@ def to_photo_frame(logits: Tensor, photo_size: tuple[int, int], side: int) -> Te
 
 
 def to_mllm_frame(photo: Image.Image, pixel_bounds: tuple[int, int]) -> Image.Image:
-    """The photo with its area brought inside `pixel_bounds` (least, most) by nearest-neighbour resizing,
-    aspect ratio kept."""
+    """The photo with its area brought inside `pixel_bounds` (least, most) by nearest-neighbour
+    resizing, aspect ratio kept."""
     min_pixels, max_pixels = pixel_bounds
     area = photo.width * photo.height
     if min_pixels <= area <= max_pixels:

@@ -101,17 +101,22 @@ def _cpu_has_bfloat16() -> bool:
     return False
 
 
-def parse_dtype(dtype: str) -> torch.dtype:
-    """The torch dtype of a name in `DTYPES`; raises `CoPRSError` for any other."""
-    import torch
-
+def resolve_dtype_name(dtype: str) -> str:
+    """The name of torch for a name in `DTYPES`; raises `CoPRSError` for any other."""
     if dtype not in DTYPES:
         raise CoPRSError(
             "Precision {dtype!r} is not known: choose auto, {names}.",
             dtype=dtype,
             names=", ".join(DTYPES),
         )
-    return getattr(torch, DTYPES[dtype])
+    return DTYPES[dtype]
+
+
+def parse_dtype(dtype: str) -> torch.dtype:
+    """The torch dtype of a name in `DTYPES`; raises `CoPRSError` for any other."""
+    import torch
+
+    return getattr(torch, resolve_dtype_name(dtype))
 
 
 def free_memory(device: torch.device | DeviceName) -> int:
@@ -199,7 +204,7 @@ def out_of_memory_as_user_error(
         subject: begins the sentence: a model's name, "This answer".
         device: where memory ran out; what is free there is part of the sentence.
         hint: ends the sentence: the next smaller choice.
-        release: called first, to let go of what is kept for later.
+        release: called first, to empty caches.
     """
     try:
         yield
@@ -267,7 +272,7 @@ def is_out_of_memory(problem: BaseException) -> bool:
         return True
     text = str(problem).lower()
     return not isinstance(problem, CoPRSError) and any(
-        said in text for said in _OUT_OF_MEMORY_MESSAGES
+        message in text for message in _OUT_OF_MEMORY_MESSAGES
     )
 
 
@@ -289,7 +294,7 @@ def as_user_error(
         fault: begins the sentence.
         hint: ends it: what helps, or what tells that of an exception. Where the system does not
             let the file be read, the sentence says so instead.
-        file: what is read, where that is one file: a pointer of Git LFS is told.
+        file: what is read, where that is one file: a pointer of Git LFS gets its own hint.
     """
     try:
         yield

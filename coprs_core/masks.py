@@ -18,6 +18,7 @@ def encode_prior(prior: np.ndarray) -> str:
     """A prior float32 [H, W] in [0, 1] as a PNG in a data URL: 8 bits, values 200 × the prior,
     rounded down."""
     file = io.BytesIO()
+    # 53 / 200 times 200 is 52.999… in float32: encoded again, a prior would lose a step
     scaled = (prior * PRIOR_SCALE + 1e-4).astype(np.uint8)
     Image.fromarray(scaled).save(file, "PNG", compress_level=4)
     return data_url("png", file)
@@ -29,6 +30,7 @@ def decode_prior(url: str, size: tuple[int, int]) -> np.ndarray:
     Raises `ValueError` for anything else, before any pixel is decoded.
     """
     height, width = size
+    # noise, which PNG cannot pack, takes 4/3 characters a pixel in base64
     if not isinstance(url, str) or len(url) > 2 * height * width + 4096:
         raise ValueError("a prior that is not a PNG of the photo's size")
     encoded = url.partition("base64,")[2]

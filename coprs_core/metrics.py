@@ -13,8 +13,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 PRIOR_THRESHOLD = 0.5
-"""Where a prior is at least this, it counts as looked at: for its IoU, its flags and its
-outline."""
+"""From here on a pixel belongs to the prior as a region: for its IoU, its flags and its outline."""
 PRIOR_THRESHOLDS = np.arange(101, dtype=np.float32) / 100
 """0, 0.01 … 1: where `iou_curve` is measured."""
 
@@ -26,8 +25,9 @@ def prior_mask_iou(prior: np.ndarray, mask: np.ndarray) -> float:
 
 
 def iou_curve(prior: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """IoU of `prior >= t` with a mask at each of `PRIOR_THRESHOLDS`: float64 [101]. `prior` float32,
-    `mask` bool, both [H, W]."""
+    """IoU of `prior >= t` with a mask at each of `PRIOR_THRESHOLDS`: float64 [101]. `prior`
+    float32, `mask` bool, both [H, W]."""
+    # one histogram of the thresholds reached, in place of 101 comparisons of all pixels
     flat = prior.ravel().astype(np.float32, copy=False)
     highest = (flat * 100).astype(np.uint8)  # the last threshold reached, but for rounding
     highest += (highest < 100) & (flat >= PRIOR_THRESHOLDS[np.minimum(highest + 1, 100)])

@@ -139,8 +139,8 @@ def write_random_coordinate_model(folder: Path, name: str, sam: str) -> tuple[Pa
     size = sam.removeprefix("sam2.1-")
     if name not in COORDINATE_MODELS or size not in HIERA_SIZES:
         raise CoPRSError(
-            f"Sizes {name!r} with {sam!r} are not known: choose {', '.join(COORDINATE_MODELS)} with "
-            f"{', '.join(f'sam2.1-{s}' for s in HIERA_SIZES)}."
+            f"Sizes {name!r} with {sam!r} are not known: choose "
+            f"{', '.join(COORDINATE_MODELS)} with {', '.join(f'sam2.1-{s}' for s in HIERA_SIZES)}."
         )
     config, vision = qwen3_config(COORDINATE_MODELS[name]), sam2_vision_config(size)
     with torch.device("meta"):
@@ -282,6 +282,6 @@ def _random_tensors(path: Path, state: dict[str, torch.Tensor]) -> LazyTensors:
         tensor = torch.empty(shape, dtype=torch.bfloat16)
         if len(shape) < 2:
             return tensor.fill_(0.0 if name.endswith("bias") else 1.0)
-        return tensor.uniform_(-0.03, 0.03)
+        return tensor.uniform_(-0.03, 0.03)  # as large as trained ones: nothing overflows
 
     return LazyTensors(path, {k: (v.shape, torch.bfloat16) for k, v in state.items()}, get)

@@ -179,6 +179,7 @@ def apply_adapters(mllm: nn.Module, folder: Path, is_merged: bool) -> None:
     )
     with as_user_error(fault, hint):
         config: Any = LoraConfig.from_pretrained(str(folder))
+        # another way of starting adapters (PiSSA, LoftQ) would change the base's own weights
         config.inference_mode, config.init_lora_weights = True, True
         config.base_model_name_or_path = None  # else PEFT warns that it is loaded from elsewhere
         _check_ranks(config, state, folder / CONFIG_FILE)
@@ -236,9 +237,8 @@ def resolve_patterns(config: Any, names: list[str], path: Path) -> None:
                 matcher.find_matches(entry, rf"(?:.*\.)?(?:{pattern})")
             )
             unmatched -= matching
-            values |= (
-                {"|".join(re.escape(name) for name in sorted(matching)): value} if matching else {}
-            )
+            if matching:
+                values["|".join(re.escape(name) for name in sorted(matching))] = value
         setattr(config, entry, values)
     for entry in ("modules_to_save", "layers_pattern"):
         listed_names = getattr(config, entry) or []

@@ -19,12 +19,7 @@ from coprs_core.checkpoints.plan import (
     make_plan,
     sam_encoder_memory,
 )
-from coprs_core.checkpoints.sam_models import (
-    LARGEST_SAM,
-    PUBLISHED_SAMS,
-    remaining_sam_download,
-    sam_size,
-)
+from coprs_core.checkpoints.sam_models import LARGEST_SAM, PUBLISHED_SAMS, plan_with_sam
 from coprs_core.errors import CoPRSError
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, PriorKind
 from coprs_core.storage import format_bytes
@@ -64,7 +59,7 @@ class CatalogueEntry:
     def prior_kind(self) -> PriorKind:
         return ATTENTION_PRIOR if self.prompt else FOCUS_TOKEN_PRIOR
 
-    def source(self, folder: Path) -> ModelSource:
+    def to_source(self, folder: Path) -> ModelSource:
         """The model in a folder where it was downloaded."""
         from coprs_core.checkpoints.sources import CoordinateSource, CoPRSSource
         from coprs_core.model.backends import coordinates
@@ -77,16 +72,13 @@ class CatalogueEntry:
         """How it would be loaded, as its source plans it when it is here."""
         if not self.prompt:
             return make_plan(self.name, self.size, options, machine, licence=self.licence)
-        sam = choose_sam(options.sam, machine.device_type)
-        language = 0 if self.repo and cached_snapshot(self.repo) else self.download
-        return make_plan(
+        return plan_with_sam(
             self.name,
-            self.size + sam_size(sam),
+            self.size,
             options,
             machine,
-            sam=sam,
+            download=0 if self.repo and cached_snapshot(self.repo) else self.download,
             detail=choose_detail(options.detail, machine.device_type),
-            download=language + remaining_sam_download(sam),
             licence=self.licence,
         )
 
@@ -271,8 +263,8 @@ def _make_row(model: CatalogueEntry, plan: LoadPlan) -> ModelRow:
         about=model.about,
         files=files,
         download=model.download + (sam.download if sam else 0),
-        memory_bf16=plan.size.memory("none"),
-        memory_nf4=plan.size.memory("nf4"),
+        memory_bf16=plan.size.memory_needed("none"),
+        memory_nf4=plan.size.memory_needed("nf4"),
         licence=model.licence,
         cached=not plan.download and model.name != "coprs",
         fits=not plan.problem,
@@ -306,9 +298,7 @@ def format_table(rows: list[ModelRow]) -> str:
             f"{format_bytes(r.memory_bf16)} / {format_bytes(r.memory_nf4)}",
             r.licence,
             "yes" if r.cached else "no" if r.download else "–",
-            f"yes, about {format_bytes(r.plan.memory)} in {r.plan.precision}"
-            if r.fits
-            else f"no: {r.reason}",
+            _describe_fit(r),
         )
         for r in rows
     ]

@@ -1,5 +1,5 @@
-"""Checkpoints from elsewhere into our folder: `convert_checkpoint` the authors' training output, `merge_adapters`
-adapters, `prepare_for_training` a start for training."""
+"""Checkpoint folders made of others: the authors' training output converted, adapters merged, a
+published model prepared for training."""
 
 import json
 import re
@@ -191,9 +191,9 @@ def _add_focus_token(mllm: Mllm, tokenizer: Any, focus_token: str) -> None:
         mllm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     focus_id = tokenizer.convert_tokens_to_ids(focus_token)
     with torch.no_grad():
-        for weight in {
-            id(w): w for w in (mllm.get_input_embeddings().weight, mllm.lm_head.weight)
-        }.values():
+        weights = mllm.get_input_embeddings().weight, mllm.lm_head.weight
+        # by identity: a tied pair is one tensor, whose mean must not take in the row just written
+        for weight in {id(w): w for w in weights}.values():
             weight[focus_id] = weight.float().mean(0).to(weight.dtype)
 
 
@@ -239,8 +239,8 @@ def _read_refseg_modules(folder: Path, shards: list[dict[str, Tensor]]) -> dict[
         )
     if not shards:
         raise CoPRSError(
-            f"{folder} lacks {REFSEG_MODULES_FILE} (query head and decoder) and has no FSDP shards: "
-            "copy that file too."
+            f"{folder} lacks {REFSEG_MODULES_FILE} (query head and decoder) and has no FSDP "
+            "shards: copy that file too."
         )
     modules = merge_shards(shards, (_PRIOR_PREFIX, *SAM_DECODER_PREFIXES), folder)
     return {k: modules.get(k) for k in modules.shapes}
@@ -250,7 +250,7 @@ def _read_refseg_modules(folder: Path, shards: list[dict[str, Tensor]]) -> dict[
 
 
 def _map_names(mllm: Mllm, language: LazyTensors) -> dict[str, str]:
-    """Name in our model → name in the source, for every tensor; raises `CoPRSError` for any
+    """{name in our model: name in the source} of every tensor; raises `CoPRSError` for any
     mismatch."""
     names = {}
     for name in language.shapes:
@@ -304,7 +304,8 @@ def _infer_config(
         matrix = refseg_modules[_POSITIONAL_MATRIX]
     except KeyError as problem:
         raise CoPRSError(
-            f"The heads lack {problem.args[0]}: {REFSEG_MODULES_FILE} is not of CoPRS, or not whole."
+            f"The heads lack {problem.args[0]}: {REFSEG_MODULES_FILE} is not of CoPRS, or not "
+            "whole."
         ) from problem
     expected = config.get_text_config().hidden_size
     if llm_width != expected:
@@ -314,8 +315,8 @@ def _infer_config(
         )
     if channels != vision.channels or not torch.equal(matrix, sam_state[_POSITIONAL_MATRIX]):
         raise CoPRSError(
-            f"{sam_path} is not the SAM that this checkpoint was trained with (its positional matrix "
-            "differs): give the other size of vit_b, vit_l, vit_h."
+            f"{sam_path} is not the SAM that this checkpoint was trained with (its positional "
+            "matrix differs): give the other size of vit_b, vit_l, vit_h."
         )
     template = prompt or QWEN_TEMPLATE
     return CoPRSConfig(llm_width, vision, decoder, prior_heads, width, prompt_template=template)

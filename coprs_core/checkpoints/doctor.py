@@ -15,11 +15,7 @@ from huggingface_hub import constants
 
 from coprs_core.checkpoints import remote
 from coprs_core.checkpoints.catalogue import CatalogueEntry, choose_model, find_in_catalogue
-from coprs_core.checkpoints.downloads import (
-    cached_snapshot,
-    missing_shards,
-    sam_cache_folder,
-)
+from coprs_core.checkpoints.downloads import cached_snapshot, missing_shards, sam_cache_folder
 from coprs_core.checkpoints.load import find_source
 from coprs_core.checkpoints.options import (
     API_KEY_VARIABLE,
@@ -197,7 +193,8 @@ def _check_remote(model: str) -> Check:
     proxy_note = f" through the proxy {shown(proxy)}" if proxy else ""
     return Check(
         "model",
-        f"{source.model} on {source.host}, asked when it is loaded{proxy_note}; {API_KEY_VARIABLE} is {key}",
+        f"{source.model} on {source.host}, asked when it is loaded{proxy_note}; "
+        f"{API_KEY_VARIABLE} is {key}",
     )
 
 
@@ -241,8 +238,8 @@ def _check_special_tokens(source: ModelSource) -> Check:
 def _check_plan(
     model: ModelSource | CatalogueEntry, options: LoadOptions, has_problem: bool
 ) -> list[Check]:
-    """How the model would be loaded, as the loader does it; nothing where that cannot be known for
-    a problem that was told already."""
+    """How the model would be loaded, as the loader does it; nothing where another problem,
+    which stands above, is why that cannot be known."""
     try:
         plan = model.plan(options, inspect_machine(options.device))
     except CoPRSError as problem:
@@ -253,11 +250,10 @@ def _check_plan(
 
 
 def _report_cache_budgets(device: str) -> list[Check]:
-    """How much is kept of photos, so that a second question does not read them again, and of
-    answers, so that a visitor finds them again."""
+    """How much memory the caches of photos' features and of visitors' answers may take."""
     try:
         budget = photo_cache_budget(choose_device(device))
-    except CoPRSError:  # said before
+    except CoPRSError:  # `_check_devices` says so
         return []
     found = f"what was read of the last {MAX_CACHED_PHOTOS}, at most {format_bytes(budget)}"
     answers = f"those of all visitors of the page, at most {format_bytes(answer_cache_budget())}"

@@ -33,11 +33,11 @@ from coprs_core.parsing import parse_json
 from coprs_core.storage import expand_home, format_bytes, free_disk
 
 ProgressCallback = Callable[[str], None]
-"""Told one line of progress at a time."""
+"""Called with one line of progress at a time."""
 
 
 def print_progress(line: str) -> None:
-    """A `ProgressCallback` for whoever gives none: beside the answer, which goes to standard output."""
+    """The default `ProgressCallback`: to standard error, for standard output holds the answer."""
     print(line, file=sys.stderr)
 
 
@@ -94,6 +94,7 @@ def download_snapshot(repo: str, report: ProgressCallback | None = None) -> Path
     bar: Any = _make_bar_class(report, repo) if report else None
     silent: Any = _SilentBar
     try:
+        # sizes first: that the disk is too small shows before hours of downloading
         files = snapshot_download(
             repo, allow_patterns=_ALLOW_PATTERNS, dry_run=True, tqdm_class=silent
         )
@@ -141,7 +142,7 @@ def _download_error(repo: str, problem: Exception) -> CoPRSError:
 
 
 def sam_cache_folder() -> Path:
-    """Where torch keeps downloads (`torch.hub.get_dir`), told without loading torch."""
+    """Where torch keeps downloads (`torch.hub.get_dir`), without loading torch."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return (
         Path(os.environ.get("TORCH_HOME", f"{caches}/torch")).expanduser() / "hub" / "checkpoints"

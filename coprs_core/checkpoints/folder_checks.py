@@ -90,6 +90,7 @@ def check_weight_count(meta_mllm: Mllm, files: list[Path], is_tied: bool, folder
         if not (is_tied and name == "lm_head.weight")
     )
     stored = sum(sum(count_parameters(path)) for path in files)
+    # at most eight 4-bit weights are packed into one number of a file
     max_packing = 8 if getattr(meta_mllm.config, "quantization_config", None) else 1
     if described > 2 * stored * max_packing:
         raise CoPRSError(

@@ -19,7 +19,7 @@ _NOISY_LOGGER = "torch.distributed.device_mesh"
 
 
 def read_shards(folder: Path) -> list[dict[str, Tensor]]:
-    """The FSDP shards by rank, read lazily; [] where there are none."""
+    """The FSDP shards in the order of their ranks, read lazily; [] where there are none."""
     paths = {
         tuple(map(int, m.groups())): p
         for p in folder.glob("*.pt")
@@ -29,21 +29,21 @@ def read_shards(folder: Path) -> list[dict[str, Tensor]]:
         return []
     # it warns that shards are read without their process group
     logging.getLogger(_NOISY_LOGGER).setLevel(logging.ERROR)
-    world_sizes = sorted({w for w, _ in paths})
-    if len(world_sizes) > 1:
+    world_size, *others = sorted({size for size, _ in paths})
+    if others:
         raise CoPRSError(
-            f"{folder} mixes shards of {world_sizes[0]} and {world_sizes[1]} processes: keep those of one "
+            f"{folder} mixes shards of {world_size} and {others[0]} processes: keep those of one "
             "checkpoint."
         )
-    for rank in range(world_sizes[0]):
-        if (world_sizes[0], rank) not in paths:
+    for rank in range(world_size):
+        if (world_size, rank) not in paths:
             raise CoPRSError(
-                f"{folder} lacks model_world_size_{world_sizes[0]}_rank_{rank}.pt (it has {len(paths)} "
-                f"of {world_sizes[0]} shards): copy it from the training machine."
+                f"{folder} lacks model_world_size_{world_size}_rank_{rank}.pt (it has {len(paths)} "
+                f"of {world_size} shards): copy it from the training machine."
             )
     shards = [
-        read_torch_file(paths[world_sizes[0], rank], "a shard of an FSDP checkpoint")
-        for rank in range(world_sizes[0])
+        read_torch_file(paths[world_size, rank], "a shard of an FSDP checkpoint")
+        for rank in range(world_size)
     ]
     for rank, shard in enumerate(shards):
         if differing := sorted(shard.keys() ^ shards[0].keys()):
@@ -57,7 +57,7 @@ def read_shards(folder: Path) -> list[dict[str, Tensor]]:
 def merge_shards(
     shards: list[dict[str, Tensor]], prefixes: tuple[str, ...], folder: Path
 ) -> LazyTensors:
-    """The whole tensors of the shards whose names begin so."""
+    """The whole tensors whose names begin with one of `prefixes`, each merged when it is read."""
     if not shards:
         raise CoPRSError(
             f"{folder} holds neither weights in llm_hf/ nor FSDP shards "
@@ -84,6 +84,8 @@ def _merge_tensor(parts: list[Tensor], name: str) -> Tensor:
 
 
 def _merge_along_mesh(ranks: Tensor, placements: list, local: dict[int, Tensor]) -> Tensor:
+    """One tensor from the pieces of a device mesh (`ranks`, any number of dimensions), merged along
+    its first dimension once the others are."""
     if not placements:
         return local[int(ranks)]
     parts = [_merge_along_mesh(r, placements[1:], local) for r in ranks]

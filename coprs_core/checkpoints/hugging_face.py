@@ -40,7 +40,7 @@ from coprs_core.prompts import IMAGE_SLOT
 
 _OTHER_WEIGHT_SUFFIXES = (".bin", ".gguf", ".pt", ".pth")
 LOCAL_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""Said at every call: otherwise code in the folder may be run, after a question on the terminal."""
+"""For every call: without it transformers may ask on the terminal to run code of the folder."""
 
 
 def read_config(folder: Path) -> Any:
@@ -122,6 +122,7 @@ def load_mllm(
             options["quantization_config"] = _quantization_config(meta_mllm, dtype, quantization)
     fault = Phrase("The language model in {folder} cannot be loaded", folder=folder)
     with page_release, as_user_error(fault, suggest_fix(folder)):
+        # 16 bits until its layers are quantized: a whole float32 model would take twice the memory
         load_dtype = torch.bfloat16 if own_int8 else dtype
         mllm = load_strictly(AutoModelForImageTextToText, folder, device, load_dtype, **options)
         if own_int8:
@@ -175,7 +176,7 @@ def _quantization_config(meta_mllm: Mllm, dtype: torch.dtype, quantization: str)
 
 @contextmanager
 def silence_transformers() -> Generator[None, None, None]:
-    """Without the progress bar and the warnings of transformers; what is wrong is said by us."""
+    """Without the progress bar and the warnings of transformers: faults become a `CoPRSError`."""
     was_on, level = (
         transformers_logging.is_progress_bar_enabled(),
         transformers_logging.get_verbosity(),

@@ -47,6 +47,7 @@ def load_checkpoint(
         (report or print_progress)(Phrase("auto: {choice}", choice=auto_plan.describe()))
         name = auto_plan.model
         options = replace(options, sam=auto_plan.sam, quantization=auto_plan.quantization)
+        # "auto" chooses without loading torch, and so without trying bitsandbytes
         check_quantization(options.quantization, device)
     if (entry := find_in_catalogue(name)) and entry.repo:
         entry.plan(options, machine).check()  # before gigabytes are downloaded in vain
@@ -74,7 +75,7 @@ def find_source(
     if name == AUTO_MODEL:  # it stands for none before the machine is looked at
         raise _no_checkpoint_error(name)
     if (entry := find_in_catalogue(name)) and entry.repo:
-        return entry.source(download_snapshot(entry.repo, report))
+        return entry.to_source(download_snapshot(entry.repo, report))
     folder, is_downloaded = expand_home(name), False
     if not folder.is_dir():
         folder, is_downloaded = download_snapshot(name, report), True

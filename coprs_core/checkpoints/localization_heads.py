@@ -1,6 +1,7 @@
-"""Which attention heads of a model tell a place, as `calibrate` found them.
+"""Localization heads: the attention heads of a model that show where it looks; `calibrate` finds
+them.
 
-They are kept beside the cache of Hugging Face, so that a model is asked once on each machine.
+They are stored beside the cache of Hugging Face, so that a model is calibrated once a machine.
 """
 
 import hashlib
@@ -15,16 +16,17 @@ from coprs_core.parsing import parse_json
 
 
 def heads_path(folder: Path) -> Path:
-    """Where the heads of the language model in a folder are kept: a name for its config and its
-    weights' sizes."""
+    """The file for the heads of the language model in a folder, named by a hash of its config and
+    its weights' sizes."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
+    # sizes stand for contents: to hash gigabytes would take longer than to load them
     for path in without_hidden(folder.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
     return Path(constants.HF_HOME) / "coprs" / "heads" / f"{digest.hexdigest()[:16]}.json"
 
 
 def load_heads(folder: Path) -> tuple[int, ...]:
-    """The heads that are kept for the language model in a folder, the best first; none where it was
+    """The stored heads of the language model in a folder, the best first; none where it was
     not calibrated, or the file is broken."""
     try:
         heads = parse_json(heads_path(folder).read_text(encoding="utf-8"))["heads"]
@@ -34,7 +36,7 @@ def load_heads(folder: Path) -> tuple[int, ...]:
 
 
 def save_heads(folder: Path, heads: tuple[int, ...], facts: dict) -> Path:
-    """Keep the heads of the language model in a folder, with the facts of how they were found."""
+    """Store the heads of the language model in a folder, with `facts` of how they were chosen."""
     path = heads_path(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Memory while a model is quantized: the files' pages are let go as they are done with.
+"""Memory while a model is quantized: the files' pages are released as they are done with.
 
 Weights are read from files that are mapped into memory, and their pages count as the process's own
 until the system wants them back. Quantized, a model needs few of them again. Measured with 3.3 GB
@@ -17,21 +17,19 @@ INTERVAL_SECONDS = 0.5
 _MAPS = Path("/proc/self/maps")
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)")
 _MADV_PAGEOUT = 21
-"""Advice that only says what is not needed now: whatever stands there by then, nothing is lost."""
+"""MADV_PAGEOUT of madvise: advice alone, no data is lost whatever is mapped there by then."""
 
 
 @contextmanager
 def release_pages_periodically(files: list[Path]) -> Generator[None, None, None]:
-    """Inside, pages of these files are let go twice a second (Linux; elsewhere nothing happens).
-
-    What is needed again is read again from the file.
-    """
+    """Inside, release the mapped pages of these files twice a second (Linux; elsewhere nothing
+    happens). What is needed again is read again from the file."""
     if not _MAPS.is_file():
         yield
         return
     stop = threading.Event()
 
-    def keep_letting_go() -> None:
+    def release_until_stopped() -> None:
         while not stop.wait(INTERVAL_SECONDS):
             release_pages(files)
 
@@ -46,8 +44,8 @@ def release_pages_periodically(files: list[Path]) -> Generator[None, None, None]
 
 
 def release_pages(files: list[Path]) -> None:
-    """Let go of the pages of these files where they are mapped, now; links are followed, as the
-    cache of Hugging Face has them."""
+    """Release the mapped pages of these files now; links are followed, as the cache of Hugging Face
+    has them."""
     libc, paths = ctypes.CDLL(None), {str(path.resolve()) for path in files}
     for line in _MAPS.read_text().splitlines():
         mapping = _MAPPING.fullmatch(line)

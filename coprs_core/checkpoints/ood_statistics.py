@@ -1,4 +1,5 @@
-"""What a checkpoint's pictures look like: learnt from them, and kept in its folder."""
+"""Out-of-distribution statistics of a checkpoint: computed from photos that it knows, stored in its
+folder."""
 
 import json
 import shutil
@@ -21,8 +22,9 @@ STATISTICS_FILE = "familiar.safetensors"
 
 
 def compute_ood_statistics(segmenter: FocusTokenSegmenter, photos: Iterable[Photo]) -> Familiar:
-    """What these pictures look like to a model; raises `CoPRSError` where they are too few."""
-    descriptions = [segmenter.describe(picture) for picture in photos]
+    """Mean and covariance of a model's descriptions of these photos; raises `CoPRSError` where they
+    are too few."""
+    descriptions = [segmenter.describe(photo) for photo in photos]
     needed = pictures_needed(segmenter.model.config.vision.channels)
     if len(descriptions) < needed:
         raise CoPRSError(
@@ -35,7 +37,7 @@ def compute_ood_statistics(segmenter: FocusTokenSegmenter, photos: Iterable[Phot
 
 
 def save_ood_statistics(folder: Path, statistics: Familiar, note: str | None = None) -> None:
-    """Write it into a checkpoint folder; `note` says in words what the model knows."""
+    """Write statistics into a checkpoint folder; `note` says in words what the model knows."""
     save_tensors(statistics.tensors(), folder / STATISTICS_FILE)
     if note is not None:
         path = folder / "coprs.json"
@@ -44,14 +46,14 @@ def save_ood_statistics(folder: Path, statistics: Familiar, note: str | None = N
 
 
 def copy_ood_statistics(source: Path, folder: Path) -> None:
-    """Keep what a checkpoint folder knows of its pictures, where it knows it, in one with the same
-    image encoder."""
+    """Copy the statistics of a checkpoint folder, where it has any, into one with the same image
+    encoder."""
     if (source / STATISTICS_FILE).is_file():
         shutil.copyfile(source / STATISTICS_FILE, folder / STATISTICS_FILE)
 
 
 def load_ood_statistics(folder: Path, channels: int) -> Familiar | None:
-    """What lies in a checkpoint folder; None where nothing does.
+    """The statistics in a checkpoint folder; None where it has none.
 
     Raises `CoPRSError` where it is broken or of another model.
     """

@@ -19,11 +19,11 @@ from coprs_core.checkpoints.downloads import sam_cache_folder
 from coprs_core.checkpoints.options import DETAIL_LEVELS, QUANTIZATIONS, LoadOptions
 from coprs_core.errors import CoPRSError, Phrase, first_line, truncate
 from coprs_core.machine import (
-    DTYPES,
     DeviceName,
     free_memory,
     has_native_bfloat16,
     resolve_device_name,
+    resolve_dtype_name,
     total_memory,
 )
 from coprs_core.prompts import Detail
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 BYTES_PER_LINEAR_WEIGHT = {"nf4": 0.5625, "int8": 1.01}
 """NF4 keeps 4 bits a weight and one float32 scale for 64 of them; int8 one scale a row."""
 QUANTIZATION_OVERHEAD = 400_000_000
-"""What a quantized model keeps beside its weights: on a CPU its output layer once more, in 8 bits;
-elsewhere a layer at a time as it is brought back to 16."""
+"""Bytes that a quantized model takes beside its weights: on a CPU its output layer once more, in 8
+bits; elsewhere one layer at a time, dequantized to 16."""
 MIN_WEIGHTS_WITH_OVERHEAD = 100_000_000
-"""Linear weights of a model whose quantization takes no room worth counting."""
+"""Linear weights from which on `QUANTIZATION_OVERHEAD` counts: a small model has none worth it."""
 LIBRARY_MEMORY = 700_000_000
-"""What the libraries hold, and the language model's cache, of a model for photos."""
+"""Bytes of the libraries, and of the key-value cache of a language model for photos."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,18 @@ class ModelSize:
         """Bytes of all weights in 16 bits each, by which "auto" tells large models from small."""
         return 2 * (self.linear + self.other)
 
-    def memory(self, quantization: str, bytes_per_weight: int = 2) -> int:
+    def memory_needed(self, quantization: str, bytes_per_weight: int = 2) -> int:
         """Bytes on the device while answering: the weights, and room for one answer;
         `bytes_per_weight` of what is not quantized. The only formula."""
-        per_linear = BYTES_PER_LINEAR_WEIGHT.get(quantization, bytes_per_weight)
-        beside = (
+        bytes_per_linear_weight = BYTES_PER_LINEAR_WEIGHT.get(quantization, bytes_per_weight)
+        overhead = (
             QUANTIZATION_OVERHEAD
-            if per_linear != bytes_per_weight and self.linear > MIN_WEIGHTS_WITH_OVERHEAD
+            if bytes_per_linear_weight != bytes_per_weight
+            and self.linear > MIN_WEIGHTS_WITH_OVERHEAD
             else 0
         )
-        weights = int(per_linear * self.linear + bytes_per_weight * self.other)
-        return weights + beside + self.working
+        weights = int(bytes_per_linear_weight * self.linear + bytes_per_weight * self.other)
+        return weights + overhead + self.working
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class LoadPlan:
 
     @property
     def precision(self) -> str:
-        """In what its weights are kept, in words."""
+        """The number formats of its weights: "bfloat16", "nf4 and bfloat16"."""
         return (
             self.dtype if self.quantization == "none" else f"{self.quantization} and {self.dtype}"
         )
@@ -196,9 +197,11 @@ class LoadPlan:
             quantize_option = (
                 "" if self.quantization == "none" else f" --quantize {self.quantization}"
             )
-            choices.append((f"--dtype bf16{quantize_option}", self.size.memory(self.quantization)))
+            choices.append(
+                (f"--dtype bf16{quantize_option}", self.size.memory_needed(self.quantization))
+            )
         if self._can_be_nf4 and self.machine.device_type in ("cpu", "cuda"):
-            choices.append((f"--quantize nf4{bf16_option}", self.size.memory("nf4")))
+            choices.append((f"--quantize nf4{bf16_option}", self.size.memory_needed("nf4")))
         for choice, size in choices:
             if size <= self.machine.memory:
                 return Phrase("{choice} needs {size}", choice=choice, size=format_bytes(size))
@@ -223,11 +226,11 @@ class LoadPlan:
 def make_plan(
     model: str, size: ModelSize, options: LoadOptions, machine: Machine, **details: Any
 ) -> LoadPlan:
-    """The plan of a model of that size, every "auto" of `options` decided; `details` are further
+    """The plan of a model of that size, every "auto" of `options` resolved; `details` are further
     fields of it. Raises `CoPRSError` for a precision that is not known."""
     dtype = choose_dtype(options.dtype, machine, size.bytes_in_16bit)
     quantization = choose_quantization(options.quantization, machine, size.bytes_in_16bit)
-    memory = size.memory(quantization, 4 if dtype == "float32" else 2)
+    memory = size.memory_needed(quantization, 4 if dtype == "float32" else 2)
     return LoadPlan(model, machine, dtype, quantization, size, memory, **details)
 
 
@@ -241,13 +244,7 @@ def choose_dtype(dtype: str, machine: Machine, weight_bytes: int) -> str:
     """
     if dtype == "auto":
         return "float32" if machine.device_type == "cpu" and weight_bytes < GB else "bfloat16"
-    if dtype not in DTYPES:
-        raise CoPRSError(
-            "Precision {dtype!r} is not known: choose auto, {names}.",
-            dtype=dtype,
-            names=", ".join(DTYPES),
-        )
-    return DTYPES[dtype]
+    return resolve_dtype_name(dtype)
 
 
 def choose_sam(name: str, device_kind: str) -> str:
@@ -332,20 +329,20 @@ def check_quantization(quantization: str, device: torch.device | DeviceName) -> 
         ) from problem
 
 
-# --- room beside the model
+# --- memory beside the model
 
 
 MAX_CACHED_PHOTOS = 8
 PHOTO_CACHE_SHARE = 0.05
-"""Of all memory of a device: what the features of read photos may take."""
+"""Share of a device's memory that the features of photos may take."""
 ANSWER_CACHE_SHARE = 0.01
-"""Of the machine's memory: what the answers that visitors' pages hold may take. Of 16 GB, reckoned
-at 5 MB each, some 30 packed answers about photos of 12 megapixels."""
+"""Share of the machine's memory that the answers of visitors' pages may take: of 16 GB, at 5 MB
+each, some 30 packed answers about photos of 12 megapixels."""
 
 
 def photo_cache_budget(device: torch.device) -> int:
-    """Bytes that the features of photos may take together on a device; the last photo's are kept
-    whatever they take."""
+    """Bytes that the cached features of photos may take together on a device; those of the last
+    photo stay whatever they take."""
     return int(PHOTO_CACHE_SHARE * total_memory(device))
 
 

@@ -15,8 +15,8 @@ from coprs_core.checkpoints.options import (
     REMOTE_SCHEME,
     LoadOptions,
 )
-from coprs_core.checkpoints.plan import LoadPlan, Machine, choose_sam, make_plan
-from coprs_core.checkpoints.sam_models import load_sam, remaining_sam_download, sam_size
+from coprs_core.checkpoints.plan import LoadPlan, Machine, ModelSize
+from coprs_core.checkpoints.sam_models import load_sam, plan_with_sam
 from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import parse_dtype
@@ -63,10 +63,8 @@ class RemoteSource:
 
     def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
         """How its SAM will be loaded here."""
-        sam = choose_sam(options.sam, machine.device_type)
         options = replace(options, quantization="none")
-        known = {"sam": sam, "download": remaining_sam_download(sam)}
-        return make_plan(self.name, sam_size(sam), options, machine, **known)
+        return plan_with_sam(self.name, ModelSize(), options, machine)
 
     def load(self, plan: LoadPlan, report: ProgressCallback | None) -> Checkpoint:
         """The model, asked once where a drawn square is, and a SAM on a device.

@@ -17,7 +17,16 @@ from coprs_core.checkpoints.downloads import (
     download_snapshot,
     sam_file_path,
 )
-from coprs_core.checkpoints.plan import LIBRARY_MEMORY, ModelSize, sam_encoder_memory
+from coprs_core.checkpoints.options import LoadOptions
+from coprs_core.checkpoints.plan import (
+    LIBRARY_MEMORY,
+    LoadPlan,
+    Machine,
+    ModelSize,
+    choose_sam,
+    make_plan,
+    sam_encoder_memory,
+)
 from coprs_core.errors import CoPRSError, Phrase, truncate
 from coprs_core.files import read_text
 from coprs_core.model.vision import SAM_SIZES
@@ -38,7 +47,7 @@ SAM_CLASSES = {
 """Class of transformers by the `model_type` of a folder's config. Published files name the model
 that also follows objects through videos; what it has for that is not loaded."""
 LARGEST_SAM = "vit_h"
-"""As which a SAM counts whose own size is not known."""
+"""The size that is assumed of a SAM which cannot be measured."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,8 @@ def _sam1(name: str, weights: int) -> PublishedSam:
 
 def _sam2(name: str, weights: int) -> PublishedSam:
     size = ModelSize(other=weights, working=_TRANSFORMERS_WORKING_MEMORY)
-    return PublishedSam(size, 4 * (weights + _VIDEO_WEIGHTS), f"facebook/sam2.1-hiera-{name}")
+    file_bytes = 4 * (weights + _VIDEO_WEIGHTS)  # published in float32
+    return PublishedSam(size, file_bytes, f"facebook/sam2.1-hiera-{name}")
 
 
 _VIDEO_WEIGHTS = 7_521_777
@@ -98,6 +108,22 @@ def remaining_sam_download(name: str) -> int:
     sam = PUBLISHED_SAMS[name]
     is_cached = cached_snapshot(sam.repo) if sam.repo else cached_sam_file(name)
     return 0 if is_cached else sam.download
+
+
+def plan_with_sam(
+    model: str,
+    size: ModelSize,
+    options: LoadOptions,
+    machine: Machine,
+    download: int = 0,
+    **details: Any,
+) -> LoadPlan:
+    """The plan (see `make_plan`) of a model that prompts a SAM; `size` and `download` are without
+    that SAM's."""
+    sam = choose_sam(options.sam, machine.device_type)
+    download += remaining_sam_download(sam)
+    size += sam_size(sam)
+    return make_plan(model, size, options, machine, sam=sam, download=download, **details)
 
 
 def sam_weights_path(name: str) -> Path:

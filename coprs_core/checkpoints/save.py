@@ -1,4 +1,4 @@
-"""The only writer of checkpoint folders. What one holds stands at `source.CoPRSSource`."""
+"""The only writer of checkpoint folders. What one holds stands at `sources.CoPRSSource`."""
 
 import copy
 import json

@@ -27,16 +27,10 @@ from coprs_core.checkpoints.plan import (
     Machine,
     ModelSize,
     choose_detail,
-    choose_sam,
     make_plan,
     sam_encoder_memory,
 )
-from coprs_core.checkpoints.sam_models import (
-    load_sam,
-    remaining_sam_download,
-    sam_size,
-    sam_weights_path,
-)
+from coprs_core.checkpoints.sam_models import load_sam, plan_with_sam, sam_weights_path
 from coprs_core.checkpoints.tensors import count_parameters, load_module
 from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import as_user_error, parse_dtype
@@ -117,7 +111,7 @@ class CoPRSSource:
     image_encoder.safetensors    SAM's image encoder, SAM's names
     prior.safetensors            the query head, the image keys and the fusion
     decoder.safetensors          SAM's prompt encoder and mask decoder, SAM's names
-    familiar.safetensors         optional: what its pictures look like (`model.familiar`)
+    familiar.safetensors         optional: out-of-distribution statistics (`ood_statistics`)
     """
 
     name: str
@@ -201,12 +195,10 @@ class CoordinateSource:
         return _image_token_id(self.folder)
 
     def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
-        self._choose_prompt()
-        sam = choose_sam(options.sam, machine.device_type)
-        size = _measure_size(weight_files(self.folder)) + sam_size(sam)
+        self._choose_prompt()  # a type without a prompt is refused before its weights are read
+        size = _measure_size(weight_files(self.folder))
         detail = choose_detail(options.detail, machine.device_type)
-        known = {"sam": sam, "detail": detail, "download": remaining_sam_download(sam)}
-        return make_plan(self.name, size, options, machine, **known)
+        return plan_with_sam(self.name, size, options, machine, detail=detail)
 
     def _choose_prompt(self) -> CoordinatePrompt:
         kind = read_config(self.folder).model_type

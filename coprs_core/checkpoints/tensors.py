@@ -25,7 +25,8 @@ from coprs_core.storage import format_bytes, free_disk
 
 SAM_ENCODER_PREFIX = "image_encoder."
 SAM_DECODER_PREFIXES = ("prompt_encoder.", "mask_decoder.")
-"""SAM's own names."""
+"""SAM's own names of its parts."""
+# a vision tower has layers of the same names, which are never quantized
 _LLM_LINEAR_WEIGHT = re.compile(r"(?<!visual\.)layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$")
 _DTYPE_NAMES = {
     "F32": torch.float32,
@@ -175,11 +176,7 @@ def load_state(
 
 
 def load_sam_modules(
-    model: nn.Module,
-    state: dict[str, Tensor],
-    path: Path,
-    device: torch.device,
-    dtype: torch.dtype,
+    model: nn.Module, state: dict[str, Tensor], path: Path, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Put a SAM file's tensors into a model's `image_encoder` and `decoder`."""
     load_state(
@@ -270,7 +267,7 @@ def read_torch_file(path: Path, expected: str) -> dict[str, Tensor]:
         CoPRSError: what is wrong with the file; `expected` says what it should have been.
     """
     try:
-        is_zip = zipfile.is_zipfile(path)
+        is_zip = zipfile.is_zipfile(path)  # files of before torch 1.6 are not, and cannot be mapped
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except FileNotFoundError as problem:
         raise CoPRSError(

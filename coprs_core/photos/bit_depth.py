@@ -12,10 +12,11 @@ from PIL import Image
 from coprs_core.errors import CoPRSError
 
 _FULL_SCALES = {"F": (1, 255, 65535), "I": (255, 65535)}
+"""The values that can mean white, by the mode of PIL: of floats, of 8 and of 16 bits."""
 _DARK_FACTOR = 4
-"""Values that stay under this part of their scale do not fill it: 14 bits in 16, and fewer."""
+"""Values below white divided by this do not fill their scale: 14 bits in 16, and fewer."""
 _STRIP_ROWS = 256
-"""So many rows are in memory as wide numbers at once."""
+"""Rows that are converted at once: a whole photo in float64 would take eight times its memory."""
 _SWAPPED_BYTE_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
@@ -46,7 +47,7 @@ class DisplayRange:
 
 
 def compute_display_range(image: Image.Image) -> DisplayRange | None:
-    """The levels of a grey picture of more than 8 bits a pixel; None for any other. Raises
+    """The display range of a grey photo of more than 8 bits a pixel; None for any other. Raises
     `CoPRSError` where none of its values is a number."""
     if not image.mode.startswith(("I", "F")):
         return None
@@ -82,7 +83,7 @@ def _iterate_strips(image: Image.Image):
 
 
 def to_8bit_grey(image: Image.Image, display_range: DisplayRange) -> Image.Image:
-    """A grey picture of more than 8 bits a pixel as one of 8, by its levels."""
+    """A grey image of more than 8 bits a pixel as one of 8, by its display range."""
     grey = np.empty((image.height, image.width), np.uint8)
     for top, values in _iterate_strips(image):
         grey[top : top + _STRIP_ROWS] = display_range.to_uint8(values)
@@ -111,8 +112,8 @@ def stretch_16bit_colours(
 
     Args:
         upper: the decoded picture, RGB or RGBA: the upper 8 bits.
-        undecoded: the same file, opened and not yet decoded; its lower 8 bits are read, which is what
-            a decoder gives of the other byte order.
+        undecoded: the same file, opened and not yet decoded; its lower 8 bits are read, which is
+            what a decoder gives of the other byte order.
 
     Returns:
         the picture with 8 bits a colour, and `DisplayRange.stretched` of the 16-bit values.

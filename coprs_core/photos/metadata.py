@@ -113,8 +113,10 @@ def as_icc_profile(value: object) -> bytes | None:
 
 
 def _combine_orientations(exif: bytes, xmp: bytes) -> int:
-    found = _orientation_in_exif(exif)
-    return _orientation_in_xmp(xmp) if found is None else _orientation_or_upright(found)
+    orientation = _orientation_in_exif(exif)
+    if orientation is None:
+        return _orientation_in_xmp(xmp)
+    return _orientation_or_upright(orientation)
 
 
 def _orientation_or_upright(orientation: int) -> int:

@@ -87,7 +87,7 @@ def test_merged_adapters_are_the_merged_model(made):
 def test_where_the_cpu_is_slow_in_bfloat16_they_are_merged_and_kept_in_8_bits(
     made, monkeypatch, asked, size
 ):
-    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(plan, "has_native_bfloat16", lambda device: False)
     monkeypatch.setattr(plan, "GB", size)  # from so many bytes on "auto" quantizes
     ours = load(str(made / "own"), device="cpu", dtype="bf16", quantization=asked)
     packed = sum(isinstance(layer, Int8Linear) for layer in ours.model.modules())

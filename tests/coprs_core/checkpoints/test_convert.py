@@ -1,4 +1,4 @@
-"""`convert_checkpoint` and `prepare_for_training`: the authors' layout in, the same masks out; every break in its own
+"""`convert` and `prepare`: the authors' layout in, the same masks out; every break in its own
 sentence, nothing half done."""
 
 import os

@@ -85,7 +85,7 @@ def test_names_that_are_no_model_are_refused():
 
 
 def test_every_listed_model_with_a_prompt_of_its_own_is_a_coordinates_model():
-    kinds = {m.name: m.source(Path("x")).prior_kind for m in CATALOGUE}
+    kinds = {m.name: m.to_source(Path("x")).prior_kind for m in CATALOGUE}
     assert kinds == {m.name: "attention" if m.prompt else "focus token" for m in CATALOGUE}
     assert kinds["mini"] == "focus token" and kinds["seg-zero-7b"] == "attention"
 
@@ -210,7 +210,7 @@ def test_the_language_models_linear_layers_are_quantized_and_nothing_else(
     tmp_path, monkeypatch, kind, layer, make
 ):
     # on a CPU without these instructions int8 is our own (test_int8)
-    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(plan, "has_native_bfloat16", lambda device: True)
     mllm = make()
     folder = tmp_path / "checkpoint"
     folder.mkdir()

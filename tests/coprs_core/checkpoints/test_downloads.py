@@ -96,7 +96,7 @@ def fetch(code: str, url: str, cache: Path, **more) -> subprocess.CompletedProce
 SNAPSHOT = """
 lines = []
 try:
-    print(snapshot("a/model", lines.append)); print(len(lines), lines[-1:] )
+    print(download_snapshot("a/model", lines.append)); print(len(lines), lines[-1:] )
 except CoPRSError as e:
     print("said:", e)
 """
@@ -136,7 +136,7 @@ def test_a_download_that_was_cut_fetches_what_is_missing_alone(host, tmp_path):
 OPEN = """
 from coprs_core.checkpoints.tensors import count_parameters
 try:
-    print("weights:", count_parameters(snapshot("a/model") / "model.safetensors"))
+    print("weights:", count_parameters(download_snapshot("a/model") / "model.safetensors"))
 except CoPRSError as problem:
     print("said:", problem)
 """

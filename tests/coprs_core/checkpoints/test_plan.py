@@ -117,7 +117,7 @@ def test_what_is_downloaded_already_needs_no_disk(monkeypatch):
 
 def test_auto_says_its_choice_in_one_line_and_loads_it(monkeypatch):
     monkeypatch.setattr(plan, "free_memory", lambda device: 20 * GB)
-    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(plan, "has_native_bfloat16", lambda device: True)
     monkeypatch.setattr(load, "find_source", lambda name, report: Found(name))
     lines = []
     found = load.load_checkpoint("auto", LoadOptions("cpu"), lines.append)
@@ -185,10 +185,10 @@ def test_models_doctor_auto_and_the_loader_say_the_same(
 ):
     monkeypatch.setattr(plan, "free_memory", lambda device: memory * GB)
     monkeypatch.setattr(plan, "free_disk", lambda folder: DISK)
-    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: bool(has_bfloat16))
+    monkeypatch.setattr(plan, "has_native_bfloat16", lambda device: bool(has_bfloat16))
     for module in (load, doctor):
         monkeypatch.setattr(
-            module, "find_source", lambda *_: model.source(folders[model.name]), raising=True
+            module, "find_source", lambda *_: model.to_source(folders[model.name]), raising=True
         )
     monkeypatch.setattr(doctor, "cached_snapshot", lambda repo: folders[model.name])
     carried_out = []
