@@ -9,22 +9,22 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from app.saved_answers import keep_under_link
-from app.server.answers import StoredAnswer, no_answer
+from app.saved_answers import save_under_link
+from app.server.answers import StoredAnswer, no_answer_error
 from app.server.model import ModelServer
 from app.server.uploads import painted_mask
-from app.texts import say, translated
+from app.texts import say, translate
 from app.views import findings, page
 from app.views.standalone import standalone
 from app.visitors import (
     RequestGate,
-    given,
-    language,
-    save_answer,
-    small_finding,
-    trace_of,
+    downscale_finding,
+    ensure_trace,
+    probe_unavailable_key,
+    request_language,
+    require_answer,
+    save_answer_zip,
     user_errors_as_gr_error,
-    why_no_probe,
 )
 from coprs_core.answer.compare import compare_with_truth, read_truth
 from coprs_core.errors import CoPRSError
@@ -33,7 +33,7 @@ from coprs_core.photos.photo import Photo
 from coprs_core.probes import load_probe
 from coprs_core.probes.finding import NotApplicable
 
-_NEEDS_A_PLACE = ("heads", "zoom")
+_NEEDS_REGIONS = ("heads", "zoom")
 """Probes of an answer that found something."""
 
 
@@ -44,48 +44,48 @@ class AnswerActions:
     def __init__(self, server: ModelServer, gate: RequestGate):
         self.server, self.gate = server, gate
 
-    def why_not(self, lang: str, name: str, answered: StoredAnswer | None) -> str:
+    def why_probe_unavailable(self, lang: str, name: str, answered: StoredAnswer | None) -> str:
         """Why a probe cannot be asked now, in a sentence; "" where it can."""
         if answered is None:
             return say(lang, "reason_no_answer")
-        if name in answered.found:
+        if name in answered.found_probes:
             return ""
-        if reason := self._why_silent(lang, answered):
+        if reason := self._why_model_unavailable(lang, answered):
             return reason
-        if name in _NEEDS_A_PLACE and not answered.region_count:
+        if name in _NEEDS_REGIONS and not answered.region_count:
             return say(lang, "reason_nothing")
         return ""
 
-    def _why_silent(self, lang: str, answered: StoredAnswer) -> str:
+    def _why_model_unavailable(self, lang: str, answered: StoredAnswer) -> str:
         """Why the model in use cannot be asked about an answer; "" where it can."""
         if not self.server.is_ready:
             return say(lang, "loading")
-        reason = why_no_probe(self.server, answered.summary)
+        reason = probe_unavailable_key(self.server, answered.summary)
         return say(lang, reason, model=answered.summary.model) if reason else ""
 
-    def why_no_replay(self, lang: str, answered: StoredAnswer) -> str:
+    def why_replay_unavailable(self, lang: str, answered: StoredAnswer) -> str:
         """Why there is no moving picture of an answer; "" where there is, or may be."""
         if not answered.region_count:
             return say(lang, "strip_nothing")
-        if answered.is_traced or "sentences" in answered.found:
+        if answered.is_traced or "sentences" in answered.found_probes:
             return ""
-        return self._why_silent(lang, answered)
+        return self._why_model_unavailable(lang, answered)
 
-    def ask_probe(
+    def run_probe(
         self, name: str, answered: StoredAnswer | None, request: gr.Request | None = None
     ) -> Any:
         """A probe's finding as HTML; it is kept with the answer, for the zip."""
-        lang, ticket = language(request), self.gate.current(request)
+        lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang):
-            answered = given(answered)
+            answered = require_answer(answered)
             try:
-                finding = answered.findings.get(name) or self.server.ask(
+                finding = answered.findings.get(name) or self.server.call(
                     load_probe(name).run, answered.photo, answered.result
                 )
             except NotApplicable as nothing:  # no mistake of anybody's
-                reason = translated(lang, nothing)
-                return self.gate.if_current(request, ticket, page.reason(lang, reason))
-            answered.add_finding(name, small_finding(finding))
+                reason = translate(lang, nothing)
+                return self.gate.if_current(request, ticket, page.disabled_reason(lang, reason))
+            answered.add_finding(name, downscale_finding(finding))
             view = findings.finding_view(lang, name, answered.photo, answered.result, finding)
         return self.gate.if_current(request, ticket, view)
 
@@ -97,18 +97,18 @@ class AnswerActions:
         request: gr.Request | None = None,
     ) -> Any:
         """An earlier answer about the same photo against the one at hand."""
-        lang, ticket, recent = language(request), self.gate.current(request), recent or ()
+        lang, ticket, recent = request_language(request), self.gate.current(request), recent or ()
         with user_errors_as_gr_error(lang):
-            answered = given(answered)
+            answered = require_answer(answered)
             if not isinstance(earlier, int) or not 0 <= earlier < len(recent):
-                raise no_answer()
-            both = given(recent[earlier]), answered
+                raise no_answer_error()
+            both = require_answer(recent[earlier]), answered
             results = both[0].result, both[1].result
             names = answer_label(lang, both[0]), answer_label(lang, both[1])
-            view = findings.comparison(lang, answered.photo, results, names)
+            view = findings.comparison_view(lang, answered.photo, results, names)
         return self.gate.if_current(request, ticket, view)
 
-    def truth(
+    def compare_with_truth(
         self,
         answered: StoredAnswer | None,
         painted: list[str],
@@ -117,9 +117,9 @@ class AnswerActions:
     ) -> tuple[Any, Any]:
         """The answer at hand against a true mask, a file's, else what was painted; and the verdict,
         which knows the truth now."""
-        lang, ticket = language(request), self.gate.current(request)
+        lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang):
-            answered = given(answered)
+            answered = require_answer(answered)
             photo, result = answered.photo, answered.result
             if file:
                 truth = read_truth_file(file, photo)
@@ -134,29 +134,29 @@ class AnswerActions:
 
     # --- to take away
 
-    def export(
+    def export_zip(
         self, answered: StoredAnswer | None, request: gr.Request | None = None
     ) -> Iterator[Any]:
         """The answer's files as one zip, with what probes found and the trace."""
-        lang, ticket = language(request), self.gate.current(request)
+        lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            file = save_answer(Path(folder), self.server, given(answered))
+            file = save_answer_zip(Path(folder), self.server, require_answer(answered))
             yield self.gate.if_current(request, ticket, str(file))
 
     def export_page(
         self, answered: StoredAnswer | None, request: gr.Request | None = None
     ) -> Iterator[Any]:
         """The answer as one HTML file that needs no server: canvases, replay and all."""
-        lang, ticket = language(request), self.gate.current(request)
+        lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = given(answered)
+            answered = require_answer(answered)
             path = Path(folder) / "coprs-answer.html"
-            trace, reason = None, self.why_no_replay(lang, answered)
+            trace, reason = None, self.why_replay_unavailable(lang, answered)
             try:
-                trace = trace_of(self.server, answered)
+                trace = ensure_trace(self.server, answered)
             except (CoPRSError, gr.Error) as problem:  # the page comes without a replay, says so
                 is_told = isinstance(problem, gr.Error)
-                reason = problem.message if is_told else translated(lang, problem)
+                reason = problem.message if is_told else translate(lang, problem)
             text = standalone(lang, answered.photo, answered.result, trace, reason)
             path.write_text(text, encoding="utf-8")
             yield self.gate.if_current(request, ticket, str(path))
@@ -165,22 +165,24 @@ class AnswerActions:
         self, answered: StoredAnswer | None, request: gr.Request | None = None
     ) -> Iterator[Any]:
         """The replay as an animated picture; raises where the thought cannot be traced."""
-        lang, ticket = language(request), self.gate.current(request)
+        lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = given(answered)
-            trace = trace_of(self.server, answered)
+            answered = require_answer(answered)
+            trace = ensure_trace(self.server, answered)
             if trace is None:
-                raise CoPRSError(self.why_no_replay(lang, answered))
+                raise CoPRSError(self.why_replay_unavailable(lang, answered))
             path = Path(folder) / "coprs-replay.webp"
             save_replay(path, answered.photo, answered.result, trace)
             yield self.gate.if_current(request, ticket, str(path))
 
-    def link(self, answered: StoredAnswer | None, request: gr.Request | None = None) -> Any:
+    def create_link(self, answered: StoredAnswer | None, request: gr.Request | None = None) -> Any:
         """A link under which this server opens the answer again."""
-        lang, ticket = language(request), self.gate.current(request)
+        lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            file = save_answer(Path(folder), self.server, given(answered))
-            return self.gate.if_current(request, ticket, page.link(lang, keep_under_link(file)))
+            file = save_answer_zip(Path(folder), self.server, require_answer(answered))
+            return self.gate.if_current(
+                request, ticket, page.link_note(lang, save_under_link(file))
+            )
 
 
 def read_truth_file(file: str, photo: Photo) -> np.ndarray:

@@ -7,69 +7,75 @@ import gradio as gr
 
 from app.display import AnswerDisplay
 from app.frame import Values
-from app.saved_answers import linked_file, open_saved, recorded_answer
-from app.server.answers import StoredAnswer, no_answer
-from app.texts import translated
+from app.saved_answers import find_linked_file, load_recorded_answer, open_answer_file
+from app.server.answers import StoredAnswer, no_answer_error
+from app.texts import translate
 from app.views import page
-from app.visitors import RequestGate, given, language, picked, user_errors_as_gr_error
+from app.visitors import (
+    RequestGate,
+    request_language,
+    require_answer,
+    selected_index,
+    user_errors_as_gr_error,
+)
 from coprs_core.errors import CoPRSError
 from coprs_core.export.archive import count_pixels
 
-ARRIVAL = 0.3
+ARRIVAL_SECONDS = 0.3
 """So many seconds after it was overtaken, all that something said has arrived at the browser."""
 
 
-def supersede(gate: RequestGate, request: gr.Request | None) -> None:
+def supersede_request(gate: RequestGate, request: gr.Request | None) -> None:
     """What is under way has no more to say; returns when what it said last has arrived."""
     gate.begin(request)
-    time.sleep(ARRIVAL)
+    time.sleep(ARRIVAL_SECONDS)
 
 
-class Opening:
+class OpenActions:
     """What brings an answer back; values are for the components of `frame`."""
 
     def __init__(self, display: AnswerDisplay, gate: RequestGate):
         self.display, self.gate = display, gate
         self.server, self.frame = display.server, display.frame
 
-    def page_opened(self, request: gr.Request | None = None) -> Values:
+    def open_page(self, request: gr.Request | None = None) -> Values:
         """When the page opens: a recorded answer or a link's; nothing if a visitor is quicker."""
-        lang, frame = language(request), self.frame
+        lang, frame = request_language(request), self.frame
         if self.gate.current(request):
             return {frame.steps: gr.skip()}
         if token := request.query_params.get("answer", "") if request else "":
             try:
-                path = linked_file(token)
+                path = find_linked_file(token)
                 with self.server.reserved(count_pixels(path)):
-                    return self.display.restored(lang, open_saved(path))
+                    return self.display.restored_answer(lang, open_answer_file(path))
             except CoPRSError as gone:  # the page opens all the same
-                gr.Warning(translated(lang, gone))
-        one = recorded_answer()  # what is found in it stays with this visitor
+                gr.Warning(translate(lang, gone))
+        one = load_recorded_answer()  # what is found in it stays with this visitor
         answered = StoredAnswer(one.photo, one.result, trace=one.trace, is_recorded=True)
-        return {frame.steps: page.steps(lang), **self.display.at_hand(lang, answered)}
+        return {frame.steps: page.stages(lang), **self.display.current_answer(lang, answered)}
 
     def restore(
         self, recent: tuple | None, event: gr.EventData, request: gr.Request | None = None
     ) -> Values:
         """An earlier answer of this visit, as it was."""
-        lang, recent = language(request), recent or ()
+        lang, recent = request_language(request), recent or ()
         with user_errors_as_gr_error(lang):
-            chosen = given(recent[picked(event, len(recent))])
-            supersede(self.gate, request)
+            chosen = require_answer(recent[selected_index(event, len(recent))])
+            supersede_request(self.gate, request)
             with self.server.reserved(chosen.pixels):
-                return self.display.restored(lang, chosen)
+                return self.display.restored_answer(lang, chosen)
 
     def open_file(
         self, path: str | None, recent: tuple | None, request: gr.Request | None = None
     ) -> Values:
         """A saved answer, without the model; it joins the recent ones."""
-        lang = language(request)
+        lang = request_language(request)
         with user_errors_as_gr_error(lang):
             if path is None:
-                raise no_answer()
+                raise no_answer_error()
             with self.server.reserved(count_pixels(path)):
-                answered = open_saved(path)
-                supersede(self.gate, request)
-                return self.display.restored(lang, answered) | self.display.remember(
+                answered = open_answer_file(path)
+                supersede_request(self.gate, request)
+                return self.display.restored_answer(lang, answered) | self.display.add_to_recent(
                     lang, answered, recent
                 )
