@@ -44,54 +44,54 @@ class AnswerActions:
     def __init__(self, server: ModelServer, gate: RequestGate):
         self.server, self.gate = server, gate
 
-    def why_probe_unavailable(self, lang: str, name: str, answered: StoredAnswer | None) -> str:
+    def why_probe_unavailable(self, lang: str, name: str, answer: StoredAnswer | None) -> str:
         """Why a probe cannot be asked now, in a sentence; "" where it can."""
-        if answered is None:
+        if answer is None:
             return say(lang, "reason_no_answer")
-        if name in answered.found_probes:
+        if name in answer.found_probes:
             return ""
-        if reason := self._why_model_unavailable(lang, answered):
+        if reason := self._why_model_unavailable(lang, answer):
             return reason
-        if name in _NEEDS_REGIONS and not answered.region_count:
+        if name in _NEEDS_REGIONS and not answer.region_count:
             return say(lang, "reason_nothing")
         return ""
 
-    def _why_model_unavailable(self, lang: str, answered: StoredAnswer) -> str:
+    def _why_model_unavailable(self, lang: str, answer: StoredAnswer) -> str:
         """Why the model in use cannot be asked about an answer; "" where it can."""
         if not self.server.is_ready:
             return say(lang, "loading")
-        reason = probe_unavailable_key(self.server, answered.summary)
-        return say(lang, reason, model=answered.summary.model) if reason else ""
+        reason = probe_unavailable_key(self.server, answer.summary)
+        return say(lang, reason, model=answer.summary.model) if reason else ""
 
-    def why_replay_unavailable(self, lang: str, answered: StoredAnswer) -> str:
+    def why_replay_unavailable(self, lang: str, answer: StoredAnswer) -> str:
         """Why there is no moving picture of an answer; "" where there is, or may be."""
-        if not answered.region_count:
+        if not answer.region_count:
             return say(lang, "strip_nothing")
-        if answered.is_traced or "sentences" in answered.found_probes:
+        if answer.is_traced or "sentences" in answer.found_probes:
             return ""
-        return self._why_model_unavailable(lang, answered)
+        return self._why_model_unavailable(lang, answer)
 
     def run_probe(
-        self, name: str, answered: StoredAnswer | None, request: gr.Request | None = None
+        self, name: str, answer: StoredAnswer | None, request: gr.Request | None = None
     ) -> Any:
         """A probe's finding as HTML; it is kept with the answer, for the zip."""
         lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang):
-            answered = require_answer(answered)
+            answer = require_answer(answer)
             try:
-                finding = answered.findings.get(name) or self.server.call(
-                    load_probe(name).run, answered.photo, answered.result
+                finding = answer.findings.get(name) or self.server.call(
+                    load_probe(name).run, answer.photo, answer.result
                 )
             except NotApplicable as nothing:  # no mistake of anybody's
                 reason = translate(lang, nothing)
                 return self.gate.if_current(request, ticket, page.disabled_reason(lang, reason))
-            answered.add_finding(name, downscale_finding(finding))
-            view = findings.finding_view(lang, name, answered.photo, answered.result, finding)
+            answer.add_finding(name, downscale_finding(finding))
+            view = findings.finding_view(lang, name, answer.photo, answer.result, finding)
         return self.gate.if_current(request, ticket, view)
 
     def compare(
         self,
-        answered: StoredAnswer | None,
+        answer: StoredAnswer | None,
         earlier: int | None,
         recent: tuple | None,
         request: gr.Request | None = None,
@@ -99,18 +99,18 @@ class AnswerActions:
         """An earlier answer about the same photo against the one at hand."""
         lang, ticket, recent = request_language(request), self.gate.current(request), recent or ()
         with user_errors_as_gr_error(lang):
-            answered = require_answer(answered)
+            answer = require_answer(answer)
             if not isinstance(earlier, int) or not 0 <= earlier < len(recent):
                 raise no_answer_error()
-            both = require_answer(recent[earlier]), answered
+            both = require_answer(recent[earlier]), answer
             results = both[0].result, both[1].result
             names = answer_label(lang, both[0]), answer_label(lang, both[1])
-            view = findings.comparison_view(lang, answered.photo, results, names)
+            view = findings.comparison_view(lang, answer.photo, results, names)
         return self.gate.if_current(request, ticket, view)
 
     def compare_with_truth(
         self,
-        answered: StoredAnswer | None,
+        answer: StoredAnswer | None,
         painted: list[str],
         file: str | None,
         request: gr.Request | None = None,
@@ -119,8 +119,8 @@ class AnswerActions:
         which knows the truth now."""
         lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang):
-            answered = require_answer(answered)
-            photo, result = answered.photo, answered.result
+            answer = require_answer(answer)
+            photo, result = answer.photo, answer.result
             if file:
                 truth = read_truth_file(file, photo)
             else:
@@ -135,51 +135,51 @@ class AnswerActions:
     # --- to take away
 
     def export_zip(
-        self, answered: StoredAnswer | None, request: gr.Request | None = None
+        self, answer: StoredAnswer | None, request: gr.Request | None = None
     ) -> Iterator[Any]:
         """The answer's files as one zip, with what probes found and the trace."""
         lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            file = save_answer_zip(Path(folder), self.server, require_answer(answered))
+            file = save_answer_zip(Path(folder), self.server, require_answer(answer))
             yield self.gate.if_current(request, ticket, str(file))
 
     def export_page(
-        self, answered: StoredAnswer | None, request: gr.Request | None = None
+        self, answer: StoredAnswer | None, request: gr.Request | None = None
     ) -> Iterator[Any]:
         """The answer as one HTML file that needs no server: canvases, replay and all."""
         lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = require_answer(answered)
+            answer = require_answer(answer)
             path = Path(folder) / "coprs-answer.html"
-            trace, reason = None, self.why_replay_unavailable(lang, answered)
+            trace, reason = None, self.why_replay_unavailable(lang, answer)
             try:
-                trace = ensure_trace(self.server, answered)
+                trace = ensure_trace(self.server, answer)
             except (CoPRSError, gr.Error) as problem:  # the page comes without a replay, says so
                 is_told = isinstance(problem, gr.Error)
                 reason = problem.message if is_told else translate(lang, problem)
-            text = standalone(lang, answered.photo, answered.result, trace, reason)
+            text = standalone(lang, answer.photo, answer.result, trace, reason)
             path.write_text(text, encoding="utf-8")
             yield self.gate.if_current(request, ticket, str(path))
 
     def export_replay(
-        self, answered: StoredAnswer | None, request: gr.Request | None = None
+        self, answer: StoredAnswer | None, request: gr.Request | None = None
     ) -> Iterator[Any]:
         """The replay as an animated picture; raises where the thought cannot be traced."""
         lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = require_answer(answered)
-            trace = ensure_trace(self.server, answered)
+            answer = require_answer(answer)
+            trace = ensure_trace(self.server, answer)
             if trace is None:
-                raise CoPRSError(self.why_replay_unavailable(lang, answered))
+                raise CoPRSError(self.why_replay_unavailable(lang, answer))
             path = Path(folder) / "coprs-replay.webp"
-            save_replay(path, answered.photo, answered.result, trace)
+            save_replay(path, answer.photo, answer.result, trace)
             yield self.gate.if_current(request, ticket, str(path))
 
-    def create_link(self, answered: StoredAnswer | None, request: gr.Request | None = None) -> Any:
+    def create_link(self, answer: StoredAnswer | None, request: gr.Request | None = None) -> Any:
         """A link under which this server opens the answer again."""
         lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            file = save_answer_zip(Path(folder), self.server, require_answer(answered))
+            file = save_answer_zip(Path(folder), self.server, require_answer(answer))
             return self.gate.if_current(
                 request, ticket, page.link_note(lang, save_under_link(file))
             )
@@ -197,8 +197,8 @@ def read_truth_file(file: str, photo: Photo) -> np.ndarray:
     return np.asarray(mask.resize(photo.image.size, Image.Resampling.NEAREST))
 
 
-def answer_label(lang: str, answered: StoredAnswer) -> str:
+def answer_label(lang: str, answer: StoredAnswer) -> str:
     """What an answer is called beside others about the same photo."""
-    result = answered.summary
+    result = answer.summary
     changed = f", {say(lang, 'thought_changed')}" if result.is_thought_given else ""
     return f"{result.instruction[:60]} ({result.model}{changed})"

@@ -42,8 +42,8 @@ def _probe_endpoint(server: ModelServer, name: str) -> Callable:
 
     def ask(photo: gr.FileData, result: dict) -> Iterator[Any]:
         with _user_errors_as_gr_error():
-            answered = _stored_answer(photo, result)
-            finding = server.call(load_probe(name).run, answered.photo, answered.result)
+            answer = _stored_answer(photo, result)
+            finding = server.call(load_probe(name).run, answer.photo, answer.result)
             yield from finding.payloads()
 
     ask.__doc__ = (inspect.getdoc(load_probe(name).run) or "").partition("\n\n")[0]
@@ -77,8 +77,8 @@ class Api:
         """Where a word's own hidden state looks (a probe): a word of the reply, or the number of
         one of its tokens."""
         with _user_errors_as_gr_error():
-            answered = _stored_answer(photo, result)
-            finding = self.server.call(words.focus_of_word, answered.photo, answered.result, word)
+            answer = _stored_answer(photo, result)
+            finding = self.server.call(words.focus_of_word, answer.photo, answer.result, word)
             return next(finding.payloads())
 
     def focus_again(self, photo: gr.FileData, instruction: str, thought: str) -> dict:
@@ -107,8 +107,8 @@ class Api:
     def download(self, photo: gr.FileData, result: dict) -> Iterator[gr.FileData]:
         """The answer's files as one zip, its trace included."""
         with _user_errors_as_gr_error(), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = _stored_answer(photo, result)
-            yield gr.FileData(path=str(save_answer_zip(Path(folder), self.server, answered)))
+            answer = _stored_answer(photo, result)
+            yield gr.FileData(path=str(save_answer_zip(Path(folder), self.server, answer)))
 
     def open(self, archive: gr.FileData) -> dict:
         """The result in a zip that `download` or the command line wrote; needs no model."""

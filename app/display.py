@@ -32,7 +32,7 @@ class AnswerDisplay:
             self.frame.view: canvas.empty_view(lang, kind),
             self.frame.trace: findings.empty_strip(lang),
             self.frame.verdict: page.empty_verdict(lang),
-            self.frame.answered: None,
+            self.frame.answer: None,
         }
 
     def in_progress(self, lang: str, photo: Photo, update: Update, anyway: bool) -> Values:
@@ -52,30 +52,28 @@ class AnswerDisplay:
         pixels = np.asarray(photo.image)
         return canvas.prior_view(lang, pixels, prior, self.server.engine.prior_kind)
 
-    def finished(self, lang: str, answered: StoredAnswer, recent: tuple | None) -> Values:
+    def finished(self, lang: str, answer: StoredAnswer, recent: tuple | None) -> Values:
         """A finished answer on the page; it joins the recent ones."""
-        return self.current_answer(lang, answered) | self.add_to_recent(lang, answered, recent)
+        return self.current_answer(lang, answer) | self.add_to_recent(lang, answer, recent)
 
-    def current_answer(self, lang: str, answered: StoredAnswer) -> Values:
+    def current_answer(self, lang: str, answer: StoredAnswer) -> Values:
         """The answer at hand: its thought, pictures, trace and verdict."""
-        frame, is_recorded = self.frame, answered.is_recorded
+        frame, is_recorded = self.frame, answer.is_recorded
         if not is_recorded:  # that one is small, and everybody's
-            self.server.answer_store.add(answered)
-        drawn = _recorded_views(lang) if is_recorded else findings.answer_and_strip(lang, answered)
+            self.server.answer_store.add(answer)
+        drawn = _recorded_views(lang) if is_recorded else findings.answer_and_strip(lang, answer)
         return {
-            frame.thought: self.thought(lang, answered),
+            frame.thought: self.thought(lang, answer),
             frame.view: drawn[0],
             frame.trace: drawn[1],
             frame.verdict: page.verdict(
-                lang, answered.result, is_recorded, full_size=answered.photo.full_size
+                lang, answer.result, is_recorded, full_size=answer.photo.full_size
             ),
-            frame.answered: answered,
+            frame.answer: answer,
         }
 
-    def thought(
-        self, lang: str, answered: StoredAnswer, shown: page.WordViews | None = None
-    ) -> str:
-        result = answered.result
+    def thought(self, lang: str, answer: StoredAnswer, shown: page.WordViews | None = None) -> str:
+        result = answer.result
         offers = page.AllowedActions()
         if not self.server.is_ready:  # the first screen does not wait
             is_its_own = result.model == self.server.name
@@ -83,27 +81,27 @@ class AnswerDisplay:
         elif can_probe(self.server, result):
             offers = page.AllowedActions(self.server.engine.has_focus_token, True)
         return page.finished_thought(
-            lang, result, offers, shown, answered.changed_sentence, answered.is_recorded
+            lang, result, offers, shown, answer.changed_sentence, answer.is_recorded
         )
 
-    def add_to_recent(self, lang: str, answered: StoredAnswer, recent: tuple | None) -> Values:
+    def add_to_recent(self, lang: str, answer: StoredAnswer, recent: tuple | None) -> Values:
         """The recent answers with a new one in front, and their strip: a small picture of each and
         what it is called."""
-        recent = add_recent(answered, recent or ())
-        pixels = np.asarray(answered.photo.image)
-        answered.thumbnail = canvas.answer_thumbnail(pixels, answered.result)
+        recent = add_recent(answer, recent or ())
+        pixels = np.asarray(answer.photo.image)
+        answer.thumbnail = canvas.answer_thumbnail(pixels, answer.result)
         pictures = [(a.thumbnail, answer_title(lang, a)) for a in recent]
         strip = gr.update(value=pictures, visible=bool(recent), selected_index=None)
         return {self.frame.recent: recent, self.frame.strip: strip}
 
-    def restored_answer(self, lang: str, answered: StoredAnswer) -> Values:
-        result = answered.result
+    def restored_answer(self, lang: str, answer: StoredAnswer) -> Values:
+        result = answer.result
         update = Update("done", result.reply, result=result, photo_reused=result.photo_reused)
         return {
-            self.frame.photo: answered.photo.image,
+            self.frame.photo: answer.photo.image,
             self.frame.instruction: result.instruction,
             self.frame.steps: page.stages(lang, update),
-            **self.current_answer(lang, answered),
+            **self.current_answer(lang, answer),
             **self.models.hide_offer,
         }
 

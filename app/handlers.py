@@ -104,9 +104,9 @@ class Handlers:
                         yield blank | self.models.offer_photo_model(lang, is_asked=True)
                         return
                     if update.result:
-                        answered = StoredAnswer(photo, update.result, file=photo_path)
+                        answer = StoredAnswer(photo, update.result, file=photo_path)
                         steps = {self.frame.steps: page.stages(lang, update)}
-                        yield steps | self.display.finished(lang, answered, recent)
+                        yield steps | self.display.finished(lang, answer, recent)
                     else:
                         yield self.display.in_progress(lang, photo, update, anyway)
             except CoPRSError:
@@ -139,11 +139,11 @@ class Handlers:
             yield from self.read_ahead(photo_path, request)
 
     def stop(
-        self, thought: str, answered: StoredAnswer | None, request: gr.Request | None = None
+        self, thought: str, answer: StoredAnswer | None, request: gr.Request | None = None
     ) -> Values:
         """After Stop: the thought so far stays; so does an answer that was finished."""
         lang = request_language(request)
-        if answered is not None:
+        if answer is not None:
             return {self.frame.steps: gr.skip()}
         return {
             self.frame.steps: page.stages(lang),

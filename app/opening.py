@@ -51,8 +51,8 @@ class OpenActions:
             except CoPRSError as gone:  # the page opens all the same
                 gr.Warning(translate(lang, gone))
         one = load_recorded_answer()  # what is found in it stays with this visitor
-        answered = StoredAnswer(one.photo, one.result, trace=one.trace, is_recorded=True)
-        return {frame.steps: page.stages(lang), **self.display.current_answer(lang, answered)}
+        answer = StoredAnswer(one.photo, one.result, trace=one.trace, is_recorded=True)
+        return {frame.steps: page.stages(lang), **self.display.current_answer(lang, answer)}
 
     def restore(
         self, recent: tuple | None, event: gr.EventData, request: gr.Request | None = None
@@ -74,8 +74,8 @@ class OpenActions:
             if path is None:
                 raise no_answer_error()
             with self.server.reserved(count_pixels(path)):
-                answered = open_answer_file(path)
+                answer = open_answer_file(path)
                 supersede_request(self.gate, request)
-                return self.display.restored_answer(lang, answered) | self.display.add_to_recent(
-                    lang, answered, recent
+                return self.display.restored_answer(lang, answer) | self.display.add_to_recent(
+                    lang, answer, recent
                 )

@@ -32,7 +32,7 @@ class TabContext:
     `is_same_photo`: as what they were about before."""
 
     lang: str
-    answered: StoredAnswer | None
+    answer: StoredAnswer | None
     recent: Recent
     is_same_photo: bool
 
@@ -79,15 +79,15 @@ def probe_tab(name: str, frame: Frame, handlers: Handlers, actions: AnswerAction
             reason = gr.HTML()
         view = gr.HTML(elem_id=f"{name}-view")
 
-    def ask(answered: StoredAnswer | None, request: gr.Request) -> str:
-        return actions.run_probe(name, answered, request)
+    def ask(answer: StoredAnswer | None, request: gr.Request) -> str:
+        return actions.run_probe(name, answer, request)
 
-    asked = button.click(ask, frame.answered, view, **MODEL)
+    asked = button.click(ask, frame.answer, view, **MODEL)
     if name == "sentences":  # the strip shows them too
-        asked.success(handlers.thought.show_trace, frame.answered, frame.trace, **QUIET)
+        asked.success(handlers.thought.show_trace, frame.answer, frame.trace, **QUIET)
 
     def refresh(now: TabContext) -> Values:
-        why_not = actions.why_probe_unavailable(now.lang, name, now.answered)
+        why_not = actions.why_probe_unavailable(now.lang, name, now.answer)
         enabled = gr.update(interactive=not why_not)
         return {button: enabled, view: "", **reason_values(now.lang, reason, why_not)}
 
@@ -106,17 +106,17 @@ def compare_tab(frame: Frame, actions: AnswerActions) -> Tab:
         earlier = gr.Radio([], label=I18N("compare_pick"), elem_id="earlier", visible=False)
         reason = gr.HTML()
         view = gr.HTML(elem_id="compare-view")
-    inputs = [frame.answered, earlier, frame.recent]
+    inputs = [frame.answer, earlier, frame.recent]
     earlier.input(actions.compare, inputs, view, **QUIET)
 
     def refresh(now: TabContext) -> Values:
-        lang, answered = now.lang, now.answered
+        lang, answer = now.lang, now.answer
         others = [
             (answer_label(lang, one), i)
             for i, one in enumerate(now.recent)
-            if answered
-            and one.photo_key == answered.photo_key
-            and one is not answered
+            if answer
+            and one.photo_key == answer.photo_key
+            and one is not answer
             and not one.is_dropped
         ]
         names = [name for name, _ in others]
@@ -161,18 +161,18 @@ def truth_tab(frame: Frame, actions: AnswerActions) -> Tab:
                 reason = gr.HTML()
         view = gr.HTML(elem_id="truth-view")
     button.click(
-        actions.compare_with_truth, [frame.answered, paint, file], [view, frame.verdict], **QUIET
+        actions.compare_with_truth, [frame.answer, paint, file], [view, frame.verdict], **QUIET
     )
 
     def refresh(now: TabContext) -> Values:
-        why_not = "" if now.answered else say(now.lang, "reason_no_answer")
+        why_not = "" if now.answer else say(now.lang, "reason_no_answer")
         enabled = gr.update(interactive=not why_not)
         values = {button: enabled, view: "", **reason_values(now.lang, reason, why_not)}
         if now.is_same_photo:  # its truth is the same
             return values
         canvas = None
-        if now.answered:
-            canvas = {"background": now.answered.photo.image, "layers": [], "composite": None}
+        if now.answer:
+            canvas = {"background": now.answer.photo.image, "layers": [], "composite": None}
         return values | {paint: canvas, file: None}
 
     return Tab([paint, file, button, reason, view], refresh)
@@ -205,17 +205,17 @@ def export_tab(frame: Frame, handlers: Handlers, actions: AnswerActions) -> Tab:
             )
     files = actions.export_zip, actions.export_page, actions.export_replay
     for button, take in zip(buttons, files, strict=False):
-        button.click(take, frame.answered, file, **MODEL)
-    buttons[-1].click(actions.create_link, frame.answered, link, **MODEL)
+        button.click(take, frame.answer, file, **MODEL)
+    buttons[-1].click(actions.create_link, frame.answer, link, **MODEL)
     opening = saved.upload(
         handlers.opening.open_file, [saved, frame.recent], frame.restore_outputs, **QUIET
     )
     opening.success(lambda: ("", None), outputs=[frame.explained, saved], **QUIET)
 
     def refresh(now: TabContext) -> Values:
-        why_not = "" if now.answered else say(now.lang, "reason_no_answer")
+        why_not = "" if now.answer else say(now.lang, "reason_no_answer")
         enabled = {button: gr.update(interactive=not why_not) for button in buttons}
-        if now.answered and (still := actions.why_replay_unavailable(now.lang, now.answered)):
+        if now.answer and (still := actions.why_replay_unavailable(now.lang, now.answer)):
             enabled[buttons[2]], why_not = gr.update(interactive=False), still
         return {file: None, link: "", **enabled, **reason_values(now.lang, reason, why_not)}
 

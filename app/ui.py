@@ -65,14 +65,14 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
         tabs, switched = build_tabs(frame, handlers, may_switch)
         prepare, prepare_again = _tab_updates(frame, tabs)
         asking = _wire_answers(frame, buttons, handlers)
-        answered = [*asking, *_wire_restores(frame, handlers, tabs, asking)]
-        _wire_traces(frame, handlers, answered)
+        answer_events = [*asking, *_wire_restores(frame, handlers, tabs, asking)]
+        _wire_traces(frame, handlers, answer_events)
         begun = _wire_photo_changes(frame, handlers, asking)
-        for event in (*answered, *begun):
+        for event in (*answer_events, *begun):
             event.then(**prepare, **LAST)
             event.failure(**prepare_again, **LAST)
         for event in switched:
-            event.then(handlers.thought.refresh, frame.answered, frame.thought, **QUIET).then(
+            event.then(handlers.thought.refresh, frame.answer, frame.thought, **QUIET).then(
                 **prepare
             )
         loaded = demo.load(
@@ -124,7 +124,7 @@ def _frame() -> tuple[Frame, Buttons]:
     trace = gr.HTML(findings.empty_strip("en"), elem_id="trace")
     verdict = gr.HTML(page.empty_verdict("en"), elem_id="verdict")
     strip = _gallery([], I18N("history"), "recent", visible=False, render=False)
-    answered, recent = gr.State(time_to_live=3600), gr.State(time_to_live=3600)
+    answer, recent = gr.State(time_to_live=3600), gr.State(time_to_live=3600)
     frame = Frame(
         header=header,
         notice=notice,
@@ -140,7 +140,7 @@ def _frame() -> tuple[Frame, Buttons]:
         photo=photo,
         instruction=instruction,
         strip=strip,
-        answered=answered,
+        answer=answer,
         recent=recent,
     )
     return frame, Buttons(find, stop, gallery, anyway)
@@ -206,19 +206,19 @@ def _wire_answers(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
         pick, outputs=[frame.photo, frame.instruction, frame.explained], **QUIET
     )
     answers.append(picking.then(**ask))
-    edit = {"inputs": [frame.answered, frame.recent], "outputs": frame.answer_outputs, **MODEL}
+    edit = {"inputs": [frame.answer, frame.recent], "outputs": frame.answer_outputs, **MODEL}
     each: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
     answers.append(frame.thought.submit(handlers.thought.edit_sentence, **each, **edit))
     answers[-1].success(lambda: "", outputs=frame.explained, js="() => COPRS.edited()", **QUIET)
     answers[-1].failure(fn=None, js="() => COPRS.refused()", **QUIET)
     asked_words = frame.thought.select(
-        handlers.thought.show_words, frame.answered, frame.thought, show_progress="hidden", **MODEL
+        handlers.thought.show_words, frame.answer, frame.thought, show_progress="hidden", **MODEL
     )
     for ends in (asked_words.then, asked_words.failure):
         ends(fn=None, js="() => COPRS.rested()", **QUIET)
     gr.on(starts, lambda: "", outputs=frame.explained, **QUIET)
     stopped = buttons.stop.click(handlers.supersede, cancels=answers, queue=False, **QUIET)
-    at_hand, outputs = [frame.thought, frame.answered], [frame.steps, frame.thought]
+    at_hand, outputs = [frame.thought, frame.answer], [frame.steps, frame.thought]
     stopped.then(handlers.stop, at_hand, outputs, queue=False, **QUIET)
     gr.on(starts, fn=None, js="() => COPRS.toTheThought('asked')", **QUIET)
     shows = [buttons.examples.select, frame.strip.select]
@@ -229,7 +229,7 @@ def _wire_answers(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
 def _wire_traces(frame: Frame, handlers: Handlers, events: list) -> None:
     """After an answer its thought is traced."""
     for event in events:
-        event.then(handlers.thought.show_trace, frame.answered, frame.trace, **LAST, **MODEL)
+        event.then(handlers.thought.show_trace, frame.answer, frame.trace, **LAST, **MODEL)
 
 
 def _wire_photo_changes(frame: Frame, handlers: Handlers, answers: list) -> list:
@@ -265,40 +265,40 @@ def _tab_updates(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[st
     filled_for = gr.State(time_to_live=3600)
 
     def prepare(
-        answered: StoredAnswer | None,
+        answer: StoredAnswer | None,
         recent: Recent | None,
         before: StoredAnswer | None,
         request: gr.Request,
     ) -> Values:
-        if answered and answered.is_dropped:
-            answered = None
-        is_same_photo = bool(answered and before and answered.photo_key == before.photo_key)
-        now = TabContext(request_language(request), answered, recent or (), is_same_photo)
-        values: Values = {filled_for: answered}
+        if answer and answer.is_dropped:
+            answer = None
+        is_same_photo = bool(answer and before and answer.photo_key == before.photo_key)
+        now = TabContext(request_language(request), answer, recent or (), is_same_photo)
+        values: Values = {filled_for: answer}
         with user_errors_as_gr_error(now.lang):  # it may go meanwhile
             for tab in tabs:
                 values |= tab.refresh(now)
         return values
 
     def prepare_again(
-        answered: StoredAnswer | None,
+        answer: StoredAnswer | None,
         recent: Recent | None,
         before: StoredAnswer | None,
         request: gr.Request,
     ) -> Values:
-        if answered is before:
+        if answer is before:
             return {filled_for: gr.skip()}
-        if answered is None:  # the question failed: what was painted over its photo stays
+        if answer is None:  # the question failed: what was painted over its photo stays
             values: Values = {filled_for: gr.skip()}
             for tab in tabs:
                 values |= tab.refresh(
                     TabContext(request_language(request), None, recent or (), True)
                 )
             return values
-        return prepare(answered, recent, before, request)
+        return prepare(answer, recent, before, request)
 
     both: dict[str, Any] = {
-        "inputs": [frame.answered, frame.recent, filled_for],
+        "inputs": [frame.answer, frame.recent, filled_for],
         "outputs": [filled_for, *(component for tab in tabs for component in tab.components)],
         **QUIET,
     }

@@ -116,18 +116,18 @@ def request_language(request: gr.Request | None) -> str:
     return parse_language(request.headers.get("accept-language") if request else None)
 
 
-def answer_title(lang: str, answered: StoredAnswer) -> str:
+def answer_title(lang: str, answer: StoredAnswer) -> str:
     """What an answer is called among those of this visit."""
-    mark = f"✎ {say(lang, 'thought_changed')}: " if answered.summary.is_thought_given else ""
-    return f"{mark}{answered.summary.instruction}"
+    mark = f"✎ {say(lang, 'thought_changed')}: " if answer.summary.is_thought_given else ""
+    return f"{mark}{answer.summary.instruction}"
 
 
-def require_answer(answered: StoredAnswer | None) -> StoredAnswer:
+def require_answer(answer: StoredAnswer | None) -> StoredAnswer:
     """The answer at hand; raises `CoPRSError` where it is no longer kept: before there is one,
     nothing can be pressed."""
-    if answered is None or answered.is_dropped:
+    if answer is None or answer.is_dropped:
         raise no_answer_error()
-    return answered
+    return answer
 
 
 def selected_index(event: gr.EventData, count: int) -> int:
@@ -151,24 +151,22 @@ def edited_sentence(event: gr.EventData, sentences: list[str]) -> tuple[int, str
     return number, text
 
 
-def add_recent(
-    answered: StoredAnswer, recent: tuple[StoredAnswer, ...]
-) -> tuple[StoredAnswer, ...]:
+def add_recent(answer: StoredAnswer, recent: tuple[StoredAnswer, ...]) -> tuple[StoredAnswer, ...]:
     """The recent answers with a new one in front; the oldest go where they are too many."""
-    return (answered, *recent)[:MAX_RECENT]
+    return (answer, *recent)[:MAX_RECENT]
 
 
-def ensure_trace(server: ModelServer, answered: StoredAnswer) -> SentenceTrace | None:
+def ensure_trace(server: ModelServer, answer: StoredAnswer) -> SentenceTrace | None:
     """The small trace of an answer, made now where it was not yet; None where the model in use did
     not give it, or it found nothing. Raises `CoPRSError` where its thought cannot be traced."""
-    if not answered.is_traced:
-        finding: Any = answered.findings.get("sentences")
-        if finding is None and answered.region_count and can_probe(server, answered.summary):
-            finding = server.call(sentences.run, answered.photo, answered.result)
+    if not answer.is_traced:
+        finding: Any = answer.findings.get("sentences")
+        if finding is None and answer.region_count and can_probe(server, answer.summary):
+            finding = server.call(sentences.run, answer.photo, answer.result)
         if not finding:
             return None
-        answered.add_trace(downscale_trace(finding))
-    return answered.trace
+        answer.add_trace(downscale_trace(finding))
+    return answer.trace
 
 
 def can_probe(server: ModelServer, result: Result) -> bool:
@@ -187,7 +185,7 @@ def probe_unavailable_key(server: ModelServer, result: Result) -> str:
     return ""
 
 
-def save_answer_zip(folder: Path, server: ModelServer, answered: StoredAnswer) -> Path:
+def save_answer_zip(folder: Path, server: ModelServer, answer: StoredAnswer) -> Path:
     """The files of an answer and of all its findings as a zip in a folder.
 
     The probes in `AUTOMATIC_PROBES` are asked where they were not, and the model in use gave the
@@ -195,16 +193,14 @@ def save_answer_zip(folder: Path, server: ModelServer, answered: StoredAnswer) -
     """
     if not has_room():
         raise CoPRSError(UPLOADS_FULL)
-    findings = answered.findings
-    if can_probe(server, answered.summary):
+    findings = answer.findings
+    if can_probe(server, answer.summary):
         for name in AUTOMATIC_PROBES:
             if name not in findings:
                 with suppress(CoPRSError, gr.Error):  # the answer is saved without it
-                    findings[name] = server.call(
-                        load_probe(name).run, answered.photo, answered.result
-                    )
-    if answered.trace and "sentences" not in findings:  # it came with the answer
-        findings.setdefault(answered.trace.stem(), answered.trace)
+                    findings[name] = server.call(load_probe(name).run, answer.photo, answer.result)
+    if answer.trace and "sentences" not in findings:  # it came with the answer
+        findings.setdefault(answer.trace.stem(), answer.trace)
     path = folder / "coprs-answer.zip"
-    with server.reserved(answered.pixels):  # pictures of many sizes are made
-        return save_zip(path, answered.photo, answered.result, findings.values())
+    with server.reserved(answer.pixels):  # pictures of many sizes are made
+        return save_zip(path, answer.photo, answer.result, findings.values())

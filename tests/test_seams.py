@@ -85,7 +85,7 @@ server = ModelServer(engine)
 frame = Frame(**{f.name: f.name for f in dataclasses.fields(Frame)})
 handlers = Handlers(server, frame)
 *_, last = handlers.answer(photo, words, None)
-answered = last["answered"]
+answered = last["answer"]
 actions = AnswerActions(server, handlers.gate)
 html = actions.run_probe("brightness", answered)
 assert "bright inside: 0." in html and html.count("<img") == 1

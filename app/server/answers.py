@@ -218,12 +218,12 @@ class AnswerStore:
         self._budget, self._answers = budget, weakref.WeakSet[StoredAnswer]()
         self._lock = threading.Lock()
 
-    def add(self, answered: StoredAnswer) -> None:
+    def add(self, answer: StoredAnswer) -> None:
         """Count an answer from now on, and make room for it."""
         with self._lock:
-            self._answers.add(answered)
-        answered.set_store(self)
-        self.evict(answered)
+            self._answers.add(answer)
+        answer.set_store(self)
+        self.evict(answer)
 
     @property
     def nbytes(self) -> int:

@@ -83,15 +83,15 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answered: Any = _ResponseSender(send, self.headers)
+        sender: Any = _ResponseSender(send, self.headers)
         scope = scope | {"headers": self._trusted_headers(scope["headers"])}
         try:
-            await self._route(scope, receive, answered)
+            await self._route(scope, receive, sender)
         except Exception as problem:  # Gradio raises anything at all over a stranger's request
-            if answered.has_started:
+            if sender.has_started:
                 raise
             print(f"error: {scope['path']}: {problem!r:.200}", file=sys.stderr, flush=True)
-            await _error_response(scope, 400, BAD_INPUTS)(scope, receive, answered)
+            await _error_response(scope, 400, BAD_INPUTS)(scope, receive, sender)
 
     async def _route(self, scope: dict, receive: Any, send: Any) -> None:
         if refusal := self._check_request(scope):

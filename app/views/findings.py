@@ -127,11 +127,11 @@ def empty_strip(lang: str, says: str = "strip_empty") -> Markup:
     return untraced_strip(lang, say(lang, says))
 
 
-def answer_and_strip(lang: str, answered: StoredAnswer) -> tuple[str, str]:
+def answer_and_strip(lang: str, answer: StoredAnswer) -> tuple[str, str]:
     """The canvases of an answer, and the strip of its trace."""
-    photo, trace = answered.photo, answered.trace
-    view = answer_view(lang, np.asarray(photo.image), answered.result)
-    if trace and answered.region_count:
+    photo, trace = answer.photo, answer.trace
+    view = answer_view(lang, np.asarray(photo.image), answer.result)
+    if trace and answer.region_count:
         return view, strip_view(lang, photo, trace)
     return view, empty_strip(lang)
 

@@ -609,7 +609,7 @@ def test_a_photo_is_read_while_its_question_is_typed(mini, photo, found):
     assert "steps ahead" in before["steps"]  # no button to stop it
     assert "done" in after["steps"] and not after["ways"]["visible"]
     *_, last = page_handlers.answer(photo, found[1].instruction, None)
-    result = last["answered"].result
+    result = last["answer"].result
     assert result.photo_reused and result.reply == found[2].reply
     assert np.array_equal(result.regions[0].mask, found[2].regions[0].mask)
     assert np.array_equal(result.prior, found[2].prior)
@@ -678,7 +678,7 @@ def test_reading_ends_where_nobody_waits_for_it(mini, photo, ends):
         hooked.remove()
     assert not page_handlers.server.engine.cached_features(open_photo(photo))
     *_, last = page_handlers.answer(photo, "the car", None)
-    assert last["answered"]
+    assert last["answer"]
 
 
 def test_what_is_read_ahead_is_taken_over_by_a_question_about_it(mini, photo):
@@ -818,7 +818,7 @@ def asked(mini, photo, found):
     """(handlers, the visitor's answer)"""
     page_handlers = handlers_for(Engine(mini.checkpoint))
     *_, last = page_handlers.answer(photo, found[1].instruction, None)
-    return page_handlers, last["answered"]
+    return page_handlers, last["answer"]
 
 
 def event(**data):
@@ -866,17 +866,17 @@ def test_a_changed_sentence_is_an_answer_drawn_over_the_one_before(mini):
     shown = next(example for example in examples() if example.repair)
     page_handlers = handlers_for(Engine(mini.checkpoint))
     *_, last = page_handlers.answer(shown.file, shown.instruction, None)
-    answered, repair = last["answered"], shown.repair
+    answered, repair = last["answer"], shown.repair
     said = sentences_of(answered.result.reasoning)
     assert said[-1] == repair.said
     values = change(page_handlers, answered, last["recent"], len(said) - 1, repair.instead)
-    after = values["answered"]
+    after = values["answer"]
     assert "It moved from the right to the top right (IoU of the two masks 0.00)" in values["view"]
     assert after.changed_sentence == len(said) - 1 and 'class="changed"' in values["thought"]
     assert values["recent"] == (after, answered)  # the old one is kept
     looks = json.loads(unescape(values["view"].split('data-view="')[1].split('"')[0]))["looks"]
     assert [x["label"] for x in looks] == ["both", "now", "before"]
-    gone = change(page_handlers, after, (), 0, "  ")["answered"]
+    gone = change(page_handlers, after, (), 0, "  ")["answer"]
     assert sentences_of(gone.result.reasoning) == sentences_of(after.result.reasoning)[1:]
 
 
@@ -895,7 +895,7 @@ def test_a_changed_sentence_is_read_no_further_once_something_else_has_the_page(
         hook.remove()
     assert values == {"steps": gr.skip()} and len(passes) == 1
     again = change(page_handlers, answered, (answered,), 0, "I see nothing.")
-    assert again["answered"].result.is_thought_given
+    assert again["answer"].result.is_thought_given
 
 
 def test_the_words_come_all_at_once_and_small(asked):
@@ -946,7 +946,7 @@ def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, 
     request = SimpleNamespace(query_params={"answer": token}, headers={}, session_hash="theirs")
     values = page_handlers.opening.open_page(request)
     assert values["instruction"] == answered.result.instruction
-    assert values["answered"].result.to_json() == answered.result.to_json()
+    assert values["answer"].result.to_json() == answered.result.to_json()
 
 
 def test_links_are_bounded(tmp_path, monkeypatch):
@@ -1016,7 +1016,7 @@ def test_an_expired_link_opens_the_page_all_the_same(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     request = SimpleNamespace(query_params={"answer": "x" * 22}, headers={}, session_hash="one")
     assert (
-        page_handlers.opening.open_page(request)["answered"].result
+        page_handlers.opening.open_page(request)["answer"].result
         is saved_answers.load_recorded_answer().result
     )
 
@@ -1036,17 +1036,17 @@ def test_no_other_visitor_takes_a_turn_away(monkeypatch):
 
 def test_a_page_that_opens_late_leaves_alone_what_its_visitor_has_asked(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    assert page_handlers.opening.open_page()["answered"] is not None
+    assert page_handlers.opening.open_page()["answer"] is not None
     page_handlers.gate.begin(None)
     assert list(page_handlers.opening.open_page()) == ["steps"]
-    assert "answered" not in page_handlers.opening.open_page()
+    assert "answer" not in page_handlers.opening.open_page()
 
 
 def test_a_new_question_or_photo_lets_go_of_the_answer_before(asked, photo):
     page_handlers, answered = asked
     first = next(iter(page_handlers.answer(photo, "the largest thing", (answered,))))
-    assert first["answered"] is None  # what the probes would have looked into
-    assert page_handlers.reset()["answered"] is None
+    assert first["answer"] is None  # what the probes would have looked into
+    assert page_handlers.reset()["answer"] is None
 
 
 def test_what_began_before_something_else_took_the_page_says_no_more(asked, photo):
@@ -1058,7 +1058,7 @@ def test_what_began_before_something_else_took_the_page_says_no_more(asked, phot
     event = SimpleNamespace(index=0)
     page_handlers.opening.restore((answered,), event, visitor)
     assert list(running) == []
-    assert list(undisturbed)[-1]["answered"].result.instruction == "the largest thing"
+    assert list(undisturbed)[-1]["answer"].result.instruction == "the largest thing"
     running = page_handlers.answer(photo, "the largest thing", (), visitor)
     next(running)
     page_handlers.supersede(visitor)
@@ -1162,9 +1162,9 @@ def test_the_prior_is_explained_by_its_kind(kind):
 
 def test_what_a_visitor_finds_in_the_recorded_answer_stays_there(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    first, second = (page_handlers.opening.open_page()["answered"] for _ in range(2))
+    first, second = (page_handlers.opening.open_page()["answer"] for _ in range(2))
     first.add_finding("heads", 1)
-    assert not second.findings and not page_handlers.opening.open_page()["answered"].findings
+    assert not second.findings and not page_handlers.opening.open_page()["answer"].findings
 
 
 def test_sessions_are_not_kept_for_ever(monkeypatch):
@@ -1191,7 +1191,7 @@ def test_a_saved_answer_comes_back_to_the_page(asked, tmp_path):
     pixels = np.asarray(answered.photo.image)
     assert values["instruction"] == answered.result.instruction
     assert np.array_equal(np.asarray(values["photo"]), pixels)
-    assert np.array_equal(values["answered"].result.prior, answered.result.prior)
+    assert np.array_equal(values["answer"].result.prior, answered.result.prior)
     assert len(values["recent"]) == 1
     assert values["view"] == canvas.answer_view("en", pixels, answered.result)
     assert "data-sentence" in values["trace"]  # without a model
@@ -1464,7 +1464,7 @@ def test_a_gpu_calibrates_between_questions_and_stops_with_the_model(mini, tmp_p
 def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkeypatch):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     *_, last = page_handlers.answer(photo, found[1].instruction, None)
-    answered = last["answered"]
+    answered = last["answer"]
     strip = page_handlers.thought.show_trace(answered)
     finding = sentences.run(mini, answered.photo, answered.result)
     assert strip.count("data-sentence") == len(finding.views) >= 2
@@ -1494,7 +1494,7 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
 def test_a_thought_that_cannot_be_traced_can_be_taken_away_all_the_same(asked, tmp_path):
     page_handlers, answered = asked
     actions = AnswerActions(page_handlers.server, page_handlers.gate)
-    long = change(page_handlers, answered, (), 0, "A b. " * 70)["answered"]
+    long = change(page_handlers, answered, (), 0, "A b. " * 70)["answer"]
     assert "at most 64 are traced" in actions.run_probe("sentences", long)  # no error
     names = zipfile.ZipFile(exported(page_handlers, long, tmp_path / "long.zip")).namelist()
     assert "result.json" in names and "sentences.npy" not in names

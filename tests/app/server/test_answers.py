@@ -218,7 +218,7 @@ def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(m
 def test_the_recorded_answer_is_everybodys_and_never_goes(mini):
     handlers = handlers_for(mini)
     handlers.server.answer_store = AnswerStore(budget=1)
-    first, second = (handlers.opening.open_page()["answered"] for _ in range(2))
+    first, second = (handlers.opening.open_page()["answer"] for _ in range(2))
     assert (
         first is not second and first.is_recorded and first.result is load_recorded_answer().result
     )

@@ -42,15 +42,15 @@ def change(value):
     return page.thought.edit_sentence(answered, (), SimpleNamespace(index=0, value=value, said=said))
 photo, words = "assets/examples/rain.png", "the thing that keeps the rain off"
 *_, last = page.answer(photo, words, None)
-answered = last["answered"]
+answered = last["answer"]
 assert answered.result.outcome == "found" and spaces.CALLS[-1][0] != os.getpid()
 first = spaces.CALLS[-1][1]
 assert entry.server.engine.kept(answered.photo), "what was read inside is lost outside"
 *_, again = page.answer(photo, "the largest thing", None)
-assert again["answered"].result.photo_reused and spaces.CALLS[-1][1] < first, "the photo was read twice"
+assert again["answer"].result.photo_reused and spaces.CALLS[-1][1] < first, "the photo was read twice"
 assert "the focus settles here" in actions.run_probe("sentences", answered)
 assert actions.run_probe("heads", answered).count("<img") == 5
-assert change("That is the other one.")["answered"].result.is_thought_given
+assert change("That is the other one.")["answer"].result.is_thought_given
 try:
     change("x" * 9000)
 except Exception as problem:
@@ -73,7 +73,7 @@ else:
     raise AssertionError("nothing was said of the lost worker")
 calls = len(spaces.CALLS)
 *_, last = page.answer(photo, words, None)
-assert last["answered"].result.outcome == "found"
+assert last["answer"].result.outcome == "found"
 print("fine", calls)
 """
 
