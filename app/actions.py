@@ -1,4 +1,4 @@
-"""What is done with the answer at hand: probes, comparisons, the truth, and what is taken away."""
+"""Handlers of the tabs: probes, comparisons, ground truth and exports of the current answer."""
 
 import tempfile
 from collections.abc import Iterator
@@ -34,18 +34,18 @@ from coprs_core.probes import load_probe
 from coprs_core.probes.finding import NotApplicable
 
 _NEEDS_REGIONS = ("heads", "zoom")
-"""Probes of an answer that found something."""
+"""Probes that need a region."""
 
 
 class AnswerActions:
-    """What the tabs do with the answer at hand, with the model in use. What took its time says
-    nothing where something else has the page by then."""
+    """What the tabs do with the current answer and the model in use. A slow result is dropped where
+    a later request has the page by then."""
 
     def __init__(self, server: ModelServer, gate: RequestGate):
         self.server, self.gate = server, gate
 
     def why_probe_unavailable(self, lang: str, name: str, answer: StoredAnswer | None) -> str:
-        """Why a probe cannot be asked now, in a sentence; "" where it can."""
+        """Why a probe cannot run now, in a sentence; "" where it can."""
         if answer is None:
             return say(lang, "reason_no_answer")
         if name in answer.found_probes:
@@ -74,7 +74,7 @@ class AnswerActions:
     def run_probe(
         self, name: str, answer: StoredAnswer | None, request: gr.Request | None = None
     ) -> Any:
-        """A probe's finding as HTML; it is kept with the answer, for the zip."""
+        """Run a probe; its finding as HTML, kept with the answer for the zip."""
         lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang):
             answer = require_answer(answer)
@@ -96,7 +96,7 @@ class AnswerActions:
         recent: tuple | None,
         request: gr.Request | None = None,
     ) -> Any:
-        """An earlier answer about the same photo against the one at hand."""
+        """Compare an earlier answer about the same photo with the current one."""
         lang, ticket, recent = request_language(request), self.gate.current(request), recent or ()
         with user_errors_as_gr_error(lang):
             answer = require_answer(answer)
@@ -115,8 +115,8 @@ class AnswerActions:
         file: str | None,
         request: gr.Request | None = None,
     ) -> tuple[Any, Any]:
-        """The answer at hand against a true mask, a file's, else what was painted; and the verdict,
-        which knows the truth now."""
+        """Compare the current answer with a true mask, from a file or else painted; and the verdict
+        that takes the truth into account."""
         lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang):
             answer = require_answer(answer)
@@ -132,7 +132,7 @@ class AnswerActions:
             request, ticket, verdict
         )
 
-    # --- to take away
+    # --- exports
 
     def export_zip(
         self, answer: StoredAnswer | None, request: gr.Request | None = None

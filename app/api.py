@@ -1,4 +1,4 @@
-"""What the page's buttons do, for programs: typed, documented, without a session."""
+"""The API: what the page's buttons do, for programs; typed, documented, without a session."""
 
 import inspect
 import tempfile

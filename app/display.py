@@ -1,4 +1,4 @@
-"""An answer on the page: the new values of every component that shows it."""
+"""New values of every component that shows an answer: before it, while it comes, and finished."""
 
 from functools import cache
 
@@ -18,14 +18,13 @@ from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
 
 class AnswerDisplay:
-    """What an answer looks like before it, under way, and when it is there; values are for the
-    components of `frame`."""
+    """Renders answers for the components of `frame`."""
 
     def __init__(self, server: ModelServer, frame: Frame, models: ModelActions):
         self.server, self.frame, self.models = server, frame, models
 
     def empty(self, lang: str) -> Values:
-        """A new question: the answer before it is no longer the one at hand."""
+        """Empty places for a new answer; the one before is no longer the current one."""
         kind = self.server.engine.prior_kind if self.server.is_ready else FOCUS_TOKEN_PRIOR
         return {
             self.frame.thought: page.thought(lang),
@@ -36,7 +35,7 @@ class AnswerDisplay:
         }
 
     def in_progress(self, lang: str, photo: Photo, update: Update, anyway: bool) -> Values:
-        """An answer under way on the page."""
+        """An answer that is still being made."""
         values: Values = {self.frame.steps: page.stages(lang, update)}
         if update.stage == "reading":
             values |= self.empty(lang)
@@ -53,11 +52,11 @@ class AnswerDisplay:
         return canvas.prior_view(lang, pixels, prior, self.server.engine.prior_kind)
 
     def finished(self, lang: str, answer: StoredAnswer, recent: tuple | None) -> Values:
-        """A finished answer on the page; it joins the recent ones."""
+        """A finished answer, which joins the recent ones."""
         return self.current_answer(lang, answer) | self.add_to_recent(lang, answer, recent)
 
     def current_answer(self, lang: str, answer: StoredAnswer) -> Values:
-        """The answer at hand: its thought, pictures, trace and verdict."""
+        """Make an answer the current one: its thought, pictures, trace and verdict."""
         frame, is_recorded = self.frame, answer.is_recorded
         if not is_recorded:  # that one is small, and everybody's
             self.server.answer_store.add(answer)
@@ -85,8 +84,7 @@ class AnswerDisplay:
         )
 
     def add_to_recent(self, lang: str, answer: StoredAnswer, recent: tuple | None) -> Values:
-        """The recent answers with a new one in front, and their strip: a small picture of each and
-        what it is called."""
+        """Put an answer in front of the recent ones and update their strip of thumbnails."""
         recent = add_recent(answer, recent or ())
         pixels = np.asarray(answer.photo.image)
         answer.thumbnail = canvas.answer_thumbnail(pixels, answer.result)
@@ -108,5 +106,5 @@ class AnswerDisplay:
 
 @cache
 def _recorded_views(lang: str) -> tuple[str, str]:
-    """Those of the recorded answer: every visitor sees them first, and they stay as they are."""
+    """View and strip of the recorded answer, cached: every visitor sees them first."""
     return findings.answer_and_strip(lang, load_recorded_answer())

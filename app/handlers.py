@@ -1,7 +1,8 @@
-"""Between the core and the page: what asks, what stops it, and what another photo does.
+"""Handlers of the page's main events: answer an instruction, stop, take another photo.
 
-Handlers give new values by component; a component that is not named stays as it is. Nothing is kept
-here from one call to the next: what a visitor has asked lies in that visitor's own session.
+A handler returns new values by component; a component that it does not name stays as it is.
+Handlers keep no state between calls, as one instance serves all visitors: what a visitor has asked
+is held in that visitor's own session.
 """
 
 import time
@@ -30,9 +31,10 @@ token of the miniature. A model that is slower than that is shown token by token
 
 
 class Handlers:
-    """What asks the model in use, and what ends that; values are for the components of `frame`.
+    """Answers instructions with the model in use, and stops that; values are for the components of
+    `frame`.
 
-    What else a page does stands in `opening`, `thought` and `models_table`.
+    Other handlers are in `opening` (saved answers), `thought` (its sentences, words) and `models`.
     """
 
     def __init__(self, server: ModelServer, frame: Frame, may_switch: bool = False):
@@ -43,14 +45,14 @@ class Handlers:
         self.thought = ThoughtActions(self.display, self.gate)
 
     def supersede(self, request: gr.Request | None = None) -> None:
-        """What is under way has no more to say; returns when what it said last has arrived."""
+        """Drop what earlier requests still have to say; see `supersede_request`."""
         supersede_request(self.gate, request)
 
     def read_ahead(
         self, photo_path: str | None, request: gr.Request | None = None
     ) -> Iterator[Values]:
-        """Another photo: it is read while the question is being typed. Where the model does not
-        know such pictures, the ways on come before the question."""
+        """Read a new photo while the instruction is being typed. Where the model does not know such
+        pictures, another model is offered before anything is asked."""
         lang, ticket = request_language(request), self.gate.current_if_idle(request)
         yield {self.frame.steps: gr.skip()}  # Gradio empties what a generator never gave
         if photo_path is None or ticket is None:
@@ -65,10 +67,10 @@ class Handlers:
                 for update in self.server.read_ahead(photo, is_wanted):
                     if not self.gate.is_current(request, ticket):
                         return
-                    ways = self.models.hide_offer
+                    offer = self.models.hide_offer
                     if update.unfamiliar:
-                        ways = self.models.offer_photo_model(lang, is_asked=False)
-                    yield {self.frame.steps: page.stages(lang, update, is_ahead=True), **ways}
+                        offer = self.models.offer_photo_model(lang, is_asked=False)
+                    yield {self.frame.steps: page.stages(lang, update, is_ahead=True), **offer}
             except CoPRSError:
                 if self.gate.is_current(request, ticket):
                     yield {self.frame.steps: page.stages(lang)}
@@ -86,7 +88,7 @@ class Handlers:
 
         About a picture that the model does not know it is asked first whether to answer `anyway`.
         """
-        lang, update, told = request_language(request), Update("reading"), -UPDATE_INTERVAL
+        lang, update, last_shown = request_language(request), Update("reading"), -UPDATE_INTERVAL
         with user_errors_as_gr_error(lang), suppress(Cancelled):
             photo, instruction = open_visitor_photo(photo_path), check_instruction(instruction)
             ticket = self.gate.begin(request)
@@ -94,9 +96,9 @@ class Handlers:
             try:
                 for update in self.server.stream(photo, instruction, is_wanted):
                     if update.stage == "thinking":
-                        if time.monotonic() - told < UPDATE_INTERVAL:
+                        if time.monotonic() - last_shown < UPDATE_INTERVAL:
                             continue
-                        told = time.monotonic()
+                        last_shown = time.monotonic()
                     if not is_wanted():
                         return
                     if update.unfamiliar and not anyway:
@@ -151,8 +153,8 @@ class Handlers:
         }
 
     def reset(self, request: gr.Request | None = None) -> Values:
-        """Another photo, or none: the answer about the one before goes; it stays among the recent
-        ones. What is asked about the new photo meanwhile comes first."""
+        """Clear the page for another photo, or none; the answer stays among the recent ones. Does
+        nothing where the new photo was asked about meanwhile."""
         ticket = self.gate.begin(request, is_idle=True)
         time.sleep(ARRIVAL_SECONDS)
         if not self.gate.is_current(request, ticket):

@@ -1,4 +1,4 @@
-"""Between the core and the page: the model in use, and the choice of another."""
+"""Handlers of the model in use: show it, offer another, switch."""
 
 from collections.abc import Iterator
 
@@ -14,15 +14,15 @@ from coprs_core.errors import CoPRSError
 
 
 class ModelActions:
-    """What says which model is in use, and what switches it; values are for the components of
-    `frame`. `may_switch`: see `ui.build`."""
+    """Shows and switches the model in use; values are for the components of `frame`. `may_switch`:
+    see `ui.build`."""
 
     def __init__(self, server: ModelServer, frame: Frame, may_switch: bool = False):
         self.server, self.frame, self.may_switch = server, frame, may_switch
 
     def offer_photo_model(self, lang: str, is_asked: bool) -> Values:
-        """What the model in use knows, and the ways on, in place of an answer about a picture that
-        it does not know; `is_asked`: a question waits."""
+        """Say what the model in use knows and offer one for photos, in place of an answer about a
+        picture that it does not know; `is_asked`: an instruction waits."""
         choice = problem = None
         if self.may_switch:
             try:
@@ -40,7 +40,7 @@ class ModelActions:
 
     @property
     def hide_offer(self) -> Values:
-        """No such ways."""
+        """Hide that offer."""
         return {self.frame.ways: gr.update(visible=False)}
 
     def load_photo_model(self, request: gr.Request | None = None) -> Iterator[Values]:

@@ -1,5 +1,4 @@
-"""Answers that come back instead of being asked for: when the page opens, of this visit, from a
-file."""
+"""Handlers that bring a saved answer back: when the page opens, from this visit, from a file."""
 
 import time
 
@@ -22,24 +21,26 @@ from coprs_core.errors import CoPRSError
 from coprs_core.export.archive import count_pixels
 
 ARRIVAL_SECONDS = 0.3
-"""So many seconds after it was overtaken, all that something said has arrived at the browser."""
+"""A value that was sent before a request was superseded has arrived by then. Without the pause it
+might arrive after what replaces it, and stay."""
 
 
 def supersede_request(gate: RequestGate, request: gr.Request | None) -> None:
-    """What is under way has no more to say; returns when what it said last has arrived."""
+    """Drop what earlier requests still have to say; returns when what they sent has arrived."""
     gate.begin(request)
     time.sleep(ARRIVAL_SECONDS)
 
 
 class OpenActions:
-    """What brings an answer back; values are for the components of `frame`."""
+    """Brings saved answers back; values are for the components of `frame`."""
 
     def __init__(self, display: AnswerDisplay, gate: RequestGate):
         self.display, self.gate = display, gate
         self.server, self.frame = display.server, display.frame
 
     def open_page(self, request: gr.Request | None = None) -> Values:
-        """When the page opens: a recorded answer or a link's; nothing if a visitor is quicker."""
+        """Show the recorded answer, or a link's, when the page opens; nothing where the visitor has
+        asked something already."""
         lang, frame = request_language(request), self.frame
         if self.gate.current(request):
             return {frame.steps: gr.skip()}
@@ -57,7 +58,7 @@ class OpenActions:
     def restore(
         self, recent: tuple | None, event: gr.EventData, request: gr.Request | None = None
     ) -> Values:
-        """An earlier answer of this visit, as it was."""
+        """Show an earlier answer of this visit as it was."""
         lang, recent = request_language(request), recent or ()
         with user_errors_as_gr_error(lang):
             chosen = require_answer(recent[selected_index(event, len(recent))])
@@ -68,7 +69,7 @@ class OpenActions:
     def open_file(
         self, path: str | None, recent: tuple | None, request: gr.Request | None = None
     ) -> Values:
-        """A saved answer, without the model; it joins the recent ones."""
+        """Show an answer from a zip, which needs no model; it joins the recent ones."""
         lang = request_language(request)
         with user_errors_as_gr_error(lang):
             if path is None:

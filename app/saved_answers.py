@@ -1,5 +1,4 @@
-"""Answers that are opened instead of asked for: the recorded one of the first screen, and those
-that are kept under a link."""
+"""Saved answers: the recorded one of the first screen, and those kept under a link."""
 
 import secrets
 import shutil
@@ -16,7 +15,7 @@ from coprs_core.export.archive import open_answer
 
 RECORDED_ZIP = Path(__file__).resolve().parent.parent / "assets" / "examples" / "recorded.zip"
 MAX_LINKS = 200
-"""So many answers are kept under links; the oldest go."""
+"""So many answers are kept under links; the oldest are deleted."""
 _links_lock = threading.Lock()
 _EXPIRED = "This link's answer is no longer kept on this server: ask for it again."
 

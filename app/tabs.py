@@ -19,7 +19,7 @@ from coprs_core.probes import PROBES
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of events that are done at once."""
 LAST: dict[str, Any] = {"trigger_mode": "always_last"}
-"""What was triggered while it was under way comes after it; Gradio would drop it."""
+"""Triggered again while it runs, it runs once more after; Gradio would drop that by default."""
 MODEL: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model"}
 """Of events that the model works for: so many at a time as `Listening.at_once` says."""
 NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
@@ -28,8 +28,8 @@ Recent = tuple[StoredAnswer, ...]
 
 @dataclass(frozen=True, eq=False)
 class TabContext:
-    """What the tabs are about: the answer at hand, in the visitor's language, and the recent ones;
-    `is_same_photo`: as what they were about before."""
+    """What tabs are refreshed for: the current answer, the visitor's language, the recent answers;
+    `is_same_photo`: as that of the answer before."""
 
     lang: str
     answer: StoredAnswer | None
@@ -39,7 +39,7 @@ class TabContext:
 
 @dataclass(frozen=True)
 class Tab:
-    """A tab that stands.
+    """A tab of the page.
 
     Attributes:
         components: what `refresh` fills.
@@ -95,7 +95,7 @@ def probe_tab(name: str, frame: Frame, handlers: Handlers, actions: AnswerAction
 
 
 def reason_values(lang: str, reason: gr.HTML, why_not: str) -> Values:
-    """Why a button cannot be pressed, beside it."""
+    """The reason why a button is disabled, for the place beside it."""
     return {reason: page.disabled_reason(lang, why_not)}
 
 
@@ -278,6 +278,6 @@ def _layer_paths(payload: Any) -> list[str]:
 
 
 def tab_description(name: str) -> None:
-    """A line on what a tab is about."""
+    """Add a line on what a tab is about."""
     key = name if name == "recent" else f"{name}_about"
     gr.Markdown(I18N(key), elem_classes="about")

@@ -1,4 +1,4 @@
-"""The thought as the control panel: its trace, its sentences, its words."""
+"""Handlers of a finished thought: trace it, edit a sentence, show where its words look."""
 
 from contextlib import suppress
 from functools import partial
@@ -27,11 +27,12 @@ from coprs_core.probes import thought, words
 from coprs_core.prompts import replace_sentence, sentences
 
 MAX_TRACED_PIXELS = 4_000_000
-"""The thought about a larger photo is traced when it is asked for."""
+"""A thought about a larger photo is traced on request alone: each sentence costs a decoding at the
+photo's size."""
 
 
 class ThoughtActions:
-    """What is done with a finished thought; values are for the components of `frame`."""
+    """Works on finished thoughts; values are for the components of `frame`."""
 
     def __init__(self, display: AnswerDisplay, gate: RequestGate):
         self.display, self.gate = display, gate
@@ -59,7 +60,7 @@ class ThoughtActions:
         return findings.empty_strip(lang, "strip_none")
 
     def _untraced_key(self, answer: StoredAnswer) -> str:
-        """Why an answer is not traced by itself, as a key of the texts; "" where it is."""
+        """Why an answer is not traced automatically, as a key of the texts; "" where it is."""
         if not answer.region_count:
             return "strip_nothing"
         if answer.is_traced or "sentences" in answer.found_probes:  # it was asked for
@@ -78,8 +79,8 @@ class ThoughtActions:
         event: gr.EventData,
         request: gr.Request | None = None,
     ) -> Values:
-        """A sentence of the thought was changed: the model reads the thought so, and focuses
-        again. What comes is the answer at hand, drawn over the one before it."""
+        """Change a sentence: the model reads the edited thought and focuses again. The new answer
+        becomes the current one, drawn over the one before it."""
         lang, finding = request_language(request), None
         with user_errors_as_gr_error(lang), suppress(Cancelled):
             answer = require_answer(answer)
@@ -104,7 +105,7 @@ class ThoughtActions:
         }
 
     def show_words(self, answer: StoredAnswer | None, request: gr.Request | None = None) -> Any:
-        """The thought with its words below it, each a button of the pictures."""
+        """Show the thought's words below it, each a button for its prior."""
         lang, ticket = request_language(request), self.gate.current(request)
         with user_errors_as_gr_error(lang):
             answer = require_answer(answer)
@@ -116,7 +117,7 @@ class ThoughtActions:
         return self.gate.if_current(request, ticket, words_shown)
 
     def refresh(self, answer: StoredAnswer | None, request: gr.Request | None = None) -> Any:
-        """After another model was loaded: the thought with what that one can do with it."""
+        """Render the thought anew after a model switch: other actions may be possible."""
         with user_errors_as_gr_error(lang := request_language(request)):
             is_there = answer is not None and not answer.is_dropped
             return self.display.thought(lang, answer) if is_there else gr.skip()

@@ -1,4 +1,4 @@
-"""What is kept of a visitor in that visitor's own session, and how a visitor is spoken to."""
+"""What handlers need of a request: its ticket, language, selection, and errors in its language."""
 
 import threading
 from collections import OrderedDict
@@ -27,7 +27,9 @@ from coprs_core.probes.trace import SAVED_SIDE, SentenceTrace
 MAX_RECENT = 8
 """So many answers are kept for a visitor."""
 MAX_TRACE_SIDE = 448
+"""As large as the canvases that draw a trace (`SMALL_SIDE`)."""
 MAX_SESSIONS = 10_000
+"""Nobody tells the gate that a session has ended: the least recently used tickets are forgotten."""
 
 
 class RequestGate:
@@ -112,7 +114,7 @@ def user_errors_as_gr_error(lang: str, on_page: bool = True) -> Generator[None, 
 
 
 def request_language(request: gr.Request | None) -> str:
-    """The language that a visitor's browser asks for."""
+    """The language of the texts, from the browser's Accept-Language header."""
     return parse_language(request.headers.get("accept-language") if request else None)
 
 
@@ -123,15 +125,14 @@ def answer_title(lang: str, answer: StoredAnswer) -> str:
 
 
 def require_answer(answer: StoredAnswer | None) -> StoredAnswer:
-    """The answer at hand; raises `CoPRSError` where it is no longer kept: before there is one,
-    nothing can be pressed."""
+    """The current answer; raises `CoPRSError` where there is none, or it was dropped."""
     if answer is None or answer.is_dropped:
         raise no_answer_error()
     return answer
 
 
 def selected_index(event: gr.EventData, count: int) -> int:
-    """The number of what was chosen of `count` things; raises `CoPRSError` where there is none."""
+    """Index of the selected one of `count` items; raises `CoPRSError` where there is none."""
     try:
         number = event.index  # type: ignore[attr-defined]  (the event carries it)
     except (AttributeError, TypeError):  # a stranger's request carries anything
@@ -142,8 +143,8 @@ def selected_index(event: gr.EventData, count: int) -> int:
 
 
 def edited_sentence(event: gr.EventData, sentences: list[str]) -> tuple[int, str]:
-    """Which of the thought's sentences was changed, and into what; raises `CoPRSError` where it is
-    not the one that the page showed."""
+    """Index and new text of the sentence that was edited; raises `CoPRSError` where the page showed
+    another one, as the thought has changed meanwhile."""
     number = selected_index(event, len(sentences))
     text, was = getattr(event, "value", ""), getattr(event, "said", None)
     if not isinstance(text, str) or was != sentences[number]:
@@ -157,8 +158,8 @@ def add_recent(answer: StoredAnswer, recent: tuple[StoredAnswer, ...]) -> tuple[
 
 
 def ensure_trace(server: ModelServer, answer: StoredAnswer) -> SentenceTrace | None:
-    """The small trace of an answer, made now where it was not yet; None where the model in use did
-    not give it, or it found nothing. Raises `CoPRSError` where its thought cannot be traced."""
+    """The trace of an answer, computed now where it is missing; None where the model in use did not
+    give the answer, or it found nothing. Raises `CoPRSError` where its thought cannot be traced."""
     if not answer.is_traced:
         finding: Any = answer.findings.get("sentences")
         if finding is None and answer.region_count and can_probe(server, answer.summary):

@@ -1,7 +1,8 @@
-"""The answers that the visitors' pages hold, of all visitors together within one budget of memory.
+"""A cache of all visitors' answers within one budget of memory.
 
-An answer is whole while it is used. Where the budget is full, those that were used longest ago are
-packed: the photo as its file, priors in 8 bits, masks in 1. Where that is not enough, they go.
+An answer is unpacked while it is used. Where the budget is full, the least recently used are
+packed: the photo as its file, priors in 8 bits, masks in 1. Where that is not enough, they are
+dropped.
 """
 
 import io
@@ -28,15 +29,15 @@ from coprs_core.probes.trace import SentenceTrace
 MAX_PIXELS = 12_000_000
 """A visitor's photo of more pixels is brought down to so many."""
 UNPACKED_SHARE = 0.25
-"""Of the budget: most of it is for packed answers, which take far less (one about a JPEG of 12
-megapixels 96 MB whole, and packed little more than that file)."""
+"""Of the budget, for unpacked answers; most is for packed ones, which take far less (one about a
+JPEG of 12 megapixels takes 96 MB unpacked, and packed little more than that file)."""
 MIN_PACKED_VALUES = 4096
 """Arrays of fewer values are packed as they are: they are figures, not maps."""
 _use_counter, _open_lock = itertools.count(), threading.Lock()
 
 
 def no_answer_error() -> CoPRSError:
-    """Where there is no answer, or no longer."""
+    """The error for a missing or dropped answer."""
     return CoPRSError(
         "No answer is at hand: the next one is under way, or the last one is no longer kept (they "
         "go after an hour, or earlier where the server needs the room). Wait, or ask again."
@@ -149,11 +150,11 @@ class StoredAnswer:
         self._evict_others()
 
     def set_store(self, answers: "AnswerStore") -> None:
-        """From now on `answers` packs it, and lets it go."""
+        """Set the store that is told of each use."""
         self._store = answers
 
     def pack(self) -> None:
-        """Let it take little memory until it is used again."""
+        """Compress the answer until it is used again."""
         with self._lock:
             if self._content is not None and self._packed is None:
                 photo = _encode_photo(self._content.photo, self.file)
@@ -161,7 +162,7 @@ class StoredAnswer:
             self._content = None
 
     def drop(self) -> None:
-        """Let it go, unless it is in use again."""
+        """Forget the content, unless it was unpacked again meanwhile."""
         with self._lock:
             self._packed, self.is_dropped = None, self._content is None
 
@@ -219,7 +220,7 @@ class AnswerStore:
         self._lock = threading.Lock()
 
     def add(self, answer: StoredAnswer) -> None:
-        """Count an answer from now on, and make room for it."""
+        """Add an answer and make room for it."""
         with self._lock:
             self._answers.add(answer)
         answer.set_store(self)

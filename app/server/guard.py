@@ -1,4 +1,4 @@
-"""What a request has to be before Gradio sees it: who may ask, from where, and how often."""
+"""ASGI middleware that checks each request before Gradio sees it: host, origin, password, size."""
 
 import asyncio
 import json

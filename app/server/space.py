@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from app.server.model import Worker
 
 TOKENS_PER_SECOND, READING_SECONDS, PROBE_SECONDS = 20, 10, 30
+"""Assumed slow: ZeroGPU takes the GPU away when the time asked for is over, finished or not."""
 MAX_SECONDS = 120
 
 

@@ -1,4 +1,4 @@
-"""Where visitors' files are kept while the server runs, and which paths in a request are taken."""
+"""The private folder of visitors' files, its bounds, and the check of paths in requests."""
 
 import atexit
 import os

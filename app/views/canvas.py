@@ -1,5 +1,4 @@
-"""What is seen, for <coprs-view> (app/static/view.js): priors and masks as data, with figures and
-controls."""
+"""HTML of <coprs-view> (static/view.js): priors and masks as data, with figures and controls."""
 
 import io
 import json
