@@ -24,7 +24,7 @@ from app.visitors import (
 )
 from coprs_core.errors import Cancelled, CoPRSError
 from coprs_core.probes import thought, words
-from coprs_core.prompts import replace_sentence, sentences
+from coprs_core.prompts import replace_sentence, split_sentences
 
 MAX_TRACED_PIXELS = 4_000_000
 """The thought about a larger photo is traced when it is asked for."""
@@ -84,7 +84,7 @@ class ThoughtActions:
         with user_errors_as_gr_error(lang), suppress(Cancelled):
             answered = given(answered)
             before = answered.result
-            now = sentences(before.reasoning)
+            now = split_sentences(before.reasoning)
             number, text = edited(event, now)
             is_wanted = partial(self.gate.is_current, request, self.gate.begin(request))
             said = replace_sentence(before.reasoning, number, text)
