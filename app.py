@@ -6,11 +6,11 @@ Each has an environment variable too, for Spaces.
 import signal
 
 from app.options import read_options
-from coprs_core.model.backends.remote.proxies import past_proxies
+from coprs_core.model.backends.remote.proxies import bypass_proxies
 
 options = read_options()  # `--help` ends here, before anything heavy is loaded
 
-with past_proxies():  # Gradio opens a connection as it is imported, and uses it never
+with bypass_proxies():  # Gradio opens a connection as it is imported, and uses it never
     from app.server.model import ModelServer
     from app.server.space import zero_gpu_worker
     from app.server.uploads import exit_on_user_error, exit_process

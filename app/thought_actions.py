@@ -24,7 +24,7 @@ from app.visitors import (
 )
 from coprs_core.errors import Cancelled, CoPRSError
 from coprs_core.probes import thought, words
-from coprs_core.prompts import replace_sentence, sentences
+from coprs_core.prompts import replace_sentence, split_sentences
 
 MAX_TRACED_PIXELS = 4_000_000
 """A thought about a larger photo is traced on request alone: each sentence costs a decoding at the
@@ -85,7 +85,7 @@ class ThoughtActions:
         with user_errors_as_gr_error(lang), suppress(Cancelled):
             answer = require_answer(answer)
             before = answer.result
-            now = sentences(before.reasoning)
+            now = split_sentences(before.reasoning)
             number, text = edited_sentence(event, now)
             is_wanted = partial(self.gate.is_current, request, self.gate.begin(request))
             said = replace_sentence(before.reasoning, number, text)

@@ -26,7 +26,7 @@ from app.views import canvas, findings, page
 from app.views.standalone import script
 from app.visitors import request_language, selected_index, user_errors_as_gr_error
 from coprs_core.errors import CoPRSError
-from coprs_core.model.backends.remote.proxies import past_proxies
+from coprs_core.model.backends.remote.proxies import bypass_proxies
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
 
 ROOT = Path(__file__).resolve().parent
@@ -305,7 +305,7 @@ def _tab_updates(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[st
     return {"fn": prepare, **both}, {"fn": prepare_again, **both}
 
 
-@past_proxies()  # Gradio asks its own page whether it answers
+@bypass_proxies()  # Gradio asks its own page whether it answers
 def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
     """Start listening and return; `demo.block_thread()` waits.
 

@@ -23,9 +23,9 @@ from coprs_core.checkpoints.options import LoadOptions
 from coprs_core.checkpoints.plan import choose_sam
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, peak_memory
-from coprs_core.model.backends.attention import as_prior
+from coprs_core.model.backends.attention import attention_to_prior
 from coprs_core.model.coprs import CoPRSConfig
-from coprs_core.model.segmenter import Place
+from coprs_core.model.segmenter import RegionProposal
 from coprs_core.model.vision import SAM_SIZES
 from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.random_weights import (
@@ -101,7 +101,7 @@ def benchmark_random_model(
         if is_pointing:
             options = replace(options, sam=str(model_folder / options.sam))
             return benchmark_model(str(model_folder / size), label, options, tokens, resolution)
-        config = CoPRSConfig.read(model_folder / "coprs.json")
+        config = CoPRSConfig.from_file(model_folder / "coprs.json")
         expected = QWEN2_5_SIZES[size]["hidden_size"], SAM_SIZES[options.sam]
         if (config.llm_width, config.vision) != expected:
             raise CoPRSError(f"{model_folder} holds another size: choose another --folder.")
@@ -198,12 +198,12 @@ def _answer_with_focus_token(
 ) -> np.ndarray:
     """An answer by the focus token; `mark` is called after the first token and after the last."""
     focus, features = engine.focus, engine.read(photo)
-    reading = focus.reading(INSTRUCTION, features)
-    for i, _ in enumerate(focus.language.batch.write(reading, None, set(), tokens)):
+    reading = focus.start_session(INSTRUCTION, features)
+    for i, _ in enumerate(focus.language.batch.generate(reading, None, set(), tokens)):
         if i == 0:
             mark()
     mark()
-    return focus.look(reading.feed([focus.focus_id])[-1:], features)[1]
+    return focus.prior_and_mask(reading.feed([focus.focus_id])[-1:], features)[1]
 
 
 def _answer_with_box(
@@ -212,16 +212,18 @@ def _answer_with_box(
     """An answer by a box, its attention observed and its heads chosen."""
     segmenter: Any = engine.segmenter
     features, language = engine.read(photo), segmenter.language
-    reading = segmenter.reading(INSTRUCTION, features)
-    looks = language.looks(features.visual)
-    for i, _ in enumerate(language.batch.write(reading, None, set(), tokens, looks)):
+    reading = segmenter.start_session(INSTRUCTION, features)
+    looks = language.new_attention_trace(features.visual)
+    for i, _ in enumerate(language.batch.generate(reading, None, set(), tokens, looks)):
         if i == 0:
             mark()
     mark()
-    seen = looks.map(range(max(0, tokens - 20), tokens), looks.heads())
+    seen = looks.attention_map(range(max(0, tokens - 20), tokens), looks.localization_heads())
     height, width = photo.size
     box = 0.3 * width, 0.2 * height, 0.7 * width, 0.8 * height
-    return segmenter.draw(Place(as_prior(seen, photo.size), box=box), features)
+    return segmenter.predict_mask(
+        RegionProposal(attention_to_prior(seen, photo.size), box=box), features
+    )
 
 
 def _allocated_memory(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from coprs_core.checkpoints.localization_heads import heads_path, save_heads
 from coprs_core.datasets import open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.example import Example
-from coprs_core.model.backends.attention import LOCALIZATION_HEADS
+from coprs_core.model.backends.attention import NUM_LOCALIZATION_HEADS
 from coprs_core.probes.reply_attention import compute_reply_attention, pointing_tokens
 
 DEFAULT_SCENES, FIRST_SCENE = 60, 20_000
@@ -97,7 +97,7 @@ def calibrate(engine: Engine, count: int = DEFAULT_SCENES) -> Iterator[int | Cal
     if folder is None:
         raise CoPRSError(f"{engine.name} lies in no folder: load it by its name.")
     saved = heads_path(folder).with_suffix(".npz")
-    language.heads = ()
+    language.localization_heads = ()
     observations = _Observations.load(saved)
     saved.parent.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset("scenes", split="validation")
@@ -118,14 +118,14 @@ def calibrate(engine: Engine, count: int = DEFAULT_SCENES) -> Iterator[int | Cal
             "leave the choice to each answer."
         )
     maps, targets = np.stack(observations.maps).astype(np.float32), np.stack(observations.targets)
-    language.heads = select_heads(maps, targets)
+    language.localization_heads = select_heads(maps, targets)
     hits, own = (
-        _score(maps[:, list(language.heads)].sum(1), targets)[0],
+        _score(maps[:, list(language.localization_heads)].sum(1), targets)[0],
         float(np.mean(observations.own)),
     )
     facts = {"model": engine.name, "scenes": observations.done, "answers": len(maps), "hits": hits}
-    path = save_heads(folder, language.heads, facts)
-    yield Calibration(language.heads, hits, own, len(maps), path)
+    path = save_heads(folder, language.localization_heads, facts)
+    yield Calibration(language.localization_heads, hits, own, len(maps), path)
 
 
 def _observe_scene(engine: Engine, example: Example, observations: _Observations) -> None:
@@ -140,7 +140,7 @@ def _observe_scene(engine: Engine, example: Example, observations: _Observations
     with engine.memory_guard():
         reply = compute_reply_attention(engine, photo, result, "heads")
     words = pointing_tokens(engine, result)
-    head_maps = [reply.trace.map(words, [head]) for head in range(reply.trace.heads_in_all)]
+    head_maps = [reply.trace.map(words, [head]) for head in range(reply.trace.num_heads)]
     target = covered_cells(example.truth, head_maps[0].shape)
     observations.maps.append(np.stack(head_maps).reshape(len(head_maps), -1).astype(np.float16))
     observations.targets.append(target.ravel())
@@ -158,7 +158,7 @@ def covered_cells(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
 
 
 def select_heads(
-    maps: np.ndarray, targets: np.ndarray, count: int = LOCALIZATION_HEADS
+    maps: np.ndarray, targets: np.ndarray, count: int = NUM_LOCALIZATION_HEADS
 ) -> tuple[int, ...]:
     """The heads whose attention together lies on the targets most: one after the other, each the
     one that adds most.

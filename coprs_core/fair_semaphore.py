@@ -16,7 +16,7 @@ POLL_SECONDS = 0.5
 class _Waiter:
     size: int
     key: str
-    is_let_in: threading.Event = field(default_factory=threading.Event)
+    admitted: threading.Event = field(default_factory=threading.Event)
 
 
 class FairSemaphore:
@@ -31,27 +31,27 @@ class FairSemaphore:
 
     def __init__(self, permits: int = 1, max_size: int | None = None):
         self._permits, self._max_size = permits, max_size
-        self._inside, self._size = 0, 0
-        self._guard, self._line = threading.Lock(), deque[_Waiter]()
+        self._num_inside, self._total_size = 0, 0
+        self._lock, self._queue = threading.Lock(), deque[_Waiter]()
 
     @property
-    def size(self) -> int:
+    def total_size(self) -> int:
         """How large what is inside is, together."""
-        return self._size
+        return self._total_size
 
     @property
-    def waiting(self) -> list[str]:
+    def waiting_keys(self) -> list[str]:
         """The keys of all that wait and have one."""
-        with self._guard:
-            return [waiter.key for waiter in self._line if waiter.key]
+        with self._lock:
+            return [waiter.key for waiter in self._queue if waiter.key]
 
     def has_room_for(self, size: int) -> bool:
         """Whether something of a size would be let in at once."""
-        with self._guard:
-            return not self._line and self._fits(size)
+        with self._lock:
+            return not self._queue and self._fits(size)
 
     @contextmanager
-    def acquired(
+    def acquire(
         self, size: int = 0, key: str = "", is_wanted: Callable[[], bool] | None = None
     ) -> Generator[None, None, None]:
         """Waits until it may come in; inside it counts as one, of a size.
@@ -59,32 +59,40 @@ class FairSemaphore:
         Raises `Cancelled` where `is_wanted`, asked every half second, says no while it waits.
         """
         waiter = _Waiter(size, key)
-        with self._guard:
-            self._line.append(waiter)
-            self._let_in()
+        with self._lock:
+            self._queue.append(waiter)
+            self._admit()
         try:
-            while not waiter.is_let_in.is_set():
-                waiter.is_let_in.wait(POLL_SECONDS if is_wanted else None)
+            while not waiter.admitted.is_set():
+                waiter.admitted.wait(POLL_SECONDS if is_wanted else None)
                 if is_wanted and not is_wanted():
                     raise Cancelled("Nobody waits any more for this: ask again.")
             yield
         finally:
-            with self._guard:
-                if waiter.is_let_in.is_set():
-                    self._inside, self._size = self._inside - 1, self._size - size
+            with self._lock:
+                if waiter.admitted.is_set():
+                    self._num_inside, self._total_size = (
+                        self._num_inside - 1,
+                        self._total_size - size,
+                    )
                 else:
-                    self._line.remove(waiter)
-                self._let_in()
+                    self._queue.remove(waiter)
+                self._admit()
 
-    def _let_in(self) -> None:
+    def _admit(self) -> None:
         """Each is woken alone: to wake all for every token costs more than the token."""
-        while self._line and self._fits(self._line[0].size):
-            waiter = self._line.popleft()
-            self._inside, self._size = self._inside + 1, self._size + waiter.size
-            waiter.is_let_in.set()
+        while self._queue and self._fits(self._queue[0].size):
+            waiter = self._queue.popleft()
+            self._num_inside, self._total_size = (
+                self._num_inside + 1,
+                self._total_size + waiter.size,
+            )
+            waiter.admitted.set()
 
     def _fits(self, size: int) -> bool:
         is_small_enough = (
-            self._max_size is None or not self._size or self._size + size <= self._max_size
+            self._max_size is None
+            or not self._total_size
+            or self._total_size + size <= self._max_size
         )
-        return self._inside < self._permits and is_small_enough
+        return self._num_inside < self._permits and is_small_enough

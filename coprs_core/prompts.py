@@ -11,7 +11,7 @@ FOCUS_TOKEN = "<REF_POS>"
 """The paper's concentration token: its hidden state is the focus embedding."""
 IMAGE_SLOT, INSTRUCTION_SLOT = "{image}", "{instruction}"
 MAX_NEW_TOKENS = 4096
-MAX_READ_CHARACTERS = 8000
+MAX_GIVEN_THOUGHT_CHARACTERS = 8000
 MAX_INSTRUCTION_CHARACTERS = 2000
 
 QWEN_TEMPLATE = (
@@ -42,7 +42,7 @@ wrote coordinates; or those coordinates, drawn, where the attention cannot be se
 Detail = Literal["low", "normal", "high"]
 """How closely a photo is shown to a model that writes coordinates."""
 
-_JSON = re.compile(r"```|[\[{]\s*[\[{\"']|\[\s*-?\d+(?:\.\d+)?\s*,")
+_JSON_START = re.compile(r"```|[\[{]\s*[\[{\"']|\[\s*-?\d+(?:\.\d+)?\s*,")
 """Where coordinates begin that no tag stands before."""
 MAX_THOUGHT_CHARACTERS, MAX_ANSWER_WORDS = 2048, 10
 """A tidy reply has at most so many characters of thought, and words between thought and focus
@@ -50,7 +50,7 @@ token."""
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]|\n+")
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """The sentences of a thought, in order."""
     text = text.strip()
     ends = [0, *(m.end() for m in SENTENCE_END.finditer(text)), len(text)]
@@ -62,7 +62,7 @@ def replace_sentence(text: str, index: int, sentence: str) -> str:
     """A thought with its sentence of that index, counted from 0, written otherwise, or taken out
     where `sentence` is empty; all else stays as it is. Raises `IndexError` where there is none."""
     text, start = text.strip(), 0
-    found = sentences(text)
+    found = split_sentences(text)
     for earlier in found[:index]:
         start = text.index(earlier, start) + len(earlier)
     start = text.index(found[index], start)
@@ -71,7 +71,7 @@ def replace_sentence(text: str, index: int, sentence: str) -> str:
 
 def last_sentence(text: str) -> str:
     """The last sentence of a thought; empty where there is none."""
-    return (sentences(text) or [""])[-1]
+    return (split_sentences(text) or [""])[-1]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Reply:
 
     reasoning: str
     answer: str
-    closed: bool
+    is_thought_closed: bool
 
 
 def check_instruction(instruction: str) -> str:
@@ -120,7 +120,7 @@ def encode_prompt(tokenizer, template: str, instruction: str, image_ids: list[in
     """
     ids: list[int] = []
     special = special_tokens(tokenizer)
-    for piece in _pieces(template, special):
+    for piece in _split_at_special_tokens(template, special):
         if piece == IMAGE_SLOT:
             ids += image_ids
         elif piece in special:
@@ -135,7 +135,7 @@ def shared_prefix(tokenizer, template: str) -> str:
     """The part of a template that all questions share word for word: up to the last special token,
     or end of a line, before the instruction."""
     before = template.partition(INSTRUCTION_SLOT)[0]
-    *whole, last = _pieces(before, special_tokens(tokenizer))
+    *whole, last = _split_at_special_tokens(before, special_tokens(tokenizer))
     return "".join(whole) + last[: last.rfind("\n") + 1]
 
 
@@ -144,7 +144,7 @@ def special_tokens(tokenizer) -> set[str]:
     return {t.content for t in tokenizer.added_tokens_decoder.values()} | {IMAGE_SLOT}
 
 
-def _pieces(template: str, special: set[str]) -> list[str]:
+def _split_at_special_tokens(template: str, special: set[str]) -> list[str]:
     """A template cut at its special tokens, which are pieces of their own."""
     longest_first = sorted(special, key=len, reverse=True)
     return re.split("(" + "|".join(map(re.escape, longest_first)) + ")", template)
@@ -153,39 +153,39 @@ def _pieces(template: str, special: set[str]) -> list[str]:
 def parse_reply(text: str) -> Reply:
     """Split a reply, finished or not, into thought and answer. A reply without tags is read as
     thought, up to coordinates in JSON."""
-    end = thought_end(text)
+    end = find_thought_end(text)
     thought, answer = text[:end], text[end:].removeprefix("</think>")
     _, opened, rest = thought.partition("<think>")
     thought = rest if opened else thought
     return Reply(thought.strip(), answer.replace(FOCUS_TOKEN, "").strip(), end < len(text))
 
 
-def thought_end(text: str) -> int:
+def find_thought_end(text: str) -> int:
     """How many characters of a reply come before its thought's closing tag; without tags, before
     coordinates in JSON; else all."""
     begins = text.find("<think>")
     closing = text.find("</think>", max(begins, 0))
     if closing >= 0:
         return closing
-    written = None if begins >= 0 else _JSON.search(text)
+    written = None if begins >= 0 else _JSON_START.search(text)
     return written.start() if written else len(text)
 
 
-def format_score(reply: str, tokens: int = 1) -> float:
+def format_score(reply: str, num_focus_tokens: int = 1) -> float:
     """How well a reply keeps to the form, 0, 0.9 or 1: the format reward of the method (paper,
     section 3.3).
 
     0 unless there is exactly one non-empty thought and behind it exactly one focus token, or as
-    many `tokens` as things are asked for. 0.9 where the thought is over 2,048 characters, text
+    many `num_focus_tokens` as things are asked for. 0.9 where the thought is over 2,048 characters, text
     stands before it, or over 10 words stand between it and the first token.
     """
-    thoughts = _thoughts(reply)
-    if len(thoughts) != 1 or reply.count(FOCUS_TOKEN) != tokens:
+    thoughts = _split_thoughts(reply)
+    if len(thoughts) != 1 or reply.count(FOCUS_TOKEN) != num_focus_tokens:
         return 0.0
     before, thought, behind = thoughts[0]
     if not thought.strip():
         return 0.0
-    if behind.count(FOCUS_TOKEN) != tokens:
+    if behind.count(FOCUS_TOKEN) != num_focus_tokens:
         return 0.0
     words = behind.split(FOCUS_TOKEN)[0].split()
     is_untidy = (
@@ -196,19 +196,19 @@ def format_score(reply: str, tokens: int = 1) -> float:
     return 0.9 if is_untidy else 1.0
 
 
-def is_well_formed(reply: str, tokens: int = 1) -> bool:
-    """Whether a reply keeps to the form, with as many focus `tokens` as things are asked for, or
+def is_well_formed(reply: str, num_focus_tokens: int = 1) -> bool:
+    """Whether a reply keeps to the form, with as many focus `num_focus_tokens` as things are asked for, or
     says in words, behind one thought, that nothing fits."""
     if FOCUS_TOKEN in reply:
-        return format_score(reply, tokens) == 1.0
-    thoughts = _thoughts(reply)
+        return format_score(reply, num_focus_tokens) == 1.0
+    thoughts = _split_thoughts(reply)
     if len(thoughts) != 1 or reply.count("<think>") != 1:
         return False
     before, thought, behind = thoughts[0]
     return bool(not before.strip() and thought.strip() and behind.strip())
 
 
-def _thoughts(reply: str) -> list[tuple[str, str, str]]:
+def _split_thoughts(reply: str) -> list[tuple[str, str, str]]:
     """Each thought between its tags, with what stands before and behind it; of many the first
     two."""
     found: list[tuple[str, str, str]] = []

@@ -38,7 +38,7 @@ def main() -> None:
 
     folder, engine = Path(skimage.data.__file__).parent, load("mini", device="cpu")
     descriptions = [
-        engine.segmenter.describe(open_photo(folder / name)).numpy() for name in PHOTOGRAPHS
+        engine.segmenter.photo_statistics(open_photo(folder / name)).numpy() for name in PHOTOGRAPHS
     ]
     np.savez(
         DESCRIPTIONS, names=PHOTOGRAPHS, descriptions=np.stack(descriptions), weights=weights()

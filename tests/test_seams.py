@@ -24,7 +24,7 @@ from coprs_core.evaluation.rows import evaluate
 from coprs_core.export.archive import open_answer, save_zip
 from coprs_core.mini.world.questions import draw_examples
 from coprs_core.model.backends.mllm import VisualTokens
-from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Segmenter, Step
+from coprs_core.model.segmenter import Localization, PhotoFeatures, RegionProposal, Segmenter, Step
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import PROBES, load_probe
 from tests import ROOT
@@ -197,25 +197,25 @@ class Middle:
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def read(self, photo, detail=None):
+    def encode_photo(self, photo, detail=None):
         return PhotoFeatures(photo.size, VisualTokens(torch.empty(0, 0), photo.size))
 
-    def distance(self, features):
+    def ood_distance(self, features):
         return None
 
-    def think(self, instruction, features, max_new_tokens):
+    def generate(self, instruction, features, max_new_tokens):
         for word in ("<think>", f"It says {instruction}.", "</think>", "In the middle."):
             yield Step(text=word)
-        yield Step(ends=True)
+        yield Step(is_end=True)
 
     def locate(self, transcript, features):
         assert transcript.is_finished and transcript.text.endswith("In the middle.")
         height, width = features.photo_size
         prior = np.zeros((height, width), np.float32)
         prior[height // 4 : -height // 4, width // 4 : -width // 4] = 0.9
-        return Located("found", "It is always in the middle.", (Place(prior),))
+        return Localization("found", "It is always in the middle.", (RegionProposal(prior),))
 
-    def draw(self, place, features):
+    def predict_mask(self, place, features):
         return place.prior > 0.5
 
 

@@ -147,7 +147,7 @@ class ModelServer:
         is_fast = engine.segmenter.device.type == "cuda" and not self._has_worker
         if not is_fast or engine.has_focus_token or not engine.is_local:
             return
-        if engine.local_segmenter.language.heads:
+        if engine.local_segmenter.language.localization_heads:
             return
 
         from coprs_core.calibrate import calibrate
@@ -156,7 +156,7 @@ class ModelServer:
             steps = calibrate(engine)
             with suppress(CoPRSError, OSError):  # a cache that cannot be written
                 while self.engine is engine:
-                    with self.semaphore.acquired():
+                    with self.semaphore.acquire():
                         if next(steps, None) is None:
                             break
 
@@ -201,7 +201,7 @@ class ModelServer:
 
         Raises `Cancelled` where the work is no longer wanted while it waits.
         """
-        with self.semaphore.acquired(pixels, key, is_wanted):
+        with self.semaphore.acquire(pixels, key, is_wanted):
             try:
                 yield
             finally:
@@ -261,7 +261,7 @@ class ModelServer:
         from coprs_core.answer.engine import Engine
 
         def comes_first() -> bool:
-            waiting = self.semaphore.waiting
+            waiting = self.semaphore.waiting_keys
             return is_wanted() and (not waiting or photo.key in waiting)
 
         return self.run(Engine.prefetch, photo, comes_first)
@@ -269,7 +269,7 @@ class ModelServer:
     @property
     def is_idle(self) -> bool:
         """Whether no work is under way, and the model's seconds are not counted."""
-        return not self.is_gpu_borrowed and not self.semaphore.size
+        return not self.is_gpu_borrowed and not self.semaphore.total_size
 
     def call(
         self,

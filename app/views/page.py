@@ -18,7 +18,7 @@ from coprs_core.prompts import (
     FOUND,
     NOTHING_FOUND,
     parse_reply,
-    sentences,
+    split_sentences,
 )
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def finished_thought(
     return render(
         lang,
         "thought_done",
-        sentences=sentences(result.reasoning) or [result.reason],
+        sentences=split_sentences(result.reasoning) or [result.reason],
         token=FOCUS_TOKEN if has_token else "",
         answer=parse_reply(result.reply).answer,
         looks_after=bool(result.regions) and result.prior_kind != FOCUS_TOKEN_PRIOR,

@@ -15,7 +15,13 @@ import numpy as np
 from coprs_core.answer.flags import component_areas, mask_follows_prior
 from coprs_core.answer.results import Result, max_prior
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
-from coprs_core.prompts import COORDINATES_PRIOR, FOCUS_TOKEN_PRIOR, FOUND, UNFINISHED, sentences
+from coprs_core.prompts import (
+    COORDINATES_PRIOR,
+    FOCUS_TOKEN_PRIOR,
+    FOUND,
+    UNFINISHED,
+    split_sentences,
+)
 
 State = Literal["holds", "broken", "open"]
 HOLDS: Final = "holds"
@@ -116,7 +122,7 @@ def restated_question(result: Result) -> str:
     "" where none plainly does, or where a person wrote the thought."""
     if result.is_thought_given:
         return ""
-    quote = next(filter(_RESTATES_QUESTION.match, sentences(result.reasoning)), "")
+    quote = next(filter(_RESTATES_QUESTION.match, split_sentences(result.reasoning)), "")
     if len(quote) > MAX_QUOTE_CHARACTERS:
         quote = f"{quote[: MAX_QUOTE_CHARACTERS - 1].rstrip()}…"
     return quote

@@ -25,7 +25,7 @@ from coprs_core.machine import out_of_memory_as_user_error, package_versions
 from coprs_core.model.backends.cancellation import cancellable, current_check, install_checks
 from coprs_core.model.backends.coordinates import CoordinateSegmenter
 from coprs_core.model.focus_token import FocusTokenSegmenter
-from coprs_core.model.segmenter import Located, PhotoFeatures, Segmenter, Transcript
+from coprs_core.model.segmenter import Localization, PhotoFeatures, Segmenter, Transcript
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.prompts import PriorKind, check_instruction, parse_reply
 
@@ -207,10 +207,10 @@ class Engine:
         def check() -> bool:
             return is_wanted is None or self._num_waiting[photo.key] > 1 or is_wanted()
 
-        with self._count_waiting(photo), self._read_semaphore.acquired(), cancellable(check):
+        with self._count_waiting(photo), self._read_semaphore.acquire(), cancellable(check):
             # another thread may have read it while this one waited for its turn
             cached = self.cached_features(photo)
-            return cached or self.cache_features(photo, self.segmenter.read(photo))
+            return cached or self.cache_features(photo, self.segmenter.encode_photo(photo))
 
     @contextmanager
     def _count_waiting(self, photo: Photo) -> Generator[None, None, None]:
@@ -270,7 +270,7 @@ class _AnswerRun:
         """Yields an `Update` before the photo is read and one after; returns its features."""
         yield Update("reading", seconds=self.timer.total, photo_reused=self.photo_reused)
         features = self.features or self.engine.read(self.photo, self.is_wanted)
-        self.distance = self.segmenter.distance(features)
+        self.distance = self.segmenter.ood_distance(features)
         self.timer.finish("reading")
         yield self.make_update("reading")
         return features
@@ -281,13 +281,13 @@ class _AnswerRun:
         self.timer.finish("thinking")
         located = self.segmenter.locate(transcript, features)
         prior, regions = None, ()
-        if located.places:
-            prior = max_prior(p.prior for p in located.places)
+        if located.proposals:
+            prior = max_prior(p.prior for p in located.proposals)
             self.timer.finish("focusing")
             yield self.make_update("focus", prior=prior)
             regions = self.draw(located, features)
             self.timer.finish("drawing")
-        result = self._make_result(located, regions, features.seen_size)
+        result = self._make_result(located, regions, features.mllm_image_size)
         yield self.make_update("done", prior=prior, result=result)
 
     def think(self, features: PhotoFeatures):
@@ -296,12 +296,12 @@ class _AnswerRun:
         is_finished, looks = False, None
         embeddings: list[Tensor] = []
         pieces: list[str] = []
-        for step in self.segmenter.think(self.instruction, features, self.max_new_tokens):
+        for step in self.segmenter.generate(self.instruction, features, self.max_new_tokens):
             if step.token is not None:
                 self.tokens.append(step.token)
                 pieces.append(step.text)
-            looks = step.looks
-            is_finished = step.ends
+            looks = step.attention
+            is_finished = step.is_end
             if step.focus_embedding is not None:
                 embeddings.append(step.focus_embedding)
             self.text += step.text
@@ -315,10 +315,10 @@ class _AnswerRun:
             self.text, is_finished, self.max_new_tokens, embedding, tuple(pieces), looks
         )
 
-    def draw(self, located: Located, features: PhotoFeatures) -> tuple[Region, ...]:
+    def draw(self, located: Localization, features: PhotoFeatures) -> tuple[Region, ...]:
         return tuple(
-            Region(p.prior, self.segmenter.draw(p, features), p.box, p.points, p.label)
-            for p in located.places
+            Region(p.prior, self.segmenter.predict_mask(p, features), p.box, p.points, p.label)
+            for p in located.proposals
         )
 
     def make_update(self, stage: str, new: str = "", prior=None, result=None) -> Update:
@@ -336,7 +336,7 @@ class _AnswerRun:
         )
 
     def _make_result(
-        self, located: Located, regions: tuple[Region, ...], seen_size: tuple[int, int]
+        self, located: Localization, regions: tuple[Region, ...], seen_size: tuple[int, int]
     ) -> Result:
         method = getattr(self.segmenter, "decoding", "greedy")  # a server may have its own
         decoding = {"max_new_tokens": self.max_new_tokens, "decoding": method, "seed": None}

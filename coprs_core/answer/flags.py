@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from coprs_core.answer.results import Result
-from coprs_core.model.backends.boxes import breaks_off, most_objects
+from coprs_core.model.backends.boxes import is_coordinate_list_cut_off, max_objects
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR, FOUND, last_sentence
 
 FLAG_TEXTS = {
@@ -83,8 +83,9 @@ def find_flags(result: Result) -> tuple[str, ...]:
         "border": any(edge.any() for edge in edges),
         "tiny": mask.mean() < MAX_TINY_SHARE,
         "scattered": any(count_components(r.mask) > 1 for r in result.regions),
-        "cut off": result.prior_kind != FOCUS_TOKEN_PRIOR and breaks_off(result.reply),
-        "many": 1 < len(result.regions) == most_objects(result.photo_size),
+        "cut off": result.prior_kind != FOCUS_TOKEN_PRIOR
+        and is_coordinate_list_cut_off(result.reply),
+        "many": 1 < len(result.regions) == max_objects(result.photo_size),
         "contradiction": thought_finds_nothing(result.reasoning),
     }
     return (*general_flags, *(name for name, holding in conditions.items() if holding))

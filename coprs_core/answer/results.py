@@ -61,7 +61,7 @@ from coprs_core.answer.validation import (
 from coprs_core.errors import CoPRSError, strip_markup
 from coprs_core.masks import decode_prior, resize_mask
 from coprs_core.metrics import prior_mask_iou
-from coprs_core.model.backends.boxes import most_objects
+from coprs_core.model.backends.boxes import max_objects
 from coprs_core.photos.orientation import UPRIGHT, to_stored_array, to_stored_size
 from coprs_core.photos.photo import MAX_SIDE
 from coprs_core.prompts import (
@@ -358,7 +358,7 @@ def _parse_photo_size(values: dict, photo_size: tuple[int, int] | None) -> tuple
     if photo_size is not None:
         check_photo_size((height, width), photo_size)
     count, pixels = len(values["regions"]), height * width
-    max_regions = most_objects((height, width))
+    max_regions = max_objects((height, width))
     if photo_size is None:
         max_regions = min(max_regions, MAX_PIXELS_WITHOUT_PHOTO // pixels)
     if count > max_regions:

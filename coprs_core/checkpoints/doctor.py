@@ -36,7 +36,7 @@ from coprs_core.checkpoints.sources import ModelSource
 from coprs_core.errors import CoPRSError
 from coprs_core.files import without_hidden
 from coprs_core.machine import choose_device, free_memory, has_native_bfloat16, parse_dtype
-from coprs_core.model.backends.remote.proxies import shown
+from coprs_core.model.backends.remote.proxies import without_password
 from coprs_core.storage import expand_home, format_bytes, free_disk
 
 _PACKAGES = (
@@ -190,7 +190,7 @@ def _check_remote(model: str) -> Check:
     except CoPRSError as problem:
         return Check("model", "on another machine", str(problem))
     key = "set" if os.environ.get(API_KEY_VARIABLE) else "not set"
-    proxy_note = f" through the proxy {shown(proxy)}" if proxy else ""
+    proxy_note = f" through the proxy {without_password(proxy)}" if proxy else ""
     return Check(
         "model",
         f"{source.model} on {source.host}, asked when it is loaded{proxy_note}; "

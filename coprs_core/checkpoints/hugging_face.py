@@ -32,7 +32,7 @@ from coprs_core.checkpoints.tensors import raise_on_mismatch
 from coprs_core.errors import CoPRSError, Phrase, truncate
 from coprs_core.files import read_text, without_hidden
 from coprs_core.machine import as_user_error
-from coprs_core.model.backends.coordinates import CHATML, QUESTION_SLOT
+from coprs_core.model.backends.coordinates import DEFAULT_CHAT_TEMPLATE, QUESTION_SLOT
 from coprs_core.model.backends.cpu import optimize
 from coprs_core.model.backends.mllm import ARCHITECTURES, Mllm
 from coprs_core.parsing import parse_json
@@ -212,7 +212,7 @@ def load_image_processor(folder: Path) -> Any:
 
 def make_prompt_template(folder: Path, tokenizer: Any, image_id: int) -> str:
     """How a model is spoken to: its folder's own chat template, filled with one picture and one
-    question, both as slots; `CHATML` where the folder brings none.
+    question, both as slots; `DEFAULT_CHAT_TEMPLATE` where the folder brings none.
 
     Raises `CoPRSError` where the template does not take a picture and a question.
     """
@@ -221,7 +221,7 @@ def make_prompt_template(folder: Path, tokenizer: Any, image_id: int) -> str:
     with as_user_error(fault, hint):
         template = getattr(load_processor(folder), "chat_template", None) or tokenizer.chat_template
         if not template:
-            return CHATML
+            return DEFAULT_CHAT_TEMPLATE
         content = [{"type": "image"}, {"type": "text", "text": QUESTION_SLOT}]
         filled = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],

@@ -13,7 +13,7 @@ from coprs_core.checkpoints.tensors import save_tensors
 from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.files import read_text
 from coprs_core.machine import as_user_error
-from coprs_core.model.backends.familiar import Familiar, learn, pictures_needed
+from coprs_core.model.backends.ood import OodStatistics, fit_ood_statistics, min_images
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.parsing import parse_json
 from coprs_core.photos.photo import Photo
@@ -21,11 +21,13 @@ from coprs_core.photos.photo import Photo
 STATISTICS_FILE = "familiar.safetensors"
 
 
-def compute_ood_statistics(segmenter: FocusTokenSegmenter, photos: Iterable[Photo]) -> Familiar:
+def compute_ood_statistics(
+    segmenter: FocusTokenSegmenter, photos: Iterable[Photo]
+) -> OodStatistics:
     """Mean and covariance of a model's descriptions of these photos; raises `CoPRSError` where they
     are too few."""
-    descriptions = [segmenter.describe(photo) for photo in photos]
-    needed = pictures_needed(segmenter.model.config.vision.channels)
+    descriptions = [segmenter.photo_statistics(photo) for photo in photos]
+    needed = min_images(segmenter.model.config.vision.channels)
     if len(descriptions) < needed:
         raise CoPRSError(
             "There are {count:,} pictures and this model needs at least {needed:,} to tell "
@@ -33,10 +35,10 @@ def compute_ood_statistics(segmenter: FocusTokenSegmenter, photos: Iterable[Phot
             count=len(descriptions),
             needed=needed,
         )
-    return learn(torch.stack(descriptions))
+    return fit_ood_statistics(torch.stack(descriptions))
 
 
-def save_ood_statistics(folder: Path, statistics: Familiar, note: str | None = None) -> None:
+def save_ood_statistics(folder: Path, statistics: OodStatistics, note: str | None = None) -> None:
     """Write statistics into a checkpoint folder; `note` says in words what the model knows."""
     save_tensors(statistics.tensors(), folder / STATISTICS_FILE)
     if note is not None:
@@ -52,7 +54,7 @@ def copy_ood_statistics(source: Path, folder: Path) -> None:
         shutil.copyfile(source / STATISTICS_FILE, folder / STATISTICS_FILE)
 
 
-def load_ood_statistics(folder: Path, channels: int) -> Familiar | None:
+def load_ood_statistics(folder: Path, channels: int) -> OodStatistics | None:
     """The statistics in a checkpoint folder; None where it has none.
 
     Raises `CoPRSError` where it is broken or of another model.
@@ -69,4 +71,4 @@ def load_ood_statistics(folder: Path, channels: int) -> Familiar | None:
         raise CoPRSError("{path} is not of this model: write it again with `familiar`.", path=path)
     if tensors["border"] <= 0:
         raise CoPRSError("{path} has a border of 0: write it again with `familiar`.", path=path)
-    return Familiar(**tensors)
+    return OodStatistics(**tensors)

@@ -24,7 +24,7 @@ from coprs_core.model.backends.remote.proxies import proxy_for
 from coprs_core.prompts import COORDINATES_PRIOR, PriorKind
 
 if TYPE_CHECKING:
-    from coprs_core.model.backends.remote.chat import Server
+    from coprs_core.model.backends.remote.chat import ChatEndpoint
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class RemoteSource:
         """The server as messages name it."""
         return urlsplit(self.url).netloc
 
-    def server(self) -> "Server":
+    def server(self) -> "ChatEndpoint":
         """The model to talk to; nothing is asked yet.
 
         Raises `CoPRSError`: the key, or the proxy that the environment names, cannot be used.
         """
-        from coprs_core.model.backends.remote.chat import Server
-        from coprs_core.model.backends.remote.segmenter import SECONDS
+        from coprs_core.model.backends.remote.chat import ChatEndpoint
+        from coprs_core.model.backends.remote.segmenter import MAX_QUIET_SECONDS
 
         key = os.environ.get(API_KEY_VARIABLE, "").strip()
         if not key.isascii() or not key.isprintable():
@@ -59,7 +59,9 @@ class RemoteSource:
                 "{variable} holds signs that no key has: copy the key again.",
                 variable=API_KEY_VARIABLE,
             )
-        return Server(self.url, self.model, key or "none", proxy_for(self.url), SECONDS)
+        return ChatEndpoint(
+            self.url, self.model, key or "none", proxy_for(self.url), MAX_QUIET_SECONDS
+        )
 
     def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
         """How its SAM will be loaded here."""
@@ -71,13 +73,16 @@ class RemoteSource:
 
         Raises `CoPRSError`: the server cannot be used, and why.
         """
-        from coprs_core.model.backends.coordinates import QWEN3
+        from coprs_core.model.backends.coordinates import QWEN3_PROMPT
         from coprs_core.model.backends.cpu import optimize
-        from coprs_core.model.backends.remote.segmenter import RemoteSegmenter, ask_for_a_square
+        from coprs_core.model.backends.remote.segmenter import (
+            RemoteSegmenter,
+            detect_coordinate_prompt,
+        )
 
         say, server = report or print_progress, self.server()
         say(Phrase("asking {host} where a drawn square is", host=self.host))
-        prompt = ask_for_a_square(server)
+        prompt = detect_coordinate_prompt(server)
         if prompt is None:
             warning = Phrase(
                 "warning: {model} on {host} did not tell where a drawn red square is: its boxes "
@@ -89,7 +94,7 @@ class RemoteSource:
         device, dtype = torch.device(plan.device), parse_dtype(plan.dtype)
         sam = load_sam(plan.sam, device, dtype, report).eval().requires_grad_(False)
         optimize.apply(sam)
-        segmenter = RemoteSegmenter(server, sam, prompt or QWEN3)
+        segmenter = RemoteSegmenter(server, sam, prompt or QWEN3_PROMPT)
         return Checkpoint(self.name, segmenter, "none", is_proven=prompt is not None)
 
 

@@ -35,7 +35,7 @@ from coprs_core.checkpoints.tensors import count_parameters, load_module
 from coprs_core.errors import CoPRSError, Phrase
 from coprs_core.machine import as_user_error, parse_dtype
 from coprs_core.model.backends.coordinates import (
-    PROMPTS,
+    PROMPTS_BY_MODEL_TYPE,
     CoordinateModel,
     CoordinatePrompt,
     CoordinateSegmenter,
@@ -130,18 +130,18 @@ class CoPRSSource:
 
     def special_token_ids(self) -> dict[str, int]:
         tokens = _image_token_id(self.language_folder)
-        focus_token = CoPRSConfig.read(self.folder / "coprs.json").focus_token
+        focus_token = CoPRSConfig.from_file(self.folder / "coprs.json").focus_token
         tokenizer = load_tokenizer(self.language_folder)
         return tokens | {focus_token: focus_token_id(tokenizer, focus_token, self.language_folder)}
 
     def plan(self, options: LoadOptions, machine: Machine) -> LoadPlan:
-        vision = CoPRSConfig.read(self.folder / "coprs.json").vision
+        vision = CoPRSConfig.from_file(self.folder / "coprs.json").vision
         size = _measure_size([*weight_files(self.language_folder), *self._part_files()])
         size += ModelSize(working=sam_encoder_memory(vision.grid, vision.width))
         return make_plan(self.name, size, options, machine)
 
     def load(self, plan: LoadPlan, report: ProgressCallback | None) -> Checkpoint:
-        config = CoPRSConfig.read(self.folder / "coprs.json")
+        config = CoPRSConfig.from_file(self.folder / "coprs.json")
         device, dtype = torch.device(plan.device), parse_dtype(plan.dtype)
         mllm = load_mllm(self.language_folder, device, dtype, plan.quantization)
         width = mllm.get_input_embeddings().embedding_dim
@@ -166,7 +166,7 @@ class CoPRSSource:
         optimize.apply(model, shortlist=plan.quantization != "none")
         ood_statistics = load_ood_statistics(self.folder, config.vision.channels)
         segmenter = FocusTokenSegmenter(model, tokenizer, image_processor, ood_statistics)
-        segmenter.language.heads = load_heads(self.language_folder)
+        segmenter.language.localization_heads = load_heads(self.language_folder)
         _check_first_tokens(segmenter.language, config.prompt_template, self.language_folder)
         return Checkpoint(self.name, segmenter, plan.quantization, self.language_folder)
 
@@ -202,15 +202,15 @@ class CoordinateSource:
 
     def _choose_prompt(self) -> CoordinatePrompt:
         kind = read_config(self.folder).model_type
-        if kind not in PROMPTS:
+        if kind not in PROMPTS_BY_MODEL_TYPE:
             raise CoPRSError(
                 "{model} is of type {kind!r} and coordinates are read from {names}: choose a "
                 "model that `coprs models` lists with coordinates.",
                 model=self.name,
                 kind=kind,
-                names=", ".join(PROMPTS),
+                names=", ".join(PROMPTS_BY_MODEL_TYPE),
             )
-        return self.prompt or PROMPTS[kind]
+        return self.prompt or PROMPTS_BY_MODEL_TYPE[kind]
 
     def load(self, plan: LoadPlan, report: ProgressCallback | None) -> Checkpoint:
         prompt, device, dtype = (
@@ -227,7 +227,7 @@ class CoordinateSource:
         chat = make_prompt_template(self.folder, tokenizer, model.mllm.config.image_token_id)
         detail = cast(Detail, plan.detail)
         segmenter = CoordinateSegmenter(model, tokenizer, image_processor, prompt, chat, detail)
-        segmenter.language.heads = load_heads(self.folder)
+        segmenter.language.localization_heads = load_heads(self.folder)
         _check_first_tokens(segmenter.language, segmenter.template, self.folder)
         return Checkpoint(self.name, segmenter, plan.quantization, self.folder)
 
@@ -255,15 +255,15 @@ def _check_first_tokens(language: LanguageModel, template: str, folder: Path) ->
     )
     with as_user_error(fault, Phrase("take all files of a model from one source")):
         _check_token_ids(language, folder)
-        visual = language.see(_TEST_PHOTO)
-        prefix = language.prefix(template, visual)
-        reading_so_far = language.reading(template, "the umbrella", visual, prefix)
-        for _ in language.write(reading_so_far, None, 2):
+        visual = language.encode_image(_TEST_PHOTO)
+        prefix = language.prefill_prefix(template, visual)
+        reading_so_far = language.start_session(template, "the umbrella", visual, prefix)
+        for _ in language.generate(reading_so_far, None, 2):
             pass
 
 
 def _check_token_ids(language: LanguageModel, folder: Path) -> None:
-    tokenizer, num_embeddings = language.tokenizer, language.vocabulary
+    tokenizer, num_embeddings = language.tokenizer, language.vocab_size
     largest = max(tokenizer.get_vocab().values())
     if largest >= num_embeddings:
         raise CoPRSError(

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from coprs_core.errors import CoPRSError, Phrase, first_line, truncate
 from coprs_core.files import GIT_LFS_HINT, is_git_lfs_pointer
 from coprs_core.machine import COPY_AGAIN_HINT, as_user_error
-from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, decoder_config_of
-from coprs_core.model.vision import VisionConfig, vision_config_of
+from coprs_core.model.decoder import FLOAT32_BUFFER, DecoderConfig, infer_decoder_config
+from coprs_core.model.vision import VisionConfig, infer_vision_config
 from coprs_core.storage import format_bytes, free_disk
 
 SAM_ENCODER_PREFIX = "image_encoder."
@@ -236,7 +236,7 @@ def read_sam_file(path: Path) -> dict[str, Tensor]:
 def infer_sam_configs(state: dict[str, Tensor], path: Path) -> tuple[VisionConfig, DecoderConfig]:
     """The sizes of a SAM file's image encoder and decoder, read off its tensors."""
     try:
-        return vision_config_of(sam_encoder_tensors(state)), decoder_config_of(state)
+        return infer_vision_config(sam_encoder_tensors(state)), infer_decoder_config(state)
     except (KeyError, ValueError, IndexError) as problem:
         raise CoPRSError(
             "{path} is not a SAM (ViT-B, L or H) file; it lacks {reason}: give one of "

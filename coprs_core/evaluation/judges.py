@@ -18,7 +18,7 @@ from coprs_core.evaluation.rows import Measurement
 from coprs_core.example import Example
 
 if TYPE_CHECKING:
-    from coprs_core.model.backends.remote.chat import Server
+    from coprs_core.model.backends.remote.chat import ChatEndpoint
 
 RULE = "rule"
 RUBRIC = """\
@@ -56,7 +56,7 @@ class RuleJudge:
 class ModelJudge:
     """Asks a model on a server, with `RUBRIC`."""
 
-    server: "Server"
+    server: "ChatEndpoint"
 
     def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
         image = example.load_photo().image.copy()
@@ -66,7 +66,9 @@ class ModelJudge:
         picture = f"data:image/jpeg;base64,{base64.b64encode(told.getvalue()).decode()}"
         question = RUBRIC.format(instruction=example.instruction, thought=result.reasoning)
         try:
-            reply = "".join(step.text for step in self.server.write(picture, question, TOKENS))
+            reply = "".join(
+                step.text for step in self.server.stream_reply(picture, question, TOKENS)
+            )
         except CoPRSError:  # the answer counts, its thought is not judged
             return row
         return replace(row, thought=read_score(reply))

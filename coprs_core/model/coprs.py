@@ -55,7 +55,7 @@ class CoPRSConfig:
                     "coprs.json).",
                     slot=slot,
                 )
-        for name, whole, divisor_name, divisor in _multiples(self):
+        for name, whole, divisor_name, divisor in _divisibility_rules(self):
             if whole % divisor:
                 raise CoPRSError(
                     "{name} is {whole} and a multiple of {divisor_name} {divisor} was expected: "
@@ -86,9 +86,9 @@ class CoPRSConfig:
             )
         _check_entries("", values, asdict(cls(1)))
         try:
-            vision = VisionConfig(**_tuples(values.pop("vision")))
+            vision = VisionConfig(**_lists_to_tuples(values.pop("vision")))
             decoder = DecoderConfig(**values.pop("decoder"))
-            return cls(vision=vision, decoder=decoder, **_tuples(values))
+            return cls(vision=vision, decoder=decoder, **_lists_to_tuples(values))
         except (KeyError, TypeError) as problem:
             raise CoPRSError(
                 "coprs.json does not describe a CoPRS model ({reason}): copy it again from its "
@@ -97,7 +97,7 @@ class CoPRSConfig:
             ) from problem
 
     @classmethod
-    def read(cls, path: Path) -> "CoPRSConfig":
+    def from_file(cls, path: Path) -> "CoPRSConfig":
         """The config in a file coprs.json; raises `CoPRSError` where it is broken."""
         try:
             return cls.from_dict(parse_json(read_text(path)))
@@ -111,7 +111,7 @@ class CoPRSConfig:
             ) from problem
 
 
-_MOST = {
+_MAX_VALUES = {
     "max_new_tokens": MAX_NEW_TOKENS,
     "vision.side": 4096,
     "vision.depth": 512,
@@ -124,18 +124,18 @@ _MOST = {
     "note": 10_000,
 }
 """Largest value of a number, or length of a text; of any other number, 65536."""
-_LEAST = {"vision.window": 0, "vision.global_layers": 0, "note": 0}
-_MOST_IN_LIST = 512
-_MOST_LEAST_PIXELS = 2**20
+_MIN_VALUES = {"vision.window": 0, "vision.global_layers": 0, "note": 0}
+_MAX_LIST_LENGTH = 512
+_MAX_MIN_PIXELS = 2**20
 """Largest area that a small photo is stretched to."""
 
 
-def _check_entries(prefix: str, values: dict, like: dict) -> None:
-    """Raises `CoPRSError` where an entry has another type than in `like`, or a number or text is
+def _check_entries(prefix: str, values: dict, defaults: dict) -> None:
+    """Raises `CoPRSError` where an entry has another type than in `defaults`, or a number or text is
     out of range."""
-    for name in sorted(values.keys() & like.keys()):
+    for name in sorted(values.keys() & defaults.keys()):
         key, value = prefix + name, values[name]
-        what, is_right = _judged(key, value, like[name])
+        what, is_right = _check_entry(key, value, defaults[name])
         if not is_right:
             raise CoPRSError(
                 "coprs.json: {key} is {value!r} and {what} was expected: correct it, or copy the "
@@ -144,16 +144,16 @@ def _check_entries(prefix: str, values: dict, like: dict) -> None:
                 value=truncate(value, 40),
                 what=what,
             )
-        if isinstance(like[name], dict):
-            _check_entries(f"{key}.", value, like[name])
+        if isinstance(defaults[name], dict):
+            _check_entries(f"{key}.", value, defaults[name])
 
 
-def _judged(key: str, value: Any, like: Any) -> tuple[Phrase, bool]:
+def _check_entry(key: str, value: Any, default: Any) -> tuple[Phrase, bool]:
     """What is expected of an entry, in words, and whether its value is that."""
-    least, most = _LEAST.get(key, 1), _MOST.get(key, 65536)
-    if isinstance(like, dict):
+    least, most = _MIN_VALUES.get(key, 1), _MAX_VALUES.get(key, 65536)
+    if isinstance(default, dict):
         return Phrase("a group of entries"), isinstance(value, dict)
-    if isinstance(like, str):
+    if isinstance(default, str):
         is_right = isinstance(value, str) and least <= len(value) <= most
         is_right = is_right and not any("\ud800" <= c <= "\udfff" for c in value)
         if key == "focus_token":
@@ -161,31 +161,31 @@ def _judged(key: str, value: Any, like: Any) -> tuple[Phrase, bool]:
             return one_line, is_right and value.isprintable()
         text = Phrase("valid text of {least} to {most:,} characters", least=least, most=most)
         return text, is_right
-    if isinstance(like, float):
+    if isinstance(default, float):
         is_right = type(value) in (int, float) and least <= value <= most
         return Phrase("a number from {least} to {most}", least=least, most=most), is_right
     what = Phrase("a whole number from {least} to {most}", least=least, most=most)
-    numbers = value if isinstance(like, tuple) else [value]
+    numbers = value if isinstance(default, tuple) else [value]
     is_right = (
         isinstance(numbers, list | tuple)
-        and len(numbers) <= _MOST_IN_LIST
+        and len(numbers) <= _MAX_LIST_LENGTH
         and all(type(n) is int and least <= n <= most for n in numbers)
     )
     if key == "mllm_pixels":
         is_right = is_right and len(numbers) == 2 and numbers[0] <= numbers[1]
-        is_right = is_right and numbers[0] <= _MOST_LEAST_PIXELS
+        is_right = is_right and numbers[0] <= _MAX_MIN_PIXELS
         two = Phrase(
             "two numbers, each {what}, the first up to {bound} and not above the second,",
             what=what,
-            bound=_MOST_LEAST_PIXELS,
+            bound=_MAX_MIN_PIXELS,
         )
         return two, is_right
-    if isinstance(like, tuple):
+    if isinstance(default, tuple):
         what = Phrase("a list, each {what},", what=what)
     return what, is_right
 
 
-def _multiples(config: "CoPRSConfig") -> tuple[tuple[str, int, str, int], ...]:
+def _divisibility_rules(config: "CoPRSConfig") -> tuple[tuple[str, int, str, int], ...]:
     """What must be a multiple of what: names and values."""
     vision, decoder = config.vision, config.decoder
     return (
@@ -198,7 +198,7 @@ def _multiples(config: "CoPRSConfig") -> tuple[tuple[str, int, str, int], ...]:
     )
 
 
-def _tuples(values: dict) -> dict:
+def _lists_to_tuples(values: dict) -> dict:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
@@ -221,7 +221,7 @@ class CoPRS(nn.Module):
         )
         self.decoder = PriorDecoder(config.decoder, config.vision)
 
-    def prior_logits(
+    def compute_prior_logits(
         self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor
     ) -> Tensor:
         """Where the focus token looks: prior logits [B, 1, 4h, 4w], −50 in the padding. Arguments
@@ -248,7 +248,7 @@ class CoPRS(nn.Module):
         Returns:
             prior logits [B, 1, 4h, 4w] (−50 in the padding) and mask logits of the same shape.
         """
-        prior_logits = self.prior_logits(focus_embedding, image_embedding, unpadded_size)
+        prior_logits = self.compute_prior_logits(focus_embedding, image_embedding, unpadded_size)
         return prior_logits, self.decoder(prior_logits, image_embedding)
 
     @property

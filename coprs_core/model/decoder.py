@@ -27,7 +27,7 @@ class DecoderConfig:
     iou_width: int = 256
 
 
-def decoder_config_of(state: dict[str, Tensor]) -> DecoderConfig:
+def infer_decoder_config(state: dict[str, Tensor]) -> DecoderConfig:
     """The sizes of SAM's prompt encoder and mask decoder, read off their tensors; raises `KeyError`
     where one is missing.
 
@@ -84,7 +84,7 @@ class PriorDecoder(nn.Module):
         sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=prior_logits)
         return self._decode(sparse, image_embedding + dense)
 
-    def from_coordinates(
+    def decode_coordinates(
         self, image_embedding: Tensor, box: Tensor | None, points: Tensor | None
     ) -> Tensor:
         """SAM's own prompts: `box` float [B, 4] (XYXY), `points` float [B, N, 2] (XY, all on the
@@ -96,7 +96,7 @@ class PriorDecoder(nn.Module):
         sparse, dense = self.prompt_encoder(points=labelled, boxes=box, masks=None)
         return self._decode(sparse, image_embedding + dense)
 
-    def from_embedding(self, image_embedding: Tensor, prompt: Tensor) -> Tensor:
+    def decode_embedding(self, image_embedding: Tensor, prompt: Tensor) -> Tensor:
         """A prompt embedding in place of any prompt, float [B, n, C], as LISA makes of a hidden
         state. Returns mask logits as `forward` does."""
         _, dense = self.prompt_encoder(points=None, boxes=None, masks=None)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from coprs_core.geometry import to_mllm_frame, to_photo_frame, to_sam_frame, unpadded_size
-from coprs_core.model.backends.boxes import most_objects
-from coprs_core.model.backends.familiar import Familiar, describe
+from coprs_core.model.backends.boxes import max_objects
 from coprs_core.model.backends.language import LanguageModel
-from coprs_core.model.backends.mllm import Reading
+from coprs_core.model.backends.mllm import PromptSession
+from coprs_core.model.backends.ood import OodStatistics, image_statistics
 from coprs_core.model.coprs import CoPRS
-from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Step, Transcript
+from coprs_core.model.segmenter import Localization, PhotoFeatures, RegionProposal, Step, Transcript
 from coprs_core.photos.photo import Photo
 from coprs_core.prompts import (
     FOCUS_TOKEN_PRIOR,
@@ -37,9 +37,9 @@ class FocusTokenSegmenter:
         model: CoPRS,
         tokenizer: Any,
         image_processor: Any,
-        familiar: Familiar | None = None,
+        ood_statistics: OodStatistics | None = None,
     ):
-        self.model, self.familiar = model, familiar
+        self.model, self.ood_statistics = model, ood_statistics
         self.language = LanguageModel(model.mllm, tokenizer, image_processor)
         self.note = model.config.note
         self.max_new_tokens = model.config.max_new_tokens
@@ -56,41 +56,43 @@ class FocusTokenSegmenter:
     # --- Segmenter
 
     @torch.no_grad()
-    def read(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
+    def encode_photo(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
         config = self.model.config
         image_embedding = self.embed(photo)
-        visual = self.language.see(to_mllm_frame(photo.image, config.mllm_pixels))
-        prefix = self.language.prefix(config.prompt_template, visual)
+        visual = self.language.encode_image(to_mllm_frame(photo.image, config.mllm_pixels))
+        prefix = self.language.prefill_prefix(config.prompt_template, visual)
         return PhotoFeatures(photo.size, visual, prefix, (image_embedding,))
 
-    def distance(self, features: PhotoFeatures) -> float | None:
-        if self.familiar is None:
+    def ood_distance(self, features: PhotoFeatures) -> float | None:
+        if self.ood_statistics is None:
             return None
         side = self.model.config.vision.side
-        described = describe(features.image_embedding[0], features.photo_size, side)
-        return self.familiar.distance(described)
+        statistics = image_statistics(features.image_embedding[0], features.photo_size, side)
+        return self.ood_statistics.distance(statistics)
 
-    def think(
+    def generate(
         self, instruction: str, features: PhotoFeatures, max_new_tokens: int
     ) -> Iterator[Step]:
-        reading = self.reading(instruction, features)
-        return self.language.write(reading, self.focus_id, max_new_tokens)
+        reading = self.start_session(instruction, features)
+        return self.language.generate(reading, self.focus_id, max_new_tokens)
 
-    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
+    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Localization:
         if transcript.focus_embedding is None:
-            return _without_focus_token(transcript)
+            return _localize_without_focus_token(transcript)
         places = []
         written = transcript.focus_embedding.split(1)
-        for embedding in written[: most_objects(features.photo_size)]:
-            prior_logits = self.prior_logits(embedding, features)
-            places.append(Place(self.prior(prior_logits, features.photo_size), prior_logits))
+        for embedding in written[: max_objects(features.photo_size)]:
+            prior_logits = self.compute_prior_logits(embedding, features)
+            places.append(
+                RegionProposal(self.compute_prior(prior_logits, features.photo_size), prior_logits)
+            )
         number = "its focus token" if len(written) == 1 else f"{len(written)} focus tokens"
-        return Located(FOUND, f"The model wrote {number}.", tuple(places))
+        return Localization(FOUND, f"The model wrote {number}.", tuple(places))
 
-    def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
+    def predict_mask(self, place: RegionProposal, features: PhotoFeatures) -> np.ndarray:
         if place.prior_logits is None:
             raise ValueError("this place was not located by a focus token")
-        return self.mask(place.prior_logits, features)
+        return self.decode_mask(place.prior_logits, features)
 
     def embed(self, photo: Photo) -> Tensor:
         """The image encoder's view of a photo, [1, C, h, w]."""
@@ -99,29 +101,31 @@ class FocusTokenSegmenter:
         return self.model.image_encoder(pixels.to(place.device, place.dtype)).to(self.dtype)
 
     @torch.no_grad()
-    def describe(self, photo: Photo) -> Tensor:
-        """A photo in the numbers by which it is known (see `familiar.describe`), whatever else it
+    def photo_statistics(self, photo: Photo) -> Tensor:
+        """A photo in the numbers by which it is known (see `familiar.image_statistics`), whatever else it
         is read for."""
-        return describe(self.embed(photo), photo.size, self.model.config.vision.side)
+        return image_statistics(self.embed(photo), photo.size, self.model.config.vision.side)
 
     # --- for the probes
 
     @property
-    def ends(self) -> set[int]:
+    def thought_stop_ids(self) -> set[int]:
         """The tokens that end a thought at the latest."""
         return {self.focus_id, *self.language.stop_ids}
 
-    def prompt(self, instruction: str, features: PhotoFeatures) -> list[int]:
+    def encode_prompt(self, instruction: str, features: PhotoFeatures) -> list[int]:
         """Token ids of the question about a photo."""
         template = self.model.config.prompt_template
-        return self.language.prompt(template, instruction, features.visual)
+        return self.language.encode_prompt(template, instruction, features.visual)
 
-    def reading(self, instruction: str, features: PhotoFeatures) -> Reading:
+    def start_session(self, instruction: str, features: PhotoFeatures) -> PromptSession:
         """The question about a photo, read and ready for a reply."""
         template = self.model.config.prompt_template
-        return self.language.reading(template, instruction, features.visual, features.prefix)
+        return self.language.start_session(template, instruction, features.visual, features.prefix)
 
-    def look(self, embedding: Tensor, features: PhotoFeatures) -> tuple[np.ndarray, np.ndarray]:
+    def prior_and_mask(
+        self, embedding: Tensor, features: PhotoFeatures
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Where a hidden state looks when it is taken for the focus embedding.
 
         Only the focus token's own state was trained for this.
@@ -132,47 +136,55 @@ class FocusTokenSegmenter:
         Returns:
             prior float32 [H, W] in [0, 1], and the mask that the decoder makes of it, bool [H, W].
         """
-        prior_logits = self.prior_logits(embedding, features)
-        return self.prior(prior_logits, features.photo_size), self.mask(prior_logits, features)
+        prior_logits = self.compute_prior_logits(embedding, features)
+        return self.compute_prior(prior_logits, features.photo_size), self.decode_mask(
+            prior_logits, features
+        )
 
     @torch.no_grad()
-    def prior_logits(self, embedding: Tensor, features: PhotoFeatures) -> Tensor:
+    def compute_prior_logits(self, embedding: Tensor, features: PhotoFeatures) -> Tensor:
         """Where an embedding [1, D] looks: prior logits [1, 1, p, p]."""
         size = torch.tensor([unpadded_size(features.photo_size, self.model.config.vision.side)])
-        return self.model.prior_logits(embedding.to(self.dtype), features.image_embedding[0], size)
+        return self.model.compute_prior_logits(
+            embedding.to(self.dtype), features.image_embedding[0], size
+        )
 
-    def prior(self, prior_logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
+    def compute_prior(self, prior_logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
         """Prior logits [1, 1, p, p] → the prior float32 [H, W] in [0, 1] at the photo's size."""
         side = self.model.config.vision.side
         return to_photo_frame(prior_logits, photo_size, side)[0, 0].sigmoid().cpu().numpy()
 
     @torch.no_grad()
-    def mask(self, prior_logits: Tensor, features: PhotoFeatures) -> np.ndarray:
+    def decode_mask(self, prior_logits: Tensor, features: PhotoFeatures) -> np.ndarray:
         """Prior logits [1, 1, p, p] → the mask that the decoder draws, bool [H, W]."""
         mask_logits = self.model.decoder(prior_logits, features.image_embedding[0])
-        return self.at_photo_size(mask_logits, features.photo_size)[0] > 0
+        return self.resize_to_photo(mask_logits, features.photo_size)[0] > 0
 
     @torch.no_grad()
     def head_maps(self, embedding: Tensor, features: PhotoFeatures) -> np.ndarray:
         """The attention maps before they are fused, float32 [heads, H, W], unbounded."""
         maps = self.model.prior.head_maps(embedding.to(self.dtype), features.image_embedding[0])
-        return self.at_photo_size(maps.transpose(0, 1), features.photo_size)
+        return self.resize_to_photo(maps.transpose(0, 1), features.photo_size)
 
-    def at_photo_size(self, logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
+    def resize_to_photo(self, logits: Tensor, photo_size: tuple[int, int]) -> np.ndarray:
         """Logits [N, 1, h, w] of SAM's square → float32 [N, H, W] of the photo."""
         side = self.model.config.vision.side
         return to_photo_frame(logits, photo_size, side)[:, 0].cpu().numpy()
 
 
-def _without_focus_token(transcript: Transcript) -> Located:
+def _localize_without_focus_token(transcript: Transcript) -> Localization:
     """A reply without a focus token is never a mask."""
     reply = parse_reply(transcript.text)
     if not transcript.is_finished:
         limit = f"{transcript.max_new_tokens:,} tokens"
-        return Located(UNFINISHED, f"The model used up its {limit} before it wrote a focus token.")
-    if reply.closed and reply.answer:
-        return Located(NOTHING_FOUND, f"The model wrote no focus token and says: “{reply.answer}”")
-    return Located(
+        return Localization(
+            UNFINISHED, f"The model used up its {limit} before it wrote a focus token."
+        )
+    if reply.is_thought_closed and reply.answer:
+        return Localization(
+            NOTHING_FOUND, f"The model wrote no focus token and says: “{reply.answer}”"
+        )
+    return Localization(
         UNFINISHED,
         "The model ended its reply without a focus token and without saying that nothing fits.",
     )

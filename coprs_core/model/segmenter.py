@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coprs_core.model.backends.attention import Looks
+from coprs_core.model.backends.attention import AttentionTrace
 from coprs_core.model.backends.mllm import Prefix, VisualTokens
 from coprs_core.photos.photo import Photo
 from coprs_core.prompts import Detail, Outcome, PriorKind
@@ -34,9 +34,9 @@ class PhotoFeatures:
     data_url: str = field(default="", repr=False)
 
     @property
-    def seen_size(self) -> tuple[int, int]:
+    def mllm_image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the picture that the language model was given."""
-        return self.visual.seen_size
+        return self.visual.image_size
 
     @property
     def nbytes(self) -> int:
@@ -69,9 +69,9 @@ class Step:
 
     token: int | None = None
     text: str = ""
-    ends: bool = False
+    is_end: bool = False
     focus_embedding: Tensor | None = None
-    looks: Looks | None = None
+    attention: AttentionTrace | None = None
     is_waiting: bool = False
 
 
@@ -92,12 +92,12 @@ class Transcript:
     is_finished: bool
     max_new_tokens: int
     focus_embedding: Tensor | None = None
-    pieces: tuple[str, ...] = ()
-    looks: Looks | None = None
+    token_texts: tuple[str, ...] = ()
+    attention: AttentionTrace | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class RegionProposal:
     """One thing that a reply points at, before its mask is drawn.
 
     Attributes:
@@ -115,13 +115,13 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class Located:
+class Localization:
     """What a reply amounts to: its outcome, one sentence why, and the places where it is
     "found"."""
 
     outcome: Outcome
     reason: str
-    places: tuple[Place, ...] = ()
+    proposals: tuple[RegionProposal, ...] = ()
 
 
 class Segmenter(Protocol):
@@ -145,26 +145,26 @@ class Segmenter(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def read(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
+    def encode_photo(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
         """Everything that is worth keeping of a photo; `detail` in place of the model's own, where
         it can be chosen."""
         ...
 
-    def distance(self, features: PhotoFeatures) -> float | None:
+    def ood_distance(self, features: PhotoFeatures) -> float | None:
         """How unlike the pictures that the model knows a photo is: over 1 it is unfamiliar; None
         where the model cannot tell."""
         ...
 
-    def think(
+    def generate(
         self, instruction: str, features: PhotoFeatures, max_new_tokens: int
     ) -> Iterator[Step]:
         """The reply, step by step. Closing the generator stops the work within one step."""
         ...
 
-    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
+    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Localization:
         """Where a whole reply points: outcome, reason, and a prior for each thing."""
         ...
 
-    def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
+    def predict_mask(self, place: RegionProposal, features: PhotoFeatures) -> np.ndarray:
         """The mask of one place, bool [H, W] at the photo's size."""
         ...

@@ -44,7 +44,7 @@ SAM_SIZES = {
 }
 
 
-def vision_config_of(state: dict[str, Tensor]) -> VisionConfig:
+def infer_vision_config(state: dict[str, Tensor]) -> VisionConfig:
     """The sizes of an image encoder, read off its tensors (SAM's names, without a prefix).
 
     Raises `KeyError` where a tensor that tells a size is missing.
@@ -52,7 +52,7 @@ def vision_config_of(state: dict[str, Tensor]) -> VisionConfig:
     _, grid, _, width = state["pos_embed"].shape
     patch = state["patch_embed.proj.weight"].shape[-1]
     depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
-    reach = [(state[f"blocks.{i}.attn.rel_pos_h"].shape[0] + 1) // 2 for i in range(depth)]
+    window_sizes = [(state[f"blocks.{i}.attn.rel_pos_h"].shape[0] + 1) // 2 for i in range(depth)]
     return VisionConfig(
         side=grid * patch,
         patch=patch,
@@ -60,8 +60,8 @@ def vision_config_of(state: dict[str, Tensor]) -> VisionConfig:
         depth=depth,
         heads=width // state["blocks.0.attn.rel_pos_h"].shape[1],
         mlp_ratio=state["blocks.0.mlp.lin1.weight"].shape[0] / width,
-        window=min(reach),
-        global_layers=tuple(i for i, cells in enumerate(reach) if cells == grid),
+        window=min(window_sizes),
+        global_layers=tuple(i for i, cells in enumerate(window_sizes) if cells == grid),
         channels=state["neck.0.weight"].shape[0],
     )
 

@@ -113,7 +113,7 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> AttentionFinding:
     Raises:
         CoPRSError: the photo or the model is not the one of the answer, or runs elsewhere.
     """
-    from coprs_core.model.backends.attention import as_prior
+    from coprs_core.model.backends.attention import attention_to_prior
 
     check_reply_ids(engine, result)
     language, ids = engine.local_segmenter.language, list(result.reply_ids)
@@ -135,6 +135,8 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> AttentionFinding:
     small = downscaled_size(photo.size, PICTURE_SIDE)
     for end, text in sentences:
         shares = reply.attention_map(range(first, end))
-        measured.append(SentenceAttention(text, as_prior(shares, small), float(shares.sum())))
+        measured.append(
+            SentenceAttention(text, attention_to_prior(shares, small), float(shares.sum()))
+        )
         first = end
-    return AttentionFinding(tuple(measured), tuple(reply.heads), reply.trace.heads_in_all)
+    return AttentionFinding(tuple(measured), tuple(reply.heads), reply.trace.num_heads)

@@ -108,13 +108,13 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> HeadMaps:
 
 def _run_attention(engine: Engine, image: PhotoLike, result: Result, prior: np.ndarray) -> HeadMaps:
     """The localization heads, over the tokens that wrote the numbers."""
-    from coprs_core.model.backends.attention import at_size
+    from coprs_core.model.backends.attention import resize_map
 
     reply = compute_reply_attention(engine, image, result, "heads")
     words = pointing_tokens(engine, result)
-    maps = [at_size(reply.trace.map(words, [head]), reply.photo.size) for head in reply.heads]
+    maps = [resize_map(reply.trace.map(words, [head]), reply.photo.size) for head in reply.heads]
     layers = engine.local_segmenter.language.mllm.config.get_text_config().num_hidden_layers
-    heads_per_layer = reply.trace.heads_in_all // layers
+    heads_per_layer = reply.trace.num_heads // layers
     names = tuple(
         f"{h % heads_per_layer + 1} of layer {h // heads_per_layer + 1}" for h in reply.heads
     )

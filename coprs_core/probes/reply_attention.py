@@ -11,7 +11,7 @@ import numpy as np
 
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.metrics import prior_mask_iou
-from coprs_core.model.backends.boxes import words_of_numbers
+from coprs_core.model.backends.boxes import coordinate_token_indices
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.rereading import check_reply_ids, check_reply_text
@@ -20,7 +20,7 @@ from coprs_core.prompts import ATTENTION_PRIOR
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
-    from coprs_core.model.backends.attention import Looks
+    from coprs_core.model.backends.attention import AttentionTrace
     from coprs_core.model.backends.language import LanguageModel
 
 MAX_REPLY_TOKENS = 2048
@@ -33,7 +33,7 @@ class ReplyAttention:
 
     photo: Photo
     result: Result
-    trace: Looks = field(repr=False)
+    trace: AttentionTrace = field(repr=False)
     heads: list[int]
 
     def attention_map(self, tokens: Iterable[int]) -> np.ndarray:
@@ -44,9 +44,9 @@ class ReplyAttention:
     def focus_view(self, tokens: Iterable[int], text: str) -> FocusView:
         """Where tokens look as a prior, compared with the answer's own mask."""
         shares = self.attention_map(tokens)
-        from coprs_core.model.backends.attention import as_prior
+        from coprs_core.model.backends.attention import attention_to_prior
 
-        prior = as_prior(shares, self.photo.size)
+        prior = attention_to_prior(shares, self.photo.size)
         mask = self.result.mask
         return FocusView(
             *(text, prior, mask, prior_mask_iou(prior, mask), normalized_entropy(prior), False),
@@ -64,7 +64,7 @@ def compute_reply_attention(
         CoPRSError: the photo or the model is not the one of the answer, or runs elsewhere.
         NotApplicable: the reply is too long; `stem` begins the names of the probe's files.
     """
-    from coprs_core.model.backends.attention import MOST_QUERIES, Looks
+    from coprs_core.model.backends.attention import MAX_RECORDED_QUERIES, AttentionTrace
 
     segmenter, photo = engine.local_segmenter, open_photo(image)
     check_photo_size(result.photo_size, photo.size)
@@ -81,17 +81,17 @@ def compute_reply_attention(
     check_reply_text(engine, result)
     features = engine.read(photo)
 
-    def read_again(looks: Looks) -> Looks:
-        reading = segmenter.reading(result.instruction, features)
-        for start in range(0, len(ids), MOST_QUERIES):
-            looks.feed(reading, ids[start : start + MOST_QUERIES])
+    def read_again(looks: AttentionTrace) -> AttentionTrace:
+        reading = segmenter.start_session(result.instruction, features)
+        for start in range(0, len(ids), MAX_RECORDED_QUERIES):
+            looks.feed(reading, ids[start : start + MAX_RECORDED_QUERIES])
         return looks
 
-    looks = read_again(segmenter.language.looks(features.visual))
-    heads = looks.heads()
-    if looks.is_cut:
+    looks = read_again(segmenter.language.new_attention_trace(features.visual))
+    heads = looks.localization_heads()
+    if looks.is_truncated:
         # all heads of all tokens take too much memory: read again, with the chosen heads alone
-        looks = read_again(Looks(looks.grid, only=heads))
+        looks = read_again(AttentionTrace(looks.grid, kept_heads=heads))
     return ReplyAttention(photo, result, looks, heads)
 
 
@@ -100,12 +100,12 @@ def pointing_tokens(engine: Engine, result: Result) -> list[int]:
     numbers."""
     if engine.has_focus_token:
         return [len(result.reply_ids) - 1]
-    pieces = tuple(engine.local_segmenter.language.pieces_of(result.reply_ids))
-    per_region = words_of_numbers(pieces, len(result.regions))
+    pieces = tuple(engine.local_segmenter.language.token_texts(result.reply_ids))
+    per_region = coordinate_token_indices(pieces, len(result.regions))
     return sorted({token for tokens in per_region for token in tokens})
 
 
 def visible_text(language: LanguageModel, ids: list[int]) -> str:
     """A piece of a reply as users see it, without stop tokens and tags."""
-    text = language.text_of([i for i in ids if i not in language.stop_ids])
+    text = language.decode_ids([i for i in ids if i not in language.stop_ids])
     return _TAGS.sub("", text).strip()

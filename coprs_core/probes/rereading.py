@@ -12,7 +12,7 @@ import numpy as np
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.errors import CoPRSError
 from coprs_core.metrics import prior_mask_iou
-from coprs_core.model.backends.boxes import most_objects
+from coprs_core.model.backends.boxes import max_objects
 from coprs_core.photos.photo import Photo, PhotoLike, open_photo
 from coprs_core.probes.trace import FocusView, normalized_entropy
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coprs_core.answer.engine import Engine
-    from coprs_core.model.backends.mllm import Reading
+    from coprs_core.model.backends.mllm import PromptSession
     from coprs_core.model.segmenter import PhotoFeatures
 
 P = ParamSpec("P")
@@ -42,7 +42,7 @@ def with_memory_guard(
 
 def reread_answer(
     engine: Engine, image: PhotoLike, result: Result
-) -> tuple[Photo, PhotoFeatures, Reading]:
+) -> tuple[Photo, PhotoFeatures, PromptSession]:
     """A photo, its features, and the question of an answer, read and ready for its reply.
 
     Raises:
@@ -53,7 +53,7 @@ def reread_answer(
     check_reply_ids(engine, result)
     check_reply_text(engine, result)
     features = engine.read(photo)
-    return photo, features, focus.reading(result.instruction, features)
+    return photo, features, focus.start_session(result.instruction, features)
 
 
 def check_model(engine: Engine, result: Result, has_given: bool = True) -> None:
@@ -70,7 +70,7 @@ def check_reply_ids(engine: Engine, result: Result) -> None:
     """Raises `CoPRSError` where a reply is not one that this model wrote."""
     language = engine.local_segmenter.language
     check_model(engine, result, has_given=bool(result.reply_ids))
-    if max(result.reply_ids) >= language.vocabulary or min(result.reply_ids) < 0:
+    if max(result.reply_ids) >= language.vocab_size or min(result.reply_ids) < 0:
         raise CoPRSError(
             "This answer holds token ids that {model!r} does not have: load the model that "
             "gave it.",
@@ -82,7 +82,7 @@ def check_reply_text(engine: Engine, result: Result) -> None:
     """Raises `CoPRSError` where the tokens of a reply are not its text to this model: an earlier
     version of the model wrote it, with another vocabulary."""
     language, ids = engine.local_segmenter.language, list(result.reply_ids)
-    text, piece_by_piece = language.text_of(ids), "".join(language.pieces_of(ids))
+    text, piece_by_piece = language.decode_ids(ids), "".join(language.token_texts(ids))
     if result.reply not in text and result.reply not in piece_by_piece:
         raise CoPRSError(
             "This answer was written by another version of {model!r}, whose tokens mean "
@@ -101,10 +101,10 @@ def focus_view(
 ) -> FocusView:
     """Where hidden states [N, D] look, one of each thing, all together as in an answer; compared
     with an answer's mask bool [H, W]."""
-    per_object = embeddings.split(1)[: most_objects(features.photo_size)]
-    prior, mask = engine.focus.look(per_object[0], features)
+    per_object = embeddings.split(1)[: max_objects(features.photo_size)]
+    prior, mask = engine.focus.prior_and_mask(per_object[0], features)
     for embedding in per_object[1:]:
-        other_prior, other_mask = engine.focus.look(embedding, features)
+        other_prior, other_mask = engine.focus.prior_and_mask(embedding, features)
         np.maximum(prior, other_prior, out=prior)
         mask |= other_mask
     return FocusView(

@@ -24,7 +24,7 @@ from coprs_core.probes.rereading import (
     with_memory_guard,
 )
 from coprs_core.probes.trace import MAX_SENTENCES, SentenceTrace, normalized_entropy
-from coprs_core.prompts import SENTENCE_END, thought_end
+from coprs_core.prompts import SENTENCE_END, find_thought_end
 
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
@@ -97,7 +97,7 @@ def split_sentences(
 ) -> list[tuple[int, str]]:
     """(number of reply tokens, text) at the end of each sentence of a thought, which a closing tag
     or one of the tokens `ends` ends."""
-    pieces = language.pieces_of(ids)
+    pieces = language.token_texts(ids)
     last, characters = _find_thought_end(pieces, ids, ends)
     lengths, text = list(accumulate(map(len, pieces))), "".join(pieces)[:characters]
     start = text.find("<think>") + len("<think>") if "<think>" in text else 0
@@ -111,14 +111,14 @@ def split_sentences(
 
 
 def _find_thought_end(pieces: list[str], ids: list[int], ends: set[int]) -> tuple[int, int]:
-    """Index of the token in which what ends a thought begins (see `thought_end`), else of the one
+    """Index of the token in which what ends a thought begins (see `find_thought_end`), else of the one
     in `ends`, else how many there are; and how many characters come before.
 
     Where the tag is no token of its own, it may begin in the one that holds the full stop.
     """
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     text = "".join(pieces[:stop])
-    characters = thought_end(text)
+    characters = find_thought_end(text)
     if characters == len(text):
         return stop, characters
     lengths = accumulate(map(len, pieces))
@@ -128,12 +128,12 @@ def _find_thought_end(pieces: list[str], ids: list[int], ends: set[int]) -> tupl
 def _closing_ids(focus: FocusTokenSegmenter, ids: list[int]) -> tuple[list[int], list[int]]:
     """What ends a thought that is cut short and focuses; and what does so after its last sentence:
     as the reply itself did, else closing tag and focus token."""
-    tag = focus.language.ids_of("</think>")
+    tag = focus.language.encode_text("</think>")
     if ids[-1:] != [focus.focus_id]:
         usual = [*tag, focus.focus_id]
         return usual, usual
-    pieces = focus.language.pieces_of(ids)
-    last, characters = _find_thought_end(pieces, ids, focus.ends)
+    pieces = focus.language.token_texts(ids)
+    last, characters = _find_thought_end(pieces, ids, focus.thought_stop_ids)
     own = ids[last:]
     if len("".join(pieces[:last])) == characters:
         return own, own

@@ -16,7 +16,7 @@ from coprs_core.probes.finding import ResultFinding
 from coprs_core.probes.rereading import with_memory_guard
 from coprs_core.prompts import (
     FOUND,
-    MAX_READ_CHARACTERS,
+    MAX_GIVEN_THOUGHT_CHARACTERS,
     check_characters,
     check_instruction,
 )
@@ -64,28 +64,28 @@ def answer_after_thought(
     ids = _encode_thought(language, thought)
     photo, instruction = open_photo(image), check_instruction(instruction)
     features = engine.read(photo)
-    reading = focus.reading(instruction, features)
+    reading = focus.start_session(instruction, features)
     reading.feed(ids)
-    steps = list(language.write(reading, focus.focus_id, MAX_CLOSING_TOKENS))
-    written = [s.token for s in steps if s.token is not None and not s.ends]
+    steps = list(language.generate(reading, focus.focus_id, MAX_CLOSING_TOKENS))
+    written = [s.token for s in steps if s.token is not None and not s.is_end]
     embeddings = [s.focus_embedding for s in steps if s.focus_embedding is not None]
-    ending = language.text_of(written).strip()
+    ending = language.decode_ids(written).strip()
     reason = f"After this thought, which was given to it, the model wrote: “{ending}”"
     if not embeddings:
         reason = (
             f"After this thought the model itself says: “{ending}”; the focus token was given to "
             "it."
         )
-        reading = focus.reading(instruction, features)
+        reading = focus.start_session(instruction, features)
         embeddings, written = [reading.feed([*ids, focus.focus_id])[-1:]], [focus.focus_id]
-    regions = tuple(Region(*focus.look(embedding, features)) for embedding in embeddings)
+    regions = tuple(Region(*focus.prior_and_mask(embedding, features)) for embedding in embeddings)
     ids = [*ids, *written]
     return Result(
         outcome=FOUND,
         reason=reason,
         instruction=instruction,
         reasoning=thought.strip(),
-        reply=language.text_of(ids),
+        reply=language.decode_ids(ids),
         regions=regions,
         photo_size=photo.size,
         seconds={},
@@ -97,7 +97,7 @@ def answer_after_thought(
         reply_ids=tuple(ids),
         is_thought_given=True,
         distance=focus.distance(features),
-        seen_size=features.seen_size,
+        seen_size=features.mllm_image_size,
         full_size=photo.original_size,
         orientation=photo.orientation,
         stretched=photo.stretched,
@@ -109,18 +109,18 @@ def _encode_thought(language: LanguageModel, thought: str) -> list[int]:
     where it is empty or too long to be read."""
     if not isinstance(thought, str) or not thought.strip():
         raise CoPRSError("The thought is empty: write at least one sentence.")
-    if len(thought) > MAX_READ_CHARACTERS:
+    if len(thought) > MAX_GIVEN_THOUGHT_CHARACTERS:
         raise CoPRSError(
             "The thought has {count:,} characters and at most {most:,} are read: shorten it.",
             count=len(thought),
-            most=MAX_READ_CHARACTERS,
+            most=MAX_GIVEN_THOUGHT_CHARACTERS,
         )
     check_characters(thought, Phrase("thought"))
-    ids = language.ids_of(thought.strip(), plain=True)
+    ids = language.encode_text(thought.strip(), is_plain_text=True)
     if len(ids) > MAX_THOUGHT_TOKENS:  # one character may be several tokens
         raise CoPRSError(
             "The thought has {count:,} tokens and at most {most:,} are read: shorten it.",
             count=len(ids),
             most=MAX_THOUGHT_TOKENS,
         )
-    return [*language.ids_of("<think>"), *ids, *language.ids_of("</think>")]
+    return [*language.encode_text("<think>"), *ids, *language.encode_text("</think>")]

@@ -24,7 +24,12 @@ from coprs_core.masks import encode_prior, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, iou
 from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding
-from coprs_core.prompts import FOCUS_TOKEN_PRIOR, MAX_READ_CHARACTERS, PRIOR_KINDS, PriorKind
+from coprs_core.prompts import (
+    FOCUS_TOKEN_PRIOR,
+    MAX_GIVEN_THOUGHT_CHARACTERS,
+    PRIOR_KINDS,
+    PriorKind,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,7 +175,11 @@ def parse_trace(
     views = []
     for entry, prior, mask in zip(entries, priors, masks, strict=True):
         text, kind, share = entry["text"], entry["prior_kind"], entry.get("share")
-        if not isinstance(text, str) or len(text) > MAX_READ_CHARACTERS or kind not in PRIOR_KINDS:
+        if (
+            not isinstance(text, str)
+            or len(text) > MAX_GIVEN_THOUGHT_CHARACTERS
+            or kind not in PRIOR_KINDS
+        ):
             raise ValueError("a sentence that is none")
         text.encode("utf-8")  # a lone surrogate cannot be printed or sent
         shares = [

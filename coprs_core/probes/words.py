@@ -121,18 +121,20 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> WordMaps:
     focus = engine.focus
     photo, features, reading = reread_answer(engine, image, result)
     states, small = reading.feed(list(result.reply_ids)), downscaled_size(photo.size, MAP_SIDE)
-    maps = np.stack([focus.prior(focus.prior_logits(s[None], features), small) for s in states])
+    maps = np.stack(
+        [focus.compute_prior(focus.compute_prior_logits(s[None], features), small) for s in states]
+    )
     trained = [token == focus.focus_id for token in result.reply_ids]
     return WordMaps(words, maps, [float(one.max()) for one in maps], trained)
 
 
 def _run_attention(engine: Engine, image: PhotoLike, result: Result, words: list[str]) -> WordMaps:
-    from coprs_core.model.backends.attention import as_prior
+    from coprs_core.model.backends.attention import attention_to_prior
 
     reply = compute_reply_attention(engine, image, result, "words")
     grids = [reply.attention_map([number]) for number in range(len(words))]
     small = downscaled_size(reply.photo.size, MAP_SIDE)
-    maps = np.stack([as_prior(grid, small) for grid in grids])
+    maps = np.stack([attention_to_prior(grid, small) for grid in grids])
     shares = [float(grid.sum()) for grid in grids]
     return WordMaps(words, maps, shares, [False] * len(words), ATTENTION_PRIOR)
 
@@ -141,7 +143,7 @@ def reply_tokens_as_text(engine: Engine, result: Result) -> list[str]:
     """The reply's tokens as text; raises `CoPRSError` where this model did not write it."""
     check_reply_ids(engine, result)
     check_reply_text(engine, result)
-    return engine.local_segmenter.language.pieces_of(result.reply_ids)
+    return engine.local_segmenter.language.token_texts(result.reply_ids)
 
 
 @with_memory_guard

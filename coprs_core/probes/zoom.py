@@ -153,7 +153,7 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> ZoomedAnswer:
     if engine.has_focus_token:
         zoomed = _refocus(engine, photo, closer, result, crop)
     else:
-        features = engine.segmenter.read(closer, "normal")
+        features = engine.segmenter.encode_photo(closer, "normal")
         zoomed = engine.answer_with_features(closer, features, result.instruction)
     regions = tuple(crop.region_to_photo(r, prior) for r in zoomed.regions)
     zoomed = replace(
@@ -172,14 +172,16 @@ def _refocus(engine: Engine, photo: Photo, closer: Photo, result: Result, crop: 
     """The answer with its region in the crop's pixels."""
     focus, ids = engine.focus, list(result.reply_ids)
     _, features, reading = reread_answer(engine, photo, result)
-    first = focus.prior_logits(reading.feed(ids)[-1:], features)
+    first = focus.compute_prior_logits(reading.feed(ids)[-1:], features)
     features_closer = engine.read(closer)
-    second = focus.reading(result.instruction, features_closer).feed(ids)[-1:]
-    prior_logits = focus.prior_logits(second, features_closer)
+    second = focus.start_session(result.instruction, features_closer).feed(ids)[-1:]
+    prior_logits = focus.compute_prior_logits(second, features_closer)
     # logits, not priors: a sure look outweighs an unsure one, which a mean of priors would hide
     prior_logits = (prior_logits + _crop_logits(focus, first, features, crop)) / 2
-    prior = focus.prior(prior_logits, closer.size)
-    return replace(result, regions=(Region(prior, focus.mask(prior_logits, features_closer)),))
+    prior = focus.compute_prior(prior_logits, closer.size)
+    return replace(
+        result, regions=(Region(prior, focus.decode_mask(prior_logits, features_closer)),)
+    )
 
 
 def _crop_logits(
@@ -190,7 +192,7 @@ def _crop_logits(
     import torch
     import torch.nn.functional as F
 
-    whole = focus.at_photo_size(prior_logits, features.photo_size)[0]
+    whole = focus.resize_to_photo(prior_logits, features.photo_size)[0]
     inside = torch.from_numpy(np.ascontiguousarray(crop.crop(whole)))[None, None].to(prior_logits)
     size = prior_logits.shape[-2:]
     return F.interpolate(inside, size=size, mode="bilinear", align_corners=False)

@@ -188,7 +188,7 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
     replies = -(-recipe.steps // recipe.iterations) * recipe.questions * recipe.objective.group
     embeddings = 0
     if recipe.data != "scenes":
-        vision = CoPRSConfig.read(source.folder / "coprs.json").vision
+        vision = CoPRSConfig.from_file(source.folder / "coprs.json").vision
         asked = (recipe.steps + recipe.warmup_steps) * recipe.questions
         embeddings = min(len(training_data(recipe)), asked) * bytes_of(vision)
     return Plan(

@@ -58,7 +58,7 @@ from coprs_core.probes.finding import Finding, Picture
 from coprs_core.probes.trace import FocusView, SentenceTrace
 from coprs_core.probes.words import WordMaps
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR, PRIOR_KINDS
-from coprs_core.prompts import sentences as sentences_of
+from coprs_core.prompts import split_sentences as sentences_of
 from tests import ROOT, tiny
 from tests.conftest import PATIENCE, until
 from tests.record import tiny_targets
@@ -625,12 +625,12 @@ def test_who_waits_for_room_is_told_and_may_give_up(mini, photo):
     with ThreadPoolExecutor() as pool, server.reserved(4000 * 3000):
         answer = page_handlers.answer(photo, "the cat", None)
         first = next(answer)  # what an answer begins with, though nothing is done
-        assert "active" in first["steps"] and line.waiting == []
+        assert "active" in first["steps"] and line.waiting_keys == []
         waits = pool.submit(lambda: said.extend(answer))
-        until(lambda: line.waiting)
+        until(lambda: line.waiting_keys)
         page_handlers.gate.begin(None)  # as Stop does
         waits.result(PATIENCE)
-    assert said == [] and line.waiting == [] and not line.size
+    assert said == [] and line.waiting_keys == [] and not line.total_size
 
 
 def test_nothing_is_read_ahead_where_somebody_waits_or_seconds_are_counted(mini, photo):
@@ -702,7 +702,7 @@ def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
     def block(*_):
         passes.append(1)
         waits.append(pool.submit(wait_for, other))
-        until(lambda: other.key in server.semaphore.waiting)
+        until(lambda: other.key in server.semaphore.waiting_keys)
 
     def wait_for(photo):
         with server.reserved(MAX_PIXELS_AT_ONCE, photo.key):
@@ -720,7 +720,7 @@ def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
         next(read)
         for photo in (other, own):  # who waits for the same photo waits for this
             waits.append(pool.submit(wait_for, photo))
-        until(lambda: len(server.semaphore.waiting) >= 2)
+        until(lambda: len(server.semaphore.waiting_keys) >= 2)
         assert len(list(read)) == 1
         assert not any(wait.result(timeout=60) for wait in waits)
 

@@ -22,7 +22,7 @@ from app.texts.chinese_errors import CHINESE_ERRORS
 from app.ui import build, launch
 from coprs_core.answer.engine import Engine
 from coprs_core.errors import CoPRSError, Phrase
-from coprs_core.model.backends.remote.chat import Server
+from coprs_core.model.backends.remote.chat import ChatEndpoint
 from coprs_core.probes.finding import NotApplicable
 from tests import ROOT
 from tests.app.test_handlers import CPU, NAMES
@@ -157,9 +157,9 @@ def test_a_model_that_cannot_be_loaded_is_told_in_chinese(page):
 )
 def test_what_another_server_refuses_is_said_in_chinese(chat, status, said):
     chat.act = lambda handler, _: handler.begin(status)
-    server = Server(chat.url, "m", "none", None, 5.0)
+    server = ChatEndpoint(chat.url, "m", "none", None, 5.0)
     with pytest.raises(CoPRSError) as refused:
-        list(server.write("data:,", "where?", 20))
+        list(server.stream_reply("data:,", "where?", 20))
     sentence = translate("zh", refused.value)
     assert said in sentence and is_chinese(sentence) and "127.0.0.1" in sentence
 

@@ -34,7 +34,7 @@ from coprs_core.export.archive import open_answer, save_zip
 from coprs_core.masks import decode_prior, encode_prior
 from coprs_core.metrics import iou_curve
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.backends.decoding import Batch
+from coprs_core.model.backends.decoding import ContinuousBatch
 from coprs_core.model.segmenter import Step
 from coprs_core.photos.photo import open_photo
 from tests import ROOT, tiny
@@ -461,7 +461,7 @@ def test_one_click_brings_a_model_for_photos_and_the_answer(
     upload_and_ask(page, large, "the cat")
     # (it says "Load qwen3-vl-2b" from when the photo is read to when the question comes)
     page.wait_for_selector("#photo-model:text-is('Load qwen3-vl-2b and answer')")
-    monkeypatch.setattr(Batch, "write", lambda *a, **k: iter(steps))
+    monkeypatch.setattr(ContinuousBatch, "generate", lambda *a, **k: iter(steps))
     page.click("#photo-model")
     page.wait_for_selector(FINISHED)
     ready(page)
@@ -1110,7 +1110,7 @@ def test_what_was_brought_as_truth_stays_when_a_question_fails(page, tmp_path, m
         raise CoPRSError("made up")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batch, "write", fails)
+        patch.setattr(ContinuousBatch, "generate", fails)
         page.click("#find")
         page.wait_for_selector(".toast-body:has-text('made up')")
         page.wait_for_selector("#measure:disabled")  # there is no answer to measure

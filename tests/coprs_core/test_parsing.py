@@ -62,7 +62,7 @@ READERS = {
     ),
     "an answer": lambda f, t: open_answer(written(f, "result.json", t)),
     "a true mask": lambda f, t: read_truth(written(f, "a.json", t) / "a.json", (8, 8)),
-    "coprs.json": lambda f, t: CoPRSConfig.read(written(f, "coprs.json", t) / "coprs.json"),
+    "coprs.json": lambda f, t: CoPRSConfig.from_file(written(f, "coprs.json", t) / "coprs.json"),
     "config.json": lambda f, t: read_config(written(f, "config.json", t)),
     "adapters": lambda f, t: adapters.base_model_name(
         "x", written(f, adapters.CONFIG_FILE, t), False

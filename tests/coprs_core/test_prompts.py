@@ -74,7 +74,7 @@ def test_over_long_instruction_is_refused_with_the_limit_named():
 )
 def test_parse_reply(text, reasoning, answer, closed):
     reply = parse_reply(text)
-    assert (reply.reasoning, reply.answer, reply.closed) == (reasoning, answer, closed)
+    assert (reply.reasoning, reply.answer, reply.is_thought_closed) == (reasoning, answer, closed)
 
 
 def test_half_a_character_is_refused_in_a_sentence():

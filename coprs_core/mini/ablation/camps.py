@@ -60,7 +60,7 @@ class HiddenStatePrompt(nn.Module):
     def forward(self, focus_embedding: Tensor, image_embedding: Tensor, valid_size: Tensor):
         """As `PositionalPrior.forward`."""
         prompt = self.mlp(focus_embedding)[:, None]
-        return mask_padding(self.decoder.from_embedding(image_embedding, prompt), valid_size)
+        return mask_padding(self.decoder.decode_embedding(image_embedding, prompt), valid_size)
 
 
 class _IdentityDecoder(nn.Module):
@@ -110,7 +110,7 @@ class CampScaffold(Scaffold):
         boxes = torch.tensor([thing.box for _, thing in batch.targets]).float()
         sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
         boxes = (boxes + _JITTER * sides * torch.randn_like(boxes)).to(self.device)
-        logits = self.model.decoder.from_coordinates(embedding[rows], boxes, None)
+        logits = self.model.decoder.decode_coordinates(embedding[rows], boxes, None)
         return self.segmentation(logits, logits, batch)
 
 
@@ -197,7 +197,7 @@ def _segmenter(
     sam.image_encoder, sam.decoder = model.image_encoder, model.decoder
     chat = recipe.prompt_template.replace(INSTRUCTION_SLOT, QUESTION_SLOT)
     prompt = CoordinatePrompt(
-        INSTRUCTION_SLOT, square=recipe.mllm_side, max_new_tokens=_MOST_TOKENS
+        INSTRUCTION_SLOT, square_side=recipe.mllm_side, max_new_tokens=_MOST_TOKENS
     )
     both = CoordinateModel(sam.eval().requires_grad_(False), model.mllm)
     return CoordinateSegmenter(both, tokenizer, image_processor, prompt, chat)

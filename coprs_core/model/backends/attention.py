@@ -21,24 +21,24 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from coprs_core.model.backends.mllm import Mllm, Reading
+from coprs_core.model.backends.mllm import Mllm, PromptSession
 
-NAME = "observed"
-MOST_QUERIES = 64
+IMPLEMENTATION_NAME = "observed"
+MAX_RECORDED_QUERIES = 64
 """More words than this at once are not observed: their weights would take too much memory."""
-LOCALIZATION_HEADS = 8
-LEAST_SHARE = 0.1
+NUM_LOCALIZATION_HEADS = 8
+MIN_IMAGE_SHARE = 0.1
 """Of its attention that a head has to give the picture to be asked where it looks."""
 MAX_BYTES = 256_000_000
 """Of a reply's observed attention; the earliest words go first."""
 
 
 @dataclass(eq=False)
-class Observed:
+class StepAttention:
     """What one step of the language model attends to: for each layer, one [words, heads, N] a row
     of the batch, where the N tokens of its picture are those of `pictures`."""
 
-    pictures: list[slice]
+    image_spans: list[slice]
     layers: list[list[Tensor]] = field(default_factory=list)
 
     def weights(self, row: int = 0) -> Tensor:
@@ -46,28 +46,28 @@ class Observed:
         return torch.cat([layer[row] for layer in self.layers], dim=1).half()
 
 
-_observed: ContextVar[Observed | None] = ContextVar("observed", default=None)
+_recording: ContextVar[StepAttention | None] = ContextVar("observed", default=None)
 
 
 @contextmanager
-def observing(pictures: list[slice]) -> Generator[Observed, None, None]:
+def record_attention(image_spans: list[slice]) -> Generator[StepAttention, None, None]:
     """Inside, what the language model attends to is kept, among the picture's tokens of each row of
     a batch."""
-    seen = Observed(pictures)
-    token = _observed.set(seen)
+    recorded = StepAttention(image_spans)
+    token = _recording.set(recorded)
     try:
-        yield seen
+        yield recorded
     finally:
-        _observed.reset(token)
+        _recording.reset(token)
 
 
-def observe(mllm: Mllm) -> None:
+def install_recorder(mllm: Mllm) -> None:
     """From now on the attention of this model's words can be observed; unobserved it computes as
     before, bit for bit."""
-    mllm.model.language_model.config._attn_implementation = NAME
+    mllm.model.language_model.config._attn_implementation = IMPLEMENTATION_NAME
 
 
-def _attend(
+def _attention_forward(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -79,8 +79,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """[B, heads, L, d] queries over [B, groups, S, d] keys and values → [B, L, heads, d]."""
     batch, heads, words, depth = query.shape
-    seen = _observed.get()
-    if seen is None or words > MOST_QUERIES:
+    recording = _recording.get()
+    if recording is None or words > MAX_RECORDED_QUERIES:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
@@ -89,23 +89,25 @@ def _attend(
     scale = depth**-0.5 if scaling is None else scaling
     scores = (grouped @ key[:, :, None].mT).float() * scale
     if words > 1 or attention_mask is not None:
-        scores = scores.masked_fill(~_causal(attention_mask, words, key.shape[2], key.device), -1e9)
+        scores = scores.masked_fill(
+            ~_visible_keys(attention_mask, words, key.shape[2], key.device), -1e9
+        )
     weights = scores.softmax(-1)
-    looks = (w[..., picture] for w, picture in zip(weights, seen.pictures, strict=True))
-    seen.layers.append([w.flatten(0, 1).transpose(0, 1).detach() for w in looks])
+    looks = (w[..., picture] for w, picture in zip(weights, recording.image_spans, strict=True))
+    recording.layers.append([w.flatten(0, 1).transpose(0, 1).detach() for w in looks])
     mixed = weights.to(value.dtype) @ value[:, :, None]
     return mixed.reshape(batch, heads, words, depth).transpose(1, 2).contiguous(), None
 
 
-def _causal(mask: Tensor | None, words: int, length: int, device: torch.device) -> Tensor:
+def _visible_keys(mask: Tensor | None, words: int, length: int, device: torch.device) -> Tensor:
     """Which keys each of the last `words` positions may attend to, bool [..., words, length]."""
     if mask is not None:
         return mask[:, :, None] if mask.dtype == torch.bool else mask[:, :, None] >= 0
-    places = torch.arange(length, device=device)
-    return places[None] <= places[-words:, None]
+    positions = torch.arange(length, device=device)
+    return positions[None] <= positions[-words:, None]
 
 
-class Looks:
+class AttentionTrace:
     """What the words of one reply attend to, observed while it is written.
 
     A model has hundreds of attention heads, and few of them tell a place ("localization heads",
@@ -116,83 +118,100 @@ class Looks:
 
     `grid` is the (rows, columns) in which the picture's tokens lie; `known` are heads that were
     found to tell a place before, and are asked in place of a choice; `only` these heads are kept,
-    where they were chosen before, and far more words; `heads_in_all` is how many the model has.
+    where they were chosen before, and far more words; `num_heads` is how many the model has.
     """
 
     def __init__(
-        self, grid: tuple[int, int], known: Sequence[int] = (), only: Sequence[int] | None = None
+        self,
+        grid: tuple[int, int],
+        known_heads: Sequence[int] = (),
+        kept_heads: Sequence[int] | None = None,
     ):
-        self.grid, self.known, self._only = grid, list(known), only and list(only)
-        self._kept: deque[Tensor] = deque()
-        self._gone = self.heads_in_all = 0
+        self.grid, self.known_heads, self._kept_heads = (
+            grid,
+            list(known_heads),
+            kept_heads and list(kept_heads),
+        )
+        self._weights: deque[Tensor] = deque()
+        self._num_dropped = self.num_heads = 0
 
-    def feed(self, reading: Reading, ids: list[int]) -> Tensor:
-        """`Reading.feed`, observed; at most `MOST_QUERIES` tokens."""
-        with observing([reading.picture]) as seen:
-            hidden = reading.feed(ids)
-        if seen.layers:
-            self.add(seen.weights())
+    def feed(self, session: PromptSession, ids: list[int]) -> Tensor:
+        """`PromptSession.feed`, observed; at most `MAX_RECORDED_QUERIES` tokens."""
+        with record_attention([session.image_span]) as recorded:
+            hidden = session.feed(ids)
+        if recorded.layers:
+            self.add(recorded.weights())
         return hidden
 
     def add(self, weights: Tensor) -> None:
         """Further words: [words, heads, N]."""
-        self.heads_in_all = weights.shape[1]
-        if self._only is not None:
-            weights = weights[:, self._only]
-        self._kept.extend(w.clone() for w in weights)  # each goes by itself
-        most = max(1, MAX_BYTES // max(1, self._kept[-1].nbytes))
-        while len(self._kept) > most:
-            self._kept.popleft()
-            self._gone += 1
+        self.num_heads = weights.shape[1]
+        if self._kept_heads is not None:
+            weights = weights[:, self._kept_heads]
+        self._weights.extend(w.clone() for w in weights)  # each goes by itself
+        max_words = max(1, MAX_BYTES // max(1, self._weights[-1].nbytes))
+        while len(self._weights) > max_words:
+            self._weights.popleft()
+            self._num_dropped += 1
 
     def __len__(self) -> int:
         """How many words were observed."""
-        return self._gone + len(self._kept)
+        return self._num_dropped + len(self._weights)
 
     @property
-    def is_cut(self) -> bool:
+    def is_truncated(self) -> bool:
         """Whether the earliest words are no longer kept."""
-        return self._gone > 0
+        return self._num_dropped > 0
 
-    def heads(self, count: int = LOCALIZATION_HEADS) -> list[int]:
+    def localization_heads(self, count: int = NUM_LOCALIZATION_HEADS) -> list[int]:
         """The heads that tell a place best in this reply, the best first; those that are known."""
-        if self.known and max(self.known) < self.heads_in_all:
-            return self.known
-        kept, sums = tuple(self._kept), None
-        for start in range(0, len(kept), MOST_QUERIES):  # all at once in float32 would be much
-            weights = torch.stack(kept[start : start + MOST_QUERIES]).float()  # [words, heads, N]
+        if self.known_heads and max(self.known_heads) < self.num_heads:
+            return self.known_heads
+        recorded, sums = tuple(self._weights), None
+        for start in range(
+            0, len(recorded), MAX_RECORDED_QUERIES
+        ):  # all at once in float32 would be much
+            weights = torch.stack(
+                recorded[start : start + MAX_RECORDED_QUERIES]
+            ).float()  # [words, heads, N]
             shares = weights.sum(-1)
             places = weights / shares.clamp(min=1e-9)[..., None]
             part = places.sum(0), _entropy(places).sum(0), shares.sum(0)
             sums = part if sums is None else [a + b for a, b in zip(sums, part, strict=True)]
         if sums is None:
             raise ValueError("no word was observed")
-        place, entropy, share = (total / len(kept) for total in sums)
+        place, entropy, share = (total / len(recorded) for total in sums)
         information = _entropy(place) - entropy
         score = information * share.sqrt()
-        score[share < LEAST_SHARE] -= score.max() + 1  # only where there are too few others
+        score[share < MIN_IMAGE_SHARE] -= score.max() + 1  # only where there are too few others
         return score.topk(min(count, len(score))).indices.tolist()
 
-    def map(self, words: Iterable[int], heads: list[int]) -> np.ndarray:
+    def attention_map(self, words: Iterable[int], heads: list[int]) -> np.ndarray:
         """Where these words look by these heads, together: float32 [rows, columns], the share of
         attention that each cell gets; zeros where none of the words is kept."""
-        kept = [self._kept[i - self._gone] for i in words if self._gone <= i < len(self)]
-        if not kept:
+        weights = [
+            self._weights[i - self._num_dropped]
+            for i in words
+            if self._num_dropped <= i < len(self)
+        ]
+        if not weights:
             return np.zeros(self.grid, np.float32)
-        own = heads if self._only is None else [self._only.index(head) for head in heads]
-        seen = torch.stack([w[own].float().mean(0) for w in kept]).mean(0)
-        return seen.reshape(self.grid).cpu().numpy()
+        columns = (
+            heads if self._kept_heads is None else [self._kept_heads.index(head) for head in heads]
+        )
+        mean_attention = torch.stack([w[columns].float().mean(0) for w in weights]).mean(0)
+        return mean_attention.reshape(self.grid).cpu().numpy()
 
 
-def as_prior(seen: np.ndarray, photo_size: tuple[int, int]) -> np.ndarray:
+def attention_to_prior(attention_map: np.ndarray, photo_size: tuple[int, int]) -> np.ndarray:
     """A map [rows, columns] → a prior float32 [H, W] in [0, 1] at the photo's size, its highest
     cell 1; bilinear."""
-    return at_size(seen / max(float(seen.max()), 1e-9), photo_size).clip(0, 1)
+    return resize_map(attention_map / max(float(attention_map.max()), 1e-9), photo_size).clip(0, 1)
 
 
-def at_size(seen: np.ndarray, photo_size: tuple[int, int]) -> np.ndarray:
+def resize_map(attention_map: np.ndarray, photo_size: tuple[int, int]) -> np.ndarray:
     """A map [rows, columns] → float32 [H, W] at the photo's size; bilinear."""
-    cells = torch.from_numpy(seen)[None, None]
+    cells = torch.from_numpy(attention_map)[None, None]
     return F.interpolate(cells, photo_size, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
@@ -200,5 +219,5 @@ def _entropy(shares: Tensor) -> Tensor:
     return -(shares * shares.clamp(min=1e-12).log()).sum(-1)
 
 
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(IMPLEMENTATION_NAME, _attention_forward)
+AttentionMaskInterface.register(IMPLEMENTATION_NAME, sdpa_mask)

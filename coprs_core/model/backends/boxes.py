@@ -20,7 +20,7 @@ THOUSANDTHS = (1000, 1000)
 
 
 @dataclass(frozen=True)
-class WrittenObject:
+class ParsedObject:
     """One thing that a model wrote coordinates of, in pixels of the photo.
 
     `box` XYXY or None, `points` XY; at least one of them.
@@ -32,21 +32,23 @@ class WrittenObject:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a reply's coordinates amount to. `readable` is False where there are none to read;
+class ParsedCoordinates:
+    """What a reply's coordinates amount to. `is_readable` is False where there are none to read;
     `problem` says why."""
 
-    objects: tuple[WrittenObject, ...] = ()
-    readable: bool = True
+    objects: tuple[ParsedObject, ...] = ()
+    is_readable: bool = True
     problem: str = ""
 
 
-def most_objects(photo_size: tuple[int, int]) -> int:
+def max_objects(photo_size: tuple[int, int]) -> int:
     """How many things are shown at most on a photo of (height, width) pixels."""
     return min(MAX_OBJECTS, max(1, MAX_OBJECT_PIXELS // (photo_size[0] * photo_size[1])))
 
 
-def read_answer(reply: str, seen_size: tuple[int, int], photo_size: tuple[int, int]) -> Answer:
+def parse_coordinates(
+    reply: str, image_size: tuple[int, int], photo_size: tuple[int, int]
+) -> ParsedCoordinates:
     """The boxes and points of a reply, brought from the picture that the model saw to the photo;
     sizes are (height, width).
 
@@ -56,25 +58,27 @@ def read_answer(reply: str, seen_size: tuple[int, int], photo_size: tuple[int, i
     """
     found = _find_json(_answer_text(reply))
     if found is None:
-        return Answer(readable=False, problem="The reply holds no coordinates that can be read.")
+        return ParsedCoordinates(
+            is_readable=False, problem="The reply holds no coordinates that can be read."
+        )
     if not found:
-        return Answer()
-    scale = photo_size[1] / seen_size[1], photo_size[0] / seen_size[0]
-    read = [_written_object(o, seen_size, scale) for o in found]
-    kept = tuple(o for o in read if o is not None)
+        return ParsedCoordinates()
+    scale = photo_size[1] / image_size[1], photo_size[0] / image_size[0]
+    parsed = [_parse_object(o, image_size, scale) for o in found]
+    kept = tuple(o for o in parsed if o is not None)
     if not kept:
-        return Answer(
-            readable=False,
+        return ParsedCoordinates(
+            is_readable=False,
             problem="The coordinates in the reply lie outside the picture, have no area or are no "
             "numbers.",
         )
-    most = most_objects(photo_size)
+    most = max_objects(photo_size)
     shown = f"the first {most} are" if most > 1 else "the first is"
     problem = f"{len(kept)} things, {shown} shown." if len(kept) > most else ""
-    return Answer(kept[:most], problem=problem)
+    return ParsedCoordinates(kept[:most], problem=problem)
 
 
-def drawn_prior(written: WrittenObject, photo_size: tuple[int, int]) -> np.ndarray:
+def coordinates_to_prior(parsed: ParsedObject, photo_size: tuple[int, int]) -> np.ndarray:
     """Coordinates as a prior, float32 [H, W] in [0, 1]: what a model wrote, not where it looked.
 
     With u and v the distances from the point (else the box's centre) in units of its distance to
@@ -82,13 +86,13 @@ def drawn_prior(written: WrittenObject, photo_size: tuple[int, int]) -> np.ndarr
     round spot of a twentieth of the photo.
     """
     height, width = photo_size
-    box = written.box
+    box = parsed.box
     if box is None:
-        (x, y), reach = written.points[0], max(height, width) / 20
+        (x, y), reach = parsed.points[0], max(height, width) / 20
         sides = (reach, reach, reach, reach)
     else:
         centre = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        x, y = written.points[0] if written.points else centre
+        x, y = parsed.points[0] if parsed.points else centre
         x, y = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
         sides = (x - box[0], box[2] - x, y - box[1], box[3] - y)
     left, right, up, down = (max(s, 0.5) for s in sides)
@@ -100,19 +104,19 @@ def drawn_prior(written: WrittenObject, photo_size: tuple[int, int]) -> np.ndarr
     return prior.astype(np.float32)
 
 
-def words_of_numbers(pieces: tuple[str, ...], count: int) -> list[list[int]]:
+def coordinate_token_indices(token_texts: tuple[str, ...], count: int) -> list[list[int]]:
     """The tokens that wrote the numbers of each of `count` things, by their index in a reply."""
-    text = "".join(pieces)
+    text = "".join(token_texts)
     start = text.find("</think>")
     for length in (4, 2):  # boxes, else points
-        spans = [m.span() for m in _LISTS[length].finditer(text, max(start, 0))]
+        spans = [m.span() for m in _NUMBER_LISTS[length].finditer(text, max(start, 0))]
         if len(spans) >= count:
             break
     if len(spans) < count:
         spans = [(max(start, 0), len(text))]
     if len(spans) != count:  # some were left out
         spans = [(spans[0][0], spans[-1][1])] * count
-    ends = list(accumulate(map(len, pieces)))
+    ends = list(accumulate(map(len, token_texts)))
     starts = [0, *ends[:-1]]
     return [
         [i for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < last and b > first]
@@ -121,10 +125,10 @@ def words_of_numbers(pieces: tuple[str, ...], count: int) -> list[list[int]]:
 
 
 _NUMBER = r"\s*-?\d+(?:\.\d+)?\s*"
-_LISTS = {n: re.compile(r"\[" + ",".join([_NUMBER] * n) + r"\]") for n in (4, 2)}
+_NUMBER_LISTS = {n: re.compile(r"\[" + ",".join([_NUMBER] * n) + r"\]") for n in (4, 2)}
 
 
-def breaks_off(reply: str) -> bool:
+def is_coordinate_list_cut_off(reply: str) -> bool:
     """Whether the list of coordinates in a reply was not written to its end."""
     text = _answer_text(reply)
     return text.count("[") > text.count("]") or text.count("{") > text.count("}")
@@ -143,20 +147,20 @@ def _find_json(text: str) -> list | None:
     Of a list that breaks off, or of objects without one, all that are whole, each once."""
     # some models quote keys as Python does
     spellings = [JsonInText(spelt) for spelt in dict.fromkeys((text, text.replace("'", '"')))]
-    found, known, end = [], set(), 0
+    found, seen, end = [], set(), 0
     for bracket in re.finditer(r"[\[{]", text):
         start = bracket.start()
         if start < end:  # inside of what was read
             continue
-        read = next((r for spelt in spellings if (r := spelt.at(start))), None)
-        objects = None if read is None else _as_objects(read[0])
+        read = next((r for spelt in spellings if (r := spelt.parse_at(start))), None)
+        objects = None if read is None else _to_object_list(read[0])
         if read is None or objects is None:
             continue
-        if not found and not _is_one(read[0]):
+        if not found and not _is_single_object(read[0]):
             return objects
         end = read[1]
-        found += [o for o in objects if _hashable(o) not in known]
-        known.update(map(_hashable, objects))
+        found += [o for o in objects if _hashable(o) not in seen]
+        seen.update(map(_hashable, objects))
     return found or None
 
 
@@ -167,12 +171,14 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
-def _is_one(value: Any) -> bool:
+def _is_single_object(value: Any) -> bool:
     """Whether a value is one thing by itself, no list of them."""
-    return _numbers(value, 4) or (isinstance(value, dict) and _as_objects(value) == [value])
+    return _is_number_list(value, 4) or (
+        isinstance(value, dict) and _to_object_list(value) == [value]
+    )
 
 
-def _as_objects(value) -> list | None:
+def _to_object_list(value) -> list | None:
     if isinstance(value, dict):
         if any("bbox" in k.lower() or "point" in k.lower() for k in value):
             return [value]
@@ -180,18 +186,18 @@ def _as_objects(value) -> list | None:
             (
                 o
                 for v in value.values()
-                if isinstance(v, list) and (o := _as_objects(v)) is not None
+                if isinstance(v, list) and (o := _to_object_list(v)) is not None
             ),
             None,
         )
-    if _numbers(value, 4):
+    if _is_number_list(value, 4):
         return [{"bbox_2d": value}]
     if all(isinstance(v, dict) for v in value):
         return value
-    return [{"bbox_2d": v} for v in value] if all(_numbers(v, 4) for v in value) else None
+    return [{"bbox_2d": v} for v in value] if all(_is_number_list(v, 4) for v in value) else None
 
 
-def _numbers(value, count: int) -> bool:
+def _is_number_list(value, count: int) -> bool:
     """Whether a value is a list of that many finite numbers."""
     return (
         isinstance(value, list)
@@ -202,7 +208,7 @@ def _numbers(value, count: int) -> bool:
     )
 
 
-def _not_flat(xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
+def _widen_flat_box(xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
     """Corners of a box without a point's width or height between them, where it has the other."""
     flat = [corners[1] - corners[0] < 1 for corners in (xs, ys)]
     if flat == [True, False]:
@@ -212,25 +218,29 @@ def _not_flat(xs: list[float], ys: list[float]) -> tuple[list[float], list[float
     return xs, ys
 
 
-def _written_object(
-    found: dict, seen_size: tuple[int, int], scale: tuple[float, float]
-) -> WrittenObject | None:
-    height, width = seen_size
+def _parse_object(
+    values: dict, image_size: tuple[int, int], scale: tuple[float, float]
+) -> ParsedObject | None:
+    height, width = image_size
     box, points = None, []
-    for key, value in found.items():
-        if "bbox" in key.lower() and _numbers(value, 4):
-            (x1, x2), (y1, y2) = _not_flat(sorted(value[0::2]), sorted(value[1::2]))
+    for key, value in values.items():
+        if "bbox" in key.lower() and _is_number_list(value, 4):
+            (x1, x2), (y1, y2) = _widen_flat_box(sorted(value[0::2]), sorted(value[1::2]))
             x1, x2 = (min(max(v, 0), width) for v in (x1, x2))
             y1, y2 = (min(max(v, 0), height) for v in (y1, y2))
             if x2 - x1 >= 1 and y2 - y1 >= 1:
                 box = (x1 * scale[0], y1 * scale[1], x2 * scale[0], y2 * scale[1])
         elif "point" in key.lower():
-            pairs = [value] if _numbers(value, 2) else value if isinstance(value, list) else []
+            pairs = (
+                [value] if _is_number_list(value, 2) else value if isinstance(value, list) else []
+            )
             points += [
-                p for p in pairs if _numbers(p, 2) and 0 <= p[0] <= width and 0 <= p[1] <= height
+                p
+                for p in pairs
+                if _is_number_list(p, 2) and 0 <= p[0] <= width and 0 <= p[1] <= height
             ]
     if box is None and not points:
         return None
-    return WrittenObject(
-        box, tuple((x * scale[0], y * scale[1]) for x, y in points), str(found.get("label", ""))
+    return ParsedObject(
+        box, tuple((x * scale[0], y * scale[1]) for x, y in points), str(values.get("label", ""))
     )

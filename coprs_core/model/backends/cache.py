@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
-State = tuple[Tensor, ...]
+LayerState = tuple[Tensor, ...]
 """What one layer keeps of one text: keys and values, each [1, groups, L, d]; or the last inputs of
 its convolution [1, C, K] and, in linear attention, the recurrent state [1, heads, d, d_v]."""
 
-_LINEAR = ("linear_attention", "conv")
+_LINEAR_LAYER_TYPES = ("linear_attention", "conv")
 """Transformers' names, in `layer_types`, of layers without keys and values."""
-ROOM = 128
+GROWTH_TOKENS = 128
 """Tokens by which the place for keys and values grows, at least."""
 
 
 @cache
-def cache_argument(language_model: type[nn.Module]) -> str:
+def cache_argument_name(language_model: type[nn.Module]) -> str:
     """The name under which a class of language model takes the cache.
 
     It is `cache` in newer versions of transformers, `past_key_values` in older ones; 5.40 removes
@@ -37,12 +37,12 @@ def cache_argument(language_model: type[nn.Module]) -> str:
     return "cache" if "cache" in names else "past_key_values"
 
 
-def new_cache(config: Any, states: Sequence[State] = ()) -> Cache:
+def new_cache(config: Any, states: Sequence[LayerState] = ()) -> Cache:
     """A cache for one text, by the language model's config; it goes on from `states` (one a layer)
     and leaves them as they are."""
     kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
     layers: list[Any] = [
-        LinearAttentionLayer() if kind in _LINEAR else DynamicLayer() for kind in kinds
+        LinearAttentionLayer() if kind in _LINEAR_LAYER_TYPES else DynamicLayer() for kind in kinds
     ]
     for layer, state in zip(layers, states):
         if isinstance(layer, LinearAttentionLayer):
@@ -55,26 +55,28 @@ def new_cache(config: Any, states: Sequence[State] = ()) -> Cache:
     return Cache(layers=layers)
 
 
-def states_of(read: Cache) -> tuple[State, ...]:
+def layer_states(cache: Cache) -> tuple[LayerState, ...]:
     """What each layer keeps. The cache itself may still change those of linear attention."""
-    return tuple(_state_of(layer) for layer in read.layers)
+    return tuple(_layer_state(layer) for layer in cache.layers)
 
 
-def _state_of(layer: Any) -> State:
+def _layer_state(layer: Any) -> LayerState:
     if isinstance(layer, LinearAttentionLayer):
         kept = layer.conv_states[0], layer.recurrent_states[0]
         return tuple(t for t in kept if t is not None)
     return layer.keys, layer.values
 
 
-def new_slots(config: Any) -> "list[KeySlots | StateSlots]":
+def new_slots(config: Any) -> "list[KeyValueSlots | StateSlots]":
     """For each layer of a language model the place for what it keeps of several replies, by its
     config."""
     layers = new_cache(config).layers
-    return [StateSlots() if isinstance(x, LinearAttentionLayer) else KeySlots() for x in layers]
+    return [
+        StateSlots() if isinstance(x, LinearAttentionLayer) else KeyValueSlots() for x in layers
+    ]
 
 
-class KeySlots(DynamicLayer):
+class KeyValueSlots(DynamicLayer):
     """Keys and values [places, groups, room, d] of one layer, a reply in each place from its start
     on."""
 
@@ -91,11 +93,11 @@ class KeySlots(DynamicLayer):
         return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
 
     @staticmethod
-    def bytes_of(state: State, length: int) -> int:
+    def slot_nbytes(state: LayerState, length: int) -> int:
         """Of memory that one place takes, for a reply of that many tokens."""
         return length * sum(t[0, :, 0].nbytes for t in state)
 
-    def put(self, place: int, state: State) -> None:
+    def store_prompt(self, slot: int, state: LayerState) -> None:
         """A prompt's keys and values into a place."""
         keys, values = state
         if not self.is_initialized:
@@ -104,21 +106,21 @@ class KeySlots(DynamicLayer):
                 t.new_empty(0, t.shape[1], 0, t.shape[3]) for t in (keys, values)
             )
         length = keys.shape[2]
-        self._grow(place + 1, length + ROOM)
-        self.keys[place, :, :length], self.values[place, :, :length] = keys[0], values[0]
+        self._grow(slot + 1, length + GROWTH_TOKENS)
+        self.keys[slot, :, :length], self.values[slot, :, :length] = keys[0], values[0]
 
-    def move(self, source: int, place: int, length: int) -> None:
+    def move(self, source: int, target: int, length: int) -> None:
         """One reply to another place."""
         for kept in (self.keys, self.values):
-            kept[place, :, :length] = kept[source, :, :length]
+            kept[target, :, :length] = kept[source, :, :length]
 
-    def at(self, lengths: Tensor, longest: int) -> None:
+    def begin_step(self, lengths: Tensor, longest: int) -> None:
         """Before a step: where the next token of each reply goes, and how far they reach with
         it."""
         self._lengths, self._longest = lengths, longest
         self._grow(len(lengths), longest)
 
-    def keep(self) -> None:
+    def commit_step(self) -> None:
         """After a step. One that failed left keys and values that the next overwrites."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any):
@@ -137,18 +139,22 @@ class KeySlots(DynamicLayer):
     def get_seq_length(self) -> int:
         return self._longest - 1
 
-    def _grow(self, places: int, room: int) -> None:
-        had = self.keys.shape
-        if places <= had[0] and room <= had[2]:
+    def _grow(self, num_slots: int, num_tokens: int) -> None:
+        old_shape = self.keys.shape
+        if num_slots <= old_shape[0] and num_tokens <= old_shape[2]:
             return
-        places = had[0] if places <= had[0] else max(places, 2 * had[0])
-        room = had[2] if room <= had[2] else max(room, had[2] + had[2] // 2)
+        num_slots = old_shape[0] if num_slots <= old_shape[0] else max(num_slots, 2 * old_shape[0])
+        num_tokens = (
+            old_shape[2]
+            if num_tokens <= old_shape[2]
+            else max(num_tokens, old_shape[2] + old_shape[2] // 2)
+        )
         kept = self.keys, self.values
         new = [
-            t.new_zeros(places, had[1], room, t.shape[3]) for t in kept
+            t.new_zeros(num_slots, old_shape[1], num_tokens, t.shape[3]) for t in kept
         ]  # no numbers would spread
-        for wider, before in zip(new, kept, strict=True):
-            wider[: had[0], :, : had[2]] = before
+        for larger, before in zip(new, kept, strict=True):
+            larger[: old_shape[0], :, : old_shape[2]] = before
         self.keys, self.values = new  # both, or neither where there is no memory
 
 
@@ -161,36 +167,36 @@ class StateSlots(LinearAttentionLayer):
 
     def __init__(self):
         super().__init__()
-        self._kept: State = ()
+        self._states: LayerState = ()
 
     @property
     def nbytes(self) -> int:
         """Of memory that is taken."""
-        return sum(t.nbytes for t in self._kept)
+        return sum(t.nbytes for t in self._states)
 
     @staticmethod
-    def bytes_of(state: State, length: int) -> int:
+    def slot_nbytes(state: LayerState, length: int) -> int:
         """Of memory that one place takes, whatever the length: the copy is half of it."""
         return 2 * sum(t.nbytes for t in state)
 
-    def put(self, place: int, state: State) -> None:
+    def store_prompt(self, slot: int, state: LayerState) -> None:
         """A prompt's state into the place behind the last that is taken."""
-        had = self._kept or tuple(t[:0] for t in state)
-        self._kept = tuple(torch.cat([h[:place], t]) for h, t in zip(had, state, strict=True))
+        had = self._states or tuple(t[:0] for t in state)
+        self._states = tuple(torch.cat([h[:slot], t]) for h, t in zip(had, state, strict=True))
 
-    def move(self, source: int, place: int, length: int) -> None:
+    def move(self, source: int, target: int, length: int) -> None:
         """One reply to another place."""
-        for kept in self._kept:
-            kept[place] = kept[source]
+        for kept in self._states:
+            kept[target] = kept[source]
 
-    def at(self, lengths: Tensor, longest: int) -> None:
+    def begin_step(self, lengths: Tensor, longest: int) -> None:
         """Before a step: a copy for the model to change, of each reply one."""
-        conv, *recurrent = (t[: len(lengths)].clone() for t in self._kept)
+        conv, *recurrent = (t[: len(lengths)].clone() for t in self._states)
         self.conv_states[0], self.conv_kernel_size[0] = conv, conv.shape[-1]
         self.is_conv_states_initialized[0] = self.has_previous_state[0] = True
         for state in recurrent:
             self.recurrent_states[0], self.is_recurrent_states_initialized[0] = state, True
 
-    def keep(self) -> None:
+    def commit_step(self) -> None:
         """After a step that succeeded."""
-        self._kept = _state_of(self)
+        self._states = _layer_state(self)

@@ -9,7 +9,7 @@ from torch import nn
 
 from coprs_core.errors import Cancelled
 
-_here = threading.local()
+_thread_state = threading.local()
 
 
 def install_checks(model: nn.Module) -> None:
@@ -25,17 +25,17 @@ def install_checks(model: nn.Module) -> None:
 def cancellable(is_wanted: Callable[[], bool]) -> Generator[None, None, None]:
     """Inside, in this thread, a pass through a watched model goes on while `is_wanted()`; then it
     raises `Cancelled`. One inside of another takes its place, and gives it back."""
-    around = current_check()
-    _here.is_wanted = is_wanted
+    previous = current_check()
+    _thread_state.is_wanted = is_wanted
     try:
         yield
     finally:
-        _here.is_wanted = around
+        _thread_state.is_wanted = previous
 
 
 def current_check() -> Callable[[], bool] | None:
     """What is asked in this thread; None where every pass goes on to its end."""
-    return getattr(_here, "is_wanted", None)
+    return getattr(_thread_state, "is_wanted", None)
 
 
 def _check(module: nn.Module, inputs: tuple) -> None:

@@ -13,12 +13,17 @@ import torch
 from torch import nn
 
 from coprs_core.geometry import to_square
-from coprs_core.model.backends.attention import as_prior
-from coprs_core.model.backends.boxes import THOUSANDTHS, Answer, read_answer, words_of_numbers
+from coprs_core.model.backends.attention import attention_to_prior
+from coprs_core.model.backends.boxes import (
+    THOUSANDTHS,
+    ParsedCoordinates,
+    coordinate_token_indices,
+    parse_coordinates,
+)
 from coprs_core.model.backends.language import LanguageModel
-from coprs_core.model.backends.mllm import Mllm, Reading
+from coprs_core.model.backends.mllm import Mllm, PromptSession
 from coprs_core.model.backends.sam import PromptedSam
-from coprs_core.model.segmenter import Located, PhotoFeatures, Place, Step, Transcript
+from coprs_core.model.segmenter import Localization, PhotoFeatures, RegionProposal, Step, Transcript
 from coprs_core.photos.photo import Photo
 from coprs_core.prompts import (
     ATTENTION_PRIOR,
@@ -32,25 +37,25 @@ from coprs_core.prompts import (
 )
 
 QUESTION_SLOT = "{question}"
-_QUESTION = (
+_QUESTION_START = (
     "Find what the instruction at the end means in the picture.\n"
     "First think, in one or two short sentences between <think> and </think>: which things could "
     "be meant, which fits, and why. "
 )
-_INSTRUCTION = f"\nInstruction: {INSTRUCTION_SLOT}"
+_QUESTION_END = f"\nInstruction: {INSTRUCTION_SLOT}"
 """It stands last, so that all before it is the same for every question and read once a photo."""
-_PIXELS = (
-    f"{_QUESTION}"
+_PIXEL_QUESTION = (
+    f"{_QUESTION_START}"
     "Then write, between <answer> and </answer>, a JSON list of all that fits, with box and a "
     'point inside it in pixels, such as [{"bbox_2d": [10, 100, 200, 210], "point_2d": [30, 110]}], '
-    f"or [] if nothing fits.{_INSTRUCTION}"
+    f"or [] if nothing fits.{_QUESTION_END}"
 )
-_THOUSANDTHS = (
-    f"{_QUESTION}"
+_THOUSANDTHS_QUESTION = (
+    f"{_QUESTION_START}"
     "Then write a JSON list of all that fits, in thousandths of width and height, such as "
-    f'[{{"bbox_2d": [110, 320, 540, 900], "label": "dog"}}], or [] if nothing fits.{_INSTRUCTION}'
+    f'[{{"bbox_2d": [110, 320, 540, 900], "label": "dog"}}], or [] if nothing fits.{_QUESTION_END}'
 )
-CHATML = (
+DEFAULT_CHAT_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     f"<|im_start|>user\n<|vision_start|>{IMAGE_SLOT}<|vision_end|>{QUESTION_SLOT}<|im_end|>\n"
     "<|im_start|>assistant\n"
@@ -72,24 +77,24 @@ class CoordinatePrompt:
         max_new_tokens: bound of a reply.
     """
 
-    question: str = _PIXELS
-    thousandths: bool = False
-    square: int | None = None
+    question: str = _PIXEL_QUESTION
+    in_thousandths: bool = False
+    square_side: int | None = None
     max_new_tokens: int = 2000
 
-    def template(self, chat: str) -> str:
+    def fill_chat_template(self, chat_template: str) -> str:
         """The whole prompt: a chat template with {question} in it, and the question."""
-        return chat.replace(QUESTION_SLOT, self.question)
+        return chat_template.replace(QUESTION_SLOT, self.question)
 
 
-VISUAL_TOKENS: dict[Detail, int] = {"low": 300, "normal": 1280, "high": 2560}
+MAX_VISUAL_TOKENS: dict[Detail, int] = {"low": 300, "normal": 1280, "high": 2560}
 """Most tokens that a photo becomes. One stands for 28×28 pixels in Qwen2.5-VL, 32×32 in
 Qwen3-VL."""
-STOCK = CoordinatePrompt()
-SEG_ZERO = CoordinatePrompt(square=840)
+QWEN2_5_PROMPT = CoordinatePrompt()
+SEG_ZERO_PROMPT = CoordinatePrompt(square_side=840)
 """Seg-Zero and VisionReasoner were trained on 840×840 pixels."""
-QWEN3 = CoordinatePrompt(_THOUSANDTHS, thousandths=True)
-PROMPTS = {"qwen2_5_vl": STOCK, "qwen3_vl": QWEN3}
+QWEN3_PROMPT = CoordinatePrompt(_THOUSANDTHS_QUESTION, in_thousandths=True)
+PROMPTS_BY_MODEL_TYPE = {"qwen2_5_vl": QWEN2_5_PROMPT, "qwen3_vl": QWEN3_PROMPT}
 """By `model_type`: how a model that is not listed is asked."""
 
 
@@ -104,7 +109,7 @@ class CoordinateModel(nn.Module):
         self.mllm, self.sam = mllm, sam
 
 
-class Pointing:
+class BaseCoordinateSegmenter:
     """What models that write coordinates share, wherever they run: SAM, prompted by what they
     wrote, draws here."""
 
@@ -122,20 +127,24 @@ class Pointing:
     def dtype(self) -> torch.dtype:
         return self.sam.dtype
 
-    def distance(self, features: PhotoFeatures) -> float | None:
+    def ood_distance(self, features: PhotoFeatures) -> float | None:
         return None  # it was trained on photos of all kinds
 
-    def answer(self, transcript: Transcript, features: PhotoFeatures) -> Answer:
+    def parse_coordinates(
+        self, transcript: Transcript, features: PhotoFeatures
+    ) -> ParsedCoordinates:
         """The coordinates of a reply, in pixels of the photo."""
-        unit = THOUSANDTHS if self.prompt.thousandths else features.seen_size
-        return read_answer(transcript.text, unit, features.photo_size)
+        unit = THOUSANDTHS if self.prompt.in_thousandths else features.mllm_image_size
+        return parse_coordinates(transcript.text, unit, features.photo_size)
 
-    def draw(self, place: Place, features: PhotoFeatures) -> np.ndarray:
+    def predict_mask(self, place: RegionProposal, features: PhotoFeatures) -> np.ndarray:
         """The mask that SAM draws when prompted by a place's box and points."""
-        return self.sam.mask(features.image_embedding, place.box, place.points, features.photo_size)
+        return self.sam.predict_mask(
+            features.image_embedding, place.box, place.points, features.photo_size
+        )
 
 
-class CoordinateSegmenter(Pointing):
+class CoordinateSegmenter(BaseCoordinateSegmenter):
     """A model that writes coordinates, in use; implements `Segmenter`.
 
     `chat` is its chat template with one {image} and one {question}; `detail` says how many visual
@@ -150,69 +159,75 @@ class CoordinateSegmenter(Pointing):
         tokenizer: Any,
         image_processor: Any,
         prompt: CoordinatePrompt,
-        chat: str = CHATML,
+        chat_template: str = DEFAULT_CHAT_TEMPLATE,
         detail: Detail = "normal",
     ):
         super().__init__(model.sam, prompt)
         self.model, self.detail = model, detail
-        self.template = prompt.template(chat)
+        self.template = prompt.fill_chat_template(chat_template)
         self.language = LanguageModel(model.mllm, tokenizer, image_processor)
 
     @torch.no_grad()
-    def read(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
-        tokens = VISUAL_TOKENS[detail or self.detail]
-        if self.prompt.square:  # it was trained on pictures of one size
-            visual = self.language.see(to_square(photo.image, self.prompt.square))
+    def encode_photo(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
+        tokens = MAX_VISUAL_TOKENS[detail or self.detail]
+        if self.prompt.square_side:  # it was trained on pictures of one size
+            visual = self.language.encode_image(to_square(photo.image, self.prompt.square_side))
         else:
-            visual = self.language.see(photo.image, tokens)
-        prefix = self.language.prefix(self.template, visual)
+            visual = self.language.encode_image(photo.image, tokens)
+        prefix = self.language.prefill_prefix(self.template, visual)
         return PhotoFeatures(photo.size, visual, prefix, self.sam.embed(photo.image))
 
-    def think(
+    def generate(
         self, instruction: str, features: PhotoFeatures, max_new_tokens: int
     ) -> Iterator[Step]:
-        reading = self.reading(instruction, features)
-        looks = self.language.looks(features.visual)
-        return self.language.write(reading, None, max_new_tokens, looks)
+        reading = self.start_session(instruction, features)
+        looks = self.language.new_attention_trace(features.visual)
+        return self.language.generate(reading, None, max_new_tokens, looks)
 
-    def reading(self, instruction: str, features: PhotoFeatures) -> Reading:
+    def start_session(self, instruction: str, features: PhotoFeatures) -> PromptSession:
         """The question about a photo, read and ready for a reply."""
-        return self.language.reading(self.template, instruction, features.visual, features.prefix)
+        return self.language.start_session(
+            self.template, instruction, features.visual, features.prefix
+        )
 
     @property
-    def ends(self) -> set[int]:
+    def thought_stop_ids(self) -> set[int]:
         """The tokens that end a thought at the latest."""
         return self.language.stop_ids
 
-    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Located:
+    def locate(self, transcript: Transcript, features: PhotoFeatures) -> Localization:
         answer = self.answer(transcript, features)
-        priors = where_it_looked(transcript, len(answer.objects), features.photo_size)
-        return located(answer, transcript, priors)
+        priors = attention_priors(transcript, len(answer.objects), features.photo_size)
+        return localization_of(answer, transcript, priors)
 
 
-def located(answer: Answer, transcript: Transcript, priors: list[np.ndarray]) -> Located:
+def localization_of(
+    coordinates: ParsedCoordinates, transcript: Transcript, priors: list[np.ndarray]
+) -> Localization:
     """What coordinates amount to, with a prior for each thing."""
-    if answer.objects:
-        count = len(answer.objects)
+    if coordinates.objects:
+        count = len(coordinates.objects)
         thing = "thing" if count == 1 else "things"
-        reason = f"The model wrote the coordinates of {count} {thing}. {answer.problem}"
+        reason = f"The model wrote the coordinates of {count} {thing}. {coordinates.problem}"
         if not transcript.is_finished:
             limit = f"its {transcript.max_new_tokens:,} tokens"
             reason = f"{reason.strip()} It used up {limit} before the end: there may be more."
         places = tuple(
-            Place(prior, None, o.box, o.points, o.label)
-            for o, prior in zip(answer.objects, priors, strict=True)
+            RegionProposal(prior, None, o.box, o.points, o.label)
+            for o, prior in zip(coordinates.objects, priors, strict=True)
         )
-        return Located(FOUND, reason.strip(), places)
+        return Localization(FOUND, reason.strip(), places)
     if not transcript.is_finished:
         limit = f"{transcript.max_new_tokens:,} tokens"
-        return Located(UNFINISHED, f"The model used up its {limit} before it wrote coordinates.")
-    if answer.readable:
-        return Located(NOTHING_FOUND, "The model wrote an empty list: nothing fits.")
-    return Located(UNFINISHED, answer.problem)
+        return Localization(
+            UNFINISHED, f"The model used up its {limit} before it wrote coordinates."
+        )
+    if coordinates.is_readable:
+        return Localization(NOTHING_FOUND, "The model wrote an empty list: nothing fits.")
+    return Localization(UNFINISHED, coordinates.problem)
 
 
-def where_it_looked(
+def attention_priors(
     transcript: Transcript, count: int, photo_size: tuple[int, int]
 ) -> list[np.ndarray]:
     """The prior of each of `count` things, float32 [H, W] in [0, 1]: the attention, by the heads
@@ -220,11 +235,11 @@ def where_it_looked(
 
     Where the things cannot be told apart in the text, each gets the attention of all of them.
     """
-    looks = transcript.looks
-    if looks is None or not len(looks):
+    trace = transcript.attention
+    if trace is None or not len(trace):
         return [np.zeros(photo_size, np.float32)] * count
-    heads = looks.heads()
+    heads = trace.localization_heads()
     return [
-        as_prior(looks.map(words, heads), photo_size)
-        for words in words_of_numbers(transcript.pieces, count)
+        attention_to_prior(trace.attention_map(words, heads), photo_size)
+        for words in coordinate_token_indices(transcript.token_texts, count)
     ]

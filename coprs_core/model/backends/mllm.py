@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from coprs_core.errors import CoPRSError
-from coprs_core.model.backends.cache import State, cache_argument, new_cache, states_of
-from coprs_core.model.backends.cpu.output_layer import likeliest
+from coprs_core.model.backends.cache import LayerState, cache_argument_name, layer_states, new_cache
+from coprs_core.model.backends.cpu.output_layer import argmax_tokens
 
 Mllm = Any
 """A Hugging Face model for images and text; its parts are read by name, whatever its class."""
@@ -34,7 +34,7 @@ class VisualTokens:
     """
 
     features: Tensor
-    seen_size: tuple[int, int]
+    image_size: tuple[int, int]
     grid: Tensor | None = None
     deepstack: tuple[Tensor, ...] = ()
 
@@ -48,12 +48,12 @@ class VisualTokens:
         grid = None if self.grid is None else self.grid.to(device)
         return VisualTokens(
             self.features.to(device),
-            self.seen_size,
+            self.image_size,
             grid,
             tuple(t.to(device) for t in self.deepstack),
         )
 
-    def cells(self, mllm: Mllm) -> tuple[int, int]:
+    def grid_size(self, mllm: Mllm) -> tuple[int, int]:
         """(rows, columns) in which the tokens lie; a square where there is no `grid`."""
         if self.grid is None:
             side = math.isqrt(len(self.features))
@@ -67,29 +67,29 @@ class Architecture:
     """The two things in which families of models differ: how a photo is seen, and where tokens
     stand.
 
-    `see`: model, image processor, RGB photo, most visual tokens (None: as many as the image
+    `encode_image`: model, image processor, RGB photo, most visual tokens (None: as many as the image
     processor makes) → `VisualTokens`. `positions`: model, ids [1, L],
     is_image bool [1, L], `VisualTokens` → rope positions [..., 1, L].
     """
 
-    see: Callable[[Mllm, Any, Image.Image, int | None], VisualTokens]
+    encode_image: Callable[[Mllm, Any, Image.Image, int | None], VisualTokens]
     positions: Callable[[Mllm, Tensor, Tensor, VisualTokens], Tensor]
 
 
-def _see_qwen(
-    mllm: Mllm, image_processor: Any, photo: Image.Image, most: int | None
+def _encode_image_qwen(
+    mllm: Mllm, image_processor: Any, photo: Image.Image, max_tokens: int | None
 ) -> VisualTokens:
     patch, merge = image_processor.patch_size, image_processor.merge_size
     size = dict(image_processor.size)
-    if most is not None:
-        size["longest_edge"] = most * (patch * merge) ** 2
+    if max_tokens is not None:
+        size["longest_edge"] = max_tokens * (patch * merge) ** 2
     inputs = image_processor(images=[photo], return_tensors="pt", size=size)
     grid = inputs["image_grid_thw"]
-    seen_size = int(grid[0, 1]) * patch, int(grid[0, 2]) * patch
+    image_size = int(grid[0, 1]) * patch, int(grid[0, 2]) * patch
     pixels = inputs["pixel_values"].to(mllm.device, mllm.dtype)
-    seen = mllm.model.visual(pixels, grid_thw=grid.to(mllm.device))
-    deepstack = getattr(seen, "deepstack_features", None) or ()
-    return VisualTokens(seen.pooler_output, seen_size, grid, tuple(deepstack))
+    encoded = mllm.model.visual(pixels, grid_thw=grid.to(mllm.device))
+    deepstack = getattr(encoded, "deepstack_features", None) or ()
+    return VisualTokens(encoded.pooler_output, image_size, grid, tuple(deepstack))
 
 
 def _positions_qwen(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
@@ -97,33 +97,35 @@ def _positions_qwen(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTok
     return mllm.model.get_rope_index(ids, mm_token_type_ids=is_image.int(), image_grid_thw=grid)[0]
 
 
-def _see_llava(
-    mllm: Mllm, image_processor: Any, photo: Image.Image, most: int | None
+def _encode_image_llava(
+    mllm: Mllm, image_processor: Any, photo: Image.Image, max_tokens: int | None
 ) -> VisualTokens:
     inputs = image_processor(images=[photo], return_tensors="pt")
     pixels = inputs["pixel_values"].to(mllm.device, mllm.dtype)
-    seen = mllm.model.get_image_features(pixels).pooler_output[0]
-    return VisualTokens(seen, tuple(pixels.shape[-2:]))
+    features = mllm.model.get_image_features(pixels).pooler_output[0]
+    return VisualTokens(features, tuple(pixels.shape[-2:]))
 
 
-def _see_internvl(
-    mllm: Mllm, image_processor: Any, photo: Image.Image, most: int | None
+def _encode_image_internvl(
+    mllm: Mllm, image_processor: Any, photo: Image.Image, max_tokens: int | None
 ) -> VisualTokens:
     # as one picture: among tiles of it a token's number would not tell its place
-    return _see_llava(mllm, partial(image_processor, crop_to_patches=False), photo, most)
+    return _encode_image_llava(
+        mllm, partial(image_processor, crop_to_patches=False), photo, max_tokens
+    )
 
 
 def _positions_llava(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTokens) -> Tensor:
     return torch.arange(ids.shape[1], device=ids.device)[None]
 
 
-_QWEN = Architecture(_see_qwen, _positions_qwen)
+_QWEN = Architecture(_encode_image_qwen, _positions_qwen)
 ARCHITECTURES = {
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
     "qwen3_5": _QWEN,
-    "llava": Architecture(_see_llava, _positions_llava),
-    "internvl": Architecture(_see_internvl, _positions_llava),
+    "llava": Architecture(_encode_image_llava, _positions_llava),
+    "internvl": Architecture(_encode_image_internvl, _positions_llava),
 }
 """By `model_type` of the Hugging Face config."""
 
@@ -141,14 +143,14 @@ def architecture(mllm: Mllm) -> Architecture:
 
 
 @torch.no_grad()
-def see(
-    mllm: Mllm, image_processor: Any, photo: Image.Image, most: int | None = None
+def encode_image(
+    mllm: Mllm, image_processor: Any, photo: Image.Image, max_tokens: int | None = None
 ) -> VisualTokens:
     """Run the model's vision tower on an RGB photo that is already in the MLLM frame.
 
-    `most` bounds the number of visual tokens, in models that take pictures of any size.
+    `max_tokens` bounds the number of visual tokens, in models that take pictures of any size.
     """
-    return architecture(mllm).see(mllm, image_processor, photo, most)
+    return architecture(mllm).encode_image(mllm, image_processor, photo, max_tokens)
 
 
 def embed_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens) -> tuple[Tensor, Tensor]:
@@ -165,7 +167,7 @@ def embed_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens) -> tuple[Tens
     return embeddings, architecture(mllm).positions(mllm, tokens, is_image, visual)
 
 
-_AT_A_TIME = 1024
+_CHUNK_TOKENS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,10 +183,10 @@ class Prefix:
     """
 
     ids: tuple[int, ...] = ()
-    states: tuple[State, ...] = field(default=(), repr=False)
-    next: int = 0
-    axes: tuple[int, ...] = ()
-    picture: slice = field(default_factory=lambda: slice(0))
+    states: tuple[LayerState, ...] = field(default=(), repr=False)
+    next_position: int = 0
+    position_axes: tuple[int, ...] = ()
+    image_span: slice = field(default_factory=lambda: slice(0))
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -196,28 +198,35 @@ class Prefix:
         return replace(self, states=tuple(tuple(t.to(device) for t in s) for s in self.states))
 
 
-class Reading:
+class PromptSession:
     """A prompt, read, and what is read after it; the cache makes every token cost one step only.
 
     It starts behind a `Prefix`, which stays as it is. `last` [1, D] is the last hidden state,
     after the final norm, at the last token read; `picture` are the places of the visual tokens.
     """
 
-    last: Tensor
+    last_hidden: Tensor
 
     def __init__(self, mllm: Mllm, prefix: Prefix = Prefix()):
         self._mllm = mllm
         self._cache = new_cache(mllm.model.language_model.config, prefix.states)
-        self._cache_argument = cache_argument(type(mllm.model.language_model))
-        self._next, self._axes, self.picture = prefix.next, prefix.axes, prefix.picture
+        self._cache_argument = cache_argument_name(type(mllm.model.language_model))
+        self._next_position, self._position_axes, self.image_span = (
+            prefix.next_position,
+            prefix.position_axes,
+            prefix.image_span,
+        )
 
     @torch.no_grad()
-    def see(self, ids: list[int], visual: VisualTokens) -> None:
+    def prefill(self, ids: list[int], visual: VisualTokens) -> None:
         """Read the tokens with which a prompt begins, the visual tokens among them."""
         embeddings, positions = embed_prompt(self._mllm, ids, visual)
-        self._next, self._axes = int(positions.max()) + 1, tuple(positions.shape[:-1])
+        self._next_position, self._position_axes = (
+            int(positions.max()) + 1,
+            tuple(positions.shape[:-1]),
+        )
         image_id = self._mllm.config.image_token_id
-        self.picture = _picture(ids, image_id)
+        self.image_span = _image_span(ids, image_id)
         extra = {}
         if visual.deepstack:
             is_image = torch.tensor([ids], device=self._mllm.device) == image_id
@@ -225,12 +234,12 @@ class Reading:
                 "visual_pos_masks": is_image,
                 "deepstack_visual_embeds": list(visual.deepstack),
             }
-        self.last = self._run(embeddings, positions, **extra)[:, -1]
+        self.last_hidden = self._forward(embeddings, positions, **extra)[:, -1]
 
     @property
-    def states(self) -> tuple[State, ...]:
+    def states(self) -> tuple[LayerState, ...]:
         """What each layer keeps of what was read; it may change when this is read on."""
-        return states_of(self._cache)
+        return layer_states(self._cache)
 
     @property
     def length(self) -> int:
@@ -238,20 +247,20 @@ class Reading:
         return self._cache.get_seq_length()
 
     @property
-    def next(self) -> int:
+    def next_position(self) -> int:
         """The rope position of the token that follows."""
-        return self._next
+        return self._next_position
 
     @property
-    def axes(self) -> tuple[int, ...]:
+    def position_axes(self) -> tuple[int, ...]:
         """The shape of rope positions before their length."""
-        return self._axes
+        return self._position_axes
 
-    def fork(self) -> "Reading":
+    def fork(self) -> "PromptSession":
         """What was read so far, to be read on by itself: neither reaches into the other."""
-        prefix = Prefix((), self.states, self._next, self._axes, self.picture)
-        fork = Reading(self._mllm, prefix)
-        fork.last = self.last
+        prefix = Prefix((), self.states, self._next_position, self._position_axes, self.image_span)
+        fork = PromptSession(self._mllm, prefix)
+        fork.last_hidden = self.last_hidden
         return fork
 
     @torch.no_grad()
@@ -260,39 +269,45 @@ class Reading:
 
         Many tokens are read 1,024 at a time, so that attention takes memory for so many only.
         """
-        parts = [ids[i : i + _AT_A_TIME] for i in range(0, len(ids), _AT_A_TIME)] or [ids]
-        return torch.cat([self._feed(part) for part in parts])
+        parts = [ids[i : i + _CHUNK_TOKENS] for i in range(0, len(ids), _CHUNK_TOKENS)] or [ids]
+        return torch.cat([self._feed_chunk(part) for part in parts])
 
-    def _feed(self, ids: list[int]) -> Tensor:
+    def _feed_chunk(self, ids: list[int]) -> Tensor:
         tokens = torch.tensor([ids], device=self._mllm.device)
-        positions = torch.arange(self._next, self._next + len(ids), device=tokens.device)
+        positions = torch.arange(
+            self._next_position, self._next_position + len(ids), device=tokens.device
+        )
         embeddings = self._mllm.get_input_embeddings()(tokens)
-        hidden = self._run(embeddings, positions.expand(*self._axes, -1))
-        self._next, self.last = self._next + len(ids), hidden[:, -1]
+        hidden = self._forward(embeddings, positions.expand(*self._position_axes, -1))
+        self._next_position, self.last_hidden = self._next_position + len(ids), hidden[:, -1]
         return hidden[0]
 
     @torch.no_grad()
-    def likeliest(self) -> int:
+    def next_token(self) -> int:
         """The token that greedy decoding writes next."""
-        return likeliest(self._mllm, self.last)[0]
+        return argmax_tokens(self._mllm, self.last_hidden)[0]
 
-    def _run(self, embeddings: Tensor, positions: Tensor, **extra) -> Tensor:
+    def _forward(self, embeddings: Tensor, positions: Tensor, **extra) -> Tensor:
         inputs = {"inputs_embeds": embeddings, "position_ids": positions, "use_cache": True}
         inputs[self._cache_argument] = self._cache
         return self._mllm.model.language_model(**inputs, **extra).last_hidden_state
 
 
-def read_prefix(mllm: Mllm, ids: list[int], visual: VisualTokens) -> Prefix:
+def prefill_prefix(mllm: Mllm, ids: list[int], visual: VisualTokens) -> Prefix:
     """Read the tokens that all prompts about a photo begin with; nothing where the photo is not
     among them."""
     if mllm.config.image_token_id not in ids:
         return Prefix()
-    reading = Reading(mllm)
-    reading.see(ids, visual)
-    return Prefix(tuple(ids), reading.states, reading.next, reading.axes, reading.picture)
+    session = PromptSession(mllm)
+    session.prefill(ids, visual)
+    return Prefix(
+        tuple(ids), session.states, session.next_position, session.position_axes, session.image_span
+    )
 
 
-def read_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens, prefix: Prefix) -> Reading:
+def prefill_prompt(
+    mllm: Mllm, ids: list[int], visual: VisualTokens, prefix: Prefix
+) -> PromptSession:
     """A whole prompt, read and ready for a reply.
 
     It is read in two steps, always the same: its prefix, which may have been read long ago, and the
@@ -300,15 +315,15 @@ def read_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens, prefix: Prefix
     """
     count = len(prefix.ids)
     if not count or tuple(ids[:count]) != prefix.ids:
-        reading = Reading(mllm)
-        reading.see(ids, visual)
+        session = PromptSession(mllm)
+        session.prefill(ids, visual)
     else:
-        reading = Reading(mllm, prefix)
-        reading.feed(ids[count:])
-    return reading
+        session = PromptSession(mllm, prefix)
+        session.feed(ids[count:])
+    return session
 
 
-def _picture(ids: list[int], image_id: int) -> slice:
+def _image_span(ids: list[int], image_id: int) -> slice:
     """Where the visual tokens stand in a prompt; they stand side by side."""
     if image_id not in ids:
         return slice(0)

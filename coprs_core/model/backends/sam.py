@@ -30,7 +30,7 @@ class PromptedSam(Protocol):
         """What it keeps of an RGB photo."""
         ...
 
-    def mask(
+    def predict_mask(
         self,
         embedding: tuple[Tensor, ...],
         box: Box | None,
@@ -67,7 +67,7 @@ class Sam1(nn.Module):
         return (self.image_encoder(pixels),)
 
     @torch.no_grad()
-    def mask(
+    def predict_mask(
         self,
         embedding: tuple[Tensor, ...],
         box: Box | None,
@@ -81,7 +81,7 @@ class Sam1(nn.Module):
             corners = corners.reshape(1, 4).to(self.device)
         if points:
             spots = to_sam_points(np.array(points), photo_size, side)[None].to(self.device)
-        mask_logits = self.decoder.from_coordinates(embedding[0], corners, spots)
+        mask_logits = self.decoder.decode_coordinates(embedding[0], corners, spots)
         return to_photo_frame(mask_logits, photo_size, side)[0, 0].cpu().numpy() > 0
 
 
@@ -117,7 +117,7 @@ class Sam2(nn.Module):
         return tuple(self.model.get_image_embeddings(pixels.to(self.device, self.dtype)))
 
     @torch.no_grad()
-    def mask(
+    def predict_mask(
         self,
         embedding: tuple[Tensor, ...],
         box: Box | None,

@@ -320,7 +320,7 @@ def test_a_given_reply_is_read_no_further_when_its_reader_has_gone(mini, asked, 
     photo = ROOT / RAIN
     result, language = engine.segment(photo, WORDS), engine.focus.language
     ids = (*result.reply_ids[:-1] * 80, result.reply_ids[-1])[-4000:]
-    long = replace(result, reply_ids=ids, reply=language.text_of(list(ids)))
+    long = replace(result, reply_ids=ids, reply=language.decode_ids(list(ids)))
     (tmp_path / "long.json").write_text(json.dumps(long.to_dict(with_priors=True)))
     layers = engine.model.mllm.model.language_model.layers
     server = ModelServer(engine, at_once=1)

@@ -15,7 +15,7 @@ from coprs_core.errors import Cancelled
 from coprs_core.masks import decode_rle
 from coprs_core.metrics import iou
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.backends.decoding import Batch
+from coprs_core.model.backends.decoding import ContinuousBatch
 from coprs_core.model.segmenter import Step
 from coprs_core.photos.photo import open_photo
 from tests.conftest import PATIENCE, until
@@ -226,7 +226,7 @@ def test_replies_that_end_without_a_focus_token(fresh, monkeypatch, reply, outco
     tokens = fresh.focus.language.tokenizer(reply, add_special_tokens=False).input_ids + [
         fresh.focus.language.tokenizer.eos_token_id
     ]
-    monkeypatch.setattr(Batch, "write", lambda *a, **k: (Step(t) for t in tokens))
+    monkeypatch.setattr(ContinuousBatch, "generate", lambda *a, **k: (Step(t) for t in tokens))
     result = fresh.segment(draw_scene(4).image, "x")
     assert (result.outcome, result.regions, result.reply) == (outcome, (), reply)
 
@@ -236,7 +236,7 @@ def test_text_of_several_bytes_a_character_streams_whole(fresh, monkeypatch):
     tokens = fresh.focus.language.tokenizer(words, add_special_tokens=False).input_ids + [
         fresh.focus.language.tokenizer.eos_token_id
     ]
-    monkeypatch.setattr(Batch, "write", lambda *a, **k: (Step(t) for t in tokens))
+    monkeypatch.setattr(ContinuousBatch, "generate", lambda *a, **k: (Step(t) for t in tokens))
     updates = list(fresh.stream(draw_scene(4).image, "x"))
     assert updates[-1].text == words and not any("�" in u.text for u in updates)
 

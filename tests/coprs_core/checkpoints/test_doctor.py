@@ -179,7 +179,7 @@ def test_out_of_memory_while_answering_is_said_and_the_next_question_works(
         raise problem
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.segmenter, "draw", fail)
+        patch.setattr(engine.segmenter, "predict_mask", fail)
         with pytest.raises(CoPRSError) as error:
             engine.segment(found[0].image, found[1].instruction)
     assert "needs more memory than there is and cpu has" in str(

@@ -21,7 +21,7 @@ from coprs_core.checkpoints.ood_statistics import (
     save_ood_statistics,
 )
 from coprs_core.mini.world.questions import draw_examples
-from coprs_core.model.backends.familiar import learn
+from coprs_core.model.backends.ood import fit_ood_statistics
 from coprs_core.photos.photo import open_photo
 from tests import tiny
 from tests.record_photos import DESCRIPTIONS, weights
@@ -37,14 +37,14 @@ PACKAGED = [  # photographs that come with what is installed anyway
 
 def distance(engine, image) -> float:
     segmenter = engine.segmenter
-    return segmenter.familiar.distance(segmenter.describe(open_photo(image)))
+    return segmenter.ood_statistics.distance(segmenter.photo_statistics(open_photo(image)))
 
 
 def test_the_border_is_of_the_same_kinds_as_the_middle():
     """Pictures come in the order of their names, by kind."""
     kinds = torch.randn(2, 400, 4, generator=torch.Generator().manual_seed(0))
     kinds[1] += 8
-    learnt = learn(kinds.flatten(0, 1))
+    learnt = fit_ood_statistics(kinds.flatten(0, 1))
     assert learnt.distance(torch.tensor([6.0, -6.0, 0, 0])) > 1
     assert sorted(map(learnt.distance, kinds.flatten(0, 1)))[790] < 1
 
@@ -66,7 +66,7 @@ def test_every_recorded_photograph_is_unfamiliar(mini):
     recorded = np.load(DESCRIPTIONS)
     assert recorded["weights"] == weights(), "run `python -m tests.record_photos` again"
     distances = {
-        str(name): mini.segmenter.familiar.distance(torch.tensor(description))
+        str(name): mini.segmenter.ood_statistics.distance(torch.tensor(description))
         for name, description in zip(recorded["names"], recorded["descriptions"], strict=True)
     }
     print({name: round(d, 2) for name, d in distances.items()})
@@ -151,7 +151,7 @@ def test_half_of_the_pictures_decides_what_is_near_and_the_other_how_near():
     rng = torch.Generator().manual_seed(0)
     mixed = torch.randn(6, 6, generator=rng)
     known = torch.randn(4000, 6, generator=rng) @ mixed + 5
-    familiar = learn(known)
+    familiar = fit_ood_statistics(known)
     fresh = torch.randn(4000, 6, generator=rng) @ mixed + 5
     far = sum(familiar.distance(x) > 1 for x in fresh[:2000]) / 2000
     assert 0.004 < far < 0.018
@@ -169,7 +169,7 @@ def test_a_broken_file_is_one_sentence(tmp_path, damage):
             (MINIATURE_FOLDER / STATISTICS_FILE).read_bytes()[:5000]
         )
     else:
-        tensors = familiar.tensors()
+        tensors = familiar.to_tensors()
         change = {
             "other": {"mean": torch.zeros(8)},
             "nan": {"mean": tensors["mean"] * float("nan")},

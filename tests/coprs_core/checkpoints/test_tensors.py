@@ -307,7 +307,7 @@ def test_a_value_beyond_its_limits_is_named_where_its_file_is_read(folder):
             change(folder, file, put(*keys, value=value))
             case = f"{file} {keys} {str(value)[:40]!r}"
             try:
-                CoPRSConfig.read(folder / file) if file == "coprs.json" else read_config(
+                CoPRSConfig.from_file(folder / file) if file == "coprs.json" else read_config(
                     folder / "mllm"
                 )
                 taken.append(case)

@@ -152,13 +152,13 @@ def test_the_image_encoder_equals_segment_anythings():
 def test_one_pass_focus_embedding_equals_a_second_full_forward(mini, found):
     scene, question, _ = found
     features = mini.read(open_photo(scene.image))
-    ids = mini.focus.prompt(question.instruction, features)
+    ids = mini.focus.encode_prompt(question.instruction, features)
     mllm, focus_id = (
         mini.model.mllm,
         mini.focus.language.tokenizer.convert_tokens_to_ids("<REF_POS>"),
     )
-    reading = mini.focus.reading(question.instruction, features)
-    steps = list(mini.focus.language.batch.write(reading, focus_id, set(), 200))
+    reading = mini.focus.start_session(question.instruction, features)
+    steps = list(mini.focus.language.batch.generate(reading, focus_id, set(), 200))
     steps = steps[: [s.token for s in steps].index(focus_id) + 1]
     assert steps[-1].token == focus_id and all(s.focus_embedding is None for s in steps[:-1])
     whole = ids + [s.token for s in steps]
@@ -179,7 +179,7 @@ def test_one_pass_focus_embedding_equals_a_second_full_forward(mini, found):
 def test_the_stage_in_the_middle_gives_the_same_prior_and_mask(mini, found):
     scene, question, result = found
     features = mini.read(open_photo(scene.image))
-    ids = mini.focus.prompt(question.instruction, features)
+    ids = mini.focus.encode_prompt(question.instruction, features)
     embeddings, positions = embed_prompt(mini.model.mllm, ids, features.visual)
     assert embeddings.shape == (1, len(ids), mini.model.config.llm_width) and positions.shape == (
         3,
@@ -187,8 +187,8 @@ def test_the_stage_in_the_middle_gives_the_same_prior_and_mask(mini, found):
         len(ids),
     )
     focus_id = mini.focus.language.tokenizer.convert_tokens_to_ids("<REF_POS>")
-    reading = mini.focus.reading(question.instruction, features)
-    written = mini.focus.language.batch.write(reading, focus_id, set(), 200)
+    reading = mini.focus.start_session(question.instruction, features)
+    written = mini.focus.language.batch.generate(reading, focus_id, set(), 200)
     last = next(step for step in written if step.token == focus_id)
     side = mini.model.config.vision.side
     prior_logits, mask_logits = mini.model.focus(

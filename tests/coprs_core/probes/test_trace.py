@@ -130,8 +130,8 @@ def test_the_trace_is_truthful_each_look_equals_a_fresh_reading(asked):
         cut = next(
             n for n in range(cut + 1, len(pieces) + 1) if "".join(pieces[:n]).endswith(look.text)
         )
-        reading = engine.focus.reading(result.instruction, features)
-        prior, _ = engine.focus.look(reading.feed([*ids[:cut], *closing])[-1:], features)
+        reading = engine.focus.start_session(result.instruction, features)
+        prior, _ = engine.focus.prior_and_mask(reading.feed([*ids[:cut], *closing])[-1:], features)
         np.testing.assert_allclose(prior, look.prior, atol=1e-4)
 
 
@@ -320,7 +320,7 @@ def test_out_of_memory_in_a_probe_is_said_and_the_next_one_works(asked, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.focus, "look", fail)
+        patch.setattr(engine.focus, "prior_and_mask", fail)
         with pytest.raises(CoPRSError, match="needs more memory than there is"):
             sentences.run(engine, image, result)
     assert sentences.run(engine, image, result).views

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-MANY_ROWS = 64
+MIN_FLOAT32_ROWS = 64
 """From so many rows on converting the weights costs less than it saves (2 cores with AVX2)."""
-_ROWS_AT_ONCE = 256
+_CHUNK_ROWS = 256
 
 
 class Int8Linear(nn.Module):
     """A linear layer whose weights are kept in 8 bits, with a scale a row."""
 
-    rows: Tensor
+    int8_weight: Tensor
     scale: Tensor
     bias: Tensor | None
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
-        rows, scale, _ = in_8_bits(layer.weight)
+        rows, scale, _ = quantize_rows(layer.weight)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
@@ -33,23 +33,23 @@ class Int8Linear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         flat = input.reshape(-1, self.in_features)
-        if len(flat) < MANY_ROWS:
+        if len(flat) < MIN_FLOAT32_ROWS:
             few, scale = flat.bfloat16().contiguous(), self.scale.bfloat16()
-            output = torch._weight_int8pack_mm(few, self.rows, scale)
+            output = torch._weight_int8pack_mm(few, self.int8_weight, scale)
         else:
-            output = linear(flat.float(), self.rows.float()).mul_(self.scale.float())
+            output = linear(flat.float(), self.int8_weight.float()).mul_(self.scale.float())
         output = output if self.bias is None else output + self.bias
         return output.to(input.dtype).view(*input.shape[:-1], self.out_features)
 
 
 @torch.no_grad()
-def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weights [O, I] as int8 [O, I], the float32 [O] scale of each row, rounded to
     bfloat16, and how far each row is from its own: float32 [O], the Euclidean distance."""
     rows = torch.empty(weight.shape, dtype=torch.int8)
     scale, error = (torch.empty(len(weight)) for _ in range(2))
-    for start in range(0, len(weight), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
+    for start in range(0, len(weight), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
         exact = weight[part].float()
         of_row = exact.abs().amax(1, keepdim=True) / 127
         of_row = of_row.bfloat16().float().clamp(min=1e-30)  # as the product uses it

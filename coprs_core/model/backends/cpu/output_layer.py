@@ -12,28 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coprs_core.model.backends.cpu.int8 import in_8_bits
+from coprs_core.model.backends.cpu.int8 import quantize_rows
 
-MIN_WEIGHTS = 50_000_000
+MIN_SHORTLISTED_WEIGHTS = 50_000_000
 """A smaller layer is read as it is."""
-ROUNDING = 2.0**-7
+LOGIT_ROUNDING = 2.0**-7
 """Of a logit in bfloat16, up or down, with the sums of the 8-bit product."""
 
 
 class ShortlistedOutput(nn.Module):
     """A linear layer without a bias, whose highest output can be told from part of its weights.
 
-    Called, it is the layer. `likeliest` gives the index of its highest output.
+    Called, it is the layer. `argmax_tokens` gives the index of its highest output.
     """
 
-    rows: Tensor
+    int8_weight: Tensor
     scale: Tensor
     error: Tensor
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.layer = layer
-        rows, scale, error = in_8_bits(layer.weight)
+        rows, scale, error = quantize_rows(layer.weight)
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("scale", scale.to(layer.weight.dtype), persistent=False)
         self.register_buffer("error", error, persistent=False)
@@ -45,10 +45,10 @@ class ShortlistedOutput(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         return self.layer(hidden)
 
-    def likeliest(self, hidden: Tensor) -> int:
+    def argmax(self, hidden: Tensor) -> int:
         """Index of the highest output for a hidden state [1, D]; the first of several."""
-        near = torch._weight_int8pack_mm(hidden, self.rows, self.scale)[0].float()
-        margin = self.error * hidden.float().norm() + ROUNDING * near.abs()
+        near = torch._weight_int8pack_mm(hidden, self.int8_weight, self.scale)[0].float()
+        margin = self.error * hidden.float().norm() + LOGIT_ROUNDING * near.abs()
         candidates = (near + margin >= (near - margin).max()).nonzero()[:, 0]
         if not len(candidates):  # no numbers
             return int(self.layer(hidden).argmax(-1))
@@ -63,7 +63,11 @@ def install_shortlist(model: nn.Module) -> None:
         layer = dict(mllm.named_children()).get("lm_head")
         is_plain = isinstance(layer, nn.Linear) and layer.bias is None
         is_fit = is_plain and layer.weight.device.type == "cpu"
-        if is_fit and layer.weight.dtype == torch.bfloat16 and layer.weight.numel() >= MIN_WEIGHTS:
+        if (
+            is_fit
+            and layer.weight.dtype == torch.bfloat16
+            and layer.weight.numel() >= MIN_SHORTLISTED_WEIGHTS
+        ):
             mllm.lm_head = ShortlistedOutput(layer)
 
 
@@ -75,9 +79,9 @@ def remove_shortlist(model: nn.Module) -> None:
             mllm.lm_head = layer.layer
 
 
-def likeliest(mllm: Any, hidden: Tensor) -> list[int]:
+def argmax_tokens(mllm: Any, hidden: Tensor) -> list[int]:
     """The token that a model finds likeliest after each hidden state of [B, D]."""
     layer = mllm.lm_head
     if isinstance(layer, ShortlistedOutput):
-        return [layer.likeliest(one) for one in hidden.split(1)]
+        return [layer.argmax(one) for one in hidden.split(1)]
     return layer(hidden).argmax(-1).tolist()

@@ -24,13 +24,13 @@ MAX_EVENT_BYTES = 1 << 20
 MAX_ERROR_BYTES = 1 << 16
 """Of what a server says about an error so much is read."""
 CONNECT_SECONDS = 10.0
-ASK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 """So often whoever waits is asked whether they still do."""
 
 DONE = b"[DONE]"
 """The data with which a server says that its answer is whole."""
 _OTHER_FIELDS = (b":", b"event:", b"id:", b"retry:")
-FAILURES = (httpx2.HTTPError, httpx2.InvalidURL, OSError)
+CONNECTION_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL, OSError)
 """What ends a request that is not the server's answer."""
 
 
@@ -46,45 +46,45 @@ class Request:
     """
 
     url: str
-    key: str = field(repr=False)
+    api_key: str = field(repr=False)
     body: bytes = field(repr=False)
     proxy: str | None
     certificates: ssl.SSLContext
     max_bytes: int
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The server answered with a status of refusal: its `status`, what it `said` (text of at
     most `MAX_ERROR_BYTES`), and where it sends elsewhere (`location`)."""
 
-    def __init__(self, status: int, said: str = "", location: str = ""):
+    def __init__(self, status: int, body: str = "", location: str = ""):
         super().__init__(f"status {status}")
-        self.status, self.said, self.location = status, said, location
+        self.status, self.body, self.location = status, body, location
 
 
-class OutOfBounds(Exception):
+class UnacceptableResponse(Exception):
     """The server sent what is not read; the message says what it did."""
 
 
-def events(request: Request) -> Generator[bytes | None, None, None]:
+def stream_events(request: Request) -> Generator[bytes | None, None, None]:
     """The data of each event of the answer, `DONE` included; b"" once, before them, when the server
-    begins to answer, and None whenever nothing has come for `ASK_SECONDS`. A body that is no events
+    begins to answer, and None whenever nothing has come for `POLL_SECONDS`. A body that is no events
     is given whole.
 
     Closing the generator ends the request.
 
     Raises:
         Refused, OutOfBounds: as they say.
-        one of `FAILURES`: the connection failed.
+        one of `CONNECTION_ERRORS`: the connection failed.
     """
-    came: queue.SimpleQueue[bytes | BaseException | None] = queue.SimpleQueue()
+    received: queue.SimpleQueue[bytes | BaseException | None] = queue.SimpleQueue()
     loop = asyncio.new_event_loop()
-    task = loop.create_task(_read(request, came.put))
-    threading.Thread(target=_run, args=(loop, task, came.put), daemon=True).start()
+    task = loop.create_task(_fetch(request, received.put))
+    threading.Thread(target=_run_loop, args=(loop, task, received.put), daemon=True).start()
     try:
         while True:
             try:
-                event = came.get(timeout=ASK_SECONDS)
+                event = received.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 yield None
                 continue
@@ -98,7 +98,7 @@ def events(request: Request) -> Generator[bytes | None, None, None]:
             loop.call_soon_threadsafe(task.cancel)
 
 
-def _run(
+def _run_loop(
     loop: asyncio.AbstractEventLoop,
     task: asyncio.Task[None],
     put: Callable[[BaseException | None], None],
@@ -113,10 +113,10 @@ def _run(
         loop.close()
 
 
-async def _read(request: Request, put: Callable[[bytes], None]) -> None:
-    """Everything that `events` gives, as it comes."""
+async def _fetch(request: Request, put: Callable[[bytes], None]) -> None:
+    """Everything that `stream_events` gives, as it comes."""
     headers = {
-        "Authorization": f"Bearer {request.key}",
+        "Authorization": f"Bearer {request.api_key}",
         "Content-Type": "application/json",
         "Accept": "text/event-stream, application/json",
         "Accept-Encoding": "identity",  # a small body may be a large text
@@ -135,26 +135,26 @@ async def _read(request: Request, put: Callable[[bytes], None]) -> None:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         is_plain = encoding in ("", "identity")
         if not response.is_success:
-            said = await _start(response, MAX_ERROR_BYTES) if is_plain else b""
+            body = await _read_at_most(response, MAX_ERROR_BYTES) if is_plain else b""
             location = response.headers.get("Location", "")
-            raise Refused(response.status_code, said.decode("utf-8", "replace"), location)
+            raise RequestRefused(response.status_code, body.decode("utf-8", "replace"), location)
         if not is_plain:
-            raise OutOfBounds(
+            raise UnacceptableResponse(
                 Phrase(
                     "sent a compressed answer, which was not asked for: check the address, or "
                     "take another server"
                 )
             )
         put(b"")
-        async with aclosing(_data(response, request.max_bytes)) as data:
+        async with aclosing(_event_data(response, request.max_bytes)) as data:
             async for event in data:
                 put(event)
 
 
-async def _data(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, None]:
+async def _event_data(response: httpx2.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The data of each event, until [DONE] or the end; the whole body where it is no events."""
     data, body, is_stream = bytearray(), bytearray(), False
-    async with aclosing(_lines(response, most)) as lines:
+    async with aclosing(_lines(response, max_bytes)) as lines:
         async for line in lines:
             if line.startswith(b"error:"):  # llama.cpp's, which is no field of the protocol
                 line = b'data: {"error": %b}' % line.removeprefix(b"error:")
@@ -166,30 +166,30 @@ async def _data(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, N
                     yield DONE
                     return
                 data += b"\n" + text if data else text
-                _check_event(len(data))
+                _check_event_size(len(data))
             elif not line and data:  # a blank line ends an event
                 yield bytes(data)
                 data.clear()
                 is_stream = True
             elif not is_stream and not line.startswith(_OTHER_FIELDS):
                 body += line
-                _check_event(len(body))
+                _check_event_size(len(body))
     if body and not is_stream:  # of a server that does not stream, or of a page
         yield bytes(body)
 
 
-async def _lines(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, None]:
+async def _lines(response: httpx2.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The lines of a body, as they come."""
     line, total, mark = bytearray(), 0, codecs.BOM_UTF8
     async with aclosing(response.aiter_raw()) as chunks:
         async for chunk in chunks:
             total += len(chunk)
-            if total > most:
-                raise OutOfBounds(
+            if total > max_bytes:
+                raise UnacceptableResponse(
                     Phrase(
                         "sent over {most:,} bytes, more than an answer can be: check the "
                         "address, or take another server",
-                        most=most,
+                        most=max_bytes,
                     )
                 )
             *ends, rest = chunk.split(b"\n")
@@ -198,24 +198,24 @@ async def _lines(response: httpx2.Response, most: int) -> AsyncGenerator[bytes, 
                 line.clear()
                 mark = b""  # it stands before the first line alone
             line += rest
-            _check_event(len(line))
+            _check_event_size(len(line))
     yield bytes(line)
 
 
-async def _start(response: httpx2.Response, most: int) -> bytes:
+async def _read_at_most(response: httpx2.Response, max_bytes: int) -> bytes:
     """The first bytes of a body, which may have no end."""
     body = bytearray()
     async with aclosing(response.aiter_raw()) as chunks:
         async for chunk in chunks:
             body += chunk
-            if len(body) >= most:
+            if len(body) >= max_bytes:
                 break
-    return bytes(body[:most])
+    return bytes(body[:max_bytes])
 
 
-def _check_event(size: int) -> None:
+def _check_event_size(size: int) -> None:
     if size > MAX_EVENT_BYTES:
-        raise OutOfBounds(
+        raise UnacceptableResponse(
             Phrase(
                 "sent over {most:,} bytes in one piece, more than a piece can be: check the "
                 "address, or take another server",

@@ -12,8 +12,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from coprs_core.errors import CoPRSError, Phrase, truncate
 
-_USABLE = ("http", "https", "socks5", "socks5h")
-_NAMES_OF_THIS_MACHINE = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+_SUPPORTED_SCHEMES = ("http", "https", "socks5", "socks5h")
+_LOCALHOST_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
 def proxy_for(url: str) -> str | None:
@@ -24,33 +24,33 @@ def proxy_for(url: str) -> str | None:
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if is_this_machine(host) or proxy_bypass(parts.netloc) or _is_excepted(host):
+    if is_localhost(host) or proxy_bypass(parts.netloc) or _matches_no_proxy(host):
         return None
-    named = _named()
-    if proxy := named.get(parts.scheme) or named.get("all"):
-        _check(proxy, Phrase("name {host} in NO_PROXY", host=truncate(host)))
+    proxies = _proxies_by_scheme()
+    if proxy := proxies.get(parts.scheme) or proxies.get("all"):
+        _check_proxy(proxy, Phrase("name {host} in NO_PROXY", host=truncate(host)))
     return proxy
 
 
 def check_proxies() -> None:
     """For libraries that open a way through every proxy that is named, whether it is needed or
     not. Raises `CoPRSError` where one cannot be used."""
-    if "*" not in _exceptions():
-        for scheme, proxy in _named().items():
-            _check(proxy, Phrase("unset {name}", name=f"{scheme.upper()}_PROXY"))
+    if "*" not in _no_proxy_hosts():
+        for scheme, proxy in _proxies_by_scheme().items():
+            _check_proxy(proxy, Phrase("unset {name}", name=f"{scheme.upper()}_PROXY"))
 
 
-def shown(proxy: str) -> str:
+def without_password(proxy: str) -> str:
     """A proxy as messages name it: without its password."""
     scheme, _, rest = proxy.partition("://")
     return truncate(f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}")
 
 
-def is_this_machine(host: str) -> bool:
+def is_localhost(host: str) -> bool:
     """Whether a host of an address is this machine: localhost, 127.0.0.0/8, ::1, however they are
     written."""
     name = host.lower().rstrip(".")
-    if name in _NAMES_OF_THIS_MACHINE or name.endswith(".localhost"):
+    if name in _LOCALHOST_NAMES or name.endswith(".localhost"):
         return True
     with suppress(OSError, ValueError):  # also 127.1 and 2130706433, as connecting reads them
         name = socket.inet_ntoa(socket.inet_aton(name))
@@ -63,7 +63,7 @@ def is_this_machine(host: str) -> bool:
 
 
 @contextmanager
-def past_proxies() -> Generator[None, None, None]:
+def bypass_proxies() -> Generator[None, None, None]:
     """Inside, nothing that reads the environment goes through a proxy.
 
     For what asks this machine alone. Proxies are not even looked at, as one whose library is
@@ -79,47 +79,49 @@ def past_proxies() -> Generator[None, None, None]:
             os.environ["no_proxy"] = before
 
 
-def _named() -> dict[str, str]:
+def _proxies_by_scheme() -> dict[str, str]:
     """The proxies by what they are for: http, https, all."""
     found = {scheme: getproxies().get(scheme, "") for scheme in ("http", "https", "all")}
     return {s: p if "://" in p else f"http://{p}" for s, p in found.items() if p}
 
 
-def _exceptions() -> list[str]:
+def _no_proxy_hosts() -> list[str]:
     return [name.strip() for name in getproxies().get("no", "").split(",")]
 
 
-def _is_excepted(host: str) -> bool:
+def _matches_no_proxy(host: str) -> bool:
     """Whether NO_PROXY excepts a host in a way that Python does not know: as one of a network, such
     as 192.168.0.0/16, or as any."""
-    if "*" in _exceptions():
+    if "*" in _no_proxy_hosts():
         return True
     with suppress(ValueError):
         address = ipaddress.ip_address(host)
-        for name in _exceptions():
+        for name in _no_proxy_hosts():
             with suppress(ValueError):
                 if address in ipaddress.ip_network(name, strict=False):
                     return True
     return False
 
 
-def _check(proxy: str, otherwise: Phrase) -> None:
+def _check_proxy(proxy: str, otherwise: Phrase) -> None:
     try:
         parts = urlsplit(proxy)
-        is_usable = parts.scheme in _USABLE and bool(parts.hostname) and (parts.port or 1) > 0
+        is_usable = (
+            parts.scheme in _SUPPORTED_SCHEMES and bool(parts.hostname) and (parts.port or 1) > 0
+        )
     except ValueError:
         parts, is_usable = None, False
     if parts is None or not is_usable:
         raise CoPRSError(
             "The environment names the proxy {proxy}, and only addresses such as "
             "http://host:port and socks5://host:port can be used: mend it, or {other}.",
-            proxy=shown(proxy),
+            proxy=without_password(proxy),
             other=otherwise,
         )
     if parts.scheme.startswith("socks") and find_spec("socksio") is None:
         raise CoPRSError(
             "The environment names the proxy {proxy}, for which the package socksio is "
             "missing: run pip install socksio, or {other}.",
-            proxy=shown(proxy),
+            proxy=without_password(proxy),
             other=otherwise,
         )

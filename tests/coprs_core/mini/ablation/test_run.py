@@ -28,7 +28,7 @@ from coprs_core.mini.ablation.tables import entries, figure, to_markdown  # noqa
 from coprs_core.mini.train.data import batches  # noqa: E402
 from coprs_core.mini.train.recipe import MINI, Stage  # noqa: E402
 from coprs_core.mini.world.questions import draw_examples  # noqa: E402
-from coprs_core.model.backends.boxes import read_answer  # noqa: E402
+from coprs_core.model.backends.boxes import parse_coordinates  # noqa: E402
 from coprs_core.model.decoder import PriorDecoder  # noqa: E402
 from coprs_core.training.recipe import read_recipe  # noqa: E402
 
@@ -66,11 +66,11 @@ def test_a_reply_in_coordinates_is_read_back_as_the_boxes_of_its_masks():
     assert thing.box == extent
     reply = reply_with_boxes("<think>I see.</think>It is here: <REF_POS>", [thing], 280)
     assert reply.startswith("<think>I see.</think><answer>[") and "<REF_POS>" not in reply
-    (found,) = read_answer(reply, (280, 280), (256, 256)).objects
+    (found,) = parse_coordinates(reply, (280, 280), (256, 256)).objects
     assert found.box == pytest.approx(extent, abs=0.5)
     nothing = reply_with_boxes("<think>I see.</think>Nothing fits.", [], 280)
-    answer = read_answer(nothing, (280, 280), (256, 256))
-    assert answer.readable and not answer.objects
+    answer = parse_coordinates(nothing, (280, 280), (256, 256))
+    assert answer.is_readable and not answer.objects
 
 
 def test_batches_of_coordinates_teach_boxes_and_keep_their_targets(mini):

@@ -13,7 +13,12 @@ from coprs_core import CoPRSError, load
 from coprs_core.calibrate import calibrate, covered_cells, select_heads
 from coprs_core.mini.world.questions import draw_examples
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.backends.attention import Looks, as_prior, observe, observing
+from coprs_core.model.backends.attention import (
+    AttentionTrace,
+    attention_to_prior,
+    install_recorder,
+    record_attention,
+)
 from coprs_core.model.backends.language import LanguageModel
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import attention
@@ -36,15 +41,17 @@ def language_of(make, tmp_path) -> LanguageModel:
 
 def reading_of(language: LanguageModel, seed: int = 1):
     photo = open_photo(draw_scene(seed).image).image.resize((112, 84))
-    visual = language.see(photo)
-    return language.reading(TEMPLATE, "the umbrella", visual, language.prefix(TEMPLATE, visual))
+    visual = language.encode_image(photo)
+    return language.start_session(
+        TEMPLATE, "the umbrella", visual, language.prefill_prefix(TEMPLATE, visual)
+    )
 
 
 @pytest.mark.parametrize("make", MODELS)
 def test_observed_the_model_computes_the_same(make, tmp_path):
     language = language_of(make, tmp_path)
     plain, seen = reading_of(language), reading_of(language)
-    looks = Looks(grid_of(language))
+    looks = AttentionTrace(grid_of(language))
     for word in WORDS:
         expected, got = plain.feed([word]), looks.feed(seen, [word])
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
@@ -53,7 +60,7 @@ def test_observed_the_model_computes_the_same(make, tmp_path):
 
 def grid_of(language: LanguageModel) -> tuple[int, int]:
     photo = open_photo(draw_scene(1).image).image.resize((112, 84))
-    return language.see(photo).cells(language.mllm)
+    return language.encode_image(photo).grid_size(language.mllm)
 
 
 @pytest.mark.parametrize("make", MODELS)
@@ -62,7 +69,7 @@ def test_what_is_observed_is_the_attention_itself(make, tmp_path):
     language = language_of(make, tmp_path)
     text = language.mllm.model.language_model
     reading = reading_of(language)
-    with observing([reading.picture]) as seen:
+    with record_attention([reading.image_span]) as seen:
         reading.feed(WORDS[:1])
     eager = reading_of(language)
     text.config._attn_implementation = "eager"
@@ -75,8 +82,8 @@ def test_what_is_observed_is_the_attention_itself(make, tmp_path):
     eager.feed(WORDS[:1])
     for hook in hooks:
         hook.remove()
-    observe(language.mllm)
-    expected = torch.cat([w[0, :, 0, eager.picture] for w in weights])
+    install_recorder(language.mllm)
+    expected = torch.cat([w[0, :, 0, eager.image_span] for w in weights])
     got = seen.weights()[0].float()
     assert got.shape == expected.shape and got.shape[1] > 4
     torch.testing.assert_close(got, expected.float(), atol=2e-3, rtol=2e-2)
@@ -86,11 +93,13 @@ def test_what_is_observed_is_the_attention_itself(make, tmp_path):
 def test_words_read_together_look_as_words_read_one_by_one(make, tmp_path):
     language = language_of(make, tmp_path)
     one, together = reading_of(language), reading_of(language)
-    apart, at_once = Looks(grid_of(language)), Looks(grid_of(language))
+    apart, at_once = AttentionTrace(grid_of(language)), AttentionTrace(grid_of(language))
     hidden = torch.cat([apart.feed(one, [word]) for word in WORDS])
     torch.testing.assert_close(at_once.feed(together, WORDS), hidden, atol=1e-4, rtol=1e-4)
     for i in range(len(WORDS)):
-        np.testing.assert_allclose(at_once.map([i], [0, 3]), apart.map([i], [0, 3]), atol=2e-3)
+        np.testing.assert_allclose(
+            at_once.attention_map([i], [0, 3]), apart.attention_map([i], [0, 3]), atol=2e-3
+        )
 
 
 def test_two_visitors_do_not_see_each_others_attention(tmp_path):
@@ -98,10 +107,10 @@ def test_two_visitors_do_not_see_each_others_attention(tmp_path):
     seen = {}
 
     def visit(seed: int) -> None:
-        looks, reading = Looks(grid_of(language)), reading_of(language, seed)
+        looks, reading = AttentionTrace(grid_of(language)), reading_of(language, seed)
         for word in WORDS * 3:
             looks.feed(reading, [word])
-        seen[seed] = (len(looks), looks.map([5], [1]))
+        seen[seed] = (len(looks), looks.attention_map([5], [1]))
 
     alone = {}
     for seed in (1, 2):
@@ -119,13 +128,13 @@ def test_two_visitors_do_not_see_each_others_attention(tmp_path):
 
 def test_a_long_reply_keeps_its_last_words(monkeypatch):
     monkeypatch.setattr("coprs_core.model.backends.attention.MAX_BYTES", 5 * 4 * 6 * 2)
-    looks = Looks((2, 3))
+    looks = AttentionTrace((2, 3))
     for i in range(9):
         looks.add(torch.full((1, 4, 6), float(i)).half())
     assert len(looks) == 9
-    assert looks.map([8], [0]).max() == 8 and looks.map([4], [0]).max() == 4
-    assert looks.map([3], [0]).max() == 0  # gone
-    assert looks.map([], [0]).shape == (2, 3)
+    assert looks.attention_map([8], [0]).max() == 8 and looks.attention_map([4], [0]).max() == 4
+    assert looks.attention_map([3], [0]).max() == 0  # gone
+    assert looks.attention_map([], [0]).shape == (2, 3)
 
 
 def test_a_long_reply_is_read_once_more_by_the_chosen_heads(tmp_path, monkeypatch):
@@ -138,8 +147,8 @@ def test_a_long_reply_is_read_once_more_by_the_chosen_heads(tmp_path, monkeypatc
     one_word = whole.trace._kept[-1].nbytes
     monkeypatch.setattr("coprs_core.model.backends.attention.MAX_BYTES", 30 * one_word)
     cut = compute_reply_attention(engine, photo, result, "words")
-    assert len(cut.trace) == len(result.reply_ids) > 30 and not cut.trace.is_cut
-    assert cut.trace.heads_in_all == whole.trace.heads_in_all
+    assert len(cut.trace) == len(result.reply_ids) > 30 and not cut.trace.is_truncated
+    assert cut.trace.num_heads == whole.trace.num_heads
     for word in (0, len(result.reply_ids) - 1):
         seen = whole.trace.map([word], cut.heads)
         assert seen.max() > 0
@@ -155,11 +164,11 @@ def test_heads_that_look_everywhere_or_at_one_spot_tell_no_place():
     places = torch.randint(cells, (words,), generator=generator)
     weights[torch.arange(words), 2, places] = 0.8  # where the word is
     weights[torch.arange(words), 3, places] = 0.01  # the same, and nearly nothing of it
-    looks = Looks((3, 4))
+    looks = AttentionTrace((3, 4))
     looks.add(weights.half())
-    assert looks.heads(1) == [2]
-    assert looks.heads(9)[-1] == 3 and len(looks.heads(9)) == 4
-    prior = as_prior(looks.map([3], [2]), (30, 40))
+    assert looks.localization_heads(1) == [2]
+    assert looks.localization_heads(9)[-1] == 3 and len(looks.localization_heads(9)) == 4
+    prior = attention_to_prior(looks.attention_map([3], [2]), (30, 40))
     assert prior.shape == (30, 40) and prior.max() == pytest.approx(1) and prior.min() == 0
     row, column = divmod(int(places[3]), 4)
     assert prior[row * 10 + 5, column * 10 + 5] > 0.9
@@ -177,17 +186,19 @@ def localized(mini, count: int) -> tuple[list[bool], list[bool]]:
         if question.target is None:
             continue
         features = mini.read(open_photo(scene.image))
-        reading = focus.reading(question.instruction, features)
-        looks = language.looks(features.visual)
-        ids = [s.token for s in language.write(reading, focus.focus_id, 160, looks)]
+        reading = focus.start_session(question.instruction, features)
+        looks = language.new_attention_trace(features.visual)
+        ids = [s.token for s in language.generate(reading, focus.focus_id, 160, looks)]
         if ids[-1] != focus.focus_id:
             continue
-        heads, mask = looks.heads(), scene.mask(question.target)
-        at_token.append(brightest_is_on(looks.map([len(ids) - 1], heads), mask))
-        for i, piece in enumerate(language.pieces_of(ids)):
+        heads, mask = looks.localization_heads(), scene.mask(question.target)
+        at_token.append(brightest_is_on(looks.attention_map([len(ids) - 1], heads), mask))
+        for i, piece in enumerate(language.token_texts(ids)):
             named = [j for j, thing in enumerate(scene.things) if thing.kind == piece.strip()]
             if len(named) == 1:
-                at_word.append(brightest_is_on(looks.map([i], heads), scene.mask(named[0])))
+                at_word.append(
+                    brightest_is_on(looks.attention_map([i], heads), scene.mask(named[0]))
+                )
     return at_token, at_word
 
 
@@ -227,16 +238,16 @@ def calibrated(mini, tmp_path, monkeypatch, request):
     *numbers, found = calibrate(mini, request.param)
     assert numbers == list(range(1, request.param + 1))
     yield mini, found
-    mini.focus.language.heads = ()
+    mini.focus.language.localization_heads = ()
 
 
 @pytest.mark.parametrize("calibrated", [24], indirect=True)
 def test_calibrated_it_tells_the_place_no_worse(calibrated):
     mini, found = calibrated
-    assert mini.focus.language.heads == found.heads and len(set(found.heads)) == 8
+    assert mini.focus.language.localization_heads == found.heads and len(set(found.heads)) == 8
     assert found.answers > 15 and found.hits >= found.own_hits >= 0.8
     at_token, at_word = localized(mini, 20)
-    mini.focus.language.heads = ()
+    mini.focus.language.localization_heads = ()
     without, word_without = localized(mini, 20)
     assert np.mean(at_token) >= np.mean(without)
     if np.mean(at_word) <= np.mean(word_without):
@@ -248,7 +259,7 @@ def test_calibrated_it_tells_the_place_no_worse(calibrated):
 def test_calibrated_it_tells_the_place_no_worse_on_500_scenes(calibrated):
     mini, found = calibrated
     at_token, at_word = localized(mini, 500)
-    mini.focus.language.heads = ()
+    mini.focus.language.localization_heads = ()
     without, word_without = localized(mini, 500)
     print(f"{found.heads}: focus token {np.mean(at_token):.3f}, without {np.mean(without):.3f}")
     print(f"words {np.mean(at_word):.3f}, without {np.mean(word_without):.3f}")
@@ -272,14 +283,14 @@ def test_it_is_kept_for_the_next_time_and_goes_on_where_it_stopped(mini, tmp_pat
     )
     *numbers, found = calibrate(engine, 20)
     assert numbers == list(range(11, 21)) and len(asked) <= 10
-    assert load("mini", device="cpu").focus.language.heads == found.heads
+    assert load("mini", device="cpu").focus.language.localization_heads == found.heads
     again = list(calibrate(engine, 20))
     assert again == [found]  # nothing is asked once more
     kept = json.loads(found.path.read_text())
     assert kept["heads"] == list(found.heads) and kept["scenes"] == 20
     for broken in ("{", '{"heads": ["x"]}', '{"heads": 3}', "[]", '{"heads": [-1]}'):
         found.path.write_text(broken)
-        assert load("mini", device="cpu").focus.language.heads == ()
+        assert load("mini", device="cpu").focus.language.localization_heads == ()
     saved = found.path.with_suffix(".npz")
     saved.write_bytes(saved.read_bytes()[:1000])  # cut off
     assert next(calibrate(engine, 20)) == 1
@@ -300,7 +311,7 @@ def test_a_model_that_never_points_keeps_its_own_choice(tmp_path, monkeypatch):
     engine = load(str(tiny.save_checkpoint_by_hand(folder, tiny.coprs(tiny.qwen()))), device="cpu")
     with pytest.raises(CoPRSError, match="pointed at something in 0 of 5 scenes and at least 10"):
         list(calibrate(engine, 5))
-    assert engine.focus.language.heads == ()
+    assert engine.focus.language.localization_heads == ()
 
 
 def test_the_best_heads_are_found_and_sinks_are_not():
@@ -360,8 +371,8 @@ def test_what_is_asked_of_the_wrong_model_is_a_sentence(mini, found):
 
 def test_a_reply_that_is_far_too_long_is_not_read_at_all(mini, found, monkeypatch):
     scene, _, result = found
-    monkeypatch.setattr(mini.segmenter, "reading", lambda *_: pytest.fail("it was read"))
-    for ids in (result.reply_ids * 40, mini.segmenter.language.ids_of("So. " * 99)):
+    monkeypatch.setattr(mini.segmenter, "start_session", lambda *_: pytest.fail("it was read"))
+    for ids in (result.reply_ids * 40, mini.segmenter.language.encode_text("So. " * 99)):
         long = dataclasses.replace(result, reply_ids=tuple(ids))
         with pytest.raises(CoPRSError, match="are looked into: ask for a shorter one"):
             attention.run(mini, scene.image, long)
@@ -371,9 +382,9 @@ def test_the_looks_seen_while_writing_are_those_read_again(mini, found):
     scene, question, result = found
     focus, language = mini.segmenter, mini.segmenter.language
     features = mini.read(open_photo(scene.image))
-    looks = Looks(features.visual.cells(language.mllm))
-    reading = focus.reading(question.instruction, features)
-    ids = [s.token for s in language.write(reading, focus.focus_id, 160, looks)]
+    looks = AttentionTrace(features.visual.grid_size(language.mllm))
+    reading = focus.start_session(question.instruction, features)
+    ids = [s.token for s in language.generate(reading, focus.focus_id, 160, looks)]
     assert tuple(ids) == result.reply_ids
     finding = attention.run(mini, scene.image, result)
-    assert set(looks.heads()) == set(finding.heads)
+    assert set(looks.localization_heads()) == set(finding.heads)

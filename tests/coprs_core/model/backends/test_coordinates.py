@@ -30,9 +30,14 @@ from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from coprs_core.checkpoints.sam_models import load_sam
 from coprs_core.geometry import to_square
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.backends.boxes import MAX_OBJECTS, breaks_off, read_answer, words_of_numbers
-from coprs_core.model.backends.coordinates import SEG_ZERO, STOCK, VISUAL_TOKENS
-from coprs_core.model.backends.decoding import Batch
+from coprs_core.model.backends.boxes import (
+    MAX_OBJECTS,
+    coordinate_token_indices,
+    is_coordinate_list_cut_off,
+    parse_coordinates,
+)
+from coprs_core.model.backends.coordinates import MAX_VISUAL_TOKENS, QWEN2_5_PROMPT, SEG_ZERO_PROMPT
+from coprs_core.model.backends.decoding import ContinuousBatch
 from coprs_core.model.backends.json_in_text import JsonInText
 from coprs_core.model.segmenter import Step
 from coprs_core.photos.photo import open_photo
@@ -40,7 +45,7 @@ from coprs_core.probes import attention, heads, sentences, words, zoom
 from coprs_core.probes.finding import NotApplicable
 from coprs_core.probes.reply_attention import compute_reply_attention
 from coprs_core.prompts import format_score, is_well_formed, parse_reply, replace_sentence
-from coprs_core.prompts import sentences as sentences_of
+from coprs_core.prompts import split_sentences as sentences_of
 from tests import tiny
 
 SEEN, PHOTO = (100, 200), (200, 800)  # both are (height, width): scales are 4 across and 2 down
@@ -102,20 +107,20 @@ UNREADABLE = [
     "reply, expected", [row[1:] for row in READABLE], ids=[row[0] for row in READABLE]
 )
 def test_what_models_write_is_read(reply, expected):
-    answer = read_answer(reply, SEEN, PHOTO)
-    assert [(o.box, o.points) for o in answer.objects] == expected and answer.readable
+    answer = parse_coordinates(reply, SEEN, PHOTO)
+    assert [(o.box, o.points) for o in answer.objects] == expected and answer.is_readable
 
 
 @pytest.mark.parametrize("reply", NOTHING)
 def test_an_empty_list_means_nothing(reply):
-    answer = read_answer(reply, SEEN, PHOTO)
-    assert answer.readable and not answer.objects
+    answer = parse_coordinates(reply, SEEN, PHOTO)
+    assert answer.is_readable and not answer.objects
 
 
 @pytest.mark.parametrize("reply", UNREADABLE, ids=range(len(UNREADABLE)))
 def test_what_cannot_be_read_is_said_and_never_raised(reply):
-    answer = read_answer(reply, SEEN, PHOTO)
-    assert not answer.readable and not answer.objects and answer.problem.endswith(".")
+    answer = parse_coordinates(reply, SEEN, PHOTO)
+    assert not answer.is_readable and not answer.objects and answer.problem.endswith(".")
 
 
 PIECES = [
@@ -153,7 +158,7 @@ def test_json_in_text_is_what_json_reads():
                 expected = decoder.raw_decode(text, place)
             except ValueError:
                 expected = None
-            assert repr(ours.at(place)) == repr(expected), text
+            assert repr(ours.parse_at(place)) == repr(expected), text
             whole += expected is not None
     assert whole > 1000
 
@@ -174,9 +179,9 @@ def _numbered(piece: str, characters: int) -> str:
 
 
 READERS = {
-    "read_answer": lambda text: read_answer(text, SEEN, PHOTO),
-    "breaks_off": breaks_off,
-    "words_of_numbers": lambda text: words_of_numbers(tuple(text), 4),
+    "read_answer": lambda text: parse_coordinates(text, SEEN, PHOTO),
+    "breaks_off": is_coordinate_list_cut_off,
+    "words_of_numbers": lambda text: coordinate_token_indices(tuple(text), 4),
     "parse_reply": parse_reply,
     "form": lambda text: (format_score(text), is_well_formed(text), format_score(text, 2)),
     "sentences": lambda text: replace_sentence(f"{text} a", len(sentences_of(text)) // 2, "b"),
@@ -217,27 +222,29 @@ def test_a_reply_is_read_in_time_that_grows_with_its_length(reader):
 
 @pytest.mark.parametrize("piece", ["[", "{", '{"bbox_2d": ['])
 def test_what_stands_behind_brackets_without_end_is_read(piece):
-    answer = read_answer(f"{piece * 5000} So: [{BOX}]", SEEN, PHOTO)
+    answer = parse_coordinates(f"{piece * 5000} So: [{BOX}]", SEEN, PHOTO)
     assert [(o.box, o.points) for o in answer.objects] == ONE
 
 
 def test_a_label_that_is_no_text_is_as_long_as_it_may_be():
     deep = "[" * 40 + "]" * 40
     reply = '[{"bbox_2d": [10, 20, 50, 60], "label": %s}]'
-    (one,) = read_answer(reply % deep, SEEN, PHOTO).objects
+    (one,) = parse_coordinates(reply % deep, SEEN, PHOTO).objects
     assert one.label == deep
     deeper = "[" * 900 + "]" * 900  # as a whole it is none; inside is nothing
-    assert read_answer(reply % deeper, SEEN, PHOTO).readable
+    assert parse_coordinates(reply % deeper, SEEN, PHOTO).is_readable
 
 
 def test_the_label_comes_along_and_too_many_things_are_said():
     assert (
-        read_answer('[{"bbox_2d": [10, 20, 50, 60], "label": "dog"}]', SEEN, PHOTO).objects[0].label
+        parse_coordinates('[{"bbox_2d": [10, 20, 50, 60], "label": "dog"}]', SEEN, PHOTO)
+        .objects[0]
+        .label
         == "dog"
     )
-    many = read_answer(json.dumps([{"bbox_2d": [1, 1, 9, 9]}] * 40), SEEN, PHOTO)
+    many = parse_coordinates(json.dumps([{"bbox_2d": [1, 1, 9, 9]}] * 40), SEEN, PHOTO)
     assert len(many.objects) == MAX_OBJECTS and "40 things" in many.problem
-    large = read_answer(json.dumps([{"bbox_2d": [1, 1, 9, 9]}] * 40), SEEN, (3000, 4000))
+    large = parse_coordinates(json.dumps([{"bbox_2d": [1, 1, 9, 9]}] * 40), SEEN, (3000, 4000))
     assert len(large.objects) == 8 and "40 things, the first 8 are shown" in large.problem
 
 
@@ -253,7 +260,7 @@ def test_a_list_that_breaks_off_is_told(pointing, monkeypatch):
     assert "cut off" not in find_flags(result)
 
 
-@pytest.mark.parametrize("prompt", [STOCK, SEG_ZERO], ids=["stock", "840"])
+@pytest.mark.parametrize("prompt", [QWEN2_5_PROMPT, SEG_ZERO_PROMPT], ids=["stock", "840"])
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (300, 1200), (1500, 300), (1333, 2000)])
 def test_the_size_rule_is_undone_exactly(prompt, size):
     """A white target on black is given to the model's own processor; its box is read off the pixels
@@ -264,17 +271,18 @@ def test_the_size_rule_is_undone_exactly(prompt, size):
     picture = np.zeros((height, width, 3), np.uint8)
     picture[true[1] : true[3], true[0] : true[2]] = 255
     processor = load_image_processor(MINIATURE_FOLDER / "mllm")
-    processor.size = {"shortest_edge": 3136, "longest_edge": VISUAL_TOKENS["normal"] * 28 * 28}
+    processor.size = {"shortest_edge": 3136, "longest_edge": MAX_VISUAL_TOKENS["normal"] * 28 * 28}
     photo = Image.fromarray(picture)
     inputs = processor(
-        images=[to_square(photo, prompt.square) if prompt.square else photo], return_tensors="pt"
+        images=[to_square(photo, prompt.square_side) if prompt.square_side else photo],
+        return_tensors="pt",
     )
     seen = as_picture(inputs["pixel_values"], inputs["image_grid_thw"][0])
-    assert prompt.square is None or seen.shape == (840, 840)
+    assert prompt.square_side is None or seen.shape == (840, 840)
     white = seen > (seen.min() + seen.max()) / 2
     rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
     written = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-    located = read_answer(json.dumps([{"bbox_2d": written}]), seen.shape, size).objects[0]
+    located = parse_coordinates(json.dumps([{"bbox_2d": written}]), seen.shape, size).objects[0]
     one_pixel = width / seen.shape[1], height / seen.shape[0]
     for i, value in enumerate(located.box):
         assert abs(value - true[i]) <= max(1.0, one_pixel[i % 2])
@@ -297,7 +305,7 @@ def as_picture(pixels: torch.Tensor, grid: torch.Tensor) -> np.ndarray:
 ])  # fmt: skip
 def test_the_words_that_wrote_the_numbers_are_found(reply, count, expected):
     pieces = tuple(reply)  # a token a character
-    words = words_of_numbers(pieces, count)
+    words = coordinate_token_indices(pieces, count)
     assert ["".join(pieces[i] for i in w).rstrip("]") for w in words] == [
         e.rstrip("]") for e in expected
     ]
@@ -331,7 +339,7 @@ def writes(monkeypatch, engine, reply: str, finished: bool = True) -> None:
             if token not in stop_ids:
                 looks.feed(reading, [token])
 
-    monkeypatch.setattr(Batch, "write", write)
+    monkeypatch.setattr(ContinuousBatch, "generate", write)
 
 
 def test_a_folder_of_qwen_answers_with_boxes_and_where_it_looked(pointing, monkeypatch):
@@ -441,8 +449,10 @@ def test_the_prompt_is_the_checkpoints_own_chat_template(qwen3, pointing):
     assert template.endswith("<|im_end|>\n<|im_start|>assistant\n<think>\n")
     assert pointing.segmenter.template.startswith("<|im_start|>system\nYou are a helpful")
     for segmenter in (qwen3.segmenter, pointing.segmenter):
-        features = segmenter.read(open_photo(draw_scene(1).image))
-        ids = segmenter.language.prompt(segmenter.template, "<|im_end|>{image}", features.visual)
+        features = segmenter.encode_photo(open_photo(draw_scene(1).image))
+        ids = segmenter.language.encode_prompt(
+            segmenter.template, "<|im_end|>{image}", features.visual
+        )
         image_id = segmenter.language.mllm.config.image_token_id
         assert ids.count(image_id) == len(features.visual.features)
 
@@ -527,7 +537,10 @@ def test_coordinates_reach_sam2_unrounded_in_any_precision(qwen3_folders):
         encoder.input_image_size = 1024
         encoded.append(encoder(None, None, box, None)[0])
         photo, size = Image.fromarray(draw_scene(1).image), (256, 256)
-        assert loaded.mask(loaded.embed(photo), (10, 20, 90, 80), ((30, 40),), size).shape == size
+        assert (
+            loaded.predict_mask(loaded.embed(photo), (10, 20, 90, 80), ((30, 40),), size).shape
+            == size
+        )
     assert encoded[1].dtype == torch.bfloat16
     torch.testing.assert_close(encoded[1].float(), encoded[0], rtol=0.01, atol=0.02)
 
@@ -543,10 +556,10 @@ def test_the_attention_probe_works_for_it_too(qwen3, monkeypatch):
 def test_all_but_the_instruction_is_read_with_the_photo(qwen3, pointing):
     for engine in (qwen3, pointing):
         features = engine.read(open_photo(draw_scene(1).image))
-        ids = engine.segmenter.language.prompt(
+        ids = engine.segmenter.language.encode_prompt(
             engine.segmenter.template, "the umbrella", features.visual
         )
-        rest = engine.segmenter.language.text_of(ids[len(features.prefix.ids) :])
+        rest = engine.segmenter.language.decode_ids(ids[len(features.prefix.ids) :])
         assert rest.startswith("Instruction: the umbrella<|im_end|>")
 
 
@@ -580,8 +593,10 @@ def test_zooming_in_asks_again_about_the_surroundings_of_the_box(qwen3, monkeypa
     photo = np.random.default_rng(0).integers(0, 255, (800, 1200, 3), np.uint8)
     writes(monkeypatch, qwen3, '</think>[{"bbox_2d": [500, 500, 550, 550], "label": "it"}]')
     result = with_mask(qwen3.segment(photo, "it"), (slice(400, 440), slice(600, 650)))
-    asked, seen = [], type(qwen3.segmenter).read
-    monkeypatch.setattr(type(qwen3.segmenter), "read", lambda *a: asked.append(a[1:]) or seen(*a))
+    asked, seen = [], type(qwen3.segmenter).encode_photo
+    monkeypatch.setattr(
+        type(qwen3.segmenter), "encode_photo", lambda *a: asked.append(a[1:]) or seen(*a)
+    )
     zoomed = zoom.run(qwen3, photo, result)
     crop = zoomed.crop
     [(closer, detail)] = asked
@@ -640,7 +655,9 @@ def test_a_words_look_is_its_attention(qwen3, monkeypatch):
     other = words.focus_of_word(qwen3, photo, result, 0).view
     assert not np.array_equal(view.prior, other.prior)
     looks = compute_reply_attention(qwen3, photo, result, "x").trace
-    assert view.share == pytest.approx(float(looks.map([number], looks.heads()).sum()))
+    assert view.share == pytest.approx(
+        float(looks.attention_map([number], looks.localization_heads()).sum())
+    )
 
 
 def test_its_heads_are_those_that_tell_a_place_and_make_the_prior(qwen3, monkeypatch):
@@ -688,15 +705,15 @@ def test_greedy_decoding_is_the_librarys_own_token_by_token(make, size, tmp_path
     (tiny.save_mllm(folder, make()) / "chat_template.jinja").write_text(tiny.CHAT)
     segmenter = load(str(folder), device="cpu", sam=str(folders[1])).segmenter
     picture = np.random.default_rng(3).integers(0, 255, (*size, 3), np.uint8)
-    features = segmenter.read(open_photo(picture))
-    ours = [s.token for s in segmenter.think("the odd one", features, 24)]
+    features = segmenter.encode_photo(open_photo(picture))
+    ours = [s.token for s in segmenter.generate("the odd one", features, 24)]
     question = segmenter.prompt.question.replace("{instruction}", "the odd one")
     content = [{"type": "image"}, {"type": "text", "text": question}]
     processor = AutoProcessor.from_pretrained(folder)
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
-    size = dict(processor.image_processor.size) | {"longest_edge": VISUAL_TOKENS["low"] * 28**2}
+    size = dict(processor.image_processor.size) | {"longest_edge": MAX_VISUAL_TOKENS["low"] * 28**2}
     processor.image_processor.size = size
     inputs = processor(text=[text], images=[Image.fromarray(picture)], return_tensors="pt")
     model = make()

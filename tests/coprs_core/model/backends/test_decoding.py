@@ -15,10 +15,14 @@ from coprs_core.errors import CoPRSError
 from coprs_core.example import Example
 from coprs_core.metrics import iou
 from coprs_core.model.backends import decoding
-from coprs_core.model.backends.attention import Looks
-from coprs_core.model.backends.decoding import AFTER_FOCUS, MOST_FOCUS_TOKENS, Batch
+from coprs_core.model.backends.attention import AttentionTrace
+from coprs_core.model.backends.decoding import (
+    MAX_FOCUS_TOKENS,
+    MAX_TOKENS_AFTER_FOCUS,
+    ContinuousBatch,
+)
 from coprs_core.model.backends.language import LanguageModel
-from coprs_core.model.backends.mllm import Prefix, Reading
+from coprs_core.model.backends.mllm import Prefix, PromptSession
 from tests import tiny
 from tests.conftest import PATIENCE
 
@@ -43,17 +47,17 @@ def photo_of(number: int) -> Image.Image:
     return Image.fromarray(rng.integers(0, 255, (56 + 28 * (number % 3), 84, 3), np.uint8))
 
 
-def read(language, number: int) -> Reading:
+def read(language, number: int) -> PromptSession:
     """A question about a photo of its own, of a length of its own."""
-    visual = language.see(photo_of(number))
-    return language.reading(TEMPLATE, WORDS[number % len(WORDS)], visual, Prefix())
+    visual = language.encode_image(photo_of(number))
+    return language.start_session(TEMPLATE, WORDS[number % len(WORDS)], visual, Prefix())
 
 
 def plain(language, number: int, count: int) -> list[int]:
     """Greedy decoding without any batch: the loop of a textbook."""
     reading, written = read(language, number), []
     for _ in range(count):
-        written.append(reading.likeliest())
+        written.append(reading.next_token())
         reading.feed(written[-1:])
     return written
 
@@ -65,18 +69,21 @@ def tokens(steps) -> list[int]:
 def test_greedy_decoding_is_the_librarys_own_token_by_token(language):
     """Each alone; then all together, joining one by one, and read on from what is kept of the
     photo."""
-    mllm, batch, theirs, ours = language.mllm, Batch(language.mllm), {}, {}
-    prefixes = {n: (v := language.see(photo_of(n)), language.prefix(TEMPLATE, v)) for n in range(2)}
+    mllm, batch, theirs, ours = language.mllm, ContinuousBatch(language.mllm), {}, {}
+    prefixes = {
+        n: (v := language.encode_image(photo_of(n)), language.prefill_prefix(TEMPLATE, v))
+        for n in range(2)
+    }
     asked = [(n, words) for words in WORDS for n in prefixes]
 
     def reply(n, words):
         visual, prefix = prefixes[n]
-        return batch.write(
-            language.reading(TEMPLATE, words, visual, prefix), None, language.stop_ids, 16
+        return batch.generate(
+            language.start_session(TEMPLATE, words, visual, prefix), None, language.stop_ids, 16
         )
 
     for n, words in asked:
-        ids = torch.tensor([language.prompt(TEMPLATE, words, prefixes[n][0])])
+        ids = torch.tensor([language.encode_prompt(TEMPLATE, words, prefixes[n][0])])
         inputs = tiny.as_seen(language.image_processor, photo_of(n))
         if "image_grid_thw" in inputs:
             inputs["mm_token_type_ids"] = (ids == mllm.config.image_token_id).int()
@@ -95,22 +102,26 @@ def test_greedy_decoding_is_the_librarys_own_token_by_token(language):
 
 
 def test_one_alone_is_bit_for_bit_what_it_was(language):
-    batch, reading, plain_reading = Batch(language.mllm), read(language, 1), read(language, 1)
+    batch, reading, plain_reading = (
+        ContinuousBatch(language.mllm),
+        read(language, 1),
+        read(language, 1),
+    )
     states = []
-    for step in batch.write(reading, None, set(), 12):
-        assert step.token == plain_reading.likeliest()
+    for step in batch.generate(reading, None, set(), 12):
+        assert step.token == plain_reading.next_token()
         states.append(plain_reading.feed([step.token]))
-    (last,) = tokens(batch.write(reading, None, set(), 1))  # the reading is as it was
-    assert last == read(language, 1).likeliest()
+    (last,) = tokens(batch.generate(reading, None, set(), 1))  # the reading is as it was
+    assert last == read(language, 1).next_token()
     focus = plain(language, 1, 3)[2]
-    found = next(step for step in batch.write(reading, focus, set(), 12) if step.token == focus)
+    found = next(step for step in batch.generate(reading, focus, set(), 12) if step.token == focus)
     assert torch.equal(found.focus_embedding, states[2]) or focus in plain(language, 1, 2)
 
 
 def test_together_each_writes_what_it_writes_alone(language):
-    batch, count = Batch(language.mllm), 14
+    batch, count = ContinuousBatch(language.mllm), 14
     alone = [plain(language, n, count) for n in range(6)]
-    rows = [batch.write(read(language, n), None, set(), count) for n in range(6)]
+    rows = [batch.generate(read(language, n), None, set(), count) for n in range(6)]
     written: list[list[int]] = [[] for _ in rows]
     for _ in range(count):
         for n, row in enumerate(rows):
@@ -120,13 +131,13 @@ def test_together_each_writes_what_it_writes_alone(language):
 
 
 def test_one_joins_between_two_steps_and_another_leaves(language):
-    batch = Batch(language.mllm)
+    batch = ContinuousBatch(language.mllm)
     alone = [plain(language, n, 10) for n in range(3)]
-    first, second = (batch.write(read(language, n), None, set(), 10) for n in (0, 1))
+    first, second = (batch.generate(read(language, n), None, set(), 10) for n in (0, 1))
     got = [next(first).token for _ in range(4)]
     others = [next(second).token for _ in range(2)]
     assert len(batch) == 2
-    third = batch.write(read(language, 2), None, set(), 10)
+    third = batch.generate(read(language, 2), None, set(), 10)
     more = [next(third).token]
     assert len(batch) == 3 and more == alone[2][:1]
     first.close()
@@ -139,7 +150,7 @@ def test_one_joins_between_two_steps_and_another_leaves(language):
 
 def test_a_reply_without_memory_to_join_disturbs_no_other(language, monkeypatch):
     """Whichever piece of memory it was that could not be had, up to some in the step itself."""
-    batch, alone = Batch(language.mllm), [plain(language, n, 10) for n in range(2)]
+    batch, alone = ContinuousBatch(language.mllm), [plain(language, n, 10) for n in range(2)]
     reading = read(language, 1)
 
     @contextmanager
@@ -158,19 +169,19 @@ def test_a_reply_without_memory_to_join_disturbs_no_other(language, monkeypatch)
         return fails
 
     for pieces in range(8):
-        first = batch.write(read(language, 0), None, set(), 10)
+        first = batch.generate(read(language, 0), None, set(), 10)
         got = [next(first).token]
         with memory_for(pieces), pytest.raises(torch.OutOfMemoryError):
-            tokens(batch.write(reading, None, set(), 10))
+            tokens(batch.generate(reading, None, set(), 10))
         assert len(batch) == 1 and got + tokens(first) == alone[0]
         with memory_for(pieces), pytest.raises(torch.OutOfMemoryError):  # it would be the only one
-            tokens(batch.write(reading, None, set(), 10))
-        assert batch._slots == [] and tokens(batch.write(reading, None, set(), 10)) == alone[1]
+            tokens(batch.generate(reading, None, set(), 10))
+        assert batch._slots == [] and tokens(batch.generate(reading, None, set(), 10)) == alone[1]
 
 
 def test_a_step_that_fails_behind_the_model_is_taken_again(language, monkeypatch):
-    batch, alone = Batch(language.mllm), [plain(language, n, 10) for n in range(2)]
-    first, second = (batch.write(read(language, n), None, set(), 10) for n in range(2))
+    batch, alone = ContinuousBatch(language.mllm), [plain(language, n, 10) for n in range(2)]
+    first, second = (batch.generate(read(language, n), None, set(), 10) for n in range(2))
     got = [[next(first).token], [next(second).token]]
     with monkeypatch.context() as patch:
 
@@ -184,12 +195,12 @@ def test_a_step_that_fails_behind_the_model_is_taken_again(language, monkeypatch
 
 
 def test_who_finds_no_room_stops_nobody(language, monkeypatch):
-    monkeypatch.setattr(decoding, "MOST_ROWS", 1)
-    batch, alone = Batch(language.mllm), [plain(language, n, 12) for n in range(2)]
-    first = batch.write(read(language, 0), None, set(), 12)
+    monkeypatch.setattr(decoding, "MAX_BATCH_SIZE", 1)
+    batch, alone = ContinuousBatch(language.mllm), [plain(language, n, 12) for n in range(2)]
+    first = batch.generate(read(language, 0), None, set(), 12)
     got, second = [next(first).token], []
     waits = threading.Thread(
-        target=lambda: second.extend(tokens(batch.write(read(language, 1), None, set(), 12)))
+        target=lambda: second.extend(tokens(batch.generate(read(language, 1), None, set(), 12)))
     )
     waits.start()
     got += tokens(first)  # the other takes steps for it meanwhile
@@ -198,12 +209,12 @@ def test_who_finds_no_room_stops_nobody(language, monkeypatch):
 
 
 def test_many_threads_each_get_their_own(language):
-    batch, results = Batch(language.mllm), {}
+    batch, results = ContinuousBatch(language.mllm), {}
     alone = {n: plain(language, n, 12) for n in range(4)}
 
     def visit(number: int) -> None:
         for again in range(3):
-            steps = batch.write(read(language, number % 4), None, set(), 12 if again else 5)
+            steps = batch.generate(read(language, number % 4), None, set(), 12 if again else 5)
             results[number, again] = tokens(steps)
 
     threads = [threading.Thread(target=visit, args=(n,)) for n in range(8)]
@@ -215,14 +226,14 @@ def test_many_threads_each_get_their_own(language):
 
 
 def test_what_is_attended_to_is_each_ones_own(language):
-    batch, looks = Batch(language.mllm), []
+    batch, looks = ContinuousBatch(language.mllm), []
     grid = (1, 1)
     for number in range(3):
-        alone = Looks(grid)
-        list(batch.write(read(language, number), None, set(), 6, alone))
+        alone = AttentionTrace(grid)
+        list(batch.generate(read(language, number), None, set(), 6, alone))
         looks.append(alone)
-    together = [Looks(grid) for _ in range(3)]
-    rows = [batch.write(read(language, n), None, set(), 6, together[n]) for n in range(3)]
+    together = [AttentionTrace(grid) for _ in range(3)]
+    rows = [batch.generate(read(language, n), None, set(), 6, together[n]) for n in range(3)]
     for _ in range(6):
         for row in rows:
             next(row)
@@ -232,17 +243,17 @@ def test_what_is_attended_to_is_each_ones_own(language):
             torch.testing.assert_close(a.float(), b.float(), atol=2e-3, rtol=2e-2)
 
 
-def scripted(monkeypatch, script: list[int]) -> Batch:
+def scripted(monkeypatch, script: list[int]) -> ContinuousBatch:
     """A batch whose model finds the tokens of a script likeliest, one after the other."""
     language = LanguageModel(tiny.qwen(), tiny.TOKENIZER, None)
     said = iter(script)
     monkeypatch.setattr(decoding, "likeliest", lambda _, hidden: [next(said) for _ in hidden])
-    monkeypatch.setattr(Reading, "likeliest", lambda self: next(said))
-    return Batch(language.mllm)
+    monkeypatch.setattr(PromptSession, "next_token", lambda self: next(said))
+    return ContinuousBatch(language.mllm)
 
 
-def begun(batch) -> Reading:
-    reading = Reading(batch._mllm, Prefix(axes=(3, 1)))
+def begun(batch) -> PromptSession:
+    reading = PromptSession(batch._mllm, Prefix(position_axes=(3, 1)))
     reading.feed([5, 6, 8])
     return reading
 
@@ -252,8 +263,8 @@ def begun(batch) -> Reading:
     [
         ([9, FOCUS, STOP], 20, [9, FOCUS]),
         ([9, FOCUS, 11, 12, FOCUS, STOP], 20, [9, FOCUS, 11, 12, FOCUS]),
-        ([9, FOCUS, *[11] * (AFTER_FOCUS + 1)], 90, [9, FOCUS]),  # it goes on and on
-        ([FOCUS] * (MOST_FOCUS_TOKENS + 1), 90, [FOCUS] * MOST_FOCUS_TOKENS),
+        ([9, FOCUS, *[11] * (MAX_TOKENS_AFTER_FOCUS + 1)], 90, [9, FOCUS]),  # it goes on and on
+        ([FOCUS] * (MAX_FOCUS_TOKENS + 1), 90, [FOCUS] * MAX_FOCUS_TOKENS),
         ([9, FOCUS, 11], 3, [9, FOCUS]),
         ([9, FOCUS], 2, [9, FOCUS]),
         ([9, 11, 12], 3, [9, 11, 12]),
@@ -262,35 +273,35 @@ def begun(batch) -> Reading:
 )
 def test_focus_tokens_and_ends(monkeypatch, script, limit, expected):
     batch = scripted(monkeypatch, script)
-    steps = list(batch.write(begun(batch), FOCUS, {STOP}, limit))
+    steps = list(batch.generate(begun(batch), FOCUS, {STOP}, limit))
     assert tokens(steps) == expected and len(batch) == 0
     for step in steps:
         assert (step.focus_embedding is not None) == (step.token == FOCUS)
 
 
 def test_no_more_are_written_together_than_there_is_room_for(language, monkeypatch):
-    monkeypatch.setattr(decoding, "MOST_ROWS", 2)
-    batch, most = Batch(language.mllm), 0
+    monkeypatch.setattr(decoding, "MAX_BATCH_SIZE", 2)
+    batch, most = ContinuousBatch(language.mllm), 0
     alone = [plain(language, n, 8) for n in range(5)]
-    rows = [batch.write(read(language, n), None, set(), 8) for n in range(5)]
+    rows = [batch.generate(read(language, n), None, set(), 8) for n in range(5)]
     written: list[list[int]] = [[] for _ in rows]
     for _ in range(8):
         for n, row in enumerate(rows):
             written[n].append(next(row).token)
             most = max(most, len(batch))
     assert written == alone and most == 2
-    monkeypatch.setattr(decoding, "MOST_ROWS", 64)
+    monkeypatch.setattr(decoding, "MAX_BATCH_SIZE", 64)
     monkeypatch.setattr(decoding, "free_memory", lambda device: 0)
-    first, second = (batch.write(read(language, n), None, set(), 8) for n in (0, 1))
+    first, second = (batch.generate(read(language, n), None, set(), 8) for n in (0, 1))
     next(first)
     next(second)  # waits until the first has ended
     assert len(batch) == 1 and tokens(first) == alone[0][1:] and tokens(second) == alone[1][1:]
 
 
 def test_a_step_that_fails_is_told_to_one_and_the_others_go_on(language):
-    batch, calls = Batch(language.mllm), []
+    batch, calls = ContinuousBatch(language.mllm), []
     alone = [plain(language, n, 9) for n in range(3)]
-    rows = [batch.write(read(language, n), None, set(), 9) for n in range(3)]
+    rows = [batch.generate(read(language, n), None, set(), 9) for n in range(3)]
     written = [[next(row).token] for row in rows]
 
     def fail(*_):
@@ -342,9 +353,9 @@ def test_a_reply_of_several_focus_tokens_has_a_region_for_each(fresh, monkeypatc
     """As the world asks for several things; the bundled model is not trained for it yet."""
     language = fresh.focus.language
     reply = "<think>Those are two.</think>They are here: top left <REF_POS> bottom right <REF_POS>"
-    ids = iter([*language.ids_of(reply), *[language.tokenizer.eos_token_id] * 2])
+    ids = iter([*language.encode_text(reply), *[language.tokenizer.eos_token_id] * 2])
     monkeypatch.setattr(decoding, "likeliest", lambda _, hidden: [next(ids) for _ in hidden])
-    monkeypatch.setattr(Reading, "likeliest", lambda self: next(ids))
+    monkeypatch.setattr(PromptSession, "next_token", lambda self: next(ids))
     example = next(open_dataset("scenes").examples(0, 1))
     result = fresh.segment(example.photo, "the two birds")
     assert result.outcome == "found" and len(result.regions) == 2 and result.reply == reply
@@ -359,11 +370,11 @@ def test_a_small_step_is_taken_in_one_thread(language, monkeypatch, rows, expect
         lambda *_: counted.add(torch.get_num_threads())
     )
     weights = sum(p.numel() for p in language.mllm.model.language_model.parameters())
-    monkeypatch.setattr(decoding, "SMALL_STEP", 2 * weights)
+    monkeypatch.setattr(decoding, "MIN_MULTITHREADED_PRODUCTS", 2 * weights)
     torch.set_num_threads(2)
     try:
-        batch, reading = Batch(language.mllm), read(language, 1)
-        running = [batch.write(reading, None, set(), 8) for _ in range(rows)]
+        batch, reading = ContinuousBatch(language.mllm), read(language, 1)
+        running = [batch.generate(reading, None, set(), 8) for _ in range(rows)]
         for steps in running:
             next(steps)
         counted.clear()

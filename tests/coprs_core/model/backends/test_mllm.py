@@ -31,25 +31,25 @@ def engine(request, tmp_path_factory):
 def read(engine, words="the largest thing"):
     photo = open_photo(draw_scene(1).image)
     features = engine.read(photo)
-    ids = engine.focus.prompt(words, features)
-    return photo, features, ids, engine.focus.reading(words, features)
+    ids = engine.focus.encode_prompt(words, features)
+    return photo, features, ids, engine.focus.start_session(words, features)
 
 
 def test_from_prompt_to_focus_embedding_to_mask(engine):
     photo, features, _, reading = read(engine)
     embedding = reading.feed([engine.focus.focus_id])[-1:]
-    prior, mask = engine.focus.look(embedding, features)
+    prior, mask = engine.focus.prior_and_mask(embedding, features)
     assert embedding.shape == (1, tiny.WIDTH) and prior.shape == mask.shape == photo.size
     assert prior.std() > 0 and mask.dtype == bool
     other = read(engine, "the smallest thing of all")[3].feed([engine.focus.focus_id])[-1:]
-    assert not np.allclose(engine.focus.look(other, features)[0], prior)
+    assert not np.allclose(engine.focus.prior_and_mask(other, features)[0], prior)
 
 
 @torch.no_grad()
 def test_one_pass_equals_the_models_own_forward(engine):
     """Hugging Face's own forward over prompt and reply, photo included, is the second opinion."""
     photo, _, ids, reading = read(engine)
-    written = [s.token for s in engine.focus.language.batch.write(reading, None, set(), 5)]
+    written = [s.token for s in engine.focus.language.batch.generate(reading, None, set(), 5)]
     embedding = reading.feed([*written, engine.focus.focus_id])[-1:]
     mllm = engine.model.mllm
     tokens = torch.tensor([[*ids, *written, engine.focus.focus_id]])
@@ -73,12 +73,12 @@ def test_what_a_photo_begins_with_is_read_once_and_changes_no_bit(engine):
     )
     for words in ("the smallest thing", "the largest thing of all", "the smallest thing"):
         before = [t.clone() for state in prefix.states for t in state]
-        kept = engine.focus.reading(words, features)
-        assert fed == [len(engine.focus.prompt(words, features)) - count]
-        anew = engine.focus.reading(words, engine.focus.read(photo))
+        kept = engine.focus.start_session(words, features)
+        assert fed == [len(engine.focus.encode_prompt(words, features)) - count]
+        anew = engine.focus.start_session(words, engine.focus.encode_photo(photo))
         for reading in (kept, anew):  # what is read on does not reach into what is kept
             reading.feed([40, 41])
-        assert torch.equal(kept.last, anew.last)
+        assert torch.equal(kept.last_hidden, anew.last_hidden)
         assert all(torch.equal(a, b) for a, b in zip(before, prefix.tensors, strict=True))
         fed.clear()
     handle.remove()
@@ -91,22 +91,24 @@ def test_what_is_read_on_aside_leaves_what_was_read_as_it_was(engine):
         hidden = aside.feed([word, 300, 301])
         reading.fork().feed([302])
         assert torch.equal(reading.fork().feed([word, 300, 301]), hidden)
-        assert aside.length == reading.length + 3 and aside.next == reading.next + 3
+        assert (
+            aside.length == reading.length + 3 and aside.next_position == reading.next_position + 3
+        )
         reading.feed([word])
     anew = read(engine)[3]
     states = torch.cat([anew.feed([word]) for word in range(40, 44)])
-    assert torch.equal(reading.last, states[-1:])
+    assert torch.equal(reading.last_hidden, states[-1:])
 
 
 @torch.no_grad()
 def test_a_prompt_that_asks_before_it_shows_is_read_whole(engine):
     language, visual = engine.focus.language, read(engine)[1].visual
     template = "<|im_start|>user\n{instruction}\n{image}<|im_end|>\n"
-    prefix = language.prefix(template, visual)
+    prefix = language.prefill_prefix(template, visual)
     assert prefix.ids == () and not prefix.tensors
-    one, other = (language.reading(template, words, visual, prefix) for words in ("a", "b c"))
-    assert not torch.equal(one.last, other.last)
-    picture = language.prompt(template, "a", visual)[one.picture]
+    one, other = (language.start_session(template, words, visual, prefix) for words in ("a", "b c"))
+    assert not torch.equal(one.last_hidden, other.last_hidden)
+    picture = language.encode_prompt(template, "a", visual)[one.image_span]
     assert picture == [language.mllm.config.image_token_id] * len(visual.features)
 
 
@@ -114,7 +116,7 @@ def test_the_picture_matters(engine):
     states = []
     for seed in (1, 2):
         features = engine.read(open_photo(draw_scene(seed).image))
-        states.append(engine.focus.reading("the largest thing", features).last)
+        states.append(engine.focus.start_session("the largest thing", features).last_hidden)
     assert not torch.allclose(*states, atol=1e-4)
 
 

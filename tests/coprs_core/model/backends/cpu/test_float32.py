@@ -69,6 +69,6 @@ def test_the_miniature_answers_alike(monkeypatch):
         result = loaded.segment(scene.image, instruction)
         masks.append(result.mask)
     kinds = {type(m) for m in loaded.model.modules()}
-    assert wide.WideLinear in kinds and wide.WideConv2d in kinds
+    assert wide.Float32Linear in kinds and wide.Float32Conv2d in kinds
     both = [m > 0 for m in masks]
     assert (both[0] & both[1]).sum() > 0.9 * (both[0] | both[1]).sum() > 0

@@ -8,7 +8,12 @@ from coprs_core import load
 from coprs_core.checkpoints import plan
 from coprs_core.machine import parse_dtype
 from coprs_core.mini.world.scenes import draw_scene
-from coprs_core.model.backends.cpu.int8 import MANY_ROWS, Int8Linear, in_8_bits, quantize_linears
+from coprs_core.model.backends.cpu.int8 import (
+    MIN_FLOAT32_ROWS,
+    Int8Linear,
+    quantize_linears,
+    quantize_rows,
+)
 from tests import tiny
 
 
@@ -16,7 +21,7 @@ def test_rows_are_kept_within_a_step():
     torch.manual_seed(0)
     weight = torch.randn(300, 64).bfloat16()
     weight[7] = 0
-    rows, scale, error = in_8_bits(weight)
+    rows, scale, error = quantize_rows(weight)
     back = rows.float() * scale[:, None]
     assert rows.dtype == torch.int8 and (back[7] == 0).all()
     # the scale is rounded to bfloat16: the largest of a row may be cut by as much
@@ -25,7 +30,7 @@ def test_rows_are_kept_within_a_step():
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("count", [1, 5, MANY_ROWS, 200])
+@pytest.mark.parametrize("count", [1, 5, MIN_FLOAT32_ROWS, 200])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_few_rows_and_many_give_the_layers_own_output(has_bias, count, dtype):
     torch.manual_seed(0)
@@ -42,7 +47,7 @@ def test_few_rows_and_many_give_the_layers_own_output(has_bias, count, dtype):
 def test_whole_weights_are_left_as_they_are():
     weight = torch.randn(3, 8)
     before = weight.clone()
-    in_8_bits(weight)
+    quantize_rows(weight)
     assert torch.equal(weight, before)
 
 

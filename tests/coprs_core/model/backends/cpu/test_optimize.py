@@ -8,19 +8,19 @@ from torch import nn
 from coprs_core import load, machine
 from coprs_core.mini.world.scenes import draw_scene
 from coprs_core.model.backends.cpu import optimize, output_layer
-from coprs_core.model.backends.cpu.float32 import WideConv2d, WideLinear
+from coprs_core.model.backends.cpu.float32 import Float32Conv2d, Float32Linear
 from coprs_core.model.backends.cpu.fused_attention import FusedAttention
 from coprs_core.model.backends.cpu.int8 import Int8Linear
 from coprs_core.model.backends.cpu.output_layer import ShortlistedOutput
 from tests import tiny
 
-OPTIMIZED = {WideLinear, WideConv2d, FusedAttention, ShortlistedOutput}
+OPTIMIZED = {Float32Linear, Float32Conv2d, FusedAttention, ShortlistedOutput}
 
 
 @pytest.fixture(autouse=True)
 def slow_cpu(monkeypatch):
     monkeypatch.setattr(machine, "_cpu_has_bfloat16", lambda: False)
-    monkeypatch.setattr(output_layer, "MIN_WEIGHTS", 1)
+    monkeypatch.setattr(output_layer, "MIN_SHORTLISTED_WEIGHTS", 1)
 
 
 def kinds(model: nn.Module) -> dict[str, tuple[nn.Module, type]]:
@@ -59,7 +59,7 @@ def test_undo_gives_back_exactly_what_was_there(make):
 def test_without_a_shortlist_the_output_layer_stays_whole_and_a_part_is_optimized_alone():
     model = tiny.coprs(tiny.qwen()).bfloat16()
     optimize.apply(model.mllm)
-    assert type(model.mllm.lm_head) is WideLinear
+    assert type(model.mllm.lm_head) is Float32Linear
     assert {type(block.attn) for block in model.image_encoder.blocks} == {Attention}
 
 

@@ -7,8 +7,8 @@ from torch import nn
 from coprs_core.model.backends.cpu import output_layer as output
 from coprs_core.model.backends.cpu.output_layer import (
     ShortlistedOutput,
+    argmax_tokens,
     install_shortlist,
-    likeliest,
     remove_shortlist,
 )
 
@@ -29,7 +29,7 @@ class Model(nn.Module):
 
 
 def test_it_is_taken_off_again(monkeypatch):
-    monkeypatch.setattr(output, "MIN_WEIGHTS", 1)
+    monkeypatch.setattr(output, "MIN_SHORTLISTED_WEIGHTS", 1)
     plain = layer(0)
     model = Model(plain)
     remove_shortlist(model)
@@ -53,7 +53,7 @@ def test_the_token_is_that_of_the_whole_layer(seed):
         [torch.randn(200, WIDTH) * 4, weight[::50].float() * 9, torch.zeros(1, WIDTH)]
     )
     for state in hidden.bfloat16()[:, None]:
-        assert short.likeliest(state) == int(whole(state).argmax(-1))
+        assert short.argmax(state) == int(whole(state).argmax(-1))
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def test_few_rows_are_read_in_full(monkeypatch):
         output.nn.functional, "linear", lambda h, w: read.append(len(w)) or linear(h, w)
     )
     for state in torch.randn(50, 1, WIDTH).bfloat16():
-        short.likeliest(state)
+        short.argmax(state)
     assert max(read) < COUNT / 20
 
 
@@ -75,7 +75,7 @@ def test_called_it_is_the_layer_and_no_numbers_do_not_stop_it():
     assert torch.equal(short(state), whole(state)) and short.weight is whole.weight
     assert set(short.state_dict()) == {"layer.weight"}
     nothing = torch.full((1, WIDTH), float("nan")).bfloat16()
-    assert short.likeliest(nothing) == int(whole(nothing).argmax(-1))
+    assert short.argmax(nothing) == int(whole(nothing).argmax(-1))
 
 
 @torch.no_grad()
@@ -83,11 +83,11 @@ def test_only_a_large_layer_in_bfloat16_on_a_cpu_is_read_in_part(monkeypatch):
     small = Model(layer(3))
     install_shortlist(small)
     assert type(small.lm_head) is nn.Linear
-    monkeypatch.setattr(output, "MIN_WEIGHTS", WIDTH * COUNT)
+    monkeypatch.setattr(output, "MIN_SHORTLISTED_WEIGHTS", WIDTH * COUNT)
     exact = Model(layer(3).float())
     install_shortlist(exact)
     assert type(exact.lm_head) is nn.Linear
     state = torch.randn(1, WIDTH).bfloat16()
-    before = likeliest(small, state)
+    before = argmax_tokens(small, state)
     install_shortlist(small)
-    assert type(small.lm_head) is ShortlistedOutput and likeliest(small, state) == before
+    assert type(small.lm_head) is ShortlistedOutput and argmax_tokens(small, state) == before

@@ -14,8 +14,8 @@ import pytest
 from coprs_core import CoPRSError
 from coprs_core.model.backends.remote import chat as chat_model
 from coprs_core.model.backends.remote import event_stream
-from coprs_core.model.backends.remote.chat import Server
-from coprs_core.model.backends.remote.chat_reply import Redacted
+from coprs_core.model.backends.remote.chat import ChatEndpoint
+from coprs_core.model.backends.remote.chat_reply import KeyRedactor
 from tests.chat_server import ChatServer, answers
 from tests.conftest import PATIENCE
 
@@ -26,7 +26,7 @@ PICTURE = "data:image/jpeg;base64,AAAA"
 @pytest.fixture
 def asked(chat):
     """A server to ask, with more patience than a slow machine needs."""
-    return Server(chat.url, "pointer", KEY, None, 600.0)
+    return ChatEndpoint(chat.url, "pointer", KEY, None, 600.0)
 
 
 class OwnClock:
@@ -47,8 +47,8 @@ def clock(monkeypatch):
     return clock
 
 
-def told(server: Server, tokens: int = 50) -> str:
-    return "".join(step.text for step in server.write(PICTURE, "Where?", tokens))
+def told(server: ChatEndpoint, tokens: int = 50) -> str:
+    return "".join(step.text for step in server.stream_reply(PICTURE, "Where?", tokens))
 
 
 def says(chat, *lines: str, status: int = 200, kind: str = "text/event-stream"):
@@ -110,7 +110,7 @@ def test_after_the_first_piece_each_next_one_is_waited_for_as_long(chat, asked, 
         for_ever(b": ping\n\n")(handler, question)
 
     chat.act = act
-    steps = replace(asked, seconds=1.0).write(PICTURE, "Where?", 50)
+    steps = replace(asked, seconds=1.0).stream_reply(PICTURE, "Where?", 50)
     assert next(step.text for step in steps if step.text) == "A "
     clock.step = 0.6
     with pytest.raises(CoPRSError, match="sent nothing for 1 s that belongs to an answer"):
@@ -118,7 +118,7 @@ def test_after_the_first_piece_each_next_one_is_waited_for_as_long(chat, asked, 
 
 
 def test_an_answer_that_drips_for_ever_has_an_end(chat, asked, clock, monkeypatch):
-    monkeypatch.setattr(chat_model, "SECONDS_A_TOKEN", 0.01)
+    monkeypatch.setattr(chat_model, "MAX_SECONDS_PER_TOKEN", 0.01)
     clock.step = 0.05
 
     def act(handler, question):
@@ -136,7 +136,7 @@ def test_an_answer_that_drips_for_ever_has_an_end(chat, asked, clock, monkeypatc
 @pytest.mark.parametrize("way", WITHOUT_END)
 def test_whoever_waits_can_stop_and_the_request_ends(chat, asked, way):
     chat.act = WITHOUT_END[way]
-    steps = asked.write(PICTURE, "Where?", 50)
+    steps = asked.stream_reply(PICTURE, "Where?", 50)
     assert next(steps).text == ""
     steps.close()
     assert "silence" in way or chat.left.wait(PATIENCE)
@@ -144,7 +144,7 @@ def test_whoever_waits_can_stop_and_the_request_ends(chat, asked, way):
 
 def test_seconds_in_which_nobody_waits_are_not_counted(chat, asked, clock):
     chat.act = answers("A ", "hat.")
-    steps = replace(asked, seconds=1.0).write(PICTURE, "Where?", 50)
+    steps = replace(asked, seconds=1.0).stream_reply(PICTURE, "Where?", 50)
     text = next(step.text for step in steps if step.text)
     clock.now += 1000
     assert text + "".join(step.text for step in steps) == "A hat."
@@ -190,8 +190,8 @@ def test_10_mb_in_one_piece_are_not_read(chat, asked, name):
 
 def test_a_piece_is_cut_where_the_reply_ends(chat, asked):
     says(chat, piece(content="a" * 900_000), piece("stop"), DONE)
-    steps = list(asked.write(PICTURE, "Where?", 10))
-    assert "".join(step.text for step in steps) == "a" * 400 and not steps[-1].ends
+    steps = list(asked.stream_reply(PICTURE, "Where?", 10))
+    assert "".join(step.text for step in steps) == "a" * 400 and not steps[-1].is_end
 
 
 @pytest.mark.parametrize("encoding, pack", [
@@ -229,9 +229,9 @@ def test_an_error_without_an_end_is_read_at_its_beginning(chat, asked, status):
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
 def test_the_key_in_pieces_is_taken_out(size):
     text = f"a {KEY} b{KEY[:-1]} c{KEY}{KEY}sk-ver"
-    redacted = Redacted(KEY)
+    redacted = KeyRedactor(KEY)
     pieces = (text[i : i + size] for i in range(0, len(text), size))
-    got = "".join(map(redacted.add, pieces)) + redacted.rest()
+    got = "".join(map(redacted.feed, pieces)) + redacted.flush()
     assert got == f"a … b{KEY[:-1]} c……sk-ver"
 
 
@@ -242,7 +242,7 @@ def test_a_key_that_is_cut_off_with_the_reply_is_taken_out(chat, asked):
 
 @pytest.mark.parametrize("key", ["none", "EMPTY", "s"])
 def test_what_is_no_key_stays_in_the_text(key):
-    assert Redacted(key).all("none is EMPTY: so") == "none is EMPTY: so"
+    assert KeyRedactor(key).redact("none is EMPTY: so") == "none is EMPTY: so"
 
 
 @pytest.mark.parametrize("name", ["content", "reasoning", "reasoning_content"])
@@ -356,14 +356,14 @@ READ = {
 def test_an_odd_stream_is_read_right(chat, asked, way):
     text, *lines = READ[way]
     says(chat, *lines)
-    steps = list(asked.write(PICTURE, "Where?", 50))
-    assert "".join(step.text for step in steps) == text and steps[-1].ends
+    steps = list(asked.stream_reply(PICTURE, "Where?", 50))
+    assert "".join(step.text for step in steps) == text and steps[-1].is_end
 
 
 @pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
 def test_a_reply_that_ran_out_of_tokens_has_not_ended(chat, asked, finish):
     says(chat, piece(content="A "), piece(finish, content="hat"), DONE)
-    assert not list(asked.write(PICTURE, "Where?", 50))[-1].ends
+    assert not list(asked.stream_reply(PICTURE, "Where?", 50))[-1].is_end
 
 
 REFUSED = {
@@ -546,7 +546,7 @@ WORDINGS = {
 def test_refusals_are_understood_in_many_words(chat, asked, name):
     for words in WORDINGS[name]:
         chat.asked.clear()
-        asked.unsupported.clear()
+        asked.unsupported_parameters.clear()
         chat.act = picky(lambda a, words=words: name in a and {"message": words})
         assert told(asked) == "A hat.", words
         first, second = chat.asked
@@ -620,11 +620,11 @@ def test_what_does_not_speak_the_protocol_is_one_sentence(chat, asked, way):
 
 def test_a_name_that_no_host_can_have_is_one_sentence():
     for host in ("a..b", "xn--a", "*.x", "a" * 300):
-        server = Server(f"http://{host}/v1", "x", KEY, None, 5.0)
+        server = ChatEndpoint(f"http://{host}/v1", "x", KEY, None, 5.0)
         with pytest.raises(CoPRSError, match="cannot be reached: check that it runs"):
             told(server)
 
 
 def test_a_bound_of_an_event_holds_any_reply_in_one_piece():
-    longest = 8192 * chat_model.CHARACTERS_A_TOKEN  # of ASCII
+    longest = 8192 * chat_model.MAX_CHARACTERS_PER_TOKEN  # of ASCII
     assert longest < event_stream.MAX_EVENT_BYTES

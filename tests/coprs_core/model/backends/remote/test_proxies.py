@@ -69,7 +69,7 @@ def proxy():
 
 def told(url: str) -> str:
     server = remote.parse_remote_name(f"openai:pointer@{url}").server()
-    return "".join(step.text for step in server.write(PICTURE, "Where?", 50))
+    return "".join(step.text for step in server.stream_reply(PICTURE, "Where?", 50))
 
 
 @pytest.mark.parametrize("names", [
@@ -93,14 +93,14 @@ def test_this_machine_is_never_asked_through_a_proxy(
     "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1", "0.0.0.0", "::",
 ])  # fmt: skip
 def test_names_of_this_machine(host):
-    assert proxies.is_this_machine(host)
+    assert proxies.is_localhost(host)
 
 
 @pytest.mark.parametrize("host", [
     "", "localhost.example.org", "127.0.0.1.example.org", "128.0.0.1", "10.0.0.1", "::2", "a", "12a",
 ])  # fmt: skip
 def test_names_of_other_machines(host):
-    assert not proxies.is_this_machine(host)
+    assert not proxies.is_localhost(host)
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
@@ -182,7 +182,7 @@ def test_past_proxies_the_environment_is_as_before(environment):
     for before in (None, "", "a,b"):
         if before is not None:
             environment.setenv("no_proxy", before)
-        with pytest.raises(ZeroDivisionError), proxies.past_proxies():
+        with pytest.raises(ZeroDivisionError), proxies.bypass_proxies():
             assert proxies.proxy_for(ELSEWHERE) is None
             _ = 1 / 0
         assert proxies.proxy_for(ELSEWHERE) == "http://proxy:3128"
@@ -194,4 +194,4 @@ def test_a_key_that_can_be_none_is_one_sentence(environment):
         with pytest.raises(CoPRSError, match="COPRS_API_KEY holds signs that no key has"):
             told(ELSEWHERE)
     environment.setenv("COPRS_API_KEY", " sk-0123456789\r\n")
-    assert remote.parse_remote_name(f"openai:x@{ELSEWHERE}").server().key == "sk-0123456789"
+    assert remote.parse_remote_name(f"openai:x@{ELSEWHERE}").server().api_key == "sk-0123456789"

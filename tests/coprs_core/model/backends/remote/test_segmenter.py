@@ -194,7 +194,7 @@ def test_the_picture_is_small_stands_first_and_is_said(server, sam):
 @pytest.mark.parametrize("size", [(5, 3000), (3000, 5), (20, 20), (1024, 1024), (1030, 1020)])
 @pytest.mark.parametrize("unit", [28, 32])
 def test_every_photo_becomes_a_picture_that_servers_leave_as_it_is(size, unit):
-    sent = remote_model.to_send(Image.new("RGB", size), unit)
+    sent = remote_model.resize_for_server(Image.new("RGB", size), unit)
     assert max(sent.size) <= 1024 and not any(side % unit for side in sent.size)
 
 
@@ -292,7 +292,7 @@ def test_stop_works_while_a_server_sends_no_answer(server, sam, monkeypatch, way
         is_wanted[0] = False
         with pytest.raises(Cancelled):
             list(stream)
-    assert server.left.wait(PATIENCE) and not models.semaphore.size
+    assert server.left.wait(PATIENCE) and not models.semaphore.total_size
 
 
 def test_a_client_that_goes_frees_its_place_though_no_answer_comes(server, sam, monkeypatch):
@@ -440,13 +440,13 @@ def test_it_reads_the_picture_and_the_words_that_are_sent(served, sam):
     url, folder = served
     far = load(f"openai:{folder}@{url}", device="cpu", sam=sam, report=lambda line: None)
     photo = open_photo(PHOTO)
-    features = far.segmenter.read(photo)
-    theirs = "".join(w.text for w in far.segmenter.think("the red thing", features, 12))
+    features = far.segmenter.encode_photo(photo)
+    theirs = "".join(w.text for w in far.segmenter.generate("the red thing", features, 12))
     sent = Image.open(io.BytesIO(base64.b64decode(features.data_url.partition("base64,")[2])))
     here = load(str(folder), device="cpu", sam=sam).segmenter
-    visual = here.language.see(sent)  # as many tokens as its image processor makes
-    prefix = here.language.prefix(here.template, visual)
-    reading = here.language.reading(here.template, "the red thing", visual, prefix)
-    steps = here.language.write(reading, None, 12)
+    visual = here.language.encode_image(sent)  # as many tokens as its image processor makes
+    prefix = here.language.prefill_prefix(here.template, visual)
+    reading = here.language.start_session(here.template, "the red thing", visual, prefix)
+    steps = here.language.generate(reading, None, 12)
     thought = theirs.removeprefix("<think>").removesuffix("</think>")
     assert thought.strip() == "".join(w.text for w in steps).strip() != ""

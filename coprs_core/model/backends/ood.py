@@ -14,14 +14,14 @@ from torch import Tensor
 
 from coprs_core.geometry import unpadded_prior_size, unpadded_size
 
-WITHIN_BORDER = 0.99
+BORDER_QUANTILE = 0.99
 """Share of the held-back pictures of the training that lie within the border."""
-PICTURES_A_NUMBER = 5
+MIN_IMAGES_PER_DIMENSION = 5
 """At least so many pictures for each number that describes one, or chance decides the distances."""
 
 
 @dataclass(frozen=True, eq=False)
-class Familiar:
+class OodStatistics:
     """What the pictures of a checkpoint's training looked like; all float32.
 
     Attributes:
@@ -36,18 +36,18 @@ class Familiar:
 
     def distance(self, description: Tensor) -> float:
         """How unlike a picture of description [D] is: 0 is the average, 1 the border."""
-        return float(self._raw(description.float().cpu()[None]) / self.border)
+        return float(self._mahalanobis(description.float().cpu()[None]) / self.border)
 
-    def _raw(self, descriptions: Tensor) -> Tensor:
+    def _mahalanobis(self, descriptions: Tensor) -> Tensor:
         centred = descriptions - self.mean
         return (centred @ self.whitening.T).square().mean(1).sqrt()
 
-    def tensors(self) -> dict[str, Tensor]:
+    def to_tensors(self) -> dict[str, Tensor]:
         """As they are written to a file."""
         return {"mean": self.mean, "whitening": self.whitening, "border": self.border}
 
 
-def describe(image_embedding: Tensor, photo_size: tuple[int, int], side: int) -> Tensor:
+def image_statistics(image_embedding: Tensor, photo_size: tuple[int, int], side: int) -> Tensor:
     """A picture in 2 C numbers, float32: means, then standard deviations, of the channels over the
     cells that show photo.
 
@@ -62,19 +62,19 @@ def describe(image_embedding: Tensor, photo_size: tuple[int, int], side: int) ->
     return torch.cat([cells.mean(1), cells.std(1, correction=0)]).float()
 
 
-def pictures_needed(channels: int) -> int:
-    """How many pictures `learn` needs for an image embedding of so many channels."""
-    return 2 * PICTURES_A_NUMBER * 2 * channels
+def min_images(channels: int) -> int:
+    """How many pictures `fit_ood_statistics` needs for an image embedding of so many channels."""
+    return 2 * MIN_IMAGES_PER_DIMENSION * 2 * channels
 
 
-def learn(descriptions: Tensor) -> Familiar:
-    """What pictures of these descriptions [N, D] have in common; N is at least `pictures_needed`.
+def fit_ood_statistics(descriptions: Tensor) -> OodStatistics:
+    """What pictures of these descriptions [N, D] have in common; N is at least `min_images`.
 
     Every other one gives mean and covariance, the rest the border.
     """
-    known, held_back = descriptions.double()[0::2], descriptions.double()[1::2]
-    values, directions = torch.linalg.eigh(torch.cov(known.T))
+    fit_on, held_back = descriptions.double()[0::2], descriptions.double()[1::2]
+    values, directions = torch.linalg.eigh(torch.cov(fit_on.T))
     whitening = (directions / values.clamp(min=values.max() * 1e-9).sqrt()).T
-    raw = Familiar(known.mean(0), whitening, torch.ones(1))._raw(held_back)
-    border = raw.quantile(WITHIN_BORDER)[None]
-    return Familiar(known.mean(0).float(), whitening.float(), border.float())
+    raw = OodStatistics(fit_on.mean(0), whitening, torch.ones(1))._mahalanobis(held_back)
+    border = raw.quantile(BORDER_QUANTILE)[None]
+    return OodStatistics(fit_on.mean(0).float(), whitening.float(), border.float())
