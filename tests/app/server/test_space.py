@@ -35,10 +35,10 @@ names = handlers.Frame(**{f.name: f.name for f in dataclasses.fields(handlers.Fr
 page = handlers.Handlers(entry.server, names)
 from app.actions import AnswerActions
 from types import SimpleNamespace
-from coprs_core.prompts import sentences
+from coprs_core.prompts import split_sentences
 actions = AnswerActions(entry.server, page.gate)
 def change(value):
-    said = sentences(answered.result.reasoning)[0]
+    said = split_sentences(answered.result.reasoning)[0]
     return page.thought.edit(answered, (), SimpleNamespace(index=0, value=value, said=said))
 photo, words = "assets/examples/rain.png", "the thing that keeps the rain off"
 *_, last = page.answer(photo, words, None)
