@@ -140,7 +140,7 @@ def _observe_scene(engine: Engine, example: Example, observations: _Observations
     with engine.memory_guard():
         reply = compute_reply_attention(engine, photo, result, "heads")
     words = pointing_tokens(engine, result)
-    head_maps = [reply.trace.map(words, [head]) for head in range(reply.trace.num_heads)]
+    head_maps = [reply.trace.attention_map(words, [head]) for head in range(reply.trace.num_heads)]
     target = covered_cells(example.truth, head_maps[0].shape)
     observations.maps.append(np.stack(head_maps).reshape(len(head_maps), -1).astype(np.float16))
     observations.targets.append(target.ravel())

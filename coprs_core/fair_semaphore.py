@@ -1,4 +1,5 @@
-"""The one kind of waiting in line, from the tokens of a batch to the photos of visitors."""
+"""A semaphore that admits first come, first served, for the steps of a batch and the requests of
+a server."""
 
 import threading
 from collections import deque
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from coprs_core.errors import Cancelled
 
 POLL_SECONDS = 0.5
-"""So often it is asked whether whoever waits is still wanted."""
+"""How often a waiting thread checks whether it should go on waiting."""
 
 
 @dataclass(eq=False)
@@ -20,13 +21,13 @@ class _Waiter:
 
 
 class FairSemaphore:
-    """Lets threads in, first come, first served: a large piece of work is not kept out by the small
-    ones that come after it. With one permit it is a lock.
+    """Admits threads, first come, first served: a large task is not kept out by the small ones that
+    come after it. With one permit it is a lock.
 
     Args:
         permits: how many may be inside.
-        max_size: how large what is inside may be, together; something larger is inside alone. None:
-            sizes do not matter.
+        max_size: the largest total size inside; a larger task is inside alone. None: sizes do not
+            matter.
     """
 
     def __init__(self, permits: int = 1, max_size: int | None = None):
@@ -36,17 +37,17 @@ class FairSemaphore:
 
     @property
     def total_size(self) -> int:
-        """How large what is inside is, together."""
+        """The total size of what is inside."""
         return self._total_size
 
     @property
     def waiting_keys(self) -> list[str]:
-        """The keys of all that wait and have one."""
+        """The keys of all waiting threads that have one."""
         with self._lock:
             return [waiter.key for waiter in self._queue if waiter.key]
 
     def has_room_for(self, size: int) -> bool:
-        """Whether something of a size would be let in at once."""
+        """Whether a task of a size would be admitted at once."""
         with self._lock:
             return not self._queue and self._fits(size)
 
@@ -54,9 +55,9 @@ class FairSemaphore:
     def acquire(
         self, size: int = 0, key: str = "", is_wanted: Callable[[], bool] | None = None
     ) -> Generator[None, None, None]:
-        """Waits until it may come in; inside it counts as one, of a size.
+        """Wait for admission; the context holds one permit, and `size` of the total.
 
-        Raises `Cancelled` where `is_wanted`, asked every half second, says no while it waits.
+        Raises `Cancelled` where `is_wanted()`, checked every half second, is False while it waits.
         """
         waiter = _Waiter(size, key)
         with self._lock:
@@ -80,7 +81,8 @@ class FairSemaphore:
                 self._admit()
 
     def _admit(self) -> None:
-        """Each is woken alone: to wake all for every token costs more than the token."""
+        """Wake each waiter by its own event: to wake all of them for every token costs more than
+        the token."""
         while self._queue and self._fits(self._queue[0].size):
             waiter = self._queue.popleft()
             self._num_inside, self._total_size = (

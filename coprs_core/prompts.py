@@ -1,5 +1,4 @@
-"""What is said to the language model and how its reply is read: the focus token, the prompt, the
-parts of a reply."""
+"""The prompt, the focus token, and the parts of a reply."""
 
 import re
 from dataclasses import dataclass
@@ -36,14 +35,14 @@ FOCUS_TOKEN_PRIOR: Final = "focus token"
 ATTENTION_PRIOR: Final = "attention"
 COORDINATES_PRIOR: Final = "coordinates"
 PRIOR_KINDS = FOCUS_TOKEN_PRIOR, ATTENTION_PRIOR, COORDINATES_PRIOR
-"""What a prior is made of: the focus token's look at the image; the model's own attention while it
-wrote coordinates; or those coordinates, drawn, where the attention cannot be seen."""
+"""What a prior is made of: the focus token; the model's own attention while it wrote coordinates;
+or those coordinates, drawn, where the attention is not known."""
 
 Detail = Literal["low", "normal", "high"]
-"""How closely a photo is shown to a model that writes coordinates."""
+"""How many visual tokens a photo becomes, in a model that writes coordinates."""
 
 _JSON_START = re.compile(r"```|[\[{]\s*[\[{\"']|\[\s*-?\d+(?:\.\d+)?\s*,")
-"""Where coordinates begin that no tag stands before."""
+"""Where coordinates begin in a reply without tags."""
 MAX_THOUGHT_CHARACTERS, MAX_ANSWER_WORDS = 2048, 10
 """A tidy reply has at most so many characters of thought, and words between thought and focus
 token."""
@@ -54,19 +53,19 @@ def split_sentences(text: str) -> list[str]:
     """The sentences of a thought, in order."""
     text = text.strip()
     ends = [0, *(m.end() for m in SENTENCE_END.finditer(text)), len(text)]
-    found = (text[a:b].strip() for a, b in zip(ends, ends[1:], strict=False))
-    return [sentence for sentence in found if sentence]
+    parts = (text[a:b].strip() for a, b in zip(ends, ends[1:], strict=False))
+    return [part for part in parts if part]
 
 
 def replace_sentence(text: str, index: int, sentence: str) -> str:
-    """A thought with its sentence of that index, counted from 0, written otherwise, or taken out
-    where `sentence` is empty; all else stays as it is. Raises `IndexError` where there is none."""
+    """Replace the sentence of a thought at an index, counted from 0, or remove it where `sentence`
+    is empty; all else stays as it is. Raises `IndexError` where there is none."""
     text, start = text.strip(), 0
-    found = split_sentences(text)
-    for earlier in found[:index]:
+    sentences = split_sentences(text)
+    for earlier in sentences[:index]:  # the same sentence may occur twice
         start = text.index(earlier, start) + len(earlier)
-    start = text.index(found[index], start)
-    return (text[:start] + sentence.strip() + text[start + len(found[index]) :]).strip()
+    start = text.index(sentences[index], start)
+    return (text[:start] + sentence.strip() + text[start + len(sentences[index]) :]).strip()
 
 
 def last_sentence(text: str) -> str:
@@ -76,8 +75,8 @@ def last_sentence(text: str) -> str:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply in its parts. `closed` tells whether `</think>` was written; `answer` is what follows
-    it."""
+    """A reply in its parts. `is_thought_closed`: whether `</think>` was written; `answer` is what
+    follows it."""
 
     reasoning: str
     answer: str
@@ -85,8 +84,8 @@ class Reply:
 
 
 def check_instruction(instruction: str) -> str:
-    """The instruction as typed; raises `CoPRSError` where it is empty, longer than 2,000 characters
-    or no valid text."""
+    """Return the instruction as typed; raises `CoPRSError` where it is empty, longer than 2,000
+    characters or no valid text."""
     if not isinstance(instruction, str) or not instruction.strip():
         raise CoPRSError(
             "The instruction is empty: type what to look for, such as “the thing that keeps the "
@@ -102,8 +101,8 @@ def check_instruction(instruction: str) -> str:
 
 
 def check_characters(text: str, what: str) -> str:
-    """The text as it is; raises `CoPRSError` where it holds half a character, which no tokenizer
-    and no file takes."""
+    """Return the text as it is; raises `CoPRSError` where it holds a lone surrogate, which no
+    tokenizer and no file takes."""
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise CoPRSError(
             "The {what} contains an invalid character (a lone surrogate): type it again.", what=what
@@ -112,7 +111,7 @@ def check_characters(text: str, what: str) -> str:
 
 
 def encode_prompt(tokenizer, template: str, instruction: str, image_ids: list[int]) -> list[int]:
-    """Token ids of the filled template, a list of int.
+    """Fill a template and return its token ids.
 
     Only the template's own special tokens become special tokens. The instruction is ordinary text
     whatever it holds: `<REF_POS>` or `<|im_end|>` typed by a person are read character by
@@ -132,20 +131,21 @@ def encode_prompt(tokenizer, template: str, instruction: str, image_ids: list[in
 
 
 def shared_prefix(tokenizer, template: str) -> str:
-    """The part of a template that all questions share word for word: up to the last special token,
-    or end of a line, before the instruction."""
+    """The part of a template that all instructions share: up to the last special token, or end of a
+    line, before the instruction. A tokenizer may merge what stands beside the instruction with it.
+    """
     before = template.partition(INSTRUCTION_SLOT)[0]
     *whole, last = _split_at_special_tokens(before, special_tokens(tokenizer))
     return "".join(whole) + last[: last.rfind("\n") + 1]
 
 
 def special_tokens(tokenizer) -> set[str]:
-    """The tokens of a template that are not text, the picture's place among them."""
+    """The tokens of a template that are not text, the image's slot among them."""
     return {t.content for t in tokenizer.added_tokens_decoder.values()} | {IMAGE_SLOT}
 
 
 def _split_at_special_tokens(template: str, special: set[str]) -> list[str]:
-    """A template cut at its special tokens, which are pieces of their own."""
+    """Split a template at its special tokens, which are pieces of their own."""
     longest_first = sorted(special, key=len, reverse=True)
     return re.split("(" + "|".join(map(re.escape, longest_first)) + ")", template)
 
@@ -172,22 +172,21 @@ def find_thought_end(text: str) -> int:
 
 
 def format_score(reply: str, num_focus_tokens: int = 1) -> float:
-    """How well a reply keeps to the form, 0, 0.9 or 1: the format reward of the method (paper,
-    section 3.3).
+    """The format reward of the method (paper, section 3.3): 0, 0.9 or 1.
 
     0 unless there is exactly one non-empty thought and behind it exactly one focus token, or as
-    many `num_focus_tokens` as things are asked for. 0.9 where the thought is over 2,048 characters, text
-    stands before it, or over 10 words stand between it and the first token.
+    many (`num_focus_tokens`) as objects are asked for. 0.9 where the thought is over 2,048
+    characters, text stands before it, or over 10 words stand between it and the first token.
     """
     thoughts = _split_thoughts(reply)
     if len(thoughts) != 1 or reply.count(FOCUS_TOKEN) != num_focus_tokens:
         return 0.0
-    before, thought, behind = thoughts[0]
+    before, thought, after = thoughts[0]
     if not thought.strip():
         return 0.0
-    if behind.count(FOCUS_TOKEN) != num_focus_tokens:
+    if after.count(FOCUS_TOKEN) != num_focus_tokens:
         return 0.0
-    words = behind.split(FOCUS_TOKEN)[0].split()
+    words = after.split(FOCUS_TOKEN)[0].split()
     is_untidy = (
         len(thought) > MAX_THOUGHT_CHARACTERS
         or bool(before.strip())
@@ -197,27 +196,26 @@ def format_score(reply: str, num_focus_tokens: int = 1) -> float:
 
 
 def is_well_formed(reply: str, num_focus_tokens: int = 1) -> bool:
-    """Whether a reply keeps to the form, with as many focus `num_focus_tokens` as things are asked for, or
-    says in words, behind one thought, that nothing fits."""
+    """Whether a reply keeps to the form: as many focus tokens as objects are asked for, or, behind
+    one thought, in words that nothing fits."""
     if FOCUS_TOKEN in reply:
         return format_score(reply, num_focus_tokens) == 1.0
     thoughts = _split_thoughts(reply)
     if len(thoughts) != 1 or reply.count("<think>") != 1:
         return False
-    before, thought, behind = thoughts[0]
-    return bool(not before.strip() and thought.strip() and behind.strip())
+    before, thought, after = thoughts[0]
+    return bool(not before.strip() and thought.strip() and after.strip())
 
 
 def _split_thoughts(reply: str) -> list[tuple[str, str, str]]:
-    """Each thought between its tags, with what stands before and behind it; of many the first
-    two."""
-    found: list[tuple[str, str, str]] = []
+    """Each thought between its tags, with the text before and after it; of many the first two."""
+    thoughts: list[tuple[str, str, str]] = []
     end = 0
-    while len(found) < 2:
+    while len(thoughts) < 2:
         start = reply.find("<think>", end)
         close = reply.find("</think>", start) if start >= 0 else -1
         if close < 0:
             break
         end = close + len("</think>")
-        found.append((reply[:start], reply[start + len("<think>") : close], reply[end:]))
-    return found
+        thoughts.append((reply[:start], reply[start + len("<think>") : close], reply[end:]))
+    return thoughts

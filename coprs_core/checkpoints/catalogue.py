@@ -106,7 +106,7 @@ CATALOGUE = (
         "Qwen3-VL-2B-Instruct as published: the one for a machine without a GPU",
         "Apache-2.0",
         "Qwen/Qwen3-VL-2B-Instruct",
-        "QWEN3",
+        "QWEN3_PROMPT",
         **_QWEN3_2B,
     ),
     CatalogueEntry(
@@ -114,7 +114,7 @@ CATALOGUE = (
         "Qwen3-VL-4B-Instruct as published",
         "Apache-2.0",
         "Qwen/Qwen3-VL-4B-Instruct",
-        "QWEN3",
+        "QWEN3_PROMPT",
         **_QWEN3_4B,
     ),
     CatalogueEntry(
@@ -122,7 +122,7 @@ CATALOGUE = (
         "Qwen3-VL-8B-Instruct as published",
         "Apache-2.0",
         "Qwen/Qwen3-VL-8B-Instruct",
-        "QWEN3",
+        "QWEN3_PROMPT",
         **_QWEN3_8B,
     ),
     CatalogueEntry(
@@ -130,7 +130,7 @@ CATALOGUE = (
         "EGM: Qwen3-VL-4B, trained to think briefly",
         "Apache-2.0",
         "nvidia/EGM-4B",
-        "QWEN3",
+        "QWEN3_PROMPT",
         **_QWEN3_4B,
     ),
     CatalogueEntry(
@@ -138,7 +138,7 @@ CATALOGUE = (
         "Qwen2.5-VL-3B-Instruct as published",
         "Qwen Research (non-commercial)",
         "Qwen/Qwen2.5-VL-3B-Instruct",
-        "STOCK",
+        "QWEN2_5_PROMPT",
         **_QWEN2_5_3B,
     ),
     CatalogueEntry(
@@ -146,7 +146,7 @@ CATALOGUE = (
         "Qwen2.5-VL-7B-Instruct as published",
         "Apache-2.0",
         "Qwen/Qwen2.5-VL-7B-Instruct",
-        "STOCK",
+        "QWEN2_5_PROMPT",
         **_QWEN2_5_7B,
     ),
     CatalogueEntry(
@@ -154,7 +154,7 @@ CATALOGUE = (
         "Seg-Zero, trained to reason and point",
         "see its model card",
         "Ricky06662/Seg-Zero-7B",
-        "SEG_ZERO",
+        "SEG_ZERO_PROMPT",
         **_QWEN2_5_7B,
     ),
     CatalogueEntry(
@@ -162,7 +162,7 @@ CATALOGUE = (
         "VisionReasoner, several things at once",
         "see its model card",
         "Ricky06662/VisionReasoner-7B",
-        "SEG_ZERO",
+        "SEG_ZERO_PROMPT",
         **_QWEN2_5_7B,
     ),
 )

@@ -40,7 +40,7 @@ def compute_ood_statistics(
 
 def save_ood_statistics(folder: Path, statistics: OodStatistics, note: str | None = None) -> None:
     """Write statistics into a checkpoint folder; `note` says in words what the model knows."""
-    save_tensors(statistics.tensors(), folder / STATISTICS_FILE)
+    save_tensors(statistics.to_tensors(), folder / STATISTICS_FILE)
     if note is not None:
         path = folder / "coprs.json"
         values = parse_json(read_text(path)) | {"note": note}

@@ -1,4 +1,4 @@
-"""`benchmark_random_model`: time one answer, with random weights at true size or with a checkpoint."""
+"""`benchmark`: time one answer, with random weights at true size or with a checkpoint."""
 
 import argparse
 import json

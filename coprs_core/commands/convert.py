@@ -1,4 +1,4 @@
-"""`convert_checkpoint`: the authors' training output, or adapters, become a checkpoint folder."""
+"""`convert`: the authors' training output, or adapters, become a checkpoint folder."""
 
 from argparse import ArgumentParser, Namespace
 

@@ -59,8 +59,8 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--detail",
         default="auto",
-        help=f"auto, {', '.join(DETAIL_LEVELS)}: how closely a model that writes coordinates sees the "
-        "photo (default auto: low on a CPU, normal on a GPU)",
+        help=f"auto, {', '.join(DETAIL_LEVELS)}: how closely a model that writes coordinates sees "
+        "the photo (default auto: low on a CPU, normal on a GPU)",
     )
     parser.add_argument(
         "--quantize",

@@ -1,4 +1,4 @@
-"""`prepare_for_training`: the starting point of training, from a published model and SAM."""
+"""`prepare`: the starting point of training, from a published model and SAM."""
 
 from argparse import ArgumentParser, Namespace
 

@@ -1,5 +1,4 @@
-"""The whole figure: one frozen config, the four boxes as one module, and the stage in the
-middle."""
+"""CoPRS: its config, and the four boxes of the paper's figure as one module."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,7 +70,7 @@ class CoPRSConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "CoPRSConfig":
-        """The config written by `to_dict`; raises `CoPRSError` for another format version or
+        """Build the config that `to_dict` wrote; raises `CoPRSError` for another format version or
         unknown entries."""
         if not isinstance(values, dict):
             raise CoPRSError("coprs.json holds no entries: copy it again from its source.")
@@ -98,7 +97,7 @@ class CoPRSConfig:
 
     @classmethod
     def from_file(cls, path: Path) -> "CoPRSConfig":
-        """The config in a file coprs.json; raises `CoPRSError` where it is broken."""
+        """Read the config in a file coprs.json; raises `CoPRSError` where it is broken."""
         try:
             return cls.from_dict(parse_json(read_text(path)))
         except OSError as problem:
@@ -131,8 +130,8 @@ _MAX_MIN_PIXELS = 2**20
 
 
 def _check_entries(prefix: str, values: dict, defaults: dict) -> None:
-    """Raises `CoPRSError` where an entry has another type than in `defaults`, or a number or text is
-    out of range."""
+    """Raise `CoPRSError` where an entry has another type than in `defaults`, or a number or text
+    is out of range."""
     for name in sorted(values.keys() & defaults.keys()):
         key, value = prefix + name, values[name]
         what, is_right = _check_entry(key, value, defaults[name])
@@ -224,8 +223,7 @@ class CoPRS(nn.Module):
     def compute_prior_logits(
         self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor
     ) -> Tensor:
-        """Where the focus token looks: prior logits [B, 1, 4h, 4w], −50 in the padding. Arguments
-        as for `focus`."""
+        """Prior logits [B, 1, 4h, 4w], −50 in the padding. Arguments as for `focus`."""
         vision = self.config.vision
         return self.prior(
             focus_embedding,
@@ -236,8 +234,7 @@ class CoPRS(nn.Module):
     def focus(
         self, focus_embedding: Tensor, image_embedding: Tensor, unpadded_size: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The stage in the middle: where the focus token looks, and the mask that the decoder makes
-        of it.
+        """Prior logits of the focus token, and the mask logits that the decoder makes of them.
 
         Args:
             focus_embedding: float [B, D].

@@ -28,8 +28,8 @@ class DecoderConfig:
 
 
 def infer_decoder_config(state: dict[str, Tensor]) -> DecoderConfig:
-    """The sizes of SAM's prompt encoder and mask decoder, read off their tensors; raises `KeyError`
-    where one is missing.
+    """Infer the sizes of SAM's prompt encoder and mask decoder from their tensors; raises
+    `KeyError` where one is missing.
 
     The number of attention heads leaves no trace in the tensors: it is 8, as in all published
     files.
@@ -87,9 +87,9 @@ class PriorDecoder(nn.Module):
     def decode_coordinates(
         self, image_embedding: Tensor, box: Tensor | None, points: Tensor | None
     ) -> Tensor:
-        """SAM's own prompts: `box` float [B, 4] (XYXY), `points` float [B, N, 2] (XY, all on the
-        target), in pixels of the SAM frame; either may be None, not both. Returns mask logits as
-        `forward` does."""
+        """Decode from SAM's own prompts: `box` float [B, 4] (XYXY), `points` float [B, N, 2] (XY,
+        all on the target), in pixels of the SAM frame; either may be None, not both. Returns mask
+        logits as `forward` does."""
         labelled = (
             None if points is None else (points, torch.ones(points.shape[:2], device=points.device))
         )
@@ -97,8 +97,8 @@ class PriorDecoder(nn.Module):
         return self._decode(sparse, image_embedding + dense)
 
     def decode_embedding(self, image_embedding: Tensor, prompt: Tensor) -> Tensor:
-        """A prompt embedding in place of any prompt, float [B, n, C], as LISA makes of a hidden
-        state. Returns mask logits as `forward` does."""
+        """Decode from a prompt embedding in place of any prompt, float [B, n, C], as LISA makes of
+        a hidden state. Returns mask logits as `forward` does."""
         _, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
         return self._decode(prompt, image_embedding + dense)
 

@@ -1,5 +1,4 @@
-"""CoPRS itself as a kind of model: the focus token's look becomes the prior, and the prior the
-mask."""
+"""CoPRS itself as a `Segmenter`: a prior from each focus token, and a mask from each prior."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +27,7 @@ from coprs_core.prompts import (
 
 
 class FocusTokenSegmenter:
-    """A CoPRS checkpoint in use; implements `Segmenter`. `look` and `reading` serve the probes."""
+    """A CoPRS checkpoint in use; implements `Segmenter`."""
 
     prior_kind: PriorKind = FOCUS_TOKEN_PRIOR
 
@@ -73,37 +72,37 @@ class FocusTokenSegmenter:
     def generate(
         self, instruction: str, features: PhotoFeatures, max_new_tokens: int
     ) -> Iterator[Step]:
-        reading = self.start_session(instruction, features)
-        return self.language.generate(reading, self.focus_id, max_new_tokens)
+        session = self.start_session(instruction, features)
+        return self.language.generate(session, self.focus_id, max_new_tokens)
 
     def locate(self, transcript: Transcript, features: PhotoFeatures) -> Localization:
         if transcript.focus_embedding is None:
             return _localize_without_focus_token(transcript)
-        places = []
-        written = transcript.focus_embedding.split(1)
-        for embedding in written[: max_objects(features.photo_size)]:
+        proposals = []
+        embeddings = transcript.focus_embedding.split(1)
+        for embedding in embeddings[: max_objects(features.photo_size)]:
             prior_logits = self.compute_prior_logits(embedding, features)
-            places.append(
+            proposals.append(
                 RegionProposal(self.compute_prior(prior_logits, features.photo_size), prior_logits)
             )
-        number = "its focus token" if len(written) == 1 else f"{len(written)} focus tokens"
-        return Localization(FOUND, f"The model wrote {number}.", tuple(places))
+        number = "its focus token" if len(embeddings) == 1 else f"{len(embeddings)} focus tokens"
+        return Localization(FOUND, f"The model wrote {number}.", tuple(proposals))
 
-    def predict_mask(self, place: RegionProposal, features: PhotoFeatures) -> np.ndarray:
-        if place.prior_logits is None:
-            raise ValueError("this place was not located by a focus token")
-        return self.decode_mask(place.prior_logits, features)
+    def predict_mask(self, proposal: RegionProposal, features: PhotoFeatures) -> np.ndarray:
+        if proposal.prior_logits is None:
+            raise ValueError("this proposal does not come from a focus token")
+        return self.decode_mask(proposal.prior_logits, features)
 
     def embed(self, photo: Photo) -> Tensor:
-        """The image encoder's view of a photo, [1, C, h, w]."""
+        """The image embedding of a photo, [1, C, h, w]."""
         pixels = to_sam_frame(photo.image, self.model.config.vision.side)
-        place = next(self.model.image_encoder.parameters())  # in training not of the heads' dtype
-        return self.model.image_encoder(pixels.to(place.device, place.dtype)).to(self.dtype)
+        weight = next(self.model.image_encoder.parameters())  # in training not of the heads' dtype
+        return self.model.image_encoder(pixels.to(weight.device, weight.dtype)).to(self.dtype)
 
     @torch.no_grad()
     def photo_statistics(self, photo: Photo) -> Tensor:
-        """A photo in the numbers by which it is known (see `familiar.image_statistics`), whatever else it
-        is read for."""
+        """The channel statistics of a photo (see `ood.image_statistics`), without the language
+        model's part of `encode_photo`."""
         return image_statistics(self.embed(photo), photo.size, self.model.config.vision.side)
 
     # --- for the probes
@@ -114,19 +113,19 @@ class FocusTokenSegmenter:
         return {self.focus_id, *self.language.stop_ids}
 
     def encode_prompt(self, instruction: str, features: PhotoFeatures) -> list[int]:
-        """Token ids of the question about a photo."""
+        """Token ids of the prompt for an instruction about a photo."""
         template = self.model.config.prompt_template
         return self.language.encode_prompt(template, instruction, features.visual)
 
     def start_session(self, instruction: str, features: PhotoFeatures) -> PromptSession:
-        """The question about a photo, read and ready for a reply."""
+        """Feed the prompt for an instruction about a photo, ready for a reply."""
         template = self.model.config.prompt_template
         return self.language.start_session(template, instruction, features.visual, features.prefix)
 
     def prior_and_mask(
         self, embedding: Tensor, features: PhotoFeatures
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Where a hidden state looks when it is taken for the focus embedding.
+        """Compute prior and mask with any hidden state in place of the focus embedding.
 
         Only the focus token's own state was trained for this.
 
@@ -143,7 +142,7 @@ class FocusTokenSegmenter:
 
     @torch.no_grad()
     def compute_prior_logits(self, embedding: Tensor, features: PhotoFeatures) -> Tensor:
-        """Where an embedding [1, D] looks: prior logits [1, 1, p, p]."""
+        """Prior logits [1, 1, p, p] of an embedding [1, D]."""
         size = torch.tensor([unpadded_size(features.photo_size, self.model.config.vision.side)])
         return self.model.compute_prior_logits(
             embedding.to(self.dtype), features.image_embedding[0], size
@@ -156,7 +155,7 @@ class FocusTokenSegmenter:
 
     @torch.no_grad()
     def decode_mask(self, prior_logits: Tensor, features: PhotoFeatures) -> np.ndarray:
-        """Prior logits [1, 1, p, p] → the mask that the decoder draws, bool [H, W]."""
+        """Prior logits [1, 1, p, p] → the mask that the decoder predicts, bool [H, W]."""
         mask_logits = self.model.decoder(prior_logits, features.image_embedding[0])
         return self.resize_to_photo(mask_logits, features.photo_size)[0] > 0
 
@@ -173,7 +172,7 @@ class FocusTokenSegmenter:
 
 
 def _localize_without_focus_token(transcript: Transcript) -> Localization:
-    """A reply without a focus token is never a mask."""
+    """The outcome of a reply without a focus token, which never has a mask."""
     reply = parse_reply(transcript.text)
     if not transcript.is_finished:
         limit = f"{transcript.max_new_tokens:,} tokens"

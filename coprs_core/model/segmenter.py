@@ -1,5 +1,4 @@
-"""What the engine needs of a model, whatever its kind: the one protocol behind which kinds
-differ."""
+"""`Segmenter`, the protocol that every kind of model implements, and the values that it passes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,14 +16,14 @@ from coprs_core.prompts import Detail, Outcome, PriorKind
 
 @dataclass(frozen=True, eq=False)
 class PhotoFeatures:
-    """What any kind of model keeps of a photo, so that it is read once.
+    """A photo as a model has encoded it, once for all instructions.
 
     Attributes:
         photo_size: (height, width) of the photo in pixels.
-        visual: what the language model sees of it; no tokens where it runs elsewhere.
-        prefix: what every question about it begins with, read; empty where nothing was.
+        visual: its visual tokens; none where the language model runs on a server.
+        prefix: the prefilled beginning of every prompt about it; may be empty.
         image_embedding: of SAM's image encoder: [1, C, h, w], in SAM 2 one of each level.
-        data_url: the picture that is sent, where the language model runs elsewhere.
+        data_url: the image that is sent, where the language model runs on a server.
     """
 
     photo_size: tuple[int, int]
@@ -35,17 +34,17 @@ class PhotoFeatures:
 
     @property
     def mllm_image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the picture that the language model was given."""
+        """(height, width) in pixels of the image that the language model was given."""
         return self.visual.image_size
 
     @property
     def nbytes(self) -> int:
-        """The memory that the features take."""
+        """Memory that the features take."""
         tensors = (*self.image_embedding, *self.visual.tensors, *self.prefix.tensors)
         return sum(t.nbytes for t in tensors) + len(self.data_url)
 
     def to(self, device: torch.device | str) -> "PhotoFeatures":
-        """The same on another device."""
+        """Return a copy on another device."""
         return replace(
             self,
             visual=self.visual.to(device),
@@ -56,15 +55,15 @@ class PhotoFeatures:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step of a reply: a token, or a piece of text from a model that runs elsewhere.
+    """One step of a reply: a token, or a piece of text from a model on a server.
 
     Attributes:
         token: its id; None where a model gives text alone.
         text: what it adds to the reply; empty where a token completes no character.
-        ends: whether the model ended its reply here.
-        focus_embedding: [1, D], with a focus token, when that has been fed back in.
-        looks: what the tokens of this reply attend to, so far; None where it is not observed.
-        is_waiting: whether nothing has come: whoever asked may stop here.
+        is_end: whether the model ended its reply here.
+        focus_embedding: [1, D], of a focus token, after it was fed back in.
+        attention: of the reply's tokens so far to the image; None where it is not recorded.
+        is_waiting: whether nothing has come yet: a chance to stop waiting.
     """
 
     token: int | None = None
@@ -84,8 +83,8 @@ class Transcript:
         is_finished: False where it ran out of tokens.
         max_new_tokens: the bound that it was given.
         focus_embedding: [n, D], of the n focus tokens that it wrote; None without any.
-        pieces: what each token added to the text.
-        looks: what the tokens attend to; None where it was not observed.
+        token_texts: what each token added to the text.
+        attention: of the tokens to the image; None where it was not recorded.
     """
 
     text: str
@@ -98,7 +97,7 @@ class Transcript:
 
 @dataclass(frozen=True, eq=False)
 class RegionProposal:
-    """One thing that a reply points at, before its mask is drawn.
+    """One object that a reply points at, before its mask is predicted.
 
     Attributes:
         prior: float32 [H, W] in [0, 1] at the photo's size.
@@ -116,8 +115,8 @@ class RegionProposal:
 
 @dataclass(frozen=True, eq=False)
 class Localization:
-    """What a reply amounts to: its outcome, one sentence why, and the places where it is
-    "found"."""
+    """What a reply amounts to: its outcome, one sentence why, and a proposal for each object
+    found."""
 
     outcome: Outcome
     reason: str
@@ -125,11 +124,12 @@ class Localization:
 
 
 class Segmenter(Protocol):
-    """A loaded model of any kind: it reads a photo, thinks, says where to look, and draws masks.
+    """A loaded model of any kind: it encodes a photo, writes a reply, locates what that points at,
+    and predicts masks.
 
     Attributes:
         prior_kind: what its priors are made of.
-        note: what its pictures are, where it knows only some ("picture-book scenes"); else empty.
+        note: what its images are, where it knows only some ("picture-book scenes"); else empty.
         max_new_tokens: its own bound of a reply, in tokens.
         device, dtype: where it runs and how precisely.
     """
@@ -146,25 +146,24 @@ class Segmenter(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def encode_photo(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
-        """Everything that is worth keeping of a photo; `detail` in place of the model's own, where
-        it can be chosen."""
+        """Encode a photo; `detail` in place of the model's own, where it can be chosen."""
         ...
 
     def ood_distance(self, features: PhotoFeatures) -> float | None:
-        """How unlike the pictures that the model knows a photo is: over 1 it is unfamiliar; None
+        """Distance of a photo from the training images: over 1 it is out of distribution; None
         where the model cannot tell."""
         ...
 
     def generate(
         self, instruction: str, features: PhotoFeatures, max_new_tokens: int
     ) -> Iterator[Step]:
-        """The reply, step by step. Closing the generator stops the work within one step."""
+        """Write the reply, step by step. Closing the generator stops the work within one step."""
         ...
 
     def locate(self, transcript: Transcript, features: PhotoFeatures) -> Localization:
-        """Where a whole reply points: outcome, reason, and a prior for each thing."""
+        """Find where a whole reply points: outcome, reason, and a prior for each object."""
         ...
 
-    def predict_mask(self, place: RegionProposal, features: PhotoFeatures) -> np.ndarray:
-        """The mask of one place, bool [H, W] at the photo's size."""
+    def predict_mask(self, proposal: RegionProposal, features: PhotoFeatures) -> np.ndarray:
+        """Predict the mask of one proposal, bool [H, W] at the photo's size."""
         ...

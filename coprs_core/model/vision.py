@@ -45,7 +45,7 @@ SAM_SIZES = {
 
 
 def infer_vision_config(state: dict[str, Tensor]) -> VisionConfig:
-    """The sizes of an image encoder, read off its tensors (SAM's names, without a prefix).
+    """Infer the sizes of an image encoder from its tensors (SAM's names, without a prefix).
 
     Raises `KeyError` where a tensor that tells a size is missing.
     """

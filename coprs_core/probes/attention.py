@@ -117,7 +117,7 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> AttentionFinding:
 
     check_reply_ids(engine, result)
     language, ids = engine.local_segmenter.language, list(result.reply_ids)
-    sentences = split_sentences(language, ids, engine.local_segmenter.ends)
+    sentences = split_sentences(language, ids, engine.local_segmenter.thought_stop_ids)
     if len(sentences) > MAX_SENTENCES:
         raise NotApplicable(
             "This thought has {count} sentences and at most {most} are looked into: ask for "

@@ -112,7 +112,10 @@ def _run_attention(engine: Engine, image: PhotoLike, result: Result, prior: np.n
 
     reply = compute_reply_attention(engine, image, result, "heads")
     words = pointing_tokens(engine, result)
-    maps = [resize_map(reply.trace.map(words, [head]), reply.photo.size) for head in reply.heads]
+    maps = [
+        resize_map(reply.trace.attention_map(words, [head]), reply.photo.size)
+        for head in reply.heads
+    ]
     layers = engine.local_segmenter.language.mllm.config.get_text_config().num_hidden_layers
     heads_per_layer = reply.trace.num_heads // layers
     names = tuple(

@@ -39,7 +39,7 @@ class ReplyAttention:
     def attention_map(self, tokens: Iterable[int]) -> np.ndarray:
         """Where tokens of the reply look, by their index: float32 [rows, columns], the share of
         their attention that each cell of the picture gets, averaged over tokens and heads."""
-        return self.trace.map(tokens, self.heads)
+        return self.trace.attention_map(tokens, self.heads)
 
     def focus_view(self, tokens: Iterable[int], text: str) -> FocusView:
         """Where tokens look as a prior, compared with the answer's own mask."""

@@ -57,7 +57,9 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> SentenceTrace:
 
 def _split_thought(engine: Engine, ids: list[int]) -> list[tuple[int, str]]:
     """`split_sentences` a reply; raises `NotApplicable` where there are none, or too many."""
-    sentences = split_sentences(engine.local_segmenter.language, ids, engine.local_segmenter.ends)
+    sentences = split_sentences(
+        engine.local_segmenter.language, ids, engine.local_segmenter.thought_stop_ids
+    )
     if len(sentences) > MAX_SENTENCES:
         raise NotApplicable(
             "This thought has {count} sentences and at most {most} are traced: ask for a "
@@ -111,8 +113,8 @@ def split_sentences(
 
 
 def _find_thought_end(pieces: list[str], ids: list[int], ends: set[int]) -> tuple[int, int]:
-    """Index of the token in which what ends a thought begins (see `find_thought_end`), else of the one
-    in `ends`, else how many there are; and how many characters come before.
+    """Index of the token in which what ends a thought begins (see `find_thought_end`), else of the
+    one in `ends`, else how many there are; and how many characters come before.
 
     Where the tag is no token of its own, it may begin in the one that holds the full stop.
     """

@@ -96,7 +96,7 @@ def answer_after_thought(
         versions=package_versions(),
         reply_ids=tuple(ids),
         is_thought_given=True,
-        distance=focus.distance(features),
+        distance=focus.ood_distance(features),
         seen_size=features.mllm_image_size,
         full_size=photo.original_size,
         orientation=photo.orientation,

@@ -333,7 +333,7 @@ def every_view(bad: str, found, server) -> dict[str, str]:
     unfinished = dataclasses.replace(result, regions=(), outcome="unfinished")
     region = dataclasses.replace(result.regions[0], label=bad)
     several = dataclasses.replace(result, regions=(region, region))
-    scores = findings.against_answer(result, result)
+    scores = findings.compare_answers(result, result)
     rows = [dataclasses.replace(r, name=bad, about=bad, files=bad, licence=bad, reason=bad, fits=False)
             for r in server.model_rows()]  # fmt: skip
     difference = findings.Difference(result.mask, result.mask, bad, bad)

@@ -1,7 +1,7 @@
-"""Reading what models write: boxes and points in JSON, brought to the photo.
+"""Parse the boxes and points that models write as JSON, and scale them to the photo.
 
-Qwen2.5-VL, Seg-Zero and VisionReasoner write them in pixels of the picture that they saw, Qwen3-VL
-in thousandths of its sides.
+Qwen2.5-VL, Seg-Zero and VisionReasoner write them in pixels of the image that they were given,
+Qwen3-VL in thousandths of its sides.
 """
 
 import re
@@ -14,14 +14,15 @@ import numpy as np
 from coprs_core.model.backends.json_in_text import JsonInText
 
 MAX_OBJECTS, MAX_OBJECT_PIXELS = 32, 100_000_000
-"""More things than this in one answer, or of more pixels together, are left out, and the answer
+"""More objects than this in one answer, or of more pixels together, are left out, and the answer
 says so: each has a prior and a mask of the photo's size."""
 THOUSANDTHS = (1000, 1000)
+"""In place of an image's size, for coordinates in thousandths of its sides."""
 
 
 @dataclass(frozen=True)
 class ParsedObject:
-    """One thing that a model wrote coordinates of, in pixels of the photo.
+    """One object that a model wrote coordinates of, in pixels of the photo.
 
     `box` XYXY or None, `points` XY; at least one of them.
     """
@@ -33,7 +34,7 @@ class ParsedObject:
 
 @dataclass(frozen=True)
 class ParsedCoordinates:
-    """What a reply's coordinates amount to. `is_readable` is False where there are none to read;
+    """The coordinates of a reply. `is_readable` is False where there are none to read;
     `problem` says why."""
 
     objects: tuple[ParsedObject, ...] = ()
@@ -42,31 +43,31 @@ class ParsedCoordinates:
 
 
 def max_objects(photo_size: tuple[int, int]) -> int:
-    """How many things are shown at most on a photo of (height, width) pixels."""
+    """How many objects an answer has at most, on a photo of (height, width) pixels."""
     return min(MAX_OBJECTS, max(1, MAX_OBJECT_PIXELS // (photo_size[0] * photo_size[1])))
 
 
 def parse_coordinates(
     reply: str, image_size: tuple[int, int], photo_size: tuple[int, int]
 ) -> ParsedCoordinates:
-    """The boxes and points of a reply, brought from the picture that the model saw to the photo;
+    """The boxes and points of a reply, scaled from the image that the model was given to the photo;
     sizes are (height, width).
 
     Takes what models write: an <answer>, a fenced block or bare JSON, text around it, floats,
-    swapped corners, several objects, a box or a point alone. Numbers outside the picture are moved
+    swapped corners, several objects, a box or a point alone. Numbers outside the image are clipped
     to its border; what then has no area is dropped.
     """
-    found = _find_json(_answer_text(reply))
-    if found is None:
+    objects = _find_json(_answer_text(reply))
+    if objects is None:
         return ParsedCoordinates(
             is_readable=False, problem="The reply holds no coordinates that can be read."
         )
-    if not found:
+    if not objects:
         return ParsedCoordinates()
     scale = photo_size[1] / image_size[1], photo_size[0] / image_size[0]
-    parsed = [_parse_object(o, image_size, scale) for o in found]
-    kept = tuple(o for o in parsed if o is not None)
-    if not kept:
+    parsed = [_parse_object(o, image_size, scale) for o in objects]
+    usable = tuple(o for o in parsed if o is not None)
+    if not usable:
         return ParsedCoordinates(
             is_readable=False,
             problem="The coordinates in the reply lie outside the picture, have no area or are no "
@@ -74,12 +75,12 @@ def parse_coordinates(
         )
     most = max_objects(photo_size)
     shown = f"the first {most} are" if most > 1 else "the first is"
-    problem = f"{len(kept)} things, {shown} shown." if len(kept) > most else ""
-    return ParsedCoordinates(kept[:most], problem=problem)
+    problem = f"{len(usable)} things, {shown} shown." if len(usable) > most else ""
+    return ParsedCoordinates(usable[:most], problem=problem)
 
 
 def coordinates_to_prior(parsed: ParsedObject, photo_size: tuple[int, int]) -> np.ndarray:
-    """Coordinates as a prior, float32 [H, W] in [0, 1]: what a model wrote, not where it looked.
+    """Draw coordinates as a prior, float32 [H, W] in [0, 1]: what a model wrote, not its attention.
 
     With u and v the distances from the point (else the box's centre) in units of its distance to
     the box's side on that side: 2^−(u² + v²) inside the box, 0 outside. A point without a box is a
@@ -105,7 +106,7 @@ def coordinates_to_prior(parsed: ParsedObject, photo_size: tuple[int, int]) -> n
 
 
 def coordinate_token_indices(token_texts: tuple[str, ...], count: int) -> list[list[int]]:
-    """The tokens that wrote the numbers of each of `count` things, by their index in a reply."""
+    """The tokens that wrote the numbers of each of `count` objects, by their index in a reply."""
     text = "".join(token_texts)
     start = text.find("</think>")
     for length in (4, 2):  # boxes, else points
@@ -114,7 +115,7 @@ def coordinate_token_indices(token_texts: tuple[str, ...], count: int) -> list[l
             break
     if len(spans) < count:
         spans = [(max(start, 0), len(text))]
-    if len(spans) != count:  # some were left out
+    if len(spans) != count:  # some were left out, and which is not known here
         spans = [(spans[0][0], spans[-1][1])] * count
     ends = list(accumulate(map(len, token_texts)))
     starts = [0, *ends[:-1]]
@@ -147,21 +148,21 @@ def _find_json(text: str) -> list | None:
     Of a list that breaks off, or of objects without one, all that are whole, each once."""
     # some models quote keys as Python does
     spellings = [JsonInText(spelt) for spelt in dict.fromkeys((text, text.replace("'", '"')))]
-    found, seen, end = [], set(), 0
+    all_objects, seen, end = [], set(), 0
     for bracket in re.finditer(r"[\[{]", text):
         start = bracket.start()
-        if start < end:  # inside of what was read
+        if start < end:  # inside of what was parsed
             continue
-        read = next((r for spelt in spellings if (r := spelt.parse_at(start))), None)
-        objects = None if read is None else _to_object_list(read[0])
-        if read is None or objects is None:
+        parsed = next((p for text in spellings if (p := text.parse_at(start))), None)
+        objects = None if parsed is None else _to_object_list(parsed[0])
+        if parsed is None or objects is None:
             continue
-        if not found and not _is_single_object(read[0]):
+        if not all_objects and not _is_single_object(parsed[0]):
             return objects
-        end = read[1]
-        found += [o for o in objects if _hashable(o) not in seen]
+        end = parsed[1]
+        all_objects += [o for o in objects if _hashable(o) not in seen]
         seen.update(map(_hashable, objects))
-    return found or None
+    return all_objects or None
 
 
 def _hashable(value: Any) -> Any:
@@ -172,7 +173,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _is_single_object(value: Any) -> bool:
-    """Whether a value is one thing by itself, no list of them."""
+    """Whether a value is one object by itself, no list of them."""
     return _is_number_list(value, 4) or (
         isinstance(value, dict) and _to_object_list(value) == [value]
     )
@@ -209,7 +210,8 @@ def _is_number_list(value, count: int) -> bool:
 
 
 def _widen_flat_box(xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
-    """Corners of a box without a point's width or height between them, where it has the other."""
+    """Widen a box to one pixel where it has no width, or no height, but has the other: models
+    write thin objects so."""
     flat = [corners[1] - corners[0] < 1 for corners in (xs, ys)]
     if flat == [True, False]:
         xs = [xs[0] - 0.5, xs[1] + 0.5]

@@ -1,5 +1,4 @@
-"""What each layer of a language model keeps of the tokens that it has read, so that every token is
-read once.
+"""The cache of a language model, layer by layer: every token is fed once.
 
 Attention keeps keys and values of every token. Linear attention (Qwen3.5's gated delta net) and
 short convolutions (LFM2) keep one state of a fixed size, which each token changes for good: it is
@@ -23,7 +22,7 @@ its convolution [1, C, K] and, in linear attention, the recurrent state [1, head
 _LINEAR_LAYER_TYPES = ("linear_attention", "conv")
 """Transformers' names, in `layer_types`, of layers without keys and values."""
 GROWTH_TOKENS = 128
-"""Tokens by which the place for keys and values grows, at least."""
+"""Tokens by which the room for keys and values grows, at least: to grow copies all of them."""
 
 
 @cache
@@ -62,13 +61,13 @@ def layer_states(cache: Cache) -> tuple[LayerState, ...]:
 
 def _layer_state(layer: Any) -> LayerState:
     if isinstance(layer, LinearAttentionLayer):
-        kept = layer.conv_states[0], layer.recurrent_states[0]
-        return tuple(t for t in kept if t is not None)
+        states = layer.conv_states[0], layer.recurrent_states[0]
+        return tuple(t for t in states if t is not None)
     return layer.keys, layer.values
 
 
 def new_slots(config: Any) -> "list[KeyValueSlots | StateSlots]":
-    """For each layer of a language model the place for what it keeps of several replies, by its
+    """Slots for the states of several replies, one for each layer, by the language model's
     config."""
     layers = new_cache(config).layers
     return [
@@ -77,7 +76,7 @@ def new_slots(config: Any) -> "list[KeyValueSlots | StateSlots]":
 
 
 class KeyValueSlots(DynamicLayer):
-    """Keys and values [places, groups, room, d] of one layer, a reply in each place from its start
+    """Keys and values [slots, groups, room, d] of one layer, a reply in each slot from its start
     on."""
 
     keys: Any
@@ -89,16 +88,16 @@ class KeyValueSlots(DynamicLayer):
 
     @property
     def nbytes(self) -> int:
-        """Of memory that is taken."""
+        """Memory that is allocated."""
         return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
 
     @staticmethod
     def slot_nbytes(state: LayerState, length: int) -> int:
-        """Of memory that one place takes, for a reply of that many tokens."""
+        """Memory that one slot needs, for a reply of that many tokens."""
         return length * sum(t[0, :, 0].nbytes for t in state)
 
     def store_prompt(self, slot: int, state: LayerState) -> None:
-        """A prompt's keys and values into a place."""
+        """Copy a prompt's keys and values into a slot."""
         keys, values = state
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
@@ -110,29 +109,29 @@ class KeyValueSlots(DynamicLayer):
         self.keys[slot, :, :length], self.values[slot, :, :length] = keys[0], values[0]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """One reply to another place."""
-        for kept in (self.keys, self.values):
-            kept[target, :, :length] = kept[source, :, :length]
+        """Copy one reply to another slot."""
+        for tensor in (self.keys, self.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
 
     def begin_step(self, lengths: Tensor, longest: int) -> None:
-        """Before a step: where the next token of each reply goes, and how far they reach with
+        """Before a step: the index of the next token of each reply, and the longest length with
         it."""
         self._lengths, self._longest = lengths, longest
         self._grow(len(lengths), longest)
 
     def commit_step(self) -> None:
-        """After a step. One that failed left keys and values that the next overwrites."""
+        """After a step: nothing. One that failed left keys and values that the next overwrites."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any):
-        """Keep the keys and values [B, groups, 1, d] of a step; all so far."""
+        """Store the keys and values [B, groups, 1, d] of a step; return all so far."""
         count, longest = len(key_states), self._longest
-        if count == 1:
+        if count == 1:  # plain indexing, much faster than two index tensors
             self.keys[0, :, longest - 1] = key_states[0, :, 0]
             self.values[0, :, longest - 1] = value_states[0, :, 0]
         else:
-            rows = torch.arange(count, device=key_states.device)
-            self.keys[rows, :, self._lengths] = key_states[:, :, 0]
-            self.values[rows, :, self._lengths] = value_states[:, :, 0]
+            slots = torch.arange(count, device=key_states.device)
+            self.keys[slots, :, self._lengths] = key_states[:, :, 0]
+            self.values[slots, :, self._lengths] = value_states[:, :, 0]
         so_far = slice(count), slice(None), slice(longest)
         return self.keys[so_far], self.values[so_far]
 
@@ -149,20 +148,20 @@ class KeyValueSlots(DynamicLayer):
             if num_tokens <= old_shape[2]
             else max(num_tokens, old_shape[2] + old_shape[2] // 2)
         )
-        kept = self.keys, self.values
+        old = self.keys, self.values
         new = [
-            t.new_zeros(num_slots, old_shape[1], num_tokens, t.shape[3]) for t in kept
+            t.new_zeros(num_slots, old_shape[1], num_tokens, t.shape[3]) for t in old
         ]  # no numbers would spread
-        for larger, before in zip(new, kept, strict=True):
-            larger[: old_shape[0], :, : old_shape[2]] = before
+        for larger, smaller in zip(new, old, strict=True):
+            larger[: old_shape[0], :, : old_shape[2]] = smaller
         self.keys, self.values = new  # both, or neither where there is no memory
 
 
 class StateSlots(LinearAttentionLayer):
-    """The state of one layer without keys and values, [places, …], that of a reply in each place.
+    """The state of one layer without keys and values, [slots, …], that of a reply in each slot.
 
     A step works on a copy, which is kept when all of the step has succeeded: what failed half-way
-    is taken again, and a state that has read a token cannot unread it.
+    is tried again, and a state that has seen a token cannot forget it.
     """
 
     def __init__(self):
@@ -171,26 +170,26 @@ class StateSlots(LinearAttentionLayer):
 
     @property
     def nbytes(self) -> int:
-        """Of memory that is taken."""
+        """Memory that is allocated."""
         return sum(t.nbytes for t in self._states)
 
     @staticmethod
     def slot_nbytes(state: LayerState, length: int) -> int:
-        """Of memory that one place takes, whatever the length: the copy is half of it."""
+        """Memory that one slot needs, whatever the length: the copy of a step is half of it."""
         return 2 * sum(t.nbytes for t in state)
 
     def store_prompt(self, slot: int, state: LayerState) -> None:
-        """A prompt's state into the place behind the last that is taken."""
+        """Copy a prompt's state into the slot after the last that is taken."""
         had = self._states or tuple(t[:0] for t in state)
         self._states = tuple(torch.cat([h[:slot], t]) for h, t in zip(had, state, strict=True))
 
     def move(self, source: int, target: int, length: int) -> None:
-        """One reply to another place."""
-        for kept in self._states:
-            kept[target] = kept[source]
+        """Copy one reply to another slot."""
+        for state in self._states:
+            state[target] = state[source]
 
     def begin_step(self, lengths: Tensor, longest: int) -> None:
-        """Before a step: a copy for the model to change, of each reply one."""
+        """Before a step: copy the state of each reply, for the model to change."""
         conv, *recurrent = (t[: len(lengths)].clone() for t in self._states)
         self.conv_states[0], self.conv_kernel_size[0] = conv, conv.shape[-1]
         self.is_conv_states_initialized[0] = self.has_previous_state[0] = True
@@ -198,5 +197,5 @@ class StateSlots(LinearAttentionLayer):
             self.recurrent_states[0], self.is_recurrent_states_initialized[0] = state, True
 
     def commit_step(self) -> None:
-        """After a step that succeeded."""
+        """After a step that succeeded: its copy becomes the state."""
         self._states = _layer_state(self)

@@ -1,5 +1,5 @@
-"""A long pass through a network ends between two of its layers, once nobody waits for it any more:
-on a CPU a photo is read for half a minute."""
+"""Cancel a pass through a network between two of its layers, once nobody waits for it any more: on
+a CPU a photo is encoded for half a minute."""
 
 import threading
 from collections.abc import Callable, Generator
@@ -13,7 +13,7 @@ _thread_state = threading.local()
 
 
 def install_checks(model: nn.Module) -> None:
-    """Before each layer of the model it is asked whether the pass is still wanted."""
+    """Check before each layer of a model whether its pass is still wanted (see `cancellable`)."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             for layer in module:
@@ -23,8 +23,8 @@ def install_checks(model: nn.Module) -> None:
 
 @contextmanager
 def cancellable(is_wanted: Callable[[], bool]) -> Generator[None, None, None]:
-    """Inside, in this thread, a pass through a watched model goes on while `is_wanted()`; then it
-    raises `Cancelled`. One inside of another takes its place, and gives it back."""
+    """Let a pass through a model with checks, inside and in this thread, raise `Cancelled` once
+    `is_wanted()` is False. An inner one replaces an outer one until it ends."""
     previous = current_check()
     _thread_state.is_wanted = is_wanted
     try:
@@ -34,7 +34,7 @@ def cancellable(is_wanted: Callable[[], bool]) -> Generator[None, None, None]:
 
 
 def current_check() -> Callable[[], bool] | None:
-    """What is asked in this thread; None where every pass goes on to its end."""
+    """The check of this thread; None where every pass goes on to its end."""
     return getattr(_thread_state, "is_wanted", None)
 
 

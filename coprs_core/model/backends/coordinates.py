@@ -1,7 +1,7 @@
-"""The other kind of model, whole: one that writes boxes and points instead of a focus token.
+"""Models that write boxes and points instead of a focus token, as a `Segmenter`.
 
-Its prior is where the words that wrote a box looked: the language model's own attention. SAM as
-published, prompted by the same boxes and points, draws the masks.
+The prior is the language model's own attention while it wrote the numbers of a box. SAM as
+published, prompted by the same boxes and points, predicts the masks.
 """
 
 from collections.abc import Iterator
@@ -60,19 +60,19 @@ DEFAULT_CHAT_TEMPLATE = (
     f"<|im_start|>user\n<|vision_start|>{IMAGE_SLOT}<|vision_end|>{QUESTION_SLOT}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
-"""How Qwen2.5-VL is spoken to, for a folder that brings no chat template."""
+"""Of Qwen2.5-VL, for a folder that brings no chat template."""
 
 
 @dataclass(frozen=True)
 class CoordinatePrompt:
-    """How a family of models is asked, and what it is shown.
+    """How a family of models is prompted, and in what units it answers.
 
     Attributes:
-        question: what the model is asked, with {instruction}; the rest of the prompt is the
+        question: the text of the prompt, with {instruction}; the rest of the prompt is the
             checkpoint's own chat template.
-        thousandths: it writes coordinates in thousandths of width and height; else in pixels of
-            the picture that it was shown.
-        square: the photo is squeezed to so many pixels a side; None: its own image processor
+        in_thousandths: it writes coordinates in thousandths of width and height; else in pixels of
+            the image that it was given.
+        square_side: the photo is squeezed to so many pixels a side; None: its own image processor
             decides.
         max_new_tokens: bound of a reply.
     """
@@ -83,7 +83,7 @@ class CoordinatePrompt:
     max_new_tokens: int = 2000
 
     def fill_chat_template(self, chat_template: str) -> str:
-        """The whole prompt: a chat template with {question} in it, and the question."""
+        """The prompt template: the question in place of {question} in a chat template."""
         return chat_template.replace(QUESTION_SLOT, self.question)
 
 
@@ -95,7 +95,7 @@ SEG_ZERO_PROMPT = CoordinatePrompt(square_side=840)
 """Seg-Zero and VisionReasoner were trained on 840×840 pixels."""
 QWEN3_PROMPT = CoordinatePrompt(_THOUSANDTHS_QUESTION, in_thousandths=True)
 PROMPTS_BY_MODEL_TYPE = {"qwen2_5_vl": QWEN2_5_PROMPT, "qwen3_vl": QWEN3_PROMPT}
-"""By `model_type`: how a model that is not listed is asked."""
+"""By `model_type`, for models that are not listed."""
 
 
 class CoordinateModel(nn.Module):
@@ -110,8 +110,8 @@ class CoordinateModel(nn.Module):
 
 
 class BaseCoordinateSegmenter:
-    """What models that write coordinates share, wherever they run: SAM, prompted by what they
-    wrote, draws here."""
+    """What models that write coordinates share, wherever they run: SAM predicts the masks here,
+    prompted by what they wrote."""
 
     note: str = ""
 
@@ -128,27 +128,27 @@ class BaseCoordinateSegmenter:
         return self.sam.dtype
 
     def ood_distance(self, features: PhotoFeatures) -> float | None:
-        return None  # it was trained on photos of all kinds
+        return None  # such models are trained on photos of all kinds
 
     def parse_coordinates(
         self, transcript: Transcript, features: PhotoFeatures
     ) -> ParsedCoordinates:
         """The coordinates of a reply, in pixels of the photo."""
-        unit = THOUSANDTHS if self.prompt.in_thousandths else features.mllm_image_size
-        return parse_coordinates(transcript.text, unit, features.photo_size)
+        image_size = THOUSANDTHS if self.prompt.in_thousandths else features.mllm_image_size
+        return parse_coordinates(transcript.text, image_size, features.photo_size)
 
-    def predict_mask(self, place: RegionProposal, features: PhotoFeatures) -> np.ndarray:
-        """The mask that SAM draws when prompted by a place's box and points."""
+    def predict_mask(self, proposal: RegionProposal, features: PhotoFeatures) -> np.ndarray:
+        """The mask that SAM predicts when prompted by a proposal's box and points."""
         return self.sam.predict_mask(
-            features.image_embedding, place.box, place.points, features.photo_size
+            features.image_embedding, proposal.box, proposal.points, features.photo_size
         )
 
 
 class CoordinateSegmenter(BaseCoordinateSegmenter):
     """A model that writes coordinates, in use; implements `Segmenter`.
 
-    `chat` is its chat template with one {image} and one {question}; `detail` says how many visual
-    tokens a photo may become.
+    `chat_template` has one {image} and one {question}; `detail` says how many visual tokens a photo
+    may become.
     """
 
     prior_kind: PriorKind = ATTENTION_PRIOR
@@ -170,7 +170,7 @@ class CoordinateSegmenter(BaseCoordinateSegmenter):
     @torch.no_grad()
     def encode_photo(self, photo: Photo, detail: Detail | None = None) -> PhotoFeatures:
         tokens = MAX_VISUAL_TOKENS[detail or self.detail]
-        if self.prompt.square_side:  # it was trained on pictures of one size
+        if self.prompt.square_side:  # it was trained on images of one size
             visual = self.language.encode_image(to_square(photo.image, self.prompt.square_side))
         else:
             visual = self.language.encode_image(photo.image, tokens)
@@ -180,12 +180,12 @@ class CoordinateSegmenter(BaseCoordinateSegmenter):
     def generate(
         self, instruction: str, features: PhotoFeatures, max_new_tokens: int
     ) -> Iterator[Step]:
-        reading = self.start_session(instruction, features)
-        looks = self.language.new_attention_trace(features.visual)
-        return self.language.generate(reading, None, max_new_tokens, looks)
+        session = self.start_session(instruction, features)
+        trace = self.language.new_attention_trace(features.visual)
+        return self.language.generate(session, None, max_new_tokens, trace)
 
     def start_session(self, instruction: str, features: PhotoFeatures) -> PromptSession:
-        """The question about a photo, read and ready for a reply."""
+        """Feed the prompt for an instruction about a photo, ready for a reply."""
         return self.language.start_session(
             self.template, instruction, features.visual, features.prefix
         )
@@ -196,27 +196,27 @@ class CoordinateSegmenter(BaseCoordinateSegmenter):
         return self.language.stop_ids
 
     def locate(self, transcript: Transcript, features: PhotoFeatures) -> Localization:
-        answer = self.answer(transcript, features)
-        priors = attention_priors(transcript, len(answer.objects), features.photo_size)
-        return localization_of(answer, transcript, priors)
+        coordinates = self.parse_coordinates(transcript, features)
+        priors = attention_priors(transcript, len(coordinates.objects), features.photo_size)
+        return localization_of(coordinates, transcript, priors)
 
 
 def localization_of(
     coordinates: ParsedCoordinates, transcript: Transcript, priors: list[np.ndarray]
 ) -> Localization:
-    """What coordinates amount to, with a prior for each thing."""
+    """What coordinates amount to, with a prior for each object."""
     if coordinates.objects:
         count = len(coordinates.objects)
-        thing = "thing" if count == 1 else "things"
-        reason = f"The model wrote the coordinates of {count} {thing}. {coordinates.problem}"
+        noun = "thing" if count == 1 else "things"
+        reason = f"The model wrote the coordinates of {count} {noun}. {coordinates.problem}"
         if not transcript.is_finished:
             limit = f"its {transcript.max_new_tokens:,} tokens"
             reason = f"{reason.strip()} It used up {limit} before the end: there may be more."
-        places = tuple(
+        proposals = tuple(
             RegionProposal(prior, None, o.box, o.points, o.label)
             for o, prior in zip(coordinates.objects, priors, strict=True)
         )
-        return Localization(FOUND, reason.strip(), places)
+        return Localization(FOUND, reason.strip(), proposals)
     if not transcript.is_finished:
         limit = f"{transcript.max_new_tokens:,} tokens"
         return Localization(
@@ -230,16 +230,16 @@ def localization_of(
 def attention_priors(
     transcript: Transcript, count: int, photo_size: tuple[int, int]
 ) -> list[np.ndarray]:
-    """The prior of each of `count` things, float32 [H, W] in [0, 1]: the attention, by the heads
-    that tell a place, of the tokens that wrote its numbers.
+    """The prior of each of `count` objects, float32 [H, W] in [0, 1]: the attention of the tokens
+    that wrote its numbers, by the localization heads.
 
-    Where the things cannot be told apart in the text, each gets the attention of all of them.
+    Where the objects cannot be told apart in the text, each gets the attention of all of them.
     """
     trace = transcript.attention
     if trace is None or not len(trace):
         return [np.zeros(photo_size, np.float32)] * count
     heads = trace.localization_heads()
     return [
-        attention_to_prior(trace.attention_map(words, heads), photo_size)
-        for words in coordinate_token_indices(transcript.token_texts, count)
+        attention_to_prior(trace.attention_map(tokens, heads), photo_size)
+        for tokens in coordinate_token_indices(transcript.token_texts, count)
     ]

@@ -1,7 +1,7 @@
-"""JSON inside other text: what begins at any of its brackets.
+"""Parse JSON inside other text, from any of its brackets.
 
 A reply may hold thousands of brackets that never close. `json` would read from each of them to the
-end of the text, in time that grows with the square of its length; here nothing is read twice.
+end of the text, in time that grows with the square of its length; here nothing is parsed twice.
 """
 
 import json
@@ -21,7 +21,7 @@ _SCALAR = re.compile(
 
 
 class _ParsedValue(NamedTuple):
-    """A value, where the text behind it begins, and how deep lists lie in it."""
+    """A value, where the text after it begins, and how deep lists are nested in it."""
 
     value: Any
     end: int
@@ -30,17 +30,17 @@ class _ParsedValue(NamedTuple):
 
 @dataclass(eq=False)
 class _OpenBracket:
-    """A bracket that is not closed yet: where it stands, and what it holds so far; in an object
-    keys and values in turn."""
+    """A bracket that is not closed yet: its position, and what it holds so far; in an object keys
+    and values in turn."""
 
     start: int
     is_object: bool
     parts: list = field(default_factory=list)
     depth: int = 1
 
-    def add(self, read: _ParsedValue) -> None:
-        self.parts.append(read.value)
-        self.depth = max(self.depth, read.depth + 1)
+    def add(self, parsed: _ParsedValue) -> None:
+        self.parts.append(parsed.value)
+        self.depth = max(self.depth, parsed.depth + 1)
 
     def close(self, end: int) -> _ParsedValue:
         keys, values = self.parts[::2], self.parts[1::2]
@@ -49,76 +49,80 @@ class _OpenBracket:
 
 
 class JsonInText:
-    """The lists and objects of a text, by where they begin."""
+    """The lists and objects of a text, by the position where they begin."""
 
     def __init__(self, text: str):
-        self._text = text + "\0"  # which is part of no JSON
+        self._text = text + "\0"  # part of no JSON: so no position needs a check for the end
         self._parsed: dict[int, _ParsedValue | None] = {}
 
     def parse_at(self, start: int) -> tuple[Any, int] | None:
-        """The value whose bracket stands at `start`, and where it ends; None where that is no JSON,
+        """The value whose bracket is at `start`, and where it ends; None where that is no JSON,
         or over `MAX_DEPTH` deep."""
         if start not in self._parsed:
             opened: list[_OpenBracket] = []
             try:
                 self._parse_from(start, opened)
-            except ValueError:  # it ends none of those around it either
+            except ValueError:  # what is open around it never closes either
                 self._parsed |= dict.fromkeys(one.start for one in opened)
-        read = self._parsed[start]
-        return None if read is None or read.value is None else (read.value, read.end)
+        parsed = self._parsed[start]
+        return None if parsed is None or parsed.value is None else (parsed.value, parsed.end)
 
     def _parse_from(self, start: int, opened: list[_OpenBracket]) -> None:
-        """Read from a bracket to its end; `opened` are those that were not closed when it raises
-        `ValueError`, where the text is no JSON."""
-        read = self._parse_value_or_open(start, opened)
+        """Parse from a bracket to its end, without recursion: a reply may nest as deep as it likes.
+
+        Where the text is no JSON it raises `ValueError`; `opened` are the brackets that were not
+        closed by then.
+        """
+        parsed = self._parse_value_or_open(start, opened)
         while opened:
-            around = opened[-1]
-            if read is not None:
-                around.add(read)
-            place = self._skip_whitespace(around.start + 1 if read is None else read.end)
-            if self._text[place] == ("}" if around.is_object else "]"):
-                read = self._parsed[around.start] = around.close(place + 1)
+            innermost = opened[-1]
+            if parsed is not None:
+                innermost.add(parsed)
+            position = self._skip_whitespace(innermost.start + 1 if parsed is None else parsed.end)
+            if self._text[position] == ("}" if innermost.is_object else "]"):
+                parsed = self._parsed[innermost.start] = innermost.close(position + 1)
                 opened.pop()
                 continue
-            if read is not None:
-                place = self._expect(",", place)
-            if around.is_object:
-                place = self._parse_key(place, around)
-            read = self._parse_value_or_open(place, opened)
+            if parsed is not None:
+                position = self._expect(",", position)
+            if innermost.is_object:
+                position = self._parse_key(position, innermost)
+            parsed = self._parse_value_or_open(position, opened)
 
-    def _parse_value_or_open(self, place: int, opened: list[_OpenBracket]) -> _ParsedValue | None:
-        """What stands there, where that is known or short; None for a bracket, which is open
-        now."""
-        if self._text[place] not in "[{":
-            return self._parse_scalar(place)
-        if place not in self._parsed:
-            opened.append(_OpenBracket(place, self._text[place] == "{"))
+    def _parse_value_or_open(
+        self, position: int, opened: list[_OpenBracket]
+    ) -> _ParsedValue | None:
+        """The value at a position, where it is a scalar or was parsed before; None for a bracket,
+        which is open now."""
+        if self._text[position] not in "[{":
+            return self._parse_scalar(position)
+        if position not in self._parsed:
+            opened.append(_OpenBracket(position, self._text[position] == "{"))
             return None
-        known = self._parsed[place]
+        known = self._parsed[position]
         if known is None:
             raise ValueError("it does not end")
         return known
 
-    def _parse_scalar(self, place: int) -> _ParsedValue:
-        found = _SCALAR.match(self._text, place)
-        if not found:
+    def _parse_scalar(self, position: int) -> _ParsedValue:
+        match = _SCALAR.match(self._text, position)
+        if not match:
             raise ValueError("no value")
-        return _ParsedValue(
-            json.loads(found[0]), found.end()
-        )  # a ValueError for 4,300 digits and more
+        value = json.loads(match[0])  # a ValueError for 4,300 digits and more
+        return _ParsedValue(value, match.end())
 
-    def _parse_key(self, place: int, around: _OpenBracket) -> int:
-        key = self._parse_scalar(place)
+    def _parse_key(self, position: int, innermost: _OpenBracket) -> int:
+        key = self._parse_scalar(position)
         if not isinstance(key.value, str):
             raise ValueError("no key")
-        around.parts.append(key.value)
+        innermost.parts.append(key.value)
         return self._expect(":", self._skip_whitespace(key.end))
 
-    def _expect(self, sign: str, place: int) -> int:
-        if self._text[place] != sign:
+    def _expect(self, sign: str, position: int) -> int:
+        if self._text[position] != sign:
             raise ValueError(f"no {sign}")
-        return self._skip_whitespace(place + 1)
+        return self._skip_whitespace(position + 1)
 
-    def _skip_whitespace(self, place: int) -> int:
-        found: Any = _WHITESPACE.match(self._text, place)  # always, if nothing
-        return found.end()
+    def _skip_whitespace(self, position: int) -> int:
+        match: Any = _WHITESPACE.match(self._text, position)  # always, if nothing
+        return match.end()

@@ -1,4 +1,4 @@
-"""A Hugging Face model together with its tokenizer and image processor: words and photos in, words
+"""A Hugging Face model together with its tokenizer and image processor: text and images in, text
 out."""
 
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ from coprs_core.prompts import encode_prompt, shared_prefix
 class LanguageModel:
     """`mllm`, its `tokenizer` and its `image_processor`, all of Hugging Face.
 
-    `heads` are those that tell a place, where they are known (see `AttentionTrace`). `batch` are the replies
-    that it writes now.
+    `localization_heads` are the attention heads that show where a token looks, where they were
+    calibrated (see `AttentionTrace`); `batch` holds the replies that are being written.
     """
 
     def __init__(self, mllm: Mllm, tokenizer: Any, image_processor: Any):
@@ -37,33 +37,32 @@ class LanguageModel:
         install_recorder(mllm)
 
     def encode_image(self, image: Image.Image, max_tokens: int | None = None) -> VisualTokens:
-        """The visual tokens, at most so many, of an RGB picture that is already in the MLLM
-        frame."""
+        """Encode an RGB image that is already in the MLLM frame into at most `max_tokens` visual
+        tokens."""
         return encode_image(self.mllm, self.image_processor, image, max_tokens)
 
     def encode_prompt(self, template: str, instruction: str, visual: VisualTokens) -> list[int]:
-        """Token ids of a template with a photo and an instruction in it."""
+        """Token ids of a template with an image and an instruction in it."""
         return encode_prompt(self.tokenizer, template, instruction, self._image_ids(visual))
 
     def prefill_prefix(self, template: str, visual: VisualTokens) -> Prefix:
-        """What all questions about a photo begin with, read."""
-        prefix = shared_prefix(self.tokenizer, template)
-        ids = encode_prompt(self.tokenizer, prefix, "", self._image_ids(visual))
+        """Feed the beginning that all instructions about a photo share."""
+        beginning = shared_prefix(self.tokenizer, template)
+        ids = encode_prompt(self.tokenizer, beginning, "", self._image_ids(visual))
         return prefill_prefix(self.mllm, ids, visual)
 
     def start_session(
         self, template: str, instruction: str, visual: VisualTokens, prefix: Prefix
     ) -> PromptSession:
-        """The prompt, read and ready for a reply."""
-        return prefill_prompt(
-            self.mllm, self.encode_prompt(template, instruction, visual), visual, prefix
-        )
+        """Feed the prompt, ready for a reply."""
+        ids = self.encode_prompt(template, instruction, visual)
+        return prefill_prompt(self.mllm, ids, visual, prefix)
 
     def _image_ids(self, visual: VisualTokens) -> list[int]:
         return [self.mllm.config.image_token_id] * len(visual.features)
 
     def new_attention_trace(self, visual: VisualTokens) -> AttentionTrace:
-        """For what a reply's words attend to in a picture; nothing yet."""
+        """An empty trace for a reply about an image."""
         return AttentionTrace(visual.grid_size(self.mllm), self.localization_heads)
 
     def generate(
@@ -73,15 +72,15 @@ class LanguageModel:
         max_new_tokens: int,
         trace: AttentionTrace | None = None,
     ) -> Iterator[Step]:
-        """Greedy decoding, with the text that each token adds; see `ContinuousBatch.write`.
+        """Decode greedily, with the text that each token adds; see `ContinuousBatch.generate`.
 
-        Where `trace` are given, what each token attends to is added to them.
+        What each token attends to is added to `trace`, where one is given.
         """
-        decode = DecodeStream(skip_special_tokens=False)
+        decode = DecodeStream(skip_special_tokens=False)  # holds back half a character
         for step in self.batch.generate(session, focus_id, self.stop_ids, max_new_tokens, trace):
-            ends = step.token in self.stop_ids
-            text = "" if ends else decode.step(self.tokenizer.backend_tokenizer, step.token) or ""
-            yield replace(step, text=text, ends=ends, looks=trace)
+            is_end = step.token in self.stop_ids
+            text = "" if is_end else decode.step(self.tokenizer.backend_tokenizer, step.token) or ""
+            yield replace(step, text=text, is_end=is_end, attention=trace)
 
     @property
     def stop_ids(self) -> set[int]:
@@ -96,8 +95,7 @@ class LanguageModel:
         return self.mllm.get_input_embeddings().num_embeddings
 
     def encode_text(self, text: str, is_plain_text: bool = False) -> list[int]:
-        """Token ids of a text; where it is `is_plain_text`, special tokens in it are read letter by
-        letter."""
+        """Token ids of a text; special tokens in an `is_plain_text` are split into characters."""
         return self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=is_plain_text
         ).input_ids

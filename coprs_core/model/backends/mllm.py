@@ -1,7 +1,7 @@
-"""The policy (`π_θ`): a Hugging Face vision-language model. Prompt in, tokens out, and the focus
-embedding kept.
+"""The policy (`π_θ`): a Hugging Face vision-language model. Images and prompts in, hidden states
+out.
 
-Positions are computed here and passed along, never read from the model, so that two visitors cannot
+Positions are computed here and passed along, never read from the model, so that two requests cannot
 disturb each other through the state that Hugging Face models keep between calls.
 """
 
@@ -25,12 +25,15 @@ Mllm = Any
 
 @dataclass(frozen=True, eq=False)
 class VisualTokens:
-    """What the language model sees of a photo: `features` [N, D], N visual tokens.
+    """An image as the language model takes it.
 
-    `seen_size` is (height, width) in pixels of the picture that the vision tower was given. `grid`
-    int [1, 3] (frames, rows, columns of patches) where positions are two-dimensional (Qwen).
-    `deepstack`, where the tower also feeds the first layers of the language model (Qwen3-VL): one
-    [N, D] for each of them.
+    Attributes:
+        features: [N, D], N visual tokens.
+        image_size: (height, width) in pixels of the image that the vision tower was given.
+        grid: int [1, 3] (frames, rows, columns of patches) where positions are two-dimensional
+            (Qwen).
+        deepstack: where the tower also feeds the first layers of the language model (Qwen3-VL),
+            one [N, D] for each of them.
     """
 
     features: Tensor
@@ -40,11 +43,11 @@ class VisualTokens:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Everything that takes memory."""
+        """All tensors, to count their memory."""
         return [self.features, *self.deepstack]
 
     def to(self, device: torch.device | str) -> "VisualTokens":
-        """The same on another device."""
+        """Return a copy on another device."""
         grid = None if self.grid is None else self.grid.to(device)
         return VisualTokens(
             self.features.to(device),
@@ -64,12 +67,12 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The two things in which families of models differ: how a photo is seen, and where tokens
-    stand.
+    """The two things in which families of models differ: how they encode an image, and the
+    positions of its tokens.
 
-    `encode_image`: model, image processor, RGB photo, most visual tokens (None: as many as the image
-    processor makes) → `VisualTokens`. `positions`: model, ids [1, L],
-    is_image bool [1, L], `VisualTokens` → rope positions [..., 1, L].
+    `encode_image`: model, image processor, RGB image, most visual tokens (None: as many as the
+    image processor makes) → `VisualTokens`. `positions`: model, ids [1, L], is_image bool [1, L],
+    `VisualTokens` → rope positions [..., 1, L].
     """
 
     encode_image: Callable[[Mllm, Any, Image.Image, int | None], VisualTokens]
@@ -77,13 +80,13 @@ class Architecture:
 
 
 def _encode_image_qwen(
-    mllm: Mllm, image_processor: Any, photo: Image.Image, max_tokens: int | None
+    mllm: Mllm, image_processor: Any, image: Image.Image, max_tokens: int | None
 ) -> VisualTokens:
     patch, merge = image_processor.patch_size, image_processor.merge_size
     size = dict(image_processor.size)
     if max_tokens is not None:
         size["longest_edge"] = max_tokens * (patch * merge) ** 2
-    inputs = image_processor(images=[photo], return_tensors="pt", size=size)
+    inputs = image_processor(images=[image], return_tensors="pt", size=size)
     grid = inputs["image_grid_thw"]
     image_size = int(grid[0, 1]) * patch, int(grid[0, 2]) * patch
     pixels = inputs["pixel_values"].to(mllm.device, mllm.dtype)
@@ -98,20 +101,20 @@ def _positions_qwen(mllm: Mllm, ids: Tensor, is_image: Tensor, visual: VisualTok
 
 
 def _encode_image_llava(
-    mllm: Mllm, image_processor: Any, photo: Image.Image, max_tokens: int | None
+    mllm: Mllm, image_processor: Any, image: Image.Image, max_tokens: int | None
 ) -> VisualTokens:
-    inputs = image_processor(images=[photo], return_tensors="pt")
+    inputs = image_processor(images=[image], return_tensors="pt")
     pixels = inputs["pixel_values"].to(mllm.device, mllm.dtype)
     features = mllm.model.get_image_features(pixels).pooler_output[0]
     return VisualTokens(features, tuple(pixels.shape[-2:]))
 
 
 def _encode_image_internvl(
-    mllm: Mllm, image_processor: Any, photo: Image.Image, max_tokens: int | None
+    mllm: Mllm, image_processor: Any, image: Image.Image, max_tokens: int | None
 ) -> VisualTokens:
-    # as one picture: among tiles of it a token's number would not tell its place
+    # as one image: among tiles of it the index of a token would not tell its cell
     return _encode_image_llava(
-        mllm, partial(image_processor, crop_to_patches=False), photo, max_tokens
+        mllm, partial(image_processor, crop_to_patches=False), image, max_tokens
     )
 
 
@@ -144,20 +147,20 @@ def architecture(mllm: Mllm) -> Architecture:
 
 @torch.no_grad()
 def encode_image(
-    mllm: Mllm, image_processor: Any, photo: Image.Image, max_tokens: int | None = None
+    mllm: Mllm, image_processor: Any, image: Image.Image, max_tokens: int | None = None
 ) -> VisualTokens:
-    """Run the model's vision tower on an RGB photo that is already in the MLLM frame.
+    """Run the model's vision tower on an RGB image that is already in the MLLM frame.
 
-    `max_tokens` bounds the number of visual tokens, in models that take pictures of any size.
+    `max_tokens` bounds the number of visual tokens, in models that take images of any size.
     """
-    return architecture(mllm).encode_image(mllm, image_processor, photo, max_tokens)
+    return architecture(mllm).encode_image(mllm, image_processor, image, max_tokens)
 
 
 def embed_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens) -> tuple[Tensor, Tensor]:
-    """A prompt as the language model takes it.
+    """Embed a prompt with the visual tokens in their places.
 
     Returns:
-        embeddings [1, L, D] with the visual tokens put in, and rope positions ([3, 1, L] for Qwen,
+        embeddings [1, L, D], and rope positions ([3, 1, L] for Qwen,
         [1, L] for others).
     """
     tokens = torch.tensor([ids], device=mllm.device)
@@ -168,18 +171,19 @@ def embed_prompt(mllm: Mllm, ids: list[int], visual: VisualTokens) -> tuple[Tens
 
 
 _CHUNK_TOKENS = 1024
+"""A longer text is fed in parts, as attention takes memory for each pair of tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The beginning of a prompt, read once: what all questions about a photo share.
+    """The prefilled beginning of a prompt, which all instructions about a photo share.
 
     Attributes:
-        ids: its token ids; none where questions share nothing.
-        states: what each layer keeps of them.
-        next: the rope position of the token that follows.
-        axes: the shape of rope positions before their length.
-        picture: the places of the visual tokens.
+        ids: its token ids; none where instructions share nothing.
+        states: the cache of each layer.
+        next_position: the rope position of the token that follows.
+        position_axes: the shape of rope positions before their length.
+        image_span: the positions of the visual tokens.
     """
 
     ids: tuple[int, ...] = ()
@@ -190,19 +194,19 @@ class Prefix:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Everything that takes memory."""
+        """All tensors, to count their memory."""
         return [t for state in self.states for t in state]
 
     def to(self, device: torch.device | str) -> "Prefix":
-        """The same on another device."""
+        """Return a copy on another device."""
         return replace(self, states=tuple(tuple(t.to(device) for t in s) for s in self.states))
 
 
 class PromptSession:
-    """A prompt, read, and what is read after it; the cache makes every token cost one step only.
+    """A prompt in the language model's cache, and the tokens that are fed after it.
 
-    It starts behind a `Prefix`, which stays as it is. `last` [1, D] is the last hidden state,
-    after the final norm, at the last token read; `picture` are the places of the visual tokens.
+    It starts after a `Prefix`, which stays as it is. `last_hidden` [1, D] is the hidden state,
+    after the final norm, at the last token; `image_span` are the positions of the visual tokens.
     """
 
     last_hidden: Tensor
@@ -219,7 +223,7 @@ class PromptSession:
 
     @torch.no_grad()
     def prefill(self, ids: list[int], visual: VisualTokens) -> None:
-        """Read the tokens with which a prompt begins, the visual tokens among them."""
+        """Feed the tokens with which a prompt begins, the visual tokens among them."""
         embeddings, positions = embed_prompt(self._mllm, ids, visual)
         self._next_position, self._position_axes = (
             int(positions.max()) + 1,
@@ -227,23 +231,23 @@ class PromptSession:
         )
         image_id = self._mllm.config.image_token_id
         self.image_span = _image_span(ids, image_id)
-        extra = {}
+        deepstack = {}
         if visual.deepstack:
             is_image = torch.tensor([ids], device=self._mllm.device) == image_id
-            extra = {
+            deepstack = {
                 "visual_pos_masks": is_image,
                 "deepstack_visual_embeds": list(visual.deepstack),
             }
-        self.last_hidden = self._forward(embeddings, positions, **extra)[:, -1]
+        self.last_hidden = self._forward(embeddings, positions, **deepstack)[:, -1]
 
     @property
     def states(self) -> tuple[LayerState, ...]:
-        """What each layer keeps of what was read; it may change when this is read on."""
+        """The cache of each layer; it may change when more is fed."""
         return layer_states(self._cache)
 
     @property
     def length(self) -> int:
-        """How many tokens were read."""
+        """How many tokens were fed."""
         return self._cache.get_seq_length()
 
     @property
@@ -257,7 +261,7 @@ class PromptSession:
         return self._position_axes
 
     def fork(self) -> "PromptSession":
-        """What was read so far, to be read on by itself: neither reaches into the other."""
+        """Return a session that goes on from here by itself: neither changes the other."""
         prefix = Prefix((), self.states, self._next_position, self._position_axes, self.image_span)
         fork = PromptSession(self._mllm, prefix)
         fork.last_hidden = self.last_hidden
@@ -265,10 +269,7 @@ class PromptSession:
 
     @torch.no_grad()
     def feed(self, ids: list[int]) -> Tensor:
-        """Read on; last hidden states [n, D] at each of the n tokens.
-
-        Many tokens are read 1,024 at a time, so that attention takes memory for so many only.
-        """
+        """Feed n more tokens; return the last hidden states [n, D] at each of them."""
         parts = [ids[i : i + _CHUNK_TOKENS] for i in range(0, len(ids), _CHUNK_TOKENS)] or [ids]
         return torch.cat([self._feed_chunk(part) for part in parts])
 
@@ -284,7 +285,7 @@ class PromptSession:
 
     @torch.no_grad()
     def next_token(self) -> int:
-        """The token that greedy decoding writes next."""
+        """Return the token that greedy decoding writes next."""
         return argmax_tokens(self._mllm, self.last_hidden)[0]
 
     def _forward(self, embeddings: Tensor, positions: Tensor, **extra) -> Tensor:
@@ -294,8 +295,8 @@ class PromptSession:
 
 
 def prefill_prefix(mllm: Mllm, ids: list[int], visual: VisualTokens) -> Prefix:
-    """Read the tokens that all prompts about a photo begin with; nothing where the photo is not
-    among them."""
+    """Feed the tokens that all prompts about a photo begin with; an empty prefix where the photo is
+    not among them."""
     if mllm.config.image_token_id not in ids:
         return Prefix()
     session = PromptSession(mllm)
@@ -308,10 +309,10 @@ def prefill_prefix(mllm: Mllm, ids: list[int], visual: VisualTokens) -> Prefix:
 def prefill_prompt(
     mllm: Mllm, ids: list[int], visual: VisualTokens, prefix: Prefix
 ) -> PromptSession:
-    """A whole prompt, read and ready for a reply.
+    """Feed a whole prompt, ready for a reply.
 
-    It is read in two steps, always the same: its prefix, which may have been read long ago, and the
-    rest. So an answer does not depend on what was kept.
+    It is fed in two steps, always the same: its prefix, which may have been cached, and the rest.
+    In one step sums would be rounded otherwise, and an answer would depend on what was cached.
     """
     count = len(prefix.ids)
     if not count or tuple(ids[:count]) != prefix.ids:
@@ -324,7 +325,7 @@ def prefill_prompt(
 
 
 def _image_span(ids: list[int], image_id: int) -> slice:
-    """Where the visual tokens stand in a prompt; they stand side by side."""
+    """The positions of the visual tokens in a prompt; they stand side by side."""
     if image_id not in ids:
         return slice(0)
     start = ids.index(image_id)

@@ -1,5 +1,5 @@
-"""SAM as published, prompted by the boxes and points that a language model wrote: SAM by
-segment_anything, SAM 2.1 by transformers."""
+"""SAM as published, prompted by boxes and points: SAM by segment_anything, SAM 2.1 by
+transformers."""
 
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ class PromptedSam(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def embed(self, photo: Image.Image) -> tuple[Tensor, ...]:
-        """What it keeps of an RGB photo."""
+        """The image embedding of an RGB photo, one tensor a level."""
         ...
 
     def predict_mask(
@@ -37,7 +37,7 @@ class PromptedSam(Protocol):
         points: Points,
         photo_size: tuple[int, int],
     ) -> np.ndarray:
-        """The mask of what box and points show, bool [H, W] at the photo's size."""
+        """Predict the mask of what box and points show, bool [H, W] at the photo's size."""
         ...
 
 
@@ -134,7 +134,7 @@ class Sam2(nn.Module):
         if points:
             spots = torch.tensor(points, device=self.device) * squeeze
             prompts["input_points"] = spots[None, None]
-        seen = self.model(image_embeddings=list(embedding), multimask_output=False, **prompts)
-        mask_logits = seen.pred_masks[:, 0].float()
+        output = self.model(image_embeddings=list(embedding), multimask_output=False, **prompts)
+        mask_logits = output.pred_masks[:, 0].float()
         at_photo_size = F.interpolate(mask_logits, photo_size, mode="bilinear", align_corners=False)
         return at_photo_size[0, 0].cpu().numpy() > 0

@@ -35,17 +35,17 @@ names = handlers.Frame(**{f.name: f.name for f in dataclasses.fields(handlers.Fr
 page = handlers.Handlers(entry.server, names)
 from app.actions import AnswerActions
 from types import SimpleNamespace
-from coprs_core.prompts import sentences
+from coprs_core.prompts import split_sentences
 actions = AnswerActions(entry.server, page.gate)
 def change(value):
-    said = sentences(answered.result.reasoning)[0]
+    said = split_sentences(answered.result.reasoning)[0]
     return page.thought.edit_sentence(answered, (), SimpleNamespace(index=0, value=value, said=said))
 photo, words = "assets/examples/rain.png", "the thing that keeps the rain off"
 *_, last = page.answer(photo, words, None)
 answered = last["answer"]
 assert answered.result.outcome == "found" and spaces.CALLS[-1][0] != os.getpid()
 first = spaces.CALLS[-1][1]
-assert entry.server.engine.kept(answered.photo), "what was read inside is lost outside"
+assert entry.server.engine.cached_features(answered.photo), "what was read inside is lost outside"
 *_, again = page.answer(photo, "the largest thing", None)
 assert again["answer"].result.photo_reused and spaces.CALLS[-1][1] < first, "the photo was read twice"
 assert "the focus settles here" in actions.run_probe("sentences", answered)

@@ -157,8 +157,8 @@ def test_one_pass_focus_embedding_equals_a_second_full_forward(mini, found):
         mini.model.mllm,
         mini.focus.language.tokenizer.convert_tokens_to_ids("<REF_POS>"),
     )
-    reading = mini.focus.start_session(question.instruction, features)
-    steps = list(mini.focus.language.batch.generate(reading, focus_id, set(), 200))
+    session = mini.focus.start_session(question.instruction, features)
+    steps = list(mini.focus.language.batch.generate(session, focus_id, set(), 200))
     steps = steps[: [s.token for s in steps].index(focus_id) + 1]
     assert steps[-1].token == focus_id and all(s.focus_embedding is None for s in steps[:-1])
     whole = ids + [s.token for s in steps]
@@ -187,8 +187,8 @@ def test_the_stage_in_the_middle_gives_the_same_prior_and_mask(mini, found):
         len(ids),
     )
     focus_id = mini.focus.language.tokenizer.convert_tokens_to_ids("<REF_POS>")
-    reading = mini.focus.start_session(question.instruction, features)
-    written = mini.focus.language.batch.generate(reading, focus_id, set(), 200)
+    session = mini.focus.start_session(question.instruction, features)
+    written = mini.focus.language.batch.generate(session, focus_id, set(), 200)
     last = next(step for step in written if step.token == focus_id)
     side = mini.model.config.vision.side
     prior_logits, mask_logits = mini.model.focus(

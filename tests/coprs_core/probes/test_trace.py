@@ -107,11 +107,13 @@ def test_what_drew_nothing_agrees_with_nothing(found):
 def test_a_thought_ends_in_the_token_that_holds_its_full_stop_and_the_tag():
     """As models write it whose closing tag is no token of its own, such as Qwen2.5-VL."""
     pieces = ["I see", " two.", " It is", " the left", ".</", "think", ">", "<REF_POS>"]
-    language = SimpleNamespace(pieces_of=lambda ids: pieces, ids_of=lambda text: [90, 91, 92])
+    language = SimpleNamespace(
+        token_texts=lambda ids: pieces, encode_text=lambda text: [90, 91, 92]
+    )
     ids = list(range(8))
     found = sentences.split_sentences(language, ids, {7})
     assert found == [(2, "I see two."), (4, "It is the left.")]
-    focus = SimpleNamespace(language=language, focus_id=7, ends={7})
+    focus = SimpleNamespace(language=language, focus_id=7, thought_stop_ids={7})
     cut, own = sentences._closing_ids(focus, ids)
     assert (cut, own) == ([90, 91, 92, 7], [4, 5, 6, 7])  # the last look is the reply's own
 

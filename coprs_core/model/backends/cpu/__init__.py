@@ -1,1 +1,1 @@
-"""What makes a model quick and small without a GPU: `optimize` puts it on and takes it off."""
+"""What makes a model fast and small without a GPU: `optimize` applies it and undoes it."""

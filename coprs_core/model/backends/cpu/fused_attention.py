@@ -28,10 +28,10 @@ class FusedAttention(Attention):
         to_columns = torch.einsum("bnhwd,wkd->bnhwk", at, to_column).flatten(2, 3)
         row = torch.eye(rows, dtype=x.dtype, device=x.device).repeat_interleave(columns, 0)
         column = torch.eye(columns, dtype=x.dtype, device=x.device).repeat(rows, 1)
-        place = torch.cat([row, column], 1).expand(*k.shape[:2], -1, -1)
+        one_hot = torch.cat([row, column], 1).expand(*k.shape[:2], -1, -1)
         mixed = F.scaled_dot_product_attention(
             torch.cat([q * self.scale, to_rows, to_columns], -1),
-            torch.cat([k, place], -1),
+            torch.cat([k, one_hot], -1),
             F.pad(v, (0, rows + columns)),  # of one length, as the fused kernels want them
             scale=1.0,
         )

@@ -26,7 +26,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         rows, scale, _ = quantize_rows(layer.weight)
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("int8_weight", rows, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
         bias = None if layer.bias is None else layer.bias.detach()
         self.register_buffer("bias", bias, persistent=False)
@@ -61,8 +61,8 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def quantize_linears(model: nn.Module) -> None:
-    """Keep all linear layers of a model so, each in its place, one after the other; none of them
-    quantized before."""
+    """Replace all linear layers of a model by `Int8Linear`, one after the other, so that only one
+    is in memory twice; none of them may be quantized already."""
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear):

@@ -1,4 +1,4 @@
-"""All that makes a loaded model quick here, put on and taken off again."""
+"""Apply all optimizations for this machine to a loaded model, and undo them."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ from coprs_core.model.backends.cpu.output_layer import install_shortlist, remove
 
 
 def apply(model: nn.Module, int8: bool = False, shortlist: bool = False) -> None:
-    """Make a model quick, or a part of one, whose weights are in their place and precision.
+    """Optimize a model, or a part of one, whose weights are in their place and precision.
 
     Each optimization looks for the layers that it is for, and leaves all where the device has no
     need of it. Names in the state dict stay what they were, but for those of 8 bits and shortlist.

@@ -1,4 +1,4 @@
-"""The output layer on a CPU: which token is the likeliest, without reading all of its weights.
+"""The output layer on a CPU: its argmax, without reading all of its weights.
 
 In a small language model the output layer is a third of the bytes that one token costs, and on a
 CPU bytes are time. Its rows are kept once more in 8 bits. They give each token's logit but for an
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from coprs_core.model.backends.cpu.int8 import quantize_rows
 
 MIN_SHORTLISTED_WEIGHTS = 50_000_000
-"""A smaller layer is read as it is."""
+"""A smaller layer is read as a whole: too little would be saved."""
 LOGIT_ROUNDING = 2.0**-7
 """Of a logit in bfloat16, up or down, with the sums of the 8-bit product."""
 
@@ -23,7 +23,7 @@ LOGIT_ROUNDING = 2.0**-7
 class ShortlistedOutput(nn.Module):
     """A linear layer without a bias, whose highest output can be told from part of its weights.
 
-    Called, it is the layer. `argmax_tokens` gives the index of its highest output.
+    Called, it is the layer. `argmax` gives the index of its highest output.
     """
 
     int8_weight: Tensor
@@ -34,7 +34,7 @@ class ShortlistedOutput(nn.Module):
         super().__init__()
         self.layer = layer
         rows, scale, error = quantize_rows(layer.weight)
-        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("int8_weight", rows, persistent=False)
         self.register_buffer("scale", scale.to(layer.weight.dtype), persistent=False)
         self.register_buffer("error", error, persistent=False)
 
@@ -50,7 +50,7 @@ class ShortlistedOutput(nn.Module):
         near = torch._weight_int8pack_mm(hidden, self.int8_weight, self.scale)[0].float()
         margin = self.error * hidden.float().norm() + LOGIT_ROUNDING * near.abs()
         candidates = (near + margin >= (near - margin).max()).nonzero()[:, 0]
-        if not len(candidates):  # no numbers
+        if not len(candidates):  # NaN: no comparison holds
             return int(self.layer(hidden).argmax(-1))
         exact = nn.functional.linear(hidden, self.weight[candidates])
         return int(candidates[exact[0].argmax()])
@@ -80,7 +80,7 @@ def remove_shortlist(model: nn.Module) -> None:
 
 
 def argmax_tokens(mllm: Any, hidden: Tensor) -> list[int]:
-    """The token that a model finds likeliest after each hidden state of [B, D]."""
+    """The likeliest token after each hidden state of [B, D]."""
     layer = mllm.lm_head
     if isinstance(layer, ShortlistedOutput):
         return [layer.argmax(one) for one in hidden.split(1)]

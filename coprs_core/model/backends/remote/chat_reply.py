@@ -1,5 +1,5 @@
-"""What the events of OpenAI's chat protocol say, whichever server wrote them: the text of a reply,
-its end, or a reason why there is none."""
+"""Parse the events of OpenAI's chat protocol, whichever server wrote them: the text of a reply, its
+end, or a reason why there is none."""
 
 import json
 import re
@@ -9,20 +9,20 @@ from coprs_core.errors import Phrase
 from coprs_core.model.backends.remote.event_stream import DONE, RequestRefused
 
 MIN_KEY_LENGTH = 8
-"""A shorter key is none ("none", "EMPTY"), and may be a word of a reply."""
+"""A shorter key is a placeholder ("none", "EMPTY"), and may be a word of a reply."""
 _ERROR_REASONS = ("error", "abort")
-"""What servers write as the reason why a reply has ended, where it was not the reply's end."""
+"""Finish reasons of replies that did not end by themselves, as servers write them."""
 _LENGTH_REASONS = ("length", "max_tokens", "model_length", "max_length")
 _FILTER_REASONS = ("content_filter", "safety")
 _TOOL_REASONS = ("tool_calls", "function_call")
 _HTML_TITLE = re.compile(r"<title>([^<]*)", re.IGNORECASE)
 _MAX_ERROR_DEPTH = 6
-"""Servers put their reason into so many objects and lists at most."""
+"""Servers nest the reason of an error in so many objects and lists at most."""
 
 
 class InvalidReply(Exception):
-    """The events are no answer: the message says what the server did and what to do; `said` is its
-    own reason."""
+    """The events are no reply: the message says what the server did and what to do;
+    `server_reason` is its own reason."""
 
     def __init__(self, fault: str, server_reason: str = ""):
         super().__init__(fault)
@@ -37,14 +37,14 @@ CALLED_TOOL = Phrase("has a model that called a tool in place of an answer: serv
 
 
 class KeyRedactor:
-    """Text without a key, though it come in pieces."""
+    """Removes an API key from text, also where it comes in pieces."""
 
     def __init__(self, key: str):
         self._key, self._held = key if len(key) >= MIN_KEY_LENGTH else "", ""
 
     def feed(self, text: str) -> str:
-        """What can be shown after a further piece; what may be the beginning of the key is held
-        back."""
+        """Return what can be shown after a further piece; what may be the beginning of the key is
+        held back."""
         text = self.redact(self._held + text)
         longest = min(len(self._key) - 1, len(text))
         held = next((n for n in range(longest, 0, -1) if text.endswith(self._key[:n])), 0)
@@ -52,18 +52,24 @@ class KeyRedactor:
         return text[: len(text) - held]
 
     def flush(self) -> str:
-        """What was held back, at the end, where a reply may be cut off in the midst of the key."""
+        """Return what was held back, at the end; "…" where a reply may be cut off within the
+        key."""
         held, self._held = self._held, ""
         return held if len(held) < MIN_KEY_LENGTH else "…"
 
     def redact(self, text: str) -> str:
-        """A whole text."""
+        """Replace the key in a whole text."""
         return text.replace(self._key, "…") if self._key else text
 
 
 class ReplyAssembler:
-    """A reply, read event by event. `length`: its characters so far; `finish`: why it ended, as the
-    server says, in small letters."""
+    """Assembles a reply, event by event.
+
+    Attributes:
+        length: its characters so far.
+        finish_reason: why it ended, as the server says, in lower case.
+        is_over: whether no more events are needed.
+    """
 
     def __init__(self, max_characters: int, redactor: KeyRedactor):
         self.length, self.finish_reason, self.is_over = 0, "", False
@@ -73,15 +79,15 @@ class ReplyAssembler:
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether it ended for there were no more tokens."""
+        """Whether it ended because its tokens were used up."""
         return self.finish_reason in _LENGTH_REASONS
 
     def add(self, event: bytes) -> str:
-        """The text that an event adds, thoughts between <think> and </think>.
+        """Return the text that an event adds, thoughts between <think> and </think>.
 
         Raises:
-            Refused: the event is an error of the server's.
-            NoAnswer: it is nothing that the protocol knows.
+            RequestRefused: the event is an error of the server's.
+            InvalidReply: it is none of the protocol's.
         """
         if event == DONE:
             self._is_done = self.is_over = True
@@ -102,7 +108,7 @@ class ReplyAssembler:
         return self._redactor.feed(text)
 
     def end(self) -> str:
-        """The text that is left; raises `InvalidReply` where it has no right end."""
+        """Return the text that is left; raises `InvalidReply` where the reply did not end well."""
         if self.finish_reason in _FILTER_REASONS:
             raise InvalidReply(FILTERED)
         if self._refusal and not self._has_answer:
@@ -136,7 +142,7 @@ class ReplyAssembler:
 
 
 def _choices(event: bytes) -> list[dict[str, Any]]:
-    """The parts of an event that belong to the one reply that was asked for."""
+    """The choices of an event that belong to the one reply that was requested."""
     text = event.decode("utf-8", "replace")
     try:
         data = json.loads(text)
@@ -155,12 +161,12 @@ def _status(data: dict[str, Any]) -> int:
     """The HTTP status that an error in the midst of a stream stands for; 0 where it names none."""
     error = data.get("error")
     code = (error if isinstance(error, dict) else data).get("code")
-    is_one = isinstance(code, int | str) and re.fullmatch("[45][0-9][0-9]", str(code))
-    return int(code) if is_one else 0
+    is_status = isinstance(code, int | str) and re.fullmatch("[45][0-9][0-9]", str(code))
+    return int(code) if is_status else 0
 
 
 def _thought_and_answer(delta: dict[str, Any]) -> tuple[str, str]:
-    """What a piece of a reply adds to the thought and to the answer."""
+    """What a delta adds to the thought and to the answer."""
     thought = _join_content(delta.get("reasoning")) or _join_content(delta.get("reasoning_content"))
     content = delta.get("content")
     if isinstance(content, list):  # Mistral's thoughts are parts of it
@@ -178,7 +184,7 @@ def _join_content(content: Any) -> str:
 
 
 def _tool_name(delta: dict[str, Any]) -> str:
-    """The name of the tool that a piece of a reply calls; empty where it calls none."""
+    """The name of the tool that a delta calls; empty where it calls none."""
     calls = delta.get("tool_calls")
     call = calls[0] if isinstance(calls, list) and calls else delta
     function = (call.get("function") or call.get("function_call")) if isinstance(call, dict) else {}
@@ -187,8 +193,8 @@ def _tool_name(delta: dict[str, Any]) -> str:
 
 
 def parse_error(body: str) -> tuple[str, str]:
-    """What a server says of an error: its reason, from wherever servers put it, and the parameters
-    that it names; empty where there is nothing of the kind."""
+    """Find a server's reason for an error, wherever servers put it, and the parameter that it
+    names; empty where there is nothing of the kind."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
@@ -205,8 +211,8 @@ def _find_reason(data: Any, depth: int) -> str:
     if not isinstance(data, dict) or not depth:
         return ""
     if isinstance(data.get("loc"), list):  # as FastAPI checks what it is sent
-        place = ".".join(str(part) for part in data["loc"] if isinstance(part, int | str))
-        return f"{place}: {_find_reason(data.get('msg'), depth - 1)}"
+        location = ".".join(str(part) for part in data["loc"] if isinstance(part, int | str))
+        return f"{location}: {_find_reason(data.get('msg'), depth - 1)}"
     names = ("error", "errors", "message", "detail", "msg", "error_description", "title", "type")
     return next((r for r in (_find_reason(data.get(n), depth - 1) for n in names) if r), "")
 

@@ -1,5 +1,5 @@
-"""One question to a web server that is not trusted, and the events of its answer: bounded in
-bytes, neither compressed nor redirected, and given up at once when nobody waits for it any more.
+"""Server-sent events of one request to a web server that is not trusted: bounded in bytes, neither
+compressed nor redirected, and cancelled at once.
 
 The request is a task of an event loop in a thread of its own. Cancelling it ends it wherever it
 waits (for a connection, for a byte); closing a socket under a thread that reads from it does not.
@@ -19,19 +19,19 @@ import httpx2
 from coprs_core.errors import Phrase
 
 MAX_EVENT_BYTES = 1 << 20
-"""Of one event, or of a body that is none: a piece of a reply is a few hundred bytes, a reply of
-8,192 tokens in one piece some 50,000."""
+"""Of one event, or of a body that is none: a delta of a reply is a few hundred bytes, a reply of
+8,192 tokens in one event some 50,000."""
 MAX_ERROR_BYTES = 1 << 16
-"""Of what a server says about an error so much is read."""
+"""Of the body of an error."""
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.5
-"""So often whoever waits is asked whether they still do."""
+"""How often whoever waits gets a chance to stop."""
 
 DONE = b"[DONE]"
 """The data with which a server says that its answer is whole."""
 _OTHER_FIELDS = (b":", b"event:", b"id:", b"retry:")
 CONNECTION_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL, OSError)
-"""What ends a request that is not the server's answer."""
+"""What ends a request other than the server's answer."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Request:
 
 
 class RequestRefused(Exception):
-    """The server answered with a status of refusal: its `status`, what it `said` (text of at
-    most `MAX_ERROR_BYTES`), and where it sends elsewhere (`location`)."""
+    """The server answered with an HTTP status of refusal: its `status`, its `body` (text of at most
+    `MAX_ERROR_BYTES`), and the `location` of a redirect."""
 
     def __init__(self, status: int, body: str = "", location: str = ""):
         super().__init__(f"status {status}")
@@ -63,18 +63,19 @@ class RequestRefused(Exception):
 
 
 class UnacceptableResponse(Exception):
-    """The server sent what is not read; the message says what it did."""
+    """The server sent too much, or something compressed; the message says what it did."""
 
 
 def stream_events(request: Request) -> Generator[bytes | None, None, None]:
-    """The data of each event of the answer, `DONE` included; b"" once, before them, when the server
-    begins to answer, and None whenever nothing has come for `POLL_SECONDS`. A body that is no events
-    is given whole.
+    """Post a request; yield the data of each event of the answer, `DONE` included.
+
+    b"" comes once, before them, when the server begins to answer, and None whenever nothing has
+    come for `POLL_SECONDS`. A body that is no stream of events is given whole.
 
     Closing the generator ends the request.
 
     Raises:
-        Refused, OutOfBounds: as they say.
+        RequestRefused, UnacceptableResponse: as they say.
         one of `CONNECTION_ERRORS`: the connection failed.
     """
     received: queue.SimpleQueue[bytes | BaseException | None] = queue.SimpleQueue()
@@ -94,7 +95,7 @@ def stream_events(request: Request) -> Generator[bytes | None, None, None]:
                 raise event
             yield event
     finally:
-        with suppress(RuntimeError):  # it has ended by itself
+        with suppress(RuntimeError):  # the loop is closed: the request has ended by itself
             loop.call_soon_threadsafe(task.cancel)
 
 
@@ -106,7 +107,7 @@ def _run_loop(
     try:
         loop.run_until_complete(task)
         put(None)
-    except BaseException as problem:  # carried over to the thread that waits
+    except BaseException as problem:  # raised again in the thread that waits
         put(problem)
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
@@ -114,12 +115,12 @@ def _run_loop(
 
 
 async def _fetch(request: Request, put: Callable[[bytes], None]) -> None:
-    """Everything that `stream_events` gives, as it comes."""
+    """Send the request, and put every event as it comes."""
     headers = {
         "Authorization": f"Bearer {request.api_key}",
         "Content-Type": "application/json",
         "Accept": "text/event-stream, application/json",
-        "Accept-Encoding": "identity",  # a small body may be a large text
+        "Accept-Encoding": "identity",  # a small compressed body may be a huge text
     }
     async with (
         httpx2.AsyncClient(
@@ -127,7 +128,7 @@ async def _fetch(request: Request, put: Callable[[bytes], None]) -> None:
             proxy=request.proxy,
             trust_env=False,
             follow_redirects=False,
-            # whoever waits counts the seconds in which no answer comes, not those without a byte
+            # no read timeout: the caller counts the seconds without text, also while bytes come
             timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
         ) as client,
         client.stream("POST", request.url, content=request.body, headers=headers) as response,
@@ -152,7 +153,8 @@ async def _fetch(request: Request, put: Callable[[bytes], None]) -> None:
 
 
 async def _event_data(response: httpx2.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The data of each event, until [DONE] or the end; the whole body where it is no events."""
+    """Yield the data of each event, until [DONE] or the end; the whole body where it is no
+    stream of events."""
     data, body, is_stream = bytearray(), bytearray(), False
     async with aclosing(_lines(response, max_bytes)) as lines:
         async for line in lines:
@@ -179,8 +181,8 @@ async def _event_data(response: httpx2.Response, max_bytes: int) -> AsyncGenerat
 
 
 async def _lines(response: httpx2.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The lines of a body, as they come."""
-    line, total, mark = bytearray(), 0, codecs.BOM_UTF8
+    """Yield the lines of a body, as they come."""
+    line, total, bom = bytearray(), 0, codecs.BOM_UTF8
     async with aclosing(response.aiter_raw()) as chunks:
         async for chunk in chunks:
             total += len(chunk)
@@ -194,16 +196,16 @@ async def _lines(response: httpx2.Response, max_bytes: int) -> AsyncGenerator[by
                 )
             *ends, rest = chunk.split(b"\n")
             for end in ends:
-                yield bytes(line + end).removeprefix(mark).removesuffix(b"\r")
+                yield bytes(line + end).removeprefix(bom).removesuffix(b"\r")
                 line.clear()
-                mark = b""  # it stands before the first line alone
+                bom = b""  # only the first line may have one
             line += rest
             _check_event_size(len(line))
     yield bytes(line)
 
 
 async def _read_at_most(response: httpx2.Response, max_bytes: int) -> bytes:
-    """The first bytes of a body, which may have no end."""
+    """Read the first bytes of a body, which may have no end."""
     body = bytearray()
     async with aclosing(response.aiter_raw()) as chunks:
         async for chunk in chunks:

@@ -1,5 +1,5 @@
-"""The proxies that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, in either
-case), and what never goes through them."""
+"""The proxies of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, in either case),
+and what never goes through them."""
 
 import ipaddress
 import os
@@ -17,8 +17,8 @@ _LOCALHOST_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy through which an address is to be asked, as the environment gives it; None where
-    there is none, and for this machine always.
+    """The proxy for an address, by the environment; None where there is none, and always for this
+    machine.
 
     Raises `CoPRSError`: the proxy cannot be used, and what to do.
     """
@@ -33,15 +33,15 @@ def proxy_for(url: str) -> str | None:
 
 
 def check_proxies() -> None:
-    """For libraries that open a way through every proxy that is named, whether it is needed or
-    not. Raises `CoPRSError` where one cannot be used."""
+    """Raise `CoPRSError` where a proxy of the environment cannot be used: libraries fail on it
+    whether it is needed or not."""
     if "*" not in _no_proxy_hosts():
         for scheme, proxy in _proxies_by_scheme().items():
             _check_proxy(proxy, Phrase("unset {name}", name=f"{scheme.upper()}_PROXY"))
 
 
 def without_password(proxy: str) -> str:
-    """A proxy as messages name it: without its password."""
+    """A proxy's address for messages, without user and password."""
     scheme, _, rest = proxy.partition("://")
     return truncate(f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}")
 
@@ -64,10 +64,10 @@ def is_localhost(host: str) -> bool:
 
 @contextmanager
 def bypass_proxies() -> Generator[None, None, None]:
-    """Inside, nothing that reads the environment goes through a proxy.
+    """Let nothing that reads the environment, inside, go through a proxy.
 
-    For what asks this machine alone. Proxies are not even looked at, as one whose library is
-    missing would be an error.
+    For requests to this machine alone: a proxy whose library is missing would be an error even
+    where it is not used.
     """
     before = os.environ.get("no_proxy")
     os.environ["no_proxy"] = "*"  # the lower case wins over the upper
@@ -80,9 +80,9 @@ def bypass_proxies() -> Generator[None, None, None]:
 
 
 def _proxies_by_scheme() -> dict[str, str]:
-    """The proxies by what they are for: http, https, all."""
-    found = {scheme: getproxies().get(scheme, "") for scheme in ("http", "https", "all")}
-    return {s: p if "://" in p else f"http://{p}" for s, p in found.items() if p}
+    """The proxies by scheme: http, https, all."""
+    proxies = {scheme: getproxies().get(scheme, "") for scheme in ("http", "https", "all")}
+    return {s: p if "://" in p else f"http://{p}" for s, p in proxies.items() if p}
 
 
 def _no_proxy_hosts() -> list[str]:
@@ -90,8 +90,8 @@ def _no_proxy_hosts() -> list[str]:
 
 
 def _matches_no_proxy(host: str) -> bool:
-    """Whether NO_PROXY excepts a host in a way that Python does not know: as one of a network, such
-    as 192.168.0.0/16, or as any."""
+    """Whether NO_PROXY names a host in a way that Python does not know: by a network, such as
+    192.168.0.0/16, or by *."""
     if "*" in _no_proxy_hosts():
         return True
     with suppress(ValueError):

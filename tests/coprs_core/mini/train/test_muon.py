@@ -25,7 +25,7 @@ def test_steps_are_those_of_the_library(monkeypatch):
     options = {"weight_decay": 0.03, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
     shapes = [(32, 16), (16, 32), (32, 16), (24, 24)]
     for is_half in (True, False):
-        monkeypatch.setattr(muon, "computes_in_bfloat16", lambda _, is_half=is_half: is_half)
+        monkeypatch.setattr(muon, "has_native_bfloat16", lambda _, is_half=is_half: is_half)
         ends = []
         for kind in (torch.optim.Muon, muon.Muon):
             torch.manual_seed(1)

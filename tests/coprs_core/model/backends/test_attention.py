@@ -39,7 +39,7 @@ def language_of(make, tmp_path) -> LanguageModel:
     return LanguageModel(mllm, tiny.TOKENIZER, load_image_processor(folder))
 
 
-def reading_of(language: LanguageModel, seed: int = 1):
+def session_of(language: LanguageModel, seed: int = 1):
     photo = open_photo(draw_scene(seed).image).image.resize((112, 84))
     visual = language.encode_image(photo)
     return language.start_session(
@@ -50,12 +50,12 @@ def reading_of(language: LanguageModel, seed: int = 1):
 @pytest.mark.parametrize("make", MODELS)
 def test_observed_the_model_computes_the_same(make, tmp_path):
     language = language_of(make, tmp_path)
-    plain, seen = reading_of(language), reading_of(language)
-    looks = AttentionTrace(grid_of(language))
+    plain, seen = session_of(language), session_of(language)
+    trace = AttentionTrace(grid_of(language))
     for word in WORDS:
-        expected, got = plain.feed([word]), looks.feed(seen, [word])
+        expected, got = plain.feed([word]), trace.feed(seen, [word])
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
-    assert len(looks) == len(WORDS)
+    assert len(trace) == len(WORDS)
 
 
 def grid_of(language: LanguageModel) -> tuple[int, int]:
@@ -68,10 +68,10 @@ def test_what_is_observed_is_the_attention_itself(make, tmp_path):
     """The weights of transformers' own eager attention, layer by layer, head by head."""
     language = language_of(make, tmp_path)
     text = language.mllm.model.language_model
-    reading = reading_of(language)
-    with record_attention([reading.image_span]) as seen:
-        reading.feed(WORDS[:1])
-    eager = reading_of(language)
+    session = session_of(language)
+    with record_attention([session.image_span]) as seen:
+        session.feed(WORDS[:1])
+    eager = session_of(language)
     text.config._attn_implementation = "eager"
     weights = []
     hooks = [
@@ -92,7 +92,7 @@ def test_what_is_observed_is_the_attention_itself(make, tmp_path):
 @pytest.mark.parametrize("make", MODELS)
 def test_words_read_together_look_as_words_read_one_by_one(make, tmp_path):
     language = language_of(make, tmp_path)
-    one, together = reading_of(language), reading_of(language)
+    one, together = session_of(language), session_of(language)
     apart, at_once = AttentionTrace(grid_of(language)), AttentionTrace(grid_of(language))
     hidden = torch.cat([apart.feed(one, [word]) for word in WORDS])
     torch.testing.assert_close(at_once.feed(together, WORDS), hidden, atol=1e-4, rtol=1e-4)
@@ -107,10 +107,10 @@ def test_two_visitors_do_not_see_each_others_attention(tmp_path):
     seen = {}
 
     def visit(seed: int) -> None:
-        looks, reading = AttentionTrace(grid_of(language)), reading_of(language, seed)
+        trace, session = AttentionTrace(grid_of(language)), session_of(language, seed)
         for word in WORDS * 3:
-            looks.feed(reading, [word])
-        seen[seed] = (len(looks), looks.attention_map([5], [1]))
+            trace.feed(session, [word])
+        seen[seed] = (len(trace), trace.attention_map([5], [1]))
 
     alone = {}
     for seed in (1, 2):
@@ -128,13 +128,13 @@ def test_two_visitors_do_not_see_each_others_attention(tmp_path):
 
 def test_a_long_reply_keeps_its_last_words(monkeypatch):
     monkeypatch.setattr("coprs_core.model.backends.attention.MAX_BYTES", 5 * 4 * 6 * 2)
-    looks = AttentionTrace((2, 3))
+    trace = AttentionTrace((2, 3))
     for i in range(9):
-        looks.add(torch.full((1, 4, 6), float(i)).half())
-    assert len(looks) == 9
-    assert looks.attention_map([8], [0]).max() == 8 and looks.attention_map([4], [0]).max() == 4
-    assert looks.attention_map([3], [0]).max() == 0  # gone
-    assert looks.attention_map([], [0]).shape == (2, 3)
+        trace.add(torch.full((1, 4, 6), float(i)).half())
+    assert len(trace) == 9
+    assert trace.attention_map([8], [0]).max() == 8 and trace.attention_map([4], [0]).max() == 4
+    assert trace.attention_map([3], [0]).max() == 0  # gone
+    assert trace.attention_map([], [0]).shape == (2, 3)
 
 
 def test_a_long_reply_is_read_once_more_by_the_chosen_heads(tmp_path, monkeypatch):
@@ -144,13 +144,13 @@ def test_a_long_reply_is_read_once_more_by_the_chosen_heads(tmp_path, monkeypatc
     photo = draw_scene(1).image
     result = engine.segment(photo, "it", 40)
     whole = compute_reply_attention(engine, photo, result, "words")
-    one_word = whole.trace._kept[-1].nbytes
+    one_word = whole.trace._weights[-1].nbytes
     monkeypatch.setattr("coprs_core.model.backends.attention.MAX_BYTES", 30 * one_word)
     cut = compute_reply_attention(engine, photo, result, "words")
     assert len(cut.trace) == len(result.reply_ids) > 30 and not cut.trace.is_truncated
     assert cut.trace.num_heads == whole.trace.num_heads
     for word in (0, len(result.reply_ids) - 1):
-        seen = whole.trace.map([word], cut.heads)
+        seen = whole.trace.attention_map([word], cut.heads)
         assert seen.max() > 0
         np.testing.assert_allclose(cut.attention_map([word]), seen, atol=1e-4)
 
@@ -164,11 +164,11 @@ def test_heads_that_look_everywhere_or_at_one_spot_tell_no_place():
     places = torch.randint(cells, (words,), generator=generator)
     weights[torch.arange(words), 2, places] = 0.8  # where the word is
     weights[torch.arange(words), 3, places] = 0.01  # the same, and nearly nothing of it
-    looks = AttentionTrace((3, 4))
-    looks.add(weights.half())
-    assert looks.localization_heads(1) == [2]
-    assert looks.localization_heads(9)[-1] == 3 and len(looks.localization_heads(9)) == 4
-    prior = attention_to_prior(looks.attention_map([3], [2]), (30, 40))
+    trace = AttentionTrace((3, 4))
+    trace.add(weights.half())
+    assert trace.localization_heads(1) == [2]
+    assert trace.localization_heads(9)[-1] == 3 and len(trace.localization_heads(9)) == 4
+    prior = attention_to_prior(trace.attention_map([3], [2]), (30, 40))
     assert prior.shape == (30, 40) and prior.max() == pytest.approx(1) and prior.min() == 0
     row, column = divmod(int(places[3]), 4)
     assert prior[row * 10 + 5, column * 10 + 5] > 0.9
@@ -186,18 +186,18 @@ def localized(mini, count: int) -> tuple[list[bool], list[bool]]:
         if question.target is None:
             continue
         features = mini.read(open_photo(scene.image))
-        reading = focus.start_session(question.instruction, features)
-        looks = language.new_attention_trace(features.visual)
-        ids = [s.token for s in language.generate(reading, focus.focus_id, 160, looks)]
+        session = focus.start_session(question.instruction, features)
+        trace = language.new_attention_trace(features.visual)
+        ids = [s.token for s in language.generate(session, focus.focus_id, 160, trace)]
         if ids[-1] != focus.focus_id:
             continue
-        heads, mask = looks.localization_heads(), scene.mask(question.target)
-        at_token.append(brightest_is_on(looks.attention_map([len(ids) - 1], heads), mask))
+        heads, mask = trace.localization_heads(), scene.mask(question.target)
+        at_token.append(brightest_is_on(trace.attention_map([len(ids) - 1], heads), mask))
         for i, piece in enumerate(language.token_texts(ids)):
             named = [j for j, thing in enumerate(scene.things) if thing.kind == piece.strip()]
             if len(named) == 1:
                 at_word.append(
-                    brightest_is_on(looks.attention_map([i], heads), scene.mask(named[0]))
+                    brightest_is_on(trace.attention_map([i], heads), scene.mask(named[0]))
                 )
     return at_token, at_word
 
@@ -382,9 +382,9 @@ def test_the_looks_seen_while_writing_are_those_read_again(mini, found):
     scene, question, result = found
     focus, language = mini.segmenter, mini.segmenter.language
     features = mini.read(open_photo(scene.image))
-    looks = AttentionTrace(features.visual.grid_size(language.mllm))
-    reading = focus.start_session(question.instruction, features)
-    ids = [s.token for s in language.generate(reading, focus.focus_id, 160, looks)]
+    trace = AttentionTrace(features.visual.grid_size(language.mllm))
+    session = focus.start_session(question.instruction, features)
+    ids = [s.token for s in language.generate(session, focus.focus_id, 160, trace)]
     assert tuple(ids) == result.reply_ids
     finding = attention.run(mini, scene.image, result)
-    assert set(looks.localization_heads()) == set(finding.heads)
+    assert set(trace.localization_heads()) == set(finding.heads)

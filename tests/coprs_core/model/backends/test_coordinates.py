@@ -179,9 +179,9 @@ def _numbered(piece: str, characters: int) -> str:
 
 
 READERS = {
-    "read_answer": lambda text: parse_coordinates(text, SEEN, PHOTO),
-    "breaks_off": is_coordinate_list_cut_off,
-    "words_of_numbers": lambda text: coordinate_token_indices(tuple(text), 4),
+    "parse_coordinates": lambda text: parse_coordinates(text, SEEN, PHOTO),
+    "is_coordinate_list_cut_off": is_coordinate_list_cut_off,
+    "coordinate_token_indices": lambda text: coordinate_token_indices(tuple(text), 4),
     "parse_reply": parse_reply,
     "form": lambda text: (format_score(text), is_well_formed(text), format_score(text, 2)),
     "sentences": lambda text: replace_sentence(f"{text} a", len(sentences_of(text)) // 2, "b"),
@@ -332,12 +332,12 @@ def writes(monkeypatch, engine, reply: str, finished: bool = True) -> None:
     ids = engine.segmenter.language.tokenizer(reply, add_special_tokens=False).input_ids
     ids = [*ids, engine.segmenter.language.tokenizer.eos_token_id] if finished else ids
 
-    def write(batch, reading, focus_id, stop_ids, max_new_tokens, looks=None):
+    def write(batch, session, focus_id, stop_ids, max_new_tokens, trace=None):
         """Those words, really read by the model one after the other."""
         for token in ids:
             yield Step(token)
             if token not in stop_ids:
-                looks.feed(reading, [token])
+                trace.feed(session, [token])
 
     monkeypatch.setattr(ContinuousBatch, "generate", write)
 
@@ -633,14 +633,14 @@ def test_sentence_by_sentence_it_is_where_their_words_looked(qwen3, monkeypatch)
     found = sentences.run(qwen3, photo, result)
     assert [v.text for v in found.views[:2]] == ["I see two.", "It is the left one."]
     assert found.views[-1].text == '[{"bbox_2d": [100, 250, 500, 750]}]'
-    looks = attention.run(qwen3, photo, result).sentences
-    for view, look in zip(found.views, looks, strict=True):
+    trace = attention.run(qwen3, photo, result).sentences
+    for view, look in zip(found.views, trace, strict=True):
         assert view.prior_kind == "attention" and not view.trained
         assert view.share == look.share and np.array_equal(view.mask, result.mask)
         assert view.prior.shape == result.photo_size and view.prior.max() <= 1
     assert np.array_equal(found.views[-1].prior, result.prior)
     assert found.views[-1].iou == result.prior_iou
-    assert found.to_dict()["sentences"][0]["share"] == looks[0].share
+    assert found.to_dict()["sentences"][0]["share"] == trace[0].share
 
 
 def test_a_words_look_is_its_attention(qwen3, monkeypatch):
@@ -654,9 +654,9 @@ def test_a_words_look_is_its_attention(qwen3, monkeypatch):
     assert view.text == pieces[number] and view.prior_kind == "attention" and 0 < view.share <= 1
     other = words.focus_of_word(qwen3, photo, result, 0).view
     assert not np.array_equal(view.prior, other.prior)
-    looks = compute_reply_attention(qwen3, photo, result, "x").trace
+    trace = compute_reply_attention(qwen3, photo, result, "x").trace
     assert view.share == pytest.approx(
-        float(looks.attention_map([number], looks.localization_heads()).sum())
+        float(trace.attention_map([number], trace.localization_heads()).sum())
     )
 
 

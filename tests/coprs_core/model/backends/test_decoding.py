@@ -55,10 +55,10 @@ def read(language, number: int) -> PromptSession:
 
 def plain(language, number: int, count: int) -> list[int]:
     """Greedy decoding without any batch: the loop of a textbook."""
-    reading, written = read(language, number), []
+    session, written = read(language, number), []
     for _ in range(count):
-        written.append(reading.next_token())
-        reading.feed(written[-1:])
+        written.append(session.next_token())
+        session.feed(written[-1:])
     return written
 
 
@@ -102,19 +102,19 @@ def test_greedy_decoding_is_the_librarys_own_token_by_token(language):
 
 
 def test_one_alone_is_bit_for_bit_what_it_was(language):
-    batch, reading, plain_reading = (
+    batch, session, plain_session = (
         ContinuousBatch(language.mllm),
         read(language, 1),
         read(language, 1),
     )
     states = []
-    for step in batch.generate(reading, None, set(), 12):
-        assert step.token == plain_reading.next_token()
-        states.append(plain_reading.feed([step.token]))
-    (last,) = tokens(batch.generate(reading, None, set(), 1))  # the reading is as it was
+    for step in batch.generate(session, None, set(), 12):
+        assert step.token == plain_session.next_token()
+        states.append(plain_session.feed([step.token]))
+    (last,) = tokens(batch.generate(session, None, set(), 1))  # the reading is as it was
     assert last == read(language, 1).next_token()
     focus = plain(language, 1, 3)[2]
-    found = next(step for step in batch.generate(reading, focus, set(), 12) if step.token == focus)
+    found = next(step for step in batch.generate(session, focus, set(), 12) if step.token == focus)
     assert torch.equal(found.focus_embedding, states[2]) or focus in plain(language, 1, 2)
 
 
@@ -151,7 +151,7 @@ def test_one_joins_between_two_steps_and_another_leaves(language):
 def test_a_reply_without_memory_to_join_disturbs_no_other(language, monkeypatch):
     """Whichever piece of memory it was that could not be had, up to some in the step itself."""
     batch, alone = ContinuousBatch(language.mllm), [plain(language, n, 10) for n in range(2)]
-    reading = read(language, 1)
+    session = read(language, 1)
 
     @contextmanager
     def memory_for(pieces):
@@ -172,11 +172,11 @@ def test_a_reply_without_memory_to_join_disturbs_no_other(language, monkeypatch)
         first = batch.generate(read(language, 0), None, set(), 10)
         got = [next(first).token]
         with memory_for(pieces), pytest.raises(torch.OutOfMemoryError):
-            tokens(batch.generate(reading, None, set(), 10))
+            tokens(batch.generate(session, None, set(), 10))
         assert len(batch) == 1 and got + tokens(first) == alone[0]
         with memory_for(pieces), pytest.raises(torch.OutOfMemoryError):  # it would be the only one
-            tokens(batch.generate(reading, None, set(), 10))
-        assert batch._slots == [] and tokens(batch.generate(reading, None, set(), 10)) == alone[1]
+            tokens(batch.generate(session, None, set(), 10))
+        assert batch._slots == [] and tokens(batch.generate(session, None, set(), 10)) == alone[1]
 
 
 def test_a_step_that_fails_behind_the_model_is_taken_again(language, monkeypatch):
@@ -188,7 +188,7 @@ def test_a_step_that_fails_behind_the_model_is_taken_again(language, monkeypatch
         def fails(*_):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        patch.setattr(decoding, "likeliest", fails)
+        patch.setattr(decoding, "argmax_tokens", fails)
         with pytest.raises(torch.OutOfMemoryError):
             next(first)
     assert len(batch) == 1 and got[1] + tokens(second) == alone[1]
@@ -226,20 +226,20 @@ def test_many_threads_each_get_their_own(language):
 
 
 def test_what_is_attended_to_is_each_ones_own(language):
-    batch, looks = ContinuousBatch(language.mllm), []
+    batch, trace = ContinuousBatch(language.mllm), []
     grid = (1, 1)
     for number in range(3):
         alone = AttentionTrace(grid)
         list(batch.generate(read(language, number), None, set(), 6, alone))
-        looks.append(alone)
+        trace.append(alone)
     together = [AttentionTrace(grid) for _ in range(3)]
     rows = [batch.generate(read(language, n), None, set(), 6, together[n]) for n in range(3)]
     for _ in range(6):
         for row in rows:
             next(row)
-    for one, other in zip(looks, together, strict=True):
+    for one, other in zip(trace, together, strict=True):
         assert len(one) == len(other) == 5
-        for a, b in zip(one._kept, other._kept, strict=True):
+        for a, b in zip(one._weights, other._weights, strict=True):
             torch.testing.assert_close(a.float(), b.float(), atol=2e-3, rtol=2e-2)
 
 
@@ -247,15 +247,15 @@ def scripted(monkeypatch, script: list[int]) -> ContinuousBatch:
     """A batch whose model finds the tokens of a script likeliest, one after the other."""
     language = LanguageModel(tiny.qwen(), tiny.TOKENIZER, None)
     said = iter(script)
-    monkeypatch.setattr(decoding, "likeliest", lambda _, hidden: [next(said) for _ in hidden])
+    monkeypatch.setattr(decoding, "argmax_tokens", lambda _, hidden: [next(said) for _ in hidden])
     monkeypatch.setattr(PromptSession, "next_token", lambda self: next(said))
     return ContinuousBatch(language.mllm)
 
 
 def begun(batch) -> PromptSession:
-    reading = PromptSession(batch._mllm, Prefix(position_axes=(3, 1)))
-    reading.feed([5, 6, 8])
-    return reading
+    session = PromptSession(batch._mllm, Prefix(position_axes=(3, 1)))
+    session.feed([5, 6, 8])
+    return session
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_a_reply_of_several_focus_tokens_has_a_region_for_each(fresh, monkeypatc
     language = fresh.focus.language
     reply = "<think>Those are two.</think>They are here: top left <REF_POS> bottom right <REF_POS>"
     ids = iter([*language.encode_text(reply), *[language.tokenizer.eos_token_id] * 2])
-    monkeypatch.setattr(decoding, "likeliest", lambda _, hidden: [next(ids) for _ in hidden])
+    monkeypatch.setattr(decoding, "argmax_tokens", lambda _, hidden: [next(ids) for _ in hidden])
     monkeypatch.setattr(PromptSession, "next_token", lambda self: next(ids))
     example = next(open_dataset("scenes").examples(0, 1))
     result = fresh.segment(example.photo, "the two birds")
@@ -373,8 +373,8 @@ def test_a_small_step_is_taken_in_one_thread(language, monkeypatch, rows, expect
     monkeypatch.setattr(decoding, "MIN_MULTITHREADED_PRODUCTS", 2 * weights)
     torch.set_num_threads(2)
     try:
-        batch, reading = ContinuousBatch(language.mllm), read(language, 1)
-        running = [batch.generate(reading, None, set(), 8) for _ in range(rows)]
+        batch, session = ContinuousBatch(language.mllm), read(language, 1)
+        running = [batch.generate(session, None, set(), 8) for _ in range(rows)]
         for steps in running:
             next(steps)
         counted.clear()

@@ -36,8 +36,8 @@ def read(engine, words="the largest thing"):
 
 
 def test_from_prompt_to_focus_embedding_to_mask(engine):
-    photo, features, _, reading = read(engine)
-    embedding = reading.feed([engine.focus.focus_id])[-1:]
+    photo, features, _, session = read(engine)
+    embedding = session.feed([engine.focus.focus_id])[-1:]
     prior, mask = engine.focus.prior_and_mask(embedding, features)
     assert embedding.shape == (1, tiny.WIDTH) and prior.shape == mask.shape == photo.size
     assert prior.std() > 0 and mask.dtype == bool
@@ -48,9 +48,9 @@ def test_from_prompt_to_focus_embedding_to_mask(engine):
 @torch.no_grad()
 def test_one_pass_equals_the_models_own_forward(engine):
     """Hugging Face's own forward over prompt and reply, photo included, is the second opinion."""
-    photo, _, ids, reading = read(engine)
-    written = [s.token for s in engine.focus.language.batch.generate(reading, None, set(), 5)]
-    embedding = reading.feed([*written, engine.focus.focus_id])[-1:]
+    photo, _, ids, session = read(engine)
+    written = [s.token for s in engine.focus.language.batch.generate(session, None, set(), 5)]
+    embedding = session.feed([*written, engine.focus.focus_id])[-1:]
     mllm = engine.model.mllm
     tokens = torch.tensor([[*ids, *written, engine.focus.focus_id]])
     seen = to_mllm_frame(photo.image, engine.model.config.mllm_pixels)
@@ -76,8 +76,8 @@ def test_what_a_photo_begins_with_is_read_once_and_changes_no_bit(engine):
         kept = engine.focus.start_session(words, features)
         assert fed == [len(engine.focus.encode_prompt(words, features)) - count]
         anew = engine.focus.start_session(words, engine.focus.encode_photo(photo))
-        for reading in (kept, anew):  # what is read on does not reach into what is kept
-            reading.feed([40, 41])
+        for session in (kept, anew):  # what is read on does not reach into what is kept
+            session.feed([40, 41])
         assert torch.equal(kept.last_hidden, anew.last_hidden)
         assert all(torch.equal(a, b) for a, b in zip(before, prefix.tensors, strict=True))
         fed.clear()
@@ -85,19 +85,19 @@ def test_what_a_photo_begins_with_is_read_once_and_changes_no_bit(engine):
 
 
 def test_what_is_read_on_aside_leaves_what_was_read_as_it_was(engine):
-    reading = read(engine)[3]
+    session = read(engine)[3]
     for word in range(40, 44):
-        aside = reading.fork()
+        aside = session.fork()
         hidden = aside.feed([word, 300, 301])
-        reading.fork().feed([302])
-        assert torch.equal(reading.fork().feed([word, 300, 301]), hidden)
+        session.fork().feed([302])
+        assert torch.equal(session.fork().feed([word, 300, 301]), hidden)
         assert (
-            aside.length == reading.length + 3 and aside.next_position == reading.next_position + 3
+            aside.length == session.length + 3 and aside.next_position == session.next_position + 3
         )
-        reading.feed([word])
+        session.feed([word])
     anew = read(engine)[3]
     states = torch.cat([anew.feed([word]) for word in range(40, 44)])
-    assert torch.equal(reading.last_hidden, states[-1:])
+    assert torch.equal(session.last_hidden, states[-1:])
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ def test_packing_replaces_linear_layers_and_nothing_else():
 def test_the_language_model_alone_is_packed_where_the_cpu_is_slow(
     tmp_path, monkeypatch, make, dtype
 ):
-    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(plan, "has_native_bfloat16", lambda device: False)
     mllm = make()
     (tmp_path / "checkpoint").mkdir()
     folder = tiny.save_checkpoint_by_hand(tmp_path / "checkpoint", tiny.coprs(mllm))
@@ -77,7 +77,7 @@ def test_the_language_model_alone_is_packed_where_the_cpu_is_slow(
 
 
 def test_the_miniature_in_8_bits_answers_as_it_does_in_16(monkeypatch):
-    monkeypatch.setattr(plan, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(plan, "has_native_bfloat16", lambda device: False)
     eight = load("mini", device="cpu", dtype="bf16", quantization="int8")
     sixteen = load("mini", device="cpu", dtype="bf16")
     assert any(isinstance(m, Int8Linear) for m in eight.model.modules())

@@ -99,7 +99,7 @@ WITHOUT_END = {
 def test_what_is_no_answer_is_waited_for_so_long_and_no_longer(chat, asked, clock, way):
     chat.act, clock.step = WITHOUT_END[way], 0.6
     with pytest.raises(CoPRSError, match="sent nothing for 1 s that belongs to an answer"):
-        told(replace(asked, seconds=1.0))
+        told(replace(asked, quiet_seconds=1.0))
     assert "silence" in way or chat.left.wait(PATIENCE)  # the request has ended
 
 
@@ -110,7 +110,7 @@ def test_after_the_first_piece_each_next_one_is_waited_for_as_long(chat, asked, 
         for_ever(b": ping\n\n")(handler, question)
 
     chat.act = act
-    steps = replace(asked, seconds=1.0).stream_reply(PICTURE, "Where?", 50)
+    steps = replace(asked, quiet_seconds=1.0).stream_reply(PICTURE, "Where?", 50)
     assert next(step.text for step in steps if step.text) == "A "
     clock.step = 0.6
     with pytest.raises(CoPRSError, match="sent nothing for 1 s that belongs to an answer"):
@@ -129,7 +129,7 @@ def test_an_answer_that_drips_for_ever_has_an_end(chat, asked, clock, monkeypatc
 
     chat.act = act
     with pytest.raises(CoPRSError, match="has not ended its answer after"):
-        told(replace(asked, seconds=1.0))
+        told(replace(asked, quiet_seconds=1.0))
     assert chat.left.wait(PATIENCE)
 
 
@@ -144,7 +144,7 @@ def test_whoever_waits_can_stop_and_the_request_ends(chat, asked, way):
 
 def test_seconds_in_which_nobody_waits_are_not_counted(chat, asked, clock):
     chat.act = answers("A ", "hat.")
-    steps = replace(asked, seconds=1.0).stream_reply(PICTURE, "Where?", 50)
+    steps = replace(asked, quiet_seconds=1.0).stream_reply(PICTURE, "Where?", 50)
     text = next(step.text for step in steps if step.text)
     clock.now += 1000
     assert text + "".join(step.text for step in steps) == "A hat."

@@ -446,7 +446,7 @@ def test_it_reads_the_picture_and_the_words_that_are_sent(served, sam):
     here = load(str(folder), device="cpu", sam=sam).segmenter
     visual = here.language.encode_image(sent)  # as many tokens as its image processor makes
     prefix = here.language.prefill_prefix(here.template, visual)
-    reading = here.language.start_session(here.template, "the red thing", visual, prefix)
-    steps = here.language.generate(reading, None, 12)
+    session = here.language.start_session(here.template, "the red thing", visual, prefix)
+    steps = here.language.generate(session, None, 12)
     thought = theirs.removeprefix("<think>").removesuffix("</think>")
     assert thought.strip() == "".join(w.text for w in steps).strip() != ""
