@@ -640,7 +640,7 @@ def test_nothing_is_read_ahead_where_somebody_waits_or_seconds_are_counted(mini,
     with page_handlers.server.reserved(open_photo(photo).pixels):
         assert ahead(page_handlers, photo) == []
     borrowed = Handlers(ModelServer(Engine(mini.checkpoint), CPU, worker=lambda w: w), NAMES)
-    borrowed.begin()
+    borrowed.reset()
     assert ahead(borrowed, photo) == []
 
 
