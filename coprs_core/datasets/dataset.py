@@ -7,7 +7,7 @@ from pathlib import Path
 from coprs_core.errors import CoPRSError, first_line, from_os_error
 from coprs_core.example import Example, Tag
 
-THINGS: dict[str, tuple[str, Tag]] = {
+TARGET_COUNT_GROUPS: dict[str, tuple[str, Tag]] = {
     "one thing": ("things", "one"),
     "several": ("things", "several"),
     "nothing there": ("things", "none"),
@@ -15,7 +15,7 @@ THINGS: dict[str, tuple[str, Tag]] = {
 """Groups of a data set whose items mean one thing, several, or none."""
 
 
-def things(count: int) -> str:
+def target_count_tag(count: int) -> str:
     """The tag of an item that means so many things."""
     return "one" if count == 1 else "several" if count else "none"
 

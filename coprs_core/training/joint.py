@@ -27,13 +27,13 @@ from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import FOCUS_TOKEN, IMAGE_SLOT, INSTRUCTION_SLOT
 from coprs_core.training.focus import (
     IMAGE_TOKEN,
-    REMEMBERED_ITEMS,
-    FocusRows,
-    Learner,
-    TrainedFocus,
+    MAX_CACHED_ITEMS,
+    FocusBatch,
+    TrainableCoPRS,
+    TrainerMixin,
 )
-from coprs_core.training.objective import Objective, reply_scores, segmentation_term
-from coprs_core.training.rates import HEADS, Rates
+from coprs_core.training.objective import Objective, score_reply, segmentation_term
+from coprs_core.training.rates import HEADS_MODULE, LearningRates
 from coprs_core.training.rewards import mask_reward
 
 
@@ -60,7 +60,7 @@ def form(**_: Any) -> list[float]:
     raise NotImplementedError
 
 
-class _ByEpoch(Sampler):
+class _EpochSeededSampler(Sampler):
     """A sampler of TRL's, begun anew in each epoch from seed and epoch."""
 
     def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]):
@@ -74,10 +74,10 @@ class _ByEpoch(Sampler):
         return len(self._sampler)
 
 
-_Engine: Any = GRPOTrainer
+_TrlTrainer: Any = GRPOTrainer
 
 
-class JointTrainer(Learner, _Engine):
+class JointTrainer(TrainerMixin, _TrlTrainer):
     """`GRPOTrainer` with the mask's reward, and λ_SEG · L_SEG added to its loss.
 
     Its overridden methods are TRL 1.16's; its tests hold their signatures.
@@ -90,61 +90,63 @@ class JointTrainer(Learner, _Engine):
         dataset: Dataset,
         objective: Objective,
         args: GRPOConfig,
-        rates: Rates = Rates(),  # noqa: B008
+        rates: LearningRates = LearningRates(),  # noqa: B008
         embeddings: Path | None = None,
         **options: Any,
     ):
-        self.focus = TrainedFocus(model, processor, dataset, embeddings)
+        self.focus = TrainableCoPRS(model, processor, dataset, embeddings)
         # one picture for all replies to a question: each part of a step asks for all of the step's
-        self._picture = lru_cache(REMEMBERED_ITEMS)(
-            lambda number: self.focus.picture(self.focus.item(number))
+        self._mllm_image = lru_cache(MAX_CACHED_ITEMS)(
+            lambda number: self.focus.mllm_image(self.focus.item(number))
         )
         self.rates, self._objective = rates, objective
         self._segmentation: Any = None
         mllm = model.mllm
         processor.tokenizer.padding_side = "left"  # as TRL pads prompts
-        processor.chat_template = chat_template(model.config.prompt_template)
+        processor.chat_template = to_chat_template(model.config.prompt_template)
         numbers = TableOfNumbers.from_dict({"index": range(len(dataset))})
         super().__init__(
             model=mllm,
             reward_funcs=[mask, form],
             args=args,
-            train_dataset=numbers.with_transform(self._shown),
+            train_dataset=numbers.with_transform(self._to_trl_rows),
             processing_class=processor,
             **options,
         )
-        self.focus.choose_learnt(self.model)
+        self.focus.set_trainable(self.model)
         # sharded processes must all write a word at a time until the last one has ended
         mllm._is_fsdp_managed_module = self.is_fsdp_enabled
         if self.use_vllm:
-            self._send_no_heads()
+            self._hide_heads_from_vllm()
         # TRL patched it before, and names a step of learning so
-        self.focus.draw_in_forward(self._with_segmentation, needs="fused_lm_head")
+        self.focus.patch_forward(self._add_segmentation_loss, only_with="fused_lm_head")
 
-    def _send_no_heads(self) -> None:
+    def _hide_heads_from_vllm(self) -> None:
         """Let vLLM, which writes replies alone, be sent the language model without the heads that
         hang on it."""
         generation: Any = self.vllm_generation
         everything = generation._iter_named_params
-        generation._iter_named_params = lambda: (p for p in everything() if HEADS not in p[0])
+        generation._iter_named_params = lambda: (
+            p for p in everything() if HEADS_MODULE not in p[0]
+        )
 
     # --- data
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         """TRL's, whose order in each epoch is its own, also where a run goes on in it."""
         sampler: Any = super()._get_train_sampler(dataset)
-        return _ByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
+        return _EpochSeededSampler(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
 
-    def _shown(self, batch: dict[str, list]) -> dict[str, list]:
+    def _to_trl_rows(self, batch: dict[str, list]) -> dict[str, list]:
         """Items by number, as TRL takes them: a conversation and its picture."""
         items = [self.focus.item(i) for i in batch["index"]]
         tokens = self._tokenizer.get_added_vocab()
         for item in items:
-            _check_plain(item.instruction, tokens)
+            _check_no_special_tokens(item.instruction, tokens)
         return {
             "index": batch["index"],
             "prompt": [[{"role": "user", "content": item.instruction}] for item in items],
-            "image": [self._picture(number) for number in batch["index"]],
+            "image": [self._mllm_image(number) for number in batch["index"]],
         }
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -165,34 +167,36 @@ class JointTrainer(Learner, _Engine):
         earned: list[tuple[float, float]] = []
         for start in range(0, len(items), size):
             part = slice(start, start + size)
-            earned += self._earned(items[part], completion_ids_list[part])
+            earned += self._score_replies(items[part], completion_ids_list[part])
         everyone = gather(torch.tensor(earned, device=self.accelerator.device))
-        self._is_flat = flat_groups(everyone, self.num_generations, self._objective)
+        self._is_flat = find_flat_groups(everyone, self.num_generations, self._objective)
         self._log_metric("flat", float(self._is_flat.float().mean()))
-        return with_flat_groups(everyone, self.num_generations, self._is_flat)
+        return equalize_flat_groups(everyone, self.num_generations, self._is_flat)
 
     @torch.no_grad()
-    def _earned(self, items: list[Example], written: list[list[int]]) -> list[tuple[float, float]]:
+    def _score_replies(
+        self, items: list[Example], reply_tokens: list[list[int]]
+    ) -> list[tuple[float, float]]:
         """(mask, form) of each reply: it is read once more, and prior and mask are drawn."""
-        inputs, starts = self.focus.inputs(items, written)
+        inputs, starts = self.focus.encode_batch(items, reply_tokens)
         rows = self.focus.rows(items, inputs["input_ids"], starts)
         with self.accelerator.autocast(), self.focus.drawing(rows):
             self.model(**inputs, use_cache=False, logits_to_keep=1)
-        logits = self.focus.drawn
+        logits = self.focus.last_logits
         scores = mask_reward(logits[1].float().sigmoid(), rows.target)[:, 0].tolist()
-        self._report(rows, *logits)
+        self._log_ious(rows, *logits)
         earned = []
-        for i, (item, reply_ids) in enumerate(zip(items, written, strict=True)):
+        for i, (item, reply_ids) in enumerate(zip(items, reply_tokens, strict=True)):
             reply = self._tokenizer.decode([t for t in reply_ids if t not in self.eos_token_ids])
             if reply.count(FOCUS_TOKEN) != list(reply_ids).count(self.focus.focus_id):
                 earned.append((0.0, 0.0))  # it spelled the token out, which draws nothing
                 continue
             own = [s for s, row in zip(scores, rows.rows.tolist(), strict=True) if row == i]
             most = max(reply.count(FOCUS_TOKEN), len(item.masks), 1)
-            earned.append(reply_scores(reply, sum(own) / most, len(item.masks)))
+            earned.append(score_reply(reply, sum(own) / most, len(item.masks)))
         return earned
 
-    def _report(self, rows: FocusRows, prior_logits: Tensor, mask_logits: Tensor) -> None:
+    def _log_ious(self, rows: FocusBatch, prior_logits: Tensor, mask_logits: Tensor) -> None:
         target = (rows.target > 0.5).cpu().numpy()
         for name, logits in (("prior_iou", prior_logits), ("mask_iou", mask_logits)):
             found = (logits > 0).cpu().numpy()
@@ -215,17 +219,17 @@ class JointTrainer(Learner, _Engine):
             self._objective.policy * loss + segmentation / self.current_gradient_accumulation_steps
         )
 
-    def _with_segmentation(
-        self, outputs: Any, rows: FocusRows, prior_logits: Tensor, mask_logits: Tensor
+    def _add_segmentation_loss(
+        self, outputs: Any, rows: FocusBatch, prior_logits: Tensor, mask_logits: Tensor
     ) -> _JointOutput:
         """What the model gives back in a step of learning; L_SEG is kept for `_compute_loss`."""
         logits, step = (prior_logits, mask_logits), self.state.global_step
         self._segmentation = segmentation_term(self._objective, *logits, rows.target, step)
-        told = outputs.loss, outputs.log_probs, outputs.entropy, outputs.aux_loss
-        return _JointOutput(*told, *logits)
+        fields = outputs.loss, outputs.log_probs, outputs.entropy, outputs.aux_loss
+        return _JointOutput(*fields, *logits)
 
 
-def _check_plain(instruction: str, tokens: Iterable[str]) -> None:
+def _check_no_special_tokens(instruction: str, tokens: Iterable[str]) -> None:
     """TRL reads what stands for a token of its own as that token, the engine as plain text."""
     for token in tokens:
         if token in instruction:
@@ -235,7 +239,7 @@ def _check_plain(instruction: str, tokens: Iterable[str]) -> None:
             )
 
 
-def flat_groups(earned: Tensor, group: int, objective: Objective) -> Tensor:
+def find_flat_groups(earned: Tensor, group: int, objective: Objective) -> Tensor:
     """Of each group bool [N]: whether what its replies earn, [N × group, 2] for mask and form,
     makes rewards that are equal, or differ by less than `objective.least_spread`."""
     groups = earned.view(-1, group, 2)
@@ -245,7 +249,7 @@ def flat_groups(earned: Tensor, group: int, objective: Objective) -> Tensor:
     return (spread == 0) | (spread < objective.least_spread)
 
 
-def with_flat_groups(earned: Tensor, group: int, is_flat: Tensor) -> Tensor:
+def equalize_flat_groups(earned: Tensor, group: int, is_flat: Tensor) -> Tensor:
     """What replies earn [N × group, 2] for mask and form, with one value for all of a flat
     group."""
     groups = earned.view(-1, group, 2)
@@ -253,13 +257,13 @@ def with_flat_groups(earned: Tensor, group: int, is_flat: Tensor) -> Tensor:
     return torch.where(is_flat[:, None, None], same, groups).view_as(earned)
 
 
-def chat_template(template: str) -> str:
+def to_chat_template(template: str) -> str:
     """A prompt template of ours as the Jinja template of a processor; TRL writes prompts so."""
     before, after = template.split(INSTRUCTION_SLOT)
     before, after = (part.replace(IMAGE_SLOT, IMAGE_TOKEN) for part in (before, after))
-    said = (
+    content = (
         "{% if messages[0].content is string %}{{ messages[0].content }}{% else %}"
         "{% for part in messages[0].content %}"
         "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
     )
-    return "{{ " + repr(before) + " }}" + said + "{{ " + repr(after) + " }}"
+    return "{{ " + repr(before) + " }}" + content + "{{ " + repr(after) + " }}"

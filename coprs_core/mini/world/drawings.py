@@ -338,7 +338,7 @@ def clock():
     ]
 
 
-def shaded(colour: tuple[int, int, int], shade: str) -> tuple[int, int, int]:
+def shade_colour(colour: tuple[int, int, int], shade: str) -> tuple[int, int, int]:
     """The RGB of a shade for a thing whose own colour is `colour` (both 0 to 255)."""
     if shade == "main":
         return colour

@@ -5,7 +5,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from coprs_core.mini.world.meanings import Ambiguous, Meaning, propose, propose_absent, resolve
+from coprs_core.mini.world.meanings import (
+    Ambiguous,
+    Meaning,
+    propose_absent,
+    propose_meaning,
+    resolve,
+)
 from coprs_core.mini.world.replies import target_reply
 from coprs_core.mini.world.requests import (
     CAPITALS_SHARE,
@@ -98,11 +104,11 @@ def draw_question(
     families = [family] if family else _weighted_order(rng, asking.weights)
     for name in families:
         for _ in range(8):
-            meaning = propose(name, scene.things, rng, scene.split == "test")
+            meaning = propose_meaning(name, scene.objects, rng, scene.split == "test")
             if meaning is None:
                 continue
             try:
-                targets = resolve(meaning, scene.things)
+                targets = resolve(meaning, scene.objects)
             except Ambiguous:
                 continue
             if targets or name in EXTRA_FAMILIES:
@@ -127,8 +133,8 @@ def draw_examples(
 
 
 def _weighted_order(rng: random.Random, weights: dict[str, float]) -> list[str]:
-    asked = [family for family, weight in weights.items() if weight > 0]
-    return sorted(asked, key=lambda f: rng.random() ** (1 / weights[f]), reverse=True)
+    families = [family for family, weight in weights.items() if weight > 0]
+    return sorted(families, key=lambda f: rng.random() ** (1 / weights[f]), reverse=True)
 
 
 def _write_instruction(
@@ -147,5 +153,5 @@ def _write_instruction(
     slips = 0.0 if meaning.unknown else asking.slips  # what is not known is repeated as it is
     text = add_typing_noise(text, rng, slips, asking.capitals)
     family = meaning.family if targets or meaning.unknown else "nothing there"
-    reply = target_reply(meaning, targets, scene.things)
+    reply = target_reply(meaning, targets, scene.objects)
     return Question(family, text, reply, targets, meaning, unseen)

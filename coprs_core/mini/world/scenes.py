@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from coprs_core.mini.world.drawings import COLOURS, shaded
-from coprs_core.mini.world.kinds import BY_NAME, CATEGORIES, KINDS, parts
+from coprs_core.mini.world.drawings import COLOURS, shade_colour
+from coprs_core.mini.world.kinds import CATEGORIES, KIND_BY_NAME, KINDS, kind_polygons
 
 SIDE = 256
 """Width and height of a scene in pixels; the longest side of one that is no square."""
 SQUARE = (SIDE, SIDE)
 SPLITS = ("train", "validation", "test")
-SMALLEST, LARGEST = 0.004, 0.25
+MIN_AREA_SHARE, MAX_AREA_SHARE = 0.004, 0.25
 """Visible area of a thing, as a share of the picture."""
 UNSEEN_PAIRS = frozenset(
     (kind, list(COLOURS)[(3 * i) % len(COLOURS)]) for i, kind in enumerate(KINDS[::2])
@@ -39,7 +39,7 @@ PLACES = (
 )
 
 _OVERSAMPLING = 2
-_LARGEST_RADIUS = {
+_MAX_RADIUS = {
     1: 0.36,
     2: 0.32,
     3: 0.27,
@@ -55,7 +55,7 @@ class SceneObject:
     """One thing of a scene, as far as it is visible.
 
     `centre` (x, y) and `box` (x0, y0, x1, y1; the last exclusive) are pixels of the picture, whose
-    size (height, width) is `within`; `area` is a number of pixels. The centre is that of the box.
+    size (height, width) is `image_size`; `area` is a number of pixels. The centre is that of the box.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class SceneObject:
     centre: tuple[float, float]
     box: tuple[int, int, int, int]
     area: int
-    within: tuple[int, int] = SQUARE
+    image_size: tuple[int, int] = SQUARE
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ class SceneObject:
     @property
     def cell(self) -> int:
         """Which ninth of the picture holds the centre, 0 to 8 in reading order."""
-        (x, y), (height, width) = self.centre, self.within
+        (x, y), (height, width) = self.centre, self.image_size
         return 3 * min(2, int(3 * y / height)) + min(2, int(3 * x / width))
 
     @property
@@ -82,18 +82,18 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """`image` uint8 [H, W, 3]; `owner` uint8 [H, W], 0 for the ground, i + 1 where things[i] is
+    """`image` uint8 [H, W, 3]; `instance_map` uint8 [H, W], 0 for the ground, i + 1 where things[i] is
     visible. H and W are 256, or the longer of them is."""
 
     seed: int | str
     split: str
     image: np.ndarray
-    owner: np.ndarray
-    things: tuple[SceneObject, ...]
+    instance_map: np.ndarray
+    objects: tuple[SceneObject, ...]
 
     def mask(self, *indices: int | None) -> np.ndarray:
         """Visible pixels of those things as bool [H, W]; all False for none, or None."""
-        return np.isin(self.owner, [i + 1 for i in indices if i is not None])
+        return np.isin(self.instance_map, [i + 1 for i in indices if i is not None])
 
 
 @dataclass
@@ -112,7 +112,7 @@ class _PlacedObject:
         """(points [P, 2] in picture pixels, shade), back to front."""
         cos, sin = math.cos(self.angle) * self.radius, math.sin(self.angle) * self.radius
         turn = np.array([[cos * self.stretch, sin * self.stretch], [-sin, cos]])
-        for points, shade in parts(self.kind):
+        for points, shade in kind_polygons(self.kind):
             yield points @ turn + (self.x, self.y), shade
 
 
@@ -125,17 +125,17 @@ def draw_scene(
     """The scene of a seed; the same seed, split and size (height, width) always give the same
     scene, and no two splits share one.
 
-    `with_image=False` leaves `image` empty ([0, 0, 3]) and is three times as fast; `owner` and
-    `things` are the same.
+    `with_image=False` leaves `image` empty ([0, 0, 3]) and is three times as fast; `instance_map` and
+    `objects` are the same.
     """
     rng = random.Random(f"coprs scene {split} {seed}")
     while True:
         placed = _place_objects(rng, split, size)
-        owner = _draw_owner(placed, size)
+        owner = _draw_instance_map(placed, size)
         things = _visible_objects(placed, owner)
         if things is not None:
             break
-    things, owner = _in_reading_order(things, owner)
+    things, owner = _sort_in_reading_order(things, owner)
     image = _draw_image(rng, placed, size) if with_image else np.zeros((0, 0, 3), np.uint8)
     return Scene(seed, split, image, owner, things)
 
@@ -188,13 +188,15 @@ def _choose_object(
         colour = unseen[0]
     while split != "test" and colour in unseen:
         colour = rng.choice(list(COLOURS))
-    smallest, largest = math.log(0.046), math.log(_LARGEST_RADIUS[count])
+    smallest, largest = math.log(0.046), math.log(_MAX_RADIUS[count])
     radius = SIDE * math.exp(smallest + (largest - smallest) * rng.random() ** 0.35)
-    angle = math.radians(rng.uniform(-50, 50) if BY_NAME[kind].tumbles else rng.gauss(0, 10))
+    angle = math.radians(
+        rng.uniform(-50, 50) if KIND_BY_NAME[kind].may_be_rotated else rng.gauss(0, 10)
+    )
     return _PlacedObject(kind, colour, radius, angle, rng.choice((-1, 1)) * rng.uniform(0.85, 1.1))
 
 
-def _draw_owner(placed: list[_PlacedObject], size: tuple[int, int]) -> np.ndarray:
+def _draw_instance_map(placed: list[_PlacedObject], size: tuple[int, int]) -> np.ndarray:
     height, width = size
     canvas = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     pen = ImageDraw.Draw(canvas)
@@ -212,10 +214,10 @@ def _visible_objects(placed: list[_PlacedObject], owner: np.ndarray) -> list[Sce
     for i, p in enumerate(placed):
         visible = owner == i + 1
         area = int(visible.sum())
-        if not SMALLEST <= area / whole_picture <= LARGEST:
+        if not MIN_AREA_SHARE <= area / whole_picture <= MAX_AREA_SHARE:
             return None
         whole = (
-            int((_draw_owner([p], (height, width)) == 1).sum())
+            int((_draw_instance_map([p], (height, width)) == 1).sum())
             if _may_be_covered(i, placed)
             else area
         )
@@ -241,7 +243,7 @@ def _may_be_covered(i: int, placed: list[_PlacedObject]) -> bool:
     )
 
 
-def _in_reading_order(
+def _sort_in_reading_order(
     things: list[SceneObject], owner: np.ndarray
 ) -> tuple[tuple[SceneObject, ...], np.ndarray]:
     order = sorted(range(len(things)), key=lambda i: (things[i].cell, things[i].centre[0]))
@@ -255,15 +257,15 @@ def _draw_image(
     rng: random.Random, placed: list[_PlacedObject], size: tuple[int, int]
 ) -> np.ndarray:
     height, width = size
-    canvas = Image.fromarray(_ground(rng, size)).resize(
+    canvas = Image.fromarray(_draw_background(rng, size)).resize(
         (width * _OVERSAMPLING, height * _OVERSAMPLING), Image.Resampling.NEAREST
     )
     pen = ImageDraw.Draw(canvas)
     for thing in placed:
         red, green, blue = (v + rng.randint(-14, 14) for v in COLOURS[thing.colour])
-        own = _clipped(red), _clipped(green), _clipped(blue)
+        own = _clip_channel(red), _clip_channel(green), _clip_channel(blue)
         for points, shade in thing.polygons():
-            pen.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=shaded(own, shade))
+            pen.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=shade_colour(own, shade))
     image = np.asarray(canvas.reduce(_OVERSAMPLING))
     strength = rng.choice((0, 3, 6, 9))
     if not strength:
@@ -274,11 +276,11 @@ def _draw_image(
     return np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)
 
 
-def _clipped(value: int) -> int:
+def _clip_channel(value: int) -> int:
     return min(255, max(0, value))
 
 
-def _ground(rng: random.Random, size: tuple[int, int]) -> np.ndarray:
+def _draw_background(rng: random.Random, size: tuple[int, int]) -> np.ndarray:
     """A ground of little colour, uint8 [H, W, 3]: flat, graded, striped, dotted, checked or
     blotched."""
     level = rng.uniform(165, 245) if rng.random() < 0.8 else rng.uniform(50, 100)

@@ -21,8 +21,8 @@ from pycocotools import mask as coco
 from coprs_core.answer.compare import read_truth
 from coprs_core.datasets import open_dataset
 from coprs_core.datasets.folder import LISTING
-from coprs_core.datasets.labelme import mask_of_shapes
-from coprs_core.datasets.stored import mask_of, plain_pickle, polygons_of
+from coprs_core.datasets.formats import decode_segmentation, drawable_polygons, load_plain_pickle
+from coprs_core.datasets.labelme import rasterize_shapes
 from coprs_core.errors import CoPRSError
 from tests import ROOT
 
@@ -75,7 +75,7 @@ COMPRESSED = coco.encode(np.asfortranarray(MASK, np.uint8))
     ],
 )
 def test_every_kind_of_segmentation(segmentation, polygons):
-    mask = mask_of(segmentation, SIZE, "it")
+    mask = decode_segmentation(segmentation, SIZE, "it")
     expected = filled(*polygons)
     assert mask.dtype == bool and mask.shape == SIZE
     assert (mask & expected).sum() / (mask | expected).sum() > 0.8  # but for the border
@@ -90,7 +90,7 @@ def test_what_is_no_segmentation_is_one_sentence(wrong):
     with pytest.raises(
         CoPRSError, match="The segmentation of annotation 7 is neither polygons nor"
     ):
-        mask_of(wrong, SIZE, "annotation 7")
+        decode_segmentation(wrong, SIZE, "annotation 7")
 
 
 # --- RefCOCO
@@ -240,10 +240,10 @@ def test_a_pickle_that_would_run_something_is_not_read(tmp_path, capsys):
 def test_plain_values_and_numbers_of_numpy_are_read(tmp_path):
     told = {"a": [1, 2.5, "é", None, True, (1,), {3}, np.float64(2.5)]}
     (tmp_path / "x.p").write_bytes(pickle.dumps(told))
-    assert plain_pickle(tmp_path / "x.p") == told
+    assert load_plain_pickle(tmp_path / "x.p") == told
     old = b"(dp0\nS'sent'\np1\nS'caf\xc3\xa9'\np2\ns."  # as Python 2 wrote text
     (tmp_path / "old.p").write_bytes(old)
-    assert plain_pickle(tmp_path / "old.p") == {"sent": "café"}
+    assert load_plain_pickle(tmp_path / "old.p") == {"sent": "café"}
 
 
 def test_a_wrong_layout_says_what_it_looked_for_and_what_is_there(tmp_path):
@@ -532,7 +532,7 @@ READ_PICKLES = """
 import sys
 from pathlib import Path
 import torch
-from coprs_core.datasets.stored import plain_pickle
+from coprs_core.datasets.formats import plain_pickle
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import peak_memory
 before = peak_memory(torch.device("cpu"))
@@ -578,7 +578,7 @@ def test_numbers_of_numpy_are_read_as_plain_ones(tmp_path, protocol):
         ("a", 1): [],
     }
     (tmp_path / "x.p").write_bytes(pickle.dumps(told, protocol=protocol))
-    read = plain_pickle(tmp_path / "x.p")
+    read = load_plain_pickle(tmp_path / "x.p")
     assert read == told and [type(v) for v in read["a"]] == [int, int, bool, float, float]
 
 
@@ -586,7 +586,7 @@ def test_numbers_that_python_2_wrote(tmp_path):
     kind = b"cnumpy\ndtype\n(S'i4'\nK\0K\1tR(K\3S'>'\nNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
     code = b"cnumpy.core.multiarray\nscalar\n(" + kind + b"U\4\xff\xff\xff\xfetR"
     (tmp_path / "x.p").write_bytes(pickled(code))
-    assert plain_pickle(tmp_path / "x.p") == -2
+    assert load_plain_pickle(tmp_path / "x.p") == -2
 
 
 def test_python_2_texts_in_another_encoding(tmp_path):
@@ -604,7 +604,7 @@ def test_python_2_texts_in_another_encoding(tmp_path):
 
 DRAW = """
 import json, sys
-from coprs_core.datasets.stored import mask_of
+from coprs_core.datasets.formats import mask_of
 from coprs_core.errors import CoPRSError
 for segmentation in json.load(open(sys.argv[1])):
     try:
@@ -675,8 +675,10 @@ def test_no_segmentation_crashes_the_process(tmp_path):
 @pytest.mark.parametrize("wrong", WRONG_POLYGONS.values(), ids=WRONG_POLYGONS)
 def test_one_wrong_polygon_beside_good_ones_is_left_out_and_counted(tmp_path, wrong):
     both = [BOX, wrong, OTHER]
-    assert np.array_equal(mask_of(both, SIZE, "it"), mask_of([BOX, OTHER], SIZE, "it"))
-    assert polygons_of(both)[1] == 1 and polygons_of([BOX, OTHER])[1] == 0
+    assert np.array_equal(
+        decode_segmentation(both, SIZE, "it"), decode_segmentation([BOX, OTHER], SIZE, "it")
+    )
+    assert drawable_polygons(both)[1] == 1 and drawable_polygons([BOX, OTHER])[1] == 0
     root = classic(tmp_path)
     told = annotations()
     told["annotations"][1]["segmentation"] = both
@@ -687,13 +689,15 @@ def test_one_wrong_polygon_beside_good_ones_is_left_out_and_counted(tmp_path, wr
 
 def test_a_polygon_that_reaches_out_of_the_picture_is_drawn():
     beyond = [-500.0, -500.0, 900.0, -500.0, 900.0, 900.0, -500.0, 900.0]
-    assert mask_of([beyond], SIZE, "it").all() and polygons_of([beyond])[1] == 0
+    assert decode_segmentation([beyond], SIZE, "it").all() and drawable_polygons([beyond])[1] == 0
 
 
 def test_run_lengths_as_other_writers_have_them():
     counts = uncompressed(MASK)["counts"]
     for told in ([float(n) for n in counts], tuple(counts)):
-        assert np.array_equal(mask_of({"size": list(SIZE), "counts": told}, SIZE, "it"), MASK)
+        assert np.array_equal(
+            decode_segmentation({"size": list(SIZE), "counts": told}, SIZE, "it"), MASK
+        )
 
 
 # --- frames
@@ -896,7 +900,7 @@ def test_a_shape_that_is_none_is_left_out_and_a_label_may_be_a_number(tmp_path):
 def test_many_shapes_take_no_memory_each():
     shapes = [kind("polygon", LARGE)] * 300
     tracemalloc.start()
-    target, _, _ = mask_of_shapes(shapes, (500, 1000), "it")
+    target, _, _ = rasterize_shapes(shapes, (500, 1000), "it")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert target.sum() == 21 * 21 and peak < 20_000_000
@@ -954,7 +958,7 @@ def test_grefcoco_means_one_thing_several_or_none(tmp_path):
     assert [e.instruction for e in examples] == ["the cat", "both cats", "all of them", "the dog"]
     assert [len(e.masks) for e in examples] == [1, 2, 2, 0]
     assert [e.tags["things"] for e in examples] == ["one", "several", "several", "none"]
-    box, other = (mask_of([p], SIZE, "it") for p in (BOX, OTHER))
+    box, other = (decode_segmentation([p], SIZE, "it") for p in (BOX, OTHER))
     assert np.array_equal(examples[1].masks[0], box)  # in reading order
     assert np.array_equal(examples[1].masks[1], other)
     assert np.array_equal(examples[1].truth, box | other) and not examples[3].truth.any()

@@ -14,19 +14,19 @@ from coprs_core.example import Example
 from coprs_core.model.vision import VisionConfig
 
 
-def bytes_of(vision: VisionConfig) -> int:
+def embedding_bytes(vision: VisionConfig) -> int:
     """What one embedding takes: float16 [channels, grid, grid]."""
     return 2 * vision.channels * vision.grid**2
 
 
-class KeptEmbeddings:
+class EmbeddingCache:
     """Embeddings [C, h, w] by picture and backbone, float16, a file each, in 256 folders.
 
     The folder may be shared by runs and processes: a file is whole or not there.
     """
 
     def __init__(self, folder: Path, encoder: nn.Module, encode: Callable[[Example], Tensor]):
-        self._folder, self._encode = folder / _key_of(encoder), encode
+        self._folder, self._encode = folder / _hash_weights(encoder), encode
 
     def __call__(self, example: Example) -> Tensor:
         """The embedding of an example's photo, float16, on the CPU."""
@@ -46,7 +46,7 @@ class KeptEmbeddings:
         return embedding
 
 
-def _key_of(encoder: nn.Module) -> str:
+def _hash_weights(encoder: nn.Module) -> str:
     """Names the weights of an image encoder."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
