@@ -106,7 +106,7 @@ class Handlers:
                     if update.result:
                         answered = StoredAnswer(photo, update.result, file=photo_path)
                         steps = {self.frame.steps: page.steps(lang, update)}
-                        yield steps | self.display.detach_model(lang, answered, recent)
+                        yield steps | self.display.finished(lang, answered, recent)
                     else:
                         yield self.display.under_way(lang, photo, update, anyway)
             except CoPRSError:

@@ -98,7 +98,7 @@ class ThoughtActions:
         if answered not in (recent or ()):  # the recorded one, or one under a link
             answered.thumbnail = canvas.thumbnail_of(pixels, before)
             recent = add_recent(answered, recent or ())
-        return self.display.detach_model(lang, after, recent) | {
+        return self.display.finished(lang, after, recent) | {
             self.frame.steps: page.steps(lang),  # it neither read nor thought
             self.frame.view: canvas.changed_view(lang, pixels, before, after.result),
         }

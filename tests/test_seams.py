@@ -138,11 +138,11 @@ from coprs_core.datasets.dataset import Dataset
 from coprs_core.example import Example
 
 
-def splits(name):
+def list_splits(name):
     return ("test",)
 
 
-def read(split):
+def read_split(split):
     found = sorted(split.folder.glob("*.txt"))
 
     def item(i):

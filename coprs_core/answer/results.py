@@ -328,7 +328,7 @@ def _parse_result(
         outcome=values["outcome"],
         regions=regions,
         photo_size=size,
-        step_seconds={as_text(k): as_finite(v) for k, v in values["seconds"].items()},
+        seconds={as_text(k): as_finite(v) for k, v in values["seconds"].items()},
         tokens=as_count(values["tokens"]),
         photo_reused=bool(values["photo_reused"]),
         settings=dict(values["settings"]),

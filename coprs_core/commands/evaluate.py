@@ -137,7 +137,7 @@ def _run(options: Namespace, folder: Path) -> int:
             f"In these tables regions to ignore count as target already, and {options.protocol} "
             "leaves them out: give LISA's own folder, or another --protocol."
         )
-    limit = options.limit or (DEFAULT_SCENES if dataset.size is None else None)
+    limit = options.limit or (DEFAULT_SCENES if dataset.num_items is None else None)
     judge_name, judge = open_judge(options.judge, dataset.has_grades)
     settings = _make_settings(options, dataset, limit, judge_name)
     shard = whole_shard.split(rank, processes)

@@ -76,7 +76,7 @@ def read_split(split: Split) -> Dataset:
 
 
 def _merge_ignore(masks: list[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray | None:
-    """What is void in one mask and nothing in all others; None where nothing is."""
+    """Pixels that are void in one mask and in no other mask; None without any."""
     void = [ignore for _, ignore in masks if ignore is not None]
     if not void:
         return None
@@ -84,8 +84,9 @@ def _merge_ignore(masks: list[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarr
 
 
 def read_listing(root: Path, is_lenient: bool = False) -> list[ListedExample | CoPRSError]:
-    """The lines of a folder's listing; raises `CoPRSError` where one is none, or names a file that
-    is not there. Where `is_lenient`, that stands in the line's place, if any line is one."""
+    """Parse a folder's listing, or its file names without one; raises `CoPRSError` where a
+    line is none, or names a file that is not there. Where `is_lenient`, the error takes the line's
+    place, if any other line is right."""
     listing = find_file(root / LISTING)
     parsed: list[ListedExample | CoPRSError] = []
     for line in _parse_listing(listing) if listing.is_file() else _pair_by_name(root):
@@ -113,7 +114,7 @@ def _parse_listing(listing: Path) -> Iterator[ListedExample | CoPRSError]:
 
 
 def _pair_by_name(root: Path) -> Iterator[ListedExample | CoPRSError]:
-    """Photos with their texts and masks beside them, by name."""
+    """Pair photos with the texts and masks beside them, by name."""
     files = without_hidden(root.iterdir()) if root.is_dir() else []
     pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     photos = {_stem(path): path for path in reversed(pictures)}  # of several the first
@@ -135,7 +136,7 @@ def _stem(path: Path) -> str:
 
 
 def _example_from_names(text: Path, photo: Path | None, masks: list[Path]) -> ListedExample:
-    """The item of a text with what is called like it."""
+    """The item of a text file, with photo and masks of the same stem."""
     if photo is None:
         raise CoPRSError(f"{text} has no photo beside it: {text.stem}.jpg or .png is expected.")
     instruction = clean_instruction(read_text(text).strip(), str(text))
@@ -149,7 +150,7 @@ def _example_from_names(text: Path, photo: Path | None, masks: list[Path]) -> Li
 
 
 def _natural_sort_key(path: Path) -> list[tuple[int, str]]:
-    """What sorts names by the numbers in them: 2 comes before 10."""
+    """Sort names by the numbers in them: 2 comes before 10."""
     return [(int(n or -1), word) for word, n in re.findall(r"(\D+)(\d*)", path.name)]
 
 
@@ -182,7 +183,7 @@ def _parse_line(listing: Path, number: int, text: str) -> ListedExample:
 
 
 def _describe_focus_tokens(count: int) -> str:
-    """What follows a thought about so many things, in words."""
+    """Describe what must follow a thought with so many masks, for a message."""
     if not count:
         return "that nothing fits, in words"
     return f"one {FOCUS_TOKEN}" if count == 1 else f"{count} {FOCUS_TOKEN}, one a mask"

@@ -1,4 +1,4 @@
-"""Pictures, polygons, run lengths, pickles and tables, as data sets store them."""
+"""The file formats of data sets: images, polygons, run lengths, pickles and Parquet tables."""
 
 import math
 import re
@@ -32,17 +32,19 @@ def open_annotated_image(
     mask_size: tuple[int, int] | None = None,
     extent: tuple[float, float] = (0, 0),
 ) -> Image.Image:
-    """A picture in the frame that its masks lie in, RGB: as it is stored, for no EXIF tag turns it
-    in the data sets of the field; as it is shown where they fit that alone.
+    """Open an image of a data set in the frame of its masks, RGB.
+
+    The data sets of the field ignore EXIF: masks lie on the pixels as stored, so these are
+    returned, unless the masks fit the rotated image alone.
 
     Args:
         source: a file, or its bytes.
-        name: of a picture that is no file, for messages.
-        mask_size: (height, width) of the picture that the masks were made for, where that is written.
+        name: of an image that is no file, for messages.
+        mask_size: (height, width) of the image that the masks were made for, where that is known.
         extent: how far down and how far right the masks go, in pixels.
 
-    Raises `CoPRSError` where it is not there or is none, is of another size than `mask_size`, or an EXIF
-    tag turns it and its size does not tell for which way the masks were made.
+    Raises `CoPRSError` where it is missing or broken, of another size than `mask_size`, or rotated
+    by EXIF in a way that leaves open which frame the masks were made for.
     """
     where = str(source) if isinstance(source, Path) else name
     readable = source if isinstance(source, bytes) else find_file(source)
@@ -61,7 +63,7 @@ def open_annotated_image(
 def _fits_exif_rotation(
     photo: Photo, what: str, mask_size: tuple[int, int] | None, extent: tuple[float, float]
 ) -> bool:
-    """Whether masks fit a picture as its EXIF tag turns it, and not as it is stored."""
+    """Whether masks fit an image as its EXIF tag rotates it, and not as it is stored."""
     rotated, stored = photo.size, to_stored_size(photo.size, photo.orientation)
     if mask_size is None and rotated != stored and not _is_inside(extent, stored):
         mask_size = rotated if _is_inside(extent, rotated) else None
@@ -80,7 +82,7 @@ def _is_inside(extent: tuple[float, float], size: tuple[int, int]) -> bool:
 
 
 def declared_size(values: Any) -> tuple[int, int] | None:
-    """(height, width) of values that hold both as whole numbers; None of others."""
+    """(height, width) that values declare as whole numbers; None where they do not."""
     try:
         size = values["height"], values["width"]
     except (LookupError, TypeError):
@@ -101,7 +103,7 @@ def drawable_polygons(segmentation: Any) -> tuple[list[list[float]], int]:
 
 
 def _parse_polygon(polygon: Any) -> list[float] | None:
-    """The numbers of a polygon; None where it cannot be drawn."""
+    """The numbers of a polygon as floats; None where it cannot be drawn."""
     if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
         return None
     try:
@@ -122,7 +124,7 @@ def is_drawable(corners: np.ndarray) -> bool:
 
 
 def polygon_extent(segmentation: Any) -> tuple[float, float]:
-    """How far down and how far right the polygons of a segmentation go."""
+    """(bottom, right) of the polygons of a segmentation, in whole pixels."""
     drawable, _ = drawable_polygons(segmentation)
     corners = [np.array(polygon).reshape(-1, 2).max(axis=0) for polygon in drawable]
     right, down = np.max([*corners, (0.0, 0.0)], axis=0)
@@ -164,8 +166,8 @@ def _import_pycocotools() -> Any:
 
 
 def clean_instruction(text: str, where: str) -> str:
-    """An instruction of a data set as it is written; raises `CoPRSError`, which names the place,
-    where it cannot be asked or was read in the wrong encoding."""
+    """Check and repair an instruction of a data set; raises `CoPRSError`, which names the place,
+    where a model cannot be asked it or it was read in the wrong encoding."""
     try:
         if not isinstance(text, str):
             raise CoPRSError(f"It is {truncate(text, 40)} and text was expected: correct it.")
@@ -207,7 +209,8 @@ class ParquetTable:
             for file in self._files
             for group in range(file.num_row_groups)
         ]
-        self._rows = lru_cache(1)(self._read)
+        # rows are read in order: the group at hand is enough, and a group may hold many photos
+        self._read_group = lru_cache(1)(self._read)
 
     def __len__(self) -> int:
         return sum(rows for *_, rows in self._groups)
@@ -222,7 +225,7 @@ class ParquetTable:
         """One row."""
         for i, (*_, rows) in enumerate(self._groups):
             if number < rows:
-                return self._rows(i).slice(number, 1).to_pylist()[0]
+                return self._read_group(i).slice(number, 1).to_pylist()[0]
             number -= rows
         raise IndexError(number)
 
@@ -236,8 +239,8 @@ def _check_no_shard_missing(files: list[Path]) -> None:
     present, totals = {part[1] for part in parts}, {int(part[2]) for part in parts}
     if parts and len(present) < max(totals):
         raise CoPRSError(
-            f"{files[0].parent} holds {len(present)} of the {max(totals)} files of this split: copy "
-            "the others, too."
+            f"{files[0].parent} holds {len(present)} of the {max(totals)} files of this split: "
+            "copy the others, too."
         )
 
 
@@ -250,7 +253,7 @@ def _import_parquet() -> Any:
 
 
 def missing_library_message(library: str) -> str:
-    """What to say where a library of data sets is not installed."""
+    """The message for a library of data sets that is not installed."""
     return (
         f"This data set needs {library}, which is not installed: "
         'pip install -e ".[data]" in the folder of CoPRS.'
@@ -258,7 +261,7 @@ def missing_library_message(library: str) -> str:
 
 
 def missing_files_error(what: str, searched: list[Path], root: Path) -> CoPRSError:
-    """A wrong layout: what was looked for, and what is there."""
+    """The error for a wrong layout: what was looked for, and what is there."""
     there = [path.name for path in without_hidden(root.iterdir())] if root.is_dir() else []
     present = ", ".join(there[:8]) + (" …" if len(there) > 8 else "")
     paths = " or ".join(str(path) for path in searched)

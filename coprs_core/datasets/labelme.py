@@ -20,8 +20,8 @@ _KINDS_WITHOUT_AREA = ("line", "linestrip", "point", "points")
 def image_size_and_extent(
     annotation: dict[str, Any], shapes: list[dict]
 ) -> tuple[tuple[int, int] | None, tuple[float, float]]:
-    """The (height, width) of the picture that shapes were drawn on, where the file tells it, and
-    how far down and how far right they go."""
+    """(height, width) of the image that shapes were drawn on, where the file declares it, and the
+    (bottom, right) of their points."""
     size = declared_size(
         {"height": annotation.get("imageHeight"), "width": annotation.get("imageWidth")}
     )
@@ -52,6 +52,7 @@ def rasterize_shapes(
             areas.append(int(mask.sum()))
     if left_out and not drawn:
         raise ValueError("a shape has points [x, y] near the picture, and a mask its PNG")
+    # large first: a small shape on a large one keeps its own meaning
     target, ignore = np.zeros((2, *size), bool)
     for i in np.argsort(areas)[::-1]:
         shape, is_ignored = drawn[i]
@@ -61,7 +62,7 @@ def rasterize_shapes(
 
 
 def _parse_points(shape: Any) -> np.ndarray | None:
-    """The points of a shape, float64 [N, 2]; None where it has none that can be drawn."""
+    """The points of a shape, float64 [N, 2]; None where they cannot be drawn."""
     try:
         points = np.array(shape["points"], np.float64)
     except (TypeError, ValueError, LookupError, OverflowError):
@@ -71,7 +72,7 @@ def _parse_points(shape: Any) -> np.ndarray | None:
 
 
 def _rasterize(shape: dict, size: tuple[int, int], where: str) -> np.ndarray | None:
-    """A shape as bool [H, W]; None where it cannot be drawn."""
+    """Draw a shape as bool [H, W]; None where it cannot be drawn."""
     kind = shape.get("shape_type") or "polygon"
     if kind not in _KINDS_WITH_AREA:
         why = "has no area" if kind in _KINDS_WITHOUT_AREA else "is not known"
@@ -92,7 +93,7 @@ def _rasterize(shape: dict, size: tuple[int, int], where: str) -> np.ndarray | N
 
 
 def _rectangle_corners(points: np.ndarray) -> np.ndarray:
-    """The four corners of a rectangle from two of them, or as they are."""
+    """The four corners of a rectangle from two opposite ones; four are returned as they are."""
     if len(points) != 2:
         return points
     (x0, y0), (x1, y1) = points
@@ -105,6 +106,7 @@ def _fill_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     except ModuleNotFoundError as problem:
         raise CoPRSError(missing_library_message("opencv-python-headless")) from problem
     mask = np.zeros(size, np.uint8)
+    # truncated, and with a border of one pixel: to the pixel what LISA's evaluation does
     corners = [points.astype(np.int32)]
     cv2.polylines(mask, corners, True, (1,), 1)
     cv2.fillPoly(mask, corners, (1,))
@@ -112,7 +114,7 @@ def _fill_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _fill_circle(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """From the middle and a point of the border."""
+    """Fill a circle, given by its centre and a point of its border."""
     (x, y), border = points[0], points[1]
     radius = np.hypot(*(border - points[0]))
     down, right = np.ogrid[: size[0], : size[1]]
@@ -122,7 +124,7 @@ def _fill_circle(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _decode_mask_shape(
     encoded: Any, points: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray | None:
-    """A PNG in base64 whose corners lie at two points; None where it is none."""
+    """Paste a base64 PNG at its top left corner; None where it cannot be decoded."""
     try:
         png = base64.b64decode(encoded)
         image = open_pil_image(png, read_photo_file(png))

@@ -99,7 +99,7 @@ def _load_annotated(path: Path, number: int) -> Example:
 
 
 def _find_photo(path: Path) -> Path:
-    """The photo beside an annotation; of none the one that would be expected."""
+    """The photo beside an annotation; without any, the path where it should be."""
     beside = [find_file(path.with_suffix(ending)) for ending in IMAGE_SUFFIXES]
     return next((photo for photo in beside if photo.is_file()), beside[0])
 

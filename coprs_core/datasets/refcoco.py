@@ -54,11 +54,11 @@ _IMAGE_FOLDERS = (
 
 _WRONG_LAYOUT = "not in the layout of the data set"
 _AnnotatedImage = tuple[Image.Image, list[Any], str]
-"""A picture, the segmentations of what is meant as COCO writes them, and what to call it."""
+"""An image, the segmentations of its targets as COCO writes them, and a name for messages."""
 
 
 def list_splits(name: str) -> tuple[str, ...]:
-    """As the data set's makers call them."""
+    """The splits by their published names."""
     return _SPLITS[name]
 
 
@@ -103,6 +103,7 @@ def _read_classic(split: Split, refs: Path) -> Dataset:
         chosen = [ref for ref in every if _split_of(ref) in (split.name, None)]
         written = read_json(instances)
         wanted = {n for ref in chosen for n in _annotation_ids(ref) if isinstance(n, int | str)}
+        # instances.json describes all of train2014: what nothing refers to is let go
         annotations = {n: a for n, a in _by_id(written["annotations"]).items() if n in wanted}
         images = _by_id(written["images"])
         for ref in () if split.is_lenient else chosen:
@@ -139,12 +140,12 @@ def _by_id(entries: list[Any]) -> dict[Any, dict]:
 
 
 def _look_up(ref: dict, images: dict, annotations: dict) -> tuple[dict, list[dict]]:
-    """The image and the annotations that an expression is about."""
+    """The image and the annotations that a reference points to; raises `LookupError`."""
     return images[ref["image_id"]], [annotations[number] for number in _annotation_ids(ref)]
 
 
 def _annotation_ids(ref: dict) -> list[Any]:
-    """The numbers of the annotations that an expression means."""
+    """The ids of the annotations that a reference points to; none where it has no target."""
     if not isinstance(ref, dict) or ref.get("no_target"):
         return []
     written = ref.get("ann_id")
@@ -158,7 +159,7 @@ def _extent(segmentations: list[Any]) -> tuple[float, float]:
 
 
 def _parse_expressions(sentences: Any) -> list[str | None]:
-    """The expressions of an object; [None] where they cannot be read."""
+    """The expressions for an object; [None] where they cannot be read."""
     try:
         return [s.get("sent") or s["raw"] for s in sentences]
     except (TypeError, LookupError, AttributeError):
@@ -209,7 +210,7 @@ def _build_dataset(
     expressions_by_object: Iterable[list[str | None]],
     open_object: Callable[[int], _AnnotatedImage],
 ) -> Dataset:
-    """From the expressions of each object; one that cannot be read is an item that cannot."""
+    """Make one item of each expression; None among them is an item that cannot be read."""
     with as_user_error(f"{file} is {_WRONG_LAYOUT}"):
         texts = list(expressions_by_object)
         expressions = [(number, text) for number, its in enumerate(texts) for text in its]
@@ -246,7 +247,7 @@ def _build_dataset(
 
 
 def _reading_order_key(mask: np.ndarray) -> tuple[int, float]:
-    """What sorts masks in reading order: the third of the picture that the middle lies in, from the
+    """Sort masks in reading order: by the third of the image that the centroid lies in, from the
     top, then from left to right."""
     y, x = np.nonzero(mask)
     return (int(3 * y.mean() / len(mask)), float(x.mean())) if len(y) else (3, 0.0)

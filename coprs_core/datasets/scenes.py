@@ -1,4 +1,4 @@
-"""Drawn scenes as a data set: every thing of a picture is known, so an answer's thought can be
+"""Drawn scenes as a data set: every object of a picture is known, so an answer's thought can be
 scored too.
 
 The one way from a data set into the drawn world, `coprs_core.mini`.
@@ -50,7 +50,7 @@ _SPLITS = (
 
 
 def list_splits(name: str) -> tuple[str, ...]:
-    """test; test-several, of questions for several things; test-unknown, with words that the world
+    """test; test-several, of questions for several objects; test-unknown, with words that the world
     does not know; test-shapes, of pictures that are no squares; and so on."""
     return _SPLITS
 
@@ -87,7 +87,7 @@ def training_scenes(
 
 
 def to_example(index: int, scene: Scene, question: Question) -> Example:
-    """A scene and its question as an `Example`."""
+    """Make an `Example` of a scene and its question."""
     pairs = {(scene.objects[i].kind, scene.objects[i].colour) for i in question.targets}
     tags: dict[str, Tag] = {
         "family": question.family,
@@ -108,19 +108,19 @@ def to_example(index: int, scene: Scene, question: Question) -> Example:
 
 
 def _score_answer(scene: Scene, question: Question, result: Result) -> dict[str, bool | float]:
-    """`named`: the thought concludes with the kind and colour of every right thing and of no
+    """`named`: the thought concludes with the kind and colour of every right object and of no
     other, or says that nothing fits, or what it does not know, where that is so.
 
-    `hit`: each region overlaps its own target more than any other thing, in reading order, or there
-    is none where nothing fits. `mask_giou_if_named`: the mask's IoU with the targets, where the
-    thought named them.
+    `hit`: each region overlaps its own target more than any other object, in reading order, or
+    there is none where nothing fits. `mask_giou_if_named`: the mask's IoU with the
+    targets, where the thought named them.
     """
     if not question.targets:
         is_unknown = _UNKNOWN_PHRASE in result.reasoning
         is_named = result.outcome == NOTHING_FOUND and is_unknown == bool(question.meaning.unknown)
         return {"named": is_named, "hit": not result.regions}
-    things = [scene.objects[i] for i in question.targets]
-    is_named = parse_conclusions(result.reasoning) == [(t.kind, t.colour) for t in things]
+    objects = [scene.objects[i] for i in question.targets]
+    is_named = parse_conclusions(result.reasoning) == [(t.kind, t.colour) for t in objects]
     hits = [
         _best_overlap(scene, region.mask) == i
         for region, i in zip(result.regions, question.targets, strict=False)
@@ -133,10 +133,11 @@ def _score_answer(scene: Scene, question: Question, result: Result) -> dict[str,
 
 
 def grade_thought(scene: Scene, question: Question, result: Result) -> float:
-    """How good a thought is, from 0 to 10, counted: 4 · the share of what it says to see that is
-    there, 2 · the share of what is there that it says to see (thing, colour and place), 4 where it
+    """Grade a thought from 0 to 10 by counting: 4 · the share of what it says to see that is
+    there, 2 · the share of what is there that it says to see (object, colour and place), 4 where it
     concludes rightly (`named`)."""
     there = {(t.place, t.colour, t.kind) for t in scene.objects}
+    # a set: naming the same object twice earns nothing
     seen = set(parse_seen_objects(result.reasoning))
     right = len(seen & there)
     conclusion = bool(_score_answer(scene, question, result)["named"])
@@ -144,7 +145,7 @@ def grade_thought(scene: Scene, question: Question, result: Result) -> float:
 
 
 def _best_overlap(scene: Scene, mask: np.ndarray) -> int | None:
-    """The thing that a mask overlaps most; None where it overlaps none, or two alike."""
+    """The object that a mask overlaps most; None where it overlaps none, or two alike."""
     overlaps = [int((mask & scene.mask(i)).sum()) for i in range(len(scene.objects))]
     most = max(overlaps)
     return overlaps.index(most) if most and overlaps.count(most) == 1 else None

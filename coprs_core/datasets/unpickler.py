@@ -13,8 +13,10 @@ _MAX_KEY_LENGTH = 16
 
 
 def _check_keys(keys: Iterable[Any]) -> Iterable[Any]:
-    """Keys of a dictionary or a set, as they are: a tuple of tuples of tuples may take for ever to
-    be hashed, so that flat ones alone are read."""
+    """Return keys of a dictionary or a set unchanged; raise where one is not plain.
+
+    Nested tuples may take for ever to be hashed, so flat ones alone are allowed.
+    """
     for key in keys:
         is_flat = isinstance(key, tuple) and len(key) <= _MAX_KEY_LENGTH
         if not all(isinstance(part, _PLAIN_TYPES) for part in (key if is_flat else (key,))):
@@ -37,7 +39,7 @@ def _complex(real: Any, imaginary: Any) -> complex:
 
 
 def _encode_bytes(text: Any, encoding: Any = "latin1") -> bytes:
-    """Bytes, as Python 3 writes them for Python 2."""
+    """Encode text as Latin-1: Python 3 writes bytes so for Python 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError("it asks for an encoding")
     return text.encode("latin-1")
@@ -48,7 +50,7 @@ def _empty_bytes() -> bytes:
 
 
 class _NumberType:
-    """What stands for a `numpy.dtype`, which crashes where a pickle hands it the wrong values."""
+    """In place of `numpy.dtype`, which crashes where a pickle hands it the wrong values."""
 
     def __init__(self, code: Any, *_: Any):
         if code not in _NUMBER_CODES:
@@ -65,7 +67,7 @@ class _NumberType:
 
 
 def _numpy_scalar(kind: Any, stored: Any = b"") -> Any:
-    """A number of NumPy, which some writers left among the plain ones, as a plain one."""
+    """Convert a NumPy scalar, which some writers left among plain numbers, to a plain number."""
     if isinstance(stored, str):  # Python 2 wrote bytes as text
         stored = stored.encode("utf-8", "surrogateescape")
     if not isinstance(kind, _NumberType) or not isinstance(stored, bytes):
@@ -105,10 +107,10 @@ _Unpickler: Any = pickle._Unpickler
 
 
 def _with_key_check(code: bytes) -> Callable[[Any], None]:
-    """What reads an instruction that makes keys, after a look at them."""
+    """Wrap the reader of an opcode that makes keys, so that the keys are checked first."""
     read, keys = _Unpickler.dispatch[code[0]], _KEY_POSITIONS[code]
 
-    def checked(reader: Any) -> None:
+    def read_checked(reader: Any) -> None:
         _check_keys(reader.stack[keys])
         read(reader)
 
@@ -125,12 +127,12 @@ class PlainUnpickler(_Unpickler):
 
     def __init__(self, stored: bytes):
         super().__init__(io.BytesIO(stored), encoding="utf-8", errors="surrogateescape")
-        self._left = len(stored)
-        """What may be made of values yet: a value that is written once must not be made a thousand
-        times."""
+        # a value that is written once may be referred to again: without a budget, a few bytes would
+        # build a thousand copies of it
+        self._budget = len(stored)
 
     def find_class(self, module: str, name: str) -> Any:
-        """What makes a value of that name here."""
+        """The callable that stands for a name; raises for any that is not plain."""
         if (module, name) not in _ALLOWED_CALLABLES:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return _ALLOWED_CALLABLES[module, name]
@@ -138,12 +140,12 @@ class PlainUnpickler(_Unpickler):
     def _refuse(self) -> NoReturn:
         raise pickle.UnpicklingError("it holds more than plain values")
 
-    def _make(self) -> None:
+    def _reduce(self) -> None:
         arguments, maker = self.stack.pop(), self.stack.pop()
         if not any(maker is known for known in _ALLOWED_CALLABLES.values()):
             self._refuse()
-        self._left -= sum(len(value) for value in arguments if isinstance(value, Sized))
-        if self._left < 0:
+        self._budget -= sum(len(value) for value in arguments if isinstance(value, Sized))
+        if self._budget < 0:
             raise pickle.UnpicklingError("it makes more than it holds")
         self.stack.append(maker(*arguments))
 
@@ -157,5 +159,5 @@ class PlainUnpickler(_Unpickler):
         _Unpickler.dispatch
         | dict.fromkeys((code[0] for code in _REFUSED_OPCODES), _refuse)
         | {code[0]: _with_key_check(code) for code in _KEY_POSITIONS}
-        | {pickle.REDUCE[0]: _make, pickle.BUILD[0]: _build}
+        | {pickle.REDUCE[0]: _reduce, pickle.BUILD[0]: _build}
     )

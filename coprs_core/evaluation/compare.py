@@ -51,6 +51,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> PairedDifference:
     for _ in range(NUM_FLIPS if len(nonzero) else 0):
         flipped = rng.integers(0, 2, len(nonzero)) * 2 - 1
         beyond += abs(float(flipped @ nonzero)) >= abs(float(nonzero.sum())) - 1e-12
+    # the one that was observed counts among the flips: p is never 0
     p = (beyond + 1) / (NUM_FLIPS + 1) if len(nonzero) else 1.0
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     return PairedDifference(float(a.mean()), float(b.mean()), low, high, p, better, worse)
@@ -65,15 +66,23 @@ def bootstrap_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[fl
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two runs: their names, the differences by measure, the rows that both have, how many `num_unshared`
-    one has, and how many were `unread` in one or both."""
+    """Two runs over the same items.
+
+    Attributes:
+        names: of A and B.
+        differences: by measure, over the items that both have.
+        rows: of these items, of A and of B.
+        groups: of the data set, as in `Dataset`.
+        num_unshared: items that one run alone has; they are left out.
+        num_unreadable: items that could not be read in one run or both; they are left out.
+    """
 
     names: tuple[str, str]
     differences: dict[str, PairedDifference]
     rows: tuple[list[Measurement], list[Measurement]]
     groups: dict
     num_unshared: int
-    unread: int = 0
+    num_unreadable: int = 0
 
     def to_text(self) -> str:
         """As text for a terminal."""
@@ -87,8 +96,8 @@ class Comparison:
             )
         if self.num_unshared:
             lines.append(f"{self.num_unshared:,} items that only one answered are left out")
-        if self.unread:
-            lines.append(f"{self.unread:,} items that could not be read are left out")
+        if self.num_unreadable:
+            lines.append(f"{self.num_unreadable:,} items that could not be read are left out")
         lines.append(
             f"{'':14}{'A':>8}{'B':>8}{'B − A':>9}{'95 %':>18}{'p':>8}{'better':>8}{'worse':>7}"
         )
@@ -136,6 +145,7 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     shared = sorted(rows_by_index[0].keys() & rows_by_index[1].keys())
     unread = {row.index for rows in rows_by_index for row in rows.values() if row.unread}
     shared = [i for i in shared if i not in unread]
+    # the same numbers may hold other items, where the data set was changed in between
     shared = [
         i for i in shared if rows_by_index[0][i].instruction == rows_by_index[1][i].instruction
     ]

@@ -76,6 +76,7 @@ class ModelJudge:
 
 def parse_score(reply: str) -> float | None:
     """The score in a judge's reply, in [0, 10]; None where there is none."""
+    # the last one counts: a judge may weigh several scores before it settles on one
     scores = _SCORE.findall(reply.rpartition("</think>")[2])
     score = float(scores[-1]) if scores else -1.0
     return score if 0 <= score <= 10 else None

@@ -68,6 +68,7 @@ def _format_shares(measures: dict, side: str) -> str:
 def _draw_scatter(rows: list[Measurement], line: Regression | None) -> Markup:
     found = [r for r in rows if r.has_target_and_mask]
     if len(found) > MAX_POINTS:
+        # every point is an element of the SVG: browsers stall over tens of thousands
         chosen = np.random.default_rng(0).choice(len(found), MAX_POINTS, replace=False)
         found = [found[i] for i in chosen]
     figure, axes = _create_axes("IoU of the prior", "IoU of the mask")

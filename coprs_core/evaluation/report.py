@@ -112,6 +112,7 @@ def bootstrap_intervals(rows: list[Measurement]) -> dict[str, tuple[float, float
     means, sums = [], []
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     for _ in range(NUM_RESAMPLES):
+        # how often each item was drawn: a product with these weights needs no copy of the rows
         chosen = np.bincount(rng.integers(0, len(rows), len(rows)), minlength=len(rows))
         means.append(chosen @ values / len(rows))
         sums.append(chosen @ areas)

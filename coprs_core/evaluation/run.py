@@ -90,13 +90,14 @@ def parse_shard(text: str) -> Shard:
 
 def item_numbers(dataset: Dataset, settings: RunSettings, shard: Shard) -> range:
     """The items of a part of a run, by number; raises `CoPRSError` where the run has none."""
-    end = settings.start + (settings.limit or dataset.size or 0)
-    if dataset.size is not None:
-        end = min(end, dataset.size)
+    end = settings.start + (settings.limit or dataset.num_items or 0)
+    if dataset.num_items is not None:
+        end = min(end, dataset.num_items)
     if end <= settings.start:
         raise CoPRSError(
             f"{settings.about} has no item {settings.start}: start at a lower one, or set a limit."
         )
+    # every count-th item, not a block: shards of a sorted data set then take as long as each other
     first = settings.start + (shard.number - 1 - settings.start) % shard.count
     return range(first, end, shard.count)
 
@@ -118,7 +119,7 @@ def run_evaluation(
     path = folder / ROWS_FILE.format(shard.number, shard.count)
     done = _repair_and_list_answered(folder, path)
     left = (n for n in item_numbers(dataset, settings, shard) if n not in done)
-    examples = (example for n in left if (example := dataset.read(n)))
+    examples = (example for n in left if (example := dataset.try_read(n)))
     cases = _CaseSelection(folder / CASES_FOLDER, path)
     counting, at_once = settings.counting_protocol, settings.at_once
     with path.open("a", encoding="utf-8", errors=PATH_ERRORS) as file:
@@ -129,6 +130,7 @@ def run_evaluation(
                 row = row if judge is None else judge.score_thought(row, example, result)
                 cases.consider(row, example, result)
             file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
+            # a line an item, at once: a killed run has lost the replies under way and no more
             file.flush()
             yield row
 
@@ -201,7 +203,7 @@ def count_missing(folder: Path, dataset: Dataset, settings: RunSettings, own: ra
     """How many items of a run beside the `own` ones are not there yet."""
     present = {row.index for row in _all_rows(folder)}.union(own)
     left = [n for n in item_numbers(dataset, settings, Shard()) if n not in present]
-    return len(left) if any(dataset.read(n) for n in left) else 0  # else they are passed over
+    return len(left) if any(dataset.try_read(n) for n in left) else 0  # else they are passed over
 
 
 def count_answered(folder: Path, numbers: range) -> int:
@@ -251,6 +253,7 @@ class _CaseSelection:
             self._path(index).with_suffix(".txt").unlink(missing_ok=True)
 
     def _wanted(self, row: Measurement) -> bool:
+        # by hash, not by a generator: a resumed run chooses the same ones
         chance = int.from_bytes(hashlib.sha256(str(row.index).encode()).digest()[:4], "big")
         keys = {"best": row.mask_iou, "worst": -row.mask_iou, "random": float(chance)}
         if row.size is None:  # a picture of nothing where nothing is tells little

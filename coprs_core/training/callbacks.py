@@ -1,4 +1,4 @@
-"""What looks on while a run trains: log and progress, the end where it diverges, pictures."""
+"""Callbacks of a training run: log and progress, its end where it diverges, sample figures."""
 
 import json
 import math
@@ -32,7 +32,7 @@ _DIVERGENCE_LABELS = {"kl": "KL", "loss": "loss", "grad_norm": "gradient"}
 
 
 class TrainingMonitor(TrainerCallback):
-    """Writes the log, shows the progress, ends a run that diverges or `stop_requested` to stop."""
+    """Writes the log, shows the progress, ends a run that diverges or is asked to stop."""
 
     def __init__(self, folder: Path, recipe: JointRecipe, stage: str = "joint"):
         self.folder, self.recipe, self.stage = folder, recipe, stage

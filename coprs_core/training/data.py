@@ -1,4 +1,4 @@
-"""What a model is trained on, and the masks that its own are held against."""
+"""The data of a recipe, and the soft masks that are trained towards."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from coprs_core.training.recipe import JointRecipe
 
 
 def open_training_data(recipe: JointRecipe) -> Dataset:
-    """What a recipe trains on, its photos opened: each is asked for more than once."""
+    """Open the data set of a recipe, with decoded photos: each is used more than once."""
     dataset = _open_dataset(recipe)
 
     def item(number: int):
@@ -45,7 +45,7 @@ def _open_dataset(recipe: JointRecipe) -> Dataset:
 
 
 def to_soft_target(mask: np.ndarray, vision: VisionConfig) -> Tensor:
-    """A mask bool [H, W] at decoding size: resized and padded like the photo, float32
+    """Resize a mask bool [H, W] to decoding size: resized and padded like the photo, float32
     [1, prior side, prior side], soft in [0, 1] at its border."""
     size = unpadded_size(mask.shape, vision.side)
     inside = F.adaptive_avg_pool2d(torch.from_numpy(mask).float()[None, None], size)

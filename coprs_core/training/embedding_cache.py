@@ -1,4 +1,4 @@
-"""SAM's embeddings of the pictures that are trained on, computed once and kept on a disk."""
+"""A cache on disk of SAM's image embeddings, which stay the same while it is frozen."""
 
 import hashlib
 import os
@@ -15,12 +15,12 @@ from coprs_core.model.vision import VisionConfig
 
 
 def embedding_bytes(vision: VisionConfig) -> int:
-    """What one embedding takes: float16 [channels, grid, grid]."""
+    """Bytes of one embedding, float16 [channels, grid, grid]."""
     return 2 * vision.channels * vision.grid**2
 
 
 class EmbeddingCache:
-    """Embeddings [C, h, w] by picture and backbone, float16, a file each, in 256 folders.
+    """Embeddings [C, h, w] by photo and image encoder, float16, a file each, in 256 folders.
 
     The folder may be shared by runs and processes: a file is whole or not there.
     """
@@ -36,6 +36,7 @@ class EmbeddingCache:
             return load_file(path)["embedding"]
         embedding = self._encode(example).half().cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
+        # written beside and renamed: other processes never read half a file
         part = path.with_suffix(f".{os.getpid()}")
         try:
             with write_errors_as_user_error(path):
@@ -47,7 +48,7 @@ class EmbeddingCache:
 
 
 def _hash_weights(encoder: nn.Module) -> str:
-    """Names the weights of an image encoder."""
+    """A short hash of an image encoder's weights: other weights have other embeddings."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())

@@ -1,5 +1,5 @@
-"""Prior and mask of replies while the language model is trained: read with it in one forward pass,
-learnt with it in one backward."""
+"""Prior and mask of replies while the language model is trained: computed with it in one forward
+pass, trained with it in one backward."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
@@ -33,8 +33,14 @@ IMAGE_TOKEN = "<|image_pad|>"
 
 @dataclass
 class FocusBatch:
-    """The focus tokens of a batch: `focus_batch`, `columns` [N] in the token ids; `image_embedding`
-    [N, C, h, w], `sizes` [N, 2], and the soft `target` [N, 1, p, p] of what each is to find."""
+    """The focus tokens of a batch of replies, N in all.
+
+    Attributes:
+        rows, columns: int [N], where they stand in the token ids.
+        embedding: [N, C, h, w], SAM's of the photo of each.
+        sizes: int [N, 2], (height, width) of the photo in SAM's frame.
+        target: float32 [N, 1, p, p] in [0, 1], the mask that each is to draw.
+    """
 
     rows: Tensor
     columns: Tensor
@@ -44,8 +50,8 @@ class FocusBatch:
 
 
 class TrainableCoPRS:
-    """A CoPRS model hung up for training: prior and decoder beside its language model, whose last
-    hidden states are kept; the image encoder and the vision tower are not trained.
+    """A CoPRS model made ready for a trainer of its language model: prior and decoder are
+    submodules of it, its last hidden states are kept; image encoder and vision tower are frozen.
 
     `embeddings` is a folder for what the image encoder sees, which is the same in every run.
     """
@@ -56,7 +62,7 @@ class TrainableCoPRS:
         self.model, self.tokenizer = model, processor.tokenizer
         self.image_processor = processor.image_processor
         self.focus_id: int = self.tokenizer.convert_tokens_to_ids(model.config.focus_token)
-        self.item = lru_cache(MAX_CACHED_ITEMS)(dataset.__getitem__)
+        self.get_example = lru_cache(MAX_CACHED_ITEMS)(dataset.__getitem__)
         encode: Callable[[Example], Tensor] = self._encode
         if embeddings is not None:
             encode = EmbeddingCache(embeddings, model.image_encoder, encode)
@@ -68,7 +74,7 @@ class TrainableCoPRS:
         self._hook = model.mllm.base_model.register_forward_hook(self._store_hidden)
 
     def set_trainable(self, trained: nn.Module) -> None:
-        """Switch gradients on: for prior and decoder as far as they are used, and the whole
+        """Switch gradients on, for prior and decoder as far as they are used, and the whole
         language model but its vision tower; where it has adapters, which choose for themselves, for
         those alone. All of it becomes float32: at these rates most steps are lost in bfloat16."""
         is_adapted = any("lora_" in name for name, _ in trained.named_parameters())
@@ -80,10 +86,10 @@ class TrainableCoPRS:
 
     def patch_forward(self, make_output: Callable[..., Any], only_with: str | None = None) -> None:
         """Let the language model draw prior and mask of the rows that `drawing` names, in its own
-        forward pass: several processes could not agree on what is learnt outside of it.
+        forward pass: several processes could not agree on gradients of what runs outside of it.
 
-        The logits are kept as `last_logits`, and `give(outputs, rows, prior_logits, mask_logits)` is what
-        it gives back; as ever where `only_with`, an option of the call, is not set. It keeps its own
+        The logits are kept as `last_logits`. `give(outputs, rows, prior_logits, mask_logits)` makes
+        what it returns, unless `only_with`, an option of the call, is not set. It keeps its own
         signature, which sampling reads.
         """
         mllm = self.model.mllm
@@ -110,24 +116,25 @@ class TrainableCoPRS:
             self._rows = None
 
     def detach_model(self) -> CoPRS:
-        """The model as it was before it hung here, but for its weights."""
+        """Undo all patches; returns the model with its trained weights."""
         self._hook.remove()
         _detach_heads(self.model)
         self.model.mllm.__dict__.pop("forward", None)  # a trainer's stood before the class's own
         return self.model
 
     def image_embedding(self, example: Example) -> Tensor:
-        """SAM's image embedding [C, h, w], remembered by the photo's key: an example, as a key,
-        would keep its photo."""
+        """SAM's image embedding [C, h, w], cached by the photo's key: an example as a key would
+        keep its photo in memory."""
         key = example.load_photo().key
         if key not in self._embeddings:
             if len(self._embeddings) >= MAX_CACHED_EMBEDDINGS:
+                # a dictionary keeps the order of insertion
                 del self._embeddings[next(iter(self._embeddings))]  # the oldest
             self._embeddings[key] = self._encoded(example)
         return self._embeddings[key]
 
     def mllm_image(self, example: Example) -> Any:
-        """The photo as the language model is shown it."""
+        """The photo in the frame of the language model."""
         return to_mllm_frame(example.load_photo().image, self.model.config.mllm_pixels)
 
     def encode_batch(
@@ -170,7 +177,7 @@ class TrainableCoPRS:
             for place, true in zip(places.tolist(), item.masks, strict=False):
                 rows.append(row)
                 columns.append(place)
-                embeddings.append(self.embedding(item))
+                embeddings.append(self.image_embedding(item))
                 sizes.append(unpadded_size(true.shape, vision.side))
                 targets.append(to_soft_target(true, vision))
         if not rows:
@@ -217,12 +224,12 @@ class TrainableCoPRS:
 
 
 class TrainerMixin:
-    """Over a Hugging Face trainer: what is learnt and how fast, and what is written to go on from.
+    """Over a Hugging Face trainer: which weights are trained and how fast, and saving them alone.
 
-    Needs `focus`, a `TrainableCoPRS`, and `rates`; the rest is the trainer's.
+    Needs `coprs`, a `TrainableCoPRS`, and `rates`; the rest is the trainer's.
     """
 
-    focus: TrainableCoPRS
+    coprs: TrainableCoPRS
     rates: LearningRates
     optimizer: Any
     lr_scheduler: Any
@@ -231,7 +238,7 @@ class TrainerMixin:
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = self.rates.optimizer(model or self.model, self.args)
+            self.optimizer = self.rates.build_optimizer(model or self.model, self.args)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -246,7 +253,7 @@ class TrainerMixin:
             save_file(whole, folder / TRAINED_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The moments as they were saved; the rates as they are asked for now."""
+        """Restore the moments as saved, but the learning rates as the recipe sets them now."""
         base: Any = super()
         rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         base._load_optimizer_and_scheduler(checkpoint)
@@ -263,7 +270,7 @@ class TrainerMixin:
 
 
 def load_trained_weights(model: nn.Module, trained: Path) -> None:
-    """What `TrainerMixin` wrote back into a model, be it sharded."""
+    """Load what `TrainerMixin` saved into a model, be it sharded."""
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in load_file(trained).items():
@@ -276,14 +283,15 @@ def load_trained_weights(model: nn.Module, trained: Path) -> None:
 
 
 def apply_trained_weights(model: CoPRS, trained: Path) -> CoPRS:
-    """A model as it was loaded, with what `TrainerMixin` wrote."""
+    """Load what `TrainerMixin` saved into a model that is not in training."""
     _attach_heads(model)
     load_trained_weights(model.mllm, trained)
     return _detach_heads(model)
 
 
 def _attach_heads(model: CoPRS) -> None:
-    """Prior and decoder beside the language model, so that a trainer of it has them."""
+    """Make prior and decoder submodules of the language model, so that its trainer, which knows
+    that alone, saves, shards and steps them, too."""
     heads = nn.ModuleDict({"prior": model.prior, "decoder": model.decoder})
     model.mllm.add_module(HEADS_MODULE, heads)
 

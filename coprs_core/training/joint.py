@@ -51,7 +51,8 @@ class _JointOutput(ModelOutput):
 
 
 def mask(**_: Any) -> list[float]:
-    """Names the share of the mask in TRL's log; what it earns is worked out by `JointTrainer`."""
+    """Gives the mask's reward its name in TRL's log, which is this function's name; what a reply
+    earns is computed by `JointTrainer`."""
     raise NotImplementedError
 
 
@@ -61,7 +62,7 @@ def form(**_: Any) -> list[float]:
 
 
 class _EpochSeededSampler(Sampler):
-    """A sampler of TRL's, begun anew in each epoch from seed and epoch."""
+    """A sampler of TRL's, seeded anew in each epoch, so that a resumed run sees the same order."""
 
     def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]):
         self._sampler, self._seed, self._epoch = sampler, seed, epoch
@@ -94,10 +95,10 @@ class JointTrainer(TrainerMixin, _TrlTrainer):
         embeddings: Path | None = None,
         **options: Any,
     ):
-        self.focus = TrainableCoPRS(model, processor, dataset, embeddings)
+        self.coprs = TrainableCoPRS(model, processor, dataset, embeddings)
         # one picture for all replies to a question: each part of a step asks for all of the step's
         self._mllm_image = lru_cache(MAX_CACHED_ITEMS)(
-            lambda number: self.focus.mllm_image(self.focus.item(number))
+            lambda number: self.coprs.mllm_image(self.coprs.get_example(number))
         )
         self.rates, self._objective = rates, objective
         self._segmentation: Any = None
@@ -113,17 +114,17 @@ class JointTrainer(TrainerMixin, _TrlTrainer):
             processing_class=processor,
             **options,
         )
-        self.focus.set_trainable(self.model)
+        self.coprs.set_trainable(self.model)
         # sharded processes must all write a word at a time until the last one has ended
         mllm._is_fsdp_managed_module = self.is_fsdp_enabled
+        # vLLM loads weights by name and fails over any that it does not know
         if self.use_vllm:
             self._hide_heads_from_vllm()
         # TRL patched it before, and names a step of learning so
-        self.focus.patch_forward(self._add_segmentation_loss, only_with="fused_lm_head")
+        self.coprs.patch_forward(self._add_segmentation_loss, only_with="fused_lm_head")
 
     def _hide_heads_from_vllm(self) -> None:
-        """Let vLLM, which writes replies alone, be sent the language model without the heads that
-        hang on it."""
+        """Send vLLM, which writes replies alone, the language model without prior and decoder."""
         generation: Any = self.vllm_generation
         everything = generation._iter_named_params
         generation._iter_named_params = lambda: (
@@ -133,13 +134,13 @@ class JointTrainer(TrainerMixin, _TrlTrainer):
     # --- data
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
-        """TRL's, whose order in each epoch is its own, also where a run goes on in it."""
+        """TRL's sampler, whose order in an epoch does not depend on where a run was resumed."""
         sampler: Any = super()._get_train_sampler(dataset)
         return _EpochSeededSampler(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def _to_trl_rows(self, batch: dict[str, list]) -> dict[str, list]:
-        """Items by number, as TRL takes them: a conversation and its picture."""
-        items = [self.focus.item(i) for i in batch["index"]]
+        """Items by number, as TRL takes them: a conversation and its image."""
+        items = [self.coprs.get_example(i) for i in batch["index"]]
         tokens = self._tokenizer.get_added_vocab()
         for item in items:
             _check_no_special_tokens(item.instruction, tokens)
@@ -162,7 +163,7 @@ class JointTrainer(TrainerMixin, _TrlTrainer):
     # --- rewards
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
-        items = [self.focus.item(row["index"]) for row in inputs]
+        items = [self.coprs.get_example(row["index"]) for row in inputs]
         size = self.args.per_device_train_batch_size
         earned: list[tuple[float, float]] = []
         for start in range(0, len(items), size):
@@ -178,17 +179,17 @@ class JointTrainer(TrainerMixin, _TrlTrainer):
         self, items: list[Example], reply_tokens: list[list[int]]
     ) -> list[tuple[float, float]]:
         """(mask, form) of each reply: it is read once more, and prior and mask are drawn."""
-        inputs, starts = self.focus.encode_batch(items, reply_tokens)
-        rows = self.focus.rows(items, inputs["input_ids"], starts)
-        with self.accelerator.autocast(), self.focus.drawing(rows):
+        inputs, starts = self.coprs.encode_batch(items, reply_tokens)
+        rows = self.coprs.focus_batch(items, inputs["input_ids"], starts)
+        with self.accelerator.autocast(), self.coprs.drawing(rows):
             self.model(**inputs, use_cache=False, logits_to_keep=1)
-        logits = self.focus.last_logits
+        logits = self.coprs.last_logits
         scores = mask_reward(logits[1].float().sigmoid(), rows.target)[:, 0].tolist()
         self._log_ious(rows, *logits)
         earned = []
         for i, (item, reply_ids) in enumerate(zip(items, reply_tokens, strict=True)):
             reply = self._tokenizer.decode([t for t in reply_ids if t not in self.eos_token_ids])
-            if reply.count(FOCUS_TOKEN) != list(reply_ids).count(self.focus.focus_id):
+            if reply.count(FOCUS_TOKEN) != list(reply_ids).count(self.coprs.focus_id):
                 earned.append((0.0, 0.0))  # it spelled the token out, which draws nothing
                 continue
             own = [s for s, row in zip(scores, rows.rows.tolist(), strict=True) if row == i]
@@ -208,10 +209,10 @@ class JointTrainer(TrainerMixin, _TrlTrainer):
 
     def _compute_loss(self, model, inputs):
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        items = [self.focus.item(i) for i in inputs["index"].tolist()]
+        items = [self.coprs.get_example(i) for i in inputs["index"].tolist()]
         starts = [inputs["prompt_ids"].shape[1]] * len(items)
         ends = inputs["completion_mask"].sum(1).tolist()
-        with self.focus.drawing(self.focus.rows(items, ids, starts, ends)):
+        with self.coprs.drawing(self.coprs.focus_batch(items, ids, starts, ends)):
             loss = super()._compute_loss(model, inputs)
         self._metrics["train"]["segmentation"].append(float(self._segmentation.detach()))
         segmentation = self._objective.segmentation * self._segmentation
@@ -222,7 +223,7 @@ class JointTrainer(TrainerMixin, _TrlTrainer):
     def _add_segmentation_loss(
         self, outputs: Any, rows: FocusBatch, prior_logits: Tensor, mask_logits: Tensor
     ) -> _JointOutput:
-        """What the model gives back in a step of learning; L_SEG is kept for `_compute_loss`."""
+        """The model's output in a training step; L_SEG is kept for `_compute_loss`."""
         logits, step = (prior_logits, mask_logits), self.state.global_step
         self._segmentation = segmentation_term(self._objective, *logits, rows.target, step)
         fields = outputs.loss, outputs.log_probs, outputs.entropy, outputs.aux_loss
@@ -230,7 +231,8 @@ class JointTrainer(TrainerMixin, _TrlTrainer):
 
 
 def _check_no_special_tokens(instruction: str, tokens: Iterable[str]) -> None:
-    """TRL reads what stands for a token of its own as that token, the engine as plain text."""
+    """Raises `CoPRSError` for an instruction with a special token: TRL would read it as that token,
+    the engine as plain text."""
     for token in tokens:
         if token in instruction:
             raise CoPRSError(
@@ -240,8 +242,9 @@ def _check_no_special_tokens(instruction: str, tokens: Iterable[str]) -> None:
 
 
 def find_flat_groups(earned: Tensor, group: int, objective: Objective) -> Tensor:
-    """Of each group bool [N]: whether what its replies earn, [N × group, 2] for mask and form,
+    """bool [N], for each group: whether what its replies earn, [N × group, 2] for mask and form,
     makes rewards that are equal, or differ by less than `objective.least_spread`."""
+    # the rewards must be equal, not mask and form each: TRL scales their weighted sum
     groups = earned.view(-1, group, 2)
     share = groups.new_tensor([objective.mask_share, 1 - objective.mask_share])
     rewards = (groups * share).sum(-1)
@@ -258,7 +261,7 @@ def equalize_flat_groups(earned: Tensor, group: int, is_flat: Tensor) -> Tensor:
 
 
 def to_chat_template(template: str) -> str:
-    """A prompt template of ours as the Jinja template of a processor; TRL writes prompts so."""
+    """Convert a prompt template to a processor's Jinja template, with which TRL writes prompts."""
     before, after = template.split(INSTRUCTION_SLOT)
     before, after = (part.replace(IMAGE_SLOT, IMAGE_TOKEN) for part in (before, after))
     content = (

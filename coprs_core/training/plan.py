@@ -1,4 +1,4 @@
-"""What a run will take, before anything is loaded: memory by part, steps, disk."""
+"""Estimate what a run needs before anything is loaded: memory by part, steps, disk."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -93,8 +93,8 @@ class TrainingPlan:
 @dataclass(frozen=True)
 class _WeightCounts:
     """How many weights a checkpoint has, by part: `linear` are those of the layers that get
-    adapters, `per_rank` those of adapters of rank 1. `frozen_bytes`: bytes of one that is not learnt;
-    `num_devices`: over how many the language model is spread."""
+    adapters, `per_rank` those of adapters of rank 1. `frozen_bytes`: of one weight that is not
+    trained; `num_devices`: over how many the language model is spread."""
 
     whole: int
     tower: int

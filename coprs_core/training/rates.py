@@ -1,4 +1,4 @@
-"""How fast what learns."""
+"""Learning rates by part of the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 HEADS_MODULE = "focus_heads"
-"""Under this name prior and decoder hang beside the language model while it is trained."""
+"""Name of the module that holds prior and decoder inside the language model while it is trained."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class LearningRates:
         return 1.0 if part is None else getattr(self, part[1])
 
     def build_optimizer(self, model: nn.Module, args: Any) -> torch.optim.Optimizer:
-        """AdamW over everything that is learnt, with a learning rate each."""
+        """AdamW over all that is trainable, a group for each learning rate."""
+        # one group a rate, not a parameter: the optimizer steps a group's tensors together
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

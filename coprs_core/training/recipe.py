@@ -97,6 +97,7 @@ class JointRecipe:
         """The preset with what this recipe sets otherwise."""
         own = {f.name: getattr(self, f.name, None) for f in fields(Objective)}
         given = {name: value for name, value in own.items() if value is not None}
+        # who sets a weight means it for the whole run, not up to the preset's switch
         fixed = {"switch_at": None} if {"dice", "focal"} & given.keys() else {}
         return replace(PRESETS[self.preset], **given, **fixed)
 
@@ -110,7 +111,8 @@ def read_recipe(name: str, changes: list[str] | None = None) -> JointRecipe:
     if path.suffix != ".toml" or not path.is_file():
         near = did_you_mean(name, ("mini", *RECIPE_NAMES))
         raise CoPRSError(
-            f"There is no recipe {name!r}{near}: choose mini, {', '.join(RECIPE_NAMES)} or a .toml file."
+            f"There is no recipe {name!r}{near}: choose mini, {', '.join(RECIPE_NAMES)} or a .toml "
+            "file."
         )
     values = read_toml(path) | dict(map(parse_change, changes or []))
     return _validate(values)

@@ -18,7 +18,7 @@ _CHANGEABLE = (
     *("steps", "rows_at_once", "rate", "warmup_rate", "prior", "prompt_encoder", "mask_decoder"),
     *("final_rate", "checkpointing", "vllm", "most_kl", "save_every", "pictures"),
 )
-"""What a run may go on with otherwise than it began."""
+"""Keys that may change when a run is resumed."""
 
 
 def check_recipe(recipe: dict[str, Any], folder: Path) -> None:
@@ -27,12 +27,12 @@ def check_recipe(recipe: dict[str, Any], folder: Path) -> None:
 
 
 def save_recipe(recipe: dict[str, Any], folder: Path) -> None:
-    """Write what a folder's run rests on."""
+    """Write the recipe of a run into its folder."""
     write_settings(folder / RECIPE_FILE, recipe)
 
 
 def truncate_log(step: int, folder: Path) -> None:
-    """Take the log's steps after one that is gone on from, and a line cut short, out of it."""
+    """Drop the log's lines after the step that a run resumes from, and one that was cut short."""
     path = folder / LOG_FILE
     if not path.is_file():
         return
@@ -47,7 +47,7 @@ def truncate_log(step: int, folder: Path) -> None:
 
 @contextmanager
 def catch_sigterm() -> Generator[Callable[[], bool], None, None]:
-    """Inside, SIGTERM ends nothing by itself: what is given says whether it came."""
+    """Inside, SIGTERM does not end the process; the yielded function says whether it came."""
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
@@ -57,7 +57,7 @@ def catch_sigterm() -> Generator[Callable[[], bool], None, None]:
 
 
 def is_true_anywhere(value: bool, device: torch.device) -> bool:
-    """Whether it is so in any of the processes that train together; all of them ask."""
+    """Whether a value is true in any process that trains; all of them must call this."""
     if not dist.is_initialized():
         return value
     total = torch.tensor(float(value), device=device)

@@ -64,8 +64,8 @@ _VLLM_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, eq=False)
-class _StageModel:
-    """What a stage begins with: a model hung up for training, and where it came from.
+class _Loaded:
+    """The model that a stage begins with, made ready for training, and where it came from.
 
     `adapters` are those of the language model, None where it is trained itself. `embeddings`: where
     SAM's are kept, of pictures that come again in every run.
@@ -81,8 +81,8 @@ class _StageModel:
 
 
 def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path | None:
-    """Run a recipe, or go on where it was left; the finished checkpoint's folder, None where it was
-    told to stop before the end (SIGTERM).
+    """Run a recipe, or resume it; returns the finished checkpoint's folder, None where SIGTERM
+    stopped it before the end.
 
     Raises `CoPRSError` where the folder holds another run, the model has no focus token, the data
     is none, or the run diverges.
@@ -98,14 +98,9 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
     _check_divisible(recipe, dataset)
     if recipe.warmup_steps:
         start = str(warm)
+        where = folder / f"{WARMUP_FOLDER}-steps", warm, device
         if not (warm / "coprs.json").exists() and not _run_stage(
-            _build_warmup,
-            recipe,
-            recipe.model,
-            dataset,
-            folder / f"{WARMUP_FOLDER}-steps",
-            warm,
-            device,
+            _build_warmup, recipe, recipe.model, dataset, *where
         ):
             return None
         if not recipe.steps:
@@ -127,11 +122,11 @@ def measure_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int]
         folder = Path(name)
         where, dataset = (folder, folder / EMBEDDINGS_FOLDER, device), open_training_data(short)
         _check_divisible(short, dataset)
-        start, watch, trainer = _build_stage(_build_joint, short, recipe.model, dataset, *where)
+        loaded, monitor, trainer = _build_stage(_build_joint, short, recipe.model, dataset, *where)
         trainer.args.save_strategy = SaveStrategy.NO
-        with out_of_memory_as_user_error("This training", start.model.device, _MEMORY_ADVICE):
+        with out_of_memory_as_user_error("This training", loaded.model.device, _MEMORY_ADVICE):
             trainer.train()
-    return sum(watch.step_seconds[1:]) / recipe.iterations, peak_memory(start.model.device)
+    return sum(monitor.step_seconds[1:]) / recipe.iterations, peak_memory(loaded.model.device)
 
 
 def _run_stage(
@@ -146,43 +141,40 @@ def _run_stage(
     """Run one stage, its steps in `folder`, and write the checkpoint `out`; False where it was told
     to stop."""
     folder.mkdir(parents=True, exist_ok=True)
-    saved, steps = (
-        find_last_step(folder),
-        recipe.steps if make is _build_joint else recipe.warmup_steps,
-    )
+    saved = find_last_step(folder)
+    steps = recipe.steps if make is _build_joint else recipe.warmup_steps
     is_whole = saved is not None and step_number(saved) >= steps
     if is_whole and _is_newer(out, Path(saved)):
         return True
     where = folder, out.parent / EMBEDDINGS_FOLDER, device
-    start, watch, trainer = _build_stage(make, recipe, name, dataset, *where)
+    loaded, monitor, trainer = _build_stage(make, recipe, name, dataset, *where)
     save_recipe(_recipe_values(recipe), out.parent)
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
-        trainer.add_callback(SampleFigures(folder / "pictures", start.checkpoint, dataset, recipe))
-    memory = out_of_memory_as_user_error("This training", start.model.device, _MEMORY_ADVICE)
-    with memory, write_errors_as_user_error(folder), catch_sigterm() as watch.stop_requested:
+        trainer.add_callback(SampleFigures(folder / "pictures", loaded.checkpoint, dataset, recipe))
+    memory = out_of_memory_as_user_error("This training", loaded.model.device, _MEMORY_ADVICE)
+    with memory, write_errors_as_user_error(folder), catch_sigterm() as monitor.stop_requested:
         if is_whole and not recipe.sharded:  # it was killed while the checkpoint was written
             trainer._load_from_checkpoint(saved)
             trainer.state.global_step = step_number(saved)
         else:
             trainer.train(resume_from_checkpoint=saved)
-    if trainer.state.global_step < watch.steps:
+    if trainer.state.global_step < monitor.steps:
         return False
-    trainer.save_model(str(folder))  # by all processes, before the heads are taken off
+    trainer.save_model(str(folder))  # by all processes, before the heads are detached
     if trainer.is_world_process_zero():
-        _write_checkpoint(trainer, start, folder, out)
+        _write_checkpoint(trainer, loaded, folder, out)
     trainer.accelerator.wait_for_everyone()
-    return (
-        make is _build_joint or not watch.was_stopped
-    )  # in its last step: the joint stage is to come
+    # a warm-up that was stopped in its last step is whole, and yet the joint stage must not begin
+    return make is _build_joint or not monitor.was_stopped
 
 
 def _recipe_values(recipe: JointRecipe) -> dict[str, Any]:
-    """What a folder is told of its run."""
+    """The values by which a folder knows its run again."""
     return {"kind": "joint", **asdict(recipe)}
 
 
 def _check_divisible(recipe: JointRecipe, dataset: Dataset) -> None:
-    """Raises `CoPRSError` where a stage cannot share its questions out."""
+    """Raises `CoPRSError` where the processes cannot share a step evenly."""
     _, world_size = rank_and_world_size()
     if recipe.warmup_steps and recipe.questions % world_size:
         raise CoPRSError(
@@ -220,39 +212,36 @@ def _build_stage(
     folder: Path,
     embeddings: Path,
     device: str,
-) -> tuple[_StageModel, TrainingMonitor, Any]:
+) -> tuple[_Loaded, TrainingMonitor, Any]:
     """What a stage begins with, who watches it, and its trainer."""
     loading = LoadOptions(device=device, quantization=recipe.quantize)
-    start = _load_stage_model(recipe, name, loading, embeddings)
-    watch = TrainingMonitor(folder, recipe, "joint" if make is _build_joint else "warm-up")
-    trainer = make(recipe, folder, start, dataset, watch)
+    loaded = _load_model(recipe, name, loading, embeddings)
+    monitor = TrainingMonitor(folder, recipe, "joint" if make is _build_joint else "warm-up")
+    trainer = make(recipe, folder, loaded, dataset, monitor)
     trainer.remove_callback(PrinterCallback)
-    return start, watch, trainer
+    return loaded, monitor, trainer
 
 
-def _write_checkpoint(trainer: Any, start: _StageModel, folder: Path, out: Path) -> None:
+def _write_checkpoint(trainer: Any, loaded: _Loaded, folder: Path, out: Path) -> None:
     """The checkpoint that a finished stage leaves, with what it keeps of the one before."""
-    if start.adapters is not None:
-        model = trainer.focus.detach_model().cpu()
+    if loaded.adapters is not None:
+        model = trainer.coprs.detach_model().cpu()
         is_last = out.name == CHECKPOINT_FOLDER
         adapters = out if is_last else folder / ADAPTERS_FOLDER
         parts = {"prior": model.prior, "decoder": model.decoder}
-        save_adapters(adapters, trainer.model, _relative_name(adapters, start.name), parts)
+        save_adapters(adapters, trainer.model, _relative_name(adapters, loaded.name), parts)
         if not is_last:  # the reference of the joint stage is the model without its adapters
             merge_adapters(str(adapters), out)
         return
-    again = load_checkpoint(start.name, LoadOptions(device="cpu", quantization="none"))
-    model = apply_trained_weights(
-        cast(FocusTokenSegmenter, again.segmenter).model.float(), folder / TRAINED_FILE
-    )
-    save_checkpoint(out, model, _load_processor(start.language), torch.bfloat16)
-    copy_ood_statistics(start.language.parent, out)
+    again = load_checkpoint(loaded.name, LoadOptions(device="cpu", quantization="none"))
+    model = cast(FocusTokenSegmenter, again.segmenter).model.float()
+    model = apply_trained_weights(model, folder / TRAINED_FILE)
+    save_checkpoint(out, model, _load_processor(loaded.language), torch.bfloat16)
+    copy_ood_statistics(loaded.language.parent, out)
 
 
-def _load_stage_model(
-    recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Path
-) -> _StageModel:
-    """A checkpoint, loaded for training: what is learnt in float32."""
+def _load_model(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Path) -> _Loaded:
+    """Load a checkpoint for training: what is trained in float32."""
     find_full_checkpoint(name)
     checkpoint = load_checkpoint(name, options)
     segmenter, language = checkpoint.segmenter, checkpoint.language_folder
@@ -282,17 +271,17 @@ def _load_stage_model(
     else:
         model.float()
     model.mllm.config._name_or_path = str(language)  # TRL loads its reference from here
-    kept = None if recipe.data == "scenes" else embeddings
-    return _StageModel(name, model, language, processor, adapters, checkpoint, kept)
+    cache = None if recipe.data == "scenes" else embeddings
+    return _Loaded(name, model, language, processor, adapters, checkpoint, cache)
 
 
-def _focus_token_rows(start: _StageModel) -> dict[str, list[int]]:
+def _focus_token_rows(loaded: _Loaded) -> dict[str, list[int]]:
     """The focus token's rows, for adapters to learn. `prepare` makes them the mean of all rows,
     which no hidden state finds the likeliest: the layers alone would never write the token."""
-    focus_id = start.processor.tokenizer.convert_tokens_to_ids(start.model.config.focus_token)
+    focus_id = loaded.processor.tokenizer.convert_tokens_to_ids(loaded.model.config.focus_token)
     layers = (
         ("embed_tokens",)
-        if has_tied_embeddings(start.model.mllm.config)
+        if has_tied_embeddings(loaded.model.mllm.config)
         else ("embed_tokens", "lm_head")
     )
     return {layer: [focus_id] for layer in layers}
@@ -313,16 +302,17 @@ def _load_processor(language: Path) -> Any:
 
 
 def _relative_name(folder: Path, name: str) -> str:
-    """How a checkpoint is named in a folder: one of this disk by the way to it."""
+    """The name of a checkpoint as seen from a folder: of one on this disk the relative path, so
+    that both can be moved together."""
     there = expand_home(name)
     return os.path.relpath(there, folder) if there.is_dir() else name
 
 
 def _build_warmup(
-    recipe: JointRecipe, folder: Path, start: _StageModel, dataset: Dataset, watch: TrainingMonitor
+    recipe: JointRecipe, folder: Path, loaded: _Loaded, dataset: Dataset, monitor: TrainingMonitor
 ) -> WarmUpTrainer:
-    if start.adapters is not None:
-        start.adapters.trainable_token_indices = _focus_token_rows(start)
+    if loaded.adapters is not None:
+        loaded.adapters.trainable_token_indices = _focus_token_rows(loaded)
     share = recipe.questions // rank_and_world_size()[1]
     at_once = math.gcd(share, recipe.rows_at_once)
     args = TrainingArguments(
@@ -330,15 +320,15 @@ def _build_warmup(
         per_device_train_batch_size=at_once,
         gradient_accumulation_steps=share // at_once,
         learning_rate=recipe.warmup_rate,
-        **_shared_arguments(recipe, folder, start.model),
+        **_shared_arguments(recipe, folder, loaded.model),
     )
-    options = {"adapters": start.adapters, "callbacks": [watch], "embeddings": start.embeddings}
-    where = start.model, start.processor, dataset, recipe.objective
+    options = {"adapters": loaded.adapters, "callbacks": [monitor], "embeddings": loaded.embeddings}
+    where = loaded.model, loaded.processor, dataset, recipe.objective
     return WarmUpTrainer(*where, args, recipe.rates, **options)
 
 
 def _build_joint(
-    recipe: JointRecipe, folder: Path, start: _StageModel, dataset: Dataset, watch: TrainingMonitor
+    recipe: JointRecipe, folder: Path, loaded: _Loaded, dataset: Dataset, monitor: TrainingMonitor
 ) -> JointTrainer:
     objective = recipe.objective
     rows = recipe.questions * objective.group
@@ -364,13 +354,13 @@ def _build_joint(
         vllm_mode="server",
         vllm_server_base_url=recipe.vllm or None,
         vllm_server_timeout=_VLLM_TIMEOUT_SECONDS,
-        **_shared_arguments(recipe, folder, start.model),
+        **_shared_arguments(recipe, folder, loaded.model),
     )
-    options = {"peft_config": start.adapters, "callbacks": [watch]}
-    options["embeddings"] = start.embeddings
+    options = {"peft_config": loaded.adapters, "callbacks": [monitor]}
+    options["embeddings"] = loaded.embeddings
     try:
         return JointTrainer(
-            start.model, start.processor, dataset, objective, args, recipe.rates, **options
+            loaded.model, loaded.processor, dataset, objective, args, recipe.rates, **options
         )
     except (ImportError, ConnectionError, RuntimeError) as problem:
         if not recipe.vllm or is_out_of_memory(problem):
@@ -382,7 +372,7 @@ def _build_joint(
 
 
 def _shared_arguments(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
-    """What both stages ask of their trainers."""
+    """The arguments that both stages give their trainers."""
     is_on_cpu = model.device.type == "cpu"
     return {
         "output_dir": str(folder),

@@ -48,7 +48,7 @@ class WarmUpTrainer(TrainerMixin, _HuggingFaceTrainer):
         embeddings: Path | None = None,
         **options: Any,
     ):
-        self.focus = TrainableCoPRS(model, processor, dataset, embeddings)
+        self.coprs = TrainableCoPRS(model, processor, dataset, embeddings)
         self.rates, self._objective = rates, objective
         set_seed(args.seed)  # the adapters are drawn before the trainer does so
         numbers: Any = [{"index": i} for i in range(len(dataset))]
@@ -60,19 +60,19 @@ class WarmUpTrainer(TrainerMixin, _HuggingFaceTrainer):
             **options,
         )
         self.model_accepts_loss_kwargs = False  # else parts of a batch are added up, not averaged
-        self.focus.set_trainable(self.model)
-        self.focus.patch_forward(
+        self.coprs.set_trainable(self.model)
+        self.coprs.patch_forward(
             lambda outputs, _, prior, mask: {"logits": outputs.logits, "prior": prior, "mask": mask}
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        focus, tokenizer = self.focus, self.focus.tokenizer
-        items = [focus.item(i) for i in inputs["index"].tolist()]
+        focus, tokenizer = self.coprs, self.coprs.tokenizer
+        items = [focus.get_example(i) for i in inputs["index"].tolist()]
         replies = [
             [*tokenizer(imitation_reply(item)).input_ids, tokenizer.eos_token_id] for item in items
         ]
         read, starts = focus.encode_batch(items, replies)
-        rows = focus.rows(items, read["input_ids"], starts)
+        rows = focus.focus_batch(items, read["input_ids"], starts)
         with focus.drawing(rows):
             num_logits = read["input_ids"].shape[1] - min(starts) + 1
             outputs = model(**read, use_cache=False, logits_to_keep=num_logits)

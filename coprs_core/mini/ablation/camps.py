@@ -109,7 +109,7 @@ class CampScaffold(Scaffold):
     ) -> tuple[Tensor, dict[str, float]]:
         """As `focus_loss`, by the true boxes, a little off."""
         rows = torch.tensor([i for i, _ in batch.targets], device=self.device)
-        boxes = torch.tensor([thing.box for _, thing in batch.targets]).float()
+        boxes = torch.tensor([obj.box for _, obj in batch.targets]).float()
         sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
         boxes = (boxes + _BOX_JITTER * sides * torch.randn_like(boxes)).to(self.device)
         logits = self.model.decoder.decode_coordinates(embedding[rows], boxes, None)
@@ -133,20 +133,20 @@ class CampCollator(Collator):
 def _question_with_boxes(question: Question, scene: Scene, side: int) -> Question:
     """A question whose reply ends in boxes, in pixels of the picture that the language model
     sees."""
-    things = [scene.objects[i] for i in question.targets]
-    return replace(question, reply=reply_with_boxes(question.reply, things, side))
+    objects = [scene.objects[i] for i in question.targets]
+    return replace(question, reply=reply_with_boxes(question.reply, objects, side))
 
 
-def reply_with_boxes(reply: str, things: list[SceneObject], side: int) -> str:
+def reply_with_boxes(reply: str, objects: list[SceneObject], side: int) -> str:
     """A reply with the boxes of its targets in place of its focus tokens, as Seg-Zero writes them,
     in pixels of the picture squeezed to so many pixels a side."""
-    objects = []
-    for thing in things:
-        height, width = thing.image_size
+    boxes = []
+    for obj in objects:
+        height, width = obj.image_size
         units = (side / width, side / height) * 2
-        box = [round(v * unit) for v, unit in zip(thing.box, units, strict=True)]
-        objects.append({"bbox_2d": box})
-    answer = json.dumps(objects, separators=(",", ":"))
+        box = [round(v * unit) for v, unit in zip(obj.box, units, strict=True)]
+        boxes.append({"bbox_2d": box})
+    answer = json.dumps(boxes, separators=(",", ":"))
     return f"{reply.partition('</think>')[0]}</think><answer>{answer}</answer>"
 
 

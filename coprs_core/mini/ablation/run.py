@@ -97,8 +97,9 @@ def run_ablation(
 
 
 def _run_in_processes(jobs: list[tuple], at_once: int) -> Iterator[tuple]:
-    """Train and measure each in a process of its own, with its `LOG_FILE`; each again when it is done,
-    in order."""
+    """Train and measure each in a process of its own, with its `LOG_FILE`; yield each when
+    it is done, in order."""
+    # processes that each take all cores slow each other down several times
     threads = max(1, torch.get_num_threads() // at_once)
     with ProcessPoolExecutor(
         at_once, get_context("spawn"), torch.set_num_threads, (threads,)
@@ -119,6 +120,7 @@ def _run_in_processes(jobs: list[tuple], at_once: int) -> Iterator[tuple]:
                 "the command again to go on, with a smaller --at-once."
             ) from problem
         except KeyboardInterrupt:
+            # the executor would wait for what they are at, which may take long
             for process in active_children():
                 process.kill()
             raise

@@ -83,6 +83,7 @@ def build_tokenizer(recipe: Recipe, scenes: int = 3000) -> PreTrainedTokenizerFa
         additional_special_tokens=list(SPECIAL_TOKENS),
         clean_up_tokenization_spaces=False,
     )
+    # misread colours and the lists' kind words are found by their one token
     for word in (*KINDS, *COLOURS):
         if len(tokenizer(" " + word).input_ids) != 1:
             raise RuntimeError(f"the tokenizer split {word!r}: train it on more scenes")
@@ -137,6 +138,7 @@ def build_miniature(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: in
         ),
         mllm,
     )
+    # zero in SAM; random here, so that places can be told apart from the first steps on
     nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.1)
     return model
 

@@ -29,13 +29,20 @@ class PackedQuestions:
     """K questions about each of B scenes in one row: the image prefix once, then a branch for every
     question.
 
-    A branch sees the prefix and itself. The k-th branches of all rows begin in the same column, the
-    longest of each row first; `section_lengths` are the lengths of the prefix and of these columns, with
-    padding at the end of each. `ids` int [B, L]; `position_offset` int [B, L], where a token would stand if
-    its question stood alone; `labels` [B, L], −100 where nothing is learnt; `weights` [B, L].
-    `focus` int [M, 2] are (row, column) of focus tokens, `focus_features` float32 [M, 62] the
-    oracle's code of the things they mean; `kind_words` int [N, 2] are the kind words of the lists,
-    `kind_features` likewise. `grid` is (rows, columns) of visual tokens.
+    A branch attends to the prefix and itself. The k-th branches of all rows begin in the same
+    column, the longest of each row first.
+
+    Attributes:
+        ids: int [B, L].
+        section_lengths: of the prefix and of the branches' columns, with padding at the end of
+            each.
+        position_offset: int [B, L], where a token would stand if its question stood alone.
+        labels: [B, L], −100 where nothing is learnt; `weights`: [B, L].
+        focus: int [M, 2], (row, column) of focus tokens.
+        focus_features: float32 [M, 62], the oracle's code of the objects that they stand for.
+        kind_words: int [N, 2], (row, column) of the nouns in the lists of what is seen.
+        kind_features: float32 [N, 62], the code of the objects that they name.
+        grid: (rows, columns) of visual tokens.
     """
 
     ids: Tensor
@@ -61,7 +68,7 @@ class Batch:
         pixel_values: float32 [B·patches, values], for the vision tower.
         tower_cells: float32 [B, tokens, 64]; `encoder_cells`: float32 [B, grid², 64].
         packed: the questions about every scene, a `PackedQuestions`.
-        targets: (row of the batch, thing to segment).
+        targets: (row of the batch, object to segment).
         masks: float32 [M, 1, prior side, prior side] in [0, 1], of `targets`.
     """
 
@@ -88,6 +95,7 @@ class SceneQuestions(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[Scene, list[Question]]:
         seed = f"{self.name} {index}"
+        # the seed is the batch's number: all scenes of a batch must have one size
         rng = random.Random(f"size {self.name} {index // self.stage.scenes}")
         size = random_size(rng) if rng.random() < self.recipe.other_shapes else SQUARE
         scene = draw_scene(seed, with_image=self.stage.kind != "language", size=size)
@@ -199,7 +207,7 @@ def pack_questions(
     offset = torch.zeros_like(ids)
     labels, weights = torch.full_like(ids, -100), torch.zeros(ids.shape)
     ids[:, : parts[0]], offset[:, : parts[0]] = torch.tensor(prefix), torch.arange(parts[0])
-    focus, focus_things, listed, listed_objects = [], [], [], []
+    focus, focus_objects, listed, listed_objects = [], [], [], []
     for r, row in enumerate(rows):
         for k, b in enumerate(row):
             at = starts[order_of_rows[r].index(k)]
@@ -211,7 +219,7 @@ def pack_questions(
             listed += [(r, at + i) for i in b.kind_words]
             listed_objects += b.listed_objects
             focus += [(r, at + i) for i in b.focus]
-            focus_things += b.targets
+            focus_objects += b.targets
     return PackedQuestions(
         ids,
         parts,
@@ -219,7 +227,7 @@ def pack_questions(
         labels,
         weights,
         torch.tensor(focus, dtype=torch.long).view(-1, 2),
-        oracle.stack_object_features(focus_things),
+        oracle.stack_object_features(focus_objects),
         torch.tensor(listed, dtype=torch.long).view(-1, 2),
         oracle.stack_object_features(listed_objects),
         grid,

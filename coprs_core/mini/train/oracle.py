@@ -1,9 +1,9 @@
-"""Training-only scaffolding: a fixed code for what a thing is, so that the boxes can learn apart
+"""Training-only scaffolding: a fixed code for what an object is, so that the boxes can learn apart
 and then be joined.
 
-Kind, colour, centre and size of a thing become a feature vector; two fixed orthonormal frames carry
-it into the language model's width, one for visual tokens, one for focus queries. Nothing of this is
-in the shipped model.
+Kind, colour, centre and size of an object become a feature vector; two fixed orthonormal frames
+carry it into the language model's width, one for visual tokens, one for focus queries. Nothing of
+this is in the shipped model.
 """
 
 import math
@@ -32,42 +32,43 @@ NUM_CELL_FEATURES = (
 IMAGE_SCALE, QUERY_SCALE = 0.6, 4.0
 
 
-def object_features(thing: SceneObject) -> Tensor:
+def object_features(obj: SceneObject) -> Tensor:
     """float32 [62]: one-hot kind and colour, radial bases of the centre's x and y and of the log
     area, as in a picture of 256×256 whatever its shape."""
     f = torch.zeros(NUM_OBJECT_FEATURES)
-    f[KINDS.index(thing.kind)] = 1
-    f[COLOUR_SLICE.start + _COLOUR_NAMES.index(thing.colour)] = 1
-    (x, y), (height, width) = thing.centre, thing.image_size
+    f[KINDS.index(obj.kind)] = 1
+    f[COLOUR_SLICE.start + _COLOUR_NAMES.index(obj.colour)] = 1
+    (x, y), (height, width) = obj.centre, obj.image_size
     f[CENTRE_SLICE] = torch.cat(
         [
             torch.exp(-((v - _POSITIONS) ** 2) / (2 * _POSITION_WIDTH**2))
             for v in (x * SIDE / width, y * SIDE / height)
         ]
     )
-    log_area = math.log(thing.area * SIDE**2 / (height * width))
+    log_area = math.log(obj.area * SIDE**2 / (height * width))
     f[AREA_SLICE] = torch.exp(-((log_area - _LOG_AREAS) ** 2) / (2 * _LOG_AREA_WIDTH**2))
     return f
 
 
-def stack_object_features(things: Sequence[SceneObject]) -> Tensor:
+def stack_object_features(objects: Sequence[SceneObject]) -> Tensor:
     """float32 [N, 62]: `object_features` of each."""
-    return torch.stack([torch.zeros(NUM_OBJECT_FEATURES), *map(object_features, things)])[1:]
+    return torch.stack([torch.zeros(NUM_OBJECT_FEATURES), *map(object_features, objects)])[1:]
 
 
 def cell_features(
-    owner: Tensor, things: tuple[SceneObject, ...], grid: tuple[int, int], least: float
+    instance_map: Tensor, objects: tuple[SceneObject, ...], grid: tuple[int, int], least: float
 ) -> Tensor:
-    """float32 [rows · columns, 64]: each cell of the `grid` tells of the thing that covers most of
+    """float32 [rows · columns, 64]: each cell of the `grid` tells of the object that covers most of
     it, if that is at least a share `least`.
 
     `owner` is the scene's uint8 [H, W].
     """
+    # every second pixel is enough for shares, at a quarter of the cost
     shares = F.adaptive_avg_pool2d(
-        F.one_hot(owner[::2, ::2].long(), len(things) + 1).permute(2, 0, 1).float(), grid
+        F.one_hot(instance_map[::2, ::2].long(), len(objects) + 1).permute(2, 0, 1).float(), grid
     )
     covered, which = shares[1:].flatten(1).max(0)
-    table = stack_object_features(things)
+    table = stack_object_features(objects)
     f = torch.zeros(grid[0] * grid[1], NUM_CELL_FEATURES)
     occupied = covered >= least
     f[occupied, :NUM_OBJECT_FEATURES] = table[which[occupied]]
@@ -104,7 +105,7 @@ def cell_losses(cells: Tensor, target: Tensor, image_frame: Tensor) -> tuple[Ten
 
 
 def cell_class_loss(read: Tensor, target: Tensor, sharpness: float = 8.0) -> Tensor:
-    """Cross-entropy of kind and colour on the cells [N, 64] that hold a thing, read as logits
+    """Cross-entropy of kind and colour on the cells [N, 64] that hold an object, read as logits
     `sharpness` × feature."""
     occupied = target[:, GROUND_FLAG] < 0.5
     if not occupied.any():

@@ -117,6 +117,7 @@ def train_miniature(
             place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank())))
     rank, _ = _rank_and_world_size()
     torch.manual_seed(0)
+    # denormal numbers are many times slower on a CPU, and moments decay into them
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
@@ -264,6 +265,7 @@ def _train_step(
 
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    # one reduction over all gradients, zeros where a batch had none: every process takes part
     flat = torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
     )

@@ -1,10 +1,10 @@
 """What each stage of the miniature's training learns: from a batch to a loss and the scores worth
 watching.
 
-`eyes_loss`      the vision tower writes the oracle's code of every cell into its visual tokens
-`focus_stage_loss`     image encoder, prior and decoder find the thing that an oracle query describes
-`language_stage_loss`  the language model reads oracle tokens, thinks, and ends in an oracle query
-`joint_loss`     the whole chain: language loss on the reply, segmentation loss on prior and mask
+`eyes`      the vision tower writes the oracle's code of every cell into its visual tokens
+`focus`     image encoder, prior and decoder find the object that an oracle query describes
+`language`  the language model reads oracle tokens, thinks, and ends in an oracle query
+`joint`     the whole chain: language loss on the reply, segmentation loss on prior and mask
 """
 
 import torch
@@ -108,8 +108,8 @@ class Scaffold(nn.Module):
     def loss(self, stage: str, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         return {
             "eyes": self.eyes_loss,
-            "focus": self.focus,
-            "language": self.language,
+            "focus": self.focus_stage_loss,
+            "language": self.language_stage_loss,
             "joint": self.joint_loss,
         }[stage](batch)
 
@@ -236,7 +236,7 @@ class Scaffold(nn.Module):
 
     def misread_colours(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The tokens [B, L] with some colours of the replies read as another (`misread`), so that
-        what a thing is does not follow from its colour: some pairs are never shown."""
+        what an object is does not follow from its colour: some pairs are never shown."""
         is_colour = torch.isin(ids, self.colours) & (labels != -100)
         chosen = is_colour & (torch.rand(ids.shape, device=ids.device) < self.misread)
         others = self.colours[torch.randint(len(self.colours), ids.shape, device=ids.device)]

@@ -1,4 +1,4 @@
-"""The table of kinds: everything that the world knows of a thing. A new kind is one more row."""
+"""The table of kinds: everything that the world knows of an object. A new kind is one more row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from coprs_core.mini.world import drawings
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of thing.
+    """One kind of object.
 
     Attributes:
         name: a noun of one word.
@@ -209,6 +209,6 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 
 @cache
 def kind_polygons(kind: str) -> tuple[tuple[np.ndarray, str], ...]:
-    """The polygons of a kind, back to front: (points [P, 2] float64, shade) in the thing's own
+    """The polygons of a kind, back to front: (points [P, 2] float64, shade) in the object's own
     frame."""
     return tuple((np.array(points), shade) for points, shade in KIND_BY_NAME[kind].draw())

@@ -1,4 +1,4 @@
-"""Instructions about scenes, each with its meaning, the right thing, and the reply that it
+"""Instructions about scenes, each with its meaning, the right object, and the reply that it
 deserves."""
 
 import random
@@ -74,7 +74,7 @@ DEFAULT_MIX = QuestionMix()
 
 @dataclass(frozen=True)
 class Question:
-    """An instruction about a scene, its meaning, the indices of the right things in reading order
+    """An instruction about a scene, its meaning, the indices of the right objects in reading order
     (none: nothing fits) and the reply."""
 
     family: str
@@ -86,7 +86,7 @@ class Question:
 
     @property
     def target(self) -> int | None:
-        """The index of the right thing, the first of several; None where nothing fits."""
+        """The index of the right object, the first of several; None where nothing fits."""
         return self.targets[0] if self.targets else None
 
 
@@ -102,6 +102,7 @@ def draw_question(
     if family == "nothing there":
         return _write_instruction(propose_absent(scene, rng), (), scene, rng, asking)
     families = [family] if family else _weighted_order(rng, asking.weights)
+    # a few tries each: most meanings of a crowded scene are ambiguous
     for name in families:
         for _ in range(8):
             meaning = propose_meaning(name, scene.objects, rng, scene.split == "test")

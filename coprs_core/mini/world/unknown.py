@@ -1,6 +1,6 @@
 """Words that the world does not know: what the miniature is to learn to say so about.
 
-Nouns outside the table of kinds, one in four held back for the test; qualities that no thing here
+Nouns outside the table of kinds, one in four held back for the test; qualities that no object here
 has; other languages; and no language at all.
 """
 

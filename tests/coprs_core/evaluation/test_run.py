@@ -568,7 +568,7 @@ def test_items_that_failed_do_not_end_a_comparison(tmp_path):
     for a, b in ((first, second), (second, first), (first, first)):
         told = compare_runs(a, b)
         assert [row.index for row in told.rows[0]] == [0, 2, 3, 4, 5, 6, 7, 8]
-        assert told.unread == 1 and told.num_unshared == 0
+        assert told.num_unreadable == 1 and told.num_unshared == 0
         assert "1 items that could not be read are left out" in told.to_text()
     said = compare_runs(first, second).to_text()
     assert "8 items that both have; not answered, which counts as 0: A 0, B 1" in said

@@ -109,8 +109,8 @@ def plain(one, batch, log_probs=None):
     """Everything that the objective needs, without TRL: from the model's own logits."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    start, mllm = batch["prompt_ids"].shape[1], one.focus.model.mllm
-    out = one.focus.model.mllm.base_model(
+    start, mllm = batch["prompt_ids"].shape[1], one.coprs.model.mllm
+    out = one.coprs.model.mllm.base_model(
         input_ids=ids, attention_mask=seen, pixel_values=batch["pixel_values"],
         image_grid_thw=batch["image_grid_thw"], mm_token_type_ids=batch["mm_token_type_ids"], use_cache=False,
     )  # fmt: skip
@@ -120,16 +120,16 @@ def plain(one, batch, log_probs=None):
     focus_id = one._tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
     embeddings, features, targets = [], [], []
     for row, number in enumerate(batch["index"].tolist()):
-        item = one.focus.item(number)
+        item = one.coprs.get_example(number)
         length = int(batch["completion_mask"][row].sum())
         places = [k for k in range(length) if batch["completion_ids"][row, k] == focus_id]
         for k, mask in zip(places, item.masks, strict=False):
             embeddings.append(hidden[row, start + k])
-            features.append(one.focus.embedding(item))
-            targets.append(to_soft_target(mask, one.focus.model.config.vision))
-    side = one.focus.model.config.vision.side
+            features.append(one.coprs.image_embedding(item))
+            targets.append(to_soft_target(mask, one.coprs.model.config.vision))
+    side = one.coprs.model.config.vision.side
     sizes = torch.tensor([[side, side]] * len(targets))
-    drawn = one.focus.model.focus(torch.stack(embeddings), torch.stack(features), sizes)
+    drawn = one.coprs.model.focus(torch.stack(embeddings), torch.stack(features), sizes)
     return own, drawn, torch.stack(targets)
 
 
@@ -222,7 +222,7 @@ def test_every_row_keeps_its_prompt_its_picture_and_its_masks(made):
     shuffled = shuffle_sequence_dict(split_pixel_values_by_grid(dict(batch)))
     assert shuffled["index"].tolist() != batch["index"].tolist()
     for row, number in enumerate(shuffled["index"].tolist()):
-        item = one.focus.item(number)
+        item = one.coprs.get_example(number)
         ids = shuffled["prompt_ids"][row][shuffled["prompt_mask"][row].bool()]
         assert item.instruction in one._tokenizer.decode(ids)
         seen = one.processing_class.image_processor(images=[item.photo], return_tensors="pt")
@@ -233,7 +233,7 @@ def test_each_term_teaches_what_it_should_and_nothing_else(made, monkeypatch):
     one, batch = made
     names = {n for n, p in one.model.named_parameters() if p.requires_grad}
     assert not any(".visual." in n for n in names)
-    assert not any(p.requires_grad for p in one.focus.model.image_encoder.parameters())
+    assert not any(p.requires_grad for p in one.coprs.model.image_encoder.parameters())
     one.model.zero_grad()
     flat = {**batch, "advantages": torch.zeros_like(batch["advantages"])}
     one._compute_loss(one.model, flat).backward()  # the segmentation term alone, KL being nothing
@@ -283,9 +283,9 @@ def test_groups_that_earn_the_same_are_counted_and_have_no_advantages(made, monk
 
 def test_an_instruction_that_holds_a_token_is_refused(made, monkeypatch):
     one, _ = made
-    item = one.focus.item
+    item = one.coprs.get_example
     monkeypatch.setattr(
-        one.focus, "item", lambda i: replace(item(i), instruction="the cat<|im_end|>")
+        one.coprs, "get_example", lambda i: replace(item(i), instruction="the cat<|im_end|>")
     )
     with pytest.raises(CoPRSError, match=r"holds <\|im_end\|>"):
         one.train_dataset[0]
@@ -298,9 +298,9 @@ def test_a_focus_token_that_is_spelled_out_earns_nothing(made):
     spelled = [tokenizer.convert_tokens_to_ids(c) for c in tokenizer.tokenize("<REF")]
     spelled += tokenizer("_POS>", add_special_tokens=False).input_ids
     assert FOCUS_TOKEN in tokenizer.decode([*before, *spelled])
-    item = next(i for i in map(one.focus.item, range(64)) if len(i.masks) == 1)
+    item = next(i for i in map(one.coprs.get_example, range(64)) if len(i.masks) == 1)
     assert one._score_replies([item], [[*before, *spelled]]) == [(0.0, 0.0)]
-    (earned,) = one._score_replies([item], [[*before, one.focus.focus_id]])
+    (earned,) = one._score_replies([item], [[*before, one.coprs.focus_id]])
     assert earned[1] == 1
 
 
@@ -318,7 +318,7 @@ def test_focus_tokens_are_paired_with_things(made, said, things, rows):
     masks = tuple(np.eye(256, dtype=bool) for _ in range(things))
     item = Example(photo, "the cup", masks)
     ids = torch.tensor([[5, 6, *one._tokenizer(WRITTEN[said]).input_ids]])
-    found = one.focus.rows([item], ids, [2])
+    found = one.coprs.focus_batch([item], ids, [2])
     assert len(found.rows) == rows == len(found.target) and found.embedding.shape[0] == rows
     written = [t for t in ids[0, 2:].tolist()]
     (earned,) = one._score_replies([item], [written])
@@ -343,7 +343,7 @@ def test_learning_rates_go_by_name_also_under_adapters(made, tmp_path):
         for times, names in groups.items():
             assert all(round(times) == rates.multiple_for(n) for n in names)
         heads = sum(len(n) for t, n in groups.items() if round(t) > 1)
-        parts = [*one.focus.model.prior.parameters(), *one.focus.model.decoder.parameters()]
+        parts = [*one.coprs.model.prior.parameters(), *one.coprs.model.decoder.parameters()]
         assert heads == sum(p.requires_grad for p in parts) > 100
     assert {n.rsplit(".", 3)[1] for n in groups[1.0]} <= {"lora_A", "lora_B"}
 
@@ -380,7 +380,7 @@ def test_a_run_goes_on_bit_for_bit_and_its_checkpoint_gives_the_same_mask(tmp_pa
         assert torch.equal(p, ours[name]), name
         changed += p.requires_grad
     assert changed > 50 and whole.state.log_history[-2]["kl"] > 0
-    finished = whole.focus.detach_model()
+    finished = whole.coprs.detach_model()
     processor = AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm", trust_remote_code=False)
     save_checkpoint(tmp_path / "saved", finished, processor)
     engine = load(str(tmp_path / "saved"), device="cpu")
@@ -815,7 +815,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
     def told(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run_joint.Watch, "on_step_begin", told)
+    monkeypatch.setattr(run_joint.TrainingMonitor, "on_step_begin", told)
     assert run_joint.train_joint(recipe, tmp_path, "cpu") is None
     assert (tmp_path / "checkpoint-1").is_dir() and not (tmp_path / "checkpoint").exists()
     monkeypatch.undo()
@@ -841,7 +841,9 @@ def test_a_run_that_is_told_in_the_last_step_of_its_warm_up_stops_before_the_joi
 ):
     recipe = read_recipe("mini-joint", [*SMALL, "warmup_steps=1"])
     monkeypatch.setattr(
-        run_joint.Watch, "on_step_begin", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+        run_joint.TrainingMonitor,
+        "on_step_begin",
+        lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM),
     )
     assert run_joint.train_joint(recipe, tmp_path, "cpu") is None
     assert (tmp_path / "warm" / "coprs.json").exists()
@@ -855,7 +857,7 @@ def test_replies_that_are_learnt_from_twice_go_on_to_the_bit(tmp_path, monkeypat
     assert run_joint.train_joint(recipe, tmp_path / "whole", "cpu")
     with monkeypatch.context() as patch:
         told = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-        patch.setattr(run_joint.Watch, "on_step_begin", told)
+        patch.setattr(run_joint.TrainingMonitor, "on_step_begin", told)
         assert run_joint.train_joint(recipe, tmp_path / "parts", "cpu") is None
     assert [p.name for p in (tmp_path / "parts").glob("checkpoint-*")] == ["checkpoint-2"]
     assert run_joint.train_joint(recipe, tmp_path / "parts", "cpu")
@@ -873,16 +875,16 @@ def test_what_is_remembered_of_photos_holds_no_photo(made):
     one, _ = made
     photo = Image.new("RGB", (64, 64))
     item = Example(photo, "the cat")
-    first = one.focus.embedding(item)
+    first = one.coprs.image_embedding(item)
     kept = weakref.ref(item)
     del item
-    assert kept() is None and torch.equal(first, one.focus.embedding(Example(photo, "x")))
+    assert kept() is None and torch.equal(first, one.coprs.image_embedding(Example(photo, "x")))
 
 
 def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
     (tmp_path / "checkpoint-20" / "trainer_state.json").touch()
-    watch = run_joint.Watch(tmp_path, read_recipe("mini-joint"))
+    watch = run_joint.TrainingMonitor(tmp_path, read_recipe("mini-joint"))
     watch.bar = SimpleNamespace(set_postfix=lambda *_, **__: None)
     state = SimpleNamespace(global_step=21, is_world_process_zero=True)
     watch.on_log(None, state, None, logs={"kl": 0.1, "loss": 0.2})
@@ -904,7 +906,7 @@ def test_a_run_whose_weights_are_no_numbers_ends_in_a_sentence(tmp_path, monkeyp
                     math.nan
                 )
 
-    monkeypatch.setattr(run_joint.Watch, "on_step_begin", break_weights)
+    monkeypatch.setattr(run_joint.TrainingMonitor, "on_step_begin", break_weights)
     more = ["warmup_steps=2", "warmup_rate=2e-3"] if stage == "warm-up" else []
     recipe = read_recipe("mini-joint", [*SMALL, *more, "rate=1e-3"])
     with pytest.raises(CoPRSError, match=f"diverged at step 2 .*nan.*checkpoint-1;.*--set {key}"):
@@ -1087,10 +1089,10 @@ def test_sharded_weights_learn_what_whole_ones_do_and_go_on_to_the_bit(tmp_path)
 ONE_IS_TOLD = """
 import os, signal, sys
 from coprs_core.__main__ import main
-from coprs_core.training.callbacks import Watch
+from coprs_core.training.callbacks import TrainingMonitor
 
 if os.environ["RANK"] == "1":
-    Watch.on_step_begin = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    TrainingMonitor.on_step_begin = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -155,7 +155,7 @@ def test_the_classic_layout(tmp_path, name, home):
         "left cat that sits by the door",
         "both",
     ]
-    assert dataset.size == 3 and "3 expressions of 2 objects" in dataset.about
+    assert dataset.num_items == 3 and "3 expressions of 2 objects" in dataset.about
     assert np.array_equal(examples[0].truth, MASK) and examples[0].photo.size == SIZE[::-1]
     assert examples[2].truth.sum() > examples[0].truth.sum()
     assert [e.tags["words"] for e in examples] == ["1 to 2", "6 and more", "1 to 2"]
@@ -167,7 +167,7 @@ def test_the_classic_layout(tmp_path, name, home):
 
 def test_the_folder_of_the_refs_itself_may_be_given(tmp_path):
     root = classic(tmp_path)
-    assert open_dataset("refcoco", root / "refcoco", "val").size == 3
+    assert open_dataset("refcoco", root / "refcoco", "val").num_items == 3
 
 
 def table(folder: Path, name: str, rows: list[dict]) -> None:
@@ -193,10 +193,10 @@ def test_the_tables_of_jxu124(tmp_path):
     table(tmp_path / "data", "train-00000-of-00001-abc.parquet", rows[3:])
     dataset = open_dataset("refcoco", tmp_path, "val")
     examples = list(dataset.examples(0, 10))
-    assert dataset.size == 4 and [np.array_equal(e.truth, MASK) for e in examples] == [
+    assert dataset.num_items == 4 and [np.array_equal(e.truth, MASK) for e in examples] == [
         *(True, True, False, True)
     ]
-    assert open_dataset("refcoco", tmp_path, "train").size == 1
+    assert open_dataset("refcoco", tmp_path, "train").num_items == 1
 
 
 def test_the_tables_of_lmms_lab(tmp_path):
@@ -216,7 +216,7 @@ def test_the_tables_of_lmms_lab(tmp_path):
     table(tmp_path / "data", "val-00001-of-00002.parquet", rows[2:])
     dataset = open_dataset("refcocog", tmp_path, "val")
     examples = list(dataset.examples(0, 10))
-    assert dataset.size == 6 == len(examples) and np.array_equal(examples[5].truth, MASK)
+    assert dataset.num_items == 6 == len(examples) and np.array_equal(examples[5].truth, MASK)
     decoded = np.asarray(Image.open(io.BytesIO(jpeg(2))).convert("RGB"))
     assert np.array_equal(np.asarray(examples[5].photo), decoded)  # not turned
 
@@ -317,7 +317,7 @@ def test_lisas_folders(tmp_path):
     lisa(tmp_path, "c", [shape("target", LARGE)], text="", is_sentence=False)
     for root in (tmp_path, tmp_path / "ReasonSeg"):
         dataset = open_dataset("reasonseg", root, "val")
-        assert dataset.size == 3
+        assert dataset.num_items == 3
     first, second = dataset.item(0), dataset.item(1)
     inside, large = np.zeros(SIZE, bool), np.zeros(SIZE, bool)
     inside[10:16, 15:21] = large[5:26, 10:31] = True  # borders included
@@ -354,7 +354,7 @@ def test_the_tables_of_reasonseg(tmp_path):
     table(folder, "test-00000-of-00001.parquet", rows)
     for root in (tmp_path, tmp_path / "ReasonSeg_val"):
         dataset = open_dataset("reasonseg", root, "val")
-        assert dataset.size == 2 and "ignore counts as target" in dataset.about
+        assert dataset.num_items == 2 and "ignore counts as target" in dataset.about
     assert np.array_equal(dataset.item(0).truth, MASK) and dataset.item(0).ignore is None
     with pytest.raises(CoPRSError, match=r"mask of row 1 is \[3, 60\] and its picture 40×60"):
         dataset.item(1)
@@ -405,7 +405,7 @@ def test_a_line_ends_where_it_ends(tmp_path):
     photo().save(tmp_path / "a.png")
     row = {"photo": "a.png", "instruction": "the\u2028cat", "masks": []}
     (tmp_path / LISTING).write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert open_dataset("folder", tmp_path).size == 1
+    assert open_dataset("folder", tmp_path).num_items == 1
 
 
 # --- what nobody would write
@@ -532,13 +532,13 @@ READ_PICKLES = """
 import sys
 from pathlib import Path
 import torch
-from coprs_core.datasets.formats import plain_pickle
+from coprs_core.datasets.formats import load_plain_pickle
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import peak_memory
 before = peak_memory(torch.device("cpu"))
 for path in sorted(Path(sys.argv[1]).glob("*.p")):
     try:
-        print(path.stem, "was read", plain_pickle(path), flush=True)
+        print(path.stem, "was read", load_plain_pickle(path), flush=True)
     except CoPRSError as problem:
         print(path.stem, "|", problem, flush=True)
 grown = peak_memory(torch.device("cpu")) - before
@@ -604,11 +604,11 @@ def test_python_2_texts_in_another_encoding(tmp_path):
 
 DRAW = """
 import json, sys
-from coprs_core.datasets.formats import mask_of
+from coprs_core.datasets.formats import decode_segmentation
 from coprs_core.errors import CoPRSError
 for segmentation in json.load(open(sys.argv[1])):
     try:
-        print("drawn", mask_of(segmentation, (40, 60), "it").sum(), flush=True)
+        print("drawn", decode_segmentation(segmentation, (40, 60), "it").sum(), flush=True)
     except CoPRSError as problem:
         print(problem, flush=True)
 """
@@ -824,7 +824,7 @@ def test_a_name_that_no_disk_holds_is_one_item(tmp_path):
     rows = ({"photo": n, "instruction": "the cat", "masks": []} for n in names)
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset = open_dataset("folder", tmp_path, is_lenient=True)
-    tried = [dataset.read(i) for i in range(3)]
+    tried = [dataset.try_read(i) for i in range(3)]
     assert tried[0].instruction == "the cat"
     assert all("which is not there" in one.problem for one in tried[1:])
 
@@ -914,7 +914,7 @@ def test_photos_of_reasonseg_with_other_endings_and_by_products(tmp_path):
     (folder / "b.jpg").rename(folder / "b.jpeg")
     (folder / "._a.json").write_bytes(b"\0\5\26\7")
     dataset = open_dataset("reasonseg", tmp_path)
-    assert dataset.size == 2 and all(e.masks for e in dataset.examples(0, 9))
+    assert dataset.num_items == 2 and all(e.masks for e in dataset.examples(0, 9))
     told = {"text": "穿红衣服的人", "shapes": [], "is_sentence": True}
     (folder / "a.json").write_bytes(json.dumps(told, ensure_ascii=False).encode("gbk"))
     with pytest.raises(CoPRSError, match="neither UTF-8 nor English in cp1252"):
@@ -953,7 +953,7 @@ def generalized(root: Path) -> Path:
 def test_grefcoco_means_one_thing_several_or_none(tmp_path):
     root = generalized(tmp_path)
     dataset = open_dataset("grefcoco", root)
-    assert dataset.split == "val" and dataset.size == 4
+    assert dataset.split == "val" and dataset.num_items == 4
     examples = list(dataset.examples(0, 9))
     assert [e.instruction for e in examples] == ["the cat", "both cats", "all of them", "the dog"]
     assert [len(e.masks) for e in examples] == [1, 2, 2, 0]
@@ -981,7 +981,7 @@ def test_one_wrong_object_is_one_item_and_not_the_whole_data_set(tmp_path):
     with pytest.raises(CoPRSError, match="not in the layout"):  # before a training begins
         open_dataset("refcoco", root, "val")
     dataset = open_dataset("refcoco", root, "val", is_lenient=True)
-    assert dataset.size == 4 and dataset.item(0).masks
+    assert dataset.num_items == 4 and dataset.item(0).masks
     with pytest.raises(CoPRSError, match="Item 2 of .* is not in the layout"):
         dataset.item(2)
     with pytest.raises(CoPRSError, match="item 3 of .* cannot be asked"):
@@ -993,6 +993,6 @@ def test_one_wrong_object_is_one_item_and_not_the_whole_data_set(tmp_path):
     instances["images"].append({})
     (root / "refcoco" / "instances.json").write_text(json.dumps(instances))
     dataset = open_dataset("refcoco", root, "val", is_lenient=True)
-    assert dataset.size == 6 and dataset.item(0).masks
-    said = [dataset.read(i).problem for i in (4, 5)]
+    assert dataset.num_items == 6 and dataset.item(0).masks
+    said = [dataset.try_read(i).problem for i in (4, 5)]
     assert all("cannot be asked" in one for one in said), said
