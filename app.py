@@ -12,20 +12,22 @@ options = read_options()  # `--help` ends here, before anything heavy is loaded
 
 with bypass_proxies():  # Gradio opens a connection as it is imported, and uses it never
     from app.server.model import ModelServer
-    from app.server.space import borrowed_gpu
-    from app.server.uploads import end, exit_on_user_error
+    from app.server.space import zero_gpu_worker
+    from app.server.uploads import exit_on_user_error, exit_process
     from app.ui import build, launch
 
 with exit_on_user_error():
     at_once = options.listening.at_once
-    server = ModelServer(options.model, options.loading, borrowed_gpu(), at_once, starts=False)
+    server = ModelServer(
+        options.model, options.loading, zero_gpu_worker(), at_once, start_loading=False
+    )
     demo = build(server, options.listening.may_switch)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: end(0))
+    signal.signal(signal.SIGTERM, lambda *_: exit_process(0))
     with exit_on_user_error():
         launch(demo, options.listening)
         server.start()  # the model is loaded behind the page
-        server.wait()
+        server.wait_until_loaded()
         demo.block_thread()

@@ -1,4 +1,4 @@
-"""What the page's buttons do, for programs: typed, documented, without a session."""
+"""The API: what the page's buttons do, for programs; typed, documented, without a session."""
 
 import inspect
 import tempfile
@@ -10,10 +10,10 @@ from typing import Any
 
 import gradio as gr
 
-from app.server.answers import MAX_PIXELS, StoredAnswer, opened_photo
+from app.server.answers import MAX_PIXELS, StoredAnswer, open_visitor_photo
 from app.server.model import ModelServer
-from app.server.uploads import checked
-from app.visitors import save_answer, user_errors_as_gr_error
+from app.server.uploads import checked_path
+from app.visitors import save_answer_zip, user_errors_as_gr_error
 from coprs_core.answer.compare import compare_answers, compare_with_truth, read_truth
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
@@ -24,7 +24,7 @@ from coprs_core.probes.thought import answer_after_thought
 _user_errors_as_gr_error = partial(user_errors_as_gr_error, "en", on_page=False)
 
 
-def offer(server: ModelServer, may_switch: bool) -> None:
+def add_endpoints(server: ModelServer, may_switch: bool) -> None:
     """Make every endpoint of the app that is being built."""
     api = Api(server)
     endpoints: dict[str, Callable] = {"segment": api.segment}
@@ -42,8 +42,8 @@ def _probe_endpoint(server: ModelServer, name: str) -> Callable:
 
     def ask(photo: gr.FileData, result: dict) -> Iterator[Any]:
         with _user_errors_as_gr_error():
-            answered = _answered(photo, result)
-            finding = server.ask(load_probe(name).run, answered.photo, answered.result)
+            answer = _stored_answer(photo, result)
+            finding = server.call(load_probe(name).run, answer.photo, answer.result)
             yield from finding.payloads()
 
     ask.__doc__ = (inspect.getdoc(load_probe(name).run) or "").partition("\n\n")[0]
@@ -60,7 +60,9 @@ class Api:
         """Answer step by step: stage, text so far, what is new, seconds; the last one has the whole
         result, priors as PNG."""
         with _user_errors_as_gr_error():
-            for update in self.server.stream(opened_photo(_uploaded(photo)), instruction):
+            for update in self.server.stream(
+                open_visitor_photo(_uploaded_path(photo)), instruction
+            ):
                 values: dict[str, Any] = {
                     "stage": update.stage,
                     "text": update.text,
@@ -75,16 +77,16 @@ class Api:
         """Where a word's own hidden state looks (a probe): a word of the reply, or the number of
         one of its tokens."""
         with _user_errors_as_gr_error():
-            answered = _answered(photo, result)
-            finding = self.server.ask(words.focus_of_word, answered.photo, answered.result, word)
+            answer = _stored_answer(photo, result)
+            finding = self.server.call(words.focus_of_word, answer.photo, answer.result, word)
             return next(finding.payloads())
 
     def focus_again(self, photo: gr.FileData, instruction: str, thought: str) -> dict:
         """The result that the model comes to when it reads this thought instead of thinking
         itself."""
         with _user_errors_as_gr_error():
-            opened = opened_photo(_uploaded(photo))
-            other = self.server.ask(answer_after_thought, opened, instruction, thought)
+            opened = open_visitor_photo(_uploaded_path(photo))
+            other = self.server.call(answer_after_thought, opened, instruction, thought)
             return other.to_dict(with_priors=True)
 
     def compare(self, first: dict, second: dict) -> dict:
@@ -97,25 +99,27 @@ class Api:
         the threshold, the best one."""
         with _user_errors_as_gr_error():
             answer = Result.from_dict(result)
-            true_mask = read_truth(_uploaded(truth), answer.photo_size, answer.orientation or 1)
+            true_mask = read_truth(
+                _uploaded_path(truth), answer.photo_size, answer.orientation or 1
+            )
             return compare_with_truth(answer, true_mask).to_dict()
 
     def download(self, photo: gr.FileData, result: dict) -> Iterator[gr.FileData]:
         """The answer's files as one zip, its trace included."""
         with _user_errors_as_gr_error(), tempfile.TemporaryDirectory(prefix="coprs-") as folder:
-            answered = _answered(photo, result)
-            yield gr.FileData(path=str(save_answer(Path(folder), self.server, answered)))
+            answer = _stored_answer(photo, result)
+            yield gr.FileData(path=str(save_answer_zip(Path(folder), self.server, answer)))
 
     def open(self, archive: gr.FileData) -> dict:
         """The result in a zip that `download` or the command line wrote; needs no model."""
         with _user_errors_as_gr_error():
-            path = _uploaded(archive)
+            path = _uploaded_path(archive)
             with self.server.reserved(count_pixels(path)):
                 return open_answer(path, MAX_PIXELS).result.to_dict(with_priors=True)
 
     def models(self) -> list[dict]:
         """What can be loaded by name, and whether it fits this machine."""
-        return [asdict(row) for row in self.server.rows()]
+        return [asdict(row) for row in self.server.model_rows()]
 
     def use_model(self, name: str) -> Iterator[str]:
         """Load another model for everybody who uses this app; yields what is going on."""
@@ -126,14 +130,14 @@ class Api:
             yield f"{self.server.engine.name} is in use."
 
 
-def _answered(photo: Any, result: Any) -> StoredAnswer:
+def _stored_answer(photo: Any, result: Any) -> StoredAnswer:
     """A photo and the answer about it; the photo bounds what is decoded of the answer."""
-    opened = opened_photo(_uploaded(photo))
+    opened = open_visitor_photo(_uploaded_path(photo))
     return StoredAnswer(opened, Result.from_dict(result, photo_size=opened.size))
 
 
-def _uploaded(upload: Any) -> str:
+def _uploaded_path(upload: Any) -> str:
     """The path of an uploaded file; raises `CoPRSError` where it is none."""
     if not isinstance(upload, dict):
         raise CoPRSError("This is not an uploaded file: pass handle_file(path) of gradio_client.")
-    return checked(upload.get("path"))
+    return checked_path(upload.get("path"))

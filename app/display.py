@@ -1,4 +1,4 @@
-"""An answer on the page: the new values of every component that shows it."""
+"""New values of every component that shows an answer: before it, while it comes, and finished."""
 
 from functools import cache
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from app.frame import Frame, Values
 from app.models import ModelActions
-from app.saved_answers import recorded_answer
+from app.saved_answers import load_recorded_answer
 from app.server.answers import StoredAnswer
 from app.server.model import ModelServer
 from app.views import canvas, findings, page
@@ -18,30 +18,29 @@ from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
 
 class AnswerDisplay:
-    """What an answer looks like before it, under way, and when it is there; values are for the
-    components of `frame`."""
+    """Renders answers for the components of `frame`."""
 
     def __init__(self, server: ModelServer, frame: Frame, models: ModelActions):
         self.server, self.frame, self.models = server, frame, models
 
-    def blank(self, lang: str) -> Values:
-        """A new question: the answer before it is no longer the one at hand."""
+    def empty(self, lang: str) -> Values:
+        """Empty places for a new answer; the one before is no longer the current one."""
         kind = self.server.engine.prior_kind if self.server.is_ready else FOCUS_TOKEN_PRIOR
         return {
             self.frame.thought: page.thought(lang),
-            self.frame.view: canvas.waiting_view(lang, kind),
+            self.frame.view: canvas.empty_view(lang, kind),
             self.frame.trace: findings.empty_strip(lang),
             self.frame.verdict: page.empty_verdict(lang),
-            self.frame.answered: None,
+            self.frame.answer: None,
         }
 
-    def under_way(self, lang: str, photo: Photo, update: Update, anyway: bool) -> Values:
-        """An answer under way on the page."""
-        values: Values = {self.frame.steps: page.steps(lang, update)}
+    def in_progress(self, lang: str, photo: Photo, update: Update, anyway: bool) -> Values:
+        """An answer that is still being made."""
+        values: Values = {self.frame.steps: page.stages(lang, update)}
         if update.stage == "reading":
-            values |= self.blank(lang)
+            values |= self.empty(lang)
             if anyway or update.stage_seconds:  # before, they may be shown again
-                values |= self.models.no_offer
+                values |= self.models.hide_offer
             return values
         values[self.frame.thought] = page.thought(lang, update)
         if update.stage == "focus" and update.prior is not None:
@@ -52,63 +51,60 @@ class AnswerDisplay:
         pixels = np.asarray(photo.image)
         return canvas.prior_view(lang, pixels, prior, self.server.engine.prior_kind)
 
-    def finished(self, lang: str, answered: StoredAnswer, recent: tuple | None) -> Values:
-        """A finished answer on the page; it joins the recent ones."""
-        return self.at_hand(lang, answered) | self.remember(lang, answered, recent)
+    def finished(self, lang: str, answer: StoredAnswer, recent: tuple | None) -> Values:
+        """A finished answer, which joins the recent ones."""
+        return self.current_answer(lang, answer) | self.add_to_recent(lang, answer, recent)
 
-    def at_hand(self, lang: str, answered: StoredAnswer) -> Values:
-        """The answer at hand: its thought, pictures, trace and verdict."""
-        frame, is_recorded = self.frame, answered.is_recorded
+    def current_answer(self, lang: str, answer: StoredAnswer) -> Values:
+        """Make an answer the current one: its thought, pictures, trace and verdict."""
+        frame, is_recorded = self.frame, answer.is_recorded
         if not is_recorded:  # that one is small, and everybody's
-            self.server.answers.keep(answered)
-        drawn = _recorded_pictures(lang) if is_recorded else findings.pictures(lang, answered)
+            self.server.answer_store.add(answer)
+        drawn = _recorded_views(lang) if is_recorded else findings.answer_and_strip(lang, answer)
         return {
-            frame.thought: self.thought(lang, answered),
+            frame.thought: self.thought(lang, answer),
             frame.view: drawn[0],
             frame.trace: drawn[1],
             frame.verdict: page.verdict(
-                lang, answered.result, is_recorded, full_size=answered.photo.full_size
+                lang, answer.result, is_recorded, full_size=answer.photo.full_size
             ),
-            frame.answered: answered,
+            frame.answer: answer,
         }
 
-    def thought(
-        self, lang: str, answered: StoredAnswer, shown: page.WordLooks | None = None
-    ) -> str:
-        result = answered.result
-        offers = page.Offers()
+    def thought(self, lang: str, answer: StoredAnswer, shown: page.WordViews | None = None) -> str:
+        result = answer.result
+        offers = page.AllowedActions()
         if not self.server.is_ready:  # the first screen does not wait
             is_its_own = result.model == self.server.name
-            offers = page.Offers(is_its_own, is_its_own)
+            offers = page.AllowedActions(is_its_own, is_its_own)
         elif can_probe(self.server, result):
-            offers = page.Offers(self.server.engine.has_focus_token, True)
+            offers = page.AllowedActions(self.server.engine.has_focus_token, True)
         return page.finished_thought(
-            lang, result, offers, shown, answered.changed, answered.is_recorded
+            lang, result, offers, shown, answer.changed_sentence, answer.is_recorded
         )
 
-    def remember(self, lang: str, answered: StoredAnswer, recent: tuple | None) -> Values:
-        """The recent answers with a new one in front, and their strip: a small picture of each and
-        what it is called."""
-        recent = add_recent(answered, recent or ())
-        pixels = np.asarray(answered.photo.image)
-        answered.thumbnail = canvas.thumbnail_of(pixels, answered.result)
+    def add_to_recent(self, lang: str, answer: StoredAnswer, recent: tuple | None) -> Values:
+        """Put an answer in front of the recent ones and update their strip of thumbnails."""
+        recent = add_recent(answer, recent or ())
+        pixels = np.asarray(answer.photo.image)
+        answer.thumbnail = canvas.answer_thumbnail(pixels, answer.result)
         pictures = [(a.thumbnail, answer_title(lang, a)) for a in recent]
         strip = gr.update(value=pictures, visible=bool(recent), selected_index=None)
         return {self.frame.recent: recent, self.frame.strip: strip}
 
-    def restored(self, lang: str, answered: StoredAnswer) -> Values:
-        result = answered.result
+    def restored_answer(self, lang: str, answer: StoredAnswer) -> Values:
+        result = answer.result
         update = Update("done", result.reply, result=result, photo_reused=result.photo_reused)
         return {
-            self.frame.photo: answered.photo.image,
+            self.frame.photo: answer.photo.image,
             self.frame.instruction: result.instruction,
-            self.frame.steps: page.steps(lang, update),
-            **self.at_hand(lang, answered),
-            **self.models.no_offer,
+            self.frame.steps: page.stages(lang, update),
+            **self.current_answer(lang, answer),
+            **self.models.hide_offer,
         }
 
 
 @cache
-def _recorded_pictures(lang: str) -> tuple[str, str]:
-    """Those of the recorded answer: every visitor sees them first, and they stay as they are."""
-    return findings.pictures(lang, recorded_answer())
+def _recorded_views(lang: str) -> tuple[str, str]:
+    """View and strip of the recorded answer, cached: every visitor sees them first."""
+    return findings.answer_and_strip(lang, load_recorded_answer())

@@ -14,7 +14,7 @@ class Frame:
     header, notice, steps, thought, view, trace, verdict, explained: HTML. ways: what stands in
     place of an answer about a picture that the model does not know: unfamiliar, HTML, and the
     button photo_model.
-    photo, instruction: what is asked. strip: the recent answers' pictures. answered, recent: this
+    photo, instruction: what is asked. strip: the recent answers' pictures. answer, recent: this
     visitor's `StoredAnswer` and the tuple of the last.
     """
 
@@ -32,7 +32,7 @@ class Frame:
     photo: Any
     instruction: Any
     strip: Any
-    answered: Any
+    answer: Any
     recent: Any
 
     @property
@@ -49,7 +49,7 @@ class Frame:
     def reset_outputs(self) -> list:
         """What another photo, or none, changes."""
         shown = [self.steps, self.thought, self.view, self.trace, self.verdict]
-        return [*shown, self.answered, self.ways, self.explained]
+        return [*shown, self.answer, self.ways, self.explained]
 
     @property
     def restore_outputs(self) -> list:

@@ -1,7 +1,8 @@
-"""Between the core and the page: what asks, what stops it, and what another photo does.
+"""Handlers of the page's main events: answer an instruction, stop, take another photo.
 
-Handlers give new values by component; a component that is not named stays as it is. Nothing is kept
-here from one call to the next: what a visitor has asked lies in that visitor's own session.
+A handler returns new values by component; a component that it does not name stays as it is.
+Handlers keep no state between calls, as one instance serves all visitors: what a visitor has asked
+is held in that visitor's own session.
 """
 
 import time
@@ -14,64 +15,65 @@ import gradio as gr
 from app.display import AnswerDisplay
 from app.frame import Frame, Values
 from app.models import ModelActions
-from app.opening import ARRIVAL, Opening, supersede
-from app.server.answers import StoredAnswer, opened_photo
+from app.opening import ARRIVAL_SECONDS, OpenActions, supersede_request
+from app.server.answers import StoredAnswer, open_visitor_photo
 from app.server.model import ModelServer
 from app.thought_actions import ThoughtActions
 from app.views import page
-from app.visitors import RequestGate, language, user_errors_as_gr_error
+from app.visitors import RequestGate, request_language, user_errors_as_gr_error
 from coprs_core.answer.updates import Update
 from coprs_core.errors import Cancelled, CoPRSError
 from coprs_core.prompts import check_instruction
 
-PAUSE = 0.04
+UPDATE_INTERVAL = 0.04
 """Seconds between two states of a thought on the page, each of which costs a CPU about as much as a
 token of the miniature. A model that is slower than that is shown token by token."""
 
 
 class Handlers:
-    """What asks the model in use, and what ends that; values are for the components of `frame`.
+    """Answers instructions with the model in use, and stops that; values are for the components of
+    `frame`.
 
-    What else a page does stands in `opening`, `thought` and `models`.
+    Other handlers are in `opening` (saved answers), `thought` (its sentences, words) and `models`.
     """
 
     def __init__(self, server: ModelServer, frame: Frame, may_switch: bool = False):
         self.server, self.frame, self.gate = server, frame, RequestGate()
         self.models = ModelActions(server, frame, may_switch)
         self.display = AnswerDisplay(server, frame, self.models)
-        self.opening = Opening(self.display, self.gate)
+        self.opening = OpenActions(self.display, self.gate)
         self.thought = ThoughtActions(self.display, self.gate)
 
-    def halt(self, request: gr.Request | None = None) -> None:
-        """What is under way has no more to say; returns when what it said last has arrived."""
-        supersede(self.gate, request)
+    def supersede(self, request: gr.Request | None = None) -> None:
+        """Drop what earlier requests still have to say; see `supersede_request`."""
+        supersede_request(self.gate, request)
 
     def read_ahead(
         self, photo_path: str | None, request: gr.Request | None = None
     ) -> Iterator[Values]:
-        """Another photo: it is read while the question is being typed. Where the model does not
-        know such pictures, the ways on come before the question."""
-        lang, ticket = language(request), self.gate.current_if_idle(request)
+        """Read a new photo while the instruction is being typed. Where the model does not know such
+        pictures, another model is offered before anything is asked."""
+        lang, ticket = request_language(request), self.gate.current_if_idle(request)
         yield {self.frame.steps: gr.skip()}  # Gradio empties what a generator never gave
         if photo_path is None or ticket is None:
             return
         with user_errors_as_gr_error(lang), suppress(Cancelled):
-            self.server.wait()
+            self.server.wait_until_loaded()
             if not self.server.is_idle:
                 return
-            photo = opened_photo(photo_path)
+            photo = open_visitor_photo(photo_path)
             is_wanted = partial(self.gate.is_photo_current, request, ticket)
             try:
                 for update in self.server.read_ahead(photo, is_wanted):
                     if not self.gate.is_current(request, ticket):
                         return
-                    ways = self.models.no_offer
+                    offer = self.models.hide_offer
                     if update.unfamiliar:
-                        ways = self.models.offer(lang, is_asked=False)
-                    yield {self.frame.steps: page.steps(lang, update, is_ahead=True), **ways}
+                        offer = self.models.offer_photo_model(lang, is_asked=False)
+                    yield {self.frame.steps: page.stages(lang, update, is_ahead=True), **offer}
             except CoPRSError:
                 if self.gate.is_current(request, ticket):
-                    yield {self.frame.steps: page.steps(lang)}
+                    yield {self.frame.steps: page.stages(lang)}
                 raise
 
     def answer(
@@ -86,29 +88,29 @@ class Handlers:
 
         About a picture that the model does not know it is asked first whether to answer `anyway`.
         """
-        lang, update, told = language(request), Update("reading"), -PAUSE
+        lang, update, last_shown = request_language(request), Update("reading"), -UPDATE_INTERVAL
         with user_errors_as_gr_error(lang), suppress(Cancelled):
-            photo, instruction = opened_photo(photo_path), check_instruction(instruction)
+            photo, instruction = open_visitor_photo(photo_path), check_instruction(instruction)
             ticket = self.gate.begin(request)
             is_wanted = partial(self.gate.is_current, request, ticket)
             try:
                 for update in self.server.stream(photo, instruction, is_wanted):
                     if update.stage == "thinking":
-                        if time.monotonic() - told < PAUSE:
+                        if time.monotonic() - last_shown < UPDATE_INTERVAL:
                             continue
-                        told = time.monotonic()
+                        last_shown = time.monotonic()
                     if not is_wanted():
                         return
                     if update.unfamiliar and not anyway:
-                        blank = {self.frame.steps: page.steps(lang), **self.display.blank(lang)}
-                        yield blank | self.models.offer(lang, is_asked=True)
+                        blank = {self.frame.steps: page.stages(lang), **self.display.empty(lang)}
+                        yield blank | self.models.offer_photo_model(lang, is_asked=True)
                         return
                     if update.result:
-                        answered = StoredAnswer(photo, update.result, file=photo_path)
-                        steps = {self.frame.steps: page.steps(lang, update)}
-                        yield steps | self.display.finished(lang, answered, recent)
+                        answer = StoredAnswer(photo, update.result, file=photo_path)
+                        steps = {self.frame.steps: page.stages(lang, update)}
+                        yield steps | self.display.finished(lang, answer, recent)
                     else:
-                        yield self.display.under_way(lang, photo, update, anyway)
+                        yield self.display.in_progress(lang, photo, update, anyway)
             except CoPRSError:
                 if is_wanted():
                     yield self.stop(page.thought(lang, update), None, request)
@@ -124,7 +126,7 @@ class Handlers:
         """As `answer`, also about a picture that the model does not know."""
         yield from self.answer(photo_path, instruction, recent, request, anyway=True)
 
-    def go_on(
+    def answer_or_read_ahead(
         self,
         photo_path: str | None,
         instruction: str,
@@ -139,24 +141,24 @@ class Handlers:
             yield from self.read_ahead(photo_path, request)
 
     def stop(
-        self, thought: str, answered: StoredAnswer | None, request: gr.Request | None = None
+        self, thought: str, answer: StoredAnswer | None, request: gr.Request | None = None
     ) -> Values:
         """After Stop: the thought so far stays; so does an answer that was finished."""
-        lang = language(request)
-        if answered is not None:
+        lang = request_language(request)
+        if answer is not None:
             return {self.frame.steps: gr.skip()}
         return {
-            self.frame.steps: page.steps(lang),
-            self.frame.thought: page.stopped(lang, str(thought or "")),
+            self.frame.steps: page.stages(lang),
+            self.frame.thought: page.stopped_thought(lang, str(thought or "")),
         }
 
-    def begin(self, request: gr.Request | None = None) -> Values:
-        """Another photo, or none: the answer about the one before goes; it stays among the recent
-        ones. What is asked about the new photo meanwhile comes first."""
+    def reset(self, request: gr.Request | None = None) -> Values:
+        """Clear the page for another photo, or none; the answer stays among the recent ones. Does
+        nothing where the new photo was asked about meanwhile."""
         ticket = self.gate.begin(request, is_idle=True)
-        time.sleep(ARRIVAL)
+        time.sleep(ARRIVAL_SECONDS)
         if not self.gate.is_current(request, ticket):
             return {self.frame.steps: gr.skip()}
-        lang = language(request)
-        blank = {self.frame.steps: page.steps(lang), self.frame.explained: ""}
-        return blank | self.display.blank(lang) | self.models.no_offer
+        lang = request_language(request)
+        blank = {self.frame.steps: page.stages(lang), self.frame.explained: ""}
+        return blank | self.display.empty(lang) | self.models.hide_offer

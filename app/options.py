@@ -104,14 +104,14 @@ def read_options(arguments: list[str] | None = None) -> Options:
             port=given.port,
             names=tuple(n.strip() for n in given.names.split(",") if n.strip()),
             password=given.password,
-            queue=_number("queue", given.queue),
-            at_once=_number("at-once", given.at_once),
-            uploads=_number("uploads", given.uploads) * _GB,
+            queue=_parse_count("queue", given.queue),
+            at_once=_parse_count("at-once", given.at_once),
+            uploads=_parse_count("uploads", given.uploads) * _GB,
         ),
     )
 
 
-def _number(name: str, given: str) -> int:
+def _parse_count(name: str, given: str) -> int:
     if not given.isdecimal() or not 1 <= int(given) <= 10_000:
         sys.exit(f"error: --{name} is {given!r} and a whole number from 1 to 10000 was expected.")
     return int(given)

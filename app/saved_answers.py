@@ -1,5 +1,4 @@
-"""Answers that are opened instead of asked for: the recorded one of the first screen, and those
-that are kept under a link."""
+"""Saved answers: the recorded one of the first screen, and those kept under a link."""
 
 import secrets
 import shutil
@@ -9,45 +8,45 @@ from functools import cache
 from pathlib import Path
 
 from app.server.answers import MAX_PIXELS, StoredAnswer
-from app.server.uploads import LINKS, NO_ROOM, most_link_bytes, use_private_folder
-from app.visitors import small_trace
+from app.server.uploads import LINKS_PREFIX, UPLOADS_FULL, max_link_bytes, use_private_folder
+from app.visitors import downscale_trace
 from coprs_core.errors import CoPRSError
 from coprs_core.export.archive import open_answer
 
-RECORDED = Path(__file__).resolve().parent.parent / "assets" / "examples" / "recorded.zip"
+RECORDED_ZIP = Path(__file__).resolve().parent.parent / "assets" / "examples" / "recorded.zip"
 MAX_LINKS = 200
-"""So many answers are kept under links; the oldest go."""
-_keeping = threading.Lock()
+"""So many answers are kept under links; the oldest are deleted."""
+_links_lock = threading.Lock()
 _EXPIRED = "This link's answer is no longer kept on this server: ask for it again."
 
 
 @cache
-def recorded_answer() -> StoredAnswer:
+def load_recorded_answer() -> StoredAnswer:
     """A real answer of the miniature, recorded with its trace."""
-    saved = open_saved(RECORDED)
+    saved = open_answer_file(RECORDED_ZIP)
     return StoredAnswer(saved.photo, saved.result, trace=saved.trace, is_recorded=True)
 
 
-def open_saved(path: Path | str) -> StoredAnswer:
+def open_answer_file(path: Path | str) -> StoredAnswer:
     """A saved answer with its trace, where one was saved; raises as `open_answer` does. Whoever
     opens a stranger's takes the room for `pixels_in` first."""
     saved = open_answer(path, MAX_PIXELS)
-    trace = small_trace(saved.sentences) if saved.sentences else None
+    trace = downscale_trace(saved.sentences) if saved.sentences else None
     return StoredAnswer(saved.photo, saved.result, trace=trace)
 
 
-def keep_under_link(file: Path) -> str:
-    """Keep an answer's zip; returns the name by which `linked_file` finds it, which nobody can
+def save_under_link(file: Path) -> str:
+    """Keep an answer's zip; returns the name by which `find_linked_file` finds it, which nobody can
     guess: 128 random bits.
 
     It is kept while the server runs, until newer ones push it out: `MAX_LINKS`, or
-    `most_link_bytes`. Raises `CoPRSError` where it is larger than that by itself.
+    `max_link_bytes`. Raises `CoPRSError` where it is larger than that by itself.
     """
-    token, folder = secrets.token_urlsafe(16), _folder()
-    with _keeping:
-        left = most_link_bytes() - file.stat().st_size
+    token, folder = secrets.token_urlsafe(16), _links_folder()
+    with _links_lock:
+        left = max_link_bytes() - file.stat().st_size
         if left < 0:
-            raise CoPRSError(NO_ROOM)
+            raise CoPRSError(UPLOADS_FULL)
         kept = sorted(folder.glob("*.zip"), key=lambda p: p.stat().st_mtime)
         left -= sum(p.stat().st_size for p in kept)
         while kept and (len(kept) >= MAX_LINKS or left < 0):
@@ -58,15 +57,15 @@ def keep_under_link(file: Path) -> str:
     return token
 
 
-def linked_file(token: str) -> Path:
+def find_linked_file(token: str) -> Path:
     """The saved answer under a link; raises `CoPRSError` where there is none, or no longer."""
     is_one = len(token) == 22 and all(c.isalnum() or c in "-_" for c in token)
-    path = _folder() / f"{token}.zip" if is_one else None
+    path = _links_folder() / f"{token}.zip" if is_one else None
     if path is None or not path.is_file():
         raise CoPRSError(_EXPIRED)
     return path
 
 
 @cache
-def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix=LINKS, dir=use_private_folder()))
+def _links_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix=LINKS_PREFIX, dir=use_private_folder()))

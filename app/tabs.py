@@ -10,16 +10,16 @@ import gradio as gr
 from app.actions import AnswerActions, answer_label
 from app.handlers import Frame, Handlers, Values
 from app.server.answers import StoredAnswer
-from app.server.uploads import bound_paintings, read_by
+from app.server.uploads import limit_paintings, set_reader
 from app.texts import I18N, say
 from app.views import page
-from app.visitors import language
+from app.visitors import request_language
 from coprs_core.probes import PROBES
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of events that are done at once."""
 LAST: dict[str, Any] = {"trigger_mode": "always_last"}
-"""What was triggered while it was under way comes after it; Gradio would drop it."""
+"""Triggered again while it runs, it runs once more after; Gradio would drop that by default."""
 MODEL: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model"}
 """Of events that the model works for: so many at a time as `Listening.at_once` says."""
 NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
@@ -27,29 +27,29 @@ Recent = tuple[StoredAnswer, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class AtHand:
-    """What the tabs are about: the answer at hand, in the visitor's language, and the recent ones;
-    `is_same_photo`: as what they were about before."""
+class TabContext:
+    """What tabs are refreshed for: the current answer, the visitor's language, the recent answers;
+    `is_same_photo`: as that of the answer before."""
 
     lang: str
-    answered: StoredAnswer | None
+    answer: StoredAnswer | None
     recent: Recent
     is_same_photo: bool
 
 
 @dataclass(frozen=True)
 class Tab:
-    """A tab that stands.
+    """A tab of the page.
 
     Attributes:
         components: what `refresh` fills.
         refresh: values for another answer.
-        brings_answer: events of this tab after which there is another answer.
+        answer_events: events of this tab after which there is another answer.
     """
 
     components: list
-    refresh: Callable[[AtHand], Values] = field(repr=False)
-    brings_answer: list = field(default_factory=list)
+    refresh: Callable[[TabContext], Values] = field(repr=False)
+    answer_events: list = field(default_factory=list)
 
 
 def build_tabs(frame: Frame, handlers: Handlers, may_switch: bool) -> tuple[list[Tab], list]:
@@ -73,51 +73,51 @@ def probe_tab(name: str, frame: Frame, handlers: Handlers, actions: AnswerAction
     """A probe that needs nothing but the answer: what it is about, its button, or why it cannot be
     asked, and what it finds."""
     with gr.Tab(I18N(name), elem_id=f"tab-{name}"):
-        about(name)
+        tab_description(name)
         with gr.Row(elem_classes="asking"):
             button = gr.Button(I18N(f"{name}_go"), elem_id=f"ask-{name}", size="sm")
             reason = gr.HTML()
         view = gr.HTML(elem_id=f"{name}-view")
 
-    def ask(answered: StoredAnswer | None, request: gr.Request) -> str:
-        return actions.ask_probe(name, answered, request)
+    def ask(answer: StoredAnswer | None, request: gr.Request) -> str:
+        return actions.run_probe(name, answer, request)
 
-    asked = button.click(ask, frame.answered, view, **MODEL)
+    asked = button.click(ask, frame.answer, view, **MODEL)
     if name == "sentences":  # the strip shows them too
-        asked.success(handlers.thought.trace, frame.answered, frame.trace, **QUIET)
+        asked.success(handlers.thought.show_trace, frame.answer, frame.trace, **QUIET)
 
-    def refresh(now: AtHand) -> Values:
-        why_not = actions.why_not(now.lang, name, now.answered)
+    def refresh(now: TabContext) -> Values:
+        why_not = actions.why_probe_unavailable(now.lang, name, now.answer)
         enabled = gr.update(interactive=not why_not)
-        return {button: enabled, view: "", **said(now.lang, reason, why_not)}
+        return {button: enabled, view: "", **reason_values(now.lang, reason, why_not)}
 
     return Tab([button, reason, view], refresh)
 
 
-def said(lang: str, reason: gr.HTML, why_not: str) -> Values:
-    """Why a button cannot be pressed, beside it."""
-    return {reason: page.reason(lang, why_not)}
+def reason_values(lang: str, reason: gr.HTML, why_not: str) -> Values:
+    """The reason why a button is disabled, for the place beside it."""
+    return {reason: page.disabled_reason(lang, why_not)}
 
 
 def compare_tab(frame: Frame, actions: AnswerActions) -> Tab:
     """Compare: every earlier answer about the same photo; choosing one compares."""
     with gr.Tab(I18N("compare"), elem_id="tab-compare"):
-        about("compare")
+        tab_description("compare")
         earlier = gr.Radio([], label=I18N("compare_pick"), elem_id="earlier", visible=False)
         reason = gr.HTML()
         view = gr.HTML(elem_id="compare-view")
-    inputs = [frame.answered, earlier, frame.recent]
+    inputs = [frame.answer, earlier, frame.recent]
     earlier.input(actions.compare, inputs, view, **QUIET)
 
-    def refresh(now: AtHand) -> Values:
-        lang, answered = now.lang, now.answered
+    def refresh(now: TabContext) -> Values:
+        lang, answer = now.lang, now.answer
         others = [
             (answer_label(lang, one), i)
             for i, one in enumerate(now.recent)
-            if answered
-            and one.photo_key == answered.photo_key
-            and one is not answered
-            and not one.is_gone
+            if answer
+            and one.photo_key == answer.photo_key
+            and one is not answer
+            and not one.is_dropped
         ]
         names = [name for name, _ in others]
         choices = [
@@ -126,7 +126,7 @@ def compare_tab(frame: Frame, actions: AnswerActions) -> Tab:
         ]  # the oldest of the same name is 1
         why_not = "" if choices else say(lang, "reason_alone")
         shown = gr.update(choices=choices, value=None, visible=bool(choices))
-        return {earlier: shown, view: "", **said(lang, reason, why_not)}
+        return {earlier: shown, view: "", **reason_values(lang, reason, why_not)}
 
     return Tab([earlier, reason, view], refresh)
 
@@ -134,7 +134,7 @@ def compare_tab(frame: Frame, actions: AnswerActions) -> Tab:
 def truth_tab(frame: Frame, actions: AnswerActions) -> Tab:
     """Ground truth: painted over the photo, or from a file."""
     with gr.Tab(I18N("truth"), elem_id="tab-truth"):
-        about("truth")
+        tab_description("truth")
         with gr.Row():
             paint = gr.ImageEditor(
                 label=I18N("truth_paint"),
@@ -147,9 +147,9 @@ def truth_tab(frame: Frame, actions: AnswerActions) -> Tab:
                 layers=False,
                 format="png",
             )
-            bound_paintings(paint)
+            limit_paintings(paint)
             # read later, when it is known how large a layer may be
-            read_by(paint, _paths_of_layers)
+            set_reader(paint, _layer_paths)
             with gr.Column():
                 file = gr.File(
                     label=I18N("truth_file"),
@@ -160,17 +160,19 @@ def truth_tab(frame: Frame, actions: AnswerActions) -> Tab:
                 button = gr.Button(I18N("truth_go"), elem_id="measure", size="sm")
                 reason = gr.HTML()
         view = gr.HTML(elem_id="truth-view")
-    button.click(actions.truth, [frame.answered, paint, file], [view, frame.verdict], **QUIET)
+    button.click(
+        actions.compare_with_truth, [frame.answer, paint, file], [view, frame.verdict], **QUIET
+    )
 
-    def refresh(now: AtHand) -> Values:
-        why_not = "" if now.answered else say(now.lang, "reason_no_answer")
+    def refresh(now: TabContext) -> Values:
+        why_not = "" if now.answer else say(now.lang, "reason_no_answer")
         enabled = gr.update(interactive=not why_not)
-        values = {button: enabled, view: "", **said(now.lang, reason, why_not)}
+        values = {button: enabled, view: "", **reason_values(now.lang, reason, why_not)}
         if now.is_same_photo:  # its truth is the same
             return values
         canvas = None
-        if now.answered:
-            canvas = {"background": now.answered.photo.image, "layers": [], "composite": None}
+        if now.answer:
+            canvas = {"background": now.answer.photo.image, "layers": [], "composite": None}
         return values | {paint: canvas, file: None}
 
     return Tab([paint, file, button, reason, view], refresh)
@@ -180,7 +182,7 @@ def export_tab(frame: Frame, handlers: Handlers, actions: AnswerActions) -> Tab:
     """Take away: the answer as a zip, one web page, a moving picture or a link; and a saved one
     back."""
     with gr.Tab(I18N("export"), elem_id="tab-export"):
-        about("export")
+        tab_description("export")
         with gr.Row():
             with gr.Column():
                 with gr.Row(elem_classes="asking"):
@@ -201,21 +203,21 @@ def export_tab(frame: Frame, handlers: Handlers, actions: AnswerActions) -> Tab:
             saved = gr.File(
                 label=I18N("open_file"), file_types=[".zip"], height=160, elem_id="saved"
             )
-    files = actions.export, actions.export_page, actions.export_replay
+    files = actions.export_zip, actions.export_page, actions.export_replay
     for button, take in zip(buttons, files, strict=False):
-        button.click(take, frame.answered, file, **MODEL)
-    buttons[-1].click(actions.link, frame.answered, link, **MODEL)
+        button.click(take, frame.answer, file, **MODEL)
+    buttons[-1].click(actions.create_link, frame.answer, link, **MODEL)
     opening = saved.upload(
         handlers.opening.open_file, [saved, frame.recent], frame.restore_outputs, **QUIET
     )
     opening.success(lambda: ("", None), outputs=[frame.explained, saved], **QUIET)
 
-    def refresh(now: AtHand) -> Values:
-        why_not = "" if now.answered else say(now.lang, "reason_no_answer")
+    def refresh(now: TabContext) -> Values:
+        why_not = "" if now.answer else say(now.lang, "reason_no_answer")
         enabled = {button: gr.update(interactive=not why_not) for button in buttons}
-        if now.answered and (still := actions.why_no_replay(now.lang, now.answered)):
+        if now.answer and (still := actions.why_replay_unavailable(now.lang, now.answer)):
             enabled[buttons[2]], why_not = gr.update(interactive=False), still
-        return {file: None, link: "", **enabled, **said(now.lang, reason, why_not)}
+        return {file: None, link: "", **enabled, **reason_values(now.lang, reason, why_not)}
 
     return Tab([file, link, *buttons, reason], refresh, [opening])
 
@@ -223,12 +225,12 @@ def export_tab(frame: Frame, handlers: Handlers, actions: AnswerActions) -> Tab:
 def history_tab(frame: Frame) -> Tab:
     """The answers of this visit; choosing one brings it back."""
     with gr.Tab(I18N("history"), elem_id="history"):
-        about("recent")
+        tab_description("recent")
         frame.strip.render()
         none = gr.HTML()
 
-    def refresh(now: AtHand) -> Values:
-        return said(now.lang, none, "" if now.recent else say(now.lang, "recent_none"))
+    def refresh(now: TabContext) -> Values:
+        return reason_values(now.lang, none, "" if now.recent else say(now.lang, "recent_none"))
 
     return Tab([none], refresh)
 
@@ -245,8 +247,11 @@ def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> list:
         table = gr.HTML()
 
     def show(request: gr.Request) -> Values:
-        lang, rows = language(request), handlers.server.rows()
-        return {table: page.models(lang, rows), name: gr.update(choices=page.choices(rows))}
+        lang, rows = request_language(request), handlers.server.model_rows()
+        return {
+            table: page.models_table(lang, rows),
+            name: gr.update(choices=page.model_choices(rows)),
+        }
 
     tab.select(show, outputs=[table, name], **QUIET)
 
@@ -263,16 +268,16 @@ def models_tab(frame: Frame, handlers: Handlers, may_switch: bool) -> list:
 def help_tab() -> Tab:
     """What the words of the page mean, and what is asked most."""
     with gr.Tab(I18N("help"), elem_id="help"):
-        shown = gr.HTML(page.helping("en"))
-    return Tab([shown], lambda now: {shown: page.helping(now.lang)})
+        shown = gr.HTML(page.help_text("en"))
+    return Tab([shown], lambda now: {shown: page.help_text(now.lang)})
 
 
-def _paths_of_layers(payload: Any) -> list[str]:
+def _layer_paths(payload: Any) -> list[str]:
     """The files of what was painted, as they came."""
     return [layer.path for layer in payload.layers] if payload else []
 
 
-def about(name: str) -> None:
-    """A line on what a tab is about."""
+def tab_description(name: str) -> None:
+    """Add a line on what a tab is about."""
     key = name if name == "recent" else f"{name}_about"
     gr.Markdown(I18N(key), elem_classes="about")

@@ -18,19 +18,19 @@ from app.options import Listening
 from app.server.answers import StoredAnswer
 from app.server.guard import Guard
 from app.server.model import ModelServer
-from app.server.uploads import Page, bound, read_by, use_private_folder
-from app.tabs import LAST, MODEL, NO_AUTOCOMPLETE, QUIET, AtHand, Recent, Tab, build_tabs
+from app.server.uploads import CheckedBlocks, set_max_bytes, set_reader, use_private_folder
+from app.tabs import LAST, MODEL, NO_AUTOCOMPLETE, QUIET, Recent, Tab, TabContext, build_tabs
 from app.texts import I18N, say
 from app.theme import theme
 from app.views import canvas, findings, page
 from app.views.standalone import script
-from app.visitors import language, picked, user_errors_as_gr_error
+from app.visitors import request_language, selected_index, user_errors_as_gr_error
 from coprs_core.errors import CoPRSError
 from coprs_core.model.backends.remote.proxies import bypass_proxies
 from coprs_core.prompts import MAX_INSTRUCTION_CHARACTERS
 
 ROOT = Path(__file__).resolve().parent
-_THOUGHT_USED = """
+_THOUGHT_EVENTS_JS = """
 element.addEventListener("coprs-edit", (event) => trigger("submit", event.detail));
 element.addEventListener("coprs-words", () => trigger("select"));
 """
@@ -53,30 +53,32 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
     machine.
     """
     use_private_folder()
-    with Page(
+    with CheckedBlocks(
         title=say("en", "title"),
         analytics_enabled=False,
         delete_cache=(3600, 3600),
         fill_width=True,
     ) as demo:
-        api.offer(server, may_switch)  # first, so that the names are theirs
+        api.add_endpoints(server, may_switch)  # first, so that the names are theirs
         frame, buttons = _frame()
         handlers = Handlers(server, frame, may_switch)
         tabs, switched = build_tabs(frame, handlers, may_switch)
-        prepare, prepare_again = _preparation(frame, tabs)
-        asking = _answering(frame, buttons, handlers)
-        answered = [*asking, *_recalling(frame, handlers, tabs, asking)]
-        _tracing(frame, handlers, answered)
-        begun = _superseding(frame, handlers, asking)
-        for event in (*answered, *begun):
+        prepare, prepare_again = _tab_updates(frame, tabs)
+        asking = _wire_answers(frame, buttons, handlers)
+        answer_events = [*asking, *_wire_restores(frame, handlers, tabs, asking)]
+        _wire_traces(frame, handlers, answer_events)
+        begun = _wire_photo_changes(frame, handlers, asking)
+        for event in (*answer_events, *begun):
             event.then(**prepare, **LAST)
             event.failure(**prepare_again, **LAST)
         for event in switched:
-            event.then(handlers.thought.look_again, frame.answered, frame.thought, **QUIET).then(
+            event.then(handlers.thought.refresh, frame.answer, frame.thought, **QUIET).then(
                 **prepare
             )
-        loaded = demo.load(handlers.models.in_use, outputs=[frame.header, frame.notice], **QUIET)
-        opened = demo.load(handlers.opening.page_opened, outputs=frame.restore_outputs, **QUIET)
+        loaded = demo.load(
+            handlers.models.show_model, outputs=[frame.header, frame.notice], **QUIET
+        )
+        opened = demo.load(handlers.opening.open_page, outputs=frame.restore_outputs, **QUIET)
         for event in (loaded, opened):
             event.then(**prepare, **LAST)
     return demo
@@ -110,19 +112,19 @@ def _frame() -> tuple[Frame, Buttons]:
             explained = gr.HTML(elem_id="explained")
             # as pictures, not files: Gradio sends them as WebP, a tenth of the bytes
             pictures = [(Image.open(e.file), e.caption) for e in examples()]
-            gallery = _strip(pictures, I18N("examples"), "examples")
+            gallery = _gallery(pictures, I18N("examples"), "examples")
     with gr.Row(elem_id="ways", visible=False) as ways:
         unfamiliar = gr.HTML()
         photo_model = gr.Button("", variant="primary", elem_id="photo-model", min_width=0)
         anyway = gr.Button(I18N("anyway"), elem_id="anyway", min_width=0)
-    steps = gr.HTML(page.steps("en"), elem_id="steps")
+    steps = gr.HTML(page.stages("en"), elem_id="steps")
     with gr.Row(elem_id="stage", equal_height=False):
-        thought = gr.HTML(page.thought("en"), elem_id="thought", js_on_load=_THOUGHT_USED)
-        view = gr.HTML(canvas.waiting_view("en"), elem_id="view")
+        thought = gr.HTML(page.thought("en"), elem_id="thought", js_on_load=_THOUGHT_EVENTS_JS)
+        view = gr.HTML(canvas.empty_view("en"), elem_id="view")
     trace = gr.HTML(findings.empty_strip("en"), elem_id="trace")
     verdict = gr.HTML(page.empty_verdict("en"), elem_id="verdict")
-    strip = _strip([], I18N("history"), "recent", visible=False, render=False)
-    answered, recent = gr.State(time_to_live=3600), gr.State(time_to_live=3600)
+    strip = _gallery([], I18N("history"), "recent", visible=False, render=False)
+    answer, recent = gr.State(time_to_live=3600), gr.State(time_to_live=3600)
     frame = Frame(
         header=header,
         notice=notice,
@@ -138,7 +140,7 @@ def _frame() -> tuple[Frame, Buttons]:
         photo=photo,
         instruction=instruction,
         strip=strip,
-        answered=answered,
+        answer=answer,
         recent=recent,
     )
     return frame, Buttons(find, stop, gallery, anyway)
@@ -158,16 +160,16 @@ def _photo_input() -> gr.Image:
         buttons=["fullscreen"],
     )
     # the core reads files itself: every mode, every error as a sentence
-    read_by(photo, _path_of)
+    set_reader(photo, _path_of)
     return photo
 
 
 def _path_of(payload: Any) -> str | None:
-    """The uploaded file as it came; `Page` has checked that it was uploaded."""
+    """The uploaded file as it came; `CheckedBlocks` has checked that it was uploaded."""
     return None if payload is None else payload.path
 
 
-def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
+def _wire_answers(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     """Everything that asks, and Stop; the events after which there is an answer."""
     ask: dict[str, Any] = {
         "fn": handlers.answer,
@@ -184,14 +186,14 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     answers.append(buttons.anyway.click(**ask_anyway))
     if handlers.models.may_switch:
         outputs = [frame.unfamiliar, frame.header, frame.notice, frame.ways]
-        loaded = frame.photo_model.click(handlers.models.load_for_photos, outputs=outputs, **MODEL)
-        answers.append(loaded.success(**ask | {"fn": handlers.go_on}))
+        loaded = frame.photo_model.click(handlers.models.load_photo_model, outputs=outputs, **MODEL)
+        answers.append(loaded.success(**ask | {"fn": handlers.answer_or_read_ahead}))
     shown = examples()
 
     def pick(event: gr.EventData, request: gr.Request) -> Values:
-        lang = language(request)
+        lang = request_language(request)
         with user_errors_as_gr_error(lang):
-            example = shown[picked(event, len(shown))]
+            example = shown[selected_index(event, len(shown))]
         # they tell what the miniature answers
         words = example.explanation.get(lang, "") if handlers.server.name == "mini" else ""
         return {
@@ -204,19 +206,19 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
         pick, outputs=[frame.photo, frame.instruction, frame.explained], **QUIET
     )
     answers.append(picking.then(**ask))
-    edit = {"inputs": [frame.answered, frame.recent], "outputs": frame.answer_outputs, **MODEL}
+    edit = {"inputs": [frame.answer, frame.recent], "outputs": frame.answer_outputs, **MODEL}
     each: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
-    answers.append(frame.thought.submit(handlers.thought.edit, **each, **edit))
+    answers.append(frame.thought.submit(handlers.thought.edit_sentence, **each, **edit))
     answers[-1].success(lambda: "", outputs=frame.explained, js="() => COPRS.edited()", **QUIET)
     answers[-1].failure(fn=None, js="() => COPRS.refused()", **QUIET)
     asked_words = frame.thought.select(
-        handlers.thought.words, frame.answered, frame.thought, show_progress="hidden", **MODEL
+        handlers.thought.show_words, frame.answer, frame.thought, show_progress="hidden", **MODEL
     )
     for ends in (asked_words.then, asked_words.failure):
         ends(fn=None, js="() => COPRS.rested()", **QUIET)
     gr.on(starts, lambda: "", outputs=frame.explained, **QUIET)
-    stopped = buttons.stop.click(handlers.halt, cancels=answers, queue=False, **QUIET)
-    at_hand, outputs = [frame.thought, frame.answered], [frame.steps, frame.thought]
+    stopped = buttons.stop.click(handlers.supersede, cancels=answers, queue=False, **QUIET)
+    at_hand, outputs = [frame.thought, frame.answer], [frame.steps, frame.thought]
     stopped.then(handlers.stop, at_hand, outputs, queue=False, **QUIET)
     gr.on(starts, fn=None, js="() => COPRS.toTheThought('asked')", **QUIET)
     shows = [buttons.examples.select, frame.strip.select]
@@ -224,13 +226,13 @@ def _answering(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     return answers
 
 
-def _tracing(frame: Frame, handlers: Handlers, events: list) -> None:
+def _wire_traces(frame: Frame, handlers: Handlers, events: list) -> None:
     """After an answer its thought is traced."""
     for event in events:
-        event.then(handlers.thought.trace, frame.answered, frame.trace, **LAST, **MODEL)
+        event.then(handlers.thought.show_trace, frame.answer, frame.trace, **LAST, **MODEL)
 
 
-def _superseding(frame: Frame, handlers: Handlers, answers: list) -> list:
+def _wire_photo_changes(frame: Frame, handlers: Handlers, answers: list) -> list:
     """Another photo ends what is being answered; the events after which there is no answer.
 
     What runs ends by `Handlers.gate`; what still waits for the model is cancelled here.
@@ -238,63 +240,65 @@ def _superseding(frame: Frame, handlers: Handlers, answers: list) -> list:
     changes = [frame.photo.upload, frame.photo.clear]
     gr.on(changes, None, cancels=answers, queue=False, **QUIET)
     begin: dict[str, Any] = {"outputs": frame.reset_outputs, "queue": False, **QUIET}
-    given, cleared = (change(handlers.begin, None, **begin) for change in changes)
+    given, cleared = (change(handlers.reset, None, **begin) for change in changes)
     ahead = {"outputs": frame.read_ahead_outputs, "concurrency_id": "ahead", **LAST, **QUIET}
     given.then(handlers.read_ahead, frame.photo, **ahead)
     return [given, cleared]
 
 
-def _recalling(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: list) -> list:
+def _wire_restores(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: list) -> list:
     """An earlier answer, a saved one, that came back, ends what is being answered; the events after
     which another answer is at hand."""
     restored = frame.strip.select(
         handlers.opening.restore, frame.recent, frame.restore_outputs, **QUIET
     )
     frame.strip.select(lambda: "", outputs=frame.explained, **QUIET)
-    brought = [restored, *(event for tab in tabs for event in tab.brings_answer)]
+    brought = [restored, *(event for tab in tabs for event in tab.answer_events)]
     for event in brought:
         event.success(None, cancels=answers, queue=False, **QUIET)
     return brought
 
 
-def _preparation(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _tab_updates(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[str, Any]]:
     """After an answer: every tab is filled from it, and what it showed of the one before goes. The
     second one is for after a failure, where the answer before may still be at hand."""
     filled_for = gr.State(time_to_live=3600)
 
     def prepare(
-        answered: StoredAnswer | None,
+        answer: StoredAnswer | None,
         recent: Recent | None,
         before: StoredAnswer | None,
         request: gr.Request,
     ) -> Values:
-        if answered and answered.is_gone:
-            answered = None
-        is_same_photo = bool(answered and before and answered.photo_key == before.photo_key)
-        now = AtHand(language(request), answered, recent or (), is_same_photo)
-        values: Values = {filled_for: answered}
+        if answer and answer.is_dropped:
+            answer = None
+        is_same_photo = bool(answer and before and answer.photo_key == before.photo_key)
+        now = TabContext(request_language(request), answer, recent or (), is_same_photo)
+        values: Values = {filled_for: answer}
         with user_errors_as_gr_error(now.lang):  # it may go meanwhile
             for tab in tabs:
                 values |= tab.refresh(now)
         return values
 
     def prepare_again(
-        answered: StoredAnswer | None,
+        answer: StoredAnswer | None,
         recent: Recent | None,
         before: StoredAnswer | None,
         request: gr.Request,
     ) -> Values:
-        if answered is before:
+        if answer is before:
             return {filled_for: gr.skip()}
-        if answered is None:  # the question failed: what was painted over its photo stays
+        if answer is None:  # the question failed: what was painted over its photo stays
             values: Values = {filled_for: gr.skip()}
             for tab in tabs:
-                values |= tab.refresh(AtHand(language(request), None, recent or (), True))
+                values |= tab.refresh(
+                    TabContext(request_language(request), None, recent or (), True)
+                )
             return values
-        return prepare(answered, recent, before, request)
+        return prepare(answer, recent, before, request)
 
     both: dict[str, Any] = {
-        "inputs": [frame.answered, frame.recent, filled_for],
+        "inputs": [frame.answer, frame.recent, filled_for],
         "outputs": [filled_for, *(component for tab in tabs for component in tab.components)],
         **QUIET,
     }
@@ -318,7 +322,7 @@ def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
         raise CoPRSError(
             "The password has to be NAME:PASSWORD, such as --password me:secret: give both."
         )
-    bound(to.uploads)
+    set_max_bytes(to.uploads)
     # by default Gradio sums up all past events after each one, for a dashboard that is off here
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(sys.maxsize))
     demo.queue(max_size=to.queue, default_concurrency_limit=to.at_once, api_open=False)
@@ -358,7 +362,7 @@ def _without_cors(app: Any) -> None:
     app.middleware_stack = app.build_middleware_stack()
 
 
-def _strip(
+def _gallery(
     shown: list, label, elem_id: str, visible: bool = True, render: bool = True
 ) -> gr.Gallery:
     """A row of small whole pictures with captions, each a button."""

@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from app.saved_answers import RECORDED
+from app.saved_answers import RECORDED_ZIP
 from coprs_core import load
 from coprs_core.export.archive import save_answer
 from coprs_core.photos.photo import open_photo
@@ -20,12 +20,12 @@ READ = ("result.json", "photo.png", "prior.npy")
 
 def main() -> None:
     engine = load("mini", device="cpu")
-    photo = open_photo(RECORDED.parent / PICTURE)
+    photo = open_photo(RECORDED_ZIP.parent / PICTURE)
     result = engine.segment(photo.image, INSTRUCTION)
     trace = sentences.run(engine, photo.image, result)
     with (
         tempfile.TemporaryDirectory() as folder,
-        zipfile.ZipFile(RECORDED, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
+        zipfile.ZipFile(RECORDED_ZIP, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
     ):
         for file in save_answer(Path(folder), photo, result, [trace]):
             is_trace = file.name.startswith("sentences") and file.suffix != ".png"

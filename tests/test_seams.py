@@ -85,11 +85,11 @@ server = ModelServer(engine)
 frame = Frame(**{f.name: f.name for f in dataclasses.fields(Frame)})
 handlers = Handlers(server, frame)
 *_, last = handlers.answer(photo, words, None)
-answered = last["answered"]
+answered = last["answer"]
 actions = AnswerActions(server, handlers.gate)
-html = actions.ask_probe("brightness", answered)
+html = actions.run_probe("brightness", answered)
 assert "bright inside: 0." in html and html.count("<img") == 1
-exporting = actions.export(answered)
+exporting = actions.export_zip(answered)
 names = zipfile.ZipFile(next(exporting)).namelist()
 assert {"brightness.json", "brightness.png", "sentences.json"} <= set(names)
 exporting.close()
@@ -248,7 +248,7 @@ def test_a_new_kind_of_model_stands_on_the_page(middle, tmp_path):
     Image.fromarray(scene.image).save(tmp_path / "p.png")
     frame = Frame(**{f.name: f.name for f in dataclasses.fields(Frame)})
     handlers = Handlers(ModelServer(middle), frame)
-    *_, values = handlers.models.in_use()
+    *_, values = handlers.models.show_model()
     assert "middle" in values["header"] and not values["notice"]
     *_, last = handlers.answer(str(tmp_path / "p.png"), question.instruction, None)
     assert "<coprs-view" in last["view"] and "It says" in last["thought"]

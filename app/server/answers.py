@@ -1,7 +1,8 @@
-"""The answers that the visitors' pages hold, of all visitors together within one budget of memory.
+"""A cache of all visitors' answers within one budget of memory.
 
-An answer is whole while it is used. Where the budget is full, those that were used longest ago are
-packed: the photo as its file, priors in 8 bits, masks in 1. Where that is not enough, they go.
+An answer is unpacked while it is used. Where the budget is full, the least recently used are
+packed: the photo as its file, priors in 8 bits, masks in 1. Where that is not enough, they are
+dropped.
 """
 
 import io
@@ -27,25 +28,25 @@ from coprs_core.probes.trace import SentenceTrace
 
 MAX_PIXELS = 12_000_000
 """A visitor's photo of more pixels is brought down to so many."""
-WHOLE_SHARE = 0.25
-"""Of the budget: most of it is for packed answers, which take far less (one about a JPEG of 12
-megapixels 96 MB whole, and packed little more than that file)."""
-SMALL_ARRAY = 4096
+UNPACKED_SHARE = 0.25
+"""Of the budget, for unpacked answers; most is for packed ones, which take far less (one about a
+JPEG of 12 megapixels takes 96 MB unpacked, and packed little more than that file)."""
+MIN_PACKED_VALUES = 4096
 """Arrays of fewer values are packed as they are: they are figures, not maps."""
-_uses, _opening = itertools.count(), threading.Lock()
+_use_counter, _open_lock = itertools.count(), threading.Lock()
 
 
-def no_answer() -> CoPRSError:
-    """Where there is no answer, or no longer."""
+def no_answer_error() -> CoPRSError:
+    """The error for a missing or dropped answer."""
     return CoPRSError(
         "No answer is at hand: the next one is under way, or the last one is no longer kept (they "
         "go after an hour, or earlier where the server needs the room). Wait, or ask again."
     )
 
 
-def opened_photo(source: str | bytes | None) -> Photo:
+def open_visitor_photo(source: str | bytes | None) -> Photo:
     """A visitor's photo, of at most `MAX_PIXELS`; raises `CoPRSError` as `open_photo` does."""
-    with _opening:  # a file of few bytes may be a picture of many pixels
+    with _open_lock:  # a file of few bytes may be a picture of many pixels
         return open_photo(source, MAX_PIXELS)
 
 
@@ -59,7 +60,7 @@ class _Content:
     trace: SentenceTrace | None = None
 
 
-class _PhotoFile:
+class _EncodedPhoto:
     """A photo as the bytes of a picture file."""
 
     def __init__(self, data: bytes):
@@ -74,12 +75,12 @@ class StoredAnswer:
 
     Attributes:
         summary: the result without its regions; `region_count`: how many there are.
-        found: the names of what probes have found; `is_traced`: whether there is a trace.
+        found_probes: the names of what probes have found; `is_traced`: whether there is a trace.
         file: the photo's own file, from which it can be decoded again.
-        changed: where a person changed a sentence of the thought, which one, counted from 0.
+        changed_sentence: which sentence of the thought a person changed, from 0; None: none.
         is_recorded: whether it is the one of the first screen.
         thumbnail: its picture among the recent ones, once it was made.
-        is_gone: whether it had to make room for newer answers.
+        is_dropped: whether it had to make room for newer answers.
     """
 
     def __init__(
@@ -88,33 +89,33 @@ class StoredAnswer:
         result: Result,
         findings: dict[str, Finding] | None = None,
         trace: SentenceTrace | None = None,
-        changed: int | None = None,
+        changed_sentence: int | None = None,
         file: str | Path | None = None,
         is_recorded: bool = False,
     ):
-        self.changed, self.file, self.is_recorded = changed, file, is_recorded
-        self.photo_key, self.photo_size, self.last_use = photo.key, photo.size, next(_uses)
-        self._photo_facts = replace(photo, image=Image.new("RGB", (1, 1)))  # all but its pixels
+        self.changed_sentence, self.file, self.is_recorded = changed_sentence, file, is_recorded
+        self.photo_key, self.photo_size, self.last_use = photo.key, photo.size, next(_use_counter)
+        self._photo_info = replace(photo, image=Image.new("RGB", (1, 1)))  # all but its pixels
         self.summary, self.region_count = replace(result, regions=()), len(result.regions)
-        self.found, self.is_traced = set(findings or ()), trace is not None
+        self.found_probes, self.is_traced = set(findings or ()), trace is not None
         self._content: _Content | None = _Content(photo, result, dict(findings or {}), trace)
-        self._packed: tuple[_PhotoFile, bytes] | None = None
+        self._packed: tuple[_EncodedPhoto, bytes] | None = None
         self.thumbnail: np.ndarray | None = None
-        self.is_gone = False
+        self.is_dropped = False
         self._lock = threading.Lock()
-        self._answers: AnswerStore | None = None
+        self._store: AnswerStore | None = None
 
     @property
     def photo(self) -> Photo:
         """Decoded each time while the answer is packed, which it stays."""
-        self.last_use = next(_uses)
+        self.last_use = next(_use_counter)
         content, packed = self._content, self._packed
         if content is None and packed is not None:
-            return self._decoded(packed[0])
-        return self._whole().photo
+            return self._decode_photo(packed[0])
+        return self._load_content().photo
 
-    def _decoded(self, file: "_PhotoFile") -> Photo:
-        return replace(self._photo_facts, image=opened_photo(file.data).image)
+    def _decode_photo(self, file: "_EncodedPhoto") -> Photo:
+        return replace(self._photo_info, image=open_visitor_photo(file.data).image)
 
     @property
     def pixels(self) -> int:
@@ -124,55 +125,55 @@ class StoredAnswer:
 
     @property
     def result(self) -> Result:
-        return self._whole().result
+        return self._load_content().result
 
     @property
     def trace(self) -> SentenceTrace | None:
-        return self._whole().trace
+        return self._load_content().trace
 
     @property
     def findings(self) -> dict[str, Finding]:
         """What probes found, by name; a copy."""
-        return dict(self._whole().findings)
+        return dict(self._load_content().findings)
 
     def add_finding(self, name: str, finding: Finding) -> None:
         """Keep what a probe has found with the answer."""
         with self._lock:
-            self._unpacked().findings[name] = finding
-            self.found.add(name)
-        self._make_room()
+            self._unpack().findings[name] = finding
+            self.found_probes.add(name)
+        self._evict_others()
 
     def add_trace(self, trace: SentenceTrace) -> None:
         """Keep the small pictures of its thought with the answer."""
         with self._lock:
-            self._unpacked().trace, self.is_traced = trace, True
-        self._make_room()
+            self._unpack().trace, self.is_traced = trace, True
+        self._evict_others()
 
-    def is_kept_by(self, answers: "AnswerStore") -> None:
-        """From now on `answers` packs it, and lets it go."""
-        self._answers = answers
+    def set_store(self, answers: "AnswerStore") -> None:
+        """Set the store that is told of each use."""
+        self._store = answers
 
     def pack(self) -> None:
-        """Let it take little memory until it is used again."""
+        """Compress the answer until it is used again."""
         with self._lock:
             if self._content is not None and self._packed is None:
-                photo = _photo_file(self._content.photo, self.file)
-                self._packed = photo, _packed(self._content)
+                photo = _encode_photo(self._content.photo, self.file)
+                self._packed = photo, _pack_content(self._content)
             self._content = None
 
     def drop(self) -> None:
-        """Let it go, unless it is in use again."""
+        """Forget the content, unless it was unpacked again meanwhile."""
         with self._lock:
-            self._packed, self.is_gone = None, self._content is None
+            self._packed, self.is_dropped = None, self._content is None
 
-    def whole_sizes(self) -> dict[int, int]:
+    def unpacked_sizes(self) -> dict[int, int]:
         """Bytes in memory by what holds them, which may be shared with other answers; none of one
         that is packed."""
         content = self._content
         if content is None:
             return {}
-        rest = _nbytes((content.result, content.findings, content.trace))
-        return {id(content.photo): _nbytes(content.photo), id(self): rest}
+        rest = _count_bytes((content.result, content.findings, content.trace))
+        return {id(content.photo): _count_bytes(content.photo), id(self): rest}
 
     def packed_sizes(self) -> dict[int, int]:
         """The same of one that is packed; none of one that is whole."""
@@ -181,73 +182,76 @@ class StoredAnswer:
             return {}
         return {id(packed[0]): len(packed[0].data), id(self): len(packed[1])}
 
-    def _whole(self) -> _Content:
-        self.last_use = next(_uses)
+    def _load_content(self) -> _Content:
+        self.last_use = next(_use_counter)
         content = self._content
         if content is None:
             with self._lock:
-                content = self._unpacked()
+                content = self._unpack()
             # not with the lock held: whoever makes room waits for the locks of others
-            self._make_room()
+            self._evict_others()
         return content
 
-    def _unpacked(self) -> _Content:
+    def _unpack(self) -> _Content:
         """What it holds, whole from now on; for whoever has the lock."""
         if self._content is None:
             if self._packed is None:
-                raise no_answer()
+                raise no_answer_error()
             photo_file, packed = self._packed
-            self._content = _Unpacker(packed, self._decoded(photo_file)).load()
+            self._content = _Unpacker(packed, self._decode_photo(photo_file)).load()
             self._packed = None
         return self._content
 
-    def _make_room(self) -> None:
-        if self._answers is not None:
-            self._answers.make_room(self)
+    def _evict_others(self) -> None:
+        if self._store is not None:
+            self._store.evict(self)
 
 
 class AnswerStore:
     """All answers of all visitors; an answer that no page holds any more is forgotten by itself.
 
     Args:
-        budget: bytes that they may take together, `WHOLE_SHARE` of it those that are whole, beside
-            the one that is used last: however large that is, it costs no other visitor's.
+        budget: bytes that they may take together, `UNPACKED_SHARE` of it those that are whole,
+            beside the one that is used last: however large that is, it costs no other visitor's.
     """
 
     def __init__(self, budget: int):
-        self._budget, self._kept = budget, weakref.WeakSet[StoredAnswer]()
+        self._budget, self._answers = budget, weakref.WeakSet[StoredAnswer]()
         self._lock = threading.Lock()
 
-    def keep(self, answered: StoredAnswer) -> None:
-        """Count an answer from now on, and make room for it."""
+    def add(self, answer: StoredAnswer) -> None:
+        """Add an answer and make room for it."""
         with self._lock:
-            self._kept.add(answered)
-        answered.is_kept_by(self)
-        self.make_room(answered)
+            self._answers.add(answer)
+        answer.set_store(self)
+        self.evict(answer)
 
     @property
     def nbytes(self) -> int:
         """What all of them take now; what several share is counted once."""
-        kept = list(self._kept)
-        return _sum(map(StoredAnswer.whole_sizes, kept)) + _sum(
+        kept = list(self._answers)
+        return _sum_distinct(map(StoredAnswer.unpacked_sizes, kept)) + _sum_distinct(
             map(StoredAnswer.packed_sizes, kept)
         )
 
-    def make_room(self, used: StoredAnswer) -> None:
+    def evict(self, used: StoredAnswer) -> None:
         """Pack the answers that were used longest ago, and let them go, until all fit."""
         with self._lock:
-            others = sorted(set(self._kept) - {used}, key=lambda one: one.last_use)
+            others = sorted(set(self._answers) - {used}, key=lambda one: one.last_use)
             for one in others:
-                if _sum(map(StoredAnswer.whole_sizes, others)) <= WHOLE_SHARE * self._budget:
+                if (
+                    _sum_distinct(map(StoredAnswer.unpacked_sizes, others))
+                    <= UNPACKED_SHARE * self._budget
+                ):
                     break
                 one.pack()
             for one in others:
-                if _sum(map(StoredAnswer.packed_sizes, others)) <= self._budget:
+                if _sum_distinct(map(StoredAnswer.packed_sizes, others)) <= self._budget:
                     break
                 one.drop()
 
 
-def _sum(sizes: Iterable[dict[int, int]]) -> int:
+def _sum_distinct(sizes: Iterable[dict[int, int]]) -> int:
     """Bytes of all together; what several share is counted once."""
     together: dict[int, int] = {}
     for some in sizes:
@@ -255,26 +259,26 @@ def _sum(sizes: Iterable[dict[int, int]]) -> int:
     return sum(together.values())
 
 
-_files: weakref.WeakValueDictionary[str, _PhotoFile] = weakref.WeakValueDictionary()
+_encoded_photos: weakref.WeakValueDictionary[str, _EncodedPhoto] = weakref.WeakValueDictionary()
 
 
-def _photo_file(photo: Photo, path: str | Path | None) -> _PhotoFile:
+def _encode_photo(photo: Photo, path: str | Path | None) -> _EncodedPhoto:
     """A photo's file, shared by all answers about it: as it was uploaded, where that is still
     there; else as PNG."""
-    kept = _files.get(photo.key)
+    kept = _encoded_photos.get(photo.key)
     if kept is None:
         data = b""
         try:
             data = Path(path).read_bytes() if path else b""
-            is_same = bool(data) and opened_photo(data).key == photo.key
+            is_same = bool(data) and open_visitor_photo(data).key == photo.key
         except (OSError, CoPRSError):  # uploads are deleted after an hour
             is_same = False
-        kept = _PhotoFile(data if is_same else _png(photo.image))
-        _files[photo.key] = kept
+        kept = _EncodedPhoto(data if is_same else _encode_png(photo.image))
+        _encoded_photos[photo.key] = kept
     return kept
 
 
-def _png(image: Image.Image) -> bytes:
+def _encode_png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)  # a visitor waits for it
     return file.getvalue()
@@ -283,7 +287,7 @@ def _png(image: Image.Image) -> bytes:
 # --- small forms
 
 
-def _packed(content: _Content) -> bytes:
+def _pack_content(content: _Content) -> bytes:
     file = io.BytesIO()
     _Packer(file, content.photo).dump(content)
     return zlib.compress(file.getvalue(), 1)
@@ -301,14 +305,14 @@ class _Packer(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Image.Image):
-            return _image, (_png(obj),)
-        if not isinstance(obj, np.ndarray) or obj.size < SMALL_ARRAY:
+            return _decode_png, (_encode_png(obj),)
+        if not isinstance(obj, np.ndarray) or obj.size < MIN_PACKED_VALUES:
             return NotImplemented
         if obj.dtype == bool:
-            return _bits, (np.packbits(obj).tobytes(), obj.shape)
+            return _unpack_mask, (np.packbits(obj).tobytes(), obj.shape)
         if obj.dtype.kind == "f" and obj.ndim > 1 and obj.min() >= 0 and obj.max() <= 1:
             rows = obj.reshape(-1, obj.shape[-1])
-            return _steps, (encode_prior(rows), rows.shape, obj.shape, obj.dtype.str)
+            return _unpack_prior, (encode_prior(rows), rows.shape, obj.shape, obj.dtype.str)
         return NotImplemented
 
 
@@ -323,31 +327,33 @@ class _Unpacker(pickle.Unpickler):
         return self._photo
 
 
-def _image(png: bytes) -> Image.Image:
+def _decode_png(png: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(png))
     image.load()
     return image
 
 
-def _bits(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
+def _unpack_mask(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
     count = int(np.prod(shape))
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(bool).reshape(shape)
 
 
-def _steps(url: str, size: tuple[int, int], shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def _unpack_prior(
+    url: str, size: tuple[int, int], shape: tuple[int, ...], dtype: str
+) -> np.ndarray:
     return decode_prior(url, size).astype(dtype, copy=False).reshape(shape)
 
 
-def _nbytes(value: Any) -> int:
+def _count_bytes(value: Any) -> int:
     """What pictures and arrays in an answer's parts take."""
     if isinstance(value, np.ndarray):
         return value.nbytes
     if isinstance(value, Image.Image):
         return value.width * value.height * len(value.getbands())
     if isinstance(value, dict):
-        return sum(map(_nbytes, value.values()))
+        return sum(map(_count_bytes, value.values()))
     if isinstance(value, tuple | list):
-        return sum(map(_nbytes, value))
+        return sum(map(_count_bytes, value))
     if is_dataclass(value):
-        return sum(_nbytes(getattr(value, part.name)) for part in fields(value))
+        return sum(_count_bytes(getattr(value, part.name)) for part in fields(value))
     return 0

@@ -1,4 +1,4 @@
-"""What a request has to be before Gradio sees it: who may ask, from where, and how often."""
+"""ASGI middleware that checks each request before Gradio sees it: host, origin, password, size."""
 
 import asyncio
 import json
@@ -20,37 +20,37 @@ from starlette.responses import JSONResponse
 
 from app.options import Listening
 from app.server.uploads import (
-    NO_ROOM,
-    REFUSED,
-    UNUSABLE,
+    BAD_INPUTS,
+    NOT_UPLOADED,
+    UPLOADS_FULL,
     has_room,
-    remove_unfinished,
+    remove_partial_uploads,
     use_private_folder,
 )
-from app.texts import language_of, translated
+from app.texts import parse_language, translate
 
-MAX_WRONG_PASSWORDS, WINDOW = 20, 60.0
+MAX_WRONG_PASSWORDS, WINDOW_SECONDS = 20, 60.0
 """So many in so many seconds, from anywhere; then nobody can log in until they are over."""
-UNREAD_SECONDS = 10.0
+UNREAD_TIMEOUT = 10.0
 """A question whose answer nobody has begun to read after this is given up."""
-MAX_BODY = 8_000_000
+MAX_BODY_BYTES = 8_000_000
 """Of a request that is no upload, in bytes: a prior of 48 million pixels takes 300,000."""
-MAX_NAME = 100
+MAX_SESSION_NAME = 100
 """Characters of a session's name, which is kept long after it was used: a browser gives it about
 11, a program 36."""
-MAX_UPLOAD = 44_000_000
+MAX_UPLOAD_BYTES = 44_000_000
 """Of a request with one file of 40 MiB."""
 UPLOAD_TOO_LARGE = "A file of at most 40 MB was expected: send one smaller file at a time."
 QUEUE_FULL = "Too many people are asking at the moment: try again in a minute."
 NO_ENDPOINT = "There is no such endpoint: see “Use via API” at the foot of the page."
-NO_DOOR = "There is nothing at this address: open the page at /."
-_READ_ONLY = ("GET", "HEAD", "OPTIONS")
+NO_SUCH_PAGE = "There is nothing at this address: open the page at /."
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_BEFORE_LOGIN = (
+_PUBLIC_PATHS = (
     *("/login", "/assets/", "/static/", "/svelte/", "/theme.css", "/favicon.ico"),
     "/gradio_api/startup-events",
 )
-_DOORS = re.compile(
+_ALLOWED_PATHS = re.compile(
     r"/|/(login|logout|config|theme\.css|favicon\.ico|robots\.txt)/?|/(assets|static|svelte)/.+"
     r"|/gradio_api/("
     r"(info|openapi\.json|app_id|login_check|user|token|startup-events|theme\.css)/?"
@@ -70,31 +70,31 @@ class Guard:
         self.app, self.listening, self.page = app, listening, page
         self.on_space = bool(os.environ.get("SPACE_ID"))
         self.headers = {
-            "Content-Security-Policy": policy(self.on_space),
+            "Content-Security-Policy": content_security_policy(self.on_space),
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "same-origin",
             "Cross-Origin-Resource-Policy": "same-origin",
         }
         self.wrong_passwords: deque[float] = deque(maxlen=MAX_WRONG_PASSWORDS)
-        self.read: Counter[str] = Counter()
-        self.uploading = 0
+        self.reader_counts: Counter[str] = Counter()
+        self.upload_count = 0
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answered: Any = _ResponseSender(send, self.headers)
-        scope = scope | {"headers": self._trusted(scope["headers"])}
+        sender: Any = _ResponseSender(send, self.headers)
+        scope = scope | {"headers": self._trusted_headers(scope["headers"])}
         try:
-            await self._serve(scope, receive, answered)
+            await self._route(scope, receive, sender)
         except Exception as problem:  # Gradio raises anything at all over a stranger's request
-            if answered.has_begun:
+            if sender.has_started:
                 raise
             print(f"error: {scope['path']}: {problem!r:.200}", file=sys.stderr, flush=True)
-            await _refused(scope, 400, UNUSABLE)(scope, receive, answered)
+            await _error_response(scope, 400, BAD_INPUTS)(scope, receive, sender)
 
-    async def _serve(self, scope: dict, receive: Any, send: Any) -> None:
-        if refusal := self._refusal(scope):
+    async def _route(self, scope: dict, receive: Any, send: Any) -> None:
+        if refusal := self._check_request(scope):
             await refusal(scope, receive, send)
             return
         path = scope["path"].rstrip("/")
@@ -102,52 +102,54 @@ class Guard:
             await self._upload(scope, receive, send)
             return
         if scope["method"] == "POST":
-            body = await _whole(receive)
-            if len(await _session(scope, body)) > MAX_NAME:
-                await _refused(scope, 400, UNUSABLE)(scope, receive, send)
+            body = await _read_body(receive)
+            if len(await _session_name(scope, body)) > MAX_SESSION_NAME:
+                await _error_response(scope, 400, BAD_INPUTS)(scope, receive, send)
                 return
-            receive = _replayed(body, receive)
+            receive = _replay_body(body, receive)
         if scope["method"] == "POST" and ("/queue/join" in path or "/gradio_api/call/" in path):
-            await self._ask(scope, receive, send)
+            await self._join_queue(scope, receive, send)
         elif scope["method"] == "POST" and path.endswith("/login"):
             await self._log_in(scope, receive, send)
         else:
-            await self._while_read(scope, receive, send)
+            await self._track_reader(scope, receive, send)
 
     # --- who may ask
 
-    def _refusal(self, scope: dict) -> JSONResponse | None:
+    def _check_request(self, scope: dict) -> JSONResponse | None:
         """Why a request goes no further, in a sentence; None where it may."""
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
-        if self.listening.is_local and _name(host) not in (*_LOOPBACK, *self.listening.names):
-            return _refused(
+        if self.listening.is_local and _host_name(host) not in (*_LOOPBACK, *self.listening.names):
+            return _error_response(
                 scope, 400, "This page is not known by that name: add it with --names NAME."
             )
         opens = headers.get("sec-fetch-mode") == "navigate" and not path.startswith("/logout")
-        if not (opens and scope["method"] in _READ_ONLY) and self._is_foreign(headers, host):
-            return _refused(
+        if not (opens and scope["method"] in _SAFE_METHODS) and self._is_cross_origin(
+            headers, host
+        ):
+            return _error_response(
                 scope, 403, "This was asked by another page: open this one and ask there."
             )
         is_login = scope["method"] == "POST" and path.rstrip("/").endswith("/login")
-        if not is_login and not self._may_see(path, headers):
-            return _refused(scope, 401, "This page asks for a password: log in first.")
-        if not _DOORS.fullmatch(path):
-            return _refused(scope, 404, NO_DOOR)
-        if (file := path.partition("/gradio_api/file=")[2]) and not _is_ours(file):
-            return _refused(scope, 403, REFUSED)
+        if not is_login and not self._is_authorized(path, headers):
+            return _error_response(scope, 401, "This page asks for a password: log in first.")
+        if not _ALLOWED_PATHS.fullmatch(path):
+            return _error_response(scope, 404, NO_SUCH_PAGE)
+        if (file := path.partition("/gradio_api/file=")[2]) and not _is_served_file(file):
+            return _error_response(scope, 403, NOT_UPLOADED)
         if path.rstrip("/").endswith("/upload"):
             if not has_room():
-                return _refused(scope, 507, NO_ROOM)
-            if _length(headers) > MAX_UPLOAD:
-                return _refused(scope, 413, UPLOAD_TOO_LARGE)
-        elif _length(headers) > MAX_BODY:
-            return _refused(
+                return _error_response(scope, 507, UPLOADS_FULL)
+            if _content_length(headers) > MAX_UPLOAD_BYTES:
+                return _error_response(scope, 413, UPLOAD_TOO_LARGE)
+        elif _content_length(headers) > MAX_BODY_BYTES:
+            return _error_response(
                 scope, 413, "This is far larger than an answer: send a result as it came."
             )
         return None
 
-    def _is_foreign(self, headers: Headers, host: str) -> bool:
+    def _is_cross_origin(self, headers: Headers, host: str) -> bool:
         """Whether a browser says that another page asked; programs say nothing."""
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site:
@@ -156,11 +158,11 @@ class Guard:
             return False
         asked = {host, headers.get("x-forwarded-host", host)}
         netloc = origin.partition("//")[2]
-        return netloc not in asked and _name(origin) not in self.listening.names
+        return netloc not in asked and _host_name(origin) not in self.listening.names
 
-    def _may_see(self, path: str, headers: Headers) -> bool:
+    def _is_authorized(self, path: str, headers: Headers) -> bool:
         """Whether a path is free for everybody, or the visitor has logged in."""
-        if not self.listening.password or path == "/" or path.startswith(_BEFORE_LOGIN):
+        if not self.listening.password or path == "/" or path.startswith(_PUBLIC_PATHS):
             return True
         app, cookies = self.page.app, cookie_parser(headers.get("cookie", ""))
         tokens = (cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure"))
@@ -170,8 +172,10 @@ class Guard:
         """A password counts as wrong from when it has come until it proves right, so that many at
         once are no way around the bound."""
         wrong, now = self.wrong_passwords, time.monotonic()
-        if len(wrong) == MAX_WRONG_PASSWORDS and now - wrong[0] < WINDOW:
-            refusal = _refused(scope, 429, "Too many wrong passwords: try again in a minute.")
+        if len(wrong) == MAX_WRONG_PASSWORDS and now - wrong[0] < WINDOW_SECONDS:
+            refusal = _error_response(
+                scope, 429, "Too many wrong passwords: try again in a minute."
+            )
             await refusal(scope, receive, send)
             return
         wrong.append(now)
@@ -189,21 +193,21 @@ class Guard:
     async def _upload(self, scope: dict, receive: Any, send: Any) -> None:
         """One upload; nothing stays of one that breaks off, is too large, or finds the disk
         full."""
-        self.uploading += 1
+        self.upload_count += 1
         try:
-            await self.app(scope, _bounded(receive, MAX_UPLOAD), send)
+            await self.app(scope, _limit_body(receive, MAX_UPLOAD_BYTES), send)
         except ClientDisconnect:  # or we read no further
-            await _refused(scope, 413, UPLOAD_TOO_LARGE)(scope, receive, send)
+            await _error_response(scope, 413, UPLOAD_TOO_LARGE)(scope, receive, send)
         except OSError:
-            await _refused(scope, 507, NO_ROOM)(scope, receive, send)
+            await _error_response(scope, 507, UPLOADS_FULL)(scope, receive, send)
         finally:
-            self.uploading -= 1
-            if not self.uploading:
-                remove_unfinished()
+            self.upload_count -= 1
+            if not self.upload_count:
+                remove_partial_uploads()
 
     # --- what is asked and never read
 
-    async def _ask(self, scope: dict, receive: Any, send: Any) -> None:
+    async def _join_queue(self, scope: dict, receive: Any, send: Any) -> None:
         """A question for the queue: a full one is said in our words, an unread one given up."""
         started, body = {}, b""
 
@@ -217,48 +221,50 @@ class Guard:
         try:
             await self.app(scope, receive, gather)
         except (FnIndexInferError, LookupError):  # Gradio's, for a name or number it does not have
-            await _refused(scope, 404, NO_ENDPOINT)(scope, receive, send)
+            await _error_response(scope, 404, NO_ENDPOINT)(scope, receive, send)
             return
-        answer = _json(body)
+        answer = _parse_json(body)
         if started["status"] == 503:
             # of this status the page's own script says something else
             from_page = "sec-fetch-site" in Headers(scope=scope)
-            await _refused(scope, 429 if from_page else 503, QUEUE_FULL)(scope, receive, send)
+            await _error_response(scope, 429 if from_page else 503, QUEUE_FULL)(
+                scope, receive, send
+            )
             return
         if event_id := answer.get("event_id"):
-            task = asyncio.create_task(self._give_up_unread(event_id))
+            task = asyncio.create_task(self._cancel_unread(event_id))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         await send(started)
         await send({"type": "http.response.body", "body": body})
 
-    async def _give_up_unread(self, event_id: str) -> None:
+    async def _cancel_unread(self, event_id: str) -> None:
         # Gradio's own queue: its public /cancel wants a session and a function's number, which a
         # client of /call never learns, and takes from the queue without stopping what runs
         queue = self.page._queue
         event = queue.event_ids_to_events.get(event_id)
         if event is None:
             return
-        await asyncio.sleep(UNREAD_SECONDS)
-        if not self.read[event.session_hash] and not self.read[event_id]:
+        await asyncio.sleep(UNREAD_TIMEOUT)
+        if not self.reader_counts[event.session_hash] and not self.reader_counts[event_id]:
             await queue.clean_events(event_id=event_id)
 
-    async def _while_read(self, scope: dict, receive: Any, send: Any) -> None:
+    async def _track_reader(self, scope: dict, receive: Any, send: Any) -> None:
         """Notes which stream of answers is being read."""
-        key = _stream(scope)
+        key = _stream_key(scope)
         if not key:
             await self.app(scope, receive, send)
             return
-        self.read[key] += 1
+        self.reader_counts[key] += 1
         try:
             await self.app(scope, receive, send)
         finally:
-            self.read[key] -= 1
-            if not self.read[key]:
-                del self.read[key]
+            self.reader_counts[key] -= 1
+            if not self.reader_counts[key]:
+                del self.reader_counts[key]
 
     # --- headers
 
-    def _trusted(self, headers: list) -> list:
+    def _trusted_headers(self, headers: list) -> list:
         """Without what a stranger may say of where this page lies: a proxy on a Space is
         believed, and elsewhere one that gives a known name."""
         if self.on_space:
@@ -268,28 +274,28 @@ class Guard:
             (name, value)
             for name, value in headers
             if name != b"x-gradio-server"
-            and (name != b"x-forwarded-host" or _name(value.decode("latin-1")) in known)
+            and (name != b"x-forwarded-host" or _host_name(value.decode("latin-1")) in known)
         ]
 
 
 class _ResponseSender:
-    """Sends an answer with our headers; knows whether it `has_begun`."""
+    """Sends an answer with our headers; knows whether it `has_started`."""
 
     def __init__(self, send: Any, headers: dict[str, str]):
-        self._send, self._headers, self.has_begun = send, headers, False
+        self._send, self._headers, self.has_started = send, headers, False
 
     async def __call__(self, message: dict) -> None:
         if message["type"] == "http.response.start":
-            self.has_begun = True
+            self.has_started = True
             headers = MutableHeaders(raw=list(message.get("headers", [])))
             headers.update(self._headers)
             message = message | {"headers": headers.raw}
         await self._send(message)
 
 
-async def _whole(receive: Any) -> bytes:
-    """A whole body; raises `ClientDisconnect` where it breaks off, or is over `MAX_BODY`."""
-    body, bounded = bytearray(), _bounded(receive, MAX_BODY)
+async def _read_body(receive: Any) -> bytes:
+    """A whole body; raises `ClientDisconnect` where it breaks off, or is over `MAX_BODY_BYTES`."""
+    body, bounded = bytearray(), _limit_body(receive, MAX_BODY_BYTES)
     while (message := await bounded())["type"] == "http.request":
         body += message.get("body", b"")
         if not message.get("more_body"):
@@ -297,7 +303,7 @@ async def _whole(receive: Any) -> bytes:
     raise ClientDisconnect
 
 
-def _replayed(body: bytes, receive: Any) -> Any:
+def _replay_body(body: bytes, receive: Any) -> Any:
     """A body that was read already, to be read again; then what comes after it."""
     left = [{"type": "http.request", "body": body}]
 
@@ -307,17 +313,19 @@ def _replayed(body: bytes, receive: Any) -> Any:
     return receiving
 
 
-async def _session(scope: dict, body: bytes) -> str:
+async def _session_name(scope: dict, body: bytes) -> str:
     """The name of a session in a body, in either form that Gradio takes; else empty."""
-    name = _json(body).get("session_hash")
+    name = _parse_json(body).get("session_hash")
     if Headers(scope=scope).get("content-type", "").startswith("multipart/"):
         with suppress(Exception):  # Gradio reads it next, and says what is wrong
-            async with Request(scope, _replayed(body, None)).form(max_part_size=MAX_BODY) as form:
+            async with Request(scope, _replay_body(body, None)).form(
+                max_part_size=MAX_BODY_BYTES
+            ) as form:
                 name = form.get("session_hash")
     return name if isinstance(name, str) else ""
 
 
-def _is_ours(file: str) -> bool:
+def _is_served_file(file: str) -> bool:
     """Whether what is asked for is a file that was uploaded or is given out; never an address,
     which Gradio would fetch, and which `..` can make look like a path in any folder."""
     try:
@@ -327,13 +335,13 @@ def _is_ours(file: str) -> bool:
         return False
 
 
-def _length(headers: Headers) -> int:
+def _content_length(headers: Headers) -> int:
     """The length of a body, as it is stated; 0 where it is not."""
     stated = headers.get("content-length", "")
     return int(stated) if stated.isdecimal() else 0
 
 
-def _bounded(receive: Any, most: int) -> Any:
+def _limit_body(receive: Any, most: int) -> Any:
     """Reads a body, whatever length it states, up to so many bytes and no further."""
     read = 0
 
@@ -346,7 +354,7 @@ def _bounded(receive: Any, most: int) -> Any:
     return receiving
 
 
-def policy(on_space: bool) -> str:
+def content_security_policy(on_space: bool) -> str:
     """The Content-Security-Policy: everything from this server, and on a Space from the site around
     it; Gradio's page needs inline and evaluated scripts."""
     framed_by = "'self' https://huggingface.co" if on_space else "'self'"
@@ -359,21 +367,21 @@ def policy(on_space: bool) -> str:
     )
 
 
-def _refused(scope: dict, status: int, sentence: str) -> JSONResponse:
-    language = language_of(Headers(scope=scope).get("accept-language"))
-    return JSONResponse({"detail": translated(language, sentence)}, status)
+def _error_response(scope: dict, status: int, sentence: str) -> JSONResponse:
+    language = parse_language(Headers(scope=scope).get("accept-language"))
+    return JSONResponse({"detail": translate(language, sentence)}, status)
 
 
-_HOST = re.compile(r"(?:\w+://)?(?:\[([0-9a-fA-F:]+)\]|([\w.-]+))(?::\d+)?")
+_HOST_PATTERN = re.compile(r"(?:\w+://)?(?:\[([0-9a-fA-F:]+)\]|([\w.-]+))(?::\d+)?")
 
 
-def _name(host: str) -> str:
+def _host_name(host: str) -> str:
     """The name in a Host header or an origin, without its port; "" where it is no such thing."""
-    found = _HOST.fullmatch(host)
+    found = _HOST_PATTERN.fullmatch(host)
     return (found[1] or found[2]).lower() if found else ""
 
 
-def _stream(scope: dict) -> str:
+def _stream_key(scope: dict) -> str:
     """What a request reads: a session's stream of messages, one event, or nothing of the kind."""
     path = scope["path"].rstrip("/")
     if path.endswith("/queue/data"):
@@ -382,7 +390,7 @@ def _stream(scope: dict) -> str:
     return path.rsplit("/", 1)[-1] if "/gradio_api/call/" in path else ""
 
 
-def _json(body: bytes) -> dict:
+def _parse_json(body: bytes) -> dict:
     try:
         values = json.loads(body)
     except ValueError:

@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from coprs_core.model.segmenter import PhotoFeatures
 
 Work = Callable[..., Generator[Any, None, None]]
-TRIM_SECONDS = 10.0
+TRIM_INTERVAL = 10.0
 """Memory is given back at most so often: it takes some 30 ms."""
-PIXELS_AT_ONCE = 12_000_000
+MAX_PIXELS_AT_ONCE = 12_000_000
 """Photos are worked on together up to so many pixels; a larger one is worked on alone."""
 Worker = Callable[[Work], Work]
 """Wraps the generator function through which all work goes."""
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class CarriedFeatures:
     """What a worker in another process keeps of the photo."""
 
     features: PhotoFeatures
 
 
 @contextmanager
-def _gpu_taken_away() -> Generator[None, None, None]:
+def _gpu_loss_as_user_error() -> Generator[None, None, None]:
     """Where a borrowed GPU goes in the middle of the work, `spaces` raises this error of
     Gradio's."""
     try:
@@ -62,7 +62,7 @@ def _gpu_taken_away() -> Generator[None, None, None]:
         ) from problem
 
 
-def while_awaited(is_wanted: Callable[[], bool] | None = None) -> Callable[[], bool]:
+def wanted_check(is_wanted: Callable[[], bool] | None = None) -> Callable[[], bool]:
     """Asks whether what is done in this thread is still wanted: as long as `is_wanted` says so, and
     whoever asked for it through Gradio's queue reads the answer."""
     page, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
@@ -97,22 +97,22 @@ class ModelServer:
         options: LoadOptions | None = None,
         worker: Worker | None = None,
         at_once: int = Listening.at_once,
-        starts: bool = True,
+        start_loading: bool = True,
     ):
         self._options = options or LoadOptions()
         self._lock = threading.Lock()
-        self.semaphore = FairSemaphore(at_once, PIXELS_AT_ONCE)
-        self.answers = AnswerStore(answer_cache_budget())
-        self._trimmed = time.monotonic()
+        self.semaphore = FairSemaphore(at_once, MAX_PIXELS_AT_ONCE)
+        self.answer_store = AnswerStore(answer_cache_budget())
+        self._last_trim = time.monotonic()
         self._has_worker, self._is_started = worker is not None, False
-        self._work = worker(self._inside) if worker else self._inside
-        self._loaded_as = model if isinstance(model, str) else model.name
+        self._work = worker(self._work_in_process) if worker else self._work_in_process
+        self._name = model if isinstance(model, str) else model.name
         self._loading: Future[Engine] = Future()
         if not isinstance(model, str):
             self._loading.set_result(model)
         elif worker:  # a borrowed GPU needs the model loaded before the first request
             self._load_first(model)
-        elif starts:
+        elif start_loading:
             self.start()
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ class ModelServer:
         than the page."""
         if not self._is_started and not self._loading.done():
             self._is_started = True
-            work = threading.Thread(target=self._load_first, args=(self._loaded_as,), daemon=True)
+            work = threading.Thread(target=self._load_first, args=(self._name,), daemon=True)
             work.start()
 
     def _load(
@@ -138,9 +138,9 @@ class ModelServer:
         except BaseException as problem:  # for whoever waits
             self._loading.set_exception(problem)
         else:
-            self._calibrate_behind()
+            self._calibrate_in_background()
 
-    def _calibrate_behind(self) -> None:
+    def _calibrate_in_background(self) -> None:
         """On a GPU, find out which heads of the model in use tell a place, between the visitors'
         questions; where that fails each answer goes on choosing for itself."""
         engine = self.engine
@@ -165,10 +165,10 @@ class ModelServer:
     @property
     def name(self) -> str:
         """The name under which the model in use is, or is being, loaded."""
-        return self._loaded_as
+        return self._name
 
     @property
-    def is_borrowed(self) -> bool:
+    def is_gpu_borrowed(self) -> bool:
         """Whether the work runs on a borrowed GPU, whose seconds are counted for each visitor."""
         return self._has_worker
 
@@ -187,7 +187,7 @@ class ModelServer:
         self._loading = Future()
         self._loading.set_result(engine)
 
-    def wait(self) -> None:
+    def wait_until_loaded(self) -> None:
         """Block until the first model is loaded; raises as `engine` does."""
         self._loading.result()
 
@@ -205,7 +205,7 @@ class ModelServer:
             try:
                 yield
             finally:
-                if pixels > PIXELS_AT_ONCE:
+                if pixels > MAX_PIXELS_AT_ONCE:
                     trim_memory()  # before the next large one comes in
 
     def run(
@@ -220,14 +220,14 @@ class ModelServer:
         Closing the generator ends the work. Raises `CoPRSError` as `work` does, and `Cancelled`
         where it is no longer wanted, or nobody waits for it any more, before there is room for it.
         """
-        is_wanted = while_awaited(is_wanted)
+        is_wanted = wanted_check(is_wanted)
         features = self.engine.cached_features(photo) if self._has_worker else None
         carried = features and features.to("cpu")
         inside = closing(self._work(work, photo, carried, args))
         place = self.reserved(photo.pixels, photo.key, is_wanted)
-        with place, _gpu_taken_away(), inside as working:
+        with place, _gpu_loss_as_user_error(), inside as working:
             for message in working:
-                if isinstance(message, Kept):
+                if isinstance(message, CarriedFeatures):
                     self.engine.cache_features(photo, message.features)
                 elif isinstance(message, CoPRSError):
                     raise message
@@ -236,8 +236,8 @@ class ModelServer:
         self._trim()
 
     def _trim(self) -> None:
-        if time.monotonic() - self._trimmed > TRIM_SECONDS:
-            self._trimmed = time.monotonic()
+        if time.monotonic() - self._last_trim > TRIM_INTERVAL:
+            self._last_trim = time.monotonic()
             trim_memory()
 
     def stream(
@@ -249,7 +249,7 @@ class ModelServer:
         from coprs_core.answer.updates import Update
 
         # another process cannot ask, and is on a GPU, where reading is short
-        asked = () if self._has_worker else (while_awaited(is_wanted),)
+        asked = () if self._has_worker else (wanted_check(is_wanted),)
         args = instruction, self.engine.max_new_tokens, *asked
         if not self.semaphore.has_room_for(photo.pixels):
             yield Update("reading")  # it waits, and may be stopped
@@ -269,9 +269,9 @@ class ModelServer:
     @property
     def is_idle(self) -> bool:
         """Whether no work is under way, and the model's seconds are not counted."""
-        return not self.is_borrowed and not self.semaphore.total_size
+        return not self.is_gpu_borrowed and not self.semaphore.total_size
 
-    def ask(
+    def call(
         self,
         work: Callable[..., Any],
         photo: Photo,
@@ -288,12 +288,12 @@ class ModelServer:
             with cancellable(awaited):
                 return work(*given)
 
-        awaited = while_awaited(is_wanted)
+        awaited = wanted_check(is_wanted)
         here = work if self._has_worker else watched  # another process cannot ask
         # to its end: what is kept of the photo comes after the answer
         return list(self.run(here, photo, *args, is_wanted=is_wanted))[0]
 
-    def _inside(
+    def _work_in_process(
         self, work: Callable[..., Any], photo: Photo, features: PhotoFeatures | None, args: tuple
     ) -> Generator[Any, None, None]:
         engine = self.engine
@@ -311,17 +311,17 @@ class ModelServer:
             # given, not raised: exceptions do not leave another process; without what holds memory
             yield copy(problem)
         if self._has_worker and not features and (kept := engine.cached_features(photo)):
-            yield Kept(kept.to("cpu"))
+            yield CarriedFeatures(kept.to("cpu"))
 
     # --- models
 
-    def rows(self) -> list[ModelRow]:
+    def model_rows(self) -> list[ModelRow]:
         """The table of models for this machine as it is now."""
         from coprs_core.checkpoints.catalogue import list_models
 
         return list_models(self._options)
 
-    def for_photos(self) -> LoadPlan:
+    def plan_for_photos(self) -> LoadPlan:
         """How the best listed model for photos that fits this machine as it is now would be loaded;
         raises `CoPRSError` where none does."""
         from coprs_core.checkpoints.catalogue import choose_model
@@ -348,9 +348,9 @@ class ModelServer:
         from coprs_core.checkpoints.load import check_model_name
 
         check_model_name(name)  # before the one in use makes room
-        self.wait()
+        self.wait_until_loaded()
         self._lock.acquire()  # the thread releases it
-        if name in (self._loaded_as, self.engine.name):
+        if name in (self._name, self.engine.name):
             self._lock.release()
             return
         lines: queue.Queue[str | Exception | None] = queue.Queue()
@@ -364,17 +364,17 @@ class ModelServer:
     def _switch(self, name: str, lines: queue.Queue[str | Exception | None]) -> None:
         """The work of `switch_model`, which ends what it began whoever still looks on; tells its
         progress, at last None or the problem."""
-        old = self._loaded_as
+        old = self._name
         try:
             # so that the app stays able to answer
-            self.engine, self._loaded_as = self._load("mini", on_cpu=True), "mini"
+            self.engine, self._name = self._load("mini", on_cpu=True), "mini"
             release_memory()
             try:
-                self.engine, self._loaded_as = self._load(name, lines.put), name
+                self.engine, self._name = self._load(name, lines.put), name
             except BaseException:
-                self.engine, self._loaded_as = self._load(old), old
+                self.engine, self._name = self._load(old), old
                 raise
-            self._calibrate_behind()
+            self._calibrate_in_background()
         except Exception as problem:  # carried over to the thread that waits
             lines.put(problem)
         else:

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from app.server.model import Worker
 
 TOKENS_PER_SECOND, READING_SECONDS, PROBE_SECONDS = 20, 10, 30
+"""Assumed slow: ZeroGPU takes the GPU away when the time asked for is over, finished or not."""
 MAX_SECONDS = 120
 
 
-def borrowed_gpu() -> Worker | None:
+def zero_gpu_worker() -> Worker | None:
     """What wraps the work on ZeroGPU, for `ModelServer`; None elsewhere: the package `spaces` is
     installed on Spaces with hardware of their own, too."""
     is_borrowed = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
@@ -20,10 +21,10 @@ def borrowed_gpu() -> Worker | None:
         return None
     spaces = import_module("spaces")
 
-    return lambda work: spaces.GPU(duration=seconds_needed)(work)
+    return lambda work: spaces.GPU(duration=gpu_seconds)(work)
 
 
-def seconds_needed(work: Callable, photo, features, args: tuple) -> int:
+def gpu_seconds(work: Callable, photo, features, args: tuple) -> int:
     """For how many seconds the GPU is asked for: by the tokens that an answer may have, and whether
     the photo was read."""
     from coprs_core.answer.engine import Engine

@@ -1,4 +1,4 @@
-"""Where visitors' files are kept while the server runs, and which paths in a request are taken."""
+"""The private folder of visitors' files, its bounds, and the check of paths in requests."""
 
 import atexit
 import os
@@ -21,18 +21,18 @@ from gradio.components.image_editor import AcceptBlobs
 from gradio.utils import get_upload_folder
 
 from app.options import Listening
-from app.texts import language_of, translated
+from app.texts import parse_language, translate
 from coprs_core.errors import CoPRSError, from_os_error
 from coprs_core.photos.photo import decoder_errors_as_user_error, open_pil_image, read_photo_file
 
-REFUSED = "This is not an uploaded file: upload it again."
-UNUSABLE = "These inputs are not what was asked for: see “Use via API” at the foot of the page."
-MAX_LAYERS, MAX_PAINTED_BYTES, MAX_PAINTINGS = 4, 8_000_000, 16
+NOT_UPLOADED = "This is not an uploaded file: upload it again."
+BAD_INPUTS = "These inputs are not what was asked for: see “Use via API” at the foot of the page."
+MAX_LAYERS, MAX_LAYER_BYTES, MAX_PAINTINGS = 4, 8_000_000, 16
 """Of paintings that nobody has asked about yet: layers, bytes of each, and how many at once."""
-LINKS, MAX_UPLOADED = "links-", 10_000
+LINKS_PREFIX, MAX_UPLOAD_ENTRIES = "links-", 10_000
 """What the folder of answers under links begins with; files and folders of uploads at most."""
-NO_ROOM = "The server has no room for more files: try again later."
-UNEXPECTED = "Something unexpected went wrong, and the server's log says what: ask again."
+UPLOADS_FULL = "The server has no room for more files: try again later."
+UNEXPECTED_ERROR = "Something unexpected went wrong, and the server's log says what: ask again."
 
 
 @cache
@@ -62,7 +62,7 @@ def remove_private_folder() -> None:
         shutil.rmtree(use_private_folder(), ignore_errors=True)
 
 
-def end(status: int) -> None:
+def exit_process(status: int) -> None:
     """End the process at once, without waiting for a model or an answer on its way; nothing of
     visitors stays."""
     remove_private_folder()
@@ -81,52 +81,52 @@ def exit_on_user_error() -> Generator[None, None, None]:
     else:
         return
     print(f"error: {sentence}", file=sys.stderr, flush=True)
-    end(1)
+    exit_process(1)
 
 
-def remove_unfinished() -> None:
+def remove_partial_uploads() -> None:
     """While no upload is on its way: what uploads that broke off have left, and the folders of
     files that Gradio has deleted."""
     for path in use_private_folder().iterdir():
         if path.is_file():  # Gradio moves what has come whole into folders
             path.unlink(missing_ok=True)
-        elif not path.name.startswith(LINKS):
+        elif not path.name.startswith(LINKS_PREFIX):
             with suppress(OSError):  # it is not empty
                 if time.time() - path.stat().st_mtime > 3600:  # else it may be about to be filled
                     path.rmdir()
 
 
-_most_bytes = Listening.uploads
+_max_bytes = Listening.uploads
 
 
-def bound(most_bytes: int) -> None:
+def set_max_bytes(most_bytes: int) -> None:
     """How much all uploads, and the files that the page gives out, may take on the disk."""
-    global _most_bytes
-    _most_bytes = most_bytes
+    global _max_bytes
+    _max_bytes = most_bytes
 
 
-def most_link_bytes() -> int:
+def max_link_bytes() -> int:
     """How much the answers under links may take beside: a quarter of that."""
-    return _most_bytes // 4
+    return _max_bytes // 4
 
 
 def has_room() -> bool:
     """Whether the private folder may still grow, links aside, which make room for themselves."""
     sizes = entries = 0
     for place, folders, names in os.walk(use_private_folder()):
-        folders[:] = [folder for folder in folders if not folder.startswith(LINKS)]
+        folders[:] = [folder for folder in folders if not folder.startswith(LINKS_PREFIX)]
         entries += len(folders) + len(names)
-        if entries > MAX_UPLOADED:
+        if entries > MAX_UPLOAD_ENTRIES:
             return False
         for name in names:
             try:
                 sizes += os.lstat(os.path.join(place, name)).st_size
             except OSError:  # it went meanwhile
                 continue
-    return sizes <= _most_bytes
+    return sizes <= _max_bytes
 
 
-def checked(path: Any) -> str:
+def checked_path(path: Any) -> str:
     """The path of an uploaded file; raises `CoPRSError`, in one sentence for all reasons, where it
     is anything else."""
     folder = Path(get_upload_folder()).resolve()
@@ -136,7 +136,7 @@ def checked(path: Any) -> str:
             return path
     except (OSError, ValueError, TypeError, RuntimeError):
         pass
-    raise CoPRSError(REFUSED)
+    raise CoPRSError(NOT_UPLOADED)
 
 
 def check_paths(payload: Any) -> None:
@@ -146,13 +146,13 @@ def check_paths(payload: Any) -> None:
         value = left.pop()
         if isinstance(value, dict):
             if value.get("path") is not None:
-                checked(value["path"])
+                checked_path(value["path"])
             left += value.values()
         elif isinstance(value, list):
             left += value
 
 
-def bound_paintings(editor: gr.ImageEditor) -> None:
+def limit_paintings(editor: gr.ImageEditor) -> None:
     """Strokes come beside the queue, part by part: from now on few of them, small, and none kept
     for long; anything else is passed over."""
     accept = editor.accept_blobs
@@ -162,7 +162,7 @@ def bound_paintings(editor: gr.ImageEditor) -> None:
         index, content = str(values.get("index") or "null"), data.files[0][1]
         is_layer_known = index == "null" or (index.isdecimal() and int(index) < MAX_LAYERS)
         id_ = str(values.get("id"))
-        if is_layer_known and len(id_) <= 64 and len(content) <= MAX_PAINTED_BYTES:
+        if is_layer_known and len(id_) <= 64 and len(content) <= MAX_LAYER_BYTES:
             accept(data)
         while len(editor.blob_storage) > MAX_PAINTINGS:
             editor.blob_storage.pop(next(iter(editor.blob_storage)))
@@ -174,7 +174,7 @@ def bound_paintings(editor: gr.ImageEditor) -> None:
 _readers: dict[int, Callable[[Any], Any]] = {}
 
 
-def read_by(component: Any, reader: Callable[[Any], Any]) -> None:
+def set_reader(component: Any, reader: Callable[[Any], Any]) -> None:
     """Let a component's input be read by a function of ours instead of Gradio's own."""
     _readers[component._id] = component.preprocess = reader
 
@@ -183,13 +183,13 @@ _language: ContextVar[str] = ContextVar("_language", default="en")
 """Of the visitor whose request is worked on."""
 
 
-class Page(gr.Blocks):
+class CheckedBlocks(gr.Blocks):
     """A page that takes uploaded files alone, and answers whatever else is sent in one sentence."""
 
     async def process_api(self, *args: Any, **kwargs: Any) -> Any:
         request = kwargs.get("request")
         accepted = request.headers.get("accept-language") if request else None
-        _language.set(language_of(accepted))
+        _language.set(parse_language(accepted))
         return await super().process_api(*args, **kwargs)
 
     async def preprocess_data(
@@ -202,9 +202,9 @@ class Page(gr.Blocks):
                     state[block._id].preprocess = _readers[block._id]
             return await super().preprocess_data(block_fn, inputs, state, *args, **kwargs)
         except CoPRSError as problem:
-            raise _told(problem) from None
+            raise _as_gr_error(problem) from None
         except Exception:  # a stranger's request makes Gradio raise anything at all
-            raise _told(UNUSABLE) from None
+            raise _as_gr_error(BAD_INPUTS) from None
 
     async def call_function(
         self,
@@ -220,35 +220,35 @@ class Page(gr.Blocks):
         try:
             check_paths(getattr(event_data, "_data", None))
             if block_fn.fn is None:  # done in the browser alone
-                raise CoPRSError(UNUSABLE)
+                raise CoPRSError(BAD_INPUTS)
             return await super().call_function(
                 block_fn, processed_input, iterator, requests, event_id, event_data, *args, **kwargs
             )
         except CoPRSError as problem:
-            raise _told(problem) from None
+            raise _as_gr_error(problem) from None
         except gr.Error:
             raise
         except OSError as problem:
-            raise _no_room(problem) from None
+            raise _disk_full_error(problem) from None
         except Exception:  # a mistake of ours: told to whoever runs the server
             traceback.print_exc()
-            raise _told(UNEXPECTED) from None
+            raise _as_gr_error(UNEXPECTED_ERROR) from None
 
     async def postprocess_data(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return await super().postprocess_data(*args, **kwargs)
         except OSError as problem:
-            raise _no_room(problem) from None
+            raise _disk_full_error(problem) from None
 
 
-def _told(sentence: CoPRSError | str) -> gr.Error:
-    return gr.Error(translated(_language.get(), sentence), print_exception=False)
+def _as_gr_error(sentence: CoPRSError | str) -> gr.Error:
+    return gr.Error(translate(_language.get(), sentence), print_exception=False)
 
 
-def _no_room(problem: OSError) -> gr.Error:
+def _disk_full_error(problem: OSError) -> gr.Error:
     """For the visitor; which file it was is told to whoever runs the server alone."""
     print(f"error: {from_os_error(problem)}", file=sys.stderr, flush=True)
-    return _told(NO_ROOM)
+    return _as_gr_error(UPLOADS_FULL)
 
 
 def painted_mask(layers: list[str], size: tuple[int, int]) -> np.ndarray:

@@ -18,21 +18,21 @@ ERRORS: dict[str, Mapping[str, str]] = {"en": {}, "zh": CHINESE_ERRORS}
 (see `Phrase`)."""
 
 
-def language_of(accepted: str | None) -> str:
+def parse_language(accepted: str | None) -> str:
     """The page's language for a browser's Accept-Language header: the first wish, else English, as
     the browser chooses for what Gradio translates there."""
     code = (accepted or "").strip().lower()[:2]
     return code if code in LANGUAGES else "en"
 
 
-def translated(language: str, said: str | CoPRSError) -> str:
+def translate(language: str, said: str | CoPRSError) -> str:
     """What the core or the server says, in a language: its template there, filled with the same
     values, those that are phrases translated, too. What has no translation stays as it is."""
     words = said.phrase if isinstance(said, CoPRSError) else said
     if not isinstance(words, Phrase):
         return ERRORS[language].get(words, words)
     values = {
-        name: translated(language, value) if isinstance(value, Phrase) else value
+        name: translate(language, value) if isinstance(value, Phrase) else value
         for name, value in words.values.items()
     }
     return str(Phrase(ERRORS[language].get(words.template, words.template), **values))

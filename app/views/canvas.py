@@ -1,5 +1,4 @@
-"""What is seen, for <coprs-view> (app/static/view.js): priors and masks as data, with figures and
-controls."""
+"""HTML of <coprs-view> (static/view.js): priors and masks as data, with figures and controls."""
 
 import io
 import json
@@ -28,13 +27,13 @@ from coprs_core.masks import data_url, encode_prior
 from coprs_core.metrics import PRIOR_THRESHOLD, iou_curve
 from coprs_core.prompts import ATTENTION_PRIOR, FOCUS_TOKEN_PRIOR
 
-SHOWN_SIDE, SMALL_SIDE, STRIP_SIDE = 1024, 448, 160
+VIEW_SIDE, SMALL_SIDE, STRIP_SIDE = 1024, 448, 160
 """Pictures on the page are at most this long a side, small ones in probes and strips; files keep
 the photo's size."""
 
 
 @cache
-def _scale() -> list[str]:
+def _colour_scale() -> list[str]:
     """Nine colours of the heatmap, from none to all."""
     return ["#{:02x}{:02x}{:02x}".format(*heatmap_colours()[min(32 * i, 255)]) for i in range(9)]
 
@@ -81,7 +80,7 @@ class Canvas:
     """A photo uint8 [H, W, 3] on the page, brought down to at most `side` pixels; figures over it
     are made here."""
 
-    def __init__(self, lang: str, pixels: np.ndarray, side: int = SHOWN_SIDE):
+    def __init__(self, lang: str, pixels: np.ndarray, side: int = VIEW_SIDE):
         self.lang, self.side = lang, side
         self.photo = thumbnail(pixels, side)
         self.height, self.width = self.photo.shape[:2]
@@ -103,7 +102,7 @@ class Canvas:
             meaning="means_prior"
             if prior_kind == FOCUS_TOKEN_PRIOR
             else f"means_prior_{prior_kind}",
-            colours=_scale(),
+            colours=_colour_scale(),
             controls=controls,
             boxes=boxes,
             opacity=round(100 * HEAT_OPACITY),
@@ -123,7 +122,7 @@ class Canvas:
             height=self.height,
         )
 
-    def show(
+    def render_views(
         self,
         views: Sequence[CanvasView],
         figures: Markup,
@@ -142,9 +141,9 @@ class Canvas:
             "width": self.width,
             "height": self.height,
             "scale": self.scale,
-            "photo": photo_url(self.photo),
+            "photo": image_data_url(self.photo),
             **options,
-            "looks": [self.look(view) for view in views],
+            "looks": [self.view_data(view) for view in views],
         }
         return render(
             self.lang,
@@ -159,7 +158,7 @@ class Canvas:
             which=which,
         )
 
-    def look(self, view: CanvasView) -> dict:
+    def view_data(self, view: CanvasView) -> dict:
         """A view as the script takes it: its pictures as data URLs."""
         values: dict = {"label": view.label}
         if view.prior is not None:
@@ -173,7 +172,7 @@ class Canvas:
         return values
 
 
-def together(lang: str, result: Result) -> CanvasView:
+def combined_view(lang: str, result: Result) -> CanvasView:
     """All regions of an answer, numbered."""
     numbers = np.zeros(result.photo_size, np.uint8)
     for i, region in enumerate(result.regions, start=1):
@@ -183,9 +182,9 @@ def together(lang: str, result: Result) -> CanvasView:
     return CanvasView(say(lang, "all_regions"), prior, numbers, curve)
 
 
-def of_result(lang: str, result: Result) -> list[CanvasView]:
+def result_views(lang: str, result: Result) -> list[CanvasView]:
     """All regions together, and where there are several each alone."""
-    views = [together(lang, result)]
+    views = [combined_view(lang, result)]
     if len(result.regions) > 1:
         for i, r in enumerate(result.regions, start=1):
             its_numbers = r.mask.astype(np.uint8) * i
@@ -194,7 +193,7 @@ def of_result(lang: str, result: Result) -> list[CanvasView]:
     return views
 
 
-def waiting_view(lang: str, prior_kind: str = FOCUS_TOKEN_PRIOR) -> Markup:
+def empty_view(lang: str, prior_kind: str = FOCUS_TOKEN_PRIOR) -> Markup:
     """The places of prior, IoU and mask before there is anything in them."""
     prior = _empty_figure(lang, "prior", f"prior_{prior_kind}")
     figures = prior + _agreement(lang, "–") + _empty_figure(lang, "mask", "mask")
@@ -214,42 +213,42 @@ def prior_view(lang: str, pixels: np.ndarray, prior: np.ndarray, prior_kind: str
     """The prior alone, while the mask is still being drawn."""
     canvas = Canvas(lang, pixels)
     waiting = _agreement(lang, "…") + _empty_figure(lang, "mask", "mask")
-    return canvas.show([CanvasView("", prior)], canvas.prior_figure(prior_kind) + waiting)
+    return canvas.render_views([CanvasView("", prior)], canvas.prior_figure(prior_kind) + waiting)
 
 
 def answer_view(lang: str, pixels: np.ndarray, result: Result) -> Markup:
     """Prior, mask and their IoU of an answer."""
     if not result.regions:
-        return waiting_view(lang, result.prior_kind)
-    canvas, views = Canvas(lang, pixels), of_result(lang, result)
+        return empty_view(lang, result.prior_kind)
+    canvas, views = Canvas(lang, pixels), result_views(lang, result)
     mask = canvas.mask_figure(badges=_badges(result))
     figures = _figures(canvas, result, mask)
-    return canvas.show(views, figures, chips=len(views) > 1, which=True)
+    return canvas.render_views(views, figures, chips=len(views) > 1, which=True)
 
 
 def changed_view(lang: str, pixels: np.ndarray, before: Result, after: Result) -> Markup:
     """An answer over the one before it: both masks in two colours, and each alone."""
     canvas = Canvas(lang, pixels)
-    difference = Difference.of(lang, before, after)
+    difference = Difference.between(lang, before, after)
     numbers = difference.numbers
-    now, was = together(lang, after), together(lang, before)
+    now, was = combined_view(lang, after), combined_view(lang, before)
     views = [replace(now, label=say(lang, "both"), numbers=numbers)]
     for name, view, result in (("change_after", now, after), ("change_before", was, before)):
         if result.regions:  # in the colours of the legend
             views.append(replace(view, label=say(lang, name), numbers=numbers * result.mask))
     mask = canvas.mask_figure(difference.legend(lang))
-    words = moved_words(lang, describe_move(before, after))
+    words = move_sentence(lang, describe_move(before, after))
     figures = _figures(canvas, after, mask)
-    return canvas.show(views, figures, chips=True, above=words, which=True)
+    return canvas.render_views(views, figures, chips=True, above=words, which=True)
 
 
 def _figures(canvas: Canvas, result: Result, mask: Markup) -> Markup:
     agreement = f"{result.prior_iou or 0.0:.2f}" if result.mask.any() else "–"
-    prior = canvas.prior_figure(result.prior_kind, boxes=_boxes(result))
+    prior = canvas.prior_figure(result.prior_kind, boxes=_box_outlines(result))
     return prior + _agreement(canvas.lang, agreement) + mask
 
 
-def moved_words(lang: str, change: AnswerMove) -> str:
+def move_sentence(lang: str, change: AnswerMove) -> str:
     """What became of an answer, in a line."""
     places = {
         name: say(lang, f"place_{place}") if place else ""
@@ -268,7 +267,7 @@ class Difference:
     second_name: str
 
     @classmethod
-    def of(cls, lang: str, before: Result, after: Result) -> "Difference":
+    def between(cls, lang: str, before: Result, after: Result) -> "Difference":
         """Of an answer and the one after it."""
         names = (say(lang, f"only_{name}") for name in ("before", "after"))
         return cls(before.mask, after.mask, *names)
@@ -301,7 +300,7 @@ def _badges(result: Result) -> list[Badge]:
     return badges
 
 
-def _boxes(result: Result) -> list[Box]:
+def _box_outlines(result: Result) -> list[Box]:
     """The boxes that the model wrote, where the prior is not drawn from them."""
     height, width = result.photo_size
     boxes = []
@@ -314,7 +313,7 @@ def _boxes(result: Result) -> list[Box]:
     return boxes
 
 
-def photo_url(pixels: np.ndarray) -> str:
+def image_data_url(pixels: np.ndarray) -> str:
     """A picture for the page as a data URL: PNG where it is small, else JPEG."""
     file, image = io.BytesIO(), Image.fromarray(pixels)
     if pixels.size < 3 * 512 * 512:
@@ -324,7 +323,7 @@ def photo_url(pixels: np.ndarray) -> str:
     return data_url("jpeg", file)
 
 
-def thumbnail_of(pixels: np.ndarray, result: Result) -> np.ndarray:
+def answer_thumbnail(pixels: np.ndarray, result: Result) -> np.ndarray:
     """A small picture of an answer for the strip of recent ones."""
     small = thumbnail(pixels, STRIP_SIDE)
     if not result.regions:

@@ -18,11 +18,11 @@ from app.views.canvas import (
     CanvasView,
     Difference,
     answer_view,
-    moved_words,
-    photo_url,
-    together,
+    combined_view,
+    image_data_url,
+    move_sentence,
 )
-from app.views.page import Word, WordLooks, verdict
+from app.views.page import Word, WordViews, verdict
 from app.views.render import render
 from coprs_core.answer.compare import (
     AnswerComparison,
@@ -41,15 +41,15 @@ from coprs_core.probes.words import WordMaps
 from coprs_core.probes.zoom import ZoomedAnswer
 from coprs_core.prompts import FOCUS_TOKEN_PRIOR
 
-NOTHING = Markup("")
-NOWHERE = 0.1
+EMPTY_HTML = Markup("")
+MIN_WORD_PRIOR = 0.1
 """A word whose prior is nowhere as high as this looks nowhere."""
 IOU_COLOUR, SPREAD_COLOUR = "#b5315f", "#8a7a2c"
 
 
 def finding_view(lang: str, name: str, photo: Photo, result: Result, finding: Finding) -> Markup:
     """What a probe found about an answer."""
-    view = VIEWS.get(name, pictures_view)
+    view = VIEW_BY_PROBE.get(name, pictures_view)
     return view(lang, photo, result, finding)
 
 
@@ -57,7 +57,7 @@ def pictures_view(lang: str, photo: Photo, result: Result, finding: Finding) -> 
     """The pictures of a finding in a row, each with its caption."""
     pictures = [
         {
-            "url": photo_url(thumbnail(p.pixels, SMALL_SIDE)),
+            "url": image_data_url(thumbnail(p.pixels, SMALL_SIDE)),
             "caption": say(lang, p.caption, **p.values),
         }
         for p in finding.pictures(photo)
@@ -97,13 +97,13 @@ def strip_view(lang: str, photo: Photo, finding: SentenceTrace) -> Markup:
     looks, shown = [], []
     for i, (view, moves) in enumerate(zip(views, finding.has_moved, strict=True)):
         called = say(lang, label, n=i + 1)
-        look = canvas.look(CanvasView(called, view.prior, view.mask.astype(np.uint8)))
+        look = canvas.view_data(CanvasView(called, view.prior, view.mask.astype(np.uint8)))
         agreement = _agreement(view)
         looks.append(look | {"iou": agreement, "moved": moves, "settled": i == settled})
         picture = prior_overlay(small, downscale_prior(view.prior, STRIP_SIDE))
         iou = "–" if agreement is None else f"{agreement:.2f}"
         values = {"text": view.text, "iou": iou, "moved": moves and is_focus}
-        shown.append(values | {"url": photo_url(picture)})
+        shown.append(values | {"url": image_data_url(picture)})
     return render(
         lang,
         "strip",
@@ -124,24 +124,24 @@ def _agreement(view: FocusView) -> float | None:
 
 def empty_strip(lang: str, says: str = "strip_empty") -> Markup:
     """The strip's place before a thought is traced, or why it is not."""
-    return untraced(lang, say(lang, says))
+    return untraced_strip(lang, say(lang, says))
 
 
-def pictures(lang: str, answered: StoredAnswer) -> tuple[str, str]:
+def answer_and_strip(lang: str, answer: StoredAnswer) -> tuple[str, str]:
     """The canvases of an answer, and the strip of its trace."""
-    photo, trace = answered.photo, answered.trace
-    view = answer_view(lang, np.asarray(photo.image), answered.result)
-    if trace and answered.region_count:
+    photo, trace = answer.photo, answer.trace
+    view = answer_view(lang, np.asarray(photo.image), answer.result)
+    if trace and answer.region_count:
         return view, strip_view(lang, photo, trace)
     return view, empty_strip(lang)
 
 
-def untraced(lang: str, words: str) -> Markup:
+def untraced_strip(lang: str, words: str) -> Markup:
     """In the strip's place, why a thought is not traced."""
     return render(lang, "strip_empty", words=words)
 
 
-def word_looks(lang: str, finding: WordMaps) -> WordLooks:
+def word_views(lang: str, finding: WordMaps) -> WordViews:
     """The words of a reply as buttons of the answer's canvases, each prior on a scale of its
     own."""
     is_focus = finding.prior_kind == FOCUS_TOKEN_PRIOR
@@ -154,7 +154,7 @@ def word_looks(lang: str, finding: WordMaps) -> WordLooks:
         elif trained:
             called = say(lang, "focus_word")
         else:
-            if highest < NOWHERE:
+            if highest < MIN_WORD_PRIOR:
                 nowhere = say(lang, "nowhere", highest=f"{highest:.3f}")
             at_most = nowhere or say(lang, "at_most", highest=f"{highest:.2f}")
             called = f"{say(lang, 'probe_word', word=word)} · {at_most}"
@@ -164,16 +164,16 @@ def word_looks(lang: str, finding: WordMaps) -> WordLooks:
         looks.append({"label": called, "prior": encode_prior(own_scale), "most": scale})
         pieces.append(Word(text, nowhere))
     about = "words_about" if is_focus else "words_attention"
-    return WordLooks(pieces, json.dumps(looks), about)
+    return WordViews(pieces, json.dumps(looks), about)
 
 
 def zoom_view(lang: str, photo: Photo, result: Result, finding: ZoomedAnswer) -> Markup:
     """The answer before and after zooming in, side by side."""
     captions = say(lang, "before"), say(lang, "after")
-    return pair(lang, photo, (result, finding.result), captions)
+    return side_by_side(lang, photo, (result, finding.result), captions)
 
 
-VIEWS: dict[str, Callable[[str, Photo, Result, Any], Markup]] = {
+VIEW_BY_PROBE: dict[str, Callable[[str, Photo, Result, Any], Markup]] = {
     "sentences": numbers_view,
     "zoom": zoom_view,
 }
@@ -182,56 +182,58 @@ VIEWS: dict[str, Callable[[str, Photo, Result, Any], Markup]] = {
 # --- two answers
 
 
-def pair(
+def side_by_side(
     lang: str, photo: Photo, results: tuple[Result, Result], captions: tuple[str, str]
 ) -> Markup:
     """Two answers side by side, each with prior and mask, and how far they agree."""
     sides = Markup("").join(
-        _side(lang, photo, result, caption)
+        _one_side(lang, photo, result, caption)
         for result, caption in zip(results, captions, strict=True)
     )
     if any(r.regions for r in results):
-        summary = agreement_words(lang, compare_answers(*results))
+        summary = agreement_sentence(lang, compare_answers(*results))
     else:
         summary = say(lang, "both_nothing")
     return render(lang, "pair", summary=summary, sides=sides)
 
 
-def comparison(
+def comparison_view(
     lang: str, photo: Photo, results: tuple[Result, Result], names: tuple[str, str]
 ) -> Markup:
     """Two answers side by side, and both masks in two colours."""
     only = (say(lang, "only", name=name) for name in names)
     difference = Difference(results[0].mask, results[1].mask, *only)
-    words = moved_words(lang, describe_move(*results))
-    return difference_view(lang, photo, difference, words) + pair(lang, photo, results, names)
+    words = move_sentence(lang, describe_move(*results))
+    return difference_view(lang, photo, difference, words) + side_by_side(
+        lang, photo, results, names
+    )
 
 
-def _side(lang: str, photo: Photo, result: Result, caption: str) -> Markup:
+def _one_side(lang: str, photo: Photo, result: Result, caption: str) -> Markup:
     canvas = Canvas(lang, np.asarray(photo.image), SMALL_SIDE)
     kind = re.split("[:：]", say(lang, f"prior_{result.prior_kind}"))[0]  # its name, not where
     title = render(lang, "pair_caption", caption=caption, kind=kind)
     prior = canvas.prior_figure(result.prior_kind, title, controls=False)
     if not result.regions:
-        return canvas.show([CanvasView("")], prior + verdict(lang, result), "probe half")
+        return canvas.render_views([CanvasView("")], prior + verdict(lang, result), "probe half")
     mask = canvas.mask_figure(f"IoU {result.prior_iou:.2f}")
-    return canvas.show([together(lang, result)], prior + mask, "probe half")
+    return canvas.render_views([combined_view(lang, result)], prior + mask, "probe half")
 
 
-def agreement_words(lang: str, agreement: AnswerComparison) -> str:
+def agreement_sentence(lang: str, agreement: AnswerComparison) -> str:
     """How far two answers agree, in words."""
     prior = "–" if agreement.prior_iou is None else f"{agreement.prior_iou:.2f}"
     return say(lang, "both_iou", mask=f"{agreement.mask_iou:.2f}", prior=prior)
 
 
 def difference_view(
-    lang: str, photo: Photo, difference: Difference, summary: str, beside: Markup = NOTHING
+    lang: str, photo: Photo, difference: Difference, summary: str, beside: Markup = EMPTY_HTML
 ) -> Markup:
     """Two masks over one photo, in three colours; `beside` stands next to them."""
     canvas = Canvas(lang, np.asarray(photo.image))
     figure = canvas.mask_figure(difference.legend(lang))
     views = [CanvasView("", None, difference.numbers)]
-    view = canvas.show(views, figure, "probe compared")
+    view = canvas.render_views(views, figure, "probe compared")
     return render(lang, "pair", summary=summary, sides=view + beside)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from app.texts import say, translated
+from app.texts import say, translate
 from app.views.render import render
 from coprs_core.answer.diagnosis import diagnose, first_broken_link, restated_question
 from coprs_core.answer.flags import find_flags
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from coprs_core.checkpoints.plan import LoadPlan
 
 STAGES = ("reading", "thinking", "focusing", "drawing")
-_UNDER_WAY = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}
+_ACTIVE_STAGE = {"reading": 0, "thinking": 1, "focus": 3, "done": 4}
 """Index of the stage that is under way at each update."""
-_SAID_BY_LINKS = ("disagree", "elsewhere")
+_FLAGS_IN_LINKS = ("disagree", "elsewhere")
 """Warnings that a link of the chain says already."""
-_ABOUT_ALL = ("stretched",)
+_FLAGS_WITHOUT_MASK = ("stretched",)
 """Warnings that are said of an answer without a mask, too, and by no link."""
 _CARET = Markup('<i class="caret" aria-hidden="true"></i>')
 
@@ -53,7 +53,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class WordLooks:
+class WordViews:
     """The words of a reply, what view.js draws of each, as JSON, and the text about them."""
 
     pieces: list[Word]
@@ -84,15 +84,15 @@ def header(lang: str, engine: "Engine | None") -> Markup:
 
 def notice(lang: str, model_note: str, may_switch: bool = False) -> str:
     """What the model in use knows, and what to do for photos; empty where it has no such limit."""
-    note = translated(lang, model_note)
+    note = translate(lang, model_note)
     return render(lang, "notice", note=note, may_switch=may_switch) if note else ""
 
 
 def unfamiliar(lang: str, note: str, choice: "LoadPlan | None", problem: str | None) -> Markup:
     """What a model says before it answers about a picture that it does not know: what it knows,
     and the `choice` of a model for photos, or the `problem` why there is none."""
-    words = translated(lang, choice.describe()) if choice else ""
-    known = {"note": translated(lang, note), "choice": choice, "words": words}
+    words = translate(lang, choice.describe()) if choice else ""
+    known = {"note": translate(lang, note), "choice": choice, "words": words}
     return render(lang, "unfamiliar", problem=problem, **known)
 
 
@@ -101,25 +101,25 @@ def explanation(lang: str, words: str, repair: Repair | None = None) -> str:
     return render(lang, "explanation", words=words, repair=repair) if words else ""
 
 
-def steps(lang: str, update: Update | None = None, is_ahead: bool = False) -> Markup:
+def stages(lang: str, update: Update | None = None, is_ahead: bool = False) -> Markup:
     """The four stages, each over its column: waiting, under way, or done with its time; `is_ahead`:
     of a photo alone, which nobody can stop."""
-    shown = [_step(lang, i, stage, update) for i, stage in enumerate(STAGES)]
+    shown = [_stage(lang, i, stage, update) for i, stage in enumerate(STAGES)]
     return render(lang, "steps", steps=shown, is_ahead=is_ahead)
 
 
-def _step(lang: str, index: int, stage: str, update: Update | None) -> StageView:
+def _stage(lang: str, index: int, stage: str, update: Update | None) -> StageView:
     if update is None:
         return StageView(stage, "waiting", "")
     result = update.result
     finished = result.seconds if result else update.stage_seconds
     state, note = "waiting", ""
     if stage in finished:
-        state, note = "done", in_seconds(finished[stage])
+        state, note = "done", format_seconds(finished[stage])
     elif result:
         state, note = "skipped", "–"
-    elif index == _UNDER_WAY[update.stage]:
-        state, note = "active", in_seconds(update.seconds - sum(finished.values()))
+    elif index == _ACTIVE_STAGE[update.stage]:
+        state, note = "active", format_seconds(update.seconds - sum(finished.values()))
     if stage == "reading" and update.photo_reused:
         note = say(lang, "already_read")
     if stage == "thinking" and state in ("active", "done") and update.rate:
@@ -143,7 +143,7 @@ def thought(lang: str, update: Update | None = None) -> Markup:
 
 
 @dataclass(frozen=True)
-class Offers:
+class AllowedActions:
     """What can be done with a finished thought: its sentences be changed, its words be asked
     where they look."""
 
@@ -154,8 +154,8 @@ class Offers:
 def finished_thought(
     lang: str,
     result: Result,
-    offers: Offers | None = None,
-    words: WordLooks | None = None,
+    offers: AllowedActions | None = None,
+    words: WordViews | None = None,
     changed: int | None = None,
     recorded: bool = False,
 ) -> Markup:
@@ -165,7 +165,7 @@ def finished_thought(
     a `recorded` answer is replayed as it comes.
     """
     has_token = result.outcome == FOUND and result.prior_kind == FOCUS_TOKEN_PRIOR
-    offers = offers or Offers()
+    offers = offers or AllowedActions()
     return render(
         lang,
         "thought_done",
@@ -173,7 +173,9 @@ def finished_thought(
         token=FOCUS_TOKEN if has_token else "",
         answer=parse_reply(result.reply).answer,
         looks_after=bool(result.regions) and result.prior_kind != FOCUS_TOKEN_PRIOR,
-        note=say(lang, "recorded", model=result.model) if recorded else _took(lang, result),
+        note=say(lang, "recorded", model=result.model)
+        if recorded
+        else _thinking_note(lang, result),
         asked=result.instruction,
         recorded=recorded,
         can_edit=offers.edit and bool(result.reasoning.strip()),
@@ -184,7 +186,7 @@ def finished_thought(
     )
 
 
-def _took(lang: str, result: Result) -> str:
+def _thinking_note(lang: str, result: Result) -> str:
     """How long it thought; of a thought that it was given, that it was."""
     if result.is_thought_given:
         return say(lang, "yours")
@@ -194,7 +196,7 @@ def _took(lang: str, result: Result) -> str:
     return say(lang, "thought_for", seconds=seconds, tokens=result.tokens)
 
 
-def stopped(lang: str, thought_html: str) -> str:
+def stopped_thought(lang: str, thought_html: str) -> str:
     """The thought after Stop: what was thought so far stays."""
     mark = render(lang, "stopped_mark")
     if _CARET in thought_html:
@@ -229,8 +231,8 @@ def verdict(
             links=shown,
             broken=first_broken_link(links),
             understood=restated_question(result),
-            flags=[name for name in find_flags(result) if name in _ABOUT_ALL],
-            seen=_seen(lang, result, full_size),
+            flags=[name for name in find_flags(result) if name in _FLAGS_WITHOUT_MASK],
+            seen=_resolution_note(lang, result, full_size),
             recorded=recorded,
         )
     share = result.mask.mean() * 100
@@ -241,14 +243,14 @@ def verdict(
         links=shown,
         broken=first_broken_link(links),
         understood=restated_question(result),
-        flags=[name for name in find_flags(result) if name not in _SAID_BY_LINKS],
+        flags=[name for name in find_flags(result) if name not in _FLAGS_IN_LINKS],
         is_guess=bool(result.unfamiliar),
         recorded=recorded,
-        seen=_seen(lang, result, full_size),
+        seen=_resolution_note(lang, result, full_size),
     )
 
 
-def _seen(lang: str, result: Result, full_size: tuple[int, int] | None) -> str:
+def _resolution_note(lang: str, result: Result, full_size: tuple[int, int] | None) -> str:
     """How much of the photo was kept, and how much of it the language model was given, where that
     is not all."""
     height, width = result.photo_size
@@ -272,27 +274,27 @@ def empty_verdict(lang: str) -> Markup:
     return render(lang, "verdict_empty")
 
 
-def helping(lang: str) -> Markup:
+def help_text(lang: str) -> Markup:
     """What the words of this page mean, and what is asked most."""
     return render(lang, "help")
 
 
-def reason(lang: str, words: str) -> str:
+def disabled_reason(lang: str, words: str) -> str:
     """Why something cannot be asked yet, beside its button."""
     return render(lang, "reason", words=words) if words else ""
 
 
-def link(lang: str, token: str) -> Markup:
+def link_note(lang: str, token: str) -> Markup:
     """The address at which an answer is kept."""
     return render(lang, "taken", href=f"?answer={token}")
 
 
-def models(lang: str, rows: "list[ModelRow]") -> Markup:
+def models_table(lang: str, rows: "list[ModelRow]") -> Markup:
     """The table of models, as `coprs models` prints it."""
     return render(lang, "models", rows=rows)
 
 
-def choices(rows: "list[ModelRow]") -> list[tuple[str, str]]:
+def model_choices(rows: "list[ModelRow]") -> list[tuple[str, str]]:
     """(label, name) of every model that has a name of its own to load; one that does not fit says
     why."""
     return [
@@ -302,11 +304,11 @@ def choices(rows: "list[ModelRow]") -> list[tuple[str, str]]:
     ]
 
 
-def loading(lang: str, line: str | CoPRSError, failed: bool = False) -> str:
+def loading_progress(lang: str, line: str | CoPRSError, failed: bool = False) -> str:
     """What is going on while a model is loaded."""
-    return render(lang, "loading", line=translated(lang, line), failed=failed) if line else ""
+    return render(lang, "loading", line=translate(lang, line), failed=failed) if line else ""
 
 
-def in_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """A time as a person reads it: 340 ms, 2.4 s."""
     return f"{seconds:.1f} s" if seconds >= 0.95 else f"{max(seconds, 0) * 1000:.0f} ms"

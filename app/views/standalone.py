@@ -53,7 +53,7 @@ def standalone(
 ) -> Markup:
     """An answer with its canvases, its verdict and, where its thought was traced, its replay; else
     `why_not`."""
-    strip = findings.untraced(lang, why_not)
+    strip = findings.untraced_strip(lang, why_not)
     if trace is not None and result.regions:
         strip = findings.strip_view(lang, photo, trace)
     return render(

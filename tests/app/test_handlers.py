@@ -35,7 +35,7 @@ from app.handlers import Frame, Handlers
 from app.options import Listening
 from app.server import uploads
 from app.server.answers import StoredAnswer
-from app.server.model import PIXELS_AT_ONCE, ModelServer
+from app.server.model import MAX_PIXELS_AT_ONCE, ModelServer
 from app.ui import build, launch
 from app.views import canvas, findings, page
 from app.views.render import TEMPLATES
@@ -255,7 +255,7 @@ def test_examples_are_drawn_by_our_code_and_answered(mini):
 
 
 def test_the_handler_streams_thought_then_prior_then_mask(mini, photo, found, monkeypatch):
-    monkeypatch.setattr(handlers, "PAUSE", 0)
+    monkeypatch.setattr(handlers, "UPDATE_INTERVAL", 0)
     updates = list(handlers_for(Engine(mini.checkpoint)).answer(photo, found[1].instruction, None))
     thoughts = [u["thought"] for u in updates if "thought" in u]
     assert len(thoughts) > 20 and 'class="sentence last"' in thoughts[-1]
@@ -277,16 +277,16 @@ def test_a_thought_faster_than_a_page_shows_is_told_in_larger_steps(
         updates = list(answering(photo, found[1].instruction, None))
         return [u["thought"] for u in updates if "thought" in u]
 
-    quick = told(handlers.PAUSE / 10)
+    quick = told(handlers.UPDATE_INTERVAL / 10)
     assert len(quick) < found[2].tokens / 8 + 4
     assert 'class="sentence last"' in quick[-1]  # nothing is lost
-    assert len(told(1.2 * handlers.PAUSE)) > found[2].tokens  # token by token
+    assert len(told(1.2 * handlers.UPDATE_INTERVAL)) > found[2].tokens  # token by token
 
 
 def test_the_stages_say_how_long_they_take_and_how_fast_the_thought_is(
     mini, photo, found, monkeypatch
 ):
-    monkeypatch.setattr(handlers, "PAUSE", 0)
+    monkeypatch.setattr(handlers, "UPDATE_INTERVAL", 0)
     engine = Engine(mini.checkpoint)
     for reused in (False, True):
         updates = list(handlers_for(engine).answer(photo, found[1].instruction, None))
@@ -335,7 +335,7 @@ def every_view(bad: str, found, server) -> dict[str, str]:
     several = dataclasses.replace(result, regions=(region, region))
     scores = findings.compare_answers(result, result)
     rows = [dataclasses.replace(r, name=bad, about=bad, files=bad, licence=bad, reason=bad, fits=False)
-            for r in server.rows()]  # fmt: skip
+            for r in server.model_rows()]  # fmt: skip
     difference = findings.Difference(result.mask, result.mask, bad, bad)
     line = findings.ChartLine("#000", bad, [0.0, 1.0])
 
@@ -346,7 +346,7 @@ def every_view(bad: str, found, server) -> dict[str, str]:
     answered = StoredAnswer(photo, result)
     compared = AnswerActions(server, visitors.RequestGate()).compare(answered, 0, (answered,))
     looks = WordMaps([bad, bad], np.zeros((2, 4, 4), np.float32), [0.0, 1.0], [False, True])
-    offers = page.Offers(edit=True, words=True)
+    offers = page.AllowedActions(edit=True, words=True)
     repair = page.Repair(bad, bad)
     trace = SentenceTrace((view, view))
     return {
@@ -354,34 +354,34 @@ def every_view(bad: str, found, server) -> dict[str, str]:
         "notice": page.notice("en", bad) + page.notice("en", bad, may_switch=True),
         "explanation": page.explanation("en", bad, repair),
         "unfamiliar": page.unfamiliar("en", bad, None, bad),
-        "steps": page.steps("en", Update("thinking", bad, rate=3.0)),
+        "steps": page.stages("en", Update("thinking", bad, rate=3.0)),
         "thought": page.thought("en", Update("thinking", f"<think>{bad}</think>{bad}")),
         "thought_empty": page.thought("en"),
         "thought_done": page.finished_thought(
-            "en", result, offers, findings.word_looks("en", looks), recorded=True
+            "en", result, offers, findings.word_views("en", looks), recorded=True
         ),
-        "thought_stopped": page.stopped("en", page.thought("en")),
-        "stopped_mark": page.stopped("en", page.thought("en", Update("thinking", f"<think>{bad}"))),
+        "thought_stopped": page.stopped_thought("en", page.thought("en")),
+        "stopped_mark": page.stopped_thought("en", page.thought("en", Update("thinking", f"<think>{bad}"))),
         "strip": findings.strip_view("en", photo, SentenceTrace((view, view))),
         "strip_empty": findings.empty_strip("en"),
         "verdict_found": page.verdict("en", result),
         "verdict_none": page.verdict("en", nothing) + page.verdict("en", unfinished),
         "verdict_empty": page.empty_verdict("en"),
-        "agreement": canvas.waiting_view("en"),
+        "agreement": canvas.empty_view("en"),
         "changed": canvas.changed_view("en", pixels, result, result),
-        "help": page.helping("en"),
-        "reason": page.reason("en", bad),
-        "taken": page.link("en", bad),
+        "help": page.help_text("en"),
+        "reason": page.disabled_reason("en", bad),
+        "taken": page.link_note("en", bad),
         "standalone": re.sub(
             r"<style>.*?</style>|<script.*?</script>",
             "",
             standalone("en", photo, result, trace),
             flags=re.DOTALL,
         ),
-        "models": page.models("en", rows),
-        "loading": page.loading("en", bad, failed=True),
+        "models": page.models_table("en", rows),
+        "loading": page.loading_progress("en", bad, failed=True),
         "empty_view": canvas.answer_view("en", pixels, nothing),
-        "empty_figure": canvas.waiting_view("en"),
+        "empty_figure": canvas.empty_view("en"),
         "view": canvas.answer_view("en", pixels, several),
         "controls": canvas.answer_view("en", pixels, result),
         "prior_figure": canvas.Canvas("en", pixels).prior_figure("focus token", bad),
@@ -389,13 +389,13 @@ def every_view(bad: str, found, server) -> dict[str, str]:
         "numbers": findings.numbers_view("en", photo, result, trace),
         "chart": findings.chart("en", [line], 1),
         "pictures": findings.pictures_view("en", photo, result, Found()),
-        "pair": findings.pair("en", photo, (result, nothing), (bad, bad)),
-        "pair_caption": findings.pair("en", photo, (result, result), (bad, bad)),
+        "pair": findings.side_by_side("en", photo, (result, nothing), (bad, bad)),
+        "pair_caption": findings.side_by_side("en", photo, (result, result), (bad, bad)),
         "legend": findings.difference_view("en", photo, difference, bad),
         "facts": findings.truth_view("en", photo, result, result.mask,
                                         compare_with_truth(result, result.mask)),
         "compared": compared,
-        "agreement_words": findings.agreement_words("en", scores),
+        "agreement_words": findings.agreement_sentence("en", scores),
     }  # fmt: skip
 
 
@@ -439,7 +439,7 @@ def test_the_check_of_hostile_text_would_see_an_unescaped_one():
 
 def test_how_the_question_was_understood_is_quoted_on_the_page_and_in_a_saved_one(found):
     photo = open_photo(found[0].image)
-    for result in (found[2], saved_answers.recorded_answer().result):
+    for result in (found[2], saved_answers.load_recorded_answer().result):
         quote = str(escape(restated_question(result)))
         assert quote.startswith("You ask for ")
         assert f"It understood: “{quote}”" in page.verdict("en", result)
@@ -479,7 +479,7 @@ def test_all_languages_say_the_same_things(other):
     ],
 )
 def test_the_page_speaks_the_browsers_language(accepted, language):
-    assert texts.language_of(accepted) == language
+    assert texts.parse_language(accepted) == language
 
 
 def test_opening_the_page_is_light(server):
@@ -521,8 +521,11 @@ def test_a_port_that_is_none_is_one_sentence(mini):
 def test_the_page_lists_every_model_and_why_one_does_not_fit(mini, monkeypatch):
     monkeypatch.setattr(plan, "free_memory", lambda device: 9_000_000_000)
     unquantized = LoadOptions("cpu", quantization="none", sam="vit_h")
-    rows = ModelServer(mini, unquantized).rows()
-    table, choices = page.models("en", rows), {n: label for label, n in page.choices(rows)}
+    rows = ModelServer(mini, unquantized).model_rows()
+    table, choices = (
+        page.models_table("en", rows),
+        {n: label for label, n in page.model_choices(rows)},
+    )
     assert all(name in table for name in catalogue.MODEL_NAMES)
     needs = "does not fit: in bfloat16 needs about 10.3 GB and cpu has 9.0 GB free"
     assert "mini" in choices and needs in choices["qwen2.5-vl-3b"]
@@ -552,7 +555,7 @@ def test_a_picture_of_a_coordinates_model_is_called_so(mini, tmp_path):
     *_, (_, values) = page_handlers.models.switch(str(folder))
     assert "attention" in values["header"] and "focus token" not in values["header"]
     assert not values["notice"]
-    begun = page_handlers.begin()
+    begun = page_handlers.reset()
     assert texts.ENGLISH["prior_attention"] in begun["view"]
 
 
@@ -576,7 +579,7 @@ def test_several_regions_are_numbered_coloured_and_selectable(found):
 
 
 def test_the_table_is_there_with_a_sam_file_of_ones_own(mini):
-    rows = ModelServer(mini, LoadOptions(device="cpu", sam="vit_of_mine.pth")).rows()
+    rows = ModelServer(mini, LoadOptions(device="cpu", sam="vit_of_mine.pth")).model_rows()
     assert len(rows) == len(catalogue.MODEL_NAMES)
 
 
@@ -600,13 +603,13 @@ def ahead(page_handlers, photo):
 
 def test_a_photo_is_read_while_its_question_is_typed(mini, photo, found):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    page_handlers.begin()
+    page_handlers.reset()
     before, after = ahead(page_handlers, photo)
     assert "active" in before["steps"] and "active" not in after["steps"]
     assert "steps ahead" in before["steps"]  # no button to stop it
     assert "done" in after["steps"] and not after["ways"]["visible"]
     *_, last = page_handlers.answer(photo, found[1].instruction, None)
-    result = last["answered"].result
+    result = last["answer"].result
     assert result.photo_reused and result.reply == found[2].reply
     assert np.array_equal(result.regions[0].mask, found[2].regions[0].mask)
     assert np.array_equal(result.prior, found[2].prior)
@@ -616,7 +619,7 @@ def test_a_photo_is_read_while_its_question_is_typed(mini, photo, found):
 
 def test_who_waits_for_room_is_told_and_may_give_up(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    page_handlers.begin()
+    page_handlers.reset()
     server, said = page_handlers.server, []
     line = server.semaphore
     with ThreadPoolExecutor() as pool, server.reserved(4000 * 3000):
@@ -632,7 +635,7 @@ def test_who_waits_for_room_is_told_and_may_give_up(mini, photo):
 
 def test_nothing_is_read_ahead_where_somebody_waits_or_seconds_are_counted(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    page_handlers.begin()
+    page_handlers.reset()
     assert ahead(page_handlers, None) == []
     with page_handlers.server.reserved(open_photo(photo).pixels):
         assert ahead(page_handlers, photo) == []
@@ -643,7 +646,7 @@ def test_nothing_is_read_ahead_where_somebody_waits_or_seconds_are_counted(mini,
 
 def test_what_a_visitor_asked_meanwhile_comes_before_what_is_read_ahead(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    page_handlers.begin()
+    page_handlers.reset()
     read = page_handlers.read_ahead(photo)
     assert next(read) and "active" in next(read)["steps"]
     page_handlers.gate.begin(None)
@@ -661,7 +664,7 @@ def test_reading_ends_where_nobody_waits_for_it(mini, photo, ends):
         else:
             page_handlers.gate.begin(None)
 
-    page_handlers.begin()
+    page_handlers.reset()
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(block)
     try:
         if ends == "another photo":
@@ -675,12 +678,12 @@ def test_reading_ends_where_nobody_waits_for_it(mini, photo, ends):
         hooked.remove()
     assert not page_handlers.server.engine.cached_features(open_photo(photo))
     *_, last = page_handlers.answer(photo, "the car", None)
-    assert last["answered"]
+    assert last["answer"]
 
 
 def test_what_is_read_ahead_is_taken_over_by_a_question_about_it(mini, photo):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    page_handlers.begin()
+    page_handlers.reset()
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(
         lambda *_: page_handlers.gate.begin(None) and None
     )
@@ -702,7 +705,7 @@ def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
         until(lambda: other.key in server.semaphore.waiting_keys)
 
     def wait_for(photo):
-        with server.reserved(PIXELS_AT_ONCE, photo.key):
+        with server.reserved(MAX_PIXELS_AT_ONCE, photo.key):
             pass
 
     hooked = mini.model.image_encoder.blocks[1].register_forward_hook(block)
@@ -724,7 +727,7 @@ def test_what_is_read_ahead_gives_way_before_there_is_room(mini):
 
 def test_a_refused_question_leaves_what_is_under_way(mini, photo, asked):
     page_handlers, answered = asked
-    page_handlers.begin()
+    page_handlers.reset()
     read = page_handlers.read_ahead(photo)
     assert next(read) and next(read)
     for refused in (
@@ -759,22 +762,22 @@ def test_what_breaks_off_is_under_way_no_more(mini, photo, monkeypatch):
     last = last_of(page_handlers.answer(photo, "the car", None))
     assert "active" not in last["steps"] and "caret" not in last["thought"]
     assert whole[7].text[-5:] in last["thought"] and "stopped" in last["thought"]
-    page_handlers.begin()
+    page_handlers.reset()
     assert "active" not in last_of(page_handlers.read_ahead(photo))["steps"]
 
 
 def test_what_took_its_time_says_nothing_about_another_answer(asked, monkeypatch):
     page_handlers, answered = asked
     actions = AnswerActions(page_handlers.server, page_handlers.gate)
-    ask = page_handlers.server.ask
+    ask = page_handlers.server.call
 
     def meanwhile(*args):
         page_handlers.gate.begin(None)
         return ask(*args)
 
-    monkeypatch.setattr(page_handlers.server, "ask", meanwhile)
-    assert page_handlers.thought.words(answered) == gr.skip()
-    assert actions.ask_probe("heads", answered) == gr.skip()
+    monkeypatch.setattr(page_handlers.server, "call", meanwhile)
+    assert page_handlers.thought.show_words(answered) == gr.skip()
+    assert actions.run_probe("heads", answered) == gr.skip()
     assert next(actions.export_page(answered)) == gr.skip()
     assert {"words", "heads"} <= set(answered.findings)  # they are kept with their own answer
 
@@ -782,7 +785,7 @@ def test_what_took_its_time_says_nothing_about_another_answer(asked, monkeypatch
 def test_a_thought_that_cannot_be_traced_says_why(asked):
     page_handlers, answered = asked
     silent = dataclasses.replace(answered.result, reasoning="", reply="<REF_POS>")
-    strip = page_handlers.thought.trace(StoredAnswer(answered.photo, silent))
+    strip = page_handlers.thought.show_trace(StoredAnswer(answered.photo, silent))
     assert "another model gave it" not in strip and "sentence" in strip
 
 
@@ -799,11 +802,11 @@ def test_a_model_whose_page_is_closed_is_loaded_to_its_end(mini, tmp_path):
 
 def test_the_ways_on_about_a_photograph_come_before_the_question(mini):
     page_handlers = Handlers(ModelServer(Engine(mini.checkpoint), CPU), NAMES, may_switch=True)
-    page_handlers.begin()
-    *_, last = page_handlers.go_on(str(CHEETAH), " ", None)  # nothing is asked yet
+    page_handlers.reset()
+    *_, last = page_handlers.answer_or_read_ahead(str(CHEETAH), " ", None)  # nothing is asked yet
     assert last["ways"]["visible"] and "unlike nearly all" in last["unfamiliar"]
     assert not last["photo_model"]["value"].endswith("answer")
-    *_, last = page_handlers.go_on(str(CHEETAH), "the cat", None)
+    *_, last = page_handlers.answer_or_read_ahead(str(CHEETAH), "the cat", None)
     assert last["ways"]["visible"] and last["photo_model"]["value"].endswith("answer")
 
 
@@ -815,7 +818,7 @@ def asked(mini, photo, found):
     """(handlers, the visitor's answer)"""
     page_handlers = handlers_for(Engine(mini.checkpoint))
     *_, last = page_handlers.answer(photo, found[1].instruction, None)
-    return page_handlers, last["answered"]
+    return page_handlers, last["answer"]
 
 
 def event(**data):
@@ -826,17 +829,17 @@ def change(page_handlers, answered, recent, index, value):
     """A sentence of an answer's thought is written otherwise, as the page asks for it."""
     said = sentences_of(answered.result.reasoning)[index] if answered else ""
     asked = event(index=index, value=value, said=said)
-    return page_handlers.thought.edit(answered, recent, asked)
+    return page_handlers.thought.edit_sentence(answered, recent, asked)
 
 
 def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     page_handlers, answered = asked
     actions = AnswerActions(page_handlers.server, page_handlers.gate)
     before = answered.result.to_json(), answered.result.prior.copy(), answered.result.mask.copy()
-    traced = actions.ask_probe("sentences", answered)
+    traced = actions.run_probe("sentences", answered)
     views = answered.findings["sentences"].views
     assert traced.count("<tr>") == len(views) + 1 >= 3 and "the focus settles here" in traced
-    assert actions.ask_probe("heads", answered).count("<img") == 5
+    assert actions.run_probe("heads", answered).count("<img") == 5
     edited = change(page_handlers, answered, (answered,), 0, "I see nothing.")
     recent = edited["recent"]
     assert len(recent) == 2 and recent[0].result.is_thought_given
@@ -844,13 +847,13 @@ def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
     compared = actions.compare(recent[0], 1, recent)
     assert compared.count("<coprs-view") == 3 and "thought changed" in compared
     Image.fromarray(answered.result.mask).save(tmp_path / "truth.png")
-    truth, verdict = actions.truth(answered, [], str(tmp_path / "truth.png"))
+    truth, verdict = actions.compare_with_truth(answered, [], str(tmp_path / "truth.png"))
     assert "Mask: IoU 1.00" in truth and "true mask that you gave: IoU 1.00" in verdict
     painted = np.zeros((256, 256, 4), np.uint8)
     painted[answered.result.mask] = 255
     layers = [str(tmp_path / "layer.png")]
     Image.fromarray(painted).save(layers[0])
-    assert "Mask: IoU 1.00" in actions.truth(answered, layers, None)[0]
+    assert "Mask: IoU 1.00" in actions.compare_with_truth(answered, layers, None)[0]
     assert answered.result.to_json() == before[0]
     assert np.array_equal(answered.result.prior, before[1])
     assert np.array_equal(answered.result.mask, before[2])
@@ -863,17 +866,17 @@ def test_a_changed_sentence_is_an_answer_drawn_over_the_one_before(mini):
     shown = next(example for example in examples() if example.repair)
     page_handlers = handlers_for(Engine(mini.checkpoint))
     *_, last = page_handlers.answer(shown.file, shown.instruction, None)
-    answered, repair = last["answered"], shown.repair
+    answered, repair = last["answer"], shown.repair
     said = sentences_of(answered.result.reasoning)
     assert said[-1] == repair.said
     values = change(page_handlers, answered, last["recent"], len(said) - 1, repair.instead)
-    after = values["answered"]
+    after = values["answer"]
     assert "It moved from the right to the top right (IoU of the two masks 0.00)" in values["view"]
-    assert after.changed == len(said) - 1 and 'class="changed"' in values["thought"]
+    assert after.changed_sentence == len(said) - 1 and 'class="changed"' in values["thought"]
     assert values["recent"] == (after, answered)  # the old one is kept
     looks = json.loads(unescape(values["view"].split('data-view="')[1].split('"')[0]))["looks"]
     assert [x["label"] for x in looks] == ["both", "now", "before"]
-    gone = change(page_handlers, after, (), 0, "  ")["answered"]
+    gone = change(page_handlers, after, (), 0, "  ")["answer"]
     assert sentences_of(gone.result.reasoning) == sentences_of(after.result.reasoning)[1:]
 
 
@@ -892,17 +895,17 @@ def test_a_changed_sentence_is_read_no_further_once_something_else_has_the_page(
         hook.remove()
     assert values == {"steps": gr.skip()} and len(passes) == 1
     again = change(page_handlers, answered, (answered,), 0, "I see nothing.")
-    assert again["answered"].result.is_thought_given
+    assert again["answer"].result.is_thought_given
 
 
 def test_the_words_come_all_at_once_and_small(asked):
     page_handlers, answered = asked
-    html = page_handlers.thought.words(answered)
+    html = page_handlers.thought.show_words(answered)
     looks = json.loads(unescape(re.search(r'data-words="(.*?)"', html)[1]))
     assert len(looks) == len(answered.result.reply_ids) == html.count("data-word=")
     assert sum(len(look["prior"]) for look in looks) < 3000 * len(looks)
     highest = answered.findings["words"].highest
-    nowhere = [bool(h < findings.NOWHERE) for h in highest]
+    nowhere = [bool(h < findings.MIN_WORD_PRIOR) for h in highest]
     assert ["it looks nowhere" in look["label"] for look in looks] == nowhere
     assert 0 < sum(nowhere) < len(nowhere)
     assert looks[-1]["label"] == "The focus token itself"
@@ -912,14 +915,14 @@ def test_the_words_come_all_at_once_and_small(asked):
 def test_what_cannot_be_asked_says_why(asked):
     page_handlers, answered = asked
     actions = AnswerActions(page_handlers.server, page_handlers.gate)
-    assert actions.why_not("en", "heads", None) == "Ask for something first."
-    assert actions.why_not("en", "heads", answered) == ""
+    assert actions.why_probe_unavailable("en", "heads", None) == "Ask for something first."
+    assert actions.why_probe_unavailable("en", "heads", answered) == ""
     other = StoredAnswer(answered.photo, dataclasses.replace(answered.result, model="another"))
-    assert "“another” gave this answer" in actions.why_not("en", "attention", other)
+    assert "“another” gave this answer" in actions.why_probe_unavailable("en", "attention", other)
     nothing = dataclasses.replace(answered.result, regions=(), outcome="nothing found")
     nothing = StoredAnswer(answered.photo, nothing)
-    assert "Nothing was found" in actions.why_not("en", "zoom", nothing)
-    assert actions.why_not("en", "sentences", nothing) == ""
+    assert "Nothing was found" in actions.why_probe_unavailable("en", "zoom", nothing)
+    assert actions.why_probe_unavailable("en", "sentences", nothing) == ""
 
 
 def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, tmp_path):
@@ -934,76 +937,76 @@ def test_an_answer_is_taken_away_as_one_page_a_moving_picture_and_a_link(asked, 
     with Image.open(next(taking)) as picture:
         assert picture.is_animated
     taking.close()
-    (token,) = re.findall(r"\?answer=([\w-]+)", actions.link(answered))[:1]
-    back = saved_answers.open_saved(saved_answers.linked_file(token))
+    (token,) = re.findall(r"\?answer=([\w-]+)", actions.create_link(answered))[:1]
+    back = saved_answers.open_answer_file(saved_answers.find_linked_file(token))
     assert back.result.to_json() == answered.result.to_json() and back.trace
     for wrong in ("", "x" * 22, "../" * 7 + "x", token[:-1], token + "x"):
         with pytest.raises(CoPRSError, match="no longer kept"):
-            saved_answers.linked_file(wrong)
+            saved_answers.find_linked_file(wrong)
     request = SimpleNamespace(query_params={"answer": token}, headers={}, session_hash="theirs")
-    values = page_handlers.opening.page_opened(request)
+    values = page_handlers.opening.open_page(request)
     assert values["instruction"] == answered.result.instruction
-    assert values["answered"].result.to_json() == answered.result.to_json()
+    assert values["answer"].result.to_json() == answered.result.to_json()
 
 
 def test_links_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(saved_answers, "MAX_LINKS", 2)
-    monkeypatch.setattr(saved_answers, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(saved_answers, "_links_folder", lambda: tmp_path)
     tokens = []
     for i in range(3):
-        tokens.append(saved_answers.keep_under_link(saved_answers.RECORDED))
+        tokens.append(saved_answers.save_under_link(saved_answers.RECORDED_ZIP))
         os.utime(tmp_path / f"{tokens[-1]}.zip", (i, i))
-    assert saved_answers.linked_file(tokens[2]) and saved_answers.linked_file(tokens[1])
+    assert saved_answers.find_linked_file(tokens[2]) and saved_answers.find_linked_file(tokens[1])
     with pytest.raises(CoPRSError, match="no longer kept"):
-        saved_answers.linked_file(tokens[0])
+        saved_answers.find_linked_file(tokens[0])
 
 
 def test_links_make_room_for_themselves_and_leave_the_uploads_theirs(tmp_path, monkeypatch):
     monkeypatch.setattr(uploads, "use_private_folder", lambda: tmp_path)
-    links = tmp_path / f"{uploads.LINKS}x"
+    links = tmp_path / f"{uploads.LINKS_PREFIX}x"
     links.mkdir()
-    monkeypatch.setattr(saved_answers, "_folder", lambda: links)
-    size = saved_answers.RECORDED.stat().st_size
-    monkeypatch.setattr(uploads, "_most_bytes", 4 * (2 * size + 1))  # a quarter is two answers
+    monkeypatch.setattr(saved_answers, "_links_folder", lambda: links)
+    size = saved_answers.RECORDED_ZIP.stat().st_size
+    monkeypatch.setattr(uploads, "_max_bytes", 4 * (2 * size + 1))  # a quarter is two answers
     tokens = []
     for i in range(3):
-        tokens.append(saved_answers.keep_under_link(saved_answers.RECORDED))
+        tokens.append(saved_answers.save_under_link(saved_answers.RECORDED_ZIP))
         os.utime(links / f"{tokens[-1]}.zip", (i, i))
-    assert len(list(links.iterdir())) == 2 and saved_answers.linked_file(tokens[2])
-    monkeypatch.setattr(uploads, "_most_bytes", 4 * (size - 1))
+    assert len(list(links.iterdir())) == 2 and saved_answers.find_linked_file(tokens[2])
+    monkeypatch.setattr(uploads, "_max_bytes", 4 * (size - 1))
     with pytest.raises(CoPRSError, match="no room"):
-        saved_answers.keep_under_link(saved_answers.RECORDED)
+        saved_answers.save_under_link(saved_answers.RECORDED_ZIP)
     assert len(list(links.iterdir())) == 2  # those there are not lost for it
-    monkeypatch.setattr(uploads, "_most_bytes", size)
+    monkeypatch.setattr(uploads, "_max_bytes", size)
     assert uploads.has_room()  # the links are no uploads
-    monkeypatch.setattr(uploads, "MAX_UPLOADED", 3)
+    monkeypatch.setattr(uploads, "MAX_UPLOAD_ENTRIES", 3)
     for i in range(4):
         (tmp_path / f"{i}").mkdir()
     assert not uploads.has_room()  # each of many small files takes its time, too
-    uploads.remove_unfinished()
+    uploads.remove_partial_uploads()
     assert len(list(tmp_path.iterdir())) == 5  # they may be about to be filled
     for i in range(4):
         os.utime(tmp_path / f"{i}", (1, 1))
-    uploads.remove_unfinished()
+    uploads.remove_partial_uploads()
     assert [path.name for path in tmp_path.iterdir()] == [links.name]
 
 
 def test_a_page_of_a_megapixel_photo_is_small(mini, tmp_path):
     photo = open_photo(Image.open(CHEETAH).convert("RGB").resize((1152, 864)))
     result = mini.segment(photo.image, "the cat")
-    trace = visitors.small_trace(sentences.run(mini, photo.image, result))
+    trace = visitors.downscale_trace(sentences.run(mini, photo.image, result))
     assert len(standalone("en", photo, result, trace).encode()) < 2_000_000
 
 
 def test_the_first_screen_shows_a_recorded_answer_at_once(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    values = page_handlers.opening.page_opened()
+    values = page_handlers.opening.open_page()
     assert 'data-autoplay="true"' in values["thought"] and "recorded" in values["verdict"]
     assert values["trace"].count("data-sentence") == len(
-        saved_answers.recorded_answer().trace.views
+        saved_answers.load_recorded_answer().trace.views
     )
     assert "photo" not in values and "instruction" not in values  # what is asked is the visitor's
-    recorded, again = saved_answers.recorded_answer(), None
+    recorded, again = saved_answers.load_recorded_answer(), None
     again = mini.segment(recorded.photo.image, recorded.result.instruction)
     assert again.reply == recorded.result.reply  # none is made up
     np.testing.assert_allclose(again.prior, recorded.result.prior, atol=1e-4)
@@ -1013,8 +1016,8 @@ def test_an_expired_link_opens_the_page_all_the_same(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     request = SimpleNamespace(query_params={"answer": "x" * 22}, headers={}, session_hash="one")
     assert (
-        page_handlers.opening.page_opened(request)["answered"].result
-        is saved_answers.recorded_answer().result
+        page_handlers.opening.open_page(request)["answer"].result
+        is saved_answers.load_recorded_answer().result
     )
 
 
@@ -1033,17 +1036,17 @@ def test_no_other_visitor_takes_a_turn_away(monkeypatch):
 
 def test_a_page_that_opens_late_leaves_alone_what_its_visitor_has_asked(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    assert page_handlers.opening.page_opened()["answered"] is not None
+    assert page_handlers.opening.open_page()["answer"] is not None
     page_handlers.gate.begin(None)
-    assert list(page_handlers.opening.page_opened()) == ["steps"]
-    assert "answered" not in page_handlers.opening.page_opened()
+    assert list(page_handlers.opening.open_page()) == ["steps"]
+    assert "answer" not in page_handlers.opening.open_page()
 
 
 def test_a_new_question_or_photo_lets_go_of_the_answer_before(asked, photo):
     page_handlers, answered = asked
     first = next(iter(page_handlers.answer(photo, "the largest thing", (answered,))))
-    assert first["answered"] is None  # what the probes would have looked into
-    assert page_handlers.begin()["answered"] is None
+    assert first["answer"] is None  # what the probes would have looked into
+    assert page_handlers.reset()["answer"] is None
 
 
 def test_what_began_before_something_else_took_the_page_says_no_more(asked, photo):
@@ -1055,10 +1058,10 @@ def test_what_began_before_something_else_took_the_page_says_no_more(asked, phot
     event = SimpleNamespace(index=0)
     page_handlers.opening.restore((answered,), event, visitor)
     assert list(running) == []
-    assert list(undisturbed)[-1]["answered"].result.instruction == "the largest thing"
+    assert list(undisturbed)[-1]["answer"].result.instruction == "the largest thing"
     running = page_handlers.answer(photo, "the largest thing", (), visitor)
     next(running)
-    page_handlers.halt(visitor)
+    page_handlers.supersede(visitor)
     assert list(running) == []
 
 
@@ -1066,16 +1069,16 @@ def test_a_trace_of_an_answer_that_is_gone_does_not_come(asked, monkeypatch):
     page_handlers, answered = asked
     visitor = SimpleNamespace(session_hash="c", headers={})
     fresh = StoredAnswer(answered.photo, answered.result)
-    whole = page_handlers.thought.trace(fresh, visitor)
+    whole = page_handlers.thought.show_trace(fresh, visitor)
     assert "data-sentence" in whole
     drawn = findings.strip_view
 
     def late(*given):
-        page_handlers.halt(visitor)
+        page_handlers.supersede(visitor)
         return drawn(*given)
 
     monkeypatch.setattr(findings, "strip_view", late)
-    assert page_handlers.thought.trace(fresh, visitor) == gr.skip()
+    assert page_handlers.thought.show_trace(fresh, visitor) == gr.skip()
 
 
 def test_stop_leaves_a_finished_answer_and_marks_an_unfinished_one(asked):
@@ -1122,23 +1125,23 @@ def test_the_truth_of_a_photo_stays_until_another_photo(asked, mini):
 def test_what_was_found_is_shown_again_without_the_model(asked):
     page_handlers, answered = asked
     actions = AnswerActions(page_handlers.server, page_handlers.gate)
-    first = actions.ask_probe("heads", answered)
+    first = actions.run_probe("heads", answered)
     other = dataclasses.replace(answered.result, model="x")
     stranger = StoredAnswer(answered.photo, other, findings=answered.findings)
-    assert actions.why_not("en", "heads", stranger) == ""
-    assert actions.ask_probe("heads", stranger) == first
+    assert actions.why_probe_unavailable("en", "heads", stranger) == ""
+    assert actions.run_probe("heads", stranger) == first
 
 
 def test_a_moving_picture_is_offered_where_there_is_one(asked):
     page_handlers, answered = asked
     actions = AnswerActions(page_handlers.server, page_handlers.gate)
     fresh = StoredAnswer(answered.photo, answered.result)
-    assert actions.why_no_replay("en", fresh) == ""
+    assert actions.why_replay_unavailable("en", fresh) == ""
     elsewhere = dataclasses.replace(answered.result, model="x")
     stranger = StoredAnswer(answered.photo, elsewhere)
-    assert "gave this answer" in actions.why_no_replay("en", stranger)
+    assert "gave this answer" in actions.why_replay_unavailable("en", stranger)
     nothing = StoredAnswer(answered.photo, dataclasses.replace(answered.result, regions=()))
-    assert "Nothing was found" in actions.why_no_replay("en", nothing)
+    assert "Nothing was found" in actions.why_replay_unavailable("en", nothing)
 
 
 def test_a_name_that_means_nothing_leaves_the_model_in_use(mini, monkeypatch):
@@ -1159,9 +1162,9 @@ def test_the_prior_is_explained_by_its_kind(kind):
 
 def test_what_a_visitor_finds_in_the_recorded_answer_stays_there(mini):
     page_handlers = handlers_for(Engine(mini.checkpoint))
-    first, second = (page_handlers.opening.page_opened()["answered"] for _ in range(2))
+    first, second = (page_handlers.opening.open_page()["answer"] for _ in range(2))
     first.add_finding("heads", 1)
-    assert not second.findings and not page_handlers.opening.page_opened()["answered"].findings
+    assert not second.findings and not page_handlers.opening.open_page()["answer"].findings
 
 
 def test_sessions_are_not_kept_for_ever(monkeypatch):
@@ -1175,7 +1178,7 @@ def test_sessions_are_not_kept_for_ever(monkeypatch):
 
 def exported(page_handlers, answered, path):
     """The zip that the page gives, copied before its folder goes."""
-    exporting = AnswerActions(page_handlers.server, page_handlers.gate).export(answered)
+    exporting = AnswerActions(page_handlers.server, page_handlers.gate).export_zip(answered)
     shutil.copy(next(exporting), path)
     exporting.close()
     return path
@@ -1188,7 +1191,7 @@ def test_a_saved_answer_comes_back_to_the_page(asked, tmp_path):
     pixels = np.asarray(answered.photo.image)
     assert values["instruction"] == answered.result.instruction
     assert np.array_equal(np.asarray(values["photo"]), pixels)
-    assert np.array_equal(values["answered"].result.prior, answered.result.prior)
+    assert np.array_equal(values["answer"].result.prior, answered.result.prior)
     assert len(values["recent"]) == 1
     assert values["view"] == canvas.answer_view("en", pixels, answered.result)
     assert "data-sentence" in values["trace"]  # without a model
@@ -1198,10 +1201,10 @@ def test_a_saved_answer_comes_back_to_the_page(asked, tmp_path):
 def test_another_models_answer_keeps_its_trace_when_it_is_taken_away(asked, tmp_path, change):
     """Also one of an earlier version of the model in use, whose tokens meant something else."""
     page_handlers, answered = asked
-    view = visitors.trace_of(page_handlers.server, answered)
+    view = visitors.ensure_trace(page_handlers.server, answered)
     result = dataclasses.replace(answered.result, **change)
     other = StoredAnswer(answered.photo, result, trace=view)
-    back = saved_answers.open_saved(exported(page_handlers, other, tmp_path / "other.zip"))
+    back = saved_answers.open_answer_file(exported(page_handlers, other, tmp_path / "other.zip"))
     assert [v.text for v in back.trace.views] == [v.text for v in view.views]
     assert all((a.mask == b.mask).all() for a, b in zip(back.trace.views, view.views, strict=True))
 
@@ -1220,13 +1223,15 @@ def test_a_photo_that_was_brought_down_is_told_and_measured_by_a_truth_of_its_fu
     mask = Image.fromarray(answered.result.mask)
     mask.resize((512, 512), Image.Resampling.NEAREST).save(tmp_path / "truth.png")
     actions = AnswerActions(page_handlers.server, page_handlers.gate)
-    view, _ = actions.truth(StoredAnswer(large, answered.result), [], str(tmp_path / "truth.png"))
+    view, _ = actions.compare_with_truth(
+        StoredAnswer(large, answered.result), [], str(tmp_path / "truth.png")
+    )
     assert "Mask: IoU 1.00" in view
     with pytest.raises(gr.Error, match="512×512 pixels and the photo 256×256"):
-        actions.truth(answered, [], str(tmp_path / "truth.png"))
+        actions.compare_with_truth(answered, [], str(tmp_path / "truth.png"))
     told = dataclasses.replace(answered.result, full_size=(512, 512))
     saved = exported(page_handlers, visitors.StoredAnswer(large, told), tmp_path / "large.zip")
-    assert saved_answers.open_saved(saved).photo.full_size == (512, 512)
+    assert saved_answers.open_answer_file(saved).photo.full_size == (512, 512)
 
 
 @pytest.mark.parametrize("language, words", [("en", "were stretched"), ("zh", "拉伸")])
@@ -1244,16 +1249,16 @@ def test_an_answer_of_more_regions_than_are_made_is_not_opened(asked, tmp_path, 
     result = dataclasses.replace(answered.result, regions=answered.result.regions * 5)
     many = StoredAnswer(answered.photo, result)
     path = exported(page_handlers, many, tmp_path / "many.zip")
-    assert len(saved_answers.open_saved(path).result.regions) == 5
+    assert len(saved_answers.open_answer_file(path).result.regions) == 5
     height, width = answered.photo.size
     monkeypatch.setattr(boxes, "MAX_OBJECT_PIXELS", 4 * height * width)
     with pytest.raises(CoPRSError, match="5 regions of 256×256 pixels and at most 4 are opened"):
-        saved_answers.open_saved(path)
+        saved_answers.open_answer_file(path)
 
 
 def test_a_look_at_nothing_agrees_with_no_empty_mask(asked):
     _, answered = asked
-    trace = saved_answers.recorded_answer().trace
+    trace = saved_answers.load_recorded_answer().trace
     nowhere = dataclasses.replace(trace.views[0], prior=trace.views[0].prior * 0, iou=1.0)
     markup = findings.strip_view("en", answered.photo, SentenceTrace((nowhere, trace.views[-1])))
     assert "IoU –" in markup and "IoU 1.00" not in markup
@@ -1263,7 +1268,7 @@ def test_what_probes_found_goes_into_the_zip(asked, tmp_path):
     page_handlers, answered = asked
     alone = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "alone.zip")).namelist()
     assert "sentences.json" in alone and "heads.npy" not in alone
-    AnswerActions(page_handlers.server, page_handlers.gate).ask_probe("heads", answered)
+    AnswerActions(page_handlers.server, page_handlers.gate).run_probe("heads", answered)
     more = zipfile.ZipFile(exported(page_handlers, answered, tmp_path / "more.zip")).namelist()
     assert {"heads.json", "heads.npy", "heads.png", "sentences.npy"} <= set(more)
 
@@ -1276,24 +1281,26 @@ def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     )
     (tmp_path / "a.zip").write_text("x")
     for work, sentence in (
-        (lambda: actions.ask_probe("sentences", None), "no longer kept"),
-        (lambda: page_handlers.thought.words(None), "no longer kept"),
+        (lambda: actions.run_probe("sentences", None), "no longer kept"),
+        (lambda: page_handlers.thought.show_words(None), "no longer kept"),
         (lambda: change(page_handlers, None, (), 0, "x"), "no longer kept"),
         (
-            lambda: page_handlers.thought.edit(answered, (), event(index=99, value="x")),
+            lambda: page_handlers.thought.edit_sentence(answered, (), event(index=99, value="x")),
             "no longer kept",
         ),
         (lambda: change(page_handlers, answered, (), 0, ["x"]), "changed meanwhile"),
         (
-            lambda: page_handlers.thought.edit(answered, (), event(index=0, value="x", said="y")),
+            lambda: page_handlers.thought.edit_sentence(
+                answered, (), event(index=0, value="x", said="y")
+            ),
             "meanwhile",
         ),
         (lambda: change(page_handlers, one, (), 0, " "), "thought is empty"),
         (lambda: change(page_handlers, answered, (), 0, "x" * 9000), "shorten it"),
         (lambda: actions.compare(answered, None, ()), "no longer kept"),
-        (lambda: actions.truth(answered, [], None), "Nothing is painted"),
-        (lambda: list(actions.export(None)), "no longer kept"),
-        (lambda: actions.link(None), "no longer kept"),
+        (lambda: actions.compare_with_truth(answered, [], None), "Nothing is painted"),
+        (lambda: list(actions.export_zip(None)), "no longer kept"),
+        (lambda: actions.create_link(None), "no longer kept"),
         (lambda: page_handlers.opening.open_file(str(tmp_path / "a.zip"), ()), "saved answer"),
         (lambda: page_handlers.opening.restore(None, SimpleNamespace(index=0)), "no longer kept"),
     ):
@@ -1440,10 +1447,10 @@ def test_a_gpu_calibrates_between_questions_and_stops_with_the_model(mini, tmp_p
 
     monkeypatch.setattr(calibrating, "calibrate", steps)
     server = ModelServer(engine)
-    server._calibrate_behind()
+    server._calibrate_in_background()
     assert not [t for t in threading.enumerate() if "(work)" in t.name]  # a CPU has others to do
     monkeypatch.setattr(type(engine.segmenter), "device", torch.device("cuda"))
-    server._calibrate_behind()
+    server._calibrate_in_background()
     assert started.wait(PATIENCE) and asked[0] is engine
     [behind] = [t for t in threading.enumerate() if "(work)" in t.name]
     server.engine = mini  # another model is in use
@@ -1457,38 +1464,38 @@ def test_a_gpu_calibrates_between_questions_and_stops_with_the_model(mini, tmp_p
 def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkeypatch):
     page_handlers = handlers_for(Engine(mini.checkpoint))
     *_, last = page_handlers.answer(photo, found[1].instruction, None)
-    answered = last["answered"]
-    strip = page_handlers.thought.trace(answered)
+    answered = last["answer"]
+    strip = page_handlers.thought.show_trace(answered)
     finding = sentences.run(mini, answered.photo, answered.result)
     assert strip.count("data-sentence") == len(finding.views) >= 2
     assert not answered.findings  # full-size priors are not kept by the way
     looks = json.loads(unescape(re.search(r'data-looks="(.*?)"', strip)[1]))
     assert all(look["prior"].startswith("data:image/png") and look["mask"] for look in looks)
     assert [look["moved"] for look in looks] == list(finding.has_moved)
-    monkeypatch.setattr(page_handlers.server, "ask", lambda *_: pytest.fail("asked once more"))
-    assert page_handlers.thought.trace(answered) == strip  # its small pictures are
-    assert page_handlers.thought.trace(None) == findings.empty_strip("en")
+    monkeypatch.setattr(page_handlers.server, "call", lambda *_: pytest.fail("asked once more"))
+    assert page_handlers.thought.show_trace(answered) == strip  # its small pictures are
+    assert page_handlers.thought.show_trace(None) == findings.empty_strip("en")
     elsewhere = StoredAnswer(answered.photo, dataclasses.replace(answered.result, model="another"))
     nothing = StoredAnswer(
         answered.photo, dataclasses.replace(answered.result, regions=(), outcome="nothing found")
     )
     none = findings.empty_strip("en", "strip_none")
-    assert page_handlers.thought.trace(elsewhere) == none
-    assert "Nothing was found" in page_handlers.thought.trace(nothing)
+    assert page_handlers.thought.show_trace(elsewhere) == none
+    assert "Nothing was found" in page_handlers.thought.show_trace(nothing)
     large = StoredAnswer(Photo(Image.new("RGB", (4000, 1001)), "large"), answered.result)
-    assert "This photo is large" in page_handlers.thought.trace(large)
-    monkeypatch.setattr(ModelServer, "is_borrowed", True)  # its seconds are the visitor's
+    assert "This photo is large" in page_handlers.thought.show_trace(large)
+    monkeypatch.setattr(ModelServer, "is_gpu_borrowed", True)  # its seconds are the visitor's
     borrowed = StoredAnswer(answered.photo, answered.result)
-    assert "borrowed GPU" in page_handlers.thought.trace(borrowed)
+    assert "borrowed GPU" in page_handlers.thought.show_trace(borrowed)
     borrowed.add_finding("sentences", finding)  # asked for
-    assert page_handlers.thought.trace(borrowed) == strip
+    assert page_handlers.thought.show_trace(borrowed) == strip
 
 
 def test_a_thought_that_cannot_be_traced_can_be_taken_away_all_the_same(asked, tmp_path):
     page_handlers, answered = asked
     actions = AnswerActions(page_handlers.server, page_handlers.gate)
-    long = change(page_handlers, answered, (), 0, "A b. " * 70)["answered"]
-    assert "at most 64 are traced" in actions.ask_probe("sentences", long)  # no error
+    long = change(page_handlers, answered, (), 0, "A b. " * 70)["answer"]
+    assert "at most 64 are traced" in actions.run_probe("sentences", long)  # no error
     names = zipfile.ZipFile(exported(page_handlers, long, tmp_path / "long.zip")).namelist()
     assert "result.json" in names and "sentences.npy" not in names
-    assert "?answer=" in actions.link(long)
+    assert "?answer=" in actions.create_link(long)

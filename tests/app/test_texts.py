@@ -17,7 +17,7 @@ from PIL import Image
 
 from app.handlers import Handlers
 from app.server.model import ModelServer
-from app.texts import translated
+from app.texts import translate
 from app.texts.chinese_errors import CHINESE_ERRORS
 from app.ui import build, launch
 from coprs_core.answer.engine import Engine
@@ -29,8 +29,8 @@ from tests.app.test_handlers import CPU, NAMES
 
 SAID_BY = {
     **dict.fromkeys(("CoPRSError", "Cancelled", "NotApplicable", "Phrase"), 0),
-    "_told": 0,
-    "_refused": 2,
+    "_as_gr_error": 0,
+    "_error_response": 2,
 }
 """Calls that make a sentence, and which argument is its template."""
 ELSEWHERE = re.compile(
@@ -39,7 +39,7 @@ ELSEWHERE = re.compile(
     "|checkpoints/(convert|save|fsdp_shards|doctor))"
 )
 """Modules whose sentences the command line, training or evaluation alone can give."""
-MADE_BEFORE = ("problem", "template", "self.why_no_replay(lang, answered)")
+MADE_BEFORE = ("problem", "template", "self.why_replay_unavailable(lang, answered)")
 
 
 def sentences():
@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_question_or_a_zip_is_said_in_chinese(page, tmp_pat
     assert "指令为空" in says(lambda: list(page.answer(photo, " ", (), ZH)))
     assert "指令" in says(lambda: list(page.answer(photo, "a\ud800", (), ZH)))
     assert "{a}.zip" in says(lambda: page.opening.open_file(str(tmp_path / "{a}.zip"), (), ZH))
-    assert "当前没有回答" in says(lambda: page.thought.words(None, ZH))
+    assert "当前没有回答" in says(lambda: page.thought.show_words(None, ZH))
 
 
 def test_a_model_that_cannot_be_loaded_is_told_in_chinese(page):
@@ -160,7 +160,7 @@ def test_what_another_server_refuses_is_said_in_chinese(chat, status, said):
     server = ChatEndpoint(chat.url, "m", "none", None, 5.0)
     with pytest.raises(CoPRSError) as refused:
         list(server.stream_reply("data:,", "where?", 20))
-    sentence = translated("zh", refused.value)
+    sentence = translate("zh", refused.value)
     assert said in sentence and is_chinese(sentence) and "127.0.0.1" in sentence
 
 
@@ -195,5 +195,5 @@ def test_an_error_keeps_its_template_on_the_way_to_another_process():
 
 def test_braces_are_braces_where_no_values_are_filled_in():
     assert str(CoPRSError("write {a} and {")) == "write {a} and {"
-    assert translated("zh", CoPRSError("write {a} and {")) == "write {a} and {"
-    assert translated("zh", Phrase("it is {kind}", kind=Phrase("a PNG"))) == "它是PNG 文件"
+    assert translate("zh", CoPRSError("write {a} and {")) == "write {a} and {"
+    assert translate("zh", Phrase("it is {kind}", kind=Phrase("a PNG"))) == "它是PNG 文件"

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from app import handlers
-from app.saved_answers import recorded_answer
+from app.saved_answers import load_recorded_answer
 from app.server.model import ModelServer
 from app.texts import CHINESE
 from app.ui import build, launch
@@ -87,7 +87,7 @@ def page(browser, server):
 @pytest.fixture
 def thinking(server, monkeypatch):
     """The model waits in mid-thought: (the steps that it took, what lets it go on)."""
-    monkeypatch.setattr(handlers, "PAUSE", 0)  # every word is shown at once
+    monkeypatch.setattr(handlers, "UPDATE_INTERVAL", 0)  # every word is shown at once
     with held_steps(server[1], WORDS) as (steps, let_go):
         yield steps, let_go
 
@@ -885,7 +885,7 @@ def test_the_first_screen_replays_a_recorded_answer(browser, server, shoot):
     at_rest(page)
     assert np.array_equal(drawn(page, "#view canvas.prior"), answer) and not asked
     said = page.locator(".thought .sentence span").all_inner_texts()
-    assert " ".join(said) == recorded_answer().result.reasoning
+    assert " ".join(said) == load_recorded_answer().result.reasoning
     page.click("[data-edit] >> nth=4")  # and it can be asked about
     page.keyboard.press("Control+A")
     page.keyboard.type("Nearest to it is the fish at the bottom right, the purple one.")

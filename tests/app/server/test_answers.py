@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from app.actions import AnswerActions
-from app.saved_answers import recorded_answer
+from app.saved_answers import load_recorded_answer
 from app.server import answers
-from app.server.answers import AnswerStore, StoredAnswer, no_answer
-from app.texts import translated
-from app.visitors import small_trace
+from app.server.answers import AnswerStore, StoredAnswer, no_answer_error
+from app.texts import translate
+from app.visitors import downscale_trace
 from coprs_core import CoPRSError
 from coprs_core.photos.photo import open_photo
 from coprs_core.probes import heads, sentences, thought
@@ -34,13 +34,13 @@ def an_answer(found, file=None, **more) -> StoredAnswer:
 
 
 def sizes_of(answered: StoredAnswer) -> dict[int, int]:
-    return answered.whole_sizes() | answered.packed_sizes()
+    return answered.unpacked_sizes() | answered.packed_sizes()
 
 
 def test_one_that_is_not_used_becomes_small_and_comes_back(mini, found, photo_file):
     answered = an_answer(found, photo_file)
     result = answered.result
-    answered.add_trace(small_trace(sentences.run(mini, answered.photo, result)))
+    answered.add_trace(downscale_trace(sentences.run(mini, answered.photo, result)))
     answered.add_finding("heads", heads.run(mini, answered.photo, result))
     other = thought.run(mini, answered.photo, result, "It is the first one.")
     answered.add_finding("thought", other)
@@ -70,7 +70,7 @@ def test_a_photo_whose_file_is_gone_or_another_by_now_stays_the_same(found, phot
     pixels = found[0].image
     for changed in (photo_file.unlink, lambda: Image.new("RGB", (9, 9)).save(photo_file)):
         answered = an_answer(found, photo_file)
-        answers._files.clear()
+        answers._encoded_photos.clear()
         changed()
         answered.pack()
         np.testing.assert_array_equal(np.asarray(answered.photo.image), pixels)
@@ -86,13 +86,13 @@ def test_the_budget_holds_over_all_visitors_and_the_newest_stay(found, photo_fil
     kept = AnswerStore(budget)
     visitors = [an_answer(found, photo_file) for _ in range(30)]
     for answered in visitors:
-        kept.keep(answered)
+        kept.add(answered)
         assert kept.nbytes <= whole + budget
-    gone = [answered.is_gone for answered in visitors]
+    gone = [answered.is_dropped for answered in visitors]
     assert not any(gone[-10:]) and all(gone[:15])
     assert visitors[-10].result.mask.any()  # used again: it is among the last to go
-    kept.keep(an_answer(found, photo_file))
-    assert not visitors[-10].is_gone and kept.nbytes <= whole + budget
+    kept.add(an_answer(found, photo_file))
+    assert not visitors[-10].is_dropped and kept.nbytes <= whole + budget
     with pytest.raises(CoPRSError, match="no longer kept"):
         _ = visitors[0].result
     with pytest.raises(CoPRSError, match="no longer kept"):
@@ -106,14 +106,14 @@ def test_visitors_at_once_do_not_wait_for_each_other_for_ever(found, photo_file)
     kept = AnswerStore(8 * sum(sizes_of(one).values()))  # all fit, and none but the last whole
     visitors = [an_answer(found, photo_file) for _ in range(4)]
     for answered in visitors:
-        kept.keep(answered)
+        kept.add(answered)
     wrong = []
 
     def find(number: int) -> None:
         for i in range(50):
             answered = visitors[(number + i) % 4]
             answered.add_finding("heads", None)
-            if answered.is_gone or not answered.result.mask.any():
+            if answered.is_dropped or not answered.result.mask.any():
                 wrong.append(number)
 
     threads = [threading.Thread(target=find, args=(n,), daemon=True) for n in range(4)]
@@ -126,11 +126,11 @@ def test_visitors_at_once_do_not_wait_for_each_other_for_ever(found, photo_file)
 
 def test_the_one_at_hand_is_kept_whatever_it_takes(found):
     kept, answered = AnswerStore(budget=1), an_answer(found)
-    kept.keep(answered)
+    kept.add(answered)
     assert answered.result.regions
     other = an_answer(found)
-    kept.keep(other)
-    assert answered.is_gone and other.result.regions
+    kept.add(other)
+    assert answered.is_dropped and other.result.regions
 
 
 def test_a_very_large_answer_costs_no_other_visitors(found, photo_file):
@@ -140,13 +140,13 @@ def test_a_very_large_answer_costs_no_other_visitors(found, photo_file):
     others = [an_answer(found, photo_file) for _ in range(3)]
     large = StoredAnswer(open_photo(np.zeros((3000, 4000, 3), np.uint8)), found[2])
     for answered in (*others, large):
-        kept.keep(answered)
-    assert not any(answered.is_gone for answered in (*others, large))
+        kept.add(answered)
+    assert not any(answered.is_dropped for answered in (*others, large))
 
 
 def test_what_no_page_holds_any_more_takes_nothing(found):
     kept, answered = AnswerStore(10**9), an_answer(found)
-    kept.keep(answered)
+    kept.add(answered)
     assert kept.nbytes > 0
     del answered
     gc.collect()
@@ -156,9 +156,9 @@ def test_what_no_page_holds_any_more_takes_nothing(found):
 def test_a_photo_that_several_answers_are_about_is_counted_once(found, photo_file):
     kept, photo = AnswerStore(10**9), open_photo(photo_file)
     one, two = (StoredAnswer(photo, found[2], file=photo_file) for _ in range(2))
-    kept.keep(one)
+    kept.add(one)
     alone = kept.nbytes
-    kept.keep(two)
+    kept.add(two)
     assert kept.nbytes == 2 * alone - np.asarray(photo.image).nbytes
     one.pack()
     two.pack()
@@ -174,21 +174,21 @@ def test_every_button_says_that_an_answer_had_to_go(mini, found):
     gone.drop()
     event = type("Event", (), {"index": 0, "value": "x", "said": "x"})()
     for work in (
-        lambda: actions.ask_probe("heads", gone),
+        lambda: actions.run_probe("heads", gone),
         lambda: actions.compare(here, 0, (gone,)),
-        lambda: actions.truth(gone, [], None),
-        lambda: list(actions.export(gone)),
+        lambda: actions.compare_with_truth(gone, [], None),
+        lambda: list(actions.export_zip(gone)),
         lambda: list(actions.export_page(gone)),
         lambda: list(actions.export_replay(gone)),
-        lambda: actions.link(gone),
-        lambda: handlers.thought.words(gone),
-        lambda: handlers.thought.edit(gone, (), event),
+        lambda: actions.create_link(gone),
+        lambda: handlers.thought.show_words(gone),
+        lambda: handlers.thought.edit_sentence(gone, (), event),
         lambda: handlers.opening.restore((gone,), event),
     ):
         with pytest.raises(gr.Error, match="no longer kept"):
             work()
-    assert handlers.thought.trace(gone) == handlers.thought.trace(None)
-    assert handlers.thought.look_again(gone) == gr.skip()
+    assert handlers.thought.show_trace(gone) == handlers.thought.show_trace(None)
+    assert handlers.thought.refresh(gone) == gr.skip()
 
 
 def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(mini, found):
@@ -197,38 +197,40 @@ def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(m
     gone = an_answer(found)
     gone.pack()
     gone.drop()
-    gone.is_gone = False  # as it was when it was looked at
+    gone.is_dropped = False  # as it was when it was looked at
     event = SimpleNamespace(index=0, value="x", said="x")
     actions = AnswerActions(handlers.server, handlers.gate)
-    sentence = translated("zh", no_answer())
+    sentence = translate("zh", no_answer_error())
     for work in (
-        lambda: handlers.thought.look_again(gone, request),
-        lambda: handlers.thought.words(gone, request),
-        lambda: handlers.thought.edit(gone, (), event, request),
+        lambda: handlers.thought.refresh(gone, request),
+        lambda: handlers.thought.show_words(gone, request),
+        lambda: handlers.thought.edit_sentence(gone, (), event, request),
         lambda: handlers.opening.restore((gone,), event, request),
-        lambda: actions.ask_probe("heads", gone, request),
+        lambda: actions.run_probe("heads", gone, request),
         lambda: list(actions.export_replay(gone, request)),
     ):
         with pytest.raises(gr.Error) as problem:
             work()
         assert problem.value.message == sentence
-    assert sentence in handlers.thought.trace(gone, request)
+    assert sentence in handlers.thought.show_trace(gone, request)
 
 
 def test_the_recorded_answer_is_everybodys_and_never_goes(mini):
     handlers = handlers_for(mini)
-    handlers.server.answers = AnswerStore(budget=1)
-    first, second = (handlers.opening.page_opened()["answered"] for _ in range(2))
-    assert first is not second and first.is_recorded and first.result is recorded_answer().result
+    handlers.server.answer_store = AnswerStore(budget=1)
+    first, second = (handlers.opening.open_page()["answer"] for _ in range(2))
+    assert (
+        first is not second and first.is_recorded and first.result is load_recorded_answer().result
+    )
     first.add_finding("heads", 1)
-    assert not second.findings and not recorded_answer().findings
+    assert not second.findings and not load_recorded_answer().findings
 
 
 def test_a_photo_is_its_own_file_not_a_copy_of_its_pixels(found, tmp_path):
     path = tmp_path / "large.jpg"
     Image.fromarray(found[0].image).resize((4000, 3000)).save(path, quality=88)
     photo = open_photo(path)
-    size = answers._photo_file(photo, path)
+    size = answers._encode_photo(photo, path)
     assert size.data == path.read_bytes() and len(size.data) < photo.size[0] * photo.size[1] / 4
     file = io.BytesIO(size.data)
     assert open_photo(file.getvalue()).key == photo.key

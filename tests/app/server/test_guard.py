@@ -23,9 +23,22 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from app.options import Listening
-from app.server.guard import MAX_WRONG_PASSWORDS, NO_DOOR, NO_ENDPOINT, QUEUE_FULL, UPLOAD_TOO_LARGE
+from app.server.guard import (
+    MAX_WRONG_PASSWORDS,
+    NO_ENDPOINT,
+    NO_SUCH_PAGE,
+    QUEUE_FULL,
+    UPLOAD_TOO_LARGE,
+)
 from app.server.model import ModelServer
-from app.server.uploads import NO_ROOM, REFUSED, UNEXPECTED, UNUSABLE, bound, use_private_folder
+from app.server.uploads import (
+    BAD_INPUTS,
+    NOT_UPLOADED,
+    UNEXPECTED_ERROR,
+    UPLOADS_FULL,
+    set_max_bytes,
+    use_private_folder,
+)
 from app.ui import build, launch
 from coprs_core.answer.engine import Engine
 from coprs_core.photos.photo import open_photo
@@ -135,7 +148,7 @@ def test_no_door_is_open_that_the_page_does_not_use(mini):
             method, path = route.split(" ")
             with HTTP.stream(method, f"{url}{path[1:]}", timeout=PATIENCE) as answer:
                 text = answer.read().decode() if answer.status_code == 404 else ""
-                is_door = NO_DOOR not in text and (method, answer.status_code) != ("HEAD", 404)
+                is_door = NO_SUCH_PAGE not in text and (method, answer.status_code) != ("HEAD", 404)
             if is_door and answer.status_code != 403:
                 answering.add(route)
         assert answering == OPEN
@@ -147,7 +160,7 @@ def test_no_door_is_open_that_the_page_does_not_use(mini):
 def test_no_page_is_written_for_a_link_of_gradios(url, way):
     before = sorted(use_private_folder().rglob("*"))
     answer = HTTP.get(f"{url}gradio_api/deep_link{way}")
-    assert answer.status_code == 404 and answer.json()["detail"] == NO_DOOR
+    assert answer.status_code == 404 and answer.json()["detail"] == NO_SUCH_PAGE
     assert sorted(use_private_folder().rglob("*")) == before
 
 
@@ -166,8 +179,8 @@ def test_the_app_fetches_nothing_for_a_stranger(url):
             for method in ("GET", "HEAD"):
                 answer = HTTP.request(method, f"{url}{path}", timeout=PATIENCE)
                 assert answer.status_code in (403, 404), (method, path)
-                sentence = answer.json()["detail"] if method == "GET" else REFUSED
-                assert sentence in (REFUSED, NO_DOOR)
+                sentence = answer.json()["detail"] if method == "GET" else NOT_UPLOADED
+                assert sentence in (NOT_UPLOADED, NO_SUCH_PAGE)
         other.settimeout(0.2)
         with pytest.raises(TimeoutError):
             other.accept()
@@ -188,7 +201,7 @@ def test_no_event_reads_a_file_that_nobody_uploaded(url, picture):
                 message = asked(url, event["id"], data, f"s{event['id']}")
                 assert not message["success"], (event, path)
                 sentences.add(message["output"]["error"])
-    assert sentences == {REFUSED}
+    assert sentences == {NOT_UPLOADED}
 
 
 def _takes_files(component: dict) -> bool:
@@ -223,7 +236,7 @@ def test_wrong_kinds_are_one_sentence_each(url):
                 sentence = output["output"]["error"]
                 assert sentence and re.search(r"[.:]", sentence) and "Traceback" not in sentence
                 assert len(sentence) < 600 and "\n" not in sentence
-                assert sentence != UNEXPECTED, event
+                assert sentence != UNEXPECTED_ERROR, event
         return len(values)
 
     spared = ("models", "use_model", "use_model_1")
@@ -236,7 +249,7 @@ def test_no_statistics_are_made_that_nobody_reads(engine):
     """Gradio sums up all past events after each one, for a dashboard that is off."""
     demo = build(ModelServer(engine))
     _, url, _ = launch(demo, quiet=True)
-    number = next(e["id"] for e in events(url) if e["api"] == "in_use")
+    number = next(e["id"] for e in events(url) if e["api"] == "show_model")
     assert asked(url, number, [], "statistics")["success"]
     assert asked(url, number, [], "statistics")["success"]  # they would be made after the first
     assert demo._queue.event_analytics
@@ -276,13 +289,13 @@ def test_a_session_has_a_short_name(url):
     ):
         address = f"{url}gradio_api/{way}"
         answer = HTTP.post(address, json=more | {"session_hash": long})
-        assert (answer.status_code, answer.json()["detail"]) == (400, UNUSABLE), way
+        assert (answer.status_code, answer.json()["detail"]) == (400, BAD_INPUTS), way
         assert HTTP.post(address, json=more | {"session_hash": fine}).text != answer.text, way
     address = f"{url}gradio_api/component_server"
     for length in (5000, 2_000_000):
         form = {"session_hash": "s" * length, "component_id": str(component), "fn_name": "x"}
         answer = HTTP.post(address, data=form, files={"file": ("f", b"x")})
-        assert (answer.status_code, answer.json()["detail"]) == (400, UNUSABLE)
+        assert (answer.status_code, answer.json()["detail"]) == (400, BAD_INPUTS)
 
 
 def test_a_session_of_no_letters_is_none(url, capfd):
@@ -312,7 +325,7 @@ def test_work_is_bounded_whatever_the_door(mini):
         together.wait()  # the two that are let in work at the same time
         running.pop()
 
-    threads = [threading.Thread(target=server.ask, args=(work, photo)) for _ in range(8)]
+    threads = [threading.Thread(target=server.call, args=(work, photo)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -566,7 +579,7 @@ def test_an_event_names_no_path_either(url):
             joined = HTTP.post(f"{url}gradio_api/queue/join", json=body)
             assert joined.status_code == 200
             said.add(last_message(url, "e")["output"]["error"])
-    assert said == {REFUSED}
+    assert said == {NOT_UPLOADED}
 
 
 def test_what_only_a_browser_does_is_refused_in_a_sentence(url):
@@ -575,7 +588,7 @@ def test_what_only_a_browser_does_is_refused_in_a_sentence(url):
     assert alone
     for event in alone:
         said = asked(url, event["id"], [None] * len(event["inputs"]), f"b{event['id']}")
-        assert not said["success"] and said["output"]["error"] == UNUSABLE
+        assert not said["success"] and said["output"]["error"] == BAD_INPUTS
 
 
 def test_which_folders_there_are_is_not_told(url):
@@ -629,15 +642,15 @@ def test_files_have_an_end(url, picture):
     photo = client.submit(handle_file(picture), "the red thing", api_name="/segment")
     result = photo.result()["result"]
     photo = {"path": str(next(use_private_folder().rglob("secret.png")))}
-    bound(0)
+    set_max_bytes(0)
     try:
         with open(picture, "rb") as file:
             answer = httpx.post(f"{url}gradio_api/upload", files={"files": file})
-        assert answer.status_code == 507 and answer.json()["detail"] == NO_ROOM
-        with pytest.raises(Exception, match=NO_ROOM):
+        assert answer.status_code == 507 and answer.json()["detail"] == UPLOADS_FULL
+        with pytest.raises(Exception, match=UPLOADS_FULL):
             client.predict(photo, result, api_name="/download")
     finally:
-        bound(Listening.uploads)
+        set_max_bytes(Listening.uploads)
     assert client.predict(photo, result, api_name="/download").endswith(".zip")
 
 

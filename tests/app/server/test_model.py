@@ -19,7 +19,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from app.server.guard import NO_ROOM
+from app.server.guard import UPLOADS_FULL
 from app.server.model import ModelServer
 from app.ui import build, launch
 from coprs_core.answer.engine import Engine
@@ -140,7 +140,7 @@ def test_a_server_with_a_full_disk_says_so_and_goes_on(tmp_path):
         with pytest.raises(Exception, match="507"):
             client.predict(handle_file(photo), WORDS, api_name="/segment")
         uploaded = {"path": str(next(tmp_path.glob("coprs-uploads*/*/rain.png")))}
-        with pytest.raises(Exception, match=NO_ROOM):
+        with pytest.raises(Exception, match=UPLOADS_FULL):
             client.predict(uploaded, first, api_name="/download")
         psutil.Process(process.pid).rlimit(psutil.RLIMIT_FSIZE, (-1, -1))
         again = client.predict(handle_file(ROOT / RAIN), WORDS, api_name="/segment")["result"]

@@ -11,7 +11,7 @@ import yaml
 from gradio_client import Client, handle_file
 
 from app.options import Listening
-from app.server.space import MAX_SECONDS, PROBE_SECONDS, borrowed_gpu, seconds_needed
+from app.server.space import MAX_SECONDS, PROBE_SECONDS, gpu_seconds, zero_gpu_worker
 from coprs_core.answer.engine import Engine
 from coprs_core.probes import heads
 from tests import ROOT, free_port
@@ -39,18 +39,18 @@ from coprs_core.prompts import split_sentences
 actions = AnswerActions(entry.server, page.gate)
 def change(value):
     said = split_sentences(answered.result.reasoning)[0]
-    return page.thought.edit(answered, (), SimpleNamespace(index=0, value=value, said=said))
+    return page.thought.edit_sentence(answered, (), SimpleNamespace(index=0, value=value, said=said))
 photo, words = "assets/examples/rain.png", "the thing that keeps the rain off"
 *_, last = page.answer(photo, words, None)
-answered = last["answered"]
+answered = last["answer"]
 assert answered.result.outcome == "found" and spaces.CALLS[-1][0] != os.getpid()
 first = spaces.CALLS[-1][1]
-assert entry.server.engine.kept(answered.photo), "what was read inside is lost outside"
+assert entry.server.engine.cached_features(answered.photo), "what was read inside is lost outside"
 *_, again = page.answer(photo, "the largest thing", None)
-assert again["answered"].result.photo_reused and spaces.CALLS[-1][1] < first, "the photo was read twice"
-assert "the focus settles here" in actions.ask_probe("sentences", answered)
-assert actions.ask_probe("heads", answered).count("<img") == 5
-assert change("That is the other one.")["answered"].result.is_thought_given
+assert again["answer"].result.photo_reused and spaces.CALLS[-1][1] < first, "the photo was read twice"
+assert "the focus settles here" in actions.run_probe("sentences", answered)
+assert actions.run_probe("heads", answered).count("<img") == 5
+assert change("That is the other one.")["answer"].result.is_thought_given
 try:
     change("x" * 9000)
 except Exception as problem:
@@ -73,7 +73,7 @@ else:
     raise AssertionError("nothing was said of the lost worker")
 calls = len(spaces.CALLS)
 *_, last = page.answer(photo, words, None)
-assert last["answered"].result.outcome == "found"
+assert last["answer"].result.outcome == "found"
 print("fine", calls)
 """
 
@@ -82,9 +82,9 @@ def test_hardware_of_ones_own_is_not_borrowed(monkeypatch):
     """The package `spaces` is installed on every Space."""
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "stand_in"))
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    assert borrowed_gpu() is None
+    assert zero_gpu_worker() is None
     monkeypatch.setenv("SPACES_ZERO_GPU", "false")
-    assert borrowed_gpu() is None
+    assert zero_gpu_worker() is None
 
 
 def test_the_entry_keeps_the_rules_of_a_borrowed_gpu():
@@ -105,10 +105,10 @@ def test_the_entry_keeps_the_rules_of_a_borrowed_gpu():
 
 
 def test_the_gpu_is_asked_for_as_long_as_the_work_may_take():
-    short, long = (seconds_needed(Engine.stream, None, None, ("x", n)) for n in (160, 2000))
+    short, long = (gpu_seconds(Engine.stream, None, None, ("x", n)) for n in (160, 2000))
     assert short < long <= MAX_SECONDS
-    assert seconds_needed(Engine.stream, None, object(), ("x", 160)) < short
-    assert seconds_needed(heads.run, None, None, ("result",)) == PROBE_SECONDS
+    assert gpu_seconds(Engine.stream, None, object(), ("x", 160)) < short
+    assert gpu_seconds(heads.run, None, None, ("result",)) == PROBE_SECONDS
 
 
 def test_the_front_matter_of_a_space_is_there():
