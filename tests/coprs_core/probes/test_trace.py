@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from coprs_core import CoPRSError, Result, load
-from coprs_core.answer.diagnosis import diagnose, restated_question
 from coprs_core.answer.pictures import downscale_prior
 from coprs_core.answer.results import Region
+from coprs_core.answer.verdict import diagnose, restated_question
 from coprs_core.errors import Cancelled
 from coprs_core.metrics import iou
 from coprs_core.mini.world.questions import draw_examples
