@@ -39,7 +39,7 @@ ELSEWHERE = re.compile(
     "|checkpoints/(convert|save|fsdp_shards|doctor))"
 )
 """Modules whose sentences the command line, training or evaluation alone can give."""
-MADE_BEFORE = ("problem", "template", "self.why_replay_unavailable(lang, answered)")
+MADE_BEFORE = ("problem", "template", "self.why_replay_unavailable(lang, answer)")
 
 
 def sentences():
