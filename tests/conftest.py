@@ -38,7 +38,7 @@ def pytest_configure(config):
     _configs.append(config)
 
 
-LONG = ("test_ui.py", "test_joint.py", "test_visitors.py", "test_guard.py", "test_stored.py")
+LONG = ("test_ui.py", "test_joint.py", "test_visitors.py", "test_guard.py", "test_formats.py")
 """The longest files are begun first: none is left for one process alone at the end."""
 
 

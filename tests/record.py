@@ -23,7 +23,7 @@ def tiny_targets(split: str, count: int):
     picture."""
     found = 0
     for scene, question in draw_examples(split, 0, 20 * count):
-        if question.target is not None and scene.things[question.target].area < 0.01 * SIDE**2:
+        if question.target is not None and scene.objects[question.target].area < 0.01 * SIDE**2:
             yield scene, question
             found += 1
         if found == count:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coprs_core.datasets import scenes
-from coprs_core.evaluation.report import report, table
+from coprs_core.evaluation.report import compute_scores, format_table
 from coprs_core.evaluation.rows import measure
 from coprs_core.metrics import iou
 from tests import record
@@ -16,9 +16,9 @@ from tests import record
 
 @pytest.fixture(scope="module")
 def measured(answered):
-    return report(
+    return compute_scores(
         [
-            measure(scenes.example_of(i, scene, question), result)
+            measure(scenes.to_example(i, scene, question), result)
             for i, (scene, question, result) in enumerate(answered)
         ],
         scenes.GROUPS,
@@ -37,18 +37,18 @@ BARS = {
 
 @pytest.mark.parametrize("measure", BARS)
 def test_bar(measured, measure):
-    assert measured["all"][measure] >= BARS[measure], table(measured)
+    assert measured["all"][measure] >= BARS[measure], format_table(measured)
 
 
 def test_nothing_there_is_said_when_it_is_so(measured):
     assert (
         measured["nothing_there"]["precision"] >= 0.9
         and measured["nothing_there"]["recall"] >= 0.85
-    ), table(measured)
+    ), format_table(measured)
 
 
 def test_prior_and_mask_go_together(measured):
-    assert measured["prior_mask_correlation"] >= 0.9, table(measured)
+    assert measured["prior_mask_correlation"] >= 0.9, format_table(measured)
 
 
 def test_the_miniature_draws_the_masks_that_were_recorded(answered):

@@ -19,7 +19,7 @@ from coprs_core import CoPRSError
 from coprs_core.answer.engine import Engine
 from coprs_core.checkpoints.sources import Checkpoint
 from coprs_core.datasets import open_dataset
-from coprs_core.evaluation.report import report
+from coprs_core.evaluation.report import compute_scores
 from coprs_core.evaluation.rows import evaluate
 from coprs_core.export.archive import open_answer, save_zip
 from coprs_core.mini.world.questions import draw_examples
@@ -138,11 +138,11 @@ from coprs_core.datasets.dataset import Dataset
 from coprs_core.example import Example
 
 
-def splits(name):
+def list_splits(name):
     return ("test",)
 
 
-def read(split):
+def read_split(split):
     found = sorted(split.folder.glob("*.txt"))
 
     def item(i):
@@ -239,7 +239,7 @@ def test_a_new_kind_of_model_answers_streams_and_is_measured(middle, tmp_path):
     saved = open_answer(save_zip(tmp_path / "a.zip", open_photo(scene.image), result))
     assert np.array_equal(saved.result.mask, result.mask)
     dataset = open_dataset("scenes")
-    scores = report(list(evaluate(middle, dataset.examples(0, 3))), dataset.groups)
+    scores = compute_scores(list(evaluate(middle, dataset.examples(0, 3))), dataset.groups)
     assert scores["all"]["count"] == 3 and 0 <= scores["all"]["mask_giou"] < 1
 
 

@@ -1,7 +1,7 @@
 """The page's texts in English."""
 
-from coprs_core.answer.diagnosis import LINK_TEXTS
 from coprs_core.answer.flags import FLAG_TEXTS
+from coprs_core.answer.verdict import LINK_TEXTS
 
 ENGLISH = {
     "title": "CoPRS · ask, watch it think, see where it looks",

@@ -7,10 +7,10 @@ from markupsafe import Markup
 
 from app.texts import say, translate
 from app.views.render import render
-from coprs_core.answer.diagnosis import diagnose, first_broken_link, restated_question
 from coprs_core.answer.flags import find_flags
 from coprs_core.answer.results import Result
 from coprs_core.answer.updates import Update
+from coprs_core.answer.verdict import diagnose, first_broken_link, restated_question
 from coprs_core.errors import CoPRSError
 from coprs_core.prompts import (
     FOCUS_TOKEN,

@@ -57,22 +57,22 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     disable_telemetry()
 
-    from coprs_core.mini.ablation.arms import arms_of
+    from coprs_core.mini.ablation.arms import select_arms
 
-    arms = arms_of(options.arm)
+    arms = select_arms(options.arm)
     with missing_libraries_as_user_error():
         from coprs_core.mini.ablation.run import Budget, run_ablation
-    from coprs_core.mini.ablation.tables import entries, figure, to_markdown
+    from coprs_core.mini.ablation.tables import build_tables, draw_figure, to_markdown
 
     budget = Budget(options.model, options.steps, options.camp_steps, options.scenes, options.start)
     device = process_device(options.device)
     measured = run_ablation(
         budget, arms, options.out, options.seeds, device, at_once=options.at_once
     )
-    tables = entries(measured)
+    tables = build_tables(measured)
     text = to_markdown(tables, budget)
     (options.out / "ablation.md").write_text(text, encoding="utf-8")
-    figure(tables).savefig(options.out / "ablation.png", dpi=150)
+    draw_figure(tables).savefig(options.out / "ablation.png", dpi=150)
     print(text, end="")
     print(f"written: {options.out / 'ablation.md'}, {options.out / 'ablation.png'}")
     return 0

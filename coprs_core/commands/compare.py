@@ -1,4 +1,4 @@
-"""`compare`: two runs of `evaluate` side by side."""
+"""`compare_runs`: two runs of `evaluate` side by side."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -20,10 +20,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from coprs_core.evaluation.compare import compare
+    from coprs_core.evaluation.compare import compare_runs
 
-    comparison = compare(options.first, options.second)
-    print(comparison.table())
+    comparison = compare_runs(options.first, options.second)
+    print(comparison.to_text())
     if options.out:
         options.out.write_text(comparison.to_html(), encoding="utf-8", errors="backslashreplace")
         print(f"written: {options.out}")

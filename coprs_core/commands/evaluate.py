@@ -19,7 +19,7 @@ from coprs_core.errors import CoPRSError, did_you_mean
 
 if TYPE_CHECKING:
     from coprs_core.datasets.dataset import Dataset
-    from coprs_core.evaluation.run import Settings
+    from coprs_core.evaluation.run import RunSettings
 
 SUMMARY = "measure a model on a data set"
 DESCRIPTION = """\
@@ -110,12 +110,12 @@ def _run(options: Namespace, folder: Path) -> int:
     from coprs_core.evaluation.judges import open_judge
     from coprs_core.evaluation.protocols import PROTOCOLS
     from coprs_core.evaluation.run import (
-        answered_before,
-        left_to_others,
-        numbers_of,
+        count_answered,
+        count_missing,
+        item_numbers,
         parse_shard,
     )
-    from coprs_core.evaluation.run import run as measure_all
+    from coprs_core.evaluation.run import run_evaluation as measure_all
     from coprs_core.machine import rank_and_world_size
 
     if options.protocol not in PROTOCOLS:
@@ -137,11 +137,11 @@ def _run(options: Namespace, folder: Path) -> int:
             f"In these tables regions to ignore count as target already, and {options.protocol} "
             "leaves them out: give LISA's own folder, or another --protocol."
         )
-    limit = options.limit or (DEFAULT_SCENES if dataset.size is None else None)
+    limit = options.limit or (DEFAULT_SCENES if dataset.num_items is None else None)
     judge_name, judge = open_judge(options.judge, dataset.has_grades)
     settings = _make_settings(options, dataset, limit, judge_name)
-    shard = whole_shard.part(rank, processes)
-    numbers = numbers_of(dataset, settings, shard)
+    shard = whole_shard.split(rank, processes)
+    numbers = item_numbers(dataset, settings, shard)
 
     # after all checks: it loads torch, which takes seconds
     from coprs_core.answer.engine import Engine
@@ -150,7 +150,7 @@ def _run(options: Namespace, folder: Path) -> int:
     options.device = process_device(options.device)
     engine = Engine(load_checkpoint(options.model, parse_load_options(options)))
     rows = measure_all(engine, dataset, settings, folder, shard, judge)
-    before, whole = answered_before(folder, numbers), len(numbers)
+    before, whole = count_answered(folder, numbers), len(numbers)
     with tqdm(total=whole, initial=before, unit="item", file=sys.stderr, disable=rank > 0) as bar:
         for _ in rows:
             bar.update()
@@ -158,16 +158,16 @@ def _run(options: Namespace, folder: Path) -> int:
         _wait_for_all()
     if rank > 0:
         return 0
-    own = numbers_of(dataset, settings, whole_shard)
-    return _write_report(options, folder, settings, left_to_others(folder, dataset, settings, own))
+    own = item_numbers(dataset, settings, whole_shard)
+    return _write_report(options, folder, settings, count_missing(folder, dataset, settings, own))
 
 
 def _make_settings(
     options: Namespace, dataset: "Dataset", limit: int | None, judge: str
-) -> "Settings":
-    from coprs_core.evaluation.run import Settings
+) -> "RunSettings":
+    from coprs_core.evaluation.run import RunSettings
 
-    return Settings(
+    return RunSettings(
         options.model,
         options.data,
         dataset.split,
@@ -193,19 +193,21 @@ def _wait_for_all() -> None:
     PartialState(timeout=timedelta(days=30)).wait_for_everyone()
 
 
-def _write_report(options: Namespace, folder: Path, settings: "Settings", left: int) -> int:
+def _write_report(options: Namespace, folder: Path, settings: "RunSettings", left: int) -> int:
     """Write and print the scores of all rows in the folder; `left` items are still to come."""
     from coprs_core.evaluation.page import write_page
-    from coprs_core.evaluation.report import report, table
+    from coprs_core.evaluation.report import compute_scores, format_table
     from coprs_core.evaluation.run import read_rows, read_run
 
     rows, run_info = read_rows(folder), read_run(folder)
-    scores: dict = report(rows, run_info["groups"], settings.counting) | {"left": left}
+    scores: dict = compute_scores(rows, run_info["groups"], settings.counting_protocol) | {
+        "left": left
+    }
     if options.out:
         (folder / "report.json").write_text(json.dumps(scores, indent=1) + "\n")
         page = write_page(folder, rows, run_info, scores)
     scores["rows"] = [row.to_dict() for row in rows]
-    print(json.dumps(scores, indent=1) if options.json else table(scores))
+    print(json.dumps(scores, indent=1) if options.json else format_table(scores))
     if options.out and not options.json:
         print(f"written: {page}")
     if left:

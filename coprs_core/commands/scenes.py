@@ -47,7 +47,7 @@ def run(options: Namespace) -> int:
                 "box": t.box,
                 "area": t.area,
             }
-            for t in scene.things
+            for t in scene.objects
         ]
         facts = {
             "seed": scene.seed,

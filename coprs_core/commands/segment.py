@@ -236,8 +236,8 @@ def _run_many(options: Namespace, examples: "list[Example]", folder: Path | None
     """Answer many photos, each into a folder under --out."""
     from tqdm import tqdm
 
-    from coprs_core.answer.diagnosis import LINK_TEXTS
     from coprs_core.answer.flags import FLAG_TEXTS
+    from coprs_core.answer.verdict import LINK_TEXTS
     from coprs_core.batch import BatchOptions
 
     if folder is None:
@@ -358,8 +358,8 @@ def summarize(result: "Result", truth: "np.ndarray | None" = None, frame: str = 
     """An answer in a few lines: outcome, how the thought put the question, the links of its chain,
     with the `truth` where that is known, IoU, warnings, what the masks fit where that is a
     question, times."""
-    from coprs_core.answer.diagnosis import diagnose, restated_question
     from coprs_core.answer.flags import FLAG_TEXTS, find_flags
+    from coprs_core.answer.verdict import diagnose, restated_question
     from coprs_core.metrics import iou
 
     lines = [f"{result.outcome}. {result.reason}"]

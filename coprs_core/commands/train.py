@@ -17,7 +17,7 @@ from coprs_core.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from coprs_core.training.plan import Plan
+    from coprs_core.training.plan import TrainingPlan
     from coprs_core.training.recipe import JointRecipe
 
 MAX_BYTES_TIMED_ON_CPU = 2 * 10**9
@@ -110,7 +110,7 @@ def _train_mini(options: Namespace) -> int:
             "--data, --root, --model and --dry-run belong to joint training: leave them out."
         )
     is_done = train_miniature(
-        recipe.read_mini(options.set),
+        recipe.read_mini_recipe(options.set),
         make_writable_folder(options.out),
         options.device,
         options.workers,
@@ -122,7 +122,7 @@ def _train_mini(options: Namespace) -> int:
     return 0
 
 
-def _estimate_time(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
+def _estimate_time(recipe: "JointRecipe", planned: "TrainingPlan", device: str) -> str:
     """How long a run will take, in words, from steps that are timed here."""
     from coprs_core.machine import choose_device
     from coprs_core.storage import format_bytes
@@ -136,11 +136,11 @@ def _estimate_time(recipe: "JointRecipe", planned: "Plan", device: str) -> str:
     if recipe.sharded:
         return "How long it takes is not measured for sharded weights."
     try:
-        from coprs_core.training.run_joint import measured_step
+        from coprs_core.training.run_joint import measure_step
     except ModuleNotFoundError as problem:
         return f"How long it takes is not measured: {problem.name} is not installed."
     print(f"measuring {1 + recipe.iterations} steps …", file=sys.stderr)
-    seconds, peak = measured_step(recipe, device)
+    seconds, peak = measure_step(recipe, device)
     whole = seconds * recipe.steps / 3600
     return (
         f"A step takes {seconds:.1f} s and {format_bytes(peak)} of memory at its peak here "
@@ -198,10 +198,10 @@ def _train_joint(options: Namespace) -> int:
     if not recipe.sharded:
         options.device = _restrict_to_one_gpu(options.device)
     if options.dry_run:
-        from coprs_core.training.plan import plan
+        from coprs_core.training.plan import plan_training
 
-        planned = plan(recipe, options.out, options.device)
-        print(planned.table())
+        planned = plan_training(recipe, options.out, options.device)
+        print(planned.to_text())
         planned.check()
         print(_estimate_time(recipe, planned, options.device))
         return 0

@@ -1,7 +1,7 @@
 """Data sets to evaluate and to train on, one file each.
 
-A reader's file holds `splits(name)`, the first of which is the usual one, and `read(split)`, which
-gives a `Dataset`. Its name in `DATASETS` makes it a choice of `--data`.
+A reader's file holds `list_splits(name)`, the first of which is the usual one, and
+`read_split(split)`, which gives a `Dataset`. Its name in `DATASETS` makes it a choice of `--data`.
 """
 
 from dataclasses import replace
@@ -40,11 +40,11 @@ def open_dataset(
         near = did_you_mean(name, tuple(DATASETS))
         raise CoPRSError(f"There is no data set {name!r}{near}: choose {', '.join(DATASETS)}.")
     reader = import_module(f"{__name__}.{DATASETS[name]}")
-    splits = reader.splits(name)
+    splits = reader.list_splits(name)
     split = split or splits[0]
     if split not in splits:
         raise CoPRSError(f"The data set {name} has no split {split!r}: choose {', '.join(splits)}.")
     if root is None and name != "scenes":
         raise CoPRSError(f"The data set {name} lies on a disk: give its folder with --root.")
     where = Split(name, split, root and find_file(root), is_lenient)
-    return replace(reader.read(where), split=split)
+    return replace(reader.read_split(where), split=split)

@@ -7,23 +7,23 @@ from pathlib import Path
 from coprs_core.errors import CoPRSError, first_line, from_os_error
 from coprs_core.example import Example, Tag
 
-THINGS: dict[str, tuple[str, Tag]] = {
+TARGET_COUNT_GROUPS: dict[str, tuple[str, Tag]] = {
     "one thing": ("things", "one"),
     "several": ("things", "several"),
     "nothing there": ("things", "none"),
 }
-"""Groups of a data set whose items mean one thing, several, or none."""
+"""Groups of a data set whose instructions have one target, several, or none."""
 
 
-def things(count: int) -> str:
-    """The tag of an item that means so many things."""
+def target_count_tag(count: int) -> str:
+    """The tag of an item with so many targets."""
     return "one" if count == 1 else "several" if count else "none"
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split of a data set, both by name, the folder that it lies in, and whether single items of
-    its listing may be wrong."""
+    """Which split to read: data set and split by name, its folder, and whether single items of its
+    listing may be wrong."""
 
     dataset: str
     name: str
@@ -32,7 +32,7 @@ class Split:
 
     @property
     def folder(self) -> Path:
-        """The folder, of a data set that lies on a disk."""
+        """Where a data set on a disk lies; drawn ones have no folder."""
         assert self.root is not None
         return self.root
 
@@ -43,16 +43,16 @@ class Dataset:
 
     Attributes:
         about: which files were read and how many items they hold, for a report.
-        size: how many items; None where there is no end.
+        num_items: how many there are; None where there is no end.
         item: number → that item, None where it is passed over.
         groups: name of a group in the report → the tag and the value that its items have.
         has_grades: whether the data set can tell how good a thought is.
-        split: as it was asked for.
+        split: its name.
         has_merged_ignore: whether regions to ignore count as target in its masks already.
     """
 
     about: str
-    size: int | None
+    num_items: int | None
     item: Callable[[int], Example | None] = field(repr=False)
     groups: dict[str, tuple[str, Tag]] = field(default_factory=dict)
     has_grades: bool = False
@@ -61,9 +61,9 @@ class Dataset:
 
     def __len__(self) -> int:
         """How many items; raises `TypeError` where there is no end."""
-        if self.size is None:
+        if self.num_items is None:
             raise TypeError(f"{self.about} has no end")
-        return self.size
+        return self.num_items
 
     def __getitem__(self, number: int) -> Example:
         """The item of that number; raises `IndexError` where it is passed over."""
@@ -71,22 +71,22 @@ class Dataset:
             raise IndexError(number)
         return example
 
-    def read(self, number: int) -> Example | None:
-        """The item of that number; where it cannot be read one that has its `problem` alone; None
+    def try_read(self, number: int) -> Example | None:
+        """The item of that number; where it cannot be read, one that has its `problem` alone; None
         where it is passed over."""
         try:
             return self.item(number)
         except CoPRSError as problem:
-            told = str(problem)
+            message = str(problem)
         except OSError as problem:
-            told = str(from_os_error(problem))
+            message = str(from_os_error(problem))
         except Exception as problem:  # a library may raise anything over a broken file
-            told = f"Item {number} cannot be read ({first_line(problem)}): correct it."
-        return Example(None, "", index=number, problem=told)
+            message = f"Item {number} cannot be read ({first_line(problem)}): correct it."
+        return Example(None, "", index=number, problem=message)
 
     def examples(self, start: int, count: int) -> Iterator[Example]:
         """`count` items from number `start` on, or as many as there are."""
-        stop = start + count if self.size is None else min(start + count, self.size)
+        stop = start + count if self.num_items is None else min(start + count, self.num_items)
         for number in range(start, stop):
             if example := self.item(number):
                 yield example

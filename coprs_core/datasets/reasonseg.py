@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 
 from coprs_core.datasets.dataset import Dataset, Split
-from coprs_core.datasets.labelme import frame_of, mask_of_shapes
-from coprs_core.datasets.stored import PICTURES, Table, asked, nothing_found, picture
+from coprs_core.datasets.formats import (
+    IMAGE_SUFFIXES,
+    ParquetTable,
+    clean_instruction,
+    missing_files_error,
+    open_annotated_image,
+)
+from coprs_core.datasets.labelme import image_size_and_extent, rasterize_shapes
 from coprs_core.errors import CoPRSError
 from coprs_core.example import Example, Tag
 from coprs_core.files import (
@@ -31,55 +37,55 @@ GROUPS: dict[str, tuple[str, Tag]] = {
 }
 
 
-def splits(name: str) -> tuple[str, ...]:
+def list_splits(name: str) -> tuple[str, ...]:
     """200, 779 and 239 pictures."""
     return "val", "test", "train"
 
 
-def read(split: Split) -> Dataset:
+def read_split(split: Split) -> Dataset:
     """The items of a split, one a picture."""
     root, name = split.folder, split.name
     folders = [root / name, root / "ReasonSeg" / name]
     for folder in folders:
         if files := without_hidden(folder.glob("*.json")):
             about = f"reasonseg {name}, LISA's folder: {len(files):,} items"
-            return Dataset(about, len(files), lambda i: _item(files[i], i), GROUPS)
+            return Dataset(about, len(files), lambda i: _load_annotated(files[i], i), GROUPS)
     tables = [root / f"ReasonSeg_{name}", *([root] if name in root.name else [])]
     for folder in tables:
         # each of the two repositories calls its one split "test"
         if files := without_hidden(folder.glob("data/*.parquet")) or without_hidden(
             folder.glob("*.parquet")
         ):
-            return _from_table(name, files)
-    raise nothing_found(f"ReasonSeg, split {name}", [*folders, *tables[:1]], root)
+            return _read_parquet(name, files)
+    raise missing_files_error(f"ReasonSeg, split {name}", [*folders, *tables[:1]], root)
 
 
-def _from_table(split: str, files: list[Path]) -> Dataset:
-    table = Table(files)
+def _read_parquet(split: str, files: list[Path]) -> Dataset:
+    table = ParquetTable(files)
     if missing := {"image", "text", "mask"} - table.columns:
         raise CoPRSError(
             f"{files[0]} has no column {', '.join(sorted(missing))}: it is not of ReasonSeg."
         )
     about = f"reasonseg {split}, table: {len(table):,} items; ignore counts as target"
-    return Dataset(about, len(table), lambda i: _row(table, i), has_merged_ignore=True)
+    return Dataset(about, len(table), lambda i: _load_row(table, i), has_merged_ignore=True)
 
 
-def _item(path: Path, number: int) -> Example:
-    written = _annotation(path)
+def _load_annotated(path: Path, number: int) -> Example:
+    annotation = _read_annotation(path)
     fault = f"{path} is not in LISA's layout, with text, shapes and is_sentence"
     helps = f"correct it, or {COPY_AGAIN_HINT}"
     with as_user_error(fault, helps):
-        shapes = written["shapes"]
-        told, reach = frame_of(written, shapes)
-    image = picture(_photo(path), told=told, reach=reach)
+        shapes = annotation["shapes"]
+        size_in_file, extent = image_size_and_extent(annotation, shapes)
+    image = open_annotated_image(_find_photo(path), mask_size=size_in_file, extent=extent)
     size = image.height, image.width
     with as_user_error(fault, helps):
-        texts = written["text"]
+        texts = annotation["text"]
         text = texts if isinstance(texts, str) else texts[0]
-        target, ignore, left_out = mask_of_shapes(shapes, size, str(path))
-        tags: dict[str, Tag] = {"long": bool(written["is_sentence"])}
+        target, ignore, left_out = rasterize_shapes(shapes, size, str(path))
+        tags: dict[str, Tag] = {"long": bool(annotation["is_sentence"])}
     masks = (target,) if target.any() else ()
-    question = asked(text, str(path))
+    question = clean_instruction(text, str(path))
     return Example(
         image,
         question,
@@ -92,13 +98,13 @@ def _item(path: Path, number: int) -> Example:
     )
 
 
-def _photo(path: Path) -> Path:
-    """The photo beside an annotation; of none the one that would be expected."""
-    beside = [find_file(path.with_suffix(ending)) for ending in PICTURES]
+def _find_photo(path: Path) -> Path:
+    """The photo beside an annotation; without any, the path where it should be."""
+    beside = [find_file(path.with_suffix(ending)) for ending in IMAGE_SUFFIXES]
     return next((photo for photo in beside if photo.is_file()), beside[0])
 
 
-def _annotation(path: Path) -> dict[str, Any]:
+def _read_annotation(path: Path) -> dict[str, Any]:
     stored = path.read_bytes()
     try:
         text = decode_text(stored, str(path))
@@ -112,17 +118,19 @@ def _annotation(path: Path) -> dict[str, Any]:
         raise CoPRSError(f"{path} is no JSON: copy it again from its source.") from problem
 
 
-def _row(table: Table, number: int) -> Example:
+def _load_row(table: ParquetTable, number: int) -> Example:
     where = f"of row {number}"
     with as_user_error(f"Row {number} is not in the layout of the data set"):
         row = table.row(number)
         mask = np.asarray(row["mask"], bool)
-        reach = mask.shape if mask.ndim == 2 else (0, 0)
-        image = picture(row["image"]["bytes"], where, reach=reach)
+        extent = mask.shape if mask.ndim == 2 else (0, 0)
+        image = open_annotated_image(row["image"]["bytes"], where, extent=extent)
     if mask.shape != (image.height, image.width):
         raise CoPRSError(
             f"The mask {where} is {list(mask.shape)} and its picture {image.height}×{image.width}: "
             "copy the data set again."
         )
     masks = (mask,) if mask.any() else ()
-    return Example(image, asked(row["text"], f"row {number}"), masks, mask.shape, index=number)
+    return Example(
+        image, clean_instruction(row["text"], f"row {number}"), masks, mask.shape, index=number
+    )

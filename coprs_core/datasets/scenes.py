@@ -1,4 +1,4 @@
-"""Drawn scenes as a data set: every thing of a picture is known, so an answer's thought can be
+"""Drawn scenes as a data set: every object of a picture is known, so an answer's thought can be
 scored too.
 
 The one way from a data set into the drawn world, `coprs_core.mini`.
@@ -27,7 +27,7 @@ from coprs_core.mini.world.replies import parse_conclusions, parse_seen_objects
 from coprs_core.mini.world.scenes import SQUARE, UNSEEN_PAIRS, Scene, draw_scene, random_size
 from coprs_core.prompts import NOTHING_FOUND
 
-_MORE: dict[str, dict] = {
+_VARIANTS: dict[str, dict] = {
     "several": {"family": "several"},
     "unknown": {"family": "unknown word"},
     "shapes": {"is_square": False},
@@ -38,31 +38,31 @@ GROUPS: dict[str, tuple[str, Tag]] = {
     "unseen pair": ("unseen_pair", True),
     "unseen wording": ("unseen_wording", True),
 }
-_NOT_KNOWN = "that I do not know"
-JOINT_ASKING = QuestionMix(
+_UNKNOWN_PHRASE = "that I do not know"
+JOINT_QUESTION_MIX = QuestionMix(
     FAMILY_WEIGHTS | {"relation": 2.0, "two steps": 2.0, "exclusion": 1.5, "several": 1.0}, 0.1
 )
 """What joint training asks about scenes: more often what the miniature learns last."""
 _SPLITS = (
     *("test", "validation", "train"),
-    *(f"{split}-{more}" for split in scenes.SPLITS for more in _MORE),
+    *(f"{split}-{more}" for split in scenes.SPLITS for more in _VARIANTS),
 )
 
 
-def splits(name: str) -> tuple[str, ...]:
-    """test; test-several, of questions for several things; test-unknown, with words that the world
+def list_splits(name: str) -> tuple[str, ...]:
+    """test; test-several, of questions for several objects; test-unknown, with words that the world
     does not know; test-shapes, of pictures that are no squares; and so on."""
     return _SPLITS
 
 
-def read(split: Split) -> Dataset:
+def read_split(split: Split) -> Dataset:
     """The scenes of a split, by seed. One that allows no question of the split's family is passed
     over."""
     drawn_from, _, more = split.name.partition("-")
 
     def item(seed: int) -> Example | None:
-        asked = next(draw_examples(drawn_from, seed, 1, **_MORE.get(more, {})), None)
-        return asked and example_of(seed, *asked)
+        asked = next(draw_examples(drawn_from, seed, 1, **_VARIANTS.get(more, {})), None)
+        return asked and to_example(seed, *asked)
 
     return Dataset(f"drawn scenes, split {split.name}", None, item, GROUPS, has_grades=True)
 
@@ -70,7 +70,7 @@ def read(split: Split) -> Dataset:
 def training_scenes(
     count: int,
     other_shapes: float = 0.0,
-    asking: QuestionMix = JOINT_ASKING,
+    asking: QuestionMix = JOINT_QUESTION_MIX,
     name: str = "joint items",
 ) -> Dataset:
     """Scenes of the training split with a question each, the same in every run; those of another
@@ -81,14 +81,14 @@ def training_scenes(
         rng = random.Random(seed)
         size = random_size(rng) if rng.random() < other_shapes else SQUARE
         scene = draw_scene(seed, size=size)
-        return example_of(index, scene, draw_question(scene, rng, None, asking))
+        return to_example(index, scene, draw_question(scene, rng, None, asking))
 
     return Dataset(f"drawn scenes, {name}", count, item, GROUPS, has_grades=True)
 
 
-def example_of(index: int, scene: Scene, question: Question) -> Example:
-    """A scene and its question as an `Example`."""
-    pairs = {(scene.things[i].kind, scene.things[i].colour) for i in question.targets}
+def to_example(index: int, scene: Scene, question: Question) -> Example:
+    """Make an `Example` of a scene and its question."""
+    pairs = {(scene.objects[i].kind, scene.objects[i].colour) for i in question.targets}
     tags: dict[str, Tag] = {
         "family": question.family,
         "unseen_pair": bool(pairs & UNSEEN_PAIRS),
@@ -101,28 +101,28 @@ def example_of(index: int, scene: Scene, question: Question) -> Example:
         scene.image.shape[:2],
         index=index,
         tags=tags,
-        score=partial(_score, scene, question),
-        grade=partial(grade, scene, question),
+        score=partial(_score_answer, scene, question),
+        grade=partial(grade_thought, scene, question),
         reply=question.reply,
     )
 
 
-def _score(scene: Scene, question: Question, result: Result) -> dict[str, bool | float]:
-    """`named`: the thought concludes with the kind and colour of every right thing and of no
+def _score_answer(scene: Scene, question: Question, result: Result) -> dict[str, bool | float]:
+    """`named`: the thought concludes with the kind and colour of every right object and of no
     other, or says that nothing fits, or what it does not know, where that is so.
 
-    `hit`: each region overlaps its own target more than any other thing, in reading order, or there
-    is none where nothing fits. `mask_giou_if_named`: the mask's IoU with the targets, where the
-    thought named them.
+    `hit`: each region overlaps its own target more than any other object, in reading order, or
+    there is none where nothing fits. `mask_giou_if_named`: the mask's IoU with the
+    targets, where the thought named them.
     """
     if not question.targets:
-        is_unknown = _NOT_KNOWN in result.reasoning
+        is_unknown = _UNKNOWN_PHRASE in result.reasoning
         is_named = result.outcome == NOTHING_FOUND and is_unknown == bool(question.meaning.unknown)
         return {"named": is_named, "hit": not result.regions}
-    things = [scene.things[i] for i in question.targets]
-    is_named = parse_conclusions(result.reasoning) == [(t.kind, t.colour) for t in things]
+    objects = [scene.objects[i] for i in question.targets]
+    is_named = parse_conclusions(result.reasoning) == [(t.kind, t.colour) for t in objects]
     hits = [
-        _most_covered(scene, region.mask) == i
+        _best_overlap(scene, region.mask) == i
         for region, i in zip(result.regions, question.targets, strict=False)
     ]
     is_hit = all(hits) and len(result.regions) == len(question.targets)
@@ -132,19 +132,20 @@ def _score(scene: Scene, question: Question, result: Result) -> dict[str, bool |
     return scores
 
 
-def grade(scene: Scene, question: Question, result: Result) -> float:
-    """How good a thought is, from 0 to 10, counted: 4 · the share of what it says to see that is
-    there, 2 · the share of what is there that it says to see (thing, colour and place), 4 where it
+def grade_thought(scene: Scene, question: Question, result: Result) -> float:
+    """Grade a thought from 0 to 10 by counting: 4 · the share of what it says to see that is
+    there, 2 · the share of what is there that it says to see (object, colour and place), 4 where it
     concludes rightly (`named`)."""
-    there = {(t.place, t.colour, t.kind) for t in scene.things}
+    there = {(t.place, t.colour, t.kind) for t in scene.objects}
+    # a set: naming the same object twice earns nothing
     seen = set(parse_seen_objects(result.reasoning))
     right = len(seen & there)
-    conclusion = bool(_score(scene, question, result)["named"])
+    conclusion = bool(_score_answer(scene, question, result)["named"])
     return 4 * right / max(1, len(seen)) + 2 * right / max(1, len(there)) + 4 * conclusion
 
 
-def _most_covered(scene: Scene, mask: np.ndarray) -> int | None:
-    """The thing that a mask overlaps most; None where it overlaps none, or two alike."""
-    overlaps = [int((mask & scene.mask(i)).sum()) for i in range(len(scene.things))]
+def _best_overlap(scene: Scene, mask: np.ndarray) -> int | None:
+    """The object that a mask overlaps most; None where it overlaps none, or two alike."""
+    overlaps = [int((mask & scene.mask(i)).sum()) for i in range(len(scene.objects))]
     most = max(overlaps)
     return overlaps.index(most) if most and overlaps.count(most) == 1 else None

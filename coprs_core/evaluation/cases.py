@@ -20,15 +20,15 @@ def save_case(path: Path, example: Example, result: Result) -> None:
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     size, pixels = small.size, np.asarray(small)
     prior = np.zeros(result.photo_size, np.float32) if result.prior is None else result.prior
-    looked = np.asarray(Image.fromarray(prior).resize(size, Image.Resampling.BILINEAR))
-    parts = [pixels, prior_overlay(pixels, looked)]
+    small_prior = np.asarray(Image.fromarray(prior).resize(size, Image.Resampling.BILINEAR))
+    parts = [pixels, prior_overlay(pixels, small_prior)]
     for mask in (result.mask, example.truth):
-        parts.append(mask_overlay(pixels, _resized(mask, size)))
+        parts.append(mask_overlay(pixels, _resize_mask(mask, size)))
     gap = np.full((size[1], GAP, 3), 255, np.uint8)
     row = [piece for part in parts for piece in (part, gap)][:-1]
     path.with_suffix(".txt").write_text(result.reply, encoding="utf-8")
     Image.fromarray(np.concatenate(row, axis=1)).save(path, quality=QUALITY)
 
 
-def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size)) >= 128

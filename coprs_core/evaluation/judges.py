@@ -29,7 +29,7 @@ Rate the thought from 0 to 10:
 2 points: it leaves out nothing that is needed to answer;
 4 points: it ends at the right thing, or rightly at none, for the reason that it gives.
 Rate the thought alone, not its style. Answer with one line: Score: <number>"""
-SIDE, TOKENS = 768, 400
+MAX_SIDE, MAX_TOKENS = 768, 400
 _SCORE = re.compile(
     r"score\b.*?(?<![\d.])(\d{1,2}(?:\.\d+)?)\s*(?:(?:/|out of)\s*10)?\W*$",
     re.IGNORECASE | re.MULTILINE,
@@ -39,7 +39,7 @@ _SCORE = re.compile(
 class Judge(Protocol):
     """Scores thoughts."""
 
-    def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
+    def score_thought(self, row: Measurement, example: Example, result: Result) -> Measurement:
         """The row with its thought scored; as it is where that cannot be told."""
         ...
 
@@ -48,7 +48,7 @@ class Judge(Protocol):
 class RuleJudge:
     """Counts by what the data set knows."""
 
-    def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
+    def score_thought(self, row: Measurement, example: Example, result: Result) -> Measurement:
         return row if example.grade is None else replace(row, thought=example.grade(result))
 
 
@@ -58,26 +58,27 @@ class ModelJudge:
 
     server: "ChatEndpoint"
 
-    def judged(self, row: Measurement, example: Example, result: Result) -> Measurement:
+    def score_thought(self, row: Measurement, example: Example, result: Result) -> Measurement:
         image = example.load_photo().image.copy()
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        told = io.BytesIO()
-        image.save(told, "JPEG", quality=90)
-        picture = f"data:image/jpeg;base64,{base64.b64encode(told.getvalue()).decode()}"
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        jpeg = io.BytesIO()
+        image.save(jpeg, "JPEG", quality=90)
+        picture = f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
         question = RUBRIC.format(instruction=example.instruction, thought=result.reasoning)
         try:
             reply = "".join(
-                step.text for step in self.server.stream_reply(picture, question, TOKENS)
+                step.text for step in self.server.stream_reply(picture, question, MAX_TOKENS)
             )
         except CoPRSError:  # the answer counts, its thought is not judged
             return row
-        return replace(row, thought=read_score(reply))
+        return replace(row, thought=parse_score(reply))
 
 
-def read_score(reply: str) -> float | None:
+def parse_score(reply: str) -> float | None:
     """The score in a judge's reply, in [0, 10]; None where there is none."""
-    found = _SCORE.findall(reply.rpartition("</think>")[2])
-    score = float(found[-1]) if found else -1.0
+    # the last one counts: a judge may weigh several scores before it settles on one
+    scores = _SCORE.findall(reply.rpartition("</think>")[2])
+    score = float(scores[-1]) if scores else -1.0
     return score if 0 <= score <= 10 else None
 
 

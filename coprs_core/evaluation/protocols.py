@@ -39,16 +39,16 @@ class Protocol:
             f"reply without an answer {failed}"
         )
 
-    def areas(
-        self, found: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None
+    def intersection_and_union(
+        self, predicted: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None
     ) -> tuple[int, int]:
         """Pixels of intersection and union of two bool masks [H, W]."""
         if ignore is not None and self.ignore_is_target:
             truth = truth | ignore
-        inside, either = found & truth, found | truth
+        intersection, union = predicted & truth, predicted | truth
         if ignore is not None and not self.ignore_is_target:
-            inside, either = inside & ~ignore, either & ~ignore
-        return int(inside.sum()), int(either.sum())
+            intersection, union = intersection & ~ignore, union & ~ignore
+        return int(intersection.sum()), int(union.sum())
 
     def curve(
         self, prior: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None, is_failed: bool
@@ -58,10 +58,10 @@ class Protocol:
             truth = truth | ignore
         elif ignore is not None:
             prior, truth = prior[~ignore], truth[~ignore]
-        found = iou_curve(prior, truth)
+        ious = iou_curve(prior, truth)
         if is_failed and self.failed_is_zero:
-            return np.zeros_like(found)
-        return found if truth.any() else np.where(found > 0, self.both_empty, 0.0)
+            return np.zeros_like(ious)
+        return ious if truth.any() else np.where(ious > 0, self.both_empty, 0.0)
 
     def iou(self, areas: tuple[int, int], is_failed: bool) -> float:
         """IoU in [0, 1] of an item."""
@@ -79,4 +79,4 @@ PROTOCOLS = {
         Protocol("visionreasoner", True, 0.0, True),
     )
 }
-USUAL = PROTOCOLS["coprs"]
+DEFAULT_PROTOCOL = PROTOCOLS["coprs"]

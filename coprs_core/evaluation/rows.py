@@ -12,7 +12,7 @@ import numpy as np
 from coprs_core.answer.concurrent import DEFAULT_AT_ONCE, answer_many
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError, first_line
-from coprs_core.evaluation.protocols import USUAL, Protocol
+from coprs_core.evaluation.protocols import DEFAULT_PROTOCOL, Protocol
 from coprs_core.example import Example, Tag
 from coprs_core.metrics import PRIOR_THRESHOLD, PRIOR_THRESHOLDS
 from coprs_core.prompts import (
@@ -26,9 +26,9 @@ from coprs_core.prompts import (
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
 
-CURVE = slice(5, 100, 5)
+_CURVE_SLICE = slice(5, 100, 5)
 """Of `metrics.PRIOR_THRESHOLDS`: 0.05, 0.1 … 0.95, where the prior's IoU is kept."""
-STEPS = tuple(round(float(t), 2) for t in PRIOR_THRESHOLDS[CURVE])
+CURVE_THRESHOLDS = tuple(round(float(t), 2) for t in PRIOR_THRESHOLDS[_CURVE_SLICE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Measurement:
         mask, prior: pixels of (intersection, union) with the truth, of the union of all regions;
             the prior where it is at least 0.5.
         mask_iou, prior_iou: IoU as the protocol counts it.
-        curve: the prior's IoU at each of `STEPS`.
+        curve: the prior's IoU at each of `CURVE_THRESHOLDS`.
         thought_words: length of the thought.
         tokens: of the reply.
         seconds: since the row before, so that those of a run add up to its time; several answers
@@ -80,17 +80,17 @@ class Measurement:
     left_out: int = 0
 
     @property
-    def is_nothing_there(self) -> bool:
+    def has_no_target(self) -> bool:
         """Whether it is known that nothing fits."""
         return self.size is None and not self.unread
 
     @property
-    def is_nothing_found(self) -> bool:
+    def says_nothing_found(self) -> bool:
         """Whether the outcome is "nothing found"."""
         return self.outcome == NOTHING_FOUND
 
     @property
-    def is_masked(self) -> bool:
+    def has_target_and_mask(self) -> bool:
         """Whether something is there and something was found."""
         return self.size is not None and self.outcome == FOUND
 
@@ -106,16 +106,16 @@ class Measurement:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Measurement:
         """A row that `to_dict` wrote; raises `TypeError` or `LookupError` where it is none."""
-        told: dict[str, Any] = dict(values)
+        fields: dict[str, Any] = dict(values)
         for name in ("mask", "prior", "curve"):
-            told[name] = tuple(told[name])
-        return cls(**told)
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
 
 
 FAILED = "failed"
 
 
-def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Measurement:
+def measure(example: Example, result: Result, protocol: Protocol = DEFAULT_PROTOCOL) -> Measurement:
     """Compare one answer with the truth; raises `CoPRSError` where the data set's mask is not of
     its photo's size."""
     truth, ignore = example.truth, example.ignore
@@ -125,26 +125,28 @@ def measure(example: Example, result: Result, protocol: Protocol = USUAL) -> Mea
             f"{list(result.photo_size)}: correct the data set."
         )
     prior = np.zeros(truth.shape, np.float32) if result.prior is None else result.prior
-    mask = protocol.areas(result.mask, truth, ignore)
-    looked_at = protocol.areas(prior >= PRIOR_THRESHOLD, truth, ignore)
+    mask = protocol.intersection_and_union(result.mask, truth, ignore)
+    looked_at = protocol.intersection_and_union(prior >= PRIOR_THRESHOLD, truth, ignore)
     is_failed = result.outcome == UNFINISHED
     return replace(
-        _blank(example, truth),
+        _base_measurement(example, truth),
         outcome=result.outcome,
         reason=result.reason,
-        well_formed=_has_form(result, example),
+        well_formed=_is_usable_reply(result, example),
         scores=example.score(result) if example.score else {},
         mask=mask,
         prior=looked_at,
         mask_iou=protocol.iou(mask, is_failed),
         prior_iou=protocol.iou(looked_at, is_failed),
-        curve=tuple(np.round(protocol.curve(prior, truth, ignore, is_failed)[CURVE], 3).tolist()),
+        curve=tuple(
+            np.round(protocol.curve(prior, truth, ignore, is_failed)[_CURVE_SLICE], 3).tolist()
+        ),
         thought_words=len(result.reasoning.split()),
         tokens=result.tokens,
     )
 
 
-def _has_form(result: Result, example: Example) -> bool:
+def _is_usable_reply(result: Result, example: Example) -> bool:
     """Whether a reply keeps to the method's form; of a model that writes coordinates, whether they,
     or that there are none, can be read."""
     if result.prior_kind == FOCUS_TOKEN_PRIOR:
@@ -152,22 +154,26 @@ def _has_form(result: Result, example: Example) -> bool:
     return result.outcome != UNFINISHED
 
 
-def not_answered(example: Example, problem: str, protocol: Protocol = USUAL) -> Measurement:
+def failed_measurement(
+    example: Example, problem: str, protocol: Protocol = DEFAULT_PROTOCOL
+) -> Measurement:
     """The row of an item that could not be answered, or not even read: it counts, with its
     reason."""
     if example.problem:
-        return _unread(example.index, problem)
+        return _unreadable_measurement(example.index, problem)
     truth = example.truth
-    areas = protocol.areas(np.zeros_like(truth), truth, example.ignore)
-    return replace(_blank(example, truth), reason=problem, problem=problem, mask=areas, prior=areas)
+    areas = protocol.intersection_and_union(np.zeros_like(truth), truth, example.ignore)
+    return replace(
+        _base_measurement(example, truth), reason=problem, problem=problem, mask=areas, prior=areas
+    )
 
 
-def _unread(index: int, problem: str) -> Measurement:
-    row = _blank(Example(None, "", index=index), np.zeros((1, 1), bool))
+def _unreadable_measurement(index: int, problem: str) -> Measurement:
+    row = _base_measurement(Example(None, "", index=index), np.zeros((1, 1), bool))
     return replace(row, reason=problem, problem=problem, unread=True)
 
 
-def _blank(example: Example, truth: np.ndarray) -> Measurement:
+def _base_measurement(example: Example, truth: np.ndarray) -> Measurement:
     """What every row says of its example."""
     return Measurement(
         index=example.index,
@@ -187,10 +193,10 @@ def _blank(example: Example, truth: np.ndarray) -> Measurement:
     )
 
 
-def answered(
+def answer_and_measure(
     engine: Engine,
     examples: Iterable[Example],
-    protocol: Protocol = USUAL,
+    protocol: Protocol = DEFAULT_PROTOCOL,
     at_once: int = DEFAULT_AT_ONCE,
     max_new_tokens: int | None = None,
 ) -> Iterator[tuple[Measurement, Example, Result | None]]:
@@ -199,31 +205,31 @@ def answered(
     last = time.perf_counter()
     for example, answer in answer_many(engine, examples, at_once, max_new_tokens):
         now = time.perf_counter()
-        row, result = _row(example, answer, protocol)
+        row, result = _measure_answer(example, answer, protocol)
         yield replace(row, seconds=round(now - last, 4)), example, result
         last = now
 
 
-def _row(
+def _measure_answer(
     example: Example, answer: Result | CoPRSError, protocol: Protocol
 ) -> tuple[Measurement, Result | None]:
     """The row of an answer, and the answer where there is one that can be measured."""
     try:
         if isinstance(answer, Result):
             return measure(example, answer, protocol), answer
-        return not_answered(example, str(answer), protocol), None
+        return failed_measurement(example, str(answer), protocol), None
     except Exception as problem:  # masks of a data set that do not go together
         why = f"Item {example.index} cannot be measured ({first_line(problem)}): correct it."
-        told = str(problem) if isinstance(problem, CoPRSError) else why
-        return _unread(example.index, told), None
+        message = str(problem) if isinstance(problem, CoPRSError) else why
+        return _unreadable_measurement(example.index, message), None
 
 
 def evaluate(
     engine: Engine,
     examples: Iterable[Example],
-    protocol: Protocol = USUAL,
+    protocol: Protocol = DEFAULT_PROTOCOL,
     at_once: int = DEFAULT_AT_ONCE,
 ) -> Iterator[Measurement]:
     """Answer examples, one row each, in the order in which they end."""
-    for row, _, _ in answered(engine, examples, protocol, at_once):
+    for row, _, _ in answer_and_measure(engine, examples, protocol, at_once):
         yield row

@@ -19,7 +19,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.cases import save_case
 from coprs_core.evaluation.judges import Judge
 from coprs_core.evaluation.protocols import PROTOCOLS, Protocol
-from coprs_core.evaluation.rows import Measurement, answered
+from coprs_core.evaluation.rows import Measurement, answer_and_measure
 from coprs_core.example import Example
 from coprs_core.export.archive import make_writable_folder
 from coprs_core.machine import package_versions
@@ -29,13 +29,13 @@ from coprs_core.run_settings import PATH_ERRORS, check_settings, write_settings
 if TYPE_CHECKING:
     from coprs_core.answer.engine import Engine
 
-RUN, ROWS, CASES = "run.json", "rows-{}-of-{}.jsonl", "cases"
-SHOWN = 8
+RUN_FILE, ROWS_FILE, CASES_FOLDER = "run.json", "rows-{}-of-{}.jsonl", "cases"
+NUM_CASES = 8
 """Pictures of each: the best, the worst, and some at random."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """What a run measures; a folder holds one run alone.
 
     Attributes:
@@ -63,7 +63,7 @@ class Settings:
     detail: str = "auto"
 
     @property
-    def counting(self) -> Protocol:
+    def counting_protocol(self) -> Protocol:
         """The protocol."""
         return PROTOCOLS[self.protocol]
 
@@ -75,7 +75,7 @@ class Shard:
     number: int = 1
     count: int = 1
 
-    def part(self, number: int, count: int) -> Shard:
+    def split(self, number: int, count: int) -> Shard:
         """Of this part the part `number`, from 0, of `count`."""
         return Shard(self.number + self.count * number, self.count * count)
 
@@ -88,23 +88,24 @@ def parse_shard(text: str) -> Shard:
     return Shard(int(found[1]), int(found[2]))
 
 
-def numbers_of(dataset: Dataset, settings: Settings, shard: Shard) -> range:
+def item_numbers(dataset: Dataset, settings: RunSettings, shard: Shard) -> range:
     """The items of a part of a run, by number; raises `CoPRSError` where the run has none."""
-    end = settings.start + (settings.limit or dataset.size or 0)
-    if dataset.size is not None:
-        end = min(end, dataset.size)
+    end = settings.start + (settings.limit or dataset.num_items or 0)
+    if dataset.num_items is not None:
+        end = min(end, dataset.num_items)
     if end <= settings.start:
         raise CoPRSError(
             f"{settings.about} has no item {settings.start}: start at a lower one, or set a limit."
         )
+    # every count-th item, not a block: shards of a sorted data set then take as long as each other
     first = settings.start + (shard.number - 1 - settings.start) % shard.count
     return range(first, end, shard.count)
 
 
-def run(
+def run_evaluation(
     engine: Engine,
     dataset: Dataset,
-    settings: Settings,
+    settings: RunSettings,
     folder: Path,
     shard: Shard = Shard(),  # noqa: B008
     judge: Judge | None = None,
@@ -114,42 +115,43 @@ def run(
     Yields the rows as they are written; an item that cannot be read is one, too. Memory stays that
     of the replies under way. Raises `CoPRSError` where the folder holds another run.
     """
-    begin(folder, settings, engine, dataset)
-    path = folder / ROWS.format(shard.number, shard.count)
-    done = _done(folder, path)
-    left = (n for n in numbers_of(dataset, settings, shard) if n not in done)
-    examples = (example for n in left if (example := dataset.read(n)))
-    cases = _Cases(folder / CASES, path)
-    counting, at_once = settings.counting, settings.at_once
+    open_run(folder, settings, engine, dataset)
+    path = folder / ROWS_FILE.format(shard.number, shard.count)
+    done = _repair_and_list_answered(folder, path)
+    left = (n for n in item_numbers(dataset, settings, shard) if n not in done)
+    examples = (example for n in left if (example := dataset.try_read(n)))
+    cases = _CaseSelection(folder / CASES_FOLDER, path)
+    counting, at_once = settings.counting_protocol, settings.at_once
     with path.open("a", encoding="utf-8", errors=PATH_ERRORS) as file:
-        for row, example, result in answered(
+        for row, example, result in answer_and_measure(
             engine, examples, counting, at_once, settings.max_new_tokens
         ):
             if result is not None:
-                row = row if judge is None else judge.judged(row, example, result)
+                row = row if judge is None else judge.score_thought(row, example, result)
                 cases.consider(row, example, result)
             file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
+            # a line an item, at once: a killed run has lost the replies under way and no more
             file.flush()
             yield row
 
 
-def begin(folder: Path, settings: Settings, engine: Engine, dataset: Dataset) -> None:
+def open_run(folder: Path, settings: RunSettings, engine: Engine, dataset: Dataset) -> None:
     """Write what a folder's run is; raises `CoPRSError` where it holds another."""
-    path = make_writable_folder(folder) / RUN
-    ours = asdict(settings)
+    path = make_writable_folder(folder) / RUN_FILE
+    values = asdict(settings)
     engine_now = {"name": engine.name, **engine.settings}
     if path.is_file():
-        told = read_run(folder)
-        check_settings(folder, asdict(Settings(**told["settings"])), ours)
-        _check_same(folder, told["engine"], engine_now)
+        stored = read_run(folder)
+        check_settings(folder, asdict(RunSettings(**stored["settings"])), values)
+        _check_same_engine(folder, stored["engine"], engine_now)
         return
     began = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    told = {"settings": ours, "began": began, "engine": engine_now, "groups": dataset.groups}
-    told["versions"] = package_versions()
-    write_settings(path, told)
+    stored = {"settings": values, "began": began, "engine": engine_now, "groups": dataset.groups}
+    stored["versions"] = package_versions()
+    write_settings(path, stored)
 
 
-def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same_engine(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises `CoPRSError` where `auto` means something else here than where a run began."""
     for name in ("name", "device", "dtype", "quantization"):
         was, is_now = (str(told.get(name, "")).partition(":")[0] for told in (before, now))
@@ -163,8 +165,8 @@ def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 def read_run(folder: Path) -> dict[str, Any]:
     """What a folder's run is; raises `CoPRSError` where it holds none."""
     try:
-        values = parse_json((folder / RUN).read_text(encoding="utf-8"))
-        Settings(**values["settings"])
+        values = parse_json((folder / RUN_FILE).read_text(encoding="utf-8"))
+        RunSettings(**values["settings"])
         dict(values["groups"]), dict(values["engine"]), dict(values["versions"])
     except (OSError, ValueError, TypeError, LookupError) as problem:
         raise CoPRSError(f"{folder} holds no run: give the --out of `coprs evaluate`.") from problem
@@ -185,7 +187,7 @@ def read_rows(folder: Path) -> list[Measurement]:
     return [rows[index] for index in sorted(rows)]
 
 
-def _rows(path: Path) -> Iterator[Measurement]:
+def _read_rows_file(path: Path) -> Iterator[Measurement]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
@@ -197,42 +199,46 @@ def _rows(path: Path) -> Iterator[Measurement]:
                     ) from None
 
 
-def left_to_others(folder: Path, dataset: Dataset, settings: Settings, own: range) -> int:
+def count_missing(folder: Path, dataset: Dataset, settings: RunSettings, own: range) -> int:
     """How many items of a run beside the `own` ones are not there yet."""
-    there = {row.index for row in _all_rows(folder)}.union(own)
-    left = [n for n in numbers_of(dataset, settings, Shard()) if n not in there]
-    return len(left) if any(dataset.read(n) for n in left) else 0  # else they are passed over
+    present = {row.index for row in _all_rows(folder)}.union(own)
+    left = [n for n in item_numbers(dataset, settings, Shard()) if n not in present]
+    return len(left) if any(dataset.try_read(n) for n in left) else 0  # else they are passed over
 
 
-def answered_before(folder: Path, numbers: range) -> int:
+def count_answered(folder: Path, numbers: range) -> int:
     """How many of these items a folder holds already, whichever part wrote them."""
-    return len(_written(folder).intersection(numbers))
+    return len(_answered_numbers(folder).intersection(numbers))
 
 
-def _done(folder: Path, own: Path) -> set[int]:
+def _repair_and_list_answered(folder: Path, own: Path) -> set[int]:
     """The numbers that a folder holds; what a kill cut short is taken off the own file."""
     if own.is_file():
         with own.open("rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
-    return _written(folder)
+    return _answered_numbers(folder)
 
 
-def _written(folder: Path) -> set[int]:
+def _answered_numbers(folder: Path) -> set[int]:
     """The numbers of the items that were answered; others are asked anew."""
     return {row.index for row in _all_rows(folder) if not row.problem}
 
 
 def _all_rows(folder: Path) -> Iterator[Measurement]:
-    return (row for path in sorted(folder.glob(ROWS.format("*", "*"))) for row in _rows(path))
+    return (
+        row
+        for path in sorted(folder.glob(ROWS_FILE.format("*", "*")))
+        for row in _read_rows_file(path)
+    )
 
 
-class _Cases:
+class _CaseSelection:
     """The pictures that a run keeps: of the best, the worst, and some at random, on the disk."""
 
     def __init__(self, folder: Path, rows: Path):
         self._folder = folder
         self._heaps: dict[str, list[tuple[float, int]]] = {"best": [], "worst": [], "random": []}
-        for row in _rows(rows) if rows.is_file() else ():
+        for row in _read_rows_file(rows) if rows.is_file() else ():
             if self._path(row.index).is_file():
                 self._wanted(row)
 
@@ -247,13 +253,14 @@ class _Cases:
             self._path(index).with_suffix(".txt").unlink(missing_ok=True)
 
     def _wanted(self, row: Measurement) -> bool:
+        # by hash, not by a generator: a resumed run chooses the same ones
         chance = int.from_bytes(hashlib.sha256(str(row.index).encode()).digest()[:4], "big")
         keys = {"best": row.mask_iou, "worst": -row.mask_iou, "random": float(chance)}
         if row.size is None:  # a picture of nothing where nothing is tells little
             del keys["best"]
         for name, key in keys.items():
             heapq.heappush(self._heaps[name], (key, -row.index))  # of equals the first stay
-            if len(self._heaps[name]) > SHOWN:
+            if len(self._heaps[name]) > NUM_CASES:
                 heapq.heappop(self._heaps[name])
         return row.index in self._kept()
 

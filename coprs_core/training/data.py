@@ -1,4 +1,4 @@
-"""What a model is trained on, and the masks that its own are held against."""
+"""The data of a recipe, and the soft masks that are trained towards."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,9 @@ from coprs_core.model.vision import VisionConfig
 from coprs_core.training.recipe import JointRecipe
 
 
-def training_data(recipe: JointRecipe) -> Dataset:
-    """What a recipe trains on, its photos opened: each is asked for more than once."""
-    dataset = _dataset(recipe)
+def open_training_data(recipe: JointRecipe) -> Dataset:
+    """Open the data set of a recipe, with decoded photos: each is used more than once."""
+    dataset = _open_dataset(recipe)
 
     def item(number: int):
         example = dataset[number]
@@ -27,7 +27,7 @@ def training_data(recipe: JointRecipe) -> Dataset:
     return replace(dataset, item=item)
 
 
-def _dataset(recipe: JointRecipe) -> Dataset:
+def _open_dataset(recipe: JointRecipe) -> Dataset:
     if recipe.data == "scenes":
         from coprs_core.datasets.scenes import training_scenes
 
@@ -44,8 +44,8 @@ def _dataset(recipe: JointRecipe) -> Dataset:
     return open_dataset("folder", Path(recipe.root or recipe.data).expanduser())
 
 
-def target_of(mask: np.ndarray, vision: VisionConfig) -> Tensor:
-    """A mask bool [H, W] at decoding size: resized and padded like the photo, float32
+def to_soft_target(mask: np.ndarray, vision: VisionConfig) -> Tensor:
+    """Resize a mask bool [H, W] to decoding size: resized and padded like the photo, float32
     [1, prior side, prior side], soft in [0, 1] at its border."""
     size = unpadded_size(mask.shape, vision.side)
     inside = F.adaptive_avg_pool2d(torch.from_numpy(mask).float()[None, None], size)

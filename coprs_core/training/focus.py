@@ -1,5 +1,5 @@
-"""Prior and mask of replies while the language model is trained: read with it in one forward pass,
-learnt with it in one backward."""
+"""Prior and mask of replies while the language model is trained: computed with it in one forward
+pass, trained with it in one backward."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
@@ -19,22 +19,28 @@ from coprs_core.example import Example
 from coprs_core.geometry import to_mllm_frame, to_sam_frame, unpadded_size
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import encode_prompt
-from coprs_core.training.data import target_of
-from coprs_core.training.embeddings import KeptEmbeddings
-from coprs_core.training.rates import HEADS, Rates
+from coprs_core.training.data import to_soft_target
+from coprs_core.training.embedding_cache import EmbeddingCache
+from coprs_core.training.rates import HEADS_MODULE, LearningRates
 
-TRAINED = "trained.safetensors"
-REMEMBERED, REMEMBERED_ITEMS = 512, 64
+TRAINED_FILE = "trained.safetensors"
+MAX_CACHED_EMBEDDINGS, MAX_CACHED_ITEMS = 512, 64
 """So many embeddings of photos, and so many items, whose photos may be large, are kept."""
-_NEVER_LEARNT = (".visual.", "iou_prediction_head", "point_embed", "no_mask_embed")
+_ALWAYS_FROZEN = (".visual.", "iou_prediction_head", "point_embed", "no_mask_embed")
 """The vision tower, and what the decoder does not use where the prior is its prompt."""
 IMAGE_TOKEN = "<|image_pad|>"
 
 
 @dataclass
-class FocusRows:
-    """The focus tokens of a batch: `rows`, `columns` [N] in the token ids; `embedding`
-    [N, C, h, w], `sizes` [N, 2], and the soft `target` [N, 1, p, p] of what each is to find."""
+class FocusBatch:
+    """The focus tokens of a batch of replies, N in all.
+
+    Attributes:
+        rows, columns: int [N], where they stand in the token ids.
+        embedding: [N, C, h, w], SAM's of the photo of each.
+        sizes: int [N, 2], (height, width) of the photo in SAM's frame.
+        target: float32 [N, 1, p, p] in [0, 1], the mask that each is to draw.
+    """
 
     rows: Tensor
     columns: Tensor
@@ -43,9 +49,9 @@ class FocusRows:
     target: Tensor
 
 
-class TrainedFocus:
-    """A CoPRS model hung up for training: prior and decoder beside its language model, whose last
-    hidden states are kept; the image encoder and the vision tower are not trained.
+class TrainableCoPRS:
+    """A CoPRS model made ready for a trainer of its language model: prior and decoder are
+    submodules of it, its last hidden states are kept; image encoder and vision tower are frozen.
 
     `embeddings` is a folder for what the image encoder sees, which is the same in every run.
     """
@@ -56,107 +62,110 @@ class TrainedFocus:
         self.model, self.tokenizer = model, processor.tokenizer
         self.image_processor = processor.image_processor
         self.focus_id: int = self.tokenizer.convert_tokens_to_ids(model.config.focus_token)
-        self.item = lru_cache(REMEMBERED_ITEMS)(dataset.__getitem__)
+        self.get_example = lru_cache(MAX_CACHED_ITEMS)(dataset.__getitem__)
         encode: Callable[[Example], Tensor] = self._encode
         if embeddings is not None:
-            encode = KeptEmbeddings(embeddings, model.image_encoder, encode)
+            encode = EmbeddingCache(embeddings, model.image_encoder, encode)
         self._encoded, self._embeddings = encode, dict[str, Tensor]()
         self._hidden: Any = None
-        self._rows: FocusRows | None = None
-        self.drawn: tuple[Tensor, Tensor] = torch.empty(0), torch.empty(0)
-        _hang(model)
-        self._hook = model.mllm.base_model.register_forward_hook(self._keep)
+        self._rows: FocusBatch | None = None
+        self.last_logits: tuple[Tensor, Tensor] = torch.empty(0), torch.empty(0)
+        _attach_heads(model)
+        self._hook = model.mllm.base_model.register_forward_hook(self._store_hidden)
 
-    def choose_learnt(self, trained: nn.Module) -> None:
-        """Switch gradients on: for prior and decoder as far as they are used, and the whole
+    def set_trainable(self, trained: nn.Module) -> None:
+        """Switch gradients on, for prior and decoder as far as they are used, and the whole
         language model but its vision tower; where it has adapters, which choose for themselves, for
         those alone. All of it becomes float32: at these rates most steps are lost in bfloat16."""
         is_adapted = any("lora_" in name for name, _ in trained.named_parameters())
         for name, parameter in trained.named_parameters():
-            if f"{HEADS}." in name or not is_adapted:
-                parameter.requires_grad_(not any(part in name for part in _NEVER_LEARNT))
+            if f"{HEADS_MODULE}." in name or not is_adapted:
+                parameter.requires_grad_(not any(part in name for part in _ALWAYS_FROZEN))
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
-    def draw_in_forward(self, give: Callable[..., Any], needs: str | None = None) -> None:
+    def patch_forward(self, make_output: Callable[..., Any], only_with: str | None = None) -> None:
         """Let the language model draw prior and mask of the rows that `drawing` names, in its own
-        forward pass: several processes could not agree on what is learnt outside of it.
+        forward pass: several processes could not agree on gradients of what runs outside of it.
 
-        The logits are kept as `drawn`, and `give(outputs, rows, prior_logits, mask_logits)` is what
-        it gives back; as ever where `needs`, an option of the call, is not set. It keeps its own
+        The logits are kept as `last_logits`. `give(outputs, rows, prior_logits, mask_logits)` makes
+        what it returns, unless `only_with`, an option of the call, is not set. It keeps its own
         signature, which sampling reads.
         """
         mllm = self.model.mllm
-        before = mllm.forward
+        original = mllm.forward
 
         @wraps(type(mllm).forward)
         def forward(*args: Any, **options: Any) -> Any:
-            outputs, rows = before(*args, **options), self._rows
+            outputs, rows = original(*args, **options), self._rows
             if rows is None:
                 return outputs
-            self.drawn = self._draw(rows)
-            is_asked = needs is None or options.get(needs)
-            return give(outputs, rows, *self.drawn) if is_asked else outputs
+            self.last_logits = self._compute_logits(rows)
+            is_asked = only_with is None or options.get(only_with)
+            return make_output(outputs, rows, *self.last_logits) if is_asked else outputs
 
         mllm.forward = forward
 
     @contextmanager
-    def drawing(self, rows: FocusRows) -> Generator[None, None, None]:
-        """Inside, the language model draws prior and mask of these rows (see `draw_in_forward`)."""
+    def drawing(self, rows: FocusBatch) -> Generator[None, None, None]:
+        """Inside, the language model draws prior and mask of these rows (see `patch_forward`)."""
         self._rows = rows
         try:
             yield
         finally:
             self._rows = None
 
-    def finished(self) -> CoPRS:
-        """The model as it was before it hung here, but for its weights."""
+    def detach_model(self) -> CoPRS:
+        """Undo all patches; returns the model with its trained weights."""
         self._hook.remove()
-        _take_off(self.model)
+        _detach_heads(self.model)
         self.model.mllm.__dict__.pop("forward", None)  # a trainer's stood before the class's own
         return self.model
 
-    def embedding(self, example: Example) -> Tensor:
-        """SAM's image embedding [C, h, w], remembered by the photo's key: an example, as a key,
-        would keep its photo."""
+    def image_embedding(self, example: Example) -> Tensor:
+        """SAM's image embedding [C, h, w], cached by the photo's key: an example as a key would
+        keep its photo in memory."""
         key = example.load_photo().key
         if key not in self._embeddings:
-            if len(self._embeddings) >= REMEMBERED:
+            if len(self._embeddings) >= MAX_CACHED_EMBEDDINGS:
+                # a dictionary keeps the order of insertion
                 del self._embeddings[next(iter(self._embeddings))]  # the oldest
             self._embeddings[key] = self._encoded(example)
         return self._embeddings[key]
 
-    def picture(self, example: Example) -> Any:
-        """The photo as the language model is shown it."""
+    def mllm_image(self, example: Example) -> Any:
+        """The photo in the frame of the language model."""
         return to_mllm_frame(example.load_photo().image, self.model.config.mllm_pixels)
 
-    def inputs(self, items: list[Example], replies: list[list[int]]) -> tuple[dict, list[int]]:
+    def encode_batch(
+        self, items: list[Example], replies: list[list[int]]
+    ) -> tuple[dict, list[int]]:
         """What the model reads, [B, L] padded on the right, for prompts with their replies in
         tokens; and where each reply begins."""
-        pictures = [self.picture(item) for item in items]
-        seen = self.image_processor(images=pictures, return_tensors="pt")
+        pictures = [self.mllm_image(item) for item in items]
+        image_inputs = self.image_processor(images=pictures, return_tensors="pt")
         merged = self.image_processor.merge_size**2
         image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        template, whole, starts = self.model.config.prompt_template, [], []
-        for item, grid, reply in zip(items, seen["image_grid_thw"], replies, strict=True):
+        template, sequences, starts = self.model.config.prompt_template, [], []
+        for item, grid, reply in zip(items, image_inputs["image_grid_thw"], replies, strict=True):
             image_ids = [image_id] * (int(grid.prod()) // merged)
             prompt = encode_prompt(self.tokenizer, template, item.instruction, image_ids)
-            whole.append(torch.tensor(prompt + reply))
+            sequences.append(torch.tensor(prompt + reply))
             starts.append(len(prompt))
-        ids = nn.utils.rnn.pad_sequence(whole, True, self.tokenizer.pad_token_id)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(w) for w in whole], True)
-        read = {
+        ids = nn.utils.rnn.pad_sequence(sequences, True, self.tokenizer.pad_token_id)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(w) for w in sequences], True)
+        inputs = {
             "input_ids": ids,
             "attention_mask": mask,
-            "pixel_values": seen["pixel_values"],
-            "image_grid_thw": seen["image_grid_thw"],
+            "pixel_values": image_inputs["pixel_values"],
+            "image_grid_thw": image_inputs["image_grid_thw"],
             "mm_token_type_ids": torch.eq(ids, image_id).int(),
         }
-        return {name: value.to(self.model.device) for name, value in read.items()}, starts
+        return {name: value.to(self.model.device) for name, value in inputs.items()}, starts
 
-    def rows(
+    def focus_batch(
         self, items: list[Example], ids: Tensor, starts: list[int], ends: list[int] | None = None
-    ) -> FocusRows:
+    ) -> FocusBatch:
         """The focus tokens of replies that have a thing to find, in order, the k-th with the k-th
         thing; replies begin at `starts` and are `ends` tokens long."""
         rows, columns, embeddings, sizes, targets = [], [], [], [], []
@@ -168,14 +177,14 @@ class TrainedFocus:
             for place, true in zip(places.tolist(), item.masks, strict=False):
                 rows.append(row)
                 columns.append(place)
-                embeddings.append(self.embedding(item))
+                embeddings.append(self.image_embedding(item))
                 sizes.append(unpadded_size(true.shape, vision.side))
-                targets.append(target_of(true, vision))
+                targets.append(to_soft_target(true, vision))
         if not rows:
             none = torch.zeros(0, dtype=torch.long, device=device)
             target = torch.zeros(0, 1, vision.prior_side, vision.prior_side, device=device)
-            return FocusRows(none, none, target, none.view(0, 2), target)
-        return FocusRows(
+            return FocusBatch(none, none, target, none.view(0, 2), target)
+        return FocusBatch(
             torch.tensor(rows, device=device),
             torch.tensor(columns, device=device),
             torch.stack(embeddings).to(device, self.model.dtype),
@@ -183,7 +192,7 @@ class TrainedFocus:
             torch.stack(targets).to(device),
         )
 
-    def _draw(self, rows: FocusRows) -> tuple[Tensor, Tensor]:
+    def _compute_logits(self, rows: FocusBatch) -> tuple[Tensor, Tensor]:
         """Prior and mask logits [N, 1, p, p] from the hidden states that were read last."""
         hidden, count = self._hidden[rows.rows, rows.columns], len(rows.rows)
         embedding, sizes = rows.embedding, rows.sizes
@@ -200,7 +209,7 @@ class TrainedFocus:
             )
         return prior_logits[:count], mask_logits[:count]
 
-    def _keep(self, _module: nn.Module, _args: tuple, outputs: Any) -> None:
+    def _store_hidden(self, _module: nn.Module, _args: tuple, outputs: Any) -> None:
         self._hidden = outputs.last_hidden_state
 
     @torch.no_grad()
@@ -214,14 +223,14 @@ class TrainedFocus:
         return embedding.to(self.model.dtype)
 
 
-class Learner:
-    """Over a Hugging Face trainer: what is learnt and how fast, and what is written to go on from.
+class TrainerMixin:
+    """Over a Hugging Face trainer: which weights are trained and how fast, and saving them alone.
 
-    Needs `focus`, a `TrainedFocus`, and `rates`; the rest is the trainer's.
+    Needs `coprs`, a `TrainableCoPRS`, and `rates`; the rest is the trainer's.
     """
 
-    focus: TrainedFocus
-    rates: Rates
+    coprs: TrainableCoPRS
+    rates: LearningRates
     optimizer: Any
     lr_scheduler: Any
     model: Any
@@ -229,7 +238,7 @@ class Learner:
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = self.rates.optimizer(model or self.model, self.args)
+            self.optimizer = self.rates.build_optimizer(model or self.model, self.args)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -241,27 +250,27 @@ class Learner:
         learnt, values = [name for name, p in own.items() if p.requires_grad], state_dict or own
         whole = {name: values[name].detach().cpu().clone() for name in learnt}
         with write_errors_as_user_error(folder):
-            save_file(whole, folder / TRAINED)
+            save_file(whole, folder / TRAINED_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The moments as they were saved; the rates as they are asked for now."""
+        """Restore the moments as saved, but the learning rates as the recipe sets them now."""
         base: Any = super()
-        asked = [group["initial_lr"] for group in self.optimizer.param_groups]
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         base._load_optimizer_and_scheduler(checkpoint)
-        self.lr_scheduler.base_lrs = asked
+        self.lr_scheduler.base_lrs = rates
         for group, rate, share in zip(
-            self.optimizer.param_groups, asked, self.lr_scheduler.lr_lambdas, strict=True
+            self.optimizer.param_groups, rates, self.lr_scheduler.lr_lambdas, strict=True
         ):
             group["initial_lr"] = rate
             group["lr"] = rate * share(self.lr_scheduler.last_epoch)
         self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_learnt(self.model, Path(resume_from_checkpoint) / TRAINED)
+        load_trained_weights(self.model, Path(resume_from_checkpoint) / TRAINED_FILE)
 
 
-def load_learnt(model: nn.Module, trained: Path) -> None:
-    """What `Learner` wrote back into a model, be it sharded."""
+def load_trained_weights(model: nn.Module, trained: Path) -> None:
+    """Load what `TrainerMixin` saved into a model, be it sharded."""
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in load_file(trained).items():
@@ -273,19 +282,20 @@ def load_learnt(model: nn.Module, trained: Path) -> None:
             place.copy_(value)
 
 
-def finish(model: CoPRS, trained: Path) -> CoPRS:
-    """A model as it was loaded, with what `Learner` wrote."""
-    _hang(model)
-    load_learnt(model.mllm, trained)
-    return _take_off(model)
+def apply_trained_weights(model: CoPRS, trained: Path) -> CoPRS:
+    """Load what `TrainerMixin` saved into a model that is not in training."""
+    _attach_heads(model)
+    load_trained_weights(model.mllm, trained)
+    return _detach_heads(model)
 
 
-def _hang(model: CoPRS) -> None:
-    """Prior and decoder beside the language model, so that a trainer of it has them."""
+def _attach_heads(model: CoPRS) -> None:
+    """Make prior and decoder submodules of the language model, so that its trainer, which knows
+    that alone, saves, shards and steps them, too."""
     heads = nn.ModuleDict({"prior": model.prior, "decoder": model.decoder})
-    model.mllm.add_module(HEADS, heads)
+    model.mllm.add_module(HEADS_MODULE, heads)
 
 
-def _take_off(model: CoPRS) -> CoPRS:
-    del model.mllm._modules[HEADS]
+def _detach_heads(model: CoPRS) -> CoPRS:
+    del model.mllm._modules[HEADS_MODULE]
     return model

@@ -76,7 +76,7 @@ def segmentation_term(
     return segmentation_loss(prior_logits, mask_logits, target, *objective.weights(step))
 
 
-def reply_scores(reply: str, mask_reward: float, targets: int = 1) -> tuple[float, float]:
+def score_reply(reply: str, mask_reward: float, targets: int = 1) -> tuple[float, float]:
     """What a reply earns for its mask and for its form, each in [0, 1]; the reward is their mean,
     weighted by `mask_share`.
 

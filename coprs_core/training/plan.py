@@ -1,4 +1,4 @@
-"""What a run will take, before anything is loaded: memory by part, steps, disk."""
+"""Estimate what a run needs before anything is loaded: memory by part, steps, disk."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -15,18 +15,18 @@ from coprs_core.errors import CoPRSError
 from coprs_core.machine import choose_device, free_memory, rank_and_world_size
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.storage import format_bytes, free_disk
-from coprs_core.training.data import training_data
-from coprs_core.training.embeddings import bytes_of
+from coprs_core.training.data import open_training_data
+from coprs_core.training.embedding_cache import embedding_bytes
 from coprs_core.training.recipe import JointRecipe
 
-ADAPTED = r".*language_model.*\.(?:[qkvo]_proj|gate_proj|up_proj|down_proj)"
+ADAPTED_LAYERS = r".*language_model.*\.(?:[qkvo]_proj|gate_proj|up_proj|down_proj)"
 """The layers that get adapters: all linear ones of the language model."""
 _NF4_BYTES = 0.5 + 4 / 64  # a weight's four bits, and float32 for every block of 64
-_LEARNT_BYTES = 4 + 4 + 8  # a weight in float32, its gradient, and AdamW's two moments
+_TRAINED_BYTES = 4 + 4 + 8  # a weight in float32, its gradient, and AdamW's two moments
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What a run will take.
 
     Attributes:
@@ -49,9 +49,9 @@ class Plan:
     steps: int
     replies: int
     embeddings: int = 0
-    smaller: dict[str, int] = field(default_factory=dict)
+    alternatives: dict[str, int] = field(default_factory=dict)
 
-    def table(self) -> str:
+    def to_text(self) -> str:
         """As text for a terminal."""
         total = sum(self.parts.values())
         lines = [f"{name:34} {format_bytes(size):>9}" for name, size in self.parts.items()]
@@ -73,7 +73,9 @@ class Plan:
         total = sum(self.parts.values())
         if total > self.free:
             fitting = [
-                f"set {way} ({format_bytes(n)})" for way, n in self.smaller.items() if n < self.free
+                f"set {way} ({format_bytes(n)})"
+                for way, n in self.alternatives.items()
+                if n < self.free
             ]
             raise CoPRSError(
                 f"This run needs {format_bytes(total)} before any activation and "
@@ -89,10 +91,10 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class _WeightCounts:
     """How many weights a checkpoint has, by part: `linear` are those of the layers that get
-    adapters, `per_rank` those of adapters of rank 1. `kept`: bytes of one that is not learnt;
-    `cards`: over how many the language model is spread."""
+    adapters, `per_rank` those of adapters of rank 1. `frozen_bytes`: of one weight that is not
+    trained; `num_devices`: over how many the language model is spread."""
 
     whole: int
     tower: int
@@ -100,28 +102,28 @@ class _Sizes:
     per_rank: int
     encoder: int
     heads: int
-    kept: int
-    cards: int
+    frozen_bytes: int
+    num_devices: int
 
     def parts(self, recipe: JointRecipe) -> dict[str, int]:
         """Name → bytes of memory."""
         if recipe.lora:
-            held = _NF4_BYTES if recipe.quantize == "nf4" else self.kept
-            rest = (self.whole - self.linear) * self.kept
+            held = _NF4_BYTES if recipe.quantize == "nf4" else self.frozen_bytes
+            rest = (self.whole - self.linear) * self.frozen_bytes
             parts = {
                 "language model": int(self.linear * held + rest),
-                "adapters, gradients, AdamW": recipe.lora * self.per_rank * _LEARNT_BYTES,
+                "adapters, gradients, AdamW": recipe.lora * self.per_rank * _TRAINED_BYTES,
             }
         else:
-            over = f", over {self.cards} cards" if self.cards > 1 else ""
-            learning = (self.whole - self.tower) * _LEARNT_BYTES + self.tower * 4
-            parts = {f"language model, gradients, AdamW{over}": learning // self.cards}
+            over = f", over {self.num_devices} cards" if self.num_devices > 1 else ""
+            learning = (self.whole - self.tower) * _TRAINED_BYTES + self.tower * 4
+            parts = {f"language model, gradients, AdamW{over}": learning // self.num_devices}
             if recipe.steps and recipe.objective.kl:
-                parts[f"its reference, for the KL{over}"] = self.whole * 4 // self.cards
-        parts["image encoder"] = self.encoder * (self.kept if recipe.lora else 4)
-        return parts | {"prior and decoder, AdamW": self.heads * _LEARNT_BYTES}
+                parts[f"its reference, for the KL{over}"] = self.whole * 4 // self.num_devices
+        parts["image encoder"] = self.encoder * (self.frozen_bytes if recipe.lora else 4)
+        return parts | {"prior and decoder, AdamW": self.heads * _TRAINED_BYTES}
 
-    def smaller(self, recipe: JointRecipe) -> dict[str, int]:
+    def alternatives(self, recipe: JointRecipe) -> dict[str, int]:
         """What is to be set → bytes of memory, where that may be fewer."""
         if recipe.vllm or recipe.quantize == "nf4":
             return {}
@@ -131,30 +133,30 @@ class _Sizes:
         return {" and ".join(ways): sum(self.parts(other).values())}
 
 
-def _sizes(recipe: JointRecipe, source: CoPRSSource, place: torch.device) -> _Sizes:
+def _count_weights(recipe: JointRecipe, source: CoPRSSource, place: torch.device) -> _WeightCounts:
     """Read off the names and shapes of the tensors."""
     shapes = open_safetensors(weight_files(source.language_folder)).shapes
     counts = {name: torch.Size(shape).numel() for name, (shape, _) in shapes.items()}
-    layers = {n: s for n, (s, _) in shapes.items() if re.fullmatch(ADAPTED + r"\.weight", n)}
+    layers = {n: s for n, (s, _) in shapes.items() if re.fullmatch(ADAPTED_LAYERS + r"\.weight", n)}
     encoder, *heads = (
         sum(count_parameters(source.folder / f"{part}.safetensors")) for part in CHECKPOINT_PARTS
     )
     cards = rank_and_world_size()[1] if recipe.sharded else 1
     if recipe.sharded and cards == 1 and place.type == "cuda":
         cards = torch.cuda.device_count()  # a dry run stands for one process a card
-    return _Sizes(
+    return _WeightCounts(
         whole=sum(counts.values()),
         tower=sum(n for name, n in counts.items() if ".visual." in name or "visual." in name[:7]),
         linear=sum(counts[name] for name in layers),
         per_rank=sum(sum(shape) for shape in layers.values()),
         encoder=encoder,
         heads=sum(heads),
-        kept=2 if place.type != "cpu" else 4,
-        cards=cards,
+        frozen_bytes=2 if place.type != "cpu" else 4,
+        num_devices=cards,
     )
 
 
-def whole_source(name: str) -> ModelSource:
+def find_full_checkpoint(name: str) -> ModelSource:
     """The model that a run begins with, by name; raises `CoPRSError` where it is adapters."""
     source = find_source(name)
     if isinstance(source, AdapterSource):
@@ -165,33 +167,33 @@ def whole_source(name: str) -> ModelSource:
     return source
 
 
-def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
+def plan_training(recipe: JointRecipe, out: Path, device: str = "auto") -> TrainingPlan:
     """The plan of a recipe; nothing is loaded but the names and shapes of the tensors.
 
     Raises `CoPRSError` where the model is no CoPRS checkpoint.
     """
-    source, place = whole_source(recipe.model), choose_device(device)
+    source, place = find_full_checkpoint(recipe.model), choose_device(device)
     if not isinstance(source, CoPRSSource):
         raise CoPRSError(
             f"{source.name} has no focus token to train: make a CoPRS checkpoint of it with "
             "`coprs prepare`."
         )
-    sizes = _sizes(recipe, source, place)
+    sizes = _count_weights(recipe, source, place)
     language = recipe.lora * sizes.per_rank if recipe.lora else sizes.whole - sizes.tower
-    learnt = sizes.heads + language
+    num_trained = sizes.heads + language
     gathered = sizes.whole * 4 if recipe.sharded else 0  # all weights once more, by FSDP
-    step = learnt * 12 + gathered
+    step = num_trained * 12 + gathered
     checkpoint = (sizes.whole + sizes.encoder + sizes.heads) * 2
-    saved = 3 * step + learnt * 4 + checkpoint
+    saved = 3 * step + num_trained * 4 + checkpoint
     if recipe.warmup_steps:
-        saved += 2 * step + learnt * 4 + checkpoint
+        saved += 2 * step + num_trained * 4 + checkpoint
     replies = -(-recipe.steps // recipe.iterations) * recipe.questions * recipe.objective.group
     embeddings = 0
     if recipe.data != "scenes":
         vision = CoPRSConfig.from_file(source.folder / "coprs.json").vision
-        asked = (recipe.steps + recipe.warmup_steps) * recipe.questions
-        embeddings = min(len(training_data(recipe)), asked) * bytes_of(vision)
-    return Plan(
+        num_questions = (recipe.steps + recipe.warmup_steps) * recipe.questions
+        embeddings = min(len(open_training_data(recipe)), num_questions) * embedding_bytes(vision)
+    return TrainingPlan(
         parts=sizes.parts(recipe),
         free=free_memory(place),
         saved=saved,
@@ -199,5 +201,5 @@ def plan(recipe: JointRecipe, out: Path, device: str = "auto") -> Plan:
         steps=recipe.steps,
         replies=replies,
         embeddings=embeddings,
-        smaller=sizes.smaller(recipe),
+        alternatives=sizes.alternatives(recipe),
     )

@@ -1,4 +1,4 @@
-"""How fast what learns."""
+"""Learning rates by part of the model."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-HEADS = "focus_heads"
-"""Under this name prior and decoder hang beside the language model while it is trained."""
+HEADS_MODULE = "focus_heads"
+"""Name of the module that holds prior and decoder inside the language model while it is trained."""
 
 
 @dataclass(frozen=True)
-class Rates:
+class LearningRates:
     """Learning rates as multiples of the language model's (paper's scripts: 25, 10, 5)."""
 
     prior: float = 25.0
     prompt_encoder: float = 10.0
     mask_decoder: float = 5.0
 
-    def of(self, name: str) -> float:
+    def multiple_for(self, name: str) -> float:
         """The multiple for a parameter by its name, with or without the prefixes of adapters."""
-        part = re.search(rf"(?:^|\.){HEADS}\.(?:decoder\.)?(\w+)\.", name)
+        part = re.search(rf"(?:^|\.){HEADS_MODULE}\.(?:decoder\.)?(\w+)\.", name)
         return 1.0 if part is None else getattr(self, part[1])
 
-    def optimizer(self, model: nn.Module, args: Any) -> torch.optim.Optimizer:
-        """AdamW over everything that is learnt, with a learning rate each."""
+    def build_optimizer(self, model: nn.Module, args: Any) -> torch.optim.Optimizer:
+        """AdamW over all that is trainable, a group for each learning rate."""
+        # one group a rate, not a parameter: the optimizer steps a group's tensors together
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault(self.of(name), []).append(parameter)
+                groups.setdefault(self.multiple_for(name), []).append(parameter)
         import torch
 
         return torch.optim.AdamW(

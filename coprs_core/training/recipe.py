@@ -9,10 +9,12 @@ from coprs_core.files import read_text, without_hidden
 from coprs_core.parsing import parse_toml
 from coprs_core.prompts import MAX_NEW_TOKENS
 from coprs_core.training.objective import PRESETS, Objective
-from coprs_core.training.rates import Rates
+from coprs_core.training.rates import LearningRates
 
-FOLDER = Path(__file__).parent / "recipes"
-NAMES = tuple(p.stem for p in without_hidden(FOLDER.glob("*.toml")) if p.stem != "mini")
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
+RECIPE_NAMES = tuple(
+    p.stem for p in without_hidden(RECIPES_FOLDER.glob("*.toml")) if p.stem != "mini"
+)
 """Of joint training; recipes/mini.toml is read by `mini.recipe`."""
 
 
@@ -86,15 +88,16 @@ class JointRecipe:
     seed: int = 0
 
     @property
-    def rates(self) -> Rates:
+    def rates(self) -> LearningRates:
         """How fast what learns."""
-        return Rates(self.prior, self.prompt_encoder, self.mask_decoder)
+        return LearningRates(self.prior, self.prompt_encoder, self.mask_decoder)
 
     @property
     def objective(self) -> Objective:
         """The preset with what this recipe sets otherwise."""
         own = {f.name: getattr(self, f.name, None) for f in fields(Objective)}
         given = {name: value for name, value in own.items() if value is not None}
+        # who sets a weight means it for the whole run, not up to the preset's switch
         fixed = {"switch_at": None} if {"dice", "focal"} & given.keys() else {}
         return replace(PRESETS[self.preset], **given, **fixed)
 
@@ -104,14 +107,15 @@ def read_recipe(name: str, changes: list[str] | None = None) -> JointRecipe:
 
     Raises `CoPRSError` where there is no such recipe or key, or a value is of another kind.
     """
-    path = FOLDER / f"{name}.toml" if name in NAMES else Path(name)
+    path = RECIPES_FOLDER / f"{name}.toml" if name in RECIPE_NAMES else Path(name)
     if path.suffix != ".toml" or not path.is_file():
-        near = did_you_mean(name, ("mini", *NAMES))
+        near = did_you_mean(name, ("mini", *RECIPE_NAMES))
         raise CoPRSError(
-            f"There is no recipe {name!r}{near}: choose mini, {', '.join(NAMES)} or a .toml file."
+            f"There is no recipe {name!r}{near}: choose mini, {', '.join(RECIPE_NAMES)} or a .toml "
+            "file."
         )
     values = read_toml(path) | dict(map(parse_change, changes or []))
-    return _checked(values)
+    return _validate(values)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -127,10 +131,10 @@ def parse_change(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign:
         raise CoPRSError(f"{text!r} sets nothing: write --set key=value.")
-    return key.strip(), _value(value.strip())
+    return key.strip(), _parse_value(value.strip())
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     """A value as TOML reads it; text needs no quotes."""
     try:
         return parse_toml(f"value = {text}")["value"]
@@ -138,7 +142,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _checked(values: dict[str, Any]) -> JointRecipe:
+def _validate(values: dict[str, Any]) -> JointRecipe:
     like = asdict(JointRecipe()) | asdict(Objective())
     known = {f.name for f in fields(JointRecipe)}
     for key, value in values.items():
@@ -147,7 +151,7 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
             raise CoPRSError(f"A recipe has no {key!r}{near}: correct it or leave it out.")
         kind = type(like[key])
         if type(value) is not kind and not (kind is float and type(value) is int):
-            what = f"{truncate(repr(value))} and {_KINDS[kind]} was expected"
+            what = f"{truncate(repr(value))} and {_TYPE_NAMES[kind]} was expected"
             raise CoPRSError(f"{key} is {what}: correct it.")
         if kind in (int, float) and not 0 <= value < 1e9:
             raise CoPRSError(f"{key} is {value} and a number from 0 up was expected: correct it.")
@@ -200,4 +204,4 @@ def _checked(values: dict[str, Any]) -> JointRecipe:
     return recipe
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

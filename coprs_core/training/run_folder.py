@@ -13,27 +13,27 @@ from coprs_core.errors import CoPRSError
 from coprs_core.parsing import parse_json
 from coprs_core.run_settings import check_settings, read_settings, write_settings
 
-RECIPE, LOG, CHECKPOINT = "recipe.json", "metrics.jsonl", "checkpoint"
+RECIPE_FILE, LOG_FILE, CHECKPOINT_FOLDER = "recipe.json", "metrics.jsonl", "checkpoint"
 _CHANGEABLE = (
     *("steps", "rows_at_once", "rate", "warmup_rate", "prior", "prompt_encoder", "mask_decoder"),
     *("final_rate", "checkpointing", "vllm", "most_kl", "save_every", "pictures"),
 )
-"""What a run may go on with otherwise than it began."""
+"""Keys that may change when a run is resumed."""
 
 
 def check_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Raises `CoPRSError` where a folder holds another run, by the values of a recipe."""
-    check_settings(folder, read_settings(folder / RECIPE), recipe, _CHANGEABLE)
+    check_settings(folder, read_settings(folder / RECIPE_FILE), recipe, _CHANGEABLE)
 
 
-def keep_recipe(recipe: dict[str, Any], folder: Path) -> None:
-    """Write what a folder's run rests on."""
-    write_settings(folder / RECIPE, recipe)
+def save_recipe(recipe: dict[str, Any], folder: Path) -> None:
+    """Write the recipe of a run into its folder."""
+    write_settings(folder / RECIPE_FILE, recipe)
 
 
-def forget_after(step: int, folder: Path) -> None:
-    """Take the log's steps after one that is gone on from, and a line cut short, out of it."""
-    path = folder / LOG
+def truncate_log(step: int, folder: Path) -> None:
+    """Drop the log's lines after the step that a run resumes from, and one that was cut short."""
+    path = folder / LOG_FILE
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -46,31 +46,31 @@ def forget_after(step: int, folder: Path) -> None:
 
 
 @contextmanager
-def told_to_stop() -> Generator[Callable[[], bool], None, None]:
-    """Inside, SIGTERM ends nothing by itself: what is given says whether it came."""
-    told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+def catch_sigterm() -> Generator[Callable[[], bool], None, None]:
+    """Inside, SIGTERM does not end the process; the yielded function says whether it came."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
-        yield lambda: bool(told)
+        yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def in_any_process(is_so: bool, device: torch.device) -> bool:
-    """Whether it is so in any of the processes that train together; all of them ask."""
+def is_true_anywhere(value: bool, device: torch.device) -> bool:
+    """Whether a value is true in any process that trains; all of them must call this."""
     if not dist.is_initialized():
-        return is_so
-    told = torch.tensor(float(is_so), device=device)
-    dist.all_reduce(told)
-    return bool(told > 0)
+        return value
+    total = torch.tensor(float(value), device=device)
+    dist.all_reduce(total)
+    return bool(total > 0)
 
 
-def last_step(folder: Path) -> str | None:
+def find_last_step(folder: Path) -> str | None:
     """The last step that was saved to its end: the trainer's state is written last."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=step_of)) if whole else None
+    return str(max(whole, key=step_number)) if whole else None
 
 
-def step_of(saved: Path | str) -> int:
+def step_number(saved: Path | str) -> int:
     """The number of a saved step."""
     return int(Path(saved).name.split("-")[1])

@@ -38,34 +38,34 @@ from coprs_core.model.backends.cpu import optimize
 from coprs_core.model.coprs import CoPRS
 from coprs_core.model.focus_token import FocusTokenSegmenter
 from coprs_core.storage import expand_home
-from coprs_core.training.data import training_data
-from coprs_core.training.focus import TRAINED, finish
+from coprs_core.training.callbacks import SampleFigures, TrainingMonitor
+from coprs_core.training.data import open_training_data
+from coprs_core.training.focus import TRAINED_FILE, apply_trained_weights
 from coprs_core.training.joint import JointTrainer
-from coprs_core.training.plan import ADAPTED, whole_source
+from coprs_core.training.plan import ADAPTED_LAYERS, find_full_checkpoint
 from coprs_core.training.recipe import JointRecipe
 from coprs_core.training.run_folder import (
-    CHECKPOINT,
+    CHECKPOINT_FOLDER,
+    catch_sigterm,
     check_recipe,
-    keep_recipe,
-    last_step,
-    step_of,
-    told_to_stop,
+    find_last_step,
+    save_recipe,
+    step_number,
 )
-from coprs_core.training.warmup import WarmUp
-from coprs_core.training.watch import Pictures, Watch
+from coprs_core.training.warmup import WarmUpTrainer
 
-WARM, ADAPTERS = "warm", "adapters"
-EMBEDDINGS = "embeddings"
-_SMALLER = "set rows_at_once lower, or train a smaller model or adapters (lora, quantize)"
-TRAINED_KINDS = ("qwen2_5_vl", "qwen3_vl")
+WARMUP_FOLDER, ADAPTERS_FOLDER = "warm", "adapters"
+EMBEDDINGS_FOLDER = "embeddings"
+_MEMORY_ADVICE = "set rows_at_once lower, or train a smaller model or adapters (lora, quantize)"
+SUPPORTED_MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
 """Architectures, by `model_type`, that training was tested with."""
-_SERVER_SECONDS = 60.0
+_VLLM_TIMEOUT_SECONDS = 60.0
 """That a vLLM server is waited for."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Start:
-    """What a stage begins with: a model hung up for training, and where it came from.
+class _Loaded:
+    """The model that a stage begins with, made ready for training, and where it came from.
 
     `adapters` are those of the language model, None where it is trained itself. `embeddings`: where
     SAM's are kept, of pictures that come again in every run.
@@ -81,8 +81,8 @@ class _Start:
 
 
 def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path | None:
-    """Run a recipe, or go on where it was left; the finished checkpoint's folder, None where it was
-    told to stop before the end (SIGTERM).
+    """Run a recipe, or resume it; returns the finished checkpoint's folder, None where SIGTERM
+    stopped it before the end.
 
     Raises `CoPRSError` where the folder holds another run, the model has no focus token, the data
     is none, or the run diverges.
@@ -93,22 +93,23 @@ def train_joint(recipe: JointRecipe, folder: Path, device: str = "auto") -> Path
             "sharded spreads a model over several processes and this is the only one: start it "
             "with torchrun --nproc_per_node N -m coprs_core …, or leave sharded out."
         )
-    check_recipe(_kept(recipe), folder)
-    dataset, start, warm = training_data(recipe), recipe.model, folder / WARM
-    _check_shares(recipe, dataset)
+    check_recipe(_recipe_values(recipe), folder)
+    dataset, start, warm = open_training_data(recipe), recipe.model, folder / WARMUP_FOLDER
+    _check_divisible(recipe, dataset)
     if recipe.warmup_steps:
         start = str(warm)
-        if not (warm / "coprs.json").exists() and not _stage(
-            _warm_up, recipe, recipe.model, dataset, folder / f"{WARM}-steps", warm, device
+        where = folder / f"{WARMUP_FOLDER}-steps", warm, device
+        if not (warm / "coprs.json").exists() and not _run_stage(
+            _build_warmup, recipe, recipe.model, dataset, *where
         ):
             return None
         if not recipe.steps:
             return warm
-    done = folder / CHECKPOINT
-    return done if _stage(_joint, recipe, start, dataset, folder, done, device) else None
+    done = folder / CHECKPOINT_FOLDER
+    return done if _run_stage(_build_joint, recipe, start, dataset, folder, done, device) else None
 
 
-def measured_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int]:
+def measure_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int]:
     """Seconds that a step of the joint stage takes here, and the most bytes of memory held till its
     end: the mean over those on the same replies (`iterations`), after a first; all are forgotten.
 
@@ -119,16 +120,16 @@ def measured_step(recipe: JointRecipe, device: str = "auto") -> tuple[float, int
     short = replace(recipe, steps=steps, warmup_steps=0, pictures=0)
     with TemporaryDirectory(prefix="coprs-") as name:
         folder = Path(name)
-        where, dataset = (folder, folder / EMBEDDINGS, device), training_data(short)
-        _check_shares(short, dataset)
-        start, watch, trainer = _set_up(_joint, short, recipe.model, dataset, *where)
+        where, dataset = (folder, folder / EMBEDDINGS_FOLDER, device), open_training_data(short)
+        _check_divisible(short, dataset)
+        loaded, monitor, trainer = _build_stage(_build_joint, short, recipe.model, dataset, *where)
         trainer.args.save_strategy = SaveStrategy.NO
-        with out_of_memory_as_user_error("This training", start.model.device, _SMALLER):
+        with out_of_memory_as_user_error("This training", loaded.model.device, _MEMORY_ADVICE):
             trainer.train()
-    return sum(watch.seconds[1:]) / recipe.iterations, peak_memory(start.model.device)
+    return sum(monitor.step_seconds[1:]) / recipe.iterations, peak_memory(loaded.model.device)
 
 
-def _stage(
+def _run_stage(
     make: Callable[..., Any],
     recipe: JointRecipe,
     name: str,
@@ -140,38 +141,40 @@ def _stage(
     """Run one stage, its steps in `folder`, and write the checkpoint `out`; False where it was told
     to stop."""
     folder.mkdir(parents=True, exist_ok=True)
-    saved, steps = last_step(folder), recipe.steps if make is _joint else recipe.warmup_steps
-    is_whole = saved is not None and step_of(saved) >= steps
+    saved = find_last_step(folder)
+    steps = recipe.steps if make is _build_joint else recipe.warmup_steps
+    is_whole = saved is not None and step_number(saved) >= steps
     if is_whole and _is_newer(out, Path(saved)):
         return True
-    where = folder, out.parent / EMBEDDINGS, device
-    start, watch, trainer = _set_up(make, recipe, name, dataset, *where)
-    keep_recipe(_kept(recipe), out.parent)
+    where = folder, out.parent / EMBEDDINGS_FOLDER, device
+    loaded, monitor, trainer = _build_stage(make, recipe, name, dataset, *where)
+    save_recipe(_recipe_values(recipe), out.parent)
     if not recipe.sharded:  # the first process, which draws them, has not all weights then
-        trainer.add_callback(Pictures(folder / "pictures", start.checkpoint, dataset, recipe))
-    memory = out_of_memory_as_user_error("This training", start.model.device, _SMALLER)
-    with memory, write_errors_as_user_error(folder), told_to_stop() as watch.is_told:
+        trainer.add_callback(SampleFigures(folder / "pictures", loaded.checkpoint, dataset, recipe))
+    memory = out_of_memory_as_user_error("This training", loaded.model.device, _MEMORY_ADVICE)
+    with memory, write_errors_as_user_error(folder), catch_sigterm() as monitor.stop_requested:
         if is_whole and not recipe.sharded:  # it was killed while the checkpoint was written
             trainer._load_from_checkpoint(saved)
-            trainer.state.global_step = step_of(saved)
+            trainer.state.global_step = step_number(saved)
         else:
             trainer.train(resume_from_checkpoint=saved)
-    if trainer.state.global_step < watch.steps:
+    if trainer.state.global_step < monitor.steps:
         return False
-    trainer.save_model(str(folder))  # by all processes, before the heads are taken off
+    trainer.save_model(str(folder))  # by all processes, before the heads are detached
     if trainer.is_world_process_zero():
-        _write(trainer, start, folder, out)
+        _write_checkpoint(trainer, loaded, folder, out)
     trainer.accelerator.wait_for_everyone()
-    return make is _joint or not watch.has_stopped  # in its last step: the joint stage is to come
+    # a warm-up that was stopped in its last step is whole, and yet the joint stage must not begin
+    return make is _build_joint or not monitor.was_stopped
 
 
-def _kept(recipe: JointRecipe) -> dict[str, Any]:
-    """What a folder is told of its run."""
+def _recipe_values(recipe: JointRecipe) -> dict[str, Any]:
+    """The values by which a folder knows its run again."""
     return {"kind": "joint", **asdict(recipe)}
 
 
-def _check_shares(recipe: JointRecipe, dataset: Dataset) -> None:
-    """Raises `CoPRSError` where a stage cannot share its questions out."""
+def _check_divisible(recipe: JointRecipe, dataset: Dataset) -> None:
+    """Raises `CoPRSError` where the processes cannot share a step evenly."""
     _, world_size = rank_and_world_size()
     if recipe.warmup_steps and recipe.questions % world_size:
         raise CoPRSError(
@@ -201,7 +204,7 @@ def _is_newer(out: Path, saved: Path) -> bool:
     return bool(times) and min(times) >= (saved / "trainer_state.json").stat().st_mtime
 
 
-def _set_up(
+def _build_stage(
     make: Callable[..., Any],
     recipe: JointRecipe,
     name: str,
@@ -209,36 +212,37 @@ def _set_up(
     folder: Path,
     embeddings: Path,
     device: str,
-) -> tuple[_Start, Watch, Any]:
+) -> tuple[_Loaded, TrainingMonitor, Any]:
     """What a stage begins with, who watches it, and its trainer."""
     loading = LoadOptions(device=device, quantization=recipe.quantize)
-    start = _start(recipe, name, loading, embeddings)
-    watch = Watch(folder, recipe, "joint" if make is _joint else "warm-up")
-    trainer = make(recipe, folder, start, dataset, watch)
+    loaded = _load_model(recipe, name, loading, embeddings)
+    monitor = TrainingMonitor(folder, recipe, "joint" if make is _build_joint else "warm-up")
+    trainer = make(recipe, folder, loaded, dataset, monitor)
     trainer.remove_callback(PrinterCallback)
-    return start, watch, trainer
+    return loaded, monitor, trainer
 
 
-def _write(trainer: Any, start: _Start, folder: Path, out: Path) -> None:
+def _write_checkpoint(trainer: Any, loaded: _Loaded, folder: Path, out: Path) -> None:
     """The checkpoint that a finished stage leaves, with what it keeps of the one before."""
-    if start.adapters is not None:
-        model = trainer.focus.finished().cpu()
-        is_last = out.name == CHECKPOINT
-        adapters = out if is_last else folder / ADAPTERS
+    if loaded.adapters is not None:
+        model = trainer.coprs.detach_model().cpu()
+        is_last = out.name == CHECKPOINT_FOLDER
+        adapters = out if is_last else folder / ADAPTERS_FOLDER
         parts = {"prior": model.prior, "decoder": model.decoder}
-        save_adapters(adapters, trainer.model, _seen_from(adapters, start.name), parts)
+        save_adapters(adapters, trainer.model, _relative_name(adapters, loaded.name), parts)
         if not is_last:  # the reference of the joint stage is the model without its adapters
             merge_adapters(str(adapters), out)
         return
-    again = load_checkpoint(start.name, LoadOptions(device="cpu", quantization="none"))
-    model = finish(cast(FocusTokenSegmenter, again.segmenter).model.float(), folder / TRAINED)
-    save_checkpoint(out, model, _processor(start.language), torch.bfloat16)
-    copy_ood_statistics(start.language.parent, out)
+    again = load_checkpoint(loaded.name, LoadOptions(device="cpu", quantization="none"))
+    model = cast(FocusTokenSegmenter, again.segmenter).model.float()
+    model = apply_trained_weights(model, folder / TRAINED_FILE)
+    save_checkpoint(out, model, _load_processor(loaded.language), torch.bfloat16)
+    copy_ood_statistics(loaded.language.parent, out)
 
 
-def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Path) -> _Start:
-    """A checkpoint, loaded for training: what is learnt in float32."""
-    whole_source(name)
+def _load_model(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Path) -> _Loaded:
+    """Load a checkpoint for training: what is trained in float32."""
+    find_full_checkpoint(name)
     checkpoint = load_checkpoint(name, options)
     segmenter, language = checkpoint.segmenter, checkpoint.language_folder
     if not isinstance(segmenter, FocusTokenSegmenter) or language is None:
@@ -247,40 +251,43 @@ def _start(recipe: JointRecipe, name: str, options: LoadOptions, embeddings: Pat
             "checkpoint of it with `coprs prepare`."
         )
     kind = segmenter.model.mllm.config.model_type
-    if kind not in TRAINED_KINDS:
+    if kind not in SUPPORTED_MODEL_TYPES:
         raise CoPRSError(
             f"The language model of {checkpoint.name} is of type {kind!r} and only "
-            f"{', '.join(TRAINED_KINDS)} are trained: prepare a checkpoint of one of these."
+            f"{', '.join(SUPPORTED_MODEL_TYPES)} are trained: prepare a checkpoint of one of these."
         )
-    model, adapters, processor = segmenter.model, None, _processor(language)
+    model, adapters, processor = segmenter.model, None, _load_processor(language)
     if recipe.lora:
         adapters = LoraConfig(
-            r=recipe.lora, lora_alpha=2 * recipe.lora, target_modules=ADAPTED, lora_dropout=0.0
+            r=recipe.lora,
+            lora_alpha=2 * recipe.lora,
+            target_modules=ADAPTED_LAYERS,
+            lora_dropout=0.0,
         )
         model.prior.float(), model.decoder.float()
         optimize.undo(model.mllm)
         optimize.apply(model.mllm)  # without a shortlist: the loss asks for the whole output layer
-        _unpack(model.mllm)
+        _restore_4bit_layout(model.mllm)
     else:
         model.float()
     model.mllm.config._name_or_path = str(language)  # TRL loads its reference from here
-    kept = None if recipe.data == "scenes" else embeddings
-    return _Start(name, model, language, processor, adapters, checkpoint, kept)
+    cache = None if recipe.data == "scenes" else embeddings
+    return _Loaded(name, model, language, processor, adapters, checkpoint, cache)
 
 
-def _focus_rows(start: _Start) -> dict[str, list[int]]:
+def _focus_token_rows(loaded: _Loaded) -> dict[str, list[int]]:
     """The focus token's rows, for adapters to learn. `prepare` makes them the mean of all rows,
     which no hidden state finds the likeliest: the layers alone would never write the token."""
-    focus_id = start.processor.tokenizer.convert_tokens_to_ids(start.model.config.focus_token)
+    focus_id = loaded.processor.tokenizer.convert_tokens_to_ids(loaded.model.config.focus_token)
     layers = (
         ("embed_tokens",)
-        if has_tied_embeddings(start.model.mllm.config)
+        if has_tied_embeddings(loaded.model.mllm.config)
         else ("embed_tokens", "lm_head")
     )
     return {layer: [focus_id] for layer in layers}
 
 
-def _unpack(mllm: torch.nn.Module) -> None:
+def _restore_4bit_layout(mllm: torch.nn.Module) -> None:
     """On some CPUs bitsandbytes lays 4-bit weights out anew for reading, and nothing is learnt
     through them then: lay them out as they were, for good."""
     packed = [module for module in mllm.modules() if isinstance(module, Linear4bit)]
@@ -290,21 +297,22 @@ def _unpack(mllm: torch.nn.Module) -> None:
         mllm.state_dict()  # bitsandbytes undoes it here
 
 
-def _processor(language: Path) -> Any:
+def _load_processor(language: Path) -> Any:
     return AutoProcessor.from_pretrained(language, trust_remote_code=False)
 
 
-def _seen_from(folder: Path, name: str) -> str:
-    """How a checkpoint is named in a folder: one of this disk by the way to it."""
+def _relative_name(folder: Path, name: str) -> str:
+    """The name of a checkpoint as seen from a folder: of one on this disk the relative path, so
+    that both can be moved together."""
     there = expand_home(name)
     return os.path.relpath(there, folder) if there.is_dir() else name
 
 
-def _warm_up(
-    recipe: JointRecipe, folder: Path, start: _Start, dataset: Dataset, watch: Watch
-) -> WarmUp:
-    if start.adapters is not None:
-        start.adapters.trainable_token_indices = _focus_rows(start)
+def _build_warmup(
+    recipe: JointRecipe, folder: Path, loaded: _Loaded, dataset: Dataset, monitor: TrainingMonitor
+) -> WarmUpTrainer:
+    if loaded.adapters is not None:
+        loaded.adapters.trainable_token_indices = _focus_token_rows(loaded)
     share = recipe.questions // rank_and_world_size()[1]
     at_once = math.gcd(share, recipe.rows_at_once)
     args = TrainingArguments(
@@ -312,15 +320,15 @@ def _warm_up(
         per_device_train_batch_size=at_once,
         gradient_accumulation_steps=share // at_once,
         learning_rate=recipe.warmup_rate,
-        **_common(recipe, folder, start.model),
+        **_shared_arguments(recipe, folder, loaded.model),
     )
-    options = {"adapters": start.adapters, "callbacks": [watch], "embeddings": start.embeddings}
-    where = start.model, start.processor, dataset, recipe.objective
-    return WarmUp(*where, args, recipe.rates, **options)
+    options = {"adapters": loaded.adapters, "callbacks": [monitor], "embeddings": loaded.embeddings}
+    where = loaded.model, loaded.processor, dataset, recipe.objective
+    return WarmUpTrainer(*where, args, recipe.rates, **options)
 
 
-def _joint(
-    recipe: JointRecipe, folder: Path, start: _Start, dataset: Dataset, watch: Watch
+def _build_joint(
+    recipe: JointRecipe, folder: Path, loaded: _Loaded, dataset: Dataset, monitor: TrainingMonitor
 ) -> JointTrainer:
     objective = recipe.objective
     rows = recipe.questions * objective.group
@@ -345,14 +353,14 @@ def _joint(
         use_vllm=bool(recipe.vllm),
         vllm_mode="server",
         vllm_server_base_url=recipe.vllm or None,
-        vllm_server_timeout=_SERVER_SECONDS,
-        **_common(recipe, folder, start.model),
+        vllm_server_timeout=_VLLM_TIMEOUT_SECONDS,
+        **_shared_arguments(recipe, folder, loaded.model),
     )
-    options = {"peft_config": start.adapters, "callbacks": [watch]}
-    options["embeddings"] = start.embeddings
+    options = {"peft_config": loaded.adapters, "callbacks": [monitor]}
+    options["embeddings"] = loaded.embeddings
     try:
         return JointTrainer(
-            start.model, start.processor, dataset, objective, args, recipe.rates, **options
+            loaded.model, loaded.processor, dataset, objective, args, recipe.rates, **options
         )
     except (ImportError, ConnectionError, RuntimeError) as problem:
         if not recipe.vllm or is_out_of_memory(problem):
@@ -363,8 +371,8 @@ def _joint(
         ) from problem
 
 
-def _common(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
-    """What both stages ask of their trainers."""
+def _shared_arguments(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
+    """The arguments that both stages give their trainers."""
     is_on_cpu = model.device.type == "cpu"
     return {
         "output_dir": str(folder),
@@ -378,7 +386,7 @@ def _common(recipe: JointRecipe, folder: Path, model: CoPRS) -> dict[str, Any]:
         "save_steps": recipe.save_every,
         "save_total_limit": 2,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # `Watch` is to see them
+        "logging_nan_inf_filter": False,  # `TrainingMonitor` is to see them
         "report_to": ["tensorboard"],
         "remove_unused_columns": False,
         "gradient_checkpointing": recipe.checkpointing,

@@ -14,26 +14,26 @@ from coprs_core.datasets.dataset import Dataset
 from coprs_core.example import Example
 from coprs_core.model.coprs import CoPRS
 from coprs_core.prompts import FOCUS_TOKEN
-from coprs_core.training.focus import Learner, TrainedFocus
+from coprs_core.training.focus import TrainableCoPRS, TrainerMixin
 from coprs_core.training.objective import Objective, segmentation_term
-from coprs_core.training.rates import Rates
+from coprs_core.training.rates import LearningRates
 
-_Engine: Any = Trainer
+_HuggingFaceTrainer: Any = Trainer
 
 
-def reply_for(item: Example) -> str:
+def imitation_reply(item: Example) -> str:
     """The reply to imitate: the item's own, or one that has the form and no more."""
     if item.reply:
         return item.reply
-    asked = item.instruction.strip().rstrip(".").replace("<", "")  # no special token of its own
+    request = item.instruction.strip().rstrip(".").replace("<", "")  # no special token of its own
     if not item.masks:
-        return f"<think>I am asked for {asked}. I see none.</think>Nothing in this picture fits."
-    here = "It is here:" if len(item.masks) == 1 else "They are here:"
+        return f"<think>I am asked for {request}. I see none.</think>Nothing in this picture fits."
+    lead = "It is here:" if len(item.masks) == 1 else "They are here:"
     tokens = " ".join([FOCUS_TOKEN] * len(item.masks))
-    return f"<think>I am asked for {asked}.</think>{here} {tokens}"
+    return f"<think>I am asked for {request}.</think>{lead} {tokens}"
 
 
-class WarmUp(Learner, _Engine):
+class WarmUpTrainer(TrainerMixin, _HuggingFaceTrainer):
     """Cross-entropy on the replies, and λ_SEG · L_SEG at their focus tokens."""
 
     def __init__(
@@ -43,12 +43,12 @@ class WarmUp(Learner, _Engine):
         dataset: Dataset,
         objective: Objective,
         args: TrainingArguments,
-        rates: Rates,
+        rates: LearningRates,
         adapters: LoraConfig | None = None,
         embeddings: Path | None = None,
         **options: Any,
     ):
-        self.focus = TrainedFocus(model, processor, dataset, embeddings)
+        self.coprs = TrainableCoPRS(model, processor, dataset, embeddings)
         self.rates, self._objective = rates, objective
         set_seed(args.seed)  # the adapters are drawn before the trainer does so
         numbers: Any = [{"index": i} for i in range(len(dataset))]
@@ -60,31 +60,34 @@ class WarmUp(Learner, _Engine):
             **options,
         )
         self.model_accepts_loss_kwargs = False  # else parts of a batch are added up, not averaged
-        self.focus.choose_learnt(self.model)
-        self.focus.draw_in_forward(
+        self.coprs.set_trainable(self.model)
+        self.coprs.patch_forward(
             lambda outputs, _, prior, mask: {"logits": outputs.logits, "prior": prior, "mask": mask}
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        focus, tokenizer = self.focus, self.focus.tokenizer
-        items = [focus.item(i) for i in inputs["index"].tolist()]
+        focus, tokenizer = self.coprs, self.coprs.tokenizer
+        items = [focus.get_example(i) for i in inputs["index"].tolist()]
         replies = [
-            [*tokenizer(reply_for(item)).input_ids, tokenizer.eos_token_id] for item in items
+            [*tokenizer(imitation_reply(item)).input_ids, tokenizer.eos_token_id] for item in items
         ]
-        read, starts = focus.inputs(items, replies)
-        rows = focus.rows(items, read["input_ids"], starts)
+        read, starts = focus.encode_batch(items, replies)
+        rows = focus.focus_batch(items, read["input_ids"], starts)
         with focus.drawing(rows):
-            kept = read["input_ids"].shape[1] - min(starts) + 1
-            outputs = model(**read, use_cache=False, logits_to_keep=kept)
-        drawn, step = (outputs["prior"], outputs["mask"]), self.state.global_step
-        segmentation = segmentation_term(self._objective, *drawn, rows.target, step)
-        return _words(outputs["logits"], read, starts) + self._objective.segmentation * segmentation
+            num_logits = read["input_ids"].shape[1] - min(starts) + 1
+            outputs = model(**read, use_cache=False, logits_to_keep=num_logits)
+        logits, step = (outputs["prior"], outputs["mask"]), self.state.global_step
+        segmentation = segmentation_term(self._objective, *logits, rows.target, step)
+        return (
+            _language_loss(outputs["logits"], read, starts)
+            + self._objective.segmentation * segmentation
+        )
 
 
-def _words(logits: Tensor, read: dict, starts: list[int]) -> Tensor:
+def _language_loss(logits: Tensor, inputs: dict, starts: list[int]) -> Tensor:
     """Cross-entropy of the replies' tokens, averaged over all of them; `logits` of the last columns
     alone."""
-    labels = read["input_ids"].masked_fill(read["attention_mask"] == 0, -100)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     for row, start in enumerate(starts):
         labels[row, :start] = -100
     labels = labels[:, 1 - logits.shape[1] :].flatten()

@@ -43,8 +43,8 @@ from app.views.standalone import standalone
 from coprs_core import CoPRSError, Region, Result, load
 from coprs_core import calibrate as calibrating
 from coprs_core.answer.compare import compare_with_truth
-from coprs_core.answer.diagnosis import restated_question
 from coprs_core.answer.engine import Engine, Update
+from coprs_core.answer.verdict import restated_question
 from coprs_core.checkpoints import catalogue, plan
 from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from coprs_core.checkpoints.options import LoadOptions

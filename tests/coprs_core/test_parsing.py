@@ -11,14 +11,14 @@ from coprs_core.checkpoints.downloads import missing_shards
 from coprs_core.checkpoints.hugging_face import read_config
 from coprs_core.checkpoints.localization_heads import heads_path, load_heads
 from coprs_core.datasets import open_dataset
-from coprs_core.evaluation.run import ROWS, RUN, read_rows, read_run
+from coprs_core.evaluation.run import ROWS_FILE, RUN_FILE, read_rows, read_run
 from coprs_core.export.archive import open_answer
 from coprs_core.mini.ablation.run import Budget, _open_folder
-from coprs_core.mini.train.recipe import read_mini
+from coprs_core.mini.train.recipe import read_mini_recipe
 from coprs_core.model.coprs import CoPRSConfig
 from coprs_core.parsing import parse_json, parse_toml
 from coprs_core.training.recipe import parse_change, read_recipe
-from coprs_core.training.run_folder import LOG, RECIPE, check_recipe, forget_after
+from coprs_core.training.run_folder import LOG_FILE, RECIPE_FILE, check_recipe, truncate_log
 
 DEEP = {"lists": "[" * 5000, "objects": '{"a":' * 5000, "whole": "[" * 5000 + "]" * 5000}
 LONG = "9" * 5000
@@ -51,11 +51,11 @@ def data_set(name: str, file: str):
 READERS = {
     "recipe": lambda f, t: read_recipe(str(written(f, "own.toml", f"steps = {t}") / "own.toml")),
     "a change of a recipe": lambda f, t: read_recipe("mini-joint", [f"steps={t}"]),
-    "a change of mini": lambda f, t: read_mini([f"seed={t}"]),
-    "a run that goes on": lambda f, t: check_recipe({}, written(f, RECIPE, t)),
-    "its log": lambda f, t: forget_after(3, written(f, LOG, f"{t}\n")),
-    "evaluated": lambda f, t: read_run(written(f, RUN, t)),
-    "its rows": lambda f, t: read_rows(written(f, ROWS.format(0, 1), f"{t}\n")),
+    "a change of mini": lambda f, t: read_mini_recipe([f"seed={t}"]),
+    "a run that goes on": lambda f, t: check_recipe({}, written(f, RECIPE_FILE, t)),
+    "its log": lambda f, t: truncate_log(3, written(f, LOG_FILE, f"{t}\n")),
+    "evaluated": lambda f, t: read_run(written(f, RUN_FILE, t)),
+    "its rows": lambda f, t: read_rows(written(f, ROWS_FILE.format(0, 1), f"{t}\n")),
     "ablated": lambda f, t: _open_folder(began(written(f, "ablation.json", t)), Budget()),
     "many photos": lambda f, t: find_examples(
         str(written(f, "a.jsonl", t or "x") / "a.jsonl"), "x"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from coprs_core.errors import CoPRSError, did_you_mean
 
 Camp = Literal["focus token", "hidden state", "coordinates"]
-START, JOINT = "start", "joint"
+START_ARM, JOINT_ARM = "start", "joint"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Arm:
     @property
     def is_trained(self) -> bool:
         """False for the start, which is only measured."""
-        return self.name != START
+        return self.name != START_ARM
 
 
 TABLES = {
@@ -53,11 +53,11 @@ TABLES = {
     "camp": "The three camps: how the language model tells the decoder where",
     "image encoder": "Size of the image encoder, learnt from nothing",
 }
-REFERENCE = {"camp": "focus token and prior", "image encoder": "encoder of width 128"}
+REFERENCE_ARMS = {"camp": "focus token and prior", "image encoder": "encoder of width 128"}
 """The row that the others of a table are held against; elsewhere the joint arm."""
 ARMS = (
-    Arm(START, "objective"),
-    Arm(JOINT, "objective", seeds=2),
+    Arm(START_ARM, "objective"),
+    Arm(JOINT_ARM, "objective", seeds=2),
     Arm("only RL", "objective", ("segmentation=0.0",), seeds=2),
     Arm("only segmentation", "objective", ("policy=0.0",), seeds=2),
     Arm("imitation", "objective", ("questions=64", "warmup_rate=3e-5"), imitates=True, seeds=2),
@@ -84,7 +84,7 @@ ARMS = (
 )
 
 
-def arms_of(names: list[str]) -> tuple[Arm, ...]:
+def select_arms(names: list[str]) -> tuple[Arm, ...]:
     """The arms, or tables, of these names; all where none is given. Raises `CoPRSError` for a name
     that is neither."""
     known = (*(arm.name for arm in ARMS), *TABLES)

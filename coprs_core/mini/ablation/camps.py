@@ -22,7 +22,7 @@ from coprs_core.errors import CoPRSError
 from coprs_core.mini.ablation.arms import Arm
 from coprs_core.mini.train.build import build_miniature, build_processor
 from coprs_core.mini.train.data import Batch, Collator
-from coprs_core.mini.train.recipe import MINI, Recipe, Stage
+from coprs_core.mini.train.recipe import MINI_RECIPE, Recipe, Stage
 from coprs_core.mini.train.run import run_stage
 from coprs_core.mini.train.stages import Scaffold
 from coprs_core.mini.world.questions import Question
@@ -42,8 +42,8 @@ from coprs_core.model.segmenter import Segmenter
 from coprs_core.prompts import INSTRUCTION_SLOT
 
 STAGE = Stage("joint", steps=600, scenes=12, questions=3, rate=1e-3, adam_rate=5e-4, hold=0.3)
-_MOST_TOKENS = 320
-_JITTER = 0.05
+_MAX_NEW_TOKENS = 320
+_BOX_JITTER = 0.05
 """Boxes are taught a little off, by this share of their sides: written ones are, too."""
 
 
@@ -91,27 +91,29 @@ class CampScaffold(Scaffold):
 
     def loss(self, stage: str, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
-            visual = self.see(batch)
+            visual = self.visual_tokens(batch)
         is_learning_to_see = self.arm.vision is not None
         with torch.set_grad_enabled(is_learning_to_see):
-            embedding = self.encode(batch)
-        words, scores, focus_embedding = self.think(batch.packed, visual)
+            embedding = self.image_embeddings(batch)
+        words, scores, focus_embedding = self.reply_loss(batch.packed, visual)
         if is_learning_to_see:
-            words = words + 0.5 * self.read_cells(embedding, batch)
+            words = words + 0.5 * self.cell_loss(embedding, batch)
         if not batch.targets:
             return words, scores
-        draw = self.by_box if self.arm.camp == "coordinates" else self.segment
+        draw = self.box_loss if self.arm.camp == "coordinates" else self.focus_loss
         segmentation, masks = draw(focus_embedding, embedding, batch)
         return words + segmentation, scores | masks
 
-    def by_box(self, _: Tensor, embedding: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """As `segment`, by the true boxes, a little off."""
+    def box_loss(
+        self, _: Tensor, embedding: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, float]]:
+        """As `focus_loss`, by the true boxes, a little off."""
         rows = torch.tensor([i for i, _ in batch.targets], device=self.device)
-        boxes = torch.tensor([thing.box for _, thing in batch.targets]).float()
+        boxes = torch.tensor([obj.box for _, obj in batch.targets]).float()
         sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-        boxes = (boxes + _JITTER * sides * torch.randn_like(boxes)).to(self.device)
+        boxes = (boxes + _BOX_JITTER * sides * torch.randn_like(boxes)).to(self.device)
         logits = self.model.decoder.decode_coordinates(embedding[rows], boxes, None)
-        return self.segmentation(logits, logits, batch)
+        return self.mask_loss(logits, logits, batch)
 
 
 class CampCollator(Collator):
@@ -131,20 +133,20 @@ class CampCollator(Collator):
 def _question_with_boxes(question: Question, scene: Scene, side: int) -> Question:
     """A question whose reply ends in boxes, in pixels of the picture that the language model
     sees."""
-    things = [scene.things[i] for i in question.targets]
-    return replace(question, reply=reply_with_boxes(question.reply, things, side))
+    objects = [scene.objects[i] for i in question.targets]
+    return replace(question, reply=reply_with_boxes(question.reply, objects, side))
 
 
-def reply_with_boxes(reply: str, things: list[SceneObject], side: int) -> str:
+def reply_with_boxes(reply: str, objects: list[SceneObject], side: int) -> str:
     """A reply with the boxes of its targets in place of its focus tokens, as Seg-Zero writes them,
     in pixels of the picture squeezed to so many pixels a side."""
-    objects = []
-    for thing in things:
-        height, width = thing.within
+    boxes = []
+    for obj in objects:
+        height, width = obj.image_size
         units = (side / width, side / height) * 2
-        box = [round(v * unit) for v, unit in zip(thing.box, units, strict=True)]
-        objects.append({"bbox_2d": box})
-    answer = json.dumps(objects, separators=(",", ":"))
+        box = [round(v * unit) for v, unit in zip(obj.box, units, strict=True)]
+        boxes.append({"bbox_2d": box})
+    answer = json.dumps(boxes, separators=(",", ":"))
     return f"{reply.partition('</think>')[0]}</think><answer>{answer}</answer>"
 
 
@@ -158,13 +160,18 @@ def train_camp(
     options = LoadOptions(device=str(device), dtype="fp32")
     loaded = load_checkpoint(start, options)
     given = loaded.segmenter
-    if not isinstance(given, FocusTokenSegmenter) or given.model.config.vision != MINI.vision:
+    if (
+        not isinstance(given, FocusTokenSegmenter)
+        or given.model.config.vision != MINI_RECIPE.vision
+    ):
         raise CoPRSError(
             f"{start} is no miniature of this repository's sizes, and the camps are compared on "
             "it: leave --model out, or give a checkpoint that `train mini` made."
         )
-    vision = replace(MINI.vision, **(arm.vision or {}))
-    recipe = replace(MINI, vision=vision, other_shapes=0.0)  # boxes are squeezed with the picture
+    vision = replace(MINI_RECIPE.vision, **(arm.vision or {}))
+    recipe = replace(
+        MINI_RECIPE, vision=vision, other_shapes=0.0
+    )  # boxes are squeezed with the picture
     stage = replace(STAGE, steps=steps)
     tokenizer: Any = given.language.tokenizer
     processor = build_processor(recipe, tokenizer)
@@ -197,7 +204,7 @@ def _segmenter(
     sam.image_encoder, sam.decoder = model.image_encoder, model.decoder
     chat = recipe.prompt_template.replace(INSTRUCTION_SLOT, QUESTION_SLOT)
     prompt = CoordinatePrompt(
-        INSTRUCTION_SLOT, square_side=recipe.mllm_side, max_new_tokens=_MOST_TOKENS
+        INSTRUCTION_SLOT, square_side=recipe.mllm_side, max_new_tokens=_MAX_NEW_TOKENS
     )
     both = CoordinateModel(sam.eval().requires_grad_(False), model.mllm)
     return CoordinateSegmenter(both, tokenizer, image_processor, prompt, chat)

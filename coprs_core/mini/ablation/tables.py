@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from coprs_core.evaluation.compare import PairedDifference, interval_of_mean, paired
-from coprs_core.evaluation.report import SEED
+from coprs_core.evaluation.compare import PairedDifference, bootstrap_interval, paired_difference
+from coprs_core.evaluation.report import BOOTSTRAP_SEED
 from coprs_core.evaluation.rows import Measurement
-from coprs_core.mini.ablation.arms import JOINT, REFERENCE, TABLES, Arm
+from coprs_core.mini.ablation.arms import JOINT_ARM, REFERENCE_ARMS, TABLES, Arm
 from coprs_core.mini.ablation.run import ArmResult, Budget
 
 _INK, _MASK, _PRIOR = "#3a3a3a", "#00a090", "#e07020"
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableRow:
     """One row of a table, over all seeds of an arm.
 
     Attributes:
@@ -40,35 +40,35 @@ class Entry:
     against: PairedDifference | None = None
 
 
-def entries(measured: list[ArmResult]) -> dict[str, list[Entry]]:
+def build_tables(measured: list[ArmResult]) -> dict[str, list[TableRow]]:
     """The rows of every table that has any, the reference of each among them."""
     seeds: dict[Arm, list[list[Measurement]]] = {}
     for one in measured:
         seeds.setdefault(one.arm, []).append(one.rows)
-    masks = {arm.name: _means(rows, "mask_iou") for arm, rows in seeds.items()}
-    found: dict[str, list[Entry]] = {}
+    masks = {arm.name: _mean_over_seeds(rows, "mask_iou") for arm, rows in seeds.items()}
+    tables: dict[str, list[TableRow]] = {}
     for table in TABLES:
-        reference = REFERENCE.get(table, JOINT)
+        reference = REFERENCE_ARMS.get(table, JOINT_ARM)
         for arm, rows in seeds.items():
             if arm.table == table or (arm.name == reference and table in {a.table for a in seeds}):
-                entry = _entry(arm, rows, masks, reference)
-                found.setdefault(table, []).append(entry)
-    return found
+                entry = _build_row(arm, rows, masks, reference)
+                tables.setdefault(table, []).append(entry)
+    return tables
 
 
-def _entry(
+def _build_row(
     arm: Arm, rows: list[list[Measurement]], masks: dict[str, np.ndarray], reference: str
-) -> Entry:
+) -> TableRow:
     everything = [row for seed in rows for row in seed]
     against = None
     if arm.name != reference and reference in masks:
-        against = paired(masks[reference], masks[arm.name])
-    return Entry(
+        against = paired_difference(masks[reference], masks[arm.name])
+    return TableRow(
         arm,
         len(rows),
-        _interval(_means(rows, "named")),
+        _interval(_mean_over_seeds(rows, "named")),
         _interval(masks[arm.name]),
-        _interval(_means(rows, "prior_iou")) if arm.shows == "prior" else None,
+        _interval(_mean_over_seeds(rows, "prior_iou")) if arm.shows == "prior" else None,
         tuple(float(np.mean([r.mask_iou for r in seed])) for seed in rows),
         float(np.mean([r.is_failed for r in everything])),
         float(np.mean([r.tokens for r in everything])),
@@ -76,7 +76,7 @@ def _entry(
     )
 
 
-def _means(rows: list[list[Measurement]], name: str) -> np.ndarray:
+def _mean_over_seeds(rows: list[list[Measurement]], name: str) -> np.ndarray:
     """One value for each scene [N]: the mean over the seeds."""
     values = [[_value(r, name) for r in seed] for seed in rows]
     return np.mean(np.array(values, float), axis=0)
@@ -87,10 +87,10 @@ def _value(row: Measurement, name: str) -> float:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    return float(values.mean()), *interval_of_mean(values, np.random.default_rng(SEED))
+    return float(values.mean()), *bootstrap_interval(values, np.random.default_rng(BOOTSTRAP_SEED))
 
 
-def to_markdown(tables: dict[str, list[Entry]], budget: Budget) -> str:
+def to_markdown(tables: dict[str, list[TableRow]], budget: Budget) -> str:
     """All tables as Markdown."""
     lines = [
         f"Start: {budget.model}. {budget.scenes:,} scenes of the test split from number "
@@ -107,13 +107,13 @@ def to_markdown(tables: dict[str, list[Entry]], budget: Budget) -> str:
             "| p | unusable | tokens | shows of its why |",
             "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --- |",
         ]
-        lines += [f"| {' | '.join(_cells(entry))} |" for entry in rows]
+        lines += [f"| {' | '.join(_format_cells(entry))} |" for entry in rows]
     return "\n".join(lines) + "\n"
 
 
-def _cells(entry: Entry) -> list[str]:
+def _format_cells(entry: TableRow) -> list[str]:
     d = entry.against
-    shown = "" if d is None else f"{d.b - d.a:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+    difference = "" if d is None else f"{d.b - d.a:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
     why = "thought" if entry.arm.shows == "nothing" else f"thought, {entry.arm.shows}"
     return [
         entry.arm.name,
@@ -122,7 +122,7 @@ def _cells(entry: Entry) -> list[str]:
         _format_value(entry.mask),
         ", ".join(f"{v:.3f}" for v in entry.by_seed),
         "–" if entry.prior is None else _format_value(entry.prior),
-        shown,
+        difference,
         "" if d is None else f"{d.p:.4f}",
         f"{entry.unusable:.3f}",
         f"{entry.tokens:.0f}",
@@ -135,11 +135,11 @@ def _format_value(value: tuple[float, float, float]) -> str:
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def figure(tables: dict[str, list[Entry]]) -> Figure:
+def draw_figure(tables: dict[str, list[TableRow]]) -> Figure:
     """Mask and prior gIoU of every arm with their intervals, a panel a table."""
     heights = [len(rows) + 1 for rows in tables.values()]
-    drawn = Figure(figsize=(7.5, 0.36 * sum(heights) + 0.5), layout="constrained")
-    panels = drawn.subplots(len(tables), 1, sharex=True, height_ratios=heights, squeeze=False)
+    figure = Figure(figsize=(7.5, 0.36 * sum(heights) + 0.5), layout="constrained")
+    panels = figure.subplots(len(tables), 1, sharex=True, height_ratios=heights, squeeze=False)
     for axes, (table, rows) in zip(panels[:, 0], tables.items(), strict=True):
         for y, entry in enumerate(rows):
             for value, colour, shift in ((entry.mask, _MASK, -0.12), (entry.prior, _PRIOR, 0.12)):
@@ -158,11 +158,11 @@ def figure(tables: dict[str, list[Entry]]) -> Figure:
     panels[-1, 0].set_xlabel("gIoU, 95 % interval", fontsize=9, color=_INK)
     for label, colour in (("mask", _MASK), ("prior", _PRIOR)):
         panels[0, 0].plot([], [], "o-", color=colour, label=label)
-    drawn.legend(
+    figure.legend(
         *panels[0, 0].get_legend_handles_labels(),
         loc="outside upper right",
         fontsize=8,
         frameon=False,
         ncols=2,
     )
-    return drawn
+    return figure

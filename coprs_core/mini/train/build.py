@@ -40,7 +40,7 @@ SPECIAL_TOKENS = (
     "</think>",
     FOCUS_TOKEN,
 )
-_SET_PHRASES = (
+_PHRASE_TOKENS = (
     *PLACES,
     "You ask for",
     "It could be",
@@ -55,7 +55,8 @@ def build_tokenizer(recipe: Recipe, scenes: int = 3000) -> PreTrainedTokenizerFa
     """A byte-level BPE trained on instructions and replies about the first `scenes` training
     scenes."""
     phrases = "|".join(
-        " " + re.escape(p).replace(r"\ ", " ") for p in sorted(_SET_PHRASES, key=len, reverse=True)
+        " " + re.escape(p).replace(r"\ ", " ")
+        for p in sorted(_PHRASE_TOKENS, key=len, reverse=True)
     )
     pattern = rf"{phrases}| ?\p{{L}}+| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
     core = Tokenizer(models.BPE())
@@ -72,7 +73,9 @@ def build_tokenizer(recipe: Recipe, scenes: int = 3000) -> PreTrainedTokenizerFa
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(_corpus(scenes, QuestionMix(varied=recipe.asking.varied)), trainer)
+    core.train_from_iterator(
+        _tokenizer_corpus(scenes, QuestionMix(varied=recipe.asking.varied)), trainer
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",
@@ -80,13 +83,14 @@ def build_tokenizer(recipe: Recipe, scenes: int = 3000) -> PreTrainedTokenizerFa
         additional_special_tokens=list(SPECIAL_TOKENS),
         clean_up_tokenization_spaces=False,
     )
+    # misread colours and the lists' kind words are found by their one token
     for word in (*KINDS, *COLOURS):
         if len(tokenizer(" " + word).input_ids) != 1:
             raise RuntimeError(f"the tokenizer split {word!r}: train it on more scenes")
     return tokenizer
 
 
-def _corpus(scenes: int, asking: QuestionMix):
+def _tokenizer_corpus(scenes: int, asking: QuestionMix):
     for seed in range(scenes):
         scene, rng = draw_scene(seed, with_image=False), random.Random(seed)
         for _ in range(4):
@@ -134,6 +138,7 @@ def build_miniature(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: in
         ),
         mllm,
     )
+    # zero in SAM; random here, so that places can be told apart from the first steps on
     nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.1)
     return model
 

@@ -19,7 +19,7 @@ from coprs_core.mini.world.kinds import KINDS
 from coprs_core.mini.world.questions import Question, draw_question
 from coprs_core.mini.world.scenes import SIDE, SQUARE, Scene, SceneObject, draw_scene, random_size
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt
-from coprs_core.training.data import target_of
+from coprs_core.training.data import to_soft_target
 
 PREFIX_END = "<|vision_end|>"
 
@@ -29,24 +29,31 @@ class PackedQuestions:
     """K questions about each of B scenes in one row: the image prefix once, then a branch for every
     question.
 
-    A branch sees the prefix and itself. The k-th branches of all rows begin in the same column, the
-    longest of each row first; `parts` are the lengths of the prefix and of these columns, with
-    padding at the end of each. `ids` int [B, L]; `offset` int [B, L], where a token would stand if
-    its question stood alone; `labels` [B, L], −100 where nothing is learnt; `weights` [B, L].
-    `focus` int [M, 2] are (row, column) of focus tokens, `focus_features` float32 [M, 62] the
-    oracle's code of the things they mean; `listed` int [N, 2] are the kind words of the lists,
-    `listed_features` likewise. `grid` is (rows, columns) of visual tokens.
+    A branch attends to the prefix and itself. The k-th branches of all rows begin in the same
+    column, the longest of each row first.
+
+    Attributes:
+        ids: int [B, L].
+        section_lengths: of the prefix and of the branches' columns, with padding at the end of
+            each.
+        position_offset: int [B, L], where a token would stand if its question stood alone.
+        labels: [B, L], −100 where nothing is learnt; `weights`: [B, L].
+        focus: int [M, 2], (row, column) of focus tokens.
+        focus_features: float32 [M, 62], the oracle's code of the objects that they stand for.
+        kind_words: int [N, 2], (row, column) of the nouns in the lists of what is seen.
+        kind_features: float32 [N, 62], the code of the objects that they name.
+        grid: (rows, columns) of visual tokens.
     """
 
     ids: Tensor
-    parts: list[int]
-    offset: Tensor
+    section_lengths: list[int]
+    position_offset: Tensor
     labels: Tensor
     weights: Tensor
     focus: Tensor
     focus_features: Tensor
-    listed: Tensor
-    listed_features: Tensor
+    kind_words: Tensor
+    kind_features: Tensor
     grid: tuple[int, int]
 
 
@@ -61,7 +68,7 @@ class Batch:
         pixel_values: float32 [B·patches, values], for the vision tower.
         tower_cells: float32 [B, tokens, 64]; `encoder_cells`: float32 [B, grid², 64].
         packed: the questions about every scene, a `PackedQuestions`.
-        targets: (row of the batch, thing to segment).
+        targets: (row of the batch, object to segment).
         masks: float32 [M, 1, prior side, prior side] in [0, 1], of `targets`.
     """
 
@@ -76,7 +83,7 @@ class Batch:
     masks: Any = None
 
 
-class SceneData(torch.utils.data.Dataset):
+class SceneQuestions(torch.utils.data.Dataset):
     """Item i is scene i of the training split with its questions, the same in every run of a seed;
     the scenes of a batch have one size."""
 
@@ -88,6 +95,7 @@ class SceneData(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[Scene, list[Question]]:
         seed = f"{self.name} {index}"
+        # the seed is the batch's number: all scenes of a batch must have one size
         rng = random.Random(f"size {self.name} {index // self.stage.scenes}")
         size = random_size(rng) if rng.random() < self.recipe.other_shapes else SQUARE
         scene = draw_scene(seed, with_image=self.stage.kind != "language", size=size)
@@ -109,7 +117,7 @@ class Collator:
         scenes, name = [s for s, _ in drawn], self.stage.kind
         rng = random.Random(str(scenes[0].seed))
         area = self.recipe.mllm_side**2
-        height, width = smart_resize(*scenes[0].owner.shape, 28, area, area)
+        height, width = smart_resize(*scenes[0].instance_map.shape, 28, area, area)
         batch = Batch(len(scenes), (height // 28, width // 28))
         if name != "language":
             batch.image = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in scenes])
@@ -118,21 +126,21 @@ class Collator:
                 images=list(batch.image), return_tensors="pt"
             )["pixel_values"]
         if name != "focus":
-            batch.tower_cells = _cells(scenes, batch.grid, 0.15)
+            batch.tower_cells = _stack_cell_features(scenes, batch.grid, 0.15)
         if name in ("focus", "joint"):
             grid = self.recipe.vision.grid
-            batch.encoder_cells = _cells(scenes, (grid, grid), 0.3, _pad_to_square)
+            batch.encoder_cells = _stack_cell_features(scenes, (grid, grid), 0.3, _pad_to_square)
         if self.stage.questions:
             batch.packed = pack_questions(self.recipe, drawn, self.tokenizer, batch.grid)
         if name == "focus":
             batch.targets = [
                 (i, t)
                 for i, s in enumerate(scenes)
-                for t in rng.sample(s.things, min(3, len(s.things)))
+                for t in rng.sample(s.objects, min(3, len(s.objects)))
             ]
         if name == "joint":
             batch.targets = [
-                (i, s.things[k])
+                (i, s.objects[k])
                 for i, (s, asked) in enumerate(drawn)
                 for q in asked
                 for k in q.targets
@@ -140,7 +148,7 @@ class Collator:
         if batch.targets:
             batch.masks = torch.stack(
                 [
-                    target_of(scenes[i].mask(scenes[i].things.index(t)), self.recipe.vision)
+                    to_soft_target(scenes[i].mask(scenes[i].objects.index(t)), self.recipe.vision)
                     for i, t in batch.targets
                 ]
             )
@@ -157,15 +165,15 @@ def batches(
     stage, count = collate.stage, collate.stage.scenes
     numbers = (step * world + rank for step in range(start, stage.steps))
     rows = [list(range(n * count, (n + 1) * count)) for n in numbers]
-    scenes = SceneData(collate.recipe, stage, collate.seed)
+    scenes = SceneQuestions(collate.recipe, stage, collate.seed)
     return iter(DataLoader(scenes, batch_sampler=rows, collate_fn=collate, num_workers=workers))
 
 
-def _cells(
+def _stack_cell_features(
     scenes: list[Scene], grid: tuple[int, int], least: float, frame: Callable = torch.from_numpy
 ) -> Tensor:
     return torch.stack(
-        [oracle.cell_features(frame(s.owner), s.things, grid, least) for s in scenes]
+        [oracle.cell_features(frame(s.instance_map), s.objects, grid, least) for s in scenes]
     )
 
 
@@ -177,7 +185,7 @@ def _pad_to_square(picture: np.ndarray) -> Tensor:
 
 def pack_questions(
     recipe: Recipe,
-    asked: list[tuple[Scene, list[Question]]],
+    scenes: list[tuple[Scene, list[Question]]],
     tokenizer,
     grid: tuple[int, int],
 ) -> PackedQuestions:
@@ -185,31 +193,33 @@ def pack_questions(
     image_ids = [tokenizer.convert_tokens_to_ids("<|image_pad|>")] * (grid[0] * grid[1])
     end = tokenizer.convert_tokens_to_ids(PREFIX_END)
     rows = [
-        [_branch(recipe, q, s, tokenizer, image_ids, end) for q in questions]
-        for s, questions in asked
+        [_encode_branch(recipe, q, s, tokenizer, image_ids, end) for q in questions]
+        for s, questions in scenes
     ]
     prefix = rows[0][0].prefix
-    placed = [sorted(range(len(row)), key=lambda k, row=row: -len(row[k].ids)) for row in rows]
-    sizes = [[len(row[k].ids) for k in order] for row, order in zip(rows, placed)]
+    order_of_rows = [
+        sorted(range(len(row)), key=lambda k, row=row: -len(row[k].ids)) for row in rows
+    ]
+    sizes = [[len(row[k].ids) for k in order] for row, order in zip(rows, order_of_rows)]
     parts = [len(prefix), *map(max, zip_longest(*sizes, fillvalue=0))]
     starts = list(accumulate(parts))
     ids = torch.full((len(rows), starts[-1]), tokenizer.pad_token_id)
     offset = torch.zeros_like(ids)
     labels, weights = torch.full_like(ids, -100), torch.zeros(ids.shape)
     ids[:, : parts[0]], offset[:, : parts[0]] = torch.tensor(prefix), torch.arange(parts[0])
-    focus, focus_things, listed, listed_things = [], [], [], []
+    focus, focus_objects, listed, listed_objects = [], [], [], []
     for r, row in enumerate(rows):
         for k, b in enumerate(row):
-            at = starts[placed[r].index(k)]
+            at = starts[order_of_rows[r].index(k)]
             span = slice(at, at + len(b.ids))
             ids[r, span] = torch.tensor(b.ids)
             offset[r, span] = parts[0] + torch.arange(len(b.ids))
             labels[r, at + b.reply_start : span.stop] = torch.tensor(b.ids[b.reply_start :])
             weights[r, at + b.reply_start : span.stop] = torch.tensor(b.weights)
-            listed += [(r, at + i) for i in b.listed]
-            listed_things += b.listed_things
+            listed += [(r, at + i) for i in b.kind_words]
+            listed_objects += b.listed_objects
             focus += [(r, at + i) for i in b.focus]
-            focus_things += b.targets
+            focus_objects += b.targets
     return PackedQuestions(
         ids,
         parts,
@@ -217,9 +227,9 @@ def pack_questions(
         labels,
         weights,
         torch.tensor(focus, dtype=torch.long).view(-1, 2),
-        oracle.features_of(focus_things),
+        oracle.stack_object_features(focus_objects),
         torch.tensor(listed, dtype=torch.long).view(-1, 2),
-        oracle.features_of(listed_things),
+        oracle.stack_object_features(listed_objects),
         grid,
     )
 
@@ -230,13 +240,13 @@ class _Branch:
     ids: list[int]  # from the end of the image on: instruction, reply, end of turn
     reply_start: int
     weights: list[float]
-    listed: list[int]
-    listed_things: list[SceneObject]
+    kind_words: list[int]
+    listed_objects: list[SceneObject]
     focus: list[int]
     targets: list[SceneObject]
 
 
-def _branch(
+def _encode_branch(
     recipe: Recipe,
     question: Question,
     scene: Scene,
@@ -246,9 +256,7 @@ def _branch(
 ) -> _Branch:
     prompt = encode_prompt(tokenizer, recipe.prompt_template, question.instruction, image_ids)
     cut = prompt.index(prefix_end) + 1
-    pieces = [
-        tokenizer(p, add_special_tokens=False).input_ids for p in reply_sections(question.reply)
-    ]
+    pieces = [tokenizer(p, add_special_tokens=False).input_ids for p in split_reply(question.reply)]
     pieces[-1] += [tokenizer.eos_token_id]
     levels = (recipe.list_weight, recipe.request_weight, recipe.decision_weight, recipe.list_weight)
     weights = [w for piece, w in zip(pieces, levels) for _ in piece]
@@ -263,16 +271,16 @@ def _branch(
         start,
         weights,
         listed,
-        list(scene.things),
+        list(scene.objects),
         [i for i in range(start, len(ids)) if ids[i] == focus_id],
-        [scene.things[i] for i in question.targets],
+        [scene.objects[i] for i in question.targets],
     )
 
 
 _SECTIONS = re.compile(r"(<think>I see .*?\.)( You ask for .*?\.)( .*)(</think>.*)")
 
 
-def reply_sections(reply: str) -> list[str]:
+def split_reply(reply: str) -> list[str]:
     """A target reply in four: what is seen; what is asked; which one it is; the answer.
 
     Joined they are the reply. Raises `ValueError` for any other reply.

@@ -45,6 +45,7 @@ def orthogonal(matrices: Tensor, eps: float = 1e-7) -> Tensor:
     """The matrices [N, R, C] with all singular values brought near 1, by Newton-Schulz iterations;
     in bfloat16 where the device computes in it, else in float32."""
     x = matrices.bfloat16() if has_native_bfloat16(matrices.device) else matrices.float()
+    # the product is square in the shorter side: cheaper
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / x.flatten(1).norm(dim=1).clamp(min=eps)[:, None, None]

@@ -8,13 +8,13 @@ from coprs_core.errors import CoPRSError, did_you_mean, truncate
 from coprs_core.mini.world.questions import FAMILY_WEIGHTS, QuestionMix
 from coprs_core.model.decoder import DecoderConfig
 from coprs_core.model.vision import VisionConfig
-from coprs_core.training.recipe import FOLDER, parse_change, read_toml
+from coprs_core.training.recipe import RECIPES_FOLDER, parse_change, read_toml
 
 PROMPT_TEMPLATE = (
     "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{instruction}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
-_LEAST = {"vocabulary": 300}  # of which 256 are bytes
+_MIN_VALUES = {"vocabulary": 300}  # of which 256 are bytes
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,19 @@ class Recipe:
     prompt_template: str = PROMPT_TEMPLATE
 
     @property
-    def sizes(self) -> dict[str, Any]:
+    def fixed_values(self) -> dict[str, Any]:
         """What a run cannot go on with otherwise than it began."""
         fixed = "vision", "decoder", "llm", "tower", "prior_heads", "prior_width", "vocabulary"
         return {name: value for name, value in asdict(self).items() if name in fixed}
 
 
-def read_mini(changes: list[str] | None = None) -> Recipe:
+def read_mini_recipe(changes: list[str] | None = None) -> Recipe:
     """The recipe of recipes/mini.toml, with `key=value` changes; keys in tables have dots, such as
     stages.joint.steps.
 
     Raises `CoPRSError` where there is no such key, or a value is of another kind.
     """
-    values = read_toml(FOLDER / "mini.toml")
+    values = read_toml(RECIPES_FOLDER / "mini.toml")
     for key, value in map(parse_change, changes or []):
         table, _, last = key.rpartition(".")
         place = _tables(values).get(table, {})
@@ -109,7 +109,7 @@ def read_mini(changes: list[str] | None = None) -> Recipe:
         if type(value) is not type(like) and not is_number:
             came = truncate(repr(value))
             raise CoPRSError(f"{key} is {came} and one like {like!r} was expected: correct it.")
-        least = _LEAST.get(key, int(type(like) is int and like > 0))
+        least = _MIN_VALUES.get(key, int(type(like) is int and like > 0))
         if type(value) in (int, float) and value < least:
             raise CoPRSError(f"{key} is {value} and is at least {least}: correct it.")
         place[last] = value
@@ -140,4 +140,4 @@ def _keys(values: dict) -> list[str]:
     return [f"{table}.{key}".strip(".") for table, key, value in found if type(value) is not dict]
 
 
-MINI = read_mini()
+MINI_RECIPE = read_mini_recipe()

@@ -27,10 +27,10 @@ from coprs_core.mini.train.muon import Muon
 from coprs_core.mini.train.recipe import Recipe, Stage
 from coprs_core.mini.train.stages import Scaffold
 from coprs_core.training.run_folder import (
+    catch_sigterm,
     check_recipe,
-    in_any_process,
-    keep_recipe,
-    told_to_stop,
+    is_true_anywhere,
+    save_recipe,
 )
 
 _ADAM_ONLY = (
@@ -46,7 +46,7 @@ _ADAM_ONLY = (
 )
 
 
-def optimizers(parts: dict[str, nn.Module], stage: Stage) -> list[torch.optim.Optimizer]:
+def build_optimizers(parts: dict[str, nn.Module], stage: Stage) -> list[torch.optim.Optimizer]:
     """Muon for hidden matrices, AdamW for embeddings, convolutions, norms and biases."""
     named = [
         (f"{part}.{n}", p)
@@ -105,7 +105,7 @@ def train_miniature(
     `scenes`, which are to be divided by their number to keep to the recipe, and the gradients are
     averaged.
     """
-    fixed = {"kind": "mini", **recipe.sizes}
+    fixed = {"kind": "mini", **recipe.fixed_values}
     check_recipe(fixed, folder)
     names = [stage.name for stage in recipe.stages]
     if only not in (None, *names):
@@ -115,16 +115,17 @@ def train_miniature(
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
         if place.type == "cuda":
             place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank())))
-    rank, _ = _processes()
+    rank, _ = _rank_and_world_size()
     torch.manual_seed(0)
+    # denormal numbers are many times slower on a CPU, and moments decay into them
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
     if rank == 0:
         if not (folder / "tokenizer").is_dir():
             build_tokenizer(recipe).save_pretrained(folder / "tokenizer")
-        keep_recipe({**fixed, **asdict(recipe)}, folder)
-    _wait_for_all()
+        save_recipe({**fixed, **asdict(recipe)}, folder)
+    _barrier()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     processor = build_processor(recipe, tokenizer)
     scaffold = Scaffold(recipe, build_miniature(recipe, tokenizer), tokenizer).to(place)
@@ -135,12 +136,12 @@ def train_miniature(
                 if before is not None and before.kind == "joint":
                     load_parts(scaffold, folder, before, "joint")
                 else:
-                    assemble(scaffold, recipe, folder)
+                    load_separate_stages(scaffold, recipe, folder)
             collate = Collator(recipe, stage, tokenizer, processor.image_processor)
-            with told_to_stop() as is_told:
-                if not run_stage(scaffold, collate, folder, workers, is_told):
+            with catch_sigterm() as stop_requested:
+                if not run_stage(scaffold, collate, folder, workers, stop_requested):
                     return False
-            _wait_for_all()  # the first one writes what the next stage reads
+            _barrier()  # the first one writes what the next stage reads
     if rank == 0 and only in (None, names[-1]):
         scaffold.model.mllm.set_attn_implementation("sdpa")
         save_checkpoint(folder / "checkpoint", scaffold.model.cpu(), processor, torch.bfloat16)
@@ -148,7 +149,7 @@ def train_miniature(
     return True
 
 
-def assemble(scaffold: Scaffold, recipe: Recipe, folder: Path) -> None:
+def load_separate_stages(scaffold: Scaffold, recipe: Recipe, folder: Path) -> None:
     """Put the parts of the first three stages together, the query head blind to all but the
     oracle's query space."""
     for stage in recipe.stages:
@@ -179,37 +180,37 @@ def run_stage(
     collate: Collator,
     folder: Path,
     workers: int,
-    is_told: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
     every: float = 180,
 ) -> bool:
     """Train the stage of a `collate`, going on exactly from `folder/<stage>.pt` where it exists;
-    write it every `every` seconds and at the end. False where it `is_told` to stop before.
+    write it every `every` seconds and at the end. False where it `stop_requested` to stop before.
 
     Raises `CoPRSError` where it diverges.
     """
     # cuDNN plans its attention anew for every shape, and hardly two batches have the same: 0.59 s
     # for a language step that takes 0.05 s where shapes repeat (one H100, torch 2.11)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    stage, (rank, world) = collate.stage, _processes()
+    stage, (rank, world) = collate.stage, _rank_and_world_size()
     path = folder / f"{stage.name}.pt"
     parts = scaffold.parts(stage.kind)
-    chosen = optimizers(parts, stage)
-    step, seconds = _resume(path, parts, chosen, scaffold.device)
+    optimizers = build_optimizers(parts, stage)
+    step, seconds = _resume(path, parts, optimizers, scaffold.device)
     if step >= stage.steps:
         return True
-    parameters = [p for o in chosen for g in o.param_groups for p in g["params"]]
+    parameters = [p for o in optimizers for g in o.param_groups for p in g["params"]]
     began = saved_at = time.monotonic()
     means: dict[str, float] = {}
     scaffold.train()
     scaffold.misread = stage.misread
-    drawn = batches(collate, step, workers, rank, world)
+    loader = batches(collate, step, workers, rank, world)
     bar = tqdm(
-        drawn, desc=stage.name, total=stage.steps, initial=step, mininterval=5, disable=rank > 0
+        loader, desc=stage.name, total=stage.steps, initial=step, mininterval=5, disable=rank > 0
     )
     for batch in bar:
-        _set_rates(chosen, stage, step)
+        _set_learning_rates(optimizers, stage, step)
         torch.manual_seed(step * world + rank)  # of noise and misread colours, wherever it began
-        losses = _step(scaffold, stage, batch, parameters, chosen)
+        losses = _train_step(scaffold, stage, batch, parameters, optimizers)
         if losses is None:
             raise CoPRSError(
                 f"Stage {stage.name} diverged at step {step + 1}: {path} holds an earlier step, if "
@@ -222,26 +223,26 @@ def run_stage(
         if rank == 0 and step % 50 == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
             rounded = {k: round(v, 4) for k, v in means.items()}
-            told = {"step": step, "seconds": round(spent), **rounded}
+            entry = {"step": step, "seconds": round(spent), **rounded}
             with (folder / f"{stage.name}.jsonl").open("a") as log:
-                log.write(json.dumps(told) + "\n")
-        is_stopped = in_any_process(is_told(), scaffold.device)
+                log.write(json.dumps(entry) + "\n")
+        is_stopped = is_true_anywhere(stop_requested(), scaffold.device)
         is_due = is_stopped or step == stage.steps or time.monotonic() - saved_at > every
         if rank == 0 and is_due:
-            _save(path, parts, chosen, step, spent)
+            _save_state(path, parts, optimizers, step, spent)
             saved_at = time.monotonic()
         if is_stopped:
             break
     return step == stage.steps
 
 
-def _set_rates(chosen: list[torch.optim.Optimizer], stage: Stage, step: int) -> None:
+def _set_learning_rates(chosen: list[torch.optim.Optimizer], stage: Stage, step: int) -> None:
     for optimizer, peak in zip(chosen, (stage.rate, stage.adam_rate)):
         for group in optimizer.param_groups:
             group["lr"] = peak * lr_factor(step, stage)
 
 
-def _step(
+def _train_step(
     scaffold: Scaffold, stage: Stage, batch, parameters: list[nn.Parameter], chosen: list
 ) -> dict[str, float] | None:
     """One step of learning; the scores of its batch, None where the gradient is no number and
@@ -264,6 +265,7 @@ def _step(
 
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    # one reduction over all gradients, zeros where a batch had none: every process takes part
     flat = torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
     )
@@ -274,12 +276,12 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
         p.grad = piece.view_as(p).clone()
 
 
-def _wait_for_all() -> None:
+def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
 
 
-def _processes() -> tuple[int, int]:
+def _rank_and_world_size() -> tuple[int, int]:
     """(rank, number of processes) of this run."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
@@ -298,7 +300,9 @@ def _resume(
     return saved["step"], saved["seconds"]
 
 
-def _save(path: Path, parts: dict[str, nn.Module], chosen: list, step: int, seconds: float) -> None:
+def _save_state(
+    path: Path, parts: dict[str, nn.Module], chosen: list, step: int, seconds: float
+) -> None:
     state = {
         "parts": {n: m.state_dict() for n, m in parts.items()},
         "optimizers": [o.state_dict() for o in chosen],

@@ -2,7 +2,7 @@
 watching.
 
 `eyes`      the vision tower writes the oracle's code of every cell into its visual tokens
-`focus`     image encoder, prior and decoder find the thing that an oracle query describes
+`focus`     image encoder, prior and decoder find the object that an oracle query describes
 `language`  the language model reads oracle tokens, thinks, and ends in an oracle query
 `joint`     the whole chain: language loss on the reply, segmentation loss on prior and mask
 """
@@ -22,7 +22,7 @@ from coprs_core.model.coprs import CoPRS
 from coprs_core.training.losses import segmentation_loss
 
 
-def _attention_in_parts(
+def _branch_attention(
     module, query, key, value, attention_mask, scaling, dropout=0.0, **_
 ) -> tuple[Tensor, None]:
     """Attention of [B, heads, L, d] → [B, L, heads, d], where `attention_mask` holds the lengths of
@@ -57,7 +57,7 @@ def _attend(
     return shares @ value
 
 
-AttentionInterface.register("parts", _attention_in_parts)
+AttentionInterface.register("parts", _branch_attention)
 
 
 class Scaffold(nn.Module):
@@ -79,8 +79,8 @@ class Scaffold(nn.Module):
         self.register_buffer("query_frame", query_frame)
         colours = tokenizer.convert_tokens_to_ids([f"Ġ{colour}" for colour in COLOURS])
         self.register_buffer("colours", torch.tensor(colours))
-        self.encoder_reader = nn.Conv2d(model.config.vision.channels, oracle.CELL_FEATURES, 1)
-        self.word_reader = nn.Linear(model.config.llm_width, oracle.THING_FEATURES)
+        self.encoder_reader = nn.Conv2d(model.config.vision.channels, oracle.NUM_CELL_FEATURES, 1)
+        self.word_reader = nn.Linear(model.config.llm_width, oracle.NUM_OBJECT_FEATURES)
         self._positions: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -107,51 +107,51 @@ class Scaffold(nn.Module):
 
     def loss(self, stage: str, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         return {
-            "eyes": self.eyes,
-            "focus": self.focus,
-            "language": self.language,
-            "joint": self.joint,
+            "eyes": self.eyes_loss,
+            "focus": self.focus_stage_loss,
+            "language": self.language_stage_loss,
+            "joint": self.joint_loss,
         }[stage](batch)
 
     # --- stages
 
-    def eyes(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def eyes_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         error, kinds = oracle.cell_losses(
-            self.see(batch), batch.tower_cells.to(self.device), self.image_frame
+            self.visual_tokens(batch), batch.tower_cells.to(self.device), self.image_frame
         )
         return error + kinds, {"error": error.item(), "class": kinds.item()}
 
-    def focus(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def focus_stage_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         features = torch.stack(
-            [_noisy_query(oracle.thing_features(t)) for _, t in batch.targets]
+            [_noisy_query(oracle.object_features(t)) for _, t in batch.targets]
         ).to(self.device)
-        embedding = self.encode(batch)
-        read = self.read_cells(embedding, batch)
-        segmentation, scores = self.segment(features @ self.query_frame.T, embedding, batch)
+        embedding = self.image_embeddings(batch)
+        read = self.cell_loss(embedding, batch)
+        segmentation, scores = self.focus_loss(features @ self.query_frame.T, embedding, batch)
         return read + segmentation, {"cells": read.item()} | scores
 
-    def language(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def language_stage_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         cells = _corrupt_cells(batch.tower_cells).to(self.device)
-        loss, scores, _ = self.think(batch.packed, cells @ self.image_frame.T)
+        loss, scores, _ = self.reply_loss(batch.packed, cells @ self.image_frame.T)
         return loss, scores
 
-    def joint(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        visual, embedding = self.see(batch), self.encode(batch)
+    def joint_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        visual, embedding = self.visual_tokens(batch), self.image_embeddings(batch)
         error, kinds = oracle.cell_losses(
             visual, batch.tower_cells.to(self.device), self.image_frame
         )
-        read = self.read_cells(embedding, batch)
-        language, scores, focus_embedding = self.think(batch.packed, visual)
+        read = self.cell_loss(embedding, batch)
+        language, scores, focus_embedding = self.reply_loss(batch.packed, visual)
         if not len(focus_embedding):
             return language + 0.5 * (error + kinds) + 0.5 * read, scores
-        segmentation, masks = self.segment(focus_embedding, embedding, batch)
+        segmentation, masks = self.focus_loss(focus_embedding, embedding, batch)
         return language + segmentation + 0.5 * (error + kinds) + 0.5 * read, scores | masks | {
             "eyes": error.item()
         }
 
     # --- the boxes on a batch
 
-    def see(self, batch: Batch) -> Tensor:
+    def visual_tokens(self, batch: Batch) -> Tensor:
         """Visual tokens [B, N, D]."""
         count, (rows, columns) = batch.count, batch.grid
         grid = torch.tensor([[1, 2 * rows, 2 * columns]] * count, device=self.device)
@@ -160,31 +160,31 @@ class Scaffold(nn.Module):
         ).pooler_output
         return features.view(count, -1, features.shape[-1])
 
-    def encode(self, batch: Batch) -> Tensor:
+    def image_embeddings(self, batch: Batch) -> Tensor:
         """Image embeddings [B, channels, grid, grid], of the pictures in SAM's frame."""
         pixels = to_sam_frames(batch.image.to(self.device), self.recipe.vision.side)
         return self.model.image_encoder(pixels)
 
-    def unpadded(self, batch: Batch) -> tuple[int, int]:
+    def unpadded_size(self, batch: Batch) -> tuple[int, int]:
         """(height, width) of a batch's pictures in SAM's frame."""
         return unpadded_size(batch.image.shape[-2:], self.recipe.vision.side)
 
-    def read_cells(self, embedding: Tensor, batch: Batch) -> Tensor:
+    def cell_loss(self, embedding: Tensor, batch: Batch) -> Tensor:
         read = self.encoder_reader(embedding).float().permute(0, 2, 3, 1).flatten(0, 2)
         target = batch.encoder_cells.to(self.device).flatten(0, 1)
-        occupied = target[:, oracle.GROUND] < 0.5
-        centre = ((read - target)[occupied][:, oracle.CENTRE] ** 2).sum(-1).mean()
+        occupied = target[:, oracle.GROUND_FLAG] < 0.5
+        centre = ((read - target)[occupied][:, oracle.CENTRE_SLICE] ** 2).sum(-1).mean()
         return oracle.cell_class_loss(read, target, sharpness=1.0) + 0.5 * centre
 
-    def segment(
+    def focus_loss(
         self, focus_embedding: Tensor, embedding: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, float]]:
         rows = torch.tensor([i for i, _ in batch.targets], device=self.device)
-        sizes = torch.tensor([self.unpadded(batch)] * len(rows), device=self.device)
+        sizes = torch.tensor([self.unpadded_size(batch)] * len(rows), device=self.device)
         prior_logits, mask_logits = self.model.focus(focus_embedding, embedding[rows], sizes)
-        return self.segmentation(prior_logits, mask_logits, batch)
+        return self.mask_loss(prior_logits, mask_logits, batch)
 
-    def segmentation(
+    def mask_loss(
         self, prior_logits: Tensor, mask_logits: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, float]]:
         """What is learnt from the drawn logits [M, 1, p, p] of a batch's targets."""
@@ -192,7 +192,7 @@ class Scaffold(nn.Module):
         loss = 2 * segmentation_loss(prior_logits, mask_logits, target, dice=0.5, focal=10)
         return loss, {"segmentation": loss.item()}
 
-    def think(
+    def reply_loss(
         self, packed: PackedQuestions, visual: Tensor
     ) -> tuple[Tensor, dict[str, float], Tensor]:
         """Language loss on the replies; the focus embeddings [M, D] of those that have a focus
@@ -204,17 +204,20 @@ class Scaffold(nn.Module):
         embeddings[ids == mllm.config.image_token_id] = visual.flatten(0, 1)
         hidden = mllm.model.language_model(
             inputs_embeds=embeddings,
-            position_ids=self.positions(packed),
-            attention_mask={"full_attention": packed.parts, "sliding_attention": packed.parts},
+            position_ids=self.rope_positions(packed),
+            attention_mask={
+                "full_attention": packed.section_lengths,
+                "sliding_attention": packed.section_lengths,
+            },
             use_cache=False,
         ).last_hidden_state
-        learnt = labels[:, 1:] != -100
-        logits, target = mllm.lm_head(hidden[:, :-1][learnt]).float(), labels[:, 1:][learnt]
-        weights = packed.weights.to(self.device)[:, 1:][learnt]
+        is_learnt = labels[:, 1:] != -100
+        logits, target = mllm.lm_head(hidden[:, :-1][is_learnt]).float(), labels[:, 1:][is_learnt]
+        weights = packed.weights.to(self.device)[:, 1:][is_learnt]
         words = (F.cross_entropy(logits, target, reduction="none") * weights).sum() / weights.sum()
         focus_embedding = hidden[packed.focus[:, 0], packed.focus[:, 1]]
-        listed = self.word_reader(hidden[packed.listed[:, 0], packed.listed[:, 1]]).float()
-        recall = ((listed - packed.listed_features.to(self.device)) ** 2).sum(-1).mean()
+        listed = self.word_reader(hidden[packed.kind_words[:, 0], packed.kind_words[:, 1]]).float()
+        recall = ((listed - packed.kind_features.to(self.device)) ** 2).sum(-1).mean()
         query = words.new_zeros(())
         if len(focus_embedding):
             described = focus_embedding.float() @ self.query_frame / oracle.QUERY_SCALE**2
@@ -228,31 +231,31 @@ class Scaffold(nn.Module):
             "right": right.float().mean().item(),
             "decided": right[decisions].float().mean().item(),
         }
-        told = self.query_weight * query + self.recall_weight * recall
-        return words + told, scores, focus_embedding
+        oracle_loss = self.query_weight * query + self.recall_weight * recall
+        return words + oracle_loss, scores, focus_embedding
 
     def misread_colours(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The tokens [B, L] with some colours of the replies read as another (`misread`), so that
-        what a thing is does not follow from its colour: some pairs are never shown."""
+        what an object is does not follow from its colour: some pairs are never shown."""
         is_colour = torch.isin(ids, self.colours) & (labels != -100)
         chosen = is_colour & (torch.rand(ids.shape, device=ids.device) < self.misread)
         others = self.colours[torch.randint(len(self.colours), ids.shape, device=ids.device)]
         return torch.where(chosen, others, ids)
 
-    def positions(self, packed: PackedQuestions) -> Tensor:
+    def rope_positions(self, packed: PackedQuestions) -> Tensor:
         """Multimodal rope positions [3, B, L]: those that every token would have if its question
         stood alone."""
-        length = int(packed.offset.max()) + 1
+        length = int(packed.position_offset.max()) + 1
         known = self._positions.get(packed.grid)
         if known is None or known.shape[-1] < length:
-            prefix = packed.ids[0, : packed.parts[0]]
+            prefix = packed.ids[0, : packed.section_lengths[0]]
             alone = F.pad(prefix, (0, length + 256 - len(prefix)))[None]
             is_image = (alone == self.model.mllm.config.image_token_id).int()
             grid = torch.tensor([[1, 2 * packed.grid[0], 2 * packed.grid[1]]])
             known = self._positions[packed.grid] = self.model.mllm.model.get_rope_index(
                 alone, mm_token_type_ids=is_image, image_grid_thw=grid
             )[0][:, 0]
-        return known[:, packed.offset].to(self.device)
+        return known[:, packed.position_offset].to(self.device)
 
 
 def _noisy_query(f: Tensor) -> Tensor:
@@ -260,9 +263,9 @@ def _noisy_query(f: Tensor) -> Tensor:
     noisy."""
     f, forget = f.clone(), torch.rand(()).item()
     for part, low, high in (
-        (oracle.KIND, 0, 0.12),
-        (oracle.COLOUR, 0.12, 0.24),
-        (oracle.CENTRE, 0.24, 0.36),
+        (oracle.KIND_SLICE, 0, 0.12),
+        (oracle.COLOUR_SLICE, 0.12, 0.24),
+        (oracle.CENTRE_SLICE, 0.24, 0.36),
     ):
         if low <= forget < high:
             f[part] = 0
@@ -272,11 +275,11 @@ def _noisy_query(f: Tensor) -> Tensor:
 def _corrupt_cells(cells: Tensor) -> Tensor:
     """Oracle cells [B, N, 64] with the errors of a real vision tower: now and then half another
     kind, and noise."""
-    occupied = (cells[..., oracle.GROUND] < 0.5)[..., None]
+    occupied = (cells[..., oracle.GROUND_FLAG] < 0.5)[..., None]
     doubt = (
         torch.rand(*cells.shape[:2], 1) * (torch.rand(*cells.shape[:2], 1) < 0.25) * 0.6 * occupied
     )
     other = F.one_hot(torch.randint(len(KINDS), cells.shape[:2]), len(KINDS)).float()
     cells = cells.clone()
-    cells[..., oracle.KIND] = cells[..., oracle.KIND] * (1 - doubt) + other * doubt
+    cells[..., oracle.KIND_SLICE] = cells[..., oracle.KIND_SLICE] * (1 - doubt) + other * doubt
     return cells + 0.08 * torch.randn_like(cells)

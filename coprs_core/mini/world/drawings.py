@@ -1,10 +1,10 @@
-"""How each kind of thing in a picture-book scene is drawn: a few filled polygons, back to front.
+"""How each kind of object in a picture-book scene is drawn: a few filled polygons, back to front.
 
 Each function gives the parts of one kind; `kinds.KINDS` is the table of them.
 
-A part is `(points, shade)`. Points are (x, y) in the thing's own frame, about [-1, 1] on both axes
-with y pointing down. A shade is one of "main", "dark", "light" (variants of the thing's own colour)
-or a fixed colour of `FIXED_SHADES`.
+A part is `(points, shade)`. Points are (x, y) in the object's own frame, about [-1, 1] on both axes
+with y pointing down. A shade is one of "main", "dark", "light" (variants of the object's own
+colour) or a fixed colour of `FIXED_SHADES`.
 """
 
 import math
@@ -338,8 +338,8 @@ def clock():
     ]
 
 
-def shaded(colour: tuple[int, int, int], shade: str) -> tuple[int, int, int]:
-    """The RGB of a shade for a thing whose own colour is `colour` (both 0 to 255)."""
+def shade_colour(colour: tuple[int, int, int], shade: str) -> tuple[int, int, int]:
+    """The RGB of a shade for an object whose own colour is `colour` (both 0 to 255)."""
     if shade == "main":
         return colour
     if shade == "dark":

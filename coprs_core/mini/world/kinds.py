@@ -1,4 +1,4 @@
-"""The table of kinds: everything that the world knows of a thing. A new kind is one more row."""
+"""The table of kinds: everything that the world knows of an object. A new kind is one more row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from coprs_core.mini.world import drawings
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of thing.
+    """One kind of object.
 
     Attributes:
         name: a noun of one word.
@@ -26,17 +26,17 @@ class Kind:
     draw: Callable[[], list]
     uses: tuple[str, ...]
     categories: tuple[str, ...] = ()
-    to_do: str = ""
-    tumbles: bool = False
+    purpose: str = ""
+    may_be_rotated: bool = False
 
 
-TABLE = (
+KIND_TABLE = (
     Kind(
         "fish",
         drawings.fish,
         ("swims under water", "breathes in water", "has fins"),
         categories=("animal",),
-        tumbles=True,
+        may_be_rotated=True,
     ),
     Kind(
         "bird",
@@ -49,117 +49,117 @@ TABLE = (
         drawings.butterfly,
         ("was once a caterpillar", "drinks from blossoms", "flutters in summer"),
         categories=("animal",),
-        tumbles=True,
+        may_be_rotated=True,
     ),
     Kind(
         "car",
         drawings.car,
         ("drives on the road", "needs a parking place", "has four wheels"),
         categories=("vehicle",),
-        to_do="drive to work with",
+        purpose="drive to work with",
     ),
     Kind(
         "boat",
         drawings.boat,
         ("sails on the sea", "floats on the lake", "needs wind in its sails"),
         categories=("vehicle",),
-        to_do="cross the lake with",
+        purpose="cross the lake with",
     ),
     Kind(
         "plane",
         drawings.plane,
         ("takes people to other countries by air", "lands at the airport", "a pilot steers"),
         categories=("vehicle",),
-        to_do="fly abroad with",
-        tumbles=True,
+        purpose="fly abroad with",
+        may_be_rotated=True,
     ),
     Kind(
         "apple",
         drawings.apple,
         ("keeps the doctor away", "cider is made from", "grows in an orchard"),
         categories=("food", "fruit"),
-        to_do="bake in a pie",
+        purpose="bake in a pie",
     ),
     Kind(
         "banana",
         drawings.banana,
         ("monkeys like to eat", "you peel before you eat it", "is curved and sweet"),
         categories=("food", "fruit"),
-        to_do="peel and eat",
-        tumbles=True,
+        purpose="peel and eat",
+        may_be_rotated=True,
     ),
     Kind(
         "carrot",
         drawings.carrot,
         ("rabbits like to eat", "grows under the ground", "makes the nose of a snowman"),
         categories=("food",),
-        to_do="feed a rabbit with",
-        tumbles=True,
+        purpose="feed a rabbit with",
+        may_be_rotated=True,
     ),
     Kind(
         "hammer",
         drawings.hammer,
         ("drives nails into wood", "a carpenter hits with", "you break a piggy bank with"),
         categories=("tool",),
-        to_do="hit a nail with",
-        tumbles=True,
+        purpose="hit a nail with",
+        may_be_rotated=True,
     ),
     Kind(
         "key",
         drawings.key,
         ("opens a door", "turns in a lock", "you must not lose when you leave home"),
         categories=("tool",),
-        to_do="open a door with",
-        tumbles=True,
+        purpose="open a door with",
+        may_be_rotated=True,
     ),
     Kind(
         "chair",
         drawings.chair,
         ("you sit on", "you rest your legs on", "has a seat and a back"),
         categories=("furniture",),
-        to_do="sit on",
+        purpose="sit on",
     ),
     Kind(
         "table",
         drawings.table,
         ("you put plates on", "a family eats dinner at", "you lay a cloth over"),
         categories=("furniture",),
-        to_do="put plates on",
+        purpose="put plates on",
     ),
     Kind(
         "tree",
         drawings.tree,
         ("gives shade", "has a trunk and leaves", "you could climb in the forest"),
         categories=("plant",),
-        to_do="climb on",
+        purpose="climb on",
     ),
     Kind(
         "flower",
         drawings.flower,
         ("smells sweet", "you put in a vase", "bees visit"),
         categories=("plant",),
-        to_do="put in a vase",
+        purpose="put in a vase",
     ),
     Kind(
         "hat",
         drawings.hat,
         ("you wear on your head", "a magician pulls a rabbit out of", "keeps your hair covered"),
         categories=("clothing",),
-        to_do="wear on the head",
+        purpose="wear on the head",
     ),
     Kind(
         "shirt",
         drawings.shirt,
         ("has two sleeves", "you button up", "covers your chest"),
         categories=("clothing",),
-        to_do="wear on the chest",
+        purpose="wear on the chest",
     ),
     Kind(
         "sun",
         drawings.sun,
         ("warms the day", "rises in the morning", "gives you a tan"),
         categories=("sky",),
-        tumbles=True,
+        may_be_rotated=True,
     ),
     Kind(
         "moon",
@@ -177,38 +177,38 @@ TABLE = (
         "house",
         drawings.house,
         ("people live in", "has a roof and a chimney", "a family calls home"),
-        to_do="live in",
+        purpose="live in",
     ),
     Kind(
         "cup",
         drawings.cup,
         ("you drink coffee from", "holds hot tea", "has a handle and is easily spilled"),
-        to_do="drink from",
+        purpose="drink from",
     ),
     Kind(
         "umbrella",
         drawings.umbrella,
         ("keeps the rain off", "you open when it pours", "keeps you dry in bad weather"),
-        to_do="stay dry with",
+        purpose="stay dry with",
     ),
     Kind(
         "clock",
         drawings.clock,
         ("tells the time", "wakes you up", "ticks all day"),
-        to_do="read the time from",
+        purpose="read the time from",
     ),
 )
-KINDS: tuple[str, ...] = tuple(kind.name for kind in TABLE)
-BY_NAME = {kind.name: kind for kind in TABLE}
-_CATEGORY_NAMES = dict.fromkeys(category for kind in TABLE for category in kind.categories)
+KINDS: tuple[str, ...] = tuple(kind.name for kind in KIND_TABLE)
+KIND_BY_NAME = {kind.name: kind for kind in KIND_TABLE}
+_CATEGORY_NAMES = dict.fromkeys(category for kind in KIND_TABLE for category in kind.categories)
 CATEGORIES: dict[str, tuple[str, ...]] = {
-    category: tuple(kind.name for kind in TABLE if category in kind.categories)
+    category: tuple(kind.name for kind in KIND_TABLE if category in kind.categories)
     for category in _CATEGORY_NAMES
 }
 
 
 @cache
-def parts(kind: str) -> tuple[tuple[np.ndarray, str], ...]:
-    """The polygons of a kind, back to front: (points [P, 2] float64, shade) in the thing's own
+def kind_polygons(kind: str) -> tuple[tuple[np.ndarray, str], ...]:
+    """The polygons of a kind, back to front: (points [P, 2] float64, shade) in the object's own
     frame."""
-    return tuple((np.array(points), shade) for points, shade in BY_NAME[kind].draw())
+    return tuple((np.array(points), shade) for points, shade in KIND_BY_NAME[kind].draw())

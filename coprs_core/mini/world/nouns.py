@@ -21,12 +21,12 @@ def with_article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def noun(f: Filter) -> str:
+def noun_phrase(f: Filter) -> str:
     """The bare words of a filter: red cup, animal, thing."""
     return f"{f.colour} {_base(f)}" if f.colour else _base(f)
 
 
-def nouns(f: Filter) -> str:
+def plural_phrase(f: Filter) -> str:
     """The words of a filter for several things: red cups, animals, things of the sky."""
     first, *rest = _base(f).split(" ")
     words = " ".join([_plural(first), *rest])

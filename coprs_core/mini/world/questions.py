@@ -1,11 +1,17 @@
-"""Instructions about scenes, each with its meaning, the right thing, and the reply that it
+"""Instructions about scenes, each with its meaning, the right object, and the reply that it
 deserves."""
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from coprs_core.mini.world.meanings import Ambiguous, Meaning, propose, propose_absent, resolve
+from coprs_core.mini.world.meanings import (
+    Ambiguous,
+    Meaning,
+    propose_absent,
+    propose_meaning,
+    resolve,
+)
 from coprs_core.mini.world.replies import target_reply
 from coprs_core.mini.world.requests import (
     CAPITALS_SHARE,
@@ -68,7 +74,7 @@ DEFAULT_MIX = QuestionMix()
 
 @dataclass(frozen=True)
 class Question:
-    """An instruction about a scene, its meaning, the indices of the right things in reading order
+    """An instruction about a scene, its meaning, the indices of the right objects in reading order
     (none: nothing fits) and the reply."""
 
     family: str
@@ -80,7 +86,7 @@ class Question:
 
     @property
     def target(self) -> int | None:
-        """The index of the right thing, the first of several; None where nothing fits."""
+        """The index of the right object, the first of several; None where nothing fits."""
         return self.targets[0] if self.targets else None
 
 
@@ -96,13 +102,14 @@ def draw_question(
     if family == "nothing there":
         return _write_instruction(propose_absent(scene, rng), (), scene, rng, asking)
     families = [family] if family else _weighted_order(rng, asking.weights)
+    # a few tries each: most meanings of a crowded scene are ambiguous
     for name in families:
         for _ in range(8):
-            meaning = propose(name, scene.things, rng, scene.split == "test")
+            meaning = propose_meaning(name, scene.objects, rng, scene.split == "test")
             if meaning is None:
                 continue
             try:
-                targets = resolve(meaning, scene.things)
+                targets = resolve(meaning, scene.objects)
             except Ambiguous:
                 continue
             if targets or name in EXTRA_FAMILIES:
@@ -127,8 +134,8 @@ def draw_examples(
 
 
 def _weighted_order(rng: random.Random, weights: dict[str, float]) -> list[str]:
-    asked = [family for family, weight in weights.items() if weight > 0]
-    return sorted(asked, key=lambda f: rng.random() ** (1 / weights[f]), reverse=True)
+    families = [family for family, weight in weights.items() if weight > 0]
+    return sorted(families, key=lambda f: rng.random() ** (1 / weights[f]), reverse=True)
 
 
 def _write_instruction(
@@ -147,5 +154,5 @@ def _write_instruction(
     slips = 0.0 if meaning.unknown else asking.slips  # what is not known is repeated as it is
     text = add_typing_noise(text, rng, slips, asking.capitals)
     family = meaning.family if targets or meaning.unknown else "nothing there"
-    reply = target_reply(meaning, targets, scene.things)
+    reply = target_reply(meaning, targets, scene.objects)
     return Question(family, text, reply, targets, meaning, unseen)

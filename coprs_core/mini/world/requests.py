@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coprs_core.mini.world.meanings import Filter, Meaning
-from coprs_core.mini.world.nouns import noun, nouns, with_article
+from coprs_core.mini.world.nouns import noun_phrase, plural_phrase, with_article
 
 _EXTREME_WORDS = {
     "largest": ("largest", "biggest"),
@@ -153,8 +153,10 @@ _SEVERAL_PHRASES = (
 _UNSEEN_SEVERAL_PHRASES = ("each of the {nouns}", "any {noun} there is")
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 
-Parts = dict[str, Any]
-VARIED: Parts = json.loads((Path(__file__).parent / "varied.json").read_text(encoding="utf-8"))
+WordingParts = dict[str, Any]
+VARIED: WordingParts = json.loads(
+    (Path(__file__).parent / "varied.json").read_text(encoding="utf-8")
+)
 """The parts that varied wordings are put together from."""
 VARIED["phrases"] |= {
     "category": VARIED["phrases"]["name"],
@@ -171,19 +173,19 @@ def write_instruction(
     rng: random.Random,
     unseen: bool,
     targets: int | None = None,
-    varied: Parts | None = None,
+    varied: WordingParts | None = None,
 ) -> str:
     """A meaning as somebody says it, in a wording of the test split where it is `unseen`, in one
     put together from the `varied` parts where they are given; of several things with their number
     now and then, which is that of the `targets`."""
     if meaning.unknown:
-        return _frame(rng, unseen, varied).format(x=meaning.said)
+        return _choose_frame(rng, unseen, varied).format(x=meaning.wording)
     if meaning.several:
-        return _several(meaning.among, rng, unseen, targets, varied)
+        return _several_instruction(meaning.among, rng, unseen, targets, varied)
     unseen_phrase = unseen and rng.random() < 0.5
     phrases = _UNSEEN_PHRASES if unseen_phrase else varied["phrases"] if varied else _PHRASES
     phrase = rng.choice(phrases[meaning.family])
-    frame = _frame(rng, unseen and not unseen_phrase, varied)
+    frame = _choose_frame(rng, unseen and not unseen_phrase, varied)
     group, anchor = meaning.among, meaning.anchor
     if group.use and group.use.startswith("to "):
         phrase = "the thing {use}" if unseen_phrase else "something {use}"
@@ -194,9 +196,9 @@ def write_instruction(
     if "kind}" in phrase and group.kind is None:
         phrase = "the thing that is {colour}"
     phrase = phrase.format(
-        noun=noun(group),
-        nouns=nouns(group),
-        a_noun=with_article(noun(group)),
+        noun=noun_phrase(group),
+        nouns=plural_phrase(group),
+        a_noun=with_article(noun_phrase(group)),
         kind=group.kind,
         a_kind=with_article(group.kind or "thing"),
         colour=group.not_colour or group.colour,
@@ -208,8 +210,12 @@ def write_instruction(
     return frame.format(x=phrase)
 
 
-def _several(
-    group: Filter, rng: random.Random, unseen: bool, targets: int | None, varied: Parts | None
+def _several_instruction(
+    group: Filter,
+    rng: random.Random,
+    unseen: bool,
+    targets: int | None,
+    varied: WordingParts | None,
 ) -> str:
     """An instruction for all the things of a group."""
     unseen_phrase = unseen and rng.random() < 0.5
@@ -220,23 +226,25 @@ def _several(
         if targets == 2 and rng.random() < 0.3:
             phrase = "both {nouns}"
     are = "are" if "{nouns}" in phrase else "is"
-    frame = _frame(rng, unseen and not unseen_phrase, varied, are)
+    frame = _choose_frame(rng, unseen and not unseen_phrase, varied, are)
     if "{nouns}" in phrase:
         frame = frame.replace(" is ", " are ").replace("which one", "which ones")
-    asked = phrase.format(noun=noun(group), nouns=nouns(group))
+    request = phrase.format(noun=noun_phrase(group), nouns=plural_phrase(group))
     if group.not_colour:
-        asked += f" that {are} not {group.not_colour}"
-    return frame.format(x=asked)
+        request += f" that {are} not {group.not_colour}"
+    return frame.format(x=request)
 
 
-def _frame(rng: random.Random, unseen: bool, varied: Parts | None, are: str = "is") -> str:
+def _choose_frame(
+    rng: random.Random, unseen: bool, varied: WordingParts | None, are: str = "is"
+) -> str:
     """The words around what is asked for, which takes the place of `{x}`."""
     if unseen or not varied:
         return rng.choice(_UNSEEN_FRAMES if unseen else _FRAMES)
-    way = rng.random()
-    if way < 0.15:
+    draw = rng.random()
+    if draw < 0.15:
         return "{x}"
-    if way < 0.4:
+    if draw < 0.4:
         return rng.choice(varied["questions"]).format(**{"is": are}, x="{x}")
     opening, verb, ending = (rng.choice(varied[k]) for k in ("openings", "verbs", "endings"))
     is_question = opening.split(" ")[0] in ("can", "could", "would", "will", "may")
@@ -244,7 +252,10 @@ def _frame(rng: random.Random, unseen: bool, varied: Parts | None, are: str = "i
 
 
 def _word_for(
-    what: str | None, words: Mapping[str, tuple[str, ...]], rng: random.Random, varied: Parts | None
+    what: str | None,
+    words: Mapping[str, tuple[str, ...]],
+    rng: random.Random,
+    varied: WordingParts | None,
 ) -> str:
     """A relation or an extreme in one of its words."""
     if what is None:
@@ -253,7 +264,7 @@ def _word_for(
 
 
 def _anchor_phrase(anchor: Filter, rng: random.Random) -> str:
-    return _use_phrase(anchor.use, rng) if anchor.use else f"the {noun(anchor)}"
+    return _use_phrase(anchor.use, rng) if anchor.use else f"the {noun_phrase(anchor)}"
 
 
 def add_typing_noise(

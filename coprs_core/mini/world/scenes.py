@@ -1,8 +1,8 @@
 """Picture-book scenes: the world that the miniature learns from, drawn by our own code and
 deterministic by seed.
 
-A scene is a picture of 256×256 pixels, or one side shorter, of one to seven things on a plain,
-graded or textured ground. The masks are exact: the visible pixels of each thing, taken from the
+A scene is a picture of 256×256 pixels, or one side shorter, of one to seven objects on a plain,
+graded or textured ground. The masks are exact: the visible pixels of each object, taken from the
 same polygons as the colours.
 """
 
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from coprs_core.mini.world.drawings import COLOURS, shaded
-from coprs_core.mini.world.kinds import BY_NAME, CATEGORIES, KINDS, parts
+from coprs_core.mini.world.drawings import COLOURS, shade_colour
+from coprs_core.mini.world.kinds import CATEGORIES, KIND_BY_NAME, KINDS, kind_polygons
 
 SIDE = 256
 """Width and height of a scene in pixels; the longest side of one that is no square."""
 SQUARE = (SIDE, SIDE)
 SPLITS = ("train", "validation", "test")
-SMALLEST, LARGEST = 0.004, 0.25
-"""Visible area of a thing, as a share of the picture."""
+MIN_AREA_SHARE, MAX_AREA_SHARE = 0.004, 0.25
+"""Visible area of an object, as a share of the picture."""
 UNSEEN_PAIRS = frozenset(
     (kind, list(COLOURS)[(3 * i) % len(COLOURS)]) for i, kind in enumerate(KINDS[::2])
 )
@@ -38,8 +38,8 @@ PLACES = (
     "at the bottom right",
 )
 
-_OVERSAMPLING = 2
-_LARGEST_RADIUS = {
+_OVERSAMPLING = 2  # smooth edges; the masks take one of the four samples, so that they stay exact
+_MAX_RADIUS = {
     1: 0.36,
     2: 0.32,
     3: 0.27,
@@ -52,10 +52,10 @@ _LARGEST_RADIUS = {
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One thing of a scene, as far as it is visible.
+    """An object of a scene, as far as it is visible.
 
-    `centre` (x, y) and `box` (x0, y0, x1, y1; the last exclusive) are pixels of the picture, whose
-    size (height, width) is `within`; `area` is a number of pixels. The centre is that of the box.
+    `centre` (x, y), that of the `box`, and `box` (x0, y0, x1, y1; the last exclusive) are pixels of
+    the image, whose (height, width) is `image_size`; `area` is a number of pixels.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class SceneObject:
     centre: tuple[float, float]
     box: tuple[int, int, int, int]
     area: int
-    within: tuple[int, int] = SQUARE
+    image_size: tuple[int, int] = SQUARE
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ class SceneObject:
     @property
     def cell(self) -> int:
         """Which ninth of the picture holds the centre, 0 to 8 in reading order."""
-        (x, y), (height, width) = self.centre, self.within
+        (x, y), (height, width) = self.centre, self.image_size
         return 3 * min(2, int(3 * y / height)) + min(2, int(3 * x / width))
 
     @property
@@ -82,23 +82,23 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """`image` uint8 [H, W, 3]; `owner` uint8 [H, W], 0 for the ground, i + 1 where things[i] is
-    visible. H and W are 256, or the longer of them is."""
+    """`image` uint8 [H, W, 3]; `instance_map` uint8 [H, W], 0 for the background, i + 1 where
+    `objects[i]` is visible. H and W are 256, or the longer of them is."""
 
     seed: int | str
     split: str
     image: np.ndarray
-    owner: np.ndarray
-    things: tuple[SceneObject, ...]
+    instance_map: np.ndarray
+    objects: tuple[SceneObject, ...]
 
     def mask(self, *indices: int | None) -> np.ndarray:
-        """Visible pixels of those things as bool [H, W]; all False for none, or None."""
-        return np.isin(self.owner, [i + 1 for i in indices if i is not None])
+        """Visible pixels of those objects as bool [H, W]; all False for none, or None."""
+        return np.isin(self.instance_map, [i + 1 for i in indices if i is not None])
 
 
 @dataclass
 class _PlacedObject:
-    """A thing before it is drawn: where it stands and how it is turned."""
+    """An object before it is drawn: its place and rotation."""
 
     kind: str
     colour: str
@@ -112,7 +112,7 @@ class _PlacedObject:
         """(points [P, 2] in picture pixels, shade), back to front."""
         cos, sin = math.cos(self.angle) * self.radius, math.sin(self.angle) * self.radius
         turn = np.array([[cos * self.stretch, sin * self.stretch], [-sin, cos]])
-        for points, shade in parts(self.kind):
+        for points, shade in kind_polygons(self.kind):
             yield points @ turn + (self.x, self.y), shade
 
 
@@ -125,19 +125,20 @@ def draw_scene(
     """The scene of a seed; the same seed, split and size (height, width) always give the same
     scene, and no two splits share one.
 
-    `with_image=False` leaves `image` empty ([0, 0, 3]) and is three times as fast; `owner` and
-    `things` are the same.
+    `with_image=False` leaves `image` empty ([0, 0, 3]) and is three times as fast; `instance_map`
+    and `objects` are the same.
     """
+    # the split is part of the seed: no scene of the test can come up in training
     rng = random.Random(f"coprs scene {split} {seed}")
     while True:
         placed = _place_objects(rng, split, size)
-        owner = _draw_owner(placed, size)
-        things = _visible_objects(placed, owner)
-        if things is not None:
+        instance_map = _draw_instance_map(placed, size)
+        objects = _visible_objects(placed, instance_map)
+        if objects is not None:
             break
-    things, owner = _in_reading_order(things, owner)
+    objects, instance_map = _sort_in_reading_order(objects, instance_map)
     image = _draw_image(rng, placed, size) if with_image else np.zeros((0, 0, 3), np.uint8)
-    return Scene(seed, split, image, owner, things)
+    return Scene(seed, split, image, instance_map, objects)
 
 
 def random_size(rng: random.Random) -> tuple[int, int]:
@@ -153,27 +154,29 @@ def _place_objects(rng: random.Random, split: str, size: tuple[int, int]) -> lis
     for _ in range(count * 6):
         if len(placed) == count:
             break
-        thing = _choose_object(rng, split, placed, count)
-        thing.radius *= math.sqrt(height * width) / SIDE
-        if any((thing.kind, thing.colour) == (p.kind, p.colour) for p in placed):
+        obj = _choose_object(rng, split, placed, count)
+        obj.radius *= math.sqrt(height * width) / SIDE
+        if any((obj.kind, obj.colour) == (p.kind, p.colour) for p in placed):
             continue
+        # now and then objects may overlap: masks must be learnt for covered ones, too
         closeness = 0.55 if rng.random() < 0.15 else 0.85
         for _ in range(12):
-            margin = 0.9 * thing.radius
-            thing.x, thing.y = (rng.uniform(margin, side - margin) for side in (width, height))
+            margin = 0.9 * obj.radius
+            obj.x, obj.y = (rng.uniform(margin, side - margin) for side in (width, height))
             if all(
-                math.hypot(thing.x - p.x, thing.y - p.y) > closeness * (thing.radius + p.radius)
+                math.hypot(obj.x - p.x, obj.y - p.y) > closeness * (obj.radius + p.radius)
                 for p in placed
             ):
-                placed.append(thing)
+                placed.append(obj)
                 break
+    # large ones are drawn first, so that small ones are not hidden
     return sorted(placed, key=lambda p: -p.radius)
 
 
 def _choose_object(
     rng: random.Random, split: str, placed: list[_PlacedObject], count: int
 ) -> _PlacedObject:
-    """A thing that often repeats the kind, the category or the colour of one already there:
+    """An object that often repeats the kind, the category or the colour of one already there:
     questions need rivals."""
     kind, colour, echo = rng.choice(KINDS), rng.choice(list(COLOURS)), rng.random()
     if placed and echo < 0.2:
@@ -188,34 +191,38 @@ def _choose_object(
         colour = unseen[0]
     while split != "test" and colour in unseen:
         colour = rng.choice(list(COLOURS))
-    smallest, largest = math.log(0.046), math.log(_LARGEST_RADIUS[count])
+    smallest, largest = math.log(0.046), math.log(_MAX_RADIUS[count])
     radius = SIDE * math.exp(smallest + (largest - smallest) * rng.random() ** 0.35)
-    angle = math.radians(rng.uniform(-50, 50) if BY_NAME[kind].tumbles else rng.gauss(0, 10))
+    angle = math.radians(
+        rng.uniform(-50, 50) if KIND_BY_NAME[kind].may_be_rotated else rng.gauss(0, 10)
+    )
     return _PlacedObject(kind, colour, radius, angle, rng.choice((-1, 1)) * rng.uniform(0.85, 1.1))
 
 
-def _draw_owner(placed: list[_PlacedObject], size: tuple[int, int]) -> np.ndarray:
+def _draw_instance_map(placed: list[_PlacedObject], size: tuple[int, int]) -> np.ndarray:
     height, width = size
     canvas = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     pen = ImageDraw.Draw(canvas)
-    for i, thing in enumerate(placed):
-        for points, _ in thing.polygons():
+    for i, obj in enumerate(placed):
+        for points, _ in obj.polygons():
             pen.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=i + 1)
     return np.asarray(canvas)[1::_OVERSAMPLING, 1::_OVERSAMPLING].copy()
 
 
-def _visible_objects(placed: list[_PlacedObject], owner: np.ndarray) -> list[SceneObject] | None:
-    """What can be seen of each thing, or None where a thing is too small, too hidden or its place
-    is a toss-up."""
-    things: list[SceneObject] = []
-    (height, width), whole_picture = owner.shape, owner.size
+def _visible_objects(
+    placed: list[_PlacedObject], instance_map: np.ndarray
+) -> list[SceneObject] | None:
+    """What can be seen of each object; None where one is too small, too hidden, or so near to the
+    border of two places that a person could name either."""
+    objects: list[SceneObject] = []
+    (height, width), whole_picture = instance_map.shape, instance_map.size
     for i, p in enumerate(placed):
-        visible = owner == i + 1
+        visible = instance_map == i + 1
         area = int(visible.sum())
-        if not SMALLEST <= area / whole_picture <= LARGEST:
+        if not MIN_AREA_SHARE <= area / whole_picture <= MAX_AREA_SHARE:
             return None
         whole = (
-            int((_draw_owner([p], (height, width)) == 1).sum())
+            int((_draw_instance_map([p], (height, width)) == 1).sum())
             if _may_be_covered(i, placed)
             else area
         )
@@ -224,14 +231,14 @@ def _visible_objects(placed: list[_PlacedObject], owner: np.ndarray) -> list[Sce
         ys, xs = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
         x0, y0, x1, y1 = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
         centre = (x0 + x1) / 2, (y0 + y1) / 2
-        thing = SceneObject(p.kind, p.colour, centre, (x0, y0, x1, y1), area, (height, width))
+        obj = SceneObject(p.kind, p.colour, centre, (x0, y0, x1, y1), area, (height, width))
         axes = zip(centre, (width, height), strict=True)
         if any(abs(v - n * side / 3) < 4 for v, side in axes for n in (1, 2)):
             return None
-        if any(t.cell == thing.cell and abs(t.centre[0] - thing.centre[0]) < 8 for t in things):
+        if any(t.cell == obj.cell and abs(t.centre[0] - obj.centre[0]) < 8 for t in objects):
             return None
-        things.append(thing)
-    return things
+        objects.append(obj)
+    return objects
 
 
 def _may_be_covered(i: int, placed: list[_PlacedObject]) -> bool:
@@ -241,29 +248,29 @@ def _may_be_covered(i: int, placed: list[_PlacedObject]) -> bool:
     )
 
 
-def _in_reading_order(
-    things: list[SceneObject], owner: np.ndarray
+def _sort_in_reading_order(
+    objects: list[SceneObject], instance_map: np.ndarray
 ) -> tuple[tuple[SceneObject, ...], np.ndarray]:
-    order = sorted(range(len(things)), key=lambda i: (things[i].cell, things[i].centre[0]))
-    rank = np.zeros(len(things) + 1, np.uint8)
+    order = sorted(range(len(objects)), key=lambda i: (objects[i].cell, objects[i].centre[0]))
+    rank = np.zeros(len(objects) + 1, np.uint8)
     for new, old in enumerate(order):
         rank[old + 1] = new + 1
-    return tuple(things[i] for i in order), rank[owner]
+    return tuple(objects[i] for i in order), rank[instance_map]
 
 
 def _draw_image(
     rng: random.Random, placed: list[_PlacedObject], size: tuple[int, int]
 ) -> np.ndarray:
     height, width = size
-    canvas = Image.fromarray(_ground(rng, size)).resize(
+    canvas = Image.fromarray(_draw_background(rng, size)).resize(
         (width * _OVERSAMPLING, height * _OVERSAMPLING), Image.Resampling.NEAREST
     )
     pen = ImageDraw.Draw(canvas)
-    for thing in placed:
-        red, green, blue = (v + rng.randint(-14, 14) for v in COLOURS[thing.colour])
-        own = _clipped(red), _clipped(green), _clipped(blue)
-        for points, shade in thing.polygons():
-            pen.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=shaded(own, shade))
+    for obj in placed:
+        red, green, blue = (v + rng.randint(-14, 14) for v in COLOURS[obj.colour])
+        own = _clip_channel(red), _clip_channel(green), _clip_channel(blue)
+        for points, shade in obj.polygons():
+            pen.polygon((points * _OVERSAMPLING).ravel().tolist(), fill=shade_colour(own, shade))
     image = np.asarray(canvas.reduce(_OVERSAMPLING))
     strength = rng.choice((0, 3, 6, 9))
     if not strength:
@@ -274,11 +281,11 @@ def _draw_image(
     return np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)
 
 
-def _clipped(value: int) -> int:
+def _clip_channel(value: int) -> int:
     return min(255, max(0, value))
 
 
-def _ground(rng: random.Random, size: tuple[int, int]) -> np.ndarray:
+def _draw_background(rng: random.Random, size: tuple[int, int]) -> np.ndarray:
     """A ground of little colour, uint8 [H, W, 3]: flat, graded, striped, dotted, checked or
     blotched."""
     level = rng.uniform(165, 245) if rng.random() < 0.8 else rng.uniform(50, 100)

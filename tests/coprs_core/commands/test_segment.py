@@ -143,7 +143,7 @@ def test_scenes_writes_pictures_masks_and_facts(tmp_path):
     assert np.array_equal(
         np.asarray(Image.open(tmp_path / "a" / "00001_mask.png")), scene.mask(*facts["targets"])
     )
-    assert len(facts["things"]) == len(scene.things) and {"instruction", "reply"} <= facts.keys()
+    assert len(facts["things"]) == len(scene.objects) and {"instruction", "reply"} <= facts.keys()
 
 
 def test_evaluate_prints_a_table_and_json(capsys):

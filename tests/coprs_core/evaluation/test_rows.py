@@ -8,7 +8,7 @@ import pytest
 from coprs_core.answer.results import Region, Result
 from coprs_core.datasets import open_dataset, scenes
 from coprs_core.evaluation.protocols import PROTOCOLS
-from coprs_core.evaluation.report import report
+from coprs_core.evaluation.report import compute_scores
 from coprs_core.evaluation.rows import evaluate, measure
 from coprs_core.masks import decode_rle, encode_rle
 from coprs_core.metrics import PRIOR_THRESHOLD, PRIOR_THRESHOLDS, correlation, iou
@@ -36,7 +36,7 @@ def result(mask, reply, outcome):
 
 
 def measure_scene(index, scene, question, answer):
-    return measure(scenes.example_of(index, scene, question), answer)
+    return measure(scenes.to_example(index, scene, question), answer)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_perfect_answer_scores_one_everywhere(drawn):
     for i, (scene, q) in enumerate(drawn):
         outcome = "found" if q.target is not None else "nothing found"
         rows.append(measure_scene(i, scene, q, result(scene.mask(q.target), q.reply, outcome)))
-    told = report(rows, scenes.GROUPS)
+    told = compute_scores(rows, scenes.GROUPS)
     for name in ("well_formed", "hit", "named", "mask_giou", "prior_giou", "mask_giou_if_named"):
         assert told["all"][name] == 1
     assert told["nothing_there"] == {"precision": 1.0, "recall": 1.0}
@@ -63,7 +63,7 @@ def test_a_mask_where_nothing_should_be_counts_zero(drawn):
     row = measure_scene(
         0, scene, q, result(scene.mask(0), "<think>a</think>It is here: <REF_POS>", "found")
     )
-    assert (row.mask_iou, row.scores, row.is_nothing_found) == (
+    assert (row.mask_iou, row.scores, row.says_nothing_found) == (
         0,
         {"named": False, "hit": False},
         False,
@@ -71,8 +71,8 @@ def test_a_mask_where_nothing_should_be_counts_zero(drawn):
 
 
 def test_the_wrong_thing_is_no_hit_and_silence_is_none_either(drawn):
-    scene, q = next(d for d in drawn if d[1].target is not None and len(d[0].things) > 2)
-    other = next(i for i in range(len(scene.things)) if i != q.target)
+    scene, q = next(d for d in drawn if d[1].target is not None and len(d[0].objects) > 2)
+    other = next(i for i in range(len(scene.objects)) if i != q.target)
     wrong = result(scene.mask(other), q.reply, "found")
     silent = result(scene.mask(None), "<think>a</think>Nothing.", "nothing found")
     assert measure_scene(0, scene, q, wrong).scores == {
@@ -87,8 +87,10 @@ def test_an_answer_that_broke_off_is_no_point_of_prior_against_mask(drawn):
     """Two zeros of many would make the line by themselves."""
     scene, q = next(d for d in drawn if d[1].target is not None)
     cut = result(scene.mask(None), "<think>a", "unfinished")
-    assert not measure_scene(0, scene, q, cut).is_masked
-    assert measure_scene(0, scene, q, result(scene.mask(q.target), q.reply, "found")).is_masked
+    assert not measure_scene(0, scene, q, cut).has_target_and_mask
+    assert measure_scene(
+        0, scene, q, result(scene.mask(q.target), q.reply, "found")
+    ).has_target_and_mask
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -104,7 +106,7 @@ def test_the_curve_of_a_prior_goes_by_the_protocol_too(name):
         (empty, empty > 0, None),
     ):
         for is_failed in (False, True):
-            areas = protocol.areas(seen >= PRIOR_THRESHOLD, true, ignored)
+            areas = protocol.intersection_and_union(seen >= PRIOR_THRESHOLD, true, ignored)
             curve = protocol.curve(seen, true, ignored, is_failed)
             assert curve[half] == pytest.approx(protocol.iou(areas, is_failed)), (name, is_failed)
 

@@ -23,21 +23,21 @@ from coprs_core.datasets import open_dataset, scenes
 from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation import run as runs
-from coprs_core.evaluation.compare import compare, paired
-from coprs_core.evaluation.judges import open_judge, read_score
+from coprs_core.evaluation.compare import compare_runs, paired_difference
+from coprs_core.evaluation.judges import open_judge, parse_score
 from coprs_core.evaluation.page import write_page
 from coprs_core.evaluation.protocols import PROTOCOLS
-from coprs_core.evaluation.report import line_of, report, table
+from coprs_core.evaluation.report import compute_scores, fit_regression, format_table
 from coprs_core.evaluation.rows import Measurement, measure
 from coprs_core.evaluation.run import (
-    Settings,
+    RunSettings,
     Shard,
-    answered_before,
-    left_to_others,
+    count_answered,
+    count_missing,
     parse_shard,
     read_rows,
     read_run,
-    run,
+    run_evaluation,
 )
 from coprs_core.example import Example
 from coprs_core.mini.world.questions import draw_examples as drawn
@@ -105,7 +105,7 @@ def test_the_figures_of_a_few_rows_by_hand():
         measure(example(3, LEFT), result(NONE, "nothing found")),
         measure(example(4, LEFT), result(NONE, "unfinished")),
     ]
-    told = report(rows)
+    told = compute_scores(rows)
     every = told["all"]
     assert every["mask_giou"] == pytest.approx((1 + 4 / 14 + 1 + 0 + 0) / 5)
     assert every["mask_ciou"] == pytest.approx((8 + 4) / (8 + 14 + 0 + 8 + 8))
@@ -114,7 +114,7 @@ def test_the_figures_of_a_few_rows_by_hand():
     assert told["failed"] == {"unfinished or unreadable": 1, "not answered": 0}
     low, high = told["intervals"]["mask_giou"]
     assert 0 <= low < every["mask_giou"] < high <= 1
-    assert report(rows)["intervals"] == told["intervals"]  # the same every time
+    assert compute_scores(rows)["intervals"] == told["intervals"]  # the same every time
     assert told["groups"]["1 target"]["count"] == 4 and told["groups"]["no target"]["count"] == 1
     assert told["groups"]["target over 8 %"]["count"] == 4
 
@@ -124,12 +124,14 @@ def test_the_line_through_prior_and_mask():
     for i in range(40):
         row = measure(example(i, LEFT), result(LEFT))
         rows.append(replace(row, prior_iou=i / 40, mask_iou=0.1 + 0.9 * i / 40))
-    line = line_of(rows)
+    line = fit_regression(rows)
     assert line.slope == pytest.approx(0.9) and line.intercept == pytest.approx(0.1)
     assert line.r == pytest.approx(1) and line.above == 1 and max(line.band) < 1e-6
-    assert line_of(rows[:2]) is None
+    assert fit_regression(rows[:2]) is None
     noisy = [replace(r, mask_iou=r.mask_iou + 0.1 * (-1) ** i) for i, r in enumerate(rows)]
-    assert line_of(noisy).band[0] > line_of(noisy).band[10] > 0.01  # widest at the ends
+    assert (
+        fit_regression(noisy).band[0] > fit_regression(noisy).band[10] > 0.01
+    )  # widest at the ends
 
 
 def test_intervals_cover_as_often_as_they_say():
@@ -138,7 +140,7 @@ def test_intervals_cover_as_often_as_they_say():
     row = measure(example(0, LEFT), result(LEFT))
     for _ in range(60):
         rows = [replace(row, mask_iou=float(v)) for v in rng.integers(0, 2, 100)]
-        low, high = report(rows)["intervals"]["mask_giou"]
+        low, high = compute_scores(rows)["intervals"]["mask_giou"]
         inside += low <= 0.5 <= high
     assert 52 <= inside <= 60
 
@@ -167,35 +169,36 @@ def dataset_of(count: int) -> Dataset:
     return Dataset("hand", count, lambda i: example(i, LEFT if i % 3 else TOP), {})
 
 
-def settings(**changes) -> Settings:
+def settings(**changes) -> RunSettings:
     told = dict(model="stub", data="hand", split="all", about="hand", protocol="coprs", judge="none", start=0, limit=None, at_once=4)  # fmt: skip
-    return Settings(**told | changes)
+    return RunSettings(**told | changes)
 
 
 def test_a_run_goes_on_where_it_was_killed(tmp_path):
     dataset, engine = dataset_of(30), Stub()
-    begun = run(engine, dataset, settings(), tmp_path)
+    begun = run_evaluation(engine, dataset, settings(), tmp_path)
     first = [next(begun).index for _ in range(11)]
     begun.close()
     path = tmp_path / "rows-1-of-1.jsonl"
     path.write_bytes(path.read_bytes() + b'{"index": 29, "instr')  # killed while it wrote
-    assert answered_before(tmp_path, range(30)) == 11 > answered_before(tmp_path, range(10))
+    assert count_answered(tmp_path, range(30)) == 11 > count_answered(tmp_path, range(10))
     again = Stub()
-    rest = [row.index for row in run(again, dataset, settings(), tmp_path)]
+    rest = [row.index for row in run_evaluation(again, dataset, settings(), tmp_path)]
     assert sorted(first + rest) == list(range(30)) and len(again.asked) == len(rest) == 19
     assert [row.index for row in read_rows(tmp_path)] == list(range(30))
-    assert list(run(Stub(), dataset, settings(), tmp_path)) == []
+    assert list(run_evaluation(Stub(), dataset, settings(), tmp_path)) == []
     assert len(path.read_text().splitlines()) == 30
 
 
 def test_shards_share_a_run_and_a_different_split_loses_nothing(tmp_path):
     dataset = dataset_of(20)
     parts = [
-        [r.index for r in run(Stub(), dataset, settings(), tmp_path, Shard(i, 3))] for i in (1, 2)
+        [r.index for r in run_evaluation(Stub(), dataset, settings(), tmp_path, Shard(i, 3))]
+        for i in (1, 2)
     ]
     assert parts == [list(range(0, 20, 3)), list(range(1, 20, 3))] or sum(map(len, parts)) == 14
     rest = {
-        r.index for r in run(Stub(), dataset, settings(), tmp_path)
+        r.index for r in run_evaluation(Stub(), dataset, settings(), tmp_path)
     }  # the others, by one process
     assert rest == set(range(2, 20, 3)) and len(read_rows(tmp_path)) == 20
     assert parse_shard("2/4") == Shard(2, 4)
@@ -205,14 +208,16 @@ def test_shards_share_a_run_and_a_different_split_loses_nothing(tmp_path):
 
 
 def test_an_item_that_cannot_be_answered_counts_with_its_reason(tmp_path):
-    rows = list(run(Stub(fails=(2,)), dataset_of(5), settings(), tmp_path))
+    rows = list(run_evaluation(Stub(fails=(2,)), dataset_of(5), settings(), tmp_path))
     (failed,) = [row for row in rows if row.problem]
     assert failed.index == 2 and failed.mask_iou == 0 and "more memory" in failed.reason
-    told = report(read_rows(tmp_path))
+    told = compute_scores(read_rows(tmp_path))
     assert told["all"]["count"] == 5 and told["failed"]["not answered"] == 1
-    (again,) = run(Stub(), dataset_of(5), settings(), tmp_path)  # what was in its way may have gone
+    (again,) = run_evaluation(
+        Stub(), dataset_of(5), settings(), tmp_path
+    )  # what was in its way may have gone
     assert again.index == 2 and not again.problem
-    told = report(read_rows(tmp_path))
+    told = compute_scores(read_rows(tmp_path))
     assert told["all"]["count"] == 5 and told["failed"]["not answered"] == 0
 
 
@@ -237,7 +242,7 @@ PROBLEMS = {
 
 
 def test_what_cannot_be_read_is_a_row_that_failed_and_the_rest_goes_on(tmp_path):
-    rows = list(run(Stub(), faulty(PROBLEMS), settings(), tmp_path))
+    rows = list(run_evaluation(Stub(), faulty(PROBLEMS), settings(), tmp_path))
     assert sorted(row.index for row in rows) == list(range(9))
     failed = {row.index: row for row in read_rows(tmp_path) if row.unread}
     assert failed.keys() == PROBLEMS.keys() == {row.index for row in rows if row.problem}
@@ -247,7 +252,7 @@ def test_what_cannot_be_read_is_a_row_that_failed_and_the_rest_goes_on(tmp_path)
         assert re.fullmatch(
             rf"Item {index} cannot be read \(.+\): correct it\.", failed[index].problem
         )
-    told = report(read_rows(tmp_path), read_run(tmp_path)["groups"])
+    told = compute_scores(read_rows(tmp_path), read_run(tmp_path)["groups"])
     assert told["all"]["count"] == 9 and told["all"]["mask_giou"] == pytest.approx(4 / 9)
     assert told["failed"]["not answered"] == told["unread"] == 5
     assert told["nothing_there"] == {
@@ -262,28 +267,31 @@ def test_what_cannot_be_read_is_a_row_that_failed_and_the_rest_goes_on(tmp_path)
         == groups["thought up to 20 words"]["count"]
     )
     assert told["problems"][0] == {"item": 1, "problem": str(PROBLEMS[1])}
-    printed, page = table(told), write_page(tmp_path, read_rows(tmp_path), read_run(tmp_path), told)
+    printed, page = (
+        format_table(told),
+        write_page(tmp_path, read_rows(tmp_path), read_run(tmp_path), told),
+    )
     assert "5 not answered" in printed and "5 items could not be read: each counts 0" in printed
     shown = page.read_text()
     assert "5 items could not be read" in shown and "item 1: The picture a.jpg is not" in shown
 
 
 def test_what_could_not_be_read_is_read_again_at_a_restart(tmp_path):
-    list(run(Stub(), faulty(PROBLEMS), settings(), tmp_path))
+    list(run_evaluation(Stub(), faulty(PROBLEMS), settings(), tmp_path))
     again = Stub()
-    rows = list(run(again, faulty(PROBLEMS), settings(), tmp_path))  # nothing was mended
+    rows = list(run_evaluation(again, faulty(PROBLEMS), settings(), tmp_path))  # nothing was mended
     assert {row.index for row in rows} == PROBLEMS.keys() and again.asked == []
     assert [row.index for row in read_rows(tmp_path)] == list(range(9))
-    rows = list(run(Stub(), faulty({8: PROBLEMS[8]}), settings(), tmp_path))
+    rows = list(run_evaluation(Stub(), faulty({8: PROBLEMS[8]}), settings(), tmp_path))
     assert len(rows) == 5 and [row.index for row in read_rows(tmp_path) if row.problem] == [8]
     part = replace(settings(), start=0)
-    assert left_to_others(tmp_path, faulty({8: PROBLEMS[8]}), part, range(0)) == 0
+    assert count_missing(tmp_path, faulty({8: PROBLEMS[8]}), part, range(0)) == 0
 
 
 def test_shards_go_past_what_cannot_be_read(tmp_path):
     for number in (1, 2):
-        list(run(Stub(), faulty(PROBLEMS), settings(), tmp_path, Shard(number, 2)))
-        left = left_to_others(tmp_path, faulty(PROBLEMS), settings(), range(0))
+        list(run_evaluation(Stub(), faulty(PROBLEMS), settings(), tmp_path, Shard(number, 2)))
+        left = count_missing(tmp_path, faulty(PROBLEMS), settings(), range(0))
         assert left == (4 if number == 1 else 0)
     assert len(read_rows(tmp_path)) == 9
 
@@ -295,9 +303,9 @@ def test_an_item_whose_masks_do_not_go_together_is_a_row_that_failed(tmp_path):
             return replace(good, masks=(np.ones((9, 9), bool),))
         return replace(good, ignore=np.ones((9, 9), bool)) if number == 2 else good
 
-    rows = list(run(Stub(), Dataset("hand", 4, item, {}), settings(), tmp_path))
+    rows = list(run_evaluation(Stub(), Dataset("hand", 4, item, {}), settings(), tmp_path))
     assert sorted(row.index for row in rows if row.problem) == [1, 2] and len(rows) == 4
-    list(run(Stub(fails=(1,)), Dataset("hand", 4, item, {}), settings(), tmp_path / "b"))
+    list(run_evaluation(Stub(fails=(1,)), Dataset("hand", 4, item, {}), settings(), tmp_path / "b"))
     assert len(read_rows(tmp_path / "b")) == 4
 
 
@@ -308,7 +316,7 @@ def test_an_answer_that_ends_in_an_error_of_a_library_does_not_end_the_run(tmp_p
                 raise IndexError("index out of range\nin self")
             yield from super().stream(photo, instruction, max_new_tokens)
 
-    rows = list(run(Broken(), dataset_of(5), settings(), tmp_path))
+    rows = list(run_evaluation(Broken(), dataset_of(5), settings(), tmp_path))
     (failed,) = [row for row in rows if row.problem]
     assert len(rows) == 5 and failed.index == 2 and not failed.unread
     assert "IndexError: index out of range" in failed.problem and "\n" not in failed.problem
@@ -316,12 +324,12 @@ def test_an_answer_that_ends_in_an_error_of_a_library_does_not_end_the_run(tmp_p
 
 def test_polygons_that_were_left_out_are_counted(tmp_path):
     dataset = Dataset("hand", 3, lambda i: replace(example(i, LEFT), left_out=2 * (i == 1)), {})
-    list(run(Stub(), dataset, settings(), tmp_path))
-    told = report(read_rows(tmp_path))
+    list(run_evaluation(Stub(), dataset, settings(), tmp_path))
+    told = compute_scores(read_rows(tmp_path))
     assert told["left_out"] == {"polygons": 2, "items": 1}
     said = "2 polygons of 1 items could not be drawn: they are left out of the true masks."
     page = write_page(tmp_path, read_rows(tmp_path), read_run(tmp_path), told)
-    assert said in table(told) and said in page.read_text()
+    assert said in format_table(told) and said in page.read_text()
 
 
 def test_a_run_over_a_folder_goes_past_every_kind_of_wrong_item(tmp_path, capsys):
@@ -372,9 +380,9 @@ def test_a_run_does_not_go_on_with_what_auto_means_elsewhere(tmp_path):
     ours, other = Stub(), Stub()
     ours.settings = {"device": "cpu", "dtype": "bfloat16"}
     other.settings = {"device": "cuda:1", "dtype": "bfloat16"}
-    list(run(ours, dataset_of(3), settings(), tmp_path))
+    list(run_evaluation(ours, dataset_of(3), settings(), tmp_path))
     with pytest.raises(CoPRSError, match="has device cpu, and here it has cuda: say the same"):
-        list(run(other, dataset_of(3), settings(), tmp_path))
+        list(run_evaluation(other, dataset_of(3), settings(), tmp_path))
 
 
 def test_a_part_of_a_run_is_told_as_one(tmp_path, capsys):
@@ -388,13 +396,13 @@ def test_a_part_of_a_run_is_told_as_one(tmp_path, capsys):
 
 
 def test_a_folder_holds_one_run_alone(tmp_path):
-    list(run(Stub(), dataset_of(3), settings(), tmp_path))
+    list(run_evaluation(Stub(), dataset_of(3), settings(), tmp_path))
     with pytest.raises(
         CoPRSError, match="holds a run with protocol 'coprs', and 'lisa' is asked for"
     ):
-        list(run(Stub(), dataset_of(3), settings(protocol="lisa"), tmp_path))
+        list(run_evaluation(Stub(), dataset_of(3), settings(protocol="lisa"), tmp_path))
     with pytest.raises(CoPRSError, match="quantization 'auto', and 'nf4' is asked for"):
-        list(run(Stub(), dataset_of(3), settings(quantization="nf4"), tmp_path))
+        list(run_evaluation(Stub(), dataset_of(3), settings(quantization="nf4"), tmp_path))
     with pytest.raises(CoPRSError, match="holds no run"):
         read_run(tmp_path / "gone")
     (tmp_path / "rows-1-of-1.jsonl").write_text("nonsense\n")
@@ -414,15 +422,15 @@ def test_a_folder_holds_one_run_alone(tmp_path):
     with pytest.raises(CoPRSError, match="holds no rows yet"):
         read_rows(tmp_path)
     with pytest.raises(CoPRSError, match="has no item 7"):
-        list(run(Stub(), dataset_of(3), settings(start=7), tmp_path / "b"))
+        list(run_evaluation(Stub(), dataset_of(3), settings(start=7), tmp_path / "b"))
 
 
 def test_the_best_the_worst_and_some_cases_are_kept_and_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "SHOWN", 2)
-    begun = run(Stub(), dataset_of(40), settings(), tmp_path)
+    monkeypatch.setattr(runs, "NUM_CASES", 2)
+    begun = run_evaluation(Stub(), dataset_of(40), settings(), tmp_path)
     [next(begun) for _ in range(20)]
     begun.close()
-    list(run(Stub(), dataset_of(40), settings(), tmp_path))
+    list(run_evaluation(Stub(), dataset_of(40), settings(), tmp_path))
     kept = list((tmp_path / "cases").glob("*.webp"))
     assert 3 <= len(kept) <= 6 and all(p.with_suffix(".txt").is_file() for p in kept)
     rows = {row.index: row for row in read_rows(tmp_path)}
@@ -434,7 +442,7 @@ def test_memory_stays_flat_and_the_report_small(tmp_path, monkeypatch):
     """20,000 items; the stub answers at once."""
     monkeypatch.setattr(runs, "save_case", lambda path, *_: path.write_bytes(b""))
     engine = Stub()
-    rows = run(engine, dataset_of(20_000), settings(at_once=16), tmp_path)
+    rows = run_evaluation(engine, dataset_of(20_000), settings(at_once=16), tmp_path)
     [next(rows) for _ in range(2_000)]
     engine.asked = SimpleNamespace(append=lambda _: None)
     tracemalloc.start()
@@ -447,7 +455,7 @@ def test_memory_stays_flat_and_the_report_small(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert count == 17_000 and after - before < 1e6, (before, after)
     found, told = read_rows(tmp_path), read_run(tmp_path)
-    page = write_page(tmp_path, found, told, report(found, told["groups"]))
+    page = write_page(tmp_path, found, told, compute_scores(found, told["groups"]))
     assert len(found) == 20_000 and page.stat().st_size < 5e6
 
 
@@ -523,7 +531,7 @@ def test_two_processes_share_a_run(tmp_path):
 
 
 def written(folder: Path, ious: list[float], **changes) -> Path:
-    list(run(Stub(), dataset_of(len(ious)), settings(**changes), folder))
+    list(run_evaluation(Stub(), dataset_of(len(ious)), settings(**changes), folder))
     rows = [replace(row, mask_iou=v) for row, v in zip(read_rows(folder), ious, strict=True)]
     told = "".join(json.dumps(row.to_dict()) + "\n" for row in rows)
     (folder / "rows-1-of-1.jsonl").write_text(told)
@@ -538,41 +546,41 @@ def test_a_real_difference_is_told_from_chance(tmp_path):
         tmp_path / "b", (a + 0.1 + 0.05 * rng.standard_normal(60)).tolist(), model="other"
     )
     same = written(tmp_path / "c", rng.permutation(a).tolist())
-    found = compare(first, better).differences["mask gIoU"]
+    found = compare_runs(first, better).differences["mask gIoU"]
     assert found.p < 0.001 and 0.08 < found.low < found.high < 0.12 and found.better > 50
-    assert compare(first, same).differences["mask gIoU"].p > 0.05
-    alike = compare(first, first).differences["mask gIoU"]
+    assert compare_runs(first, same).differences["mask gIoU"].p > 0.05
+    alike = compare_runs(first, first).differences["mask gIoU"]
     assert alike.p == 1 and alike.low == alike.high == 0 == alike.better
     elsewhere = written(tmp_path / "e", a.tolist(), about="another folder")
     with pytest.raises(CoPRSError, match="compare runs of one about"):
-        compare(first, elsewhere)
+        compare_runs(first, elsewhere)
     fewer = tmp_path / "d"
-    list(run(Stub(), dataset_of(60), settings(limit=30), fewer))
-    assert "30 items that only one answered are left out" in compare(first, fewer).table()
+    list(run_evaluation(Stub(), dataset_of(60), settings(limit=30), fewer))
+    assert "30 items that only one answered are left out" in compare_runs(first, fewer).to_text()
 
 
 def test_items_that_failed_do_not_end_a_comparison(tmp_path):
     """Of two runs: one item could not be read in the first, another not be answered in the
     second."""
     first, second = tmp_path / "a", tmp_path / "b"
-    list(run(Stub(), faulty({1: CoPRSError("Gone.")}), settings(), first))
-    list(run(Stub(fails=(3,)), faulty({}), settings(), second))
+    list(run_evaluation(Stub(), faulty({1: CoPRSError("Gone.")}), settings(), first))
+    list(run_evaluation(Stub(fails=(3,)), faulty({}), settings(), second))
     for a, b in ((first, second), (second, first), (first, first)):
-        told = compare(a, b)
+        told = compare_runs(a, b)
         assert [row.index for row in told.rows[0]] == [0, 2, 3, 4, 5, 6, 7, 8]
-        assert told.unread == 1 and told.alone == 0
-        assert "1 items that could not be read are left out" in told.table()
-    said = compare(first, second).table()
+        assert told.num_unreadable == 1 and told.num_unshared == 0
+        assert "1 items that could not be read are left out" in told.to_text()
+    said = compare_runs(first, second).to_text()
     assert "8 items that both have; not answered, which counts as 0: A 0, B 1" in said
     everything = {i: CoPRSError("Gone.") for i in range(9)}
-    list(run(Stub(), faulty(everything), settings(), tmp_path / "c"))
+    list(run_evaluation(Stub(), faulty(everything), settings(), tmp_path / "c"))
     with pytest.raises(CoPRSError, match="share 0 items: two are needed"):
-        compare(first, tmp_path / "c")
+        compare_runs(first, tmp_path / "c")
 
 
 def test_the_permutation_test_by_hand():
     """Three pairs that all go one way: a quarter of the eight flips goes as far."""
-    found = paired(np.zeros(3), np.array([0.1, 0.2, 0.3]))
+    found = paired_difference(np.zeros(3), np.array([0.1, 0.2, 0.3]))
     assert found.p == pytest.approx(0.25, abs=0.02) and (found.better, found.worse) == (3, 0)
 
 
@@ -581,9 +589,9 @@ def test_runs_that_cannot_be_compared(tmp_path, capsys):
     second = written(tmp_path / "b", [0.1, 0.2], protocol="lisa")
     assert main(["compare", str(first), str(second)]) == 2
     assert "compare runs of one protocol" in capsys.readouterr().err
-    list(run(Stub(), dataset_of(9), settings(start=5), tmp_path / "c"))
+    list(run_evaluation(Stub(), dataset_of(9), settings(start=5), tmp_path / "c"))
     with pytest.raises(CoPRSError, match="share 0 items"):
-        compare(first, tmp_path / "c")
+        compare_runs(first, tmp_path / "c")
 
 
 # --- judges
@@ -593,7 +601,7 @@ def test_thoughts_about_scenes_are_counted():
     dataset = open_dataset("scenes")
     assert dataset.has_grades and open_judge(None, True)[0] == "rule"
     scene, question = next(drawn("test", 0, 1))
-    told = scenes.example_of(0, scene, question)
+    told = scenes.to_example(0, scene, question)
     size = scene.image.shape[:2]
     answer = replace(result(LEFT), photo_size=size, regions=())
     perfect = question.reply.split("</think>")[0].removeprefix("<think>")
@@ -624,7 +632,7 @@ def test_thoughts_about_scenes_are_counted():
     ],
 )
 def test_a_judges_reply_is_read(reply, score):
-    assert read_score(reply) == score
+    assert parse_score(reply) == score
 
 
 class JudgeServer(BaseHTTPRequestHandler):
@@ -650,7 +658,7 @@ def test_a_model_judges_over_the_network(tmp_path):
     Thread(target=server.serve_forever, daemon=True).start()
     name = f"openai:judge@http://127.0.0.1:{server.server_port}/v1"
     told, judge = open_judge(name, knows_truth=False)
-    rows = list(run(Stub(), dataset_of(3), settings(judge=told), tmp_path, judge=judge))
+    rows = list(run_evaluation(Stub(), dataset_of(3), settings(judge=told), tmp_path, judge=judge))
     server.shutdown()
     assert [row.thought for row in rows] == [6.0] * 3 and isinstance(rows[0], Measurement)
     picture, question = server.asked[0]["messages"][0]["content"]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from coprs_core import CoPRSError, Result, load
-from coprs_core.answer.diagnosis import diagnose, restated_question
 from coprs_core.answer.pictures import downscale_prior
 from coprs_core.answer.results import Region
+from coprs_core.answer.verdict import diagnose, restated_question
 from coprs_core.errors import Cancelled
 from coprs_core.metrics import iou
 from coprs_core.mini.world.questions import draw_examples
@@ -221,10 +221,10 @@ def test_another_thought_moves_the_focus(mini):
     moved = []
     for scene, question in draw_examples("test", 0, 12):
         result = mini.segment(scene.image, question.instruction)
-        if not result.mask.any() or len(scene.things) < 2:
+        if not result.mask.any() or len(scene.objects) < 2:
             continue
-        other = next(i for i in range(len(scene.things)) if i != question.target)
-        thing = scene.things[other]
+        other = next(i for i in range(len(scene.objects)) if i != question.target)
+        thing = scene.objects[other]
         kept = result.reasoning.removesuffix(last_sentence(result.reasoning))
         text = f"{kept}That is the {thing.kind} {thing.place}, the {thing.colour} one."
         again = thought.answer_after_thought(mini, scene.image, question.instruction, text)

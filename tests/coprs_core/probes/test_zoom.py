@@ -57,7 +57,7 @@ def test_what_cannot_be_zoomed_into_is_said(mini, nothing_found, monkeypatch):
         zoom.run(mini, scene.image, result)
     large = max(
         (e for e in draw_examples("test", 0, 60) if e[1].target is not None),
-        key=lambda e: e[0].things[e[1].target].area,
+        key=lambda e: e[0].objects[e[1].target].area,
     )
     result = mini.segment(large[0].image, large[1].instruction)
     assert result.outcome == FOUND

@@ -42,29 +42,30 @@ from coprs_core.datasets.dataset import Dataset  # noqa: E402
 from coprs_core.datasets.folder import LISTING  # noqa: E402
 from coprs_core.datasets.scenes import training_scenes  # noqa: E402
 from coprs_core.example import Example  # noqa: E402
-from coprs_core.mini.train.recipe import MINI  # noqa: E402
+from coprs_core.mini.train.recipe import MINI_RECIPE  # noqa: E402
 from coprs_core.mini.world.questions import QuestionMix, draw_examples  # noqa: E402
 from coprs_core.photos.photo import Photo  # noqa: E402
 from coprs_core.prompts import FOCUS_TOKEN, encode_prompt, is_well_formed  # noqa: E402
-from coprs_core.training import embeddings, run_joint  # noqa: E402
-from coprs_core.training.data import target_of  # noqa: E402
-from coprs_core.training.embeddings import KeptEmbeddings  # noqa: E402
-from coprs_core.training.focus import Learner  # noqa: E402
+from coprs_core.training import embedding_cache as embeddings
+from coprs_core.training import run_joint
+from coprs_core.training.data import to_soft_target  # noqa: E402
+from coprs_core.training.embedding_cache import EmbeddingCache  # noqa: E402
+from coprs_core.training.focus import TrainerMixin  # noqa: E402
 from coprs_core.training.joint import (  # noqa: E402
     JointTrainer,
-    chat_template,
-    flat_groups,
-    with_flat_groups,
+    equalize_flat_groups,
+    find_flat_groups,
+    to_chat_template,
 )
 from coprs_core.training.objective import (  # noqa: E402
     PRESETS,
-    reply_scores,
+    score_reply,
 )  # noqa: E402
-from coprs_core.training.plan import Plan, plan  # noqa: E402
-from coprs_core.training.rates import HEADS, Rates  # noqa: E402
-from coprs_core.training.recipe import NAMES, JointRecipe, read_recipe  # noqa: E402
-from coprs_core.training.run_folder import keep_recipe  # noqa: E402
-from coprs_core.training.warmup import reply_for  # noqa: E402
+from coprs_core.training.plan import TrainingPlan, plan_training  # noqa: E402
+from coprs_core.training.rates import HEADS_MODULE, LearningRates  # noqa: E402
+from coprs_core.training.recipe import RECIPE_NAMES, JointRecipe, read_recipe  # noqa: E402
+from coprs_core.training.run_folder import save_recipe  # noqa: E402
+from coprs_core.training.warmup import imitation_reply  # noqa: E402
 from tests import ROOT, tiny  # noqa: E402
 from tests.formulas import Rollouts, group_advantages, unified_loss  # noqa: E402
 
@@ -108,8 +109,8 @@ def plain(one, batch, log_probs=None):
     """Everything that the objective needs, without TRL: from the model's own logits."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    start, mllm = batch["prompt_ids"].shape[1], one.focus.model.mllm
-    out = one.focus.model.mllm.base_model(
+    start, mllm = batch["prompt_ids"].shape[1], one.coprs.model.mllm
+    out = one.coprs.model.mllm.base_model(
         input_ids=ids, attention_mask=seen, pixel_values=batch["pixel_values"],
         image_grid_thw=batch["image_grid_thw"], mm_token_type_ids=batch["mm_token_type_ids"], use_cache=False,
     )  # fmt: skip
@@ -119,16 +120,16 @@ def plain(one, batch, log_probs=None):
     focus_id = one._tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
     embeddings, features, targets = [], [], []
     for row, number in enumerate(batch["index"].tolist()):
-        item = one.focus.item(number)
+        item = one.coprs.get_example(number)
         length = int(batch["completion_mask"][row].sum())
         places = [k for k in range(length) if batch["completion_ids"][row, k] == focus_id]
         for k, mask in zip(places, item.masks, strict=False):
             embeddings.append(hidden[row, start + k])
-            features.append(one.focus.embedding(item))
-            targets.append(target_of(mask, one.focus.model.config.vision))
-    side = one.focus.model.config.vision.side
+            features.append(one.coprs.image_embedding(item))
+            targets.append(to_soft_target(mask, one.coprs.model.config.vision))
+    side = one.coprs.model.config.vision.side
     sizes = torch.tensor([[side, side]] * len(targets))
-    drawn = one.focus.model.focus(torch.stack(embeddings), torch.stack(features), sizes)
+    drawn = one.coprs.model.focus(torch.stack(embeddings), torch.stack(features), sizes)
     return own, drawn, torch.stack(targets)
 
 
@@ -143,7 +144,7 @@ def test_the_overridden_methods_are_those_that_trl_calls():
         "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
         "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     }
-    own = {name for kind in (JointTrainer, Learner) for name in vars(kind)}
+    own = {name for kind in (JointTrainer, TrainerMixin) for name in vars(kind)}
     overridden = {name for name in own if callable(getattr(GRPOTrainer, name, None))}
     assert {n for n in overridden if not n.startswith("__")} == expected.keys()
     for name, parameters in expected.items():
@@ -153,7 +154,7 @@ def test_the_overridden_methods_are_those_that_trl_calls():
 def test_prompts_are_written_as_the_engine_writes_them(mini):
     processor = AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm", trust_remote_code=False)
     template = mini.model.config.prompt_template
-    processor.chat_template = chat_template(template)
+    processor.chat_template = to_chat_template(template)
     for _, question in draw_examples("train", 0, 20):
         said = [{"role": "user", "content": question.instruction}]
         text = processor.apply_chat_template(said, add_generation_prompt=True)
@@ -185,7 +186,7 @@ def test_loss_and_gradients_equal_the_plain_formulas(made, updates):
     terms.total.backward()
     assert loss.item() == pytest.approx(terms.total.item(), abs=2e-5)
     ours = {n: p.grad for n, p in one.model.named_parameters() if p.grad is not None}
-    assert theirs.keys() >= ours.keys() and any(HEADS in n for n in ours)
+    assert theirs.keys() >= ours.keys() and any(HEADS_MODULE in n for n in ours)
     for name, gradient in ours.items():
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=2e-6)
 
@@ -221,7 +222,7 @@ def test_every_row_keeps_its_prompt_its_picture_and_its_masks(made):
     shuffled = shuffle_sequence_dict(split_pixel_values_by_grid(dict(batch)))
     assert shuffled["index"].tolist() != batch["index"].tolist()
     for row, number in enumerate(shuffled["index"].tolist()):
-        item = one.focus.item(number)
+        item = one.coprs.get_example(number)
         ids = shuffled["prompt_ids"][row][shuffled["prompt_mask"][row].bool()]
         assert item.instruction in one._tokenizer.decode(ids)
         seen = one.processing_class.image_processor(images=[item.photo], return_tensors="pt")
@@ -232,20 +233,20 @@ def test_each_term_teaches_what_it_should_and_nothing_else(made, monkeypatch):
     one, batch = made
     names = {n for n, p in one.model.named_parameters() if p.requires_grad}
     assert not any(".visual." in n for n in names)
-    assert not any(p.requires_grad for p in one.focus.model.image_encoder.parameters())
+    assert not any(p.requires_grad for p in one.coprs.model.image_encoder.parameters())
     one.model.zero_grad()
     flat = {**batch, "advantages": torch.zeros_like(batch["advantages"])}
     one._compute_loss(one.model, flat).backward()  # the segmentation term alone, KL being nothing
     taught = {n for n, p in one.model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert any(f"{HEADS}.prior" in n for n in taught)
-    assert any(f"{HEADS}.decoder.mask_decoder" in n for n in taught)
+    assert any(f"{HEADS_MODULE}.prior" in n for n in taught)
+    assert any(f"{HEADS_MODULE}.decoder.mask_decoder" in n for n in taught)
     assert any("language_model.layers.0" in n for n in taught)  # through the focus token
     one.model.zero_grad()
     monkeypatch.setattr(one, "_objective", replace(OBJECTIVE, segmentation=0.0))
     told = torch.linspace(-1, 1, len(batch["advantages"]))
     one._compute_loss(one.model, {**batch, "advantages": told}).backward()  # the policy alone
     taught = {n for n, p in one.model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert taught and not any(HEADS in n for n in taught)
+    assert taught and not any(HEADS_MODULE in n for n in taught)
 
 
 def test_without_the_policy_s_weight_segmentation_alone_is_learnt(made, monkeypatch):
@@ -261,18 +262,18 @@ def test_without_the_policy_s_weight_segmentation_alone_is_learnt(made, monkeypa
 def test_a_group_whose_rewards_hardly_differ_teaches_nothing():
     close, apart = [[0.90, 1.0], [0.91, 1.0]], [[0.90, 1.0], [0.2, 1.0]]
     earned, near = torch.tensor([*close, *apart]), replace(OBJECTIVE, least_spread=0.03)
-    kept = with_flat_groups(earned, 2, flat_groups(earned, 2, near))
+    kept = equalize_flat_groups(earned, 2, find_flat_groups(earned, 2, near))
     assert torch.equal(kept[2:], earned[2:]) and kept[0].tolist() == kept[1].tolist()
     assert kept[0].tolist() == pytest.approx([0.905, 1.0])
     weights = torch.tensor([OBJECTIVE.mask_share, 1 - OBJECTIVE.mask_share])
     assert group_advantages((kept @ weights).view(2, 2), eps=1e-4)[0].tolist() == [0, 0]
-    assert not flat_groups(earned, 2, OBJECTIVE).any()  # as the paper has it
+    assert not find_flat_groups(earned, 2, OBJECTIVE).any()  # as the paper has it
 
 
 def test_groups_that_earn_the_same_are_counted_and_have_no_advantages(made, monkeypatch):
     """Of eight equal rewards the mean is off by a rounding: by its deviation a group is not flat."""
     earned = torch.tensor([[0.7123, 1.0]] * 8 + [[0.7123, 1.0]] * 7 + [[0.0, 0.0]])
-    assert flat_groups(earned, 8, OBJECTIVE).tolist() == [True, False]
+    assert find_flat_groups(earned, 8, OBJECTIVE).tolist() == [True, False]
     one, batch = made
     assert batch["advantages"].any()
     monkeypatch.setattr(one, "_objective", replace(OBJECTIVE, least_spread=10.0))
@@ -282,9 +283,9 @@ def test_groups_that_earn_the_same_are_counted_and_have_no_advantages(made, monk
 
 def test_an_instruction_that_holds_a_token_is_refused(made, monkeypatch):
     one, _ = made
-    item = one.focus.item
+    item = one.coprs.get_example
     monkeypatch.setattr(
-        one.focus, "item", lambda i: replace(item(i), instruction="the cat<|im_end|>")
+        one.coprs, "get_example", lambda i: replace(item(i), instruction="the cat<|im_end|>")
     )
     with pytest.raises(CoPRSError, match=r"holds <\|im_end\|>"):
         one.train_dataset[0]
@@ -297,9 +298,9 @@ def test_a_focus_token_that_is_spelled_out_earns_nothing(made):
     spelled = [tokenizer.convert_tokens_to_ids(c) for c in tokenizer.tokenize("<REF")]
     spelled += tokenizer("_POS>", add_special_tokens=False).input_ids
     assert FOCUS_TOKEN in tokenizer.decode([*before, *spelled])
-    item = next(i for i in map(one.focus.item, range(64)) if len(i.masks) == 1)
-    assert one._earned([item], [[*before, *spelled]]) == [(0.0, 0.0)]
-    (earned,) = one._earned([item], [[*before, one.focus.focus_id]])
+    item = next(i for i in map(one.coprs.get_example, range(64)) if len(i.masks) == 1)
+    assert one._score_replies([item], [[*before, *spelled]]) == [(0.0, 0.0)]
+    (earned,) = one._score_replies([item], [[*before, one.coprs.focus_id]])
     assert earned[1] == 1
 
 
@@ -317,10 +318,10 @@ def test_focus_tokens_are_paired_with_things(made, said, things, rows):
     masks = tuple(np.eye(256, dtype=bool) for _ in range(things))
     item = Example(photo, "the cup", masks)
     ids = torch.tensor([[5, 6, *one._tokenizer(WRITTEN[said]).input_ids]])
-    found = one.focus.rows([item], ids, [2])
+    found = one.coprs.focus_batch([item], ids, [2])
     assert len(found.rows) == rows == len(found.target) and found.embedding.shape[0] == rows
     written = [t for t in ids[0, 2:].tolist()]
-    (earned,) = one._earned([item], [written])
+    (earned,) = one._score_replies([item], [written])
     if said == "none" and things:
         assert earned == (0.0, 0.0)
     if said == "one" and things == 0:
@@ -332,7 +333,7 @@ def test_focus_tokens_are_paired_with_things(made, said, things, rows):
 
 
 def test_learning_rates_go_by_name_also_under_adapters(made, tmp_path):
-    rates = Rates(prior=25, prompt_encoder=10, mask_decoder=5)
+    rates = LearningRates(prior=25, prompt_encoder=10, mask_decoder=5)
     adapted = trainer(tmp_path, peft=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     adapted.create_optimizer()
     for one in (made[0], adapted):
@@ -340,15 +341,15 @@ def test_learning_rates_go_by_name_also_under_adapters(made, tmp_path):
         groups = {g["lr"] / 1e-4: [by_id[id(p)] for p in g["params"]] for g in one.optimizer.param_groups}  # fmt: skip
         assert sorted(round(times) for times in groups) == [1, 5, 10, 25]
         for times, names in groups.items():
-            assert all(round(times) == rates.of(n) for n in names)
+            assert all(round(times) == rates.multiple_for(n) for n in names)
         heads = sum(len(n) for t, n in groups.items() if round(t) > 1)
-        parts = [*one.focus.model.prior.parameters(), *one.focus.model.decoder.parameters()]
+        parts = [*one.coprs.model.prior.parameters(), *one.coprs.model.decoder.parameters()]
         assert heads == sum(p.requires_grad for p in parts) > 100
     assert {n.rsplit(".", 3)[1] for n in groups[1.0]} <= {"lora_A", "lora_B"}
 
 
 def test_the_schedule_is_one_cycle_without_warm_up(mini, tmp_path):
-    asked = run_joint._common(JointRecipe(), tmp_path, mini.model)
+    asked = run_joint._shared_arguments(JointRecipe(), tmp_path, mini.model)
     kind, options = asked["lr_scheduler_type"], asked["lr_scheduler_kwargs"]
 
     def rates(make):
@@ -379,7 +380,7 @@ def test_a_run_goes_on_bit_for_bit_and_its_checkpoint_gives_the_same_mask(tmp_pa
         assert torch.equal(p, ours[name]), name
         changed += p.requires_grad
     assert changed > 50 and whole.state.log_history[-2]["kl"] > 0
-    finished = whole.focus.finished()
+    finished = whole.coprs.detach_model()
     processor = AutoProcessor.from_pretrained(MINIATURE_FOLDER / "mllm", trust_remote_code=False)
     save_checkpoint(tmp_path / "saved", finished, processor)
     engine = load(str(tmp_path / "saved"), device="cpu")
@@ -520,7 +521,7 @@ def test_recipes_are_found_by_name_and_by_file(tmp_path):
 
 def test_a_plan_tells_memory_by_part_and_refuses_what_cannot_fit(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        run_joint, "measured_step", lambda recipe, device: (30.0, 2**30)
+        run_joint, "measure_step", lambda recipe, device: (30.0, 2**30)
     )  # tested below
     assert (
         main(["train", "mini-joint", "--dry-run", "--out", str(tmp_path), "--device", "cpu"]) == 0
@@ -529,22 +530,22 @@ def test_a_plan_tells_memory_by_part_and_refuses_what_cannot_fit(tmp_path, monke
     assert "language model, gradients, AdamW" in said and "120 steps, 15,360 replies" in said
     assert "A step takes 30.0 s and 1.1 GB of memory at its peak here (1 measured), all 120" in said
     assert "about 1.0 h" in said
-    full = plan(read_recipe("mini-joint"), tmp_path, "cpu")
-    adapted = plan(read_recipe("mini-joint", ["lora=4", "quantize=nf4"]), tmp_path, "cpu")
+    full = plan_training(read_recipe("mini-joint"), tmp_path, "cpu")
+    adapted = plan_training(read_recipe("mini-joint", ["lora=4", "quantize=nf4"]), tmp_path, "cpu")
     assert sum(adapted.parts.values()) < 0.5 * sum(full.parts.values())
     model = load("mini", device="cpu").model
     learnt = sum(p.numel() for n, p in model.mllm.named_parameters() if ".visual." not in n)
     tower = sum(p.numel() for n, p in model.mllm.named_parameters() if ".visual." in n)
     assert full.parts["language model, gradients, AdamW"] == 16 * learnt + 4 * tower
     monkeypatch.setenv("WORLD_SIZE", "2")
-    warm = plan(read_recipe("mini-joint", ["warmup_steps=2"]), tmp_path, "cpu")
+    warm = plan_training(read_recipe("mini-joint", ["warmup_steps=2"]), tmp_path, "cpu")
     assert full.saved * 1.5 < warm.saved < full.saved * 2  # what it leaves lies there, too
-    twice = plan(read_recipe("mini-joint", ["iterations=2"]), tmp_path, "cpu")
+    twice = plan_training(read_recipe("mini-joint", ["iterations=2"]), tmp_path, "cpu")
     assert 2 * twice.replies == full.replies
-    sharded = plan(read_recipe("mini-joint", ["sharded=true"]), tmp_path, "cpu").parts
+    sharded = plan_training(read_recipe("mini-joint", ["sharded=true"]), tmp_path, "cpu").parts
     assert sharded["language model, gradients, AdamW, over 2 cards"] == 8 * learnt + 2 * tower
     assert sharded["its reference, for the KL, over 2 cards"] == 2 * (learnt + tower)
-    alone = plan(read_recipe("mini-joint", ["kl=0.0"]), tmp_path, "cpu").parts
+    alone = plan_training(read_recipe("mini-joint", ["kl=0.0"]), tmp_path, "cpu").parts
     assert not any("reference" in part for part in alone)  # nothing is loaded for no KL
     monkeypatch.delenv("WORLD_SIZE")
     dry = ["train", "mini-joint", "--dry-run", "--out", str(tmp_path), "--device", "cpu"]
@@ -565,23 +566,23 @@ def test_a_plan_tells_memory_by_part_and_refuses_what_cannot_fit(tmp_path, monke
 
 
 def test_no_step_of_a_large_model_is_measured_on_a_cpu():
-    large = Plan({"weights": 3 * 10**9}, free=0, saved=0, disk=0, steps=1, replies=8)
+    large = TrainingPlan({"weights": 3 * 10**9}, free=0, saved=0, disk=0, steps=1, replies=8)
     assert "without a GPU" in train._estimate_time(JointRecipe(steps=1), large, "cpu")
 
 
 def test_every_recipe_of_ours_can_be_shared_out(monkeypatch):
-    for name in NAMES:
+    for name in RECIPE_NAMES:
         recipe = read_recipe(name)
         monkeypatch.setenv("WORLD_SIZE", "8" if name.endswith("-8gpu") else "1")
-        run_joint._check_shares(recipe, training_scenes(recipe.questions))
+        run_joint._check_divisible(recipe, training_scenes(recipe.questions))
         assert recipe.sharded == name.endswith("-8gpu"), name
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(CoPRSError, match="512 replies .* and all processes hold 24"):
-        run_joint._check_shares(
+        run_joint._check_divisible(
             read_recipe("qwen2.5-vl-3b-8gpu", ["warmup_steps=0"]), training_scenes(64)
         )
     with pytest.raises(CoPRSError, match=r"64 replies \(questions\) and 3 processes share them"):
-        run_joint._check_shares(read_recipe("qwen2.5-vl-3b-8gpu"), training_scenes(64))
+        run_joint._check_divisible(read_recipe("qwen2.5-vl-3b-8gpu"), training_scenes(64))
 
 
 def folder_of_items(folder) -> list[dict]:
@@ -802,10 +803,10 @@ def test_the_commands_of_the_readme_lead_from_a_folder_to_an_answer(tmp_path, mo
 def test_a_reply_without_a_thought_of_its_own_has_the_form():
     photo, mask = Image.new("RGB", (8, 8)), np.ones((8, 8), bool)
     for things in range(3):
-        reply = reply_for(Example(photo, "the <REF_POS> cat.", (mask,) * things))
+        reply = imitation_reply(Example(photo, "the <REF_POS> cat.", (mask,) * things))
         assert is_well_formed(reply, things) and reply.count(FOCUS_TOKEN) == things
-        assert reply_scores(reply, 1.0, things) == (1.0, 1.0)
-    assert reply_for(Example(photo, "x", reply="as it is")) == "as it is"
+        assert score_reply(reply, 1.0, things) == (1.0, 1.0)
+    assert imitation_reply(Example(photo, "x", reply="as it is")) == "as it is"
 
 
 def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
@@ -814,7 +815,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
     def told(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run_joint.Watch, "on_step_begin", told)
+    monkeypatch.setattr(run_joint.TrainingMonitor, "on_step_begin", told)
     assert run_joint.train_joint(recipe, tmp_path, "cpu") is None
     assert (tmp_path / "checkpoint-1").is_dir() and not (tmp_path / "checkpoint").exists()
     monkeypatch.undo()
@@ -840,7 +841,9 @@ def test_a_run_that_is_told_in_the_last_step_of_its_warm_up_stops_before_the_joi
 ):
     recipe = read_recipe("mini-joint", [*SMALL, "warmup_steps=1"])
     monkeypatch.setattr(
-        run_joint.Watch, "on_step_begin", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+        run_joint.TrainingMonitor,
+        "on_step_begin",
+        lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM),
     )
     assert run_joint.train_joint(recipe, tmp_path, "cpu") is None
     assert (tmp_path / "warm" / "coprs.json").exists()
@@ -854,7 +857,7 @@ def test_replies_that_are_learnt_from_twice_go_on_to_the_bit(tmp_path, monkeypat
     assert run_joint.train_joint(recipe, tmp_path / "whole", "cpu")
     with monkeypatch.context() as patch:
         told = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-        patch.setattr(run_joint.Watch, "on_step_begin", told)
+        patch.setattr(run_joint.TrainingMonitor, "on_step_begin", told)
         assert run_joint.train_joint(recipe, tmp_path / "parts", "cpu") is None
     assert [p.name for p in (tmp_path / "parts").glob("checkpoint-*")] == ["checkpoint-2"]
     assert run_joint.train_joint(recipe, tmp_path / "parts", "cpu")
@@ -863,7 +866,7 @@ def test_replies_that_are_learnt_from_twice_go_on_to_the_bit(tmp_path, monkeypat
 
 
 def test_a_folder_holds_one_kind_of_run(tmp_path):
-    keep_recipe({"kind": "mini", **MINI.sizes}, tmp_path)
+    save_recipe({"kind": "mini", **MINI_RECIPE.sizes}, tmp_path)
     with pytest.raises(CoPRSError, match="holds a run with kind 'mini', and 'joint' is asked for"):
         run_joint.train_joint(read_recipe("mini-joint", [*SMALL]), tmp_path, "cpu")
 
@@ -872,16 +875,16 @@ def test_what_is_remembered_of_photos_holds_no_photo(made):
     one, _ = made
     photo = Image.new("RGB", (64, 64))
     item = Example(photo, "the cat")
-    first = one.focus.embedding(item)
+    first = one.coprs.image_embedding(item)
     kept = weakref.ref(item)
     del item
-    assert kept() is None and torch.equal(first, one.focus.embedding(Example(photo, "x")))
+    assert kept() is None and torch.equal(first, one.coprs.image_embedding(Example(photo, "x")))
 
 
 def test_a_run_that_diverges_names_the_last_good_step(tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
     (tmp_path / "checkpoint-20" / "trainer_state.json").touch()
-    watch = run_joint.Watch(tmp_path, read_recipe("mini-joint"))
+    watch = run_joint.TrainingMonitor(tmp_path, read_recipe("mini-joint"))
     watch.bar = SimpleNamespace(set_postfix=lambda *_, **__: None)
     state = SimpleNamespace(global_step=21, is_world_process_zero=True)
     watch.on_log(None, state, None, logs={"kl": 0.1, "loss": 0.2})
@@ -903,7 +906,7 @@ def test_a_run_whose_weights_are_no_numbers_ends_in_a_sentence(tmp_path, monkeyp
                     math.nan
                 )
 
-    monkeypatch.setattr(run_joint.Watch, "on_step_begin", break_weights)
+    monkeypatch.setattr(run_joint.TrainingMonitor, "on_step_begin", break_weights)
     more = ["warmup_steps=2", "warmup_rate=2e-3"] if stage == "warm-up" else []
     recipe = read_recipe("mini-joint", [*SMALL, *more, "rate=1e-3"])
     with pytest.raises(CoPRSError, match=f"diverged at step 2 .*nan.*checkpoint-1;.*--set {key}"):
@@ -963,7 +966,7 @@ def test_a_disk_that_is_full_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(embeddings, "save_file", full)
     item = Example(Image.new("RGB", (8, 8)), "x")
-    kept = KeptEmbeddings(tmp_path, torch.nn.Linear(2, 2), lambda _: torch.zeros(1, 1, 1))
+    kept = EmbeddingCache(tmp_path, torch.nn.Linear(2, 2), lambda _: torch.zeros(1, 1, 1))
     with pytest.raises(CoPRSError, match="No space left.*make room and start the same command"):
         kept(item)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -994,13 +997,13 @@ def test_embeddings_are_computed_once_and_kept_by_picture_and_backbone(tmp_path,
         calls.append(example.photo.key)
         return torch.full((4, 2, 2), float(len(calls)))
 
-    kept = KeptEmbeddings(tmp_path, encoder, encode)
+    kept = EmbeddingCache(tmp_path, encoder, encode)
     first, again = (Example(photo, "x") for _ in range(2))
     assert torch.equal(kept(first), kept(again)) and kept(first).dtype == torch.float16
     assert calls == ["ab12"] and len(list(tmp_path.rglob("ab/ab12.safetensors"))) == 1
-    assert torch.equal(KeptEmbeddings(tmp_path, encoder, encode)(first), kept(first))
+    assert torch.equal(EmbeddingCache(tmp_path, encoder, encode)(first), kept(first))
     other = torch.nn.Linear(2, 2)
-    assert KeptEmbeddings(tmp_path, other, encode)(first).mean() == 2  # another backbone
+    assert EmbeddingCache(tmp_path, other, encode)(first).mean() == 2  # another backbone
 
 
 def test_a_run_on_photos_keeps_their_embeddings_and_says_their_size_before(tmp_path, capsys):
@@ -1086,10 +1089,10 @@ def test_sharded_weights_learn_what_whole_ones_do_and_go_on_to_the_bit(tmp_path)
 ONE_IS_TOLD = """
 import os, signal, sys
 from coprs_core.__main__ import main
-from coprs_core.training.watch import Watch
+from coprs_core.training.callbacks import TrainingMonitor
 
 if os.environ["RANK"] == "1":
-    Watch.on_step_begin = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    TrainingMonitor.on_step_begin = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -8,7 +8,7 @@ import torch
 
 from coprs_core.prompts import format_score
 from coprs_core.training.losses import dice_loss, focal_loss, segmentation_loss
-from coprs_core.training.objective import PRESETS, reply_scores
+from coprs_core.training.objective import PRESETS, score_reply
 from coprs_core.training.rewards import mask_reward
 from tests import GOLDEN
 from tests.formulas import (
@@ -160,4 +160,4 @@ NOTHING = "<think>I see a cup. There is no dog.</think>Nothing in this picture f
     ],
 )
 def test_what_a_reply_earns(reply, mask, targets, earned):
-    assert reply_scores(reply, mask, targets) == pytest.approx(earned)
+    assert score_reply(reply, mask, targets) == pytest.approx(earned)

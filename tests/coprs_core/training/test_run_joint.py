@@ -14,10 +14,10 @@ from trl.generation import vllm_generation  # noqa: E402
 from coprs_core import CoPRSError  # noqa: E402
 from coprs_core.checkpoints.load import load_checkpoint  # noqa: E402
 from coprs_core.checkpoints.options import LoadOptions  # noqa: E402
-from coprs_core.mini.train.recipe import MINI  # noqa: E402
+from coprs_core.mini.train.recipe import MINI_RECIPE  # noqa: E402
 from coprs_core.training import run_joint  # noqa: E402
 from coprs_core.training.recipe import read_recipe  # noqa: E402
-from coprs_core.training.run_folder import LOG  # noqa: E402
+from coprs_core.training.run_folder import LOG_FILE  # noqa: E402
 from coprs_core.training.run_joint import train_joint  # noqa: E402
 
 CHANGES = ["steps=2", "questions=2", "group=2", "rows_at_once=4", "pictures=0", "rate=1e-3"]
@@ -98,9 +98,9 @@ def test_a_server_writes_the_replies_with_the_newest_language_model(tmp_path, mo
     assert set(server.updates[0]) == set(own)  # the language model, and no heads
     changed = [n for n in own if not torch.equal(*(update[n] for update in server.updates))]
     assert changed  # the second step's replies are those of what the first one learnt
-    grid = (MINI.mllm_side // 28) ** 2  # of a square picture: one run of visual tokens
+    grid = (MINI_RECIPE.mllm_side // 28) ** 2  # of a square picture: one run of visual tokens
     assert server.asked == [[{"offset": server.asked[0][0]["offset"], "length": grid}]] * 4
-    first, second = map(json.loads, (tmp_path / LOG).read_text().splitlines())
+    first, second = map(json.loads, (tmp_path / LOG_FILE).read_text().splitlines())
     assert first["kl"] == pytest.approx(0, abs=1e-6) and second["loss"] == second["loss"]
     ratio = first["sampling/importance_sampling_ratio/mean"]
     assert ratio == pytest.approx(1, abs=1e-3)  # its log probabilities are ours

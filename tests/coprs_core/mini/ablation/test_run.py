@@ -17,16 +17,16 @@ from coprs_core import CoPRSError  # noqa: E402
 from coprs_core.__main__ import main  # noqa: E402
 from coprs_core.evaluation.rows import Measurement  # noqa: E402
 from coprs_core.mini.ablation import run
-from coprs_core.mini.ablation.arms import ARMS, REFERENCE, TABLES, arms_of  # noqa: E402
+from coprs_core.mini.ablation.arms import ARMS, REFERENCE_ARMS, TABLES, select_arms  # noqa: E402
 from coprs_core.mini.ablation.camps import (  # noqa: E402
     CampCollator,
     HiddenStatePrompt,
     reply_with_boxes,
 )
 from coprs_core.mini.ablation.run import ArmResult, Budget  # noqa: E402
-from coprs_core.mini.ablation.tables import entries, figure, to_markdown  # noqa: E402
+from coprs_core.mini.ablation.tables import build_tables, draw_figure, to_markdown  # noqa: E402
 from coprs_core.mini.train.data import batches  # noqa: E402
-from coprs_core.mini.train.recipe import MINI, Stage  # noqa: E402
+from coprs_core.mini.train.recipe import MINI_RECIPE, Stage  # noqa: E402
 from coprs_core.mini.world.questions import draw_examples  # noqa: E402
 from coprs_core.model.backends.boxes import parse_coordinates  # noqa: E402
 from coprs_core.model.decoder import PriorDecoder  # noqa: E402
@@ -37,13 +37,13 @@ ARM = {arm.name: arm for arm in ARMS}
 
 def test_every_table_has_its_reference_and_every_arm_its_table():
     assert {arm.table for arm in ARMS} == set(TABLES)
-    assert set(REFERENCE.values()) <= set(ARM) and "joint" in ARM
+    assert set(REFERENCE_ARMS.values()) <= set(ARM) and "joint" in ARM
     assert len({arm.slug for arm in ARMS}) == len(ARMS)
-    assert arms_of(["camp", "joint"]) == tuple(
+    assert select_arms(["camp", "joint"]) == tuple(
         a for a in ARMS if a.table == "camp" or a.name == "joint"
     )
     with pytest.raises(CoPRSError, match="no arm or table 'camps', did you mean camp"):
-        arms_of(["camps"])
+        select_arms(["camps"])
 
 
 def test_arms_of_the_joint_stage_spend_as_many_replies():
@@ -60,7 +60,7 @@ def test_arms_of_the_joint_stage_spend_as_many_replies():
 
 def test_a_reply_in_coordinates_is_read_back_as_the_boxes_of_its_masks():
     scene, question = next(q for q in draw_examples("train", 5, 9) if q[1].targets)
-    thing = scene.things[question.targets[0]]
+    thing = scene.objects[question.targets[0]]
     rows, columns = np.nonzero(scene.mask(question.targets[0]))
     extent = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     assert thing.box == extent
@@ -79,7 +79,7 @@ def test_batches_of_coordinates_teach_boxes_and_keep_their_targets(mini):
     stage = Stage("joint", steps=1, scenes=2, questions=3, rate=1e-3, adam_rate=1e-3)
     drawn = {}
     for name in ("focus token and prior", "coordinates"):
-        collate = CampCollator(MINI, stage, *mini_parts, 1, ARM[name])
+        collate = CampCollator(MINI_RECIPE, stage, *mini_parts, 1, ARM[name])
         (drawn[name],) = batches(collate, 0, 0)
     focus, boxes = drawn.values()
     assert len(boxes.packed.focus) == 0 and len(focus.packed.focus) == len(focus.targets)
@@ -91,8 +91,8 @@ def test_batches_of_coordinates_teach_boxes_and_keep_their_targets(mini):
 
 def test_a_hidden_state_prompts_the_decoder_and_nothing_is_drawn_in_the_padding():
     torch.manual_seed(0)
-    head = HiddenStatePrompt(16, PriorDecoder(MINI.decoder, MINI.vision))
-    grid, channels = MINI.vision.grid, MINI.vision.channels
+    head = HiddenStatePrompt(16, PriorDecoder(MINI_RECIPE.decoder, MINI_RECIPE.vision))
+    grid, channels = MINI_RECIPE.vision.grid, MINI_RECIPE.vision.channels
     side, half = 4 * grid, 2 * grid
     image, size = torch.randn(2, channels, grid, grid), torch.tensor([[side, half], [side, side]])
     logits = head(torch.randn(2, 16), image, size)
@@ -114,7 +114,7 @@ def test_tables_by_hand():
     worse = [row(i, 0.5 + 0.01 * (i % 2), i % 2 == 0, "unfinished") for i in range(40)]
     measured = [ArmResult(ARM["joint"], i, rows) for i, rows in enumerate(joint)]
     measured.append(ArmResult(ARM["mask share 0"], 0, worse))
-    tables = entries(measured)
+    tables = build_tables(measured)
     assert list(tables) == ["objective", "mask share"]
     reference, other = tables["mask share"]
     assert reference.arm.name == "joint" and reference.against is None and reference.seeds == 2
@@ -124,11 +124,11 @@ def test_tables_by_hand():
     assert gap.b - gap.a == pytest.approx(0.505 - 0.7) and gap.p < 0.001 and gap.worse == 40
     text = to_markdown(tables, Budget(scenes=40))
     assert "| mask share 0 | 1 | 0.500 [" in text and "-0.195 [" in text
-    assert len(figure(tables).axes) == 2
+    assert len(draw_figure(tables).axes) == 2
 
 
 def test_attention_of_the_coordinates_camp_is_no_prior():
-    (shown,) = entries([ArmResult(ARM["coordinates"], 0, [row(0, 0.8, True)] * 4)])["camp"]
+    (shown,) = build_tables([ArmResult(ARM["coordinates"], 0, [row(0, 0.8, True)] * 4)])["camp"]
     assert shown.prior is None and shown.mask[0] == pytest.approx(0.8)
 
 

@@ -20,7 +20,13 @@ from coprs_core.geometry import to_photo_frame, to_sam_frame, unpadded_size
 from coprs_core.metrics import iou
 from coprs_core.mini.train import oracle, recipe, run
 from coprs_core.mini.train.build import build_miniature
-from coprs_core.mini.train.data import Collator, SceneData, batches, pack_questions, reply_sections
+from coprs_core.mini.train.data import (
+    Collator,
+    SceneQuestions,
+    batches,
+    pack_questions,
+    split_reply,
+)
 from coprs_core.mini.train.run import lr_factor, train_miniature
 from coprs_core.mini.train.stages import Scaffold
 from coprs_core.mini.world.questions import draw_examples, draw_question
@@ -33,7 +39,7 @@ from tests import ROOT
 def folder(tmp_path_factory):
     """A whole run of two steps a stage."""
     folder = tmp_path_factory.mktemp("run")
-    names = [stage.name for stage in recipe.MINI.stages]
+    names = [stage.name for stage in recipe.MINI_RECIPE.stages]
     short = [f"stages.{name}.{key}=2" for name in names for key in ("steps", "scenes")]
     changes = [word for line in short for word in ("--set", line)]
     assert main(["train", "mini", "--out", str(folder), "--device", "cpu", *changes]) == 0
@@ -41,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 def test_every_stage_leaves_a_checkpoint_and_the_run_a_model_that_answers(folder):
-    for stage in recipe.MINI.stages:
+    for stage in recipe.MINI_RECIPE.stages:
         assert torch.load(folder / f"{stage.name}.pt", weights_only=True)["step"] == 2
     result = load(str(folder / "checkpoint"), device="cpu").segment(
         draw_scene(1).image, "x", max_new_tokens=3
@@ -51,10 +57,11 @@ def test_every_stage_leaves_a_checkpoint_and_the_run_a_model_that_answers(folder
 
 def test_a_run_goes_on_where_it_stopped(folder):
     longer = tuple(
-        replace(s, steps=60 if s.name == "focus" else 2, scenes=1) for s in recipe.MINI.stages
+        replace(s, steps=60 if s.name == "focus" else 2, scenes=1)
+        for s in recipe.MINI_RECIPE.stages
     )
     before = torch.load(folder / "focus.pt", weights_only=True)
-    train_miniature(replace(recipe.MINI, stages=longer), folder, "cpu", only="focus")
+    train_miniature(replace(recipe.MINI_RECIPE, stages=longer), folder, "cpu", only="focus")
     after = torch.load(folder / "focus.pt", weights_only=True)
     assert (before["step"], after["step"]) == (2, 60) and after["seconds"] > before["seconds"]
     logged = [
@@ -65,8 +72,8 @@ def test_a_run_goes_on_where_it_stopped(folder):
 
 @pytest.mark.parametrize("name", ["eyes", "language"])
 def test_a_stage_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, monkeypatch, name):
-    stages = tuple(replace(s, steps=4, scenes=1) for s in recipe.MINI.stages)
-    short, step = replace(recipe.MINI, stages=stages), run._step
+    stages = tuple(replace(s, steps=4, scenes=1) for s in recipe.MINI_RECIPE.stages)
+    short, step = replace(recipe.MINI_RECIPE, stages=stages), run._train_step
 
     def told(*given):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -77,7 +84,7 @@ def test_a_stage_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, monkeypatch, 
 
     assert train_miniature(short, tmp_path / "whole", "cpu", only=name)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_step", told)
+        patch.setattr(run, "_train_step", told)
         assert not train_miniature(short, tmp_path / "parts", "cpu", only=name)
     assert learnt("parts")["step"] == 1
     assert train_miniature(short, tmp_path / "parts", "cpu", only=name)
@@ -89,7 +96,7 @@ def test_a_stage_that_is_told_to_stop_goes_on_to_the_bit(tmp_path, monkeypatch, 
 
 
 def test_two_processes_wait_for_each_other_between_stages(tmp_path):
-    names = [stage.name for stage in recipe.MINI.stages]
+    names = [stage.name for stage in recipe.MINI_RECIPE.stages]
     short = [f"--set=stages.{name}.{key}=1" for name in names for key in ("steps", "scenes")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     told = ["-m", "coprs_core", "train", "mini", "--out", str(tmp_path), "--device", "cpu", *short]
@@ -102,15 +109,17 @@ def test_two_processes_wait_for_each_other_between_stages(tmp_path):
 
 
 def test_a_stage_that_diverges_keeps_what_was_learnt_before(tmp_path):
-    stages = tuple(replace(s, steps=2, scenes=1) for s in recipe.MINI.stages)
-    assert train_miniature(replace(recipe.MINI, stages=stages), tmp_path, "cpu", only="focus")
+    stages = tuple(replace(s, steps=2, scenes=1) for s in recipe.MINI_RECIPE.stages)
+    assert train_miniature(
+        replace(recipe.MINI_RECIPE, stages=stages), tmp_path, "cpu", only="focus"
+    )
     saved = torch.load(tmp_path / "focus.pt", weights_only=True)
     next(iter(saved["parts"]["prior"].values())).fill_(torch.nan)
     torch.save(saved, tmp_path / "focus.pt")
     before = (tmp_path / "focus.pt").read_bytes()
     longer = tuple(replace(s, steps=3) for s in stages)
     with pytest.raises(CoPRSError, match="focus diverged at step 3: .*--set stages.focus.rate="):
-        train_miniature(replace(recipe.MINI, stages=longer), tmp_path, "cpu", only="focus")
+        train_miniature(replace(recipe.MINI_RECIPE, stages=longer), tmp_path, "cpu", only="focus")
     assert (tmp_path / "focus.pt").read_bytes() == before
 
 
@@ -139,19 +148,23 @@ def test_the_last_stage_goes_on_from_the_one_before(tmp_path, folder, capsys):
 
 
 def test_a_stage_asks_by_its_own_families(mini_parts):
-    last = recipe.MINI.stages[-1]
+    last = recipe.MINI_RECIPE.stages[-1]
     assert last.kind == "joint" and last.misread == 0 and last.families["relation"] > 1
-    only = replace(last, families=dict.fromkeys(recipe.MINI.asking.weights, 1e-9) | {"name": 1.0})
-    scenes = SceneData(replace(recipe.MINI, asking=replace(recipe.MINI.asking, nothing=0)), only)
+    only = replace(
+        last, families=dict.fromkeys(recipe.MINI_RECIPE.asking.weights, 1e-9) | {"name": 1.0}
+    )
+    scenes = SceneQuestions(
+        replace(recipe.MINI_RECIPE, asking=replace(recipe.MINI_RECIPE.asking, nothing=0)), only
+    )
     asked = [q.family for i in range(8) for q in scenes[i][1]]
     assert asked.count("name") > len(asked) / 2  # the others where no name is clear
 
 
 def test_batches_are_the_same_from_any_start(mini_parts):
     tokenizer, image_processor = mini_parts
-    stage = replace(recipe.MINI.stages[3], steps=3, scenes=2)
-    whole = list(batches(Collator(recipe.MINI, stage, tokenizer, image_processor), 0, 0))
-    (last,) = batches(Collator(recipe.MINI, stage, tokenizer, image_processor), 2, 0)
+    stage = replace(recipe.MINI_RECIPE.stages[3], steps=3, scenes=2)
+    whole = list(batches(Collator(recipe.MINI_RECIPE, stage, tokenizer, image_processor), 0, 0))
+    (last,) = batches(Collator(recipe.MINI_RECIPE, stage, tokenizer, image_processor), 2, 0)
     assert torch.equal(whole[2].packed.ids, last.packed.ids) and torch.equal(
         whole[2].image, last.image
     )
@@ -168,16 +181,18 @@ def test_packed_questions_see_only_the_picture_and_themselves(
     mini, mini_parts, monkeypatch, is_half
 ):
     """The hidden states of three questions packed in a row equal those of each question alone."""
-    scaffold = Scaffold(recipe.MINI, mini.model, mini_parts[0])
-    square = replace(recipe.MINI, other_shapes=0.0)
+    scaffold = Scaffold(recipe.MINI_RECIPE, mini.model, mini_parts[0])
+    square = replace(recipe.MINI_RECIPE, other_shapes=0.0)
     (batch,) = batches(
-        Collator(square, replace(recipe.MINI.stages[3], steps=1, scenes=2), *mini_parts), 0, 0
+        Collator(square, replace(recipe.MINI_RECIPE.stages[3], steps=1, scenes=2), *mini_parts),
+        0,
+        0,
     )
-    packed, visual, mllm = batch.packed, scaffold.see(batch), mini.model.mllm
+    packed, visual, mllm = batch.packed, scaffold.visual_tokens(batch), mini.model.mllm
     text = mllm.model.language_model
 
     def hidden(rows, columns, mask):
-        ids, positions = packed.ids[rows][:, columns], scaffold.positions(packed)[:, rows]
+        ids, positions = packed.ids[rows][:, columns], scaffold.rope_positions(packed)[:, rows]
         embeddings = mllm.get_input_embeddings()(ids).clone()
         embeddings[ids == mllm.config.image_token_id] = visual[rows].flatten(0, 1)
         options = dict(inputs_embeds=embeddings, position_ids=positions[:, :, columns])
@@ -204,8 +219,8 @@ def test_packed_questions_see_only_the_picture_and_themselves(
 
 def test_batches_of_other_shapes_are_seen_in_their_own_grid(mini_parts):
     tokenizer, image_processor = mini_parts
-    stage = replace(recipe.MINI.stages[3], steps=12, scenes=2)
-    wide = replace(recipe.MINI, other_shapes=1.0)
+    stage = replace(recipe.MINI_RECIPE.stages[3], steps=12, scenes=2)
+    wide = replace(recipe.MINI_RECIPE, other_shapes=1.0)
     scaffold = Scaffold(wide, build_miniature(wide, tokenizer), tokenizer)
     shapes = set()
     for batch in batches(Collator(wide, stage, tokenizer, image_processor), 0, 0):
@@ -214,7 +229,7 @@ def test_batches_of_other_shapes_are_seen_in_their_own_grid(mini_parts):
         assert max(height, width) == 256 and (batch.grid[0] < batch.grid[1]) == (height < width)
         assert batch.tower_cells.shape[1] == batch.grid[0] * batch.grid[1]
         assert batch.pixel_values.shape[0] == 2 * 4 * batch.grid[0] * batch.grid[1]
-        side = recipe.MINI.vision.prior_side
+        side = recipe.MINI_RECIPE.vision.prior_side
         assert batch.masks.shape[1:] == (1, side, side)
     assert len(shapes) > 4
     scaffold.model.mllm.set_attn_implementation("parts")
@@ -227,19 +242,19 @@ def test_batches_of_other_shapes_are_seen_in_their_own_grid(mini_parts):
 @pytest.mark.parametrize("side", [192, 256, 320])
 def test_training_sees_pictures_as_answers_do(mini_parts, side):
     """In SAM's frame of any side: the same embeddings, and the prior covers the same part of it."""
-    vision = replace(recipe.MINI.vision, side=side)
-    sized = replace(recipe.MINI, vision=vision, other_shapes=1.0)
+    vision = replace(recipe.MINI_RECIPE.vision, side=side)
+    sized = replace(recipe.MINI_RECIPE, vision=vision, other_shapes=1.0)
     scaffold = Scaffold(sized, build_miniature(sized, mini_parts[0]), mini_parts[0]).eval()
     stage = replace(sized.stages[1], steps=1, scenes=2)
     (batch,) = batches(Collator(sized, stage, *mini_parts), 0, 0)
     photos = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in batch.image]
     seen = torch.cat([scaffold.model.image_encoder(to_sam_frame(p, side)) for p in photos])
     assert torch.allclose(scaffold.encode(batch), seen, atol=0.05)
-    assert scaffold.unpadded(batch) == unpadded_size((photos[0].height, photos[0].width), side)
+    assert scaffold.unpadded_size(batch) == unpadded_size((photos[0].height, photos[0].width), side)
     truth = to_photo_frame(batch.masks[:1] - 0.5, batch.image.shape[-2:], side)[0, 0] > 0
     row, thing = batch.targets[0]
-    scene, _ = SceneData(sized, stage)[row]
-    assert iou(truth.numpy(), scene.mask(scene.things.index(thing))) > 0.6
+    scene, _ = SceneQuestions(sized, stage)[row]
+    assert iou(truth.numpy(), scene.mask(scene.objects.index(thing))) > 0.6
 
 
 def test_every_one_of_several_things_has_its_focus_token(mini_parts):
@@ -247,8 +262,8 @@ def test_every_one_of_several_things_has_its_focus_token(mini_parts):
     scene, question = next(
         (s, q) for s, q in draw_examples("train", 0, 50, "several") if len(q.targets) > 2
     )
-    packed = pack_questions(recipe.MINI, [(scene, [question])], tokenizer, (10, 10))
-    targets = [oracle.thing_features(scene.things[i]) for i in question.targets]
+    packed = pack_questions(recipe.MINI_RECIPE, [(scene, [question])], tokenizer, (10, 10))
+    targets = [oracle.object_features(scene.objects[i]) for i in question.targets]
     assert torch.equal(packed.focus_features, torch.stack(targets))
     focus_id = tokenizer.convert_tokens_to_ids(FOCUS_TOKEN)
     assert all(packed.ids[row, column] == focus_id for row, column in packed.focus.tolist())
@@ -257,7 +272,7 @@ def test_every_one_of_several_things_has_its_focus_token(mini_parts):
 def test_target_replies_fall_into_four_sections():
     asked = [*draw_examples("train", 0, 300), *draw_examples("train", 0, 100, "several")]
     for _, question in [*asked, *draw_examples("train", 0, 100, "unknown word")]:
-        sections = reply_sections(question.reply)
+        sections = split_reply(question.reply)
         assert "".join(sections) == question.reply and sections[1].startswith(" You ask for")
 
 
@@ -266,13 +281,13 @@ def test_tokens_of_a_reply_are_those_of_its_sections(mini):
     asked = [*draw_examples("train", 0, 100), *draw_examples("train", 0, 50, "several")]
     for _, question in [*asked, *draw_examples("train", 0, 50, "unknown word")]:
         pieces = [
-            tokenizer(s, add_special_tokens=False).input_ids for s in reply_sections(question.reply)
+            tokenizer(s, add_special_tokens=False).input_ids for s in split_reply(question.reply)
         ]
         assert sum(pieces, []) == tokenizer(question.reply, add_special_tokens=False).input_ids
 
 
 def test_learning_rate_rises_holds_and_falls_to_nothing():
-    stage = replace(recipe.MINI.stages[0], steps=1000)
+    stage = replace(recipe.MINI_RECIPE.stages[0], steps=1000)
     factors = [lr_factor(s, stage) for s in range(1000)]
     assert factors[0] < 0.05 and factors[200] == 1 and factors[-1] < 0.001
     assert all(a >= b for a, b in zip(factors[400:], factors[401:]))
@@ -283,11 +298,13 @@ def test_the_oracles_code_tells_kind_colour_and_place():
     assert torch.allclose(frame.T @ frame, torch.eye(64) * 0.36, atol=1e-5)
     assert torch.allclose(query_frame.T @ query_frame, torch.eye(62) * 16, atol=1e-4)
     scene = draw_scene(3)
-    cells = oracle.cell_features(torch.from_numpy(scene.owner), scene.things, (10, 10), 0.15)
-    for t in scene.things:
+    cells = oracle.cell_features(
+        torch.from_numpy(scene.instance_map), scene.objects, (10, 10), 0.15
+    )
+    for t in scene.objects:
         column, row = int(t.centre[0] * 10 / 256), int(t.centre[1] * 10 / 256)
-        if scene.owner[int(t.centre[1]), int(t.centre[0])]:
-            assert cells[row * 10 + column, oracle.GROUND] == 0
+        if scene.instance_map[int(t.centre[1]), int(t.centre[0])]:
+            assert cells[row * 10 + column, oracle.GROUND_FLAG] == 0
 
 
 def test_ask_of_every_family_is_reproducible():
@@ -305,7 +322,7 @@ def test_ask_of_every_family_is_reproducible():
         ("vision=3", "has no 'vision'"),
         (
             "stages.eyes.steps=x",
-            f"is 'x' and one like {recipe.MINI.stages[0].steps} was expected",
+            f"is 'x' and one like {recipe.MINI_RECIPE.stages[0].steps} was expected",
         ),
         ("stages.eyes.steps", "sets nothing: write --set key=value"),
     ],
@@ -316,6 +333,8 @@ def test_a_wrong_change_of_the_recipe_is_one_sentence(change, said, tmp_path, ca
 
 
 def test_changes_reach_the_recipe():
-    changed = recipe.read_mini(["stages.joint.steps=7", "asking.nothing=0.5", "other_shapes=1"])
+    changed = recipe.read_mini_recipe(
+        ["stages.joint.steps=7", "asking.nothing=0.5", "other_shapes=1"]
+    )
     assert changed.stages[3].steps == 7 and changed.asking.nothing == 0.5
-    assert changed.other_shapes == 1 and changed.vision == recipe.MINI.vision
+    assert changed.other_shapes == 1 and changed.vision == recipe.MINI_RECIPE.vision

@@ -12,7 +12,7 @@ import pytest
 
 from coprs_core.mini.world import requests
 from coprs_core.mini.world.drawings import COLOURS
-from coprs_core.mini.world.kinds import CATEGORIES, KINDS, TABLE
+from coprs_core.mini.world.kinds import CATEGORIES, KIND_TABLE, KINDS
 from coprs_core.mini.world.meanings import Ambiguous, resolve
 from coprs_core.mini.world.questions import (
     EXTRA_FAMILIES,
@@ -94,8 +94,8 @@ def right_answers(meaning, things):
 
 def test_every_question_has_exactly_one_right_answer_or_honestly_none(asked):
     for scene, q in asked:
-        answers = right_answers(q.meaning, scene.things)
-        expected = [] if q.target is None else [scene.things[q.target]]
+        answers = right_answers(q.meaning, scene.objects)
+        expected = [] if q.target is None else [scene.objects[q.target]]
         assert answers == expected, (scene.seed, scene.split, q.instruction)
 
 
@@ -104,8 +104,8 @@ def test_extremes_and_nearest_are_clear_to_the_eye(asked):
         if q.target is None:
             continue
         target, others = (
-            scene.things[q.target],
-            [t for t in scene.things if described(q.meaning.among, t)],
+            scene.objects[q.target],
+            [t for t in scene.objects if described(q.meaning.among, t)],
         )
         others.remove(target)
         if q.meaning.extreme in ("largest", "smallest"):
@@ -115,7 +115,7 @@ def test_extremes_and_nearest_are_clear_to_the_eye(asked):
             )
             assert ratio < 1 / 1.39
         if q.meaning.relation == "nearest to":
-            anchor = next(t for t in scene.things if described(q.meaning.anchor, t))
+            anchor = next(t for t in scene.objects if described(q.meaning.anchor, t))
             rest = [math.dist(o.centre, anchor.centre) for o in others if o is not anchor]
             assert all(d >= 1.29 * math.dist(target.centre, anchor.centre) for d in rest)
 
@@ -123,7 +123,7 @@ def test_extremes_and_nearest_are_clear_to_the_eye(asked):
 def test_replies_tell_the_truth_and_conclude_with_the_target(asked):
     for scene, q in asked:
         thought, _, answer = q.reply.partition("</think>")
-        for t in scene.things:
+        for t in scene.objects:
             assert (
                 f"{t.place} a {t.colour} {t.kind}" in thought
                 or f"{t.place} an {t.colour} {t.kind}" in thought
@@ -135,7 +135,7 @@ def test_replies_tell_the_truth_and_conclude_with_the_target(asked):
                 and "nothing" in answer.lower()
             )
         else:
-            target = scene.things[q.target]
+            target = scene.objects[q.target]
             assert q.reply.count("<REF_POS>") == 1 and answer.endswith("<REF_POS>")
             assert parse_conclusions(thought) == [(target.kind, target.colour)]
 
@@ -148,9 +148,9 @@ def test_all_families_come_up_and_nothing_there_in_one_of_nine(asked):
 
 def test_masks_are_what_is_visible(asked):
     for scene, _ in asked[:600]:
-        assert 1 <= len(scene.things) <= 7
-        assert set(np.unique(scene.owner)) <= set(range(len(scene.things) + 1))
-        for i, t in enumerate(scene.things):
+        assert 1 <= len(scene.objects) <= 7
+        assert set(np.unique(scene.instance_map)) <= set(range(len(scene.objects) + 1))
+        for i, t in enumerate(scene.objects):
             mask = scene.mask(i)
             ys, xs = np.nonzero(mask)
             assert t.area == mask.sum() and 0.004 * SIDE**2 <= t.area <= 0.25 * SIDE**2
@@ -162,7 +162,7 @@ def test_masks_are_what_is_visible(asked):
 
 
 def test_sizes_reach_from_half_a_percent_to_a_fifth(asked):
-    shares = np.array([t.area / SIDE**2 for scene, _ in asked for t in scene.things])
+    shares = np.array([t.area / SIDE**2 for scene, _ in asked for t in scene.objects])
     assert shares.min() < 0.005 and shares.max() > 0.2 and (shares < 0.01).mean() > 0.03
 
 
@@ -170,7 +170,7 @@ def test_mask_pixels_are_coloured_by_their_thing():
     """A thing's main colour makes up a good part of its own mask and hardly any of the ground."""
     for seed in range(40):
         scene = draw_scene(seed)
-        for i, t in enumerate(scene.things):
+        for i, t in enumerate(scene.objects):
             near = np.abs(scene.image[scene.mask(i)].astype(int) - COLOURS[t.colour]).max(-1) < 32
             assert near.mean() > 0.2, (seed, t)
 
@@ -179,10 +179,10 @@ def test_the_same_seed_draws_the_same_scene_and_no_two_splits_share_one():
     a, b = draw_scene(5), draw_scene(5)
     assert (
         np.array_equal(a.image, b.image)
-        and np.array_equal(a.owner, b.owner)
-        and a.things == b.things
+        and np.array_equal(a.instance_map, b.instance_map)
+        and a.objects == b.objects
     )
-    assert np.array_equal(a.owner, draw_scene(5, with_image=False).owner)
+    assert np.array_equal(a.instance_map, draw_scene(5, with_image=False).instance_map)
     others = [draw_scene(5, split).image for split in ("validation", "test")]
     assert not any(np.array_equal(a.image, o) for o in others)
     assert [q for _, q in draw_examples("test", 3, 4)] == [
@@ -194,13 +194,13 @@ def test_a_known_scene_is_still_drawn_alike():
     """Training, figures and examples rest on these seeds: a change of the drawing must be a
     decision."""
     scene, question = next(draw_examples("test", 0, 1))
-    assert [(t.kind, t.colour, t.area) for t in scene.things] == KNOWN_THINGS
+    assert [(t.kind, t.colour, t.area) for t in scene.objects] == KNOWN_THINGS
     assert question.instruction == KNOWN_INSTRUCTION
 
 
 def test_training_never_shows_the_unseen_pairs_or_wordings(asked):
     pairs = {
-        split: {(t.kind, t.colour) for s, _ in asked if s.split == split for t in s.things}
+        split: {(t.kind, t.colour) for s, _ in asked if s.split == split for t in s.objects}
         for split in ("train", "validation", "test")
     }
     assert not UNSEEN_PAIRS & (pairs["train"] | pairs["validation"])
@@ -222,8 +222,8 @@ def test_training_never_shows_the_unseen_pairs_or_wordings(asked):
 
 
 def test_the_world_is_as_wide_as_promised(asked):
-    assert len(KINDS) >= 24 and len(COLOURS) == 8 and all(kind.uses for kind in TABLE)
-    seen = {t.kind for s, _ in asked for t in s.things}
+    assert len(KINDS) >= 24 and len(COLOURS) == 8 and all(kind.uses for kind in KIND_TABLE)
+    seen = {t.kind for s, _ in asked for t in s.objects}
     assert seen == set(KINDS)
     for family in FAMILIES[:-1]:
         train = {
@@ -263,11 +263,11 @@ def test_several_are_all_that_fit_in_reading_order_and_at_most_four(more_asked):
     for scene, q in more_asked:
         if not q.meaning.several:
             continue
-        fitting = [i for i, t in enumerate(scene.things) if described(q.meaning.among, t)]
+        fitting = [i for i, t in enumerate(scene.objects) if described(q.meaning.among, t)]
         assert list(q.targets) == fitting and len(fitting) <= 4
         counts[len(fitting)] += 1
         named = parse_conclusions(q.reply.partition("</think>")[0])
-        assert named == [(scene.things[i].kind, scene.things[i].colour) for i in q.targets]
+        assert named == [(scene.objects[i].kind, scene.objects[i].colour) for i in q.targets]
         assert q.reply.count("<REF_POS>") == len(fitting)
         for word, number in (("two", 2), ("both", 2), ("three", 3), ("four", 4)):
             if word in q.instruction.lower().split():
@@ -291,8 +291,8 @@ def test_what_is_not_known_is_told_and_nothing_is_pointed_at(more_asked):
 
 def test_no_word_of_the_world_counts_as_unknown():
     known = {*KINDS, *COLOURS, *CATEGORIES}
-    for kind in TABLE:
-        known |= {w for use in (*kind.uses, kind.to_do) for w in use.split()}
+    for kind in KIND_TABLE:
+        known |= {w for use in (*kind.uses, kind.purpose) for w in use.split()}
     assert not known & {*NOUNS, *QUALITIES}
     assert len({n for n in NOUNS if is_test_noun(n)}) >= 300
 
@@ -301,9 +301,13 @@ def test_pictures_of_other_shapes_hold_what_they_say():
     for i in range(60):
         size = random_size(random.Random(i))
         scene = draw_scene(i, size=size)
-        assert scene.image.shape == (*size, 3) and scene.owner.shape == size and max(size) == SIDE
-        for n, t in enumerate(scene.things):
-            assert t.within == size and t.area == scene.mask(n).sum()
+        assert (
+            scene.image.shape == (*size, 3)
+            and scene.instance_map.shape == size
+            and max(size) == SIDE
+        )
+        for n, t in enumerate(scene.objects):
+            assert t.image_size == size and t.area == scene.mask(n).sum()
             (x, y), (height, width) = t.centre, size
             assert PLACES.index(t.place) == 3 * int(3 * y / height) + int(3 * x / width)
 
@@ -317,10 +321,10 @@ def test_sizes_and_distances_in_a_thought_decide_it(asked):
         levels = [int(n) for n in re.findall(r" (\d+)", told[2])]
         best = max(levels) if q.meaning.extreme == "largest" else min(levels)
         assert levels.count(best) == 1, q.reply
-        measured = [t for t in scene.things if described(q.meaning.among, t)]
+        measured = [t for t in scene.objects if described(q.meaning.among, t)]
         if q.meaning.anchor:
             measured = [t for t in measured if not described(q.meaning.anchor, t)]
-        assert measured[levels.index(best)] is scene.things[q.target]
+        assert measured[levels.index(best)] is scene.objects[q.target]
         decided += 1
     assert decided > 300
 
@@ -342,7 +346,7 @@ def test_varied_wordings_ask_for_the_same_and_hold_none_of_the_test(other_verbs)
     assert not [i for i in said if re.search(theirs, i)]
     for scene, q in asked:
         if not q.meaning.unknown:
-            assert q.targets == resolve(q.meaning, scene.things)
-            assert q.reply == target_reply(q.meaning, q.targets, scene.things)
+            assert q.targets == resolve(q.meaning, scene.objects)
+            assert q.reply == target_reply(q.meaning, q.targets, scene.objects)
     assert any(q.instruction.lower().strip(".") in KINDS for _, q in asked)  # the bare word
     assert any(re.search(r"\bblur\b", i) for i in said) == bool(other_verbs)

@@ -194,7 +194,7 @@ def localized(mini, count: int) -> tuple[list[bool], list[bool]]:
         heads, mask = trace.localization_heads(), scene.mask(question.target)
         at_token.append(brightest_is_on(trace.attention_map([len(ids) - 1], heads), mask))
         for i, piece in enumerate(language.token_texts(ids)):
-            named = [j for j, thing in enumerate(scene.things) if thing.kind == piece.strip()]
+            named = [j for j, thing in enumerate(scene.objects) if thing.kind == piece.strip()]
             if len(named) == 1:
                 at_word.append(
                     brightest_is_on(trace.attention_map([i], heads), scene.mask(named[0]))

@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from coprs_core import CoPRSError, load
-from coprs_core.answer.diagnosis import restated_question
 from coprs_core.answer.flags import find_flags
 from coprs_core.answer.results import Region, Result
+from coprs_core.answer.verdict import restated_question
 from coprs_core.checkpoints.hugging_face import load_image_processor
 from coprs_core.checkpoints.load import MINIATURE_FOLDER
 from coprs_core.checkpoints.sam_models import load_sam

@@ -62,7 +62,7 @@ def test_few_rows_float32_and_odd_layers_stay_as_they_are(monkeypatch):
 def test_the_miniature_answers_alike(monkeypatch):
     """In bfloat16, with and without: the same thing, its mask almost the same."""
     scene, masks = draw_scene(3, "validation"), []
-    instruction = f"the {scene.things[0].colour} {scene.things[0].kind}"
+    instruction = f"the {scene.objects[0].colour} {scene.objects[0].kind}"
     for has in (True, False):
         monkeypatch.setattr(wide, "has_native_bfloat16", lambda device, has=has: has)
         loaded = engine.load("mini", device="cpu", dtype="bf16")

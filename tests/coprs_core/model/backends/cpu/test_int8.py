@@ -84,7 +84,7 @@ def test_the_miniature_in_8_bits_answers_as_it_does_in_16(monkeypatch):
     alike = 0
     for number in range(4):
         scene = draw_scene(number, "validation")
-        instruction = f"the {scene.things[0].colour} {scene.things[0].kind}"
+        instruction = f"the {scene.objects[0].colour} {scene.objects[0].kind}"
         a, b = (e.segment(scene.image, instruction).mask > 0 for e in (eight, sixteen))
         alike += (a & b).sum() > 0.9 * (a | b).sum()
     assert alike >= 3

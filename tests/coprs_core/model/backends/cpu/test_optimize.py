@@ -75,7 +75,7 @@ def test_what_is_in_8_bits_stays_so():
 
 def test_undone_and_put_on_again_the_miniature_answers_as_before():
     engine, scene = load("mini", device="cpu", dtype="bf16", quantization="int8"), draw_scene(3)
-    instruction = f"the {scene.things[0].colour} {scene.things[0].kind}"
+    instruction = f"the {scene.objects[0].colour} {scene.objects[0].kind}"
     first = engine.segment(scene.image, instruction)
     optimize.undo(engine.model)
     optimize.apply(engine.model, shortlist=True)

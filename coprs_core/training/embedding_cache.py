@@ -1,4 +1,4 @@
-"""SAM's embeddings of the pictures that are trained on, computed once and kept on a disk."""
+"""A cache on disk of SAM's image embeddings, which stay the same while it is frozen."""
 
 import hashlib
 import os
@@ -14,19 +14,19 @@ from coprs_core.example import Example
 from coprs_core.model.vision import VisionConfig
 
 
-def bytes_of(vision: VisionConfig) -> int:
-    """What one embedding takes: float16 [channels, grid, grid]."""
+def embedding_bytes(vision: VisionConfig) -> int:
+    """Bytes of one embedding, float16 [channels, grid, grid]."""
     return 2 * vision.channels * vision.grid**2
 
 
-class KeptEmbeddings:
-    """Embeddings [C, h, w] by picture and backbone, float16, a file each, in 256 folders.
+class EmbeddingCache:
+    """Embeddings [C, h, w] by photo and image encoder, float16, a file each, in 256 folders.
 
     The folder may be shared by runs and processes: a file is whole or not there.
     """
 
     def __init__(self, folder: Path, encoder: nn.Module, encode: Callable[[Example], Tensor]):
-        self._folder, self._encode = folder / _key_of(encoder), encode
+        self._folder, self._encode = folder / _hash_weights(encoder), encode
 
     def __call__(self, example: Example) -> Tensor:
         """The embedding of an example's photo, float16, on the CPU."""
@@ -36,6 +36,7 @@ class KeptEmbeddings:
             return load_file(path)["embedding"]
         embedding = self._encode(example).half().cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
+        # written beside and renamed: other processes never read half a file
         part = path.with_suffix(f".{os.getpid()}")
         try:
             with write_errors_as_user_error(path):
@@ -46,8 +47,8 @@ class KeptEmbeddings:
         return embedding
 
 
-def _key_of(encoder: nn.Module) -> str:
-    """Names the weights of an image encoder."""
+def _hash_weights(encoder: nn.Module) -> str:
+    """A short hash of an image encoder's weights: other weights have other embeddings."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())

@@ -21,8 +21,8 @@ from pycocotools import mask as coco
 from coprs_core.answer.compare import read_truth
 from coprs_core.datasets import open_dataset
 from coprs_core.datasets.folder import LISTING
-from coprs_core.datasets.labelme import mask_of_shapes
-from coprs_core.datasets.stored import mask_of, plain_pickle, polygons_of
+from coprs_core.datasets.formats import decode_segmentation, drawable_polygons, load_plain_pickle
+from coprs_core.datasets.labelme import rasterize_shapes
 from coprs_core.errors import CoPRSError
 from tests import ROOT
 
@@ -75,7 +75,7 @@ COMPRESSED = coco.encode(np.asfortranarray(MASK, np.uint8))
     ],
 )
 def test_every_kind_of_segmentation(segmentation, polygons):
-    mask = mask_of(segmentation, SIZE, "it")
+    mask = decode_segmentation(segmentation, SIZE, "it")
     expected = filled(*polygons)
     assert mask.dtype == bool and mask.shape == SIZE
     assert (mask & expected).sum() / (mask | expected).sum() > 0.8  # but for the border
@@ -90,7 +90,7 @@ def test_what_is_no_segmentation_is_one_sentence(wrong):
     with pytest.raises(
         CoPRSError, match="The segmentation of annotation 7 is neither polygons nor"
     ):
-        mask_of(wrong, SIZE, "annotation 7")
+        decode_segmentation(wrong, SIZE, "annotation 7")
 
 
 # --- RefCOCO
@@ -155,7 +155,7 @@ def test_the_classic_layout(tmp_path, name, home):
         "left cat that sits by the door",
         "both",
     ]
-    assert dataset.size == 3 and "3 expressions of 2 objects" in dataset.about
+    assert dataset.num_items == 3 and "3 expressions of 2 objects" in dataset.about
     assert np.array_equal(examples[0].truth, MASK) and examples[0].photo.size == SIZE[::-1]
     assert examples[2].truth.sum() > examples[0].truth.sum()
     assert [e.tags["words"] for e in examples] == ["1 to 2", "6 and more", "1 to 2"]
@@ -167,7 +167,7 @@ def test_the_classic_layout(tmp_path, name, home):
 
 def test_the_folder_of_the_refs_itself_may_be_given(tmp_path):
     root = classic(tmp_path)
-    assert open_dataset("refcoco", root / "refcoco", "val").size == 3
+    assert open_dataset("refcoco", root / "refcoco", "val").num_items == 3
 
 
 def table(folder: Path, name: str, rows: list[dict]) -> None:
@@ -193,10 +193,10 @@ def test_the_tables_of_jxu124(tmp_path):
     table(tmp_path / "data", "train-00000-of-00001-abc.parquet", rows[3:])
     dataset = open_dataset("refcoco", tmp_path, "val")
     examples = list(dataset.examples(0, 10))
-    assert dataset.size == 4 and [np.array_equal(e.truth, MASK) for e in examples] == [
+    assert dataset.num_items == 4 and [np.array_equal(e.truth, MASK) for e in examples] == [
         *(True, True, False, True)
     ]
-    assert open_dataset("refcoco", tmp_path, "train").size == 1
+    assert open_dataset("refcoco", tmp_path, "train").num_items == 1
 
 
 def test_the_tables_of_lmms_lab(tmp_path):
@@ -216,7 +216,7 @@ def test_the_tables_of_lmms_lab(tmp_path):
     table(tmp_path / "data", "val-00001-of-00002.parquet", rows[2:])
     dataset = open_dataset("refcocog", tmp_path, "val")
     examples = list(dataset.examples(0, 10))
-    assert dataset.size == 6 == len(examples) and np.array_equal(examples[5].truth, MASK)
+    assert dataset.num_items == 6 == len(examples) and np.array_equal(examples[5].truth, MASK)
     decoded = np.asarray(Image.open(io.BytesIO(jpeg(2))).convert("RGB"))
     assert np.array_equal(np.asarray(examples[5].photo), decoded)  # not turned
 
@@ -240,10 +240,10 @@ def test_a_pickle_that_would_run_something_is_not_read(tmp_path, capsys):
 def test_plain_values_and_numbers_of_numpy_are_read(tmp_path):
     told = {"a": [1, 2.5, "é", None, True, (1,), {3}, np.float64(2.5)]}
     (tmp_path / "x.p").write_bytes(pickle.dumps(told))
-    assert plain_pickle(tmp_path / "x.p") == told
+    assert load_plain_pickle(tmp_path / "x.p") == told
     old = b"(dp0\nS'sent'\np1\nS'caf\xc3\xa9'\np2\ns."  # as Python 2 wrote text
     (tmp_path / "old.p").write_bytes(old)
-    assert plain_pickle(tmp_path / "old.p") == {"sent": "café"}
+    assert load_plain_pickle(tmp_path / "old.p") == {"sent": "café"}
 
 
 def test_a_wrong_layout_says_what_it_looked_for_and_what_is_there(tmp_path):
@@ -317,7 +317,7 @@ def test_lisas_folders(tmp_path):
     lisa(tmp_path, "c", [shape("target", LARGE)], text="", is_sentence=False)
     for root in (tmp_path, tmp_path / "ReasonSeg"):
         dataset = open_dataset("reasonseg", root, "val")
-        assert dataset.size == 3
+        assert dataset.num_items == 3
     first, second = dataset.item(0), dataset.item(1)
     inside, large = np.zeros(SIZE, bool), np.zeros(SIZE, bool)
     inside[10:16, 15:21] = large[5:26, 10:31] = True  # borders included
@@ -354,7 +354,7 @@ def test_the_tables_of_reasonseg(tmp_path):
     table(folder, "test-00000-of-00001.parquet", rows)
     for root in (tmp_path, tmp_path / "ReasonSeg_val"):
         dataset = open_dataset("reasonseg", root, "val")
-        assert dataset.size == 2 and "ignore counts as target" in dataset.about
+        assert dataset.num_items == 2 and "ignore counts as target" in dataset.about
     assert np.array_equal(dataset.item(0).truth, MASK) and dataset.item(0).ignore is None
     with pytest.raises(CoPRSError, match=r"mask of row 1 is \[3, 60\] and its picture 40×60"):
         dataset.item(1)
@@ -405,7 +405,7 @@ def test_a_line_ends_where_it_ends(tmp_path):
     photo().save(tmp_path / "a.png")
     row = {"photo": "a.png", "instruction": "the\u2028cat", "masks": []}
     (tmp_path / LISTING).write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert open_dataset("folder", tmp_path).size == 1
+    assert open_dataset("folder", tmp_path).num_items == 1
 
 
 # --- what nobody would write
@@ -532,13 +532,13 @@ READ_PICKLES = """
 import sys
 from pathlib import Path
 import torch
-from coprs_core.datasets.stored import plain_pickle
+from coprs_core.datasets.formats import load_plain_pickle
 from coprs_core.errors import CoPRSError
 from coprs_core.machine import peak_memory
 before = peak_memory(torch.device("cpu"))
 for path in sorted(Path(sys.argv[1]).glob("*.p")):
     try:
-        print(path.stem, "was read", plain_pickle(path), flush=True)
+        print(path.stem, "was read", load_plain_pickle(path), flush=True)
     except CoPRSError as problem:
         print(path.stem, "|", problem, flush=True)
 grown = peak_memory(torch.device("cpu")) - before
@@ -578,7 +578,7 @@ def test_numbers_of_numpy_are_read_as_plain_ones(tmp_path, protocol):
         ("a", 1): [],
     }
     (tmp_path / "x.p").write_bytes(pickle.dumps(told, protocol=protocol))
-    read = plain_pickle(tmp_path / "x.p")
+    read = load_plain_pickle(tmp_path / "x.p")
     assert read == told and [type(v) for v in read["a"]] == [int, int, bool, float, float]
 
 
@@ -586,7 +586,7 @@ def test_numbers_that_python_2_wrote(tmp_path):
     kind = b"cnumpy\ndtype\n(S'i4'\nK\0K\1tR(K\3S'>'\nNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
     code = b"cnumpy.core.multiarray\nscalar\n(" + kind + b"U\4\xff\xff\xff\xfetR"
     (tmp_path / "x.p").write_bytes(pickled(code))
-    assert plain_pickle(tmp_path / "x.p") == -2
+    assert load_plain_pickle(tmp_path / "x.p") == -2
 
 
 def test_python_2_texts_in_another_encoding(tmp_path):
@@ -604,11 +604,11 @@ def test_python_2_texts_in_another_encoding(tmp_path):
 
 DRAW = """
 import json, sys
-from coprs_core.datasets.stored import mask_of
+from coprs_core.datasets.formats import decode_segmentation
 from coprs_core.errors import CoPRSError
 for segmentation in json.load(open(sys.argv[1])):
     try:
-        print("drawn", mask_of(segmentation, (40, 60), "it").sum(), flush=True)
+        print("drawn", decode_segmentation(segmentation, (40, 60), "it").sum(), flush=True)
     except CoPRSError as problem:
         print(problem, flush=True)
 """
@@ -675,8 +675,10 @@ def test_no_segmentation_crashes_the_process(tmp_path):
 @pytest.mark.parametrize("wrong", WRONG_POLYGONS.values(), ids=WRONG_POLYGONS)
 def test_one_wrong_polygon_beside_good_ones_is_left_out_and_counted(tmp_path, wrong):
     both = [BOX, wrong, OTHER]
-    assert np.array_equal(mask_of(both, SIZE, "it"), mask_of([BOX, OTHER], SIZE, "it"))
-    assert polygons_of(both)[1] == 1 and polygons_of([BOX, OTHER])[1] == 0
+    assert np.array_equal(
+        decode_segmentation(both, SIZE, "it"), decode_segmentation([BOX, OTHER], SIZE, "it")
+    )
+    assert drawable_polygons(both)[1] == 1 and drawable_polygons([BOX, OTHER])[1] == 0
     root = classic(tmp_path)
     told = annotations()
     told["annotations"][1]["segmentation"] = both
@@ -687,13 +689,15 @@ def test_one_wrong_polygon_beside_good_ones_is_left_out_and_counted(tmp_path, wr
 
 def test_a_polygon_that_reaches_out_of_the_picture_is_drawn():
     beyond = [-500.0, -500.0, 900.0, -500.0, 900.0, 900.0, -500.0, 900.0]
-    assert mask_of([beyond], SIZE, "it").all() and polygons_of([beyond])[1] == 0
+    assert decode_segmentation([beyond], SIZE, "it").all() and drawable_polygons([beyond])[1] == 0
 
 
 def test_run_lengths_as_other_writers_have_them():
     counts = uncompressed(MASK)["counts"]
     for told in ([float(n) for n in counts], tuple(counts)):
-        assert np.array_equal(mask_of({"size": list(SIZE), "counts": told}, SIZE, "it"), MASK)
+        assert np.array_equal(
+            decode_segmentation({"size": list(SIZE), "counts": told}, SIZE, "it"), MASK
+        )
 
 
 # --- frames
@@ -820,7 +824,7 @@ def test_a_name_that_no_disk_holds_is_one_item(tmp_path):
     rows = ({"photo": n, "instruction": "the cat", "masks": []} for n in names)
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset = open_dataset("folder", tmp_path, is_lenient=True)
-    tried = [dataset.read(i) for i in range(3)]
+    tried = [dataset.try_read(i) for i in range(3)]
     assert tried[0].instruction == "the cat"
     assert all("which is not there" in one.problem for one in tried[1:])
 
@@ -896,7 +900,7 @@ def test_a_shape_that_is_none_is_left_out_and_a_label_may_be_a_number(tmp_path):
 def test_many_shapes_take_no_memory_each():
     shapes = [kind("polygon", LARGE)] * 300
     tracemalloc.start()
-    target, _, _ = mask_of_shapes(shapes, (500, 1000), "it")
+    target, _, _ = rasterize_shapes(shapes, (500, 1000), "it")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert target.sum() == 21 * 21 and peak < 20_000_000
@@ -910,7 +914,7 @@ def test_photos_of_reasonseg_with_other_endings_and_by_products(tmp_path):
     (folder / "b.jpg").rename(folder / "b.jpeg")
     (folder / "._a.json").write_bytes(b"\0\5\26\7")
     dataset = open_dataset("reasonseg", tmp_path)
-    assert dataset.size == 2 and all(e.masks for e in dataset.examples(0, 9))
+    assert dataset.num_items == 2 and all(e.masks for e in dataset.examples(0, 9))
     told = {"text": "穿红衣服的人", "shapes": [], "is_sentence": True}
     (folder / "a.json").write_bytes(json.dumps(told, ensure_ascii=False).encode("gbk"))
     with pytest.raises(CoPRSError, match="neither UTF-8 nor English in cp1252"):
@@ -949,12 +953,12 @@ def generalized(root: Path) -> Path:
 def test_grefcoco_means_one_thing_several_or_none(tmp_path):
     root = generalized(tmp_path)
     dataset = open_dataset("grefcoco", root)
-    assert dataset.split == "val" and dataset.size == 4
+    assert dataset.split == "val" and dataset.num_items == 4
     examples = list(dataset.examples(0, 9))
     assert [e.instruction for e in examples] == ["the cat", "both cats", "all of them", "the dog"]
     assert [len(e.masks) for e in examples] == [1, 2, 2, 0]
     assert [e.tags["things"] for e in examples] == ["one", "several", "several", "none"]
-    box, other = (mask_of([p], SIZE, "it") for p in (BOX, OTHER))
+    box, other = (decode_segmentation([p], SIZE, "it") for p in (BOX, OTHER))
     assert np.array_equal(examples[1].masks[0], box)  # in reading order
     assert np.array_equal(examples[1].masks[1], other)
     assert np.array_equal(examples[1].truth, box | other) and not examples[3].truth.any()
@@ -977,7 +981,7 @@ def test_one_wrong_object_is_one_item_and_not_the_whole_data_set(tmp_path):
     with pytest.raises(CoPRSError, match="not in the layout"):  # before a training begins
         open_dataset("refcoco", root, "val")
     dataset = open_dataset("refcoco", root, "val", is_lenient=True)
-    assert dataset.size == 4 and dataset.item(0).masks
+    assert dataset.num_items == 4 and dataset.item(0).masks
     with pytest.raises(CoPRSError, match="Item 2 of .* is not in the layout"):
         dataset.item(2)
     with pytest.raises(CoPRSError, match="item 3 of .* cannot be asked"):
@@ -989,6 +993,6 @@ def test_one_wrong_object_is_one_item_and_not_the_whole_data_set(tmp_path):
     instances["images"].append({})
     (root / "refcoco" / "instances.json").write_text(json.dumps(instances))
     dataset = open_dataset("refcoco", root, "val", is_lenient=True)
-    assert dataset.size == 6 and dataset.item(0).masks
-    said = [dataset.read(i).problem for i in (4, 5)]
+    assert dataset.num_items == 6 and dataset.item(0).masks
+    said = [dataset.try_read(i).problem for i in (4, 5)]
     assert all("cannot be asked" in one for one in said), said

@@ -6,15 +6,15 @@ import re
 import numpy as np
 import pytest
 
-from coprs_core.answer.diagnosis import (
+from coprs_core.answer.flags import find_flags
+from coprs_core.answer.results import Region
+from coprs_core.answer.verdict import (
     LINK_TEXTS,
     MAX_QUOTE_CHARACTERS,
     diagnose,
     first_broken_link,
     restated_question,
 )
-from coprs_core.answer.flags import find_flags
-from coprs_core.answer.results import Region
 from coprs_core.mini.world.questions import draw_examples
 from coprs_core.mini.world.scenes import draw_scene
 

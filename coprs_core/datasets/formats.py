@@ -1,4 +1,4 @@
-"""Pictures, polygons, run lengths, pickles and tables, as data sets store them."""
+"""The file formats of data sets: images, polygons, run lengths, pickles and Parquet tables."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from coprs_core.datasets.pickles import PlainUnpickler
+from coprs_core.datasets.unpickler import PlainUnpickler
 from coprs_core.errors import CoPRSError, first_line, truncate
 from coprs_core.files import check_no_mojibake, find_file, read_text, repair_cp1252, without_hidden
 from coprs_core.machine import as_user_error
@@ -20,67 +20,69 @@ from coprs_core.photos.orientation import ambiguous_frame_error, to_stored_array
 from coprs_core.photos.photo import Photo, open_photo
 from coprs_core.prompts import check_instruction
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-_MOST_WAY, _FARTHEST = 1_000_000, 100_000
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_MAX_PERIMETER, _MAX_COORDINATE = 1_000_000, 100_000
 """Pixels that the border of a polygon may be long, and that a corner may lie away: pycocotools sets
 aside memory for every pixel of the way, and crashes where that is more than a C int counts."""
 
 
-def picture(
+def open_annotated_image(
     source: Path | bytes,
     name: str = "",
-    told: tuple[int, int] | None = None,
-    reach: tuple[float, float] = (0, 0),
+    mask_size: tuple[int, int] | None = None,
+    extent: tuple[float, float] = (0, 0),
 ) -> Image.Image:
-    """A picture in the frame that its masks lie in, RGB: as it is stored, for no EXIF tag turns it
-    in the data sets of the field; as it is shown where they fit that alone.
+    """Open an image of a data set in the frame of its masks, RGB.
+
+    The data sets of the field ignore EXIF: masks lie on the pixels as stored, so these are
+    returned, unless the masks fit the rotated image alone.
 
     Args:
         source: a file, or its bytes.
-        name: of a picture that is no file, for messages.
-        told: (height, width) of the picture that the masks were made for, where that is written.
-        reach: how far down and how far right the masks go, in pixels.
+        name: of an image that is no file, for messages.
+        mask_size: (height, width) of the image that the masks were made for, where that is known.
+        extent: how far down and how far right the masks go, in pixels.
 
-    Raises `CoPRSError` where it is not there or is none, is of another size than `told`, or an EXIF
-    tag turns it and its size does not tell for which way the masks were made.
+    Raises `CoPRSError` where it is missing or broken, of another size than `mask_size`, or rotated
+    by EXIF in a way that leaves open which frame the masks were made for.
     """
     where = str(source) if isinstance(source, Path) else name
-    opened = source if isinstance(source, bytes) else find_file(source)
-    if isinstance(opened, Path) and not opened.is_file():
+    readable = source if isinstance(source, bytes) else find_file(source)
+    if isinstance(readable, Path) and not readable.is_file():
         raise CoPRSError(f"The picture {where} is not there: copy the data set again, or its part.")
     try:
-        photo = open_photo(opened)
+        photo = open_photo(readable)
     except CoPRSError as problem:
         raise CoPRSError(f"The picture {where} cannot be read. {problem}") from problem
-    is_turned = _is_turned(photo, f"The mask of {where}", told, reach)
-    if photo.orientation == 1 or is_turned:
+    is_rotated = _fits_exif_rotation(photo, f"The mask of {where}", mask_size, extent)
+    if photo.orientation == 1 or is_rotated:
         return photo.image
     return Image.fromarray(to_stored_array(np.asarray(photo.image), photo.orientation))
 
 
-def _is_turned(
-    photo: Photo, what: str, told: tuple[int, int] | None, reach: tuple[float, float]
+def _fits_exif_rotation(
+    photo: Photo, what: str, mask_size: tuple[int, int] | None, extent: tuple[float, float]
 ) -> bool:
-    """Whether masks fit a picture as its EXIF tag turns it, and not as it is stored."""
-    shown, stored = photo.size, to_stored_size(photo.size, photo.orientation)
-    if told is None and shown != stored and not _is_inside(reach, stored):
-        told = shown if _is_inside(reach, shown) else None
-    if told not in (None, stored, shown):
+    """Whether masks fit an image as its EXIF tag rotates it, and not as it is stored."""
+    rotated, stored = photo.size, to_stored_size(photo.size, photo.orientation)
+    if mask_size is None and rotated != stored and not _is_inside(extent, stored):
+        mask_size = rotated if _is_inside(extent, rotated) else None
+    if mask_size not in (None, stored, rotated):
         raise CoPRSError(
-            f"{what} is of a picture of {told[1]}×{told[0]} pixels, and it has "
+            f"{what} is of a picture of {mask_size[1]}×{mask_size[0]} pixels, and it has "
             f"{stored[1]}×{stored[0]}: copy the data set again."
         )
-    if photo.orientation != 1 and shown == stored:
+    if photo.orientation != 1 and rotated == stored:
         raise ambiguous_frame_error(what, photo.orientation)
-    return told == shown != stored
+    return mask_size == rotated != stored
 
 
-def _is_inside(reach: tuple[float, float], size: tuple[int, int]) -> bool:
-    return reach[0] <= size[0] and reach[1] <= size[1]
+def _is_inside(extent: tuple[float, float], size: tuple[int, int]) -> bool:
+    return extent[0] <= size[0] and extent[1] <= size[1]
 
 
-def size_of(values: Any) -> tuple[int, int] | None:
-    """(height, width) of values that hold both as whole numbers; None of others."""
+def declared_size(values: Any) -> tuple[int, int] | None:
+    """(height, width) that values declare as whole numbers; None where they do not."""
     try:
         size = values["height"], values["width"]
     except (LookupError, TypeError):
@@ -88,7 +90,7 @@ def size_of(values: Any) -> tuple[int, int] | None:
     return size if all(type(v) is int for v in size) else None
 
 
-def polygons_of(segmentation: Any) -> tuple[list[list[float]], int]:
+def drawable_polygons(segmentation: Any) -> tuple[list[list[float]], int]:
     """The polygons that can be drawn of one ([x, y, x, y …]) or a list of them, and the number of
     those that cannot: under three corners, no numbers, or far outside any picture."""
     is_list = isinstance(segmentation, list | tuple) and len(segmentation) > 0
@@ -96,12 +98,12 @@ def polygons_of(segmentation: Any) -> tuple[list[list[float]], int]:
         return [], 0
     is_many = any(isinstance(part, list | tuple) for part in segmentation)
     many = segmentation if is_many else [segmentation]
-    drawn = [numbers for polygon in many if (numbers := _drawable(polygon))]
-    return drawn, len(many) - len(drawn)
+    drawable = [numbers for polygon in many if (numbers := _parse_polygon(polygon))]
+    return drawable, len(many) - len(drawable)
 
 
-def _drawable(polygon: Any) -> list[float] | None:
-    """The numbers of a polygon; None where it cannot be drawn."""
+def _parse_polygon(polygon: Any) -> list[float] | None:
+    """The numbers of a polygon as floats; None where it cannot be drawn."""
     if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
         return None
     try:
@@ -115,21 +117,21 @@ def _drawable(polygon: Any) -> list[float] | None:
 def is_drawable(corners: np.ndarray) -> bool:
     """Whether corners float64 [N, 2] are numbers near a picture, and the way along them is not
     endless."""
-    if not (np.abs(corners) <= _FARTHEST).all():  # neither is NaN
+    if not (np.abs(corners) <= _MAX_COORDINATE).all():  # neither is NaN
         return False
-    way = np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum()
-    return bool(way <= _MOST_WAY)
+    perimeter = np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum()
+    return bool(perimeter <= _MAX_PERIMETER)
 
 
-def reach_of(segmentation: Any) -> tuple[float, float]:
-    """How far down and how far right the polygons of a segmentation go."""
-    drawn, _ = polygons_of(segmentation)
-    corners = [np.array(polygon).reshape(-1, 2).max(axis=0) for polygon in drawn]
+def polygon_extent(segmentation: Any) -> tuple[float, float]:
+    """(bottom, right) of the polygons of a segmentation, in whole pixels."""
+    drawable, _ = drawable_polygons(segmentation)
+    corners = [np.array(polygon).reshape(-1, 2).max(axis=0) for polygon in drawable]
     right, down = np.max([*corners, (0.0, 0.0)], axis=0)
     return math.floor(down), math.floor(right)
 
 
-def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
+def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
     """COCO's segmentations as bool [H, W]: polygons ([x, y, x, y …], one or a list of them; those
     that cannot be drawn are left out), or run lengths, compressed or not.
 
@@ -142,7 +144,7 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
             if tuple(segmentation["size"]) != size:
                 raise ValueError(f"it is of size {truncate(segmentation['size'])}")
             return decode_rle(segmentation)
-        coco, (polygons, _) = _coco(), polygons_of(segmentation)
+        coco, (polygons, _) = _import_pycocotools(), drawable_polygons(segmentation)
         if not polygons:
             raise ValueError("a polygon has three points at least, near the picture")
         return coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))).astype(bool)
@@ -155,17 +157,17 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
         ) from problem
 
 
-def _coco() -> Any:
+def _import_pycocotools() -> Any:
     try:
         from pycocotools import mask
     except ModuleNotFoundError as problem:
-        raise CoPRSError(needed("pycocotools")) from problem
+        raise CoPRSError(missing_library_message("pycocotools")) from problem
     return mask
 
 
-def asked(text: str, where: str) -> str:
-    """An instruction of a data set as it is written; raises `CoPRSError`, which names the place,
-    where it cannot be asked or was read in the wrong encoding."""
+def clean_instruction(text: str, where: str) -> str:
+    """Check and repair an instruction of a data set; raises `CoPRSError`, which names the place,
+    where a model cannot be asked it or it was read in the wrong encoding."""
     try:
         if not isinstance(text, str):
             raise CoPRSError(f"It is {truncate(text, 40)} and text was expected: correct it.")
@@ -180,7 +182,7 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path))
 
 
-def plain_pickle(path: Path) -> Any:
+def load_plain_pickle(path: Path) -> Any:
     """The values of a pickle that holds plain ones alone: lists, dictionaries, text, numbers.
 
     Raises `CoPRSError` where it asks for anything else: to read that would be to run it.
@@ -189,13 +191,13 @@ def plain_pickle(path: Path) -> Any:
         return PlainUnpickler(path.read_bytes()).load()
 
 
-class Table:
+class ParquetTable:
     """The rows of Parquet files, read one group of rows at a time; raises `CoPRSError` where one is
     none, or of "…-00000-of-00002" one is missing."""
 
     def __init__(self, files: list[Path]):
-        parquet = _parquet()
-        _check_whole(files)
+        parquet = _import_parquet()
+        _check_no_shard_missing(files)
         self._files = []
         for path in files:
             with as_user_error(f"{path} is no Parquet file", file=path):
@@ -207,7 +209,8 @@ class Table:
             for file in self._files
             for group in range(file.num_row_groups)
         ]
-        self._rows = lru_cache(1)(self._read)
+        # rows are read in order: the group at hand is enough, and a group may hold many photos
+        self._read_group = lru_cache(1)(self._read)
 
     def __len__(self) -> int:
         return sum(rows for *_, rows in self._groups)
@@ -222,7 +225,7 @@ class Table:
         """One row."""
         for i, (*_, rows) in enumerate(self._groups):
             if number < rows:
-                return self._rows(i).slice(number, 1).to_pylist()[0]
+                return self._read_group(i).slice(number, 1).to_pylist()[0]
             number -= rows
         raise IndexError(number)
 
@@ -231,38 +234,38 @@ class Table:
         return file.read_row_group(group)
 
 
-def _check_whole(files: list[Path]) -> None:
+def _check_no_shard_missing(files: list[Path]) -> None:
     parts = [match for path in files if (match := re.search(r"-(\d{5})-of-(\d{5})", path.name))]
-    there, whole = {part[1] for part in parts}, {int(part[2]) for part in parts}
-    if parts and len(there) < max(whole):
+    present, totals = {part[1] for part in parts}, {int(part[2]) for part in parts}
+    if parts and len(present) < max(totals):
         raise CoPRSError(
-            f"{files[0].parent} holds {len(there)} of the {max(whole)} files of this split: copy "
-            "the others, too."
+            f"{files[0].parent} holds {len(present)} of the {max(totals)} files of this split: "
+            "copy the others, too."
         )
 
 
-def _parquet() -> Any:
+def _import_parquet() -> Any:
     try:
         from pyarrow import parquet
     except ModuleNotFoundError as problem:
-        raise CoPRSError(needed("pyarrow")) from problem
+        raise CoPRSError(missing_library_message("pyarrow")) from problem
     return parquet
 
 
-def needed(library: str) -> str:
-    """What to say where a library of data sets is not installed."""
+def missing_library_message(library: str) -> str:
+    """The message for a library of data sets that is not installed."""
     return (
         f"This data set needs {library}, which is not installed: "
         'pip install -e ".[data]" in the folder of CoPRS.'
     )
 
 
-def nothing_found(what: str, looked: list[Path], root: Path) -> CoPRSError:
-    """A wrong layout: what was looked for, and what is there."""
+def missing_files_error(what: str, searched: list[Path], root: Path) -> CoPRSError:
+    """The error for a wrong layout: what was looked for, and what is there."""
     there = [path.name for path in without_hidden(root.iterdir())] if root.is_dir() else []
-    found = ", ".join(there[:8]) + (" …" if len(there) > 8 else "")
-    wanted = " or ".join(str(path) for path in looked)
+    present = ", ".join(there[:8]) + (" …" if len(there) > 8 else "")
+    paths = " or ".join(str(path) for path in searched)
     return CoPRSError(
-        f"There is no {what}: looked for {wanted}; {root} holds {found or 'nothing'}: give the "
+        f"There is no {what}: looked for {paths}; {root} holds {present or 'nothing'}: give the "
         "folder that holds it with --root."
     )
