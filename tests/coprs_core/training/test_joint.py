@@ -774,8 +774,8 @@ def test_adapters_teach_a_prepared_model_to_write_its_focus_token(tmp_path, tied
 def test_the_commands_of_the_readme_lead_from_a_folder_to_an_answer(tmp_path, monkeypatch):
     """Train your own, with a tiny model in place of the one to download and a photo of ours."""
     block = (ROOT / "README.md").read_text().partition("## Train your own")[2].split("```")[1]
-    commands = [line.split() for line in block.splitlines() if "-m coprs_core" in line]
-    assert [c[3] for c in commands] == ["prepare", "train", "train", "segment"]
+    commands = [line.split() for line in block.splitlines() if "bin/coprs " in line]
+    assert [c[1] for c in commands] == ["prepare", "train", "train", "segment"]
     folder_of_items(tmp_path / "folder")
     model = tiny.qwen()
     base, sam = tiny.save_mllm(tmp_path / "base", model), tmp_path / "sam.pth"
@@ -790,7 +790,7 @@ def test_the_commands_of_the_readme_lead_from_a_folder_to_an_answer(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     on_cpu, short = ["--device", "cpu"], ["--max-new-tokens", "8"]
     for command in commands:
-        words = " ".join(command[3:]).replace('"the cat"', "cat").split()
+        words = " ".join(command[1:]).replace('"the cat"', "cat").split()
         words = [ours.get(word, word) for word in words]
         words += {"train": [*small, *on_cpu], "segment": [*on_cpu, *short]}.get(words[0], [])
         assert main(words) == {"segment": 4}.get(words[0], 0), words  # 4: it ran out of tokens
@@ -866,7 +866,7 @@ def test_replies_that_are_learnt_from_twice_go_on_to_the_bit(tmp_path, monkeypat
 
 
 def test_a_folder_holds_one_kind_of_run(tmp_path):
-    save_recipe({"kind": "mini", **MINI_RECIPE.sizes}, tmp_path)
+    save_recipe({"kind": "mini", **MINI_RECIPE.fixed_values}, tmp_path)
     with pytest.raises(CoPRSError, match="holds a run with kind 'mini', and 'joint' is asked for"):
         run_joint.train_joint(read_recipe("mini-joint", [*SMALL]), tmp_path, "cpu")
 
