@@ -202,12 +202,12 @@ def test_packed_questions_see_only_the_picture_and_themselves(
 
     with monkeypatch.context() as patch:
         patch.setattr(text.config, "_attn_implementation", "parts")
-        together = hidden(slice(None), slice(None), packed.parts)
-    prefix, *columns = packed.parts
+        together = hidden(slice(None), slice(None), packed.section_lengths)
+    prefix, *columns = packed.section_lengths
     start = prefix
     for column in columns:
         for row in range(2):
-            size = int((packed.offset[row, start : start + column] > 0).sum())
+            size = int((packed.position_offset[row, start : start + column] > 0).sum())
             assert 20 < size <= column
             keep = [*range(prefix), *range(start, start + size)]
             causal = torch.full((len(keep), len(keep)), -1e4).triu(1)[None, None]
@@ -249,7 +249,7 @@ def test_training_sees_pictures_as_answers_do(mini_parts, side):
     (batch,) = batches(Collator(sized, stage, *mini_parts), 0, 0)
     photos = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in batch.image]
     seen = torch.cat([scaffold.model.image_encoder(to_sam_frame(p, side)) for p in photos])
-    assert torch.allclose(scaffold.encode(batch), seen, atol=0.05)
+    assert torch.allclose(scaffold.image_embeddings(batch), seen, atol=0.05)
     assert scaffold.unpadded_size(batch) == unpadded_size((photos[0].height, photos[0].width), side)
     truth = to_photo_frame(batch.masks[:1] - 0.5, batch.image.shape[-2:], side)[0, 0] > 0
     row, thing = batch.targets[0]
