@@ -88,7 +88,7 @@ class ModelServer:
             and what is yielded go through pickle, and the features of photos are carried in and
             out.
         at_once: how many pieces of work are done at once, whatever door they came through.
-        starts: whether loading begins here; else with `start`.
+        start_loading: whether loading begins here; else with `start`.
     """
 
     def __init__(

@@ -1,4 +1,8 @@
-"""The private folder of visitors' files, its bounds, and the check of paths in requests."""
+"""The private folder of visitors' files, its bounds, and the check of paths in requests.
+
+`CheckedBlocks` is a Gradio page that checks every path of a request and tells each failure in one
+sentence; `exit_on_user_error` does so for a failure that ends the server.
+"""
 
 import atexit
 import os

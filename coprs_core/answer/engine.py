@@ -98,7 +98,8 @@ class Engine:
 
     @property
     def settings(self) -> dict:
-        """Device, precision and quantization, by name; `is_proven` where it is False."""
+        """Device, precision and quantization, by name; `is_proven`: False, where it failed the
+        test of pointing."""
         unproven = {} if self.checkpoint.is_proven else {"is_proven": False}
         return unproven | {
             "device": str(self.segmenter.device),

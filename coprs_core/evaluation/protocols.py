@@ -1,8 +1,7 @@
 """How the groups of the field count the same mask differently; a figure means nothing without it.
 
-Read from their code: what becomes of regions
-that the data set says to ignore, of an empty mask where nothing is there, and of a reply from which
-nothing can be read.
+Read from their code: what becomes of regions that the data set says to ignore, of an empty mask
+where nothing is there, and of a reply from which nothing can be read.
 """
 
 from dataclasses import dataclass
@@ -53,7 +52,8 @@ class Protocol:
     def curve(
         self, prior: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None, is_failed: bool
     ) -> np.ndarray:
-        """IoU of a prior float32 [H, W] with the truth at each of `THRESHOLDS`: float64 [101]."""
+        """IoU of a prior float32 [H, W] with the truth: float64 [101], at each of
+        `PRIOR_THRESHOLDS`."""
         if ignore is not None and self.ignore_is_target:
             truth = truth | ignore
         elif ignore is not None:

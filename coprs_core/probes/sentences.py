@@ -56,7 +56,8 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> SentenceTrace:
 
 
 def _split_thought(engine: Engine, ids: list[int]) -> list[tuple[int, str]]:
-    """`split_sentences` a reply; raises `NotApplicable` where there are none, or too many."""
+    """Split the thought of a reply into sentences, as `sentence_token_ends` does; raises
+    `NotApplicable` where there are none, or too many."""
     sentences = split_sentences(
         engine.local_segmenter.language, ids, engine.local_segmenter.thought_stop_ids
     )

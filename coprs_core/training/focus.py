@@ -88,9 +88,9 @@ class TrainableCoPRS:
         """Let the language model draw prior and mask of the rows that `drawing` names, in its own
         forward pass: several processes could not agree on gradients of what runs outside of it.
 
-        The logits are kept as `last_logits`. `give(outputs, rows, prior_logits, mask_logits)` makes
-        what it returns, unless `only_with`, an option of the call, is not set. It keeps its own
-        signature, which sampling reads.
+        The logits are kept as `last_logits`. `make_output(outputs, focus_batch, prior_logits,
+        mask_logits)` makes what it returns, unless `only_with`, an option of the call, is not set.
+        It keeps its own signature, which sampling reads.
         """
         mllm = self.model.mllm
         original = mllm.forward
