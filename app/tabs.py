@@ -84,7 +84,7 @@ def probe_tab(name: str, frame: Frame, handlers: Handlers, actions: AnswerAction
 
     asked = button.click(ask, frame.answer, view, **MODEL)
     if name == "sentences":  # the strip shows them too
-        asked.success(handlers.thought.show_trace, frame.answer, frame.trace, **QUIET)
+        asked.success(handlers.thought_actions.show_trace, frame.answer, frame.trace, **QUIET)
 
     def refresh(now: TabContext) -> Values:
         why_not = actions.why_probe_unavailable(now.lang, name, now.answer)
@@ -226,7 +226,7 @@ def history_tab(frame: Frame) -> Tab:
     """The answers of this visit; choosing one brings it back."""
     with gr.Tab(I18N("history"), elem_id="history"):
         tab_description("recent")
-        frame.strip.render()
+        frame.recent_gallery.render()
         none = gr.HTML()
 
     def refresh(now: TabContext) -> Values:

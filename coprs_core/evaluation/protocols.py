@@ -12,7 +12,7 @@ from coprs_core.metrics import iou_curve
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ScoringProtocol:
     """A way of counting.
 
     Attributes:
@@ -73,10 +73,10 @@ class Protocol:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("coprs", True, 1.0, False),
-        Protocol("lisa", False, 1.0, False),
-        Protocol("seg-zero", True, 1.0, True),
-        Protocol("visionreasoner", True, 0.0, True),
+        ScoringProtocol("coprs", True, 1.0, False),
+        ScoringProtocol("lisa", False, 1.0, False),
+        ScoringProtocol("seg-zero", True, 1.0, True),
+        ScoringProtocol("visionreasoner", True, 0.0, True),
     )
 }
 DEFAULT_PROTOCOL = PROTOCOLS["coprs"]

@@ -12,7 +12,7 @@ import numpy as np
 from coprs_core.answer.concurrent import DEFAULT_AT_ONCE, answer_many
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError, first_line
-from coprs_core.evaluation.protocols import DEFAULT_PROTOCOL, Protocol
+from coprs_core.evaluation.protocols import DEFAULT_PROTOCOL, ScoringProtocol
 from coprs_core.example import Example, Tag
 from coprs_core.metrics import PRIOR_THRESHOLD, PRIOR_THRESHOLDS
 from coprs_core.prompts import (
@@ -115,7 +115,9 @@ class Measurement:
 FAILED = "failed"
 
 
-def measure(example: Example, result: Result, protocol: Protocol = DEFAULT_PROTOCOL) -> Measurement:
+def measure(
+    example: Example, result: Result, protocol: ScoringProtocol = DEFAULT_PROTOCOL
+) -> Measurement:
     """Compare one answer with the truth; raises `CoPRSError` where the data set's mask is not of
     its photo's size."""
     truth, ignore = example.truth, example.ignore
@@ -155,7 +157,7 @@ def _is_usable_reply(result: Result, example: Example) -> bool:
 
 
 def failed_measurement(
-    example: Example, problem: str, protocol: Protocol = DEFAULT_PROTOCOL
+    example: Example, problem: str, protocol: ScoringProtocol = DEFAULT_PROTOCOL
 ) -> Measurement:
     """The row of an item that could not be answered, or not even read: it counts, with its
     reason."""
@@ -196,7 +198,7 @@ def _base_measurement(example: Example, truth: np.ndarray) -> Measurement:
 def answer_and_measure(
     engine: Engine,
     examples: Iterable[Example],
-    protocol: Protocol = DEFAULT_PROTOCOL,
+    protocol: ScoringProtocol = DEFAULT_PROTOCOL,
     at_once: int = DEFAULT_AT_ONCE,
     max_new_tokens: int | None = None,
 ) -> Iterator[tuple[Measurement, Example, Result | None]]:
@@ -211,7 +213,7 @@ def answer_and_measure(
 
 
 def _measure_answer(
-    example: Example, answer: Result | CoPRSError, protocol: Protocol
+    example: Example, answer: Result | CoPRSError, protocol: ScoringProtocol
 ) -> tuple[Measurement, Result | None]:
     """The row of an answer, and the answer where there is one that can be measured."""
     try:
@@ -227,7 +229,7 @@ def _measure_answer(
 def evaluate(
     engine: Engine,
     examples: Iterable[Example],
-    protocol: Protocol = DEFAULT_PROTOCOL,
+    protocol: ScoringProtocol = DEFAULT_PROTOCOL,
     at_once: int = DEFAULT_AT_ONCE,
 ) -> Iterator[Measurement]:
     """Answer examples, one row each, in the order in which they end."""
