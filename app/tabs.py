@@ -21,7 +21,7 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LAST: dict[str, Any] = {"trigger_mode": "always_last"}
 """Triggered again while it runs, it runs once more after; Gradio would drop that by default."""
 MODEL: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model"}
-"""Of events that the model works for: so many at a time as `Listening.at_once` says."""
+"""Of events that the model works for: so many at a time as `ServerOptions.at_once` says."""
 NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
 Recent = tuple[StoredAnswer, ...]
 
