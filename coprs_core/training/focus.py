@@ -85,8 +85,9 @@ class TrainableCoPRS:
                 parameter.data = parameter.data.float()
 
     def patch_forward(self, make_output: Callable[..., Any], only_with: str | None = None) -> None:
-        """Let the language model draw prior and mask of the rows that `drawing` names, in its own
-        forward pass: several processes could not agree on gradients of what runs outside of it.
+        """Let the language model draw prior and mask of the focus tokens that `drawing` names, in
+        its own forward pass: several processes could not agree on gradients of what runs outside
+        of it.
 
         The logits are kept as `last_logits`. `make_output(outputs, focus_batch, prior_logits,
         mask_logits)` makes what it returns, unless `only_with`, an option of the call, is not set.
@@ -108,7 +109,8 @@ class TrainableCoPRS:
 
     @contextmanager
     def drawing(self, focus_batch: FocusBatch) -> Generator[None, None, None]:
-        """Inside, the language model draws prior and mask of these rows (see `patch_forward`)."""
+        """Inside, the language model draws prior and mask of these focus tokens (see
+        `patch_forward`)."""
         self._active_batch = focus_batch
         try:
             yield

@@ -132,8 +132,8 @@ def test_the_trace_is_truthful_each_look_equals_a_fresh_reading(asked):
         cut = next(
             n for n in range(cut + 1, len(pieces) + 1) if "".join(pieces[:n]).endswith(look.text)
         )
-        reading = engine.focus.start_session(result.instruction, features)
-        prior, _ = engine.focus.prior_and_mask(reading.feed([*ids[:cut], *closing])[-1:], features)
+        session = engine.focus.start_session(result.instruction, features)
+        prior, _ = engine.focus.prior_and_mask(session.feed([*ids[:cut], *closing])[-1:], features)
         np.testing.assert_allclose(prior, look.prior, atol=1e-4)
 
 
