@@ -87,7 +87,7 @@ def first_answer(engine: Engine, outcome: str):
     """(scene, question, result) of the first test example that truly has, and is answered with, an
     outcome."""
     for scene, question in draw_examples("test", 0, 100):
-        if (question.target is None) == (outcome == "nothing found"):
+        if (not question.targets) == (outcome == "nothing found"):
             result = engine.segment(scene.image, question.instruction)
             if result.outcome == outcome and len(result.regions) <= 1:
                 return scene, question, result

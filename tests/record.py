@@ -23,7 +23,7 @@ def tiny_targets(split: str, count: int):
     picture."""
     found = 0
     for scene, question in draw_examples(split, 0, 20 * count):
-        if question.target is not None and scene.objects[question.target].area < 0.01 * SIDE**2:
+        if question.targets and scene.objects[question.targets[0]].area < 0.01 * SIDE**2:
             yield scene, question
             found += 1
         if found == count:
@@ -38,7 +38,7 @@ def recorded() -> dict:
 def mask_ious(engine: Engine) -> list[float]:
     """IoU of mask and truth on the first test scenes."""
     return [
-        iou(engine.segment(s.image, q.instruction).mask, s.mask(q.target))
+        iou(engine.segment(s.image, q.instruction).mask, s.mask(*q.targets))
         for s, q in draw_examples("test", 0, COUNT)
     ]
 
@@ -52,7 +52,7 @@ def zoomed_ious(engine: Engine, count: int = COUNT) -> list[tuple[float, float]]
     for scene, question in tiny_targets("test", count):
         result, truth = (
             engine.segment(scene.image, question.instruction),
-            scene.mask(question.target),
+            scene.mask(*question.targets),
         )
         before = after = iou(result.mask, truth)
         with suppress(CoPRSError):

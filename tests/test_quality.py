@@ -53,5 +53,5 @@ def test_prior_and_mask_go_together(measured):
 
 def test_the_miniature_draws_the_masks_that_were_recorded(answered):
     """Scene by scene."""
-    measured = [iou(result.mask, s.mask(q.target)) for s, q, result in answered[: record.COUNT]]
+    measured = [iou(result.mask, s.mask(*q.targets)) for s, q, result in answered[: record.COUNT]]
     np.testing.assert_allclose(measured, record.recorded()["full"], atol=0.02)

@@ -161,10 +161,10 @@ def test_a_new_data_set_needs_its_reader_and_one_word(copied, mini, tmp_path):
     expected = []
     for i, (scene, question) in enumerate(draw_examples("validation", 0, 3)):
         Image.fromarray(scene.image).save(tmp_path / f"{i}.png")
-        Image.fromarray(scene.mask(question.target)).save(tmp_path / f"{i}_mask.png")
+        Image.fromarray(scene.mask(*question.targets)).save(tmp_path / f"{i}_mask.png")
         (tmp_path / f"{i}.txt").write_text(question.instruction)
         result = mini.segment(scene.image, question.instruction)
-        truth = scene.mask(question.target)
+        truth = scene.mask(*question.targets)
         union = np.logical_or(result.mask, truth).sum()
         expected.append((result.mask & truth).sum() / union if union else 1.0)
     (copied / "coprs_core/datasets/texts.py").write_text(READER)

@@ -8,6 +8,7 @@ from PIL import Image
 from coprs_core.answer.pictures import mask_overlay, prior_overlay
 from coprs_core.answer.results import Result
 from coprs_core.example import Example
+from coprs_core.masks import resize_mask
 
 SIDE, GAP, QUALITY = 220, 4, 80
 
@@ -23,12 +24,8 @@ def save_case(path: Path, example: Example, result: Result) -> None:
     small_prior = np.asarray(Image.fromarray(prior).resize(size, Image.Resampling.BILINEAR))
     parts = [pixels, prior_overlay(pixels, small_prior)]
     for mask in (result.mask, example.truth):
-        parts.append(mask_overlay(pixels, _resize_mask(mask, size)))
+        parts.append(mask_overlay(pixels, resize_mask(mask, pixels.shape[:2])))
     gap = np.full((size[1], GAP, 3), 255, np.uint8)
     row = [piece for part in parts for piece in (part, gap)][:-1]
     path.with_suffix(".txt").write_text(result.reply, encoding="utf-8")
     Image.fromarray(np.concatenate(row, axis=1)).save(path, quality=QUALITY)
-
-
-def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size)) >= 128

@@ -5,7 +5,6 @@ Where the truth of a picture is known, as on our scenes, it is counted (see
 protocol.
 """
 
-import base64
 import io
 import re
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.rows import Measurement
 from coprs_core.example import Example
+from coprs_core.masks import data_url
 
 if TYPE_CHECKING:
     from coprs_core.model.backends.remote.chat import ChatEndpoint
@@ -64,12 +64,10 @@ class ModelJudge:
         image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
         jpeg = io.BytesIO()
         image.save(jpeg, "JPEG", quality=90)
-        picture = f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
         question = RUBRIC.format(instruction=example.instruction, thought=result.reasoning)
         try:
-            reply = "".join(
-                step.text for step in self.server.stream_reply(picture, question, MAX_TOKENS)
-            )
+            steps = self.server.stream_reply(data_url("jpeg", jpeg), question, MAX_TOKENS)
+            reply = "".join(step.text for step in steps)
         except CoPRSError:  # the answer counts, its thought is not judged
             return row
         return replace(row, thought=parse_score(reply))

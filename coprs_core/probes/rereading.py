@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from coprs_core.answer.regions import max_prior
 from coprs_core.answer.results import Result, check_photo_size
 from coprs_core.errors import CoPRSError
 from coprs_core.metrics import prior_mask_iou
@@ -102,11 +103,8 @@ def focus_view(
     """Where hidden states [N, D] look, one of each thing, all together as in an answer; compared
     with an answer's mask bool [H, W]."""
     per_object = embeddings.split(1)[: max_objects(features.photo_size)]
-    prior, mask = engine.focus.prior_and_mask(per_object[0], features)
-    for embedding in per_object[1:]:
-        other_prior, other_mask = engine.focus.prior_and_mask(embedding, features)
-        np.maximum(prior, other_prior, out=prior)
-        mask |= other_mask
+    priors, masks = zip(*(engine.focus.prior_and_mask(e, features) for e in per_object))
+    prior, mask = max_prior(priors), np.any(masks, axis=0)
     return FocusView(
         text, prior, mask, prior_mask_iou(prior, answer_mask), normalized_entropy(prior), trained
     )

@@ -12,14 +12,14 @@ from typing import Any, cast
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
-from transformers import AutoProcessor, PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
 from coprs_core.checkpoints.adapters import save_adapters
 from coprs_core.checkpoints.convert import merge_adapters
-from coprs_core.checkpoints.hugging_face import has_tied_embeddings
+from coprs_core.checkpoints.hugging_face import has_tied_embeddings, load_processor
 from coprs_core.checkpoints.load import load_checkpoint
 from coprs_core.checkpoints.ood_statistics import copy_ood_statistics
 from coprs_core.checkpoints.options import LoadOptions
@@ -236,7 +236,7 @@ def _write_checkpoint(trainer: Any, loaded: _Loaded, folder: Path, out: Path) ->
     again = load_checkpoint(loaded.name, LoadOptions(device="cpu", quantization="none"))
     model = cast(FocusTokenSegmenter, again.segmenter).model.float()
     model = apply_trained_weights(model, folder / TRAINED_FILE)
-    save_checkpoint(out, model, _load_processor(loaded.language), torch.bfloat16)
+    save_checkpoint(out, model, load_processor(loaded.language), torch.bfloat16)
     copy_ood_statistics(loaded.language.parent, out)
 
 
@@ -256,7 +256,7 @@ def _load_model(recipe: JointRecipe, name: str, options: LoadOptions, embeddings
             f"The language model of {checkpoint.name} is of type {kind!r} and only "
             f"{', '.join(SUPPORTED_MODEL_TYPES)} are trained: prepare a checkpoint of one of these."
         )
-    model, adapters, processor = segmenter.model, None, _load_processor(language)
+    model, adapters, processor = segmenter.model, None, load_processor(language)
     if recipe.lora:
         adapters = LoraConfig(
             r=recipe.lora,
@@ -295,10 +295,6 @@ def _restore_4bit_layout(mllm: torch.nn.Module) -> None:
         module.support_avx512bf16_for_cpu = False
     if packed:
         mllm.state_dict()  # bitsandbytes undoes it here
-
-
-def _load_processor(language: Path) -> Any:
-    return AutoProcessor.from_pretrained(language, trust_remote_code=False)
 
 
 def _relative_name(folder: Path, name: str) -> str:

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from coprs_core.checkpoints.save import save_checkpoint
 from coprs_core.checkpoints.tensors import write_errors_as_user_error
 from coprs_core.errors import CoPRSError
-from coprs_core.machine import choose_device, has_native_bfloat16
+from coprs_core.machine import choose_device, has_native_bfloat16, rank_and_world_size
 from coprs_core.mini.train import oracle
 from coprs_core.mini.train.build import build_miniature, build_processor, build_tokenizer
 from coprs_core.mini.train.data import Collator, batches
@@ -115,7 +115,7 @@ def train_miniature(
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
         if place.type == "cuda":
             place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank())))
-    rank, _ = _rank_and_world_size()
+    rank, _ = rank_and_world_size()
     torch.manual_seed(0)
     # denormal numbers are many times slower on a CPU, and moments decay into them
     torch.set_flush_denormal(True)
@@ -191,7 +191,7 @@ def run_stage(
     # cuDNN plans its attention anew for every shape, and hardly two batches have the same: 0.59 s
     # for a language step that takes 0.05 s where shapes repeat (one H100, torch 2.11)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    stage, (rank, world) = collate.stage, _rank_and_world_size()
+    stage, (rank, world) = collate.stage, rank_and_world_size()
     path = folder / f"{stage.name}.pt"
     parts = scaffold.parts(stage.kind)
     optimizers = build_optimizers(parts, stage)
@@ -279,11 +279,6 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
 def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    """(rank, number of processes) of this run."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def _resume(

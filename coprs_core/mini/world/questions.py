@@ -84,11 +84,6 @@ class Question:
     meaning: Meaning
     unseen_wording: bool
 
-    @property
-    def target(self) -> int | None:
-        """The index of the right object, the first of several; None where nothing fits."""
-        return self.targets[0] if self.targets else None
-
 
 def draw_question(
     scene: Scene,

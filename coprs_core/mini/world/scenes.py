@@ -91,9 +91,9 @@ class Scene:
     instance_map: np.ndarray
     objects: tuple[SceneObject, ...]
 
-    def mask(self, *indices: int | None) -> np.ndarray:
-        """Visible pixels of those objects as bool [H, W]; all False for none, or None."""
-        return np.isin(self.instance_map, [i + 1 for i in indices if i is not None])
+    def mask(self, *indices: int) -> np.ndarray:
+        """Visible pixels of those objects as bool [H, W]; all False for none."""
+        return np.isin(self.instance_map, [i + 1 for i in indices])
 
 
 @dataclass

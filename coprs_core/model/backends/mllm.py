@@ -6,7 +6,7 @@ disturb each other through the state that Hugging Face models keep between calls
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -206,7 +206,8 @@ class PromptSession:
     """A prompt in the language model's cache, and the tokens that are fed after it.
 
     It starts after a `Prefix`, which stays as it is. `last_hidden` [1, D] is the hidden state,
-    after the final norm, at the last token; `image_span` are the positions of the visual tokens.
+    after the final norm, at the last token; `next_position`, `position_axes` and `image_span` are
+    as in `Prefix`.
     """
 
     last_hidden: Tensor
@@ -215,20 +216,14 @@ class PromptSession:
         self._mllm = mllm
         self._cache = new_cache(mllm.model.language_model.config, prefix.states)
         self._cache_argument = cache_argument_name(type(mllm.model.language_model))
-        self._next_position, self._position_axes, self.image_span = (
-            prefix.next_position,
-            prefix.position_axes,
-            prefix.image_span,
-        )
+        self.next_position, self.position_axes = prefix.next_position, prefix.position_axes
+        self.image_span = prefix.image_span
 
     @torch.no_grad()
     def prefill(self, ids: list[int], visual: VisualTokens) -> None:
         """Feed the tokens with which a prompt begins, the visual tokens among them."""
         embeddings, positions = embed_prompt(self._mllm, ids, visual)
-        self._next_position, self._position_axes = (
-            int(positions.max()) + 1,
-            tuple(positions.shape[:-1]),
-        )
+        self.next_position, self.position_axes = int(positions.max()) + 1, positions.shape[:-1]
         image_id = self._mllm.config.image_token_id
         self.image_span = _image_span(ids, image_id)
         deepstack = {}
@@ -250,20 +245,16 @@ class PromptSession:
         """How many tokens were fed."""
         return self._cache.get_seq_length()
 
-    @property
-    def next_position(self) -> int:
-        """The rope position of the token that follows."""
-        return self._next_position
-
-    @property
-    def position_axes(self) -> tuple[int, ...]:
-        """The shape of rope positions before their length."""
-        return self._position_axes
+    def to_prefix(self, ids: Iterable[int] = ()) -> Prefix:
+        """Return all that was fed, the tokens `ids`, as a prefix; its states change with this
+        session's."""
+        return Prefix(
+            tuple(ids), self.states, self.next_position, self.position_axes, self.image_span
+        )
 
     def fork(self) -> "PromptSession":
         """Return a session that goes on from here by itself: neither changes the other."""
-        prefix = Prefix((), self.states, self._next_position, self._position_axes, self.image_span)
-        fork = PromptSession(self._mllm, prefix)
+        fork = PromptSession(self._mllm, self.to_prefix())
         fork.last_hidden = self.last_hidden
         return fork
 
@@ -276,11 +267,11 @@ class PromptSession:
     def _feed_chunk(self, ids: list[int]) -> Tensor:
         tokens = torch.tensor([ids], device=self._mllm.device)
         positions = torch.arange(
-            self._next_position, self._next_position + len(ids), device=tokens.device
+            self.next_position, self.next_position + len(ids), device=tokens.device
         )
         embeddings = self._mllm.get_input_embeddings()(tokens)
-        hidden = self._forward(embeddings, positions.expand(*self._position_axes, -1))
-        self._next_position, self.last_hidden = self._next_position + len(ids), hidden[:, -1]
+        hidden = self._forward(embeddings, positions.expand(*self.position_axes, -1))
+        self.next_position, self.last_hidden = self.next_position + len(ids), hidden[:, -1]
         return hidden[0]
 
     @torch.no_grad()
@@ -301,9 +292,7 @@ def prefill_prefix(mllm: Mllm, ids: list[int], visual: VisualTokens) -> Prefix:
         return Prefix()
     session = PromptSession(mllm)
     session.prefill(ids, visual)
-    return Prefix(
-        tuple(ids), session.states, session.next_position, session.position_axes, session.image_span
-    )
+    return session.to_prefix(ids)
 
 
 def prefill_prompt(

@@ -251,7 +251,7 @@ def test_quantized_the_miniature_loses_little(mini):
     """NF4; int8 lost nothing on the same scenes but is four times as slow on a CPU."""
     quantized, scores = load("mini", device="cpu", quantization="nf4"), []
     for scene, question in draw_examples("test", 0, 200):
-        truth = scene.mask(question.target)
+        truth = scene.mask(*question.targets)
         scores.append(
             [
                 iou(e.segment(scene.image, question.instruction).mask, truth)

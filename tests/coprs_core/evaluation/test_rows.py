@@ -47,8 +47,8 @@ def drawn():
 def test_a_perfect_answer_scores_one_everywhere(drawn):
     rows = []
     for i, (scene, q) in enumerate(drawn):
-        outcome = "found" if q.target is not None else "nothing found"
-        rows.append(measure_scene(i, scene, q, result(scene.mask(q.target), q.reply, outcome)))
+        outcome = "found" if q.targets else "nothing found"
+        rows.append(measure_scene(i, scene, q, result(scene.mask(*q.targets), q.reply, outcome)))
     told = compute_scores(rows, scenes.GROUPS)
     for name in ("well_formed", "hit", "named", "mask_giou", "prior_giou", "mask_giou_if_named"):
         assert told["all"][name] == 1
@@ -59,7 +59,7 @@ def test_a_perfect_answer_scores_one_everywhere(drawn):
 
 
 def test_a_mask_where_nothing_should_be_counts_zero(drawn):
-    scene, q = next(d for d in drawn if d[1].target is None)
+    scene, q = next(d for d in drawn if not d[1].targets)
     row = measure_scene(
         0, scene, q, result(scene.mask(0), "<think>a</think>It is here: <REF_POS>", "found")
     )
@@ -71,10 +71,10 @@ def test_a_mask_where_nothing_should_be_counts_zero(drawn):
 
 
 def test_the_wrong_thing_is_no_hit_and_silence_is_none_either(drawn):
-    scene, q = next(d for d in drawn if d[1].target is not None and len(d[0].objects) > 2)
-    other = next(i for i in range(len(scene.objects)) if i != q.target)
+    scene, q = next(d for d in drawn if d[1].targets and len(d[0].objects) > 2)
+    other = next(i for i in range(len(scene.objects)) if i not in q.targets)
     wrong = result(scene.mask(other), q.reply, "found")
-    silent = result(scene.mask(None), "<think>a</think>Nothing.", "nothing found")
+    silent = result(scene.mask(), "<think>a</think>Nothing.", "nothing found")
     assert measure_scene(0, scene, q, wrong).scores == {
         "named": True,
         "hit": False,
@@ -85,11 +85,11 @@ def test_the_wrong_thing_is_no_hit_and_silence_is_none_either(drawn):
 
 def test_an_answer_that_broke_off_is_no_point_of_prior_against_mask(drawn):
     """Two zeros of many would make the line by themselves."""
-    scene, q = next(d for d in drawn if d[1].target is not None)
-    cut = result(scene.mask(None), "<think>a", "unfinished")
+    scene, q = next(d for d in drawn if d[1].targets)
+    cut = result(scene.mask(), "<think>a", "unfinished")
     assert not measure_scene(0, scene, q, cut).has_target_and_mask
     assert measure_scene(
-        0, scene, q, result(scene.mask(q.target), q.reply, "found")
+        0, scene, q, result(scene.mask(*q.targets), q.reply, "found")
     ).has_target_and_mask
 
 
@@ -113,8 +113,8 @@ def test_the_curve_of_a_prior_goes_by_the_protocol_too(name):
 
 def test_the_prior_of_all_regions_is_held_against_the_truth(drawn):
     """Two regions that make up the truth together: each prior alone would be half of it."""
-    scene, q = next(d for d in drawn if d[1].target is not None)
-    truth = scene.mask(q.target)
+    scene, q = next(d for d in drawn if d[1].targets)
+    truth = scene.mask(*q.targets)
     left = truth.copy()
     left[:, np.flatnonzero(truth.any(0)).mean().astype(int) :] = False
     halves = (left, truth & ~left)

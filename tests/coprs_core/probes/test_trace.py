@@ -223,7 +223,7 @@ def test_another_thought_moves_the_focus(mini):
         result = mini.segment(scene.image, question.instruction)
         if not result.mask.any() or len(scene.objects) < 2:
             continue
-        other = next(i for i in range(len(scene.objects)) if i != question.target)
+        other = next(i for i in range(len(scene.objects)) if i not in question.targets)
         thing = scene.objects[other]
         kept = result.reasoning.removesuffix(last_sentence(result.reasoning))
         text = f"{kept}That is the {thing.kind} {thing.place}, the {thing.colour} one."

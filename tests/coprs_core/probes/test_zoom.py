@@ -56,8 +56,8 @@ def test_what_cannot_be_zoomed_into_is_said(mini, nothing_found, monkeypatch):
     with pytest.raises(CoPRSError, match="nothing to zoom into"):
         zoom.run(mini, scene.image, result)
     large = max(
-        (e for e in draw_examples("test", 0, 60) if e[1].target is not None),
-        key=lambda e: e[0].objects[e[1].target].area,
+        (e for e in draw_examples("test", 0, 60) if e[1].targets),
+        key=lambda e: e[0].objects[e[1].targets[0]].area,
     )
     result = mini.segment(large[0].image, large[1].instruction)
     assert result.outcome == FOUND
@@ -80,7 +80,8 @@ def test_zooming_in_raises_the_masks_of_tiny_targets(mini):
     into counts as it is."""
     before, after = [], []
     for scene, question in tiny_targets("test", 300):
-        result, truth = mini.segment(scene.image, question.instruction), scene.mask(question.target)
+        result = mini.segment(scene.image, question.instruction)
+        truth = scene.mask(*question.targets)
         before.append(iou(result.mask, truth))
         try:
             after.append(iou(zoom.run(mini, scene.image, result).result.mask, truth))

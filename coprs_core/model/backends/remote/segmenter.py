@@ -5,7 +5,6 @@ The server is sent a small image and a question, and its model writes coordinate
 gives attention: the prior is those coordinates, drawn. SAM predicts the masks here.
 """
 
-import base64
 import io
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.ops import box_iou
 
+from coprs_core.masks import data_url
 from coprs_core.model.backends.boxes import THOUSANDTHS, coordinates_to_prior, parse_coordinates
 from coprs_core.model.backends.coordinates import (
     QWEN2_5_PROMPT,
@@ -88,7 +88,7 @@ def to_data_url(image: Image.Image) -> str:
     """Encode an image as a JPEG in a data URL."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_url("jpeg", file)
 
 
 def detect_coordinate_prompt(server: ChatEndpoint) -> CoordinatePrompt | None:

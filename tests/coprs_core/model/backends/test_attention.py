@@ -183,7 +183,7 @@ def localized(mini, count: int) -> tuple[list[bool], list[bool]]:
     focus, language = mini.segmenter, mini.segmenter.language
     at_token, at_word = [], []
     for scene, question in draw_examples("validation", 0, count):
-        if question.target is None:
+        if not question.targets:
             continue
         features = mini.read(open_photo(scene.image))
         session = focus.start_session(question.instruction, features)
@@ -191,7 +191,7 @@ def localized(mini, count: int) -> tuple[list[bool], list[bool]]:
         ids = [s.token for s in language.generate(session, focus.focus_id, 160, trace)]
         if ids[-1] != focus.focus_id:
             continue
-        heads, mask = trace.localization_heads(), scene.mask(question.target)
+        heads, mask = trace.localization_heads(), scene.mask(*question.targets)
         at_token.append(brightest_is_on(trace.attention_map([len(ids) - 1], heads), mask))
         for i, piece in enumerate(language.token_texts(ids)):
             named = [j for j, thing in enumerate(scene.objects) if thing.kind == piece.strip()]
