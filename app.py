@@ -17,17 +17,17 @@ with bypass_proxies():  # Gradio opens a connection as it is imported, and uses 
     from app.ui import build, launch
 
 with exit_on_user_error():
-    at_once = options.listening.at_once
+    at_once = options.server.at_once
     server = ModelServer(
         options.model, options.loading, zero_gpu_worker(), at_once, start_loading=False
     )
-    demo = build(server, options.listening.may_switch)
+    demo = build(server, options.server.may_switch)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: exit_process(0))
     with exit_on_user_error():
-        launch(demo, options.listening)
+        launch(demo, options.server)
         server.start()  # the model is loaded behind the page
         server.wait_until_loaded()
         demo.block_thread()

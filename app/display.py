@@ -89,8 +89,8 @@ class AnswerDisplay:
         pixels = np.asarray(answer.photo.image)
         answer.thumbnail = canvas.answer_thumbnail(pixels, answer.result)
         pictures = [(a.thumbnail, answer_title(lang, a)) for a in recent]
-        strip = gr.update(value=pictures, visible=bool(recent), selected_index=None)
-        return {self.frame.recent: recent, self.frame.strip: strip}
+        gallery = gr.update(value=pictures, visible=bool(recent), selected_index=None)
+        return {self.frame.recent: recent, self.frame.recent_gallery: gallery}
 
     def restored_answer(self, lang: str, answer: StoredAnswer) -> Values:
         result = answer.result

@@ -14,8 +14,8 @@ class Frame:
     header, notice, steps, thought, view, trace, verdict, explained: HTML. ways: what stands in
     place of an answer about a picture that the model does not know: unfamiliar, HTML, and the
     button photo_model.
-    photo, instruction: what is asked. strip: the recent answers' pictures. answer, recent: this
-    visitor's `StoredAnswer` and the tuple of the last.
+    photo, instruction: what is asked. recent_gallery: the recent answers' pictures. answer, recent:
+    this visitor's `StoredAnswer` and the tuple of the last.
     """
 
     header: Any
@@ -31,7 +31,7 @@ class Frame:
     photo_model: Any
     photo: Any
     instruction: Any
-    strip: Any
+    recent_gallery: Any
     answer: Any
     recent: Any
 
@@ -43,7 +43,13 @@ class Frame:
     @property
     def answer_outputs(self) -> list:
         """What an answer changes."""
-        return [*self.reset_outputs, self.unfamiliar, self.photo_model, self.recent, self.strip]
+        return [
+            *self.reset_outputs,
+            self.unfamiliar,
+            self.photo_model,
+            self.recent,
+            self.recent_gallery,
+        ]
 
     @property
     def reset_outputs(self) -> list:

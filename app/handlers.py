@@ -34,7 +34,8 @@ class Handlers:
     """Answers instructions with the model in use, and stops that; values are for the components of
     `frame`.
 
-    Other handlers are in `opening` (saved answers), `thought` (its sentences, words) and `models`.
+    Other handlers are in `opening` (saved answers), `thought_actions` (its sentences, words) and
+    `models`.
     """
 
     def __init__(self, server: ModelServer, frame: Frame, may_switch: bool = False):
@@ -42,7 +43,7 @@ class Handlers:
         self.models = ModelActions(server, frame, may_switch)
         self.display = AnswerDisplay(server, frame, self.models)
         self.opening = OpenActions(self.display, self.gate)
-        self.thought = ThoughtActions(self.display, self.gate)
+        self.thought_actions = ThoughtActions(self.display, self.gate)
 
     def supersede(self, request: gr.Request | None = None) -> None:
         """Drop what earlier requests still have to say; see `supersede_request`."""

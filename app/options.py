@@ -11,7 +11,7 @@ _GB = 10**9
 
 
 @dataclass(frozen=True)
-class Listening:
+class ServerOptions:
     """Where the app listens, and within which bounds.
 
     Attributes:
@@ -59,12 +59,12 @@ _OPTIONS = {
         "auto",
         f"auto (low on a CPU), {', '.join(DETAIL_LEVELS)}: how closely such a model sees a photo",
     ),
-    "host": (Listening.host, "address to listen on; 0.0.0.0 for all"),
+    "host": (ServerOptions.host, "address to listen on; 0.0.0.0 for all"),
     "port": ("", "port to listen on (default: the first free one from 7860)"),
     "names": ("", "further names of this page, with commas, such as a proxy's: coprs.example.org"),
-    "queue": (str(Listening.queue), "how many questions may wait; more are told to come back"),
-    "at-once": (str(Listening.at_once), "how many questions are answered at once"),
-    "uploads": (str(Listening.uploads // _GB), "GB of disk that all uploads together may take"),
+    "queue": (str(ServerOptions.queue), "how many questions may wait; more are told to come back"),
+    "at-once": (str(ServerOptions.at_once), "how many questions are answered at once"),
+    "uploads": (str(ServerOptions.uploads // _GB), "GB of disk that all uploads together may take"),
     "password": ("", "NAME:PASSWORD that visitors must give (default: none is asked for)"),
 }
 
@@ -75,7 +75,7 @@ class Options:
 
     model: str
     loading: LoadOptions
-    listening: Listening
+    server: ServerOptions
 
 
 def read_options(arguments: list[str] | None = None) -> Options:
@@ -99,7 +99,7 @@ def read_options(arguments: list[str] | None = None) -> Options:
     return Options(
         model=given.model,
         loading=LoadOptions(**{f.name: getattr(given, f.name) for f in fields(LoadOptions)}),
-        listening=Listening(
+        server=ServerOptions(
             host=given.host,
             port=given.port,
             names=tuple(n.strip() for n in given.names.split(",") if n.strip()),

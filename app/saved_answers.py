@@ -29,7 +29,7 @@ def load_recorded_answer() -> StoredAnswer:
 
 def open_answer_file(path: Path | str) -> StoredAnswer:
     """A saved answer with its trace, where one was saved; raises as `open_answer` does. Whoever
-    opens a stranger's takes the room for `pixels_in` first."""
+    opens a stranger's takes the room for `count_pixels` first."""
     saved = open_answer(path, MAX_PIXELS)
     trace = downscale_trace(saved.sentences) if saved.sentences else None
     return StoredAnswer(saved.photo, saved.result, trace=trace)

@@ -21,7 +21,7 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LAST: dict[str, Any] = {"trigger_mode": "always_last"}
 """Triggered again while it runs, it runs once more after; Gradio would drop that by default."""
 MODEL: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model"}
-"""Of events that the model works for: so many at a time as `Listening.at_once` says."""
+"""Of events that the model works for: so many at a time as `ServerOptions.at_once` says."""
 NO_AUTOCOMPLETE = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
 Recent = tuple[StoredAnswer, ...]
 
@@ -84,7 +84,7 @@ def probe_tab(name: str, frame: Frame, handlers: Handlers, actions: AnswerAction
 
     asked = button.click(ask, frame.answer, view, **MODEL)
     if name == "sentences":  # the strip shows them too
-        asked.success(handlers.thought.show_trace, frame.answer, frame.trace, **QUIET)
+        asked.success(handlers.thought_actions.show_trace, frame.answer, frame.trace, **QUIET)
 
     def refresh(now: TabContext) -> Values:
         why_not = actions.why_probe_unavailable(now.lang, name, now.answer)
@@ -226,7 +226,7 @@ def history_tab(frame: Frame) -> Tab:
     """The answers of this visit; choosing one brings it back."""
     with gr.Tab(I18N("history"), elem_id="history"):
         tab_description("recent")
-        frame.strip.render()
+        frame.recent_gallery.render()
         none = gr.HTML()
 
     def refresh(now: TabContext) -> Values:

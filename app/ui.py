@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from app import api
 from app.examples import examples
 from app.handlers import Frame, Handlers, Values
-from app.options import Listening
+from app.options import ServerOptions
 from app.server.answers import StoredAnswer
 from app.server.guard import Guard
 from app.server.model import ModelServer
@@ -72,7 +72,7 @@ def build(server: ModelServer, may_switch: bool = False) -> gr.Blocks:
             event.then(**prepare, **LAST)
             event.failure(**prepare_again, **LAST)
         for event in switched:
-            event.then(handlers.thought.refresh, frame.answer, frame.thought, **QUIET).then(
+            event.then(handlers.thought_actions.refresh, frame.answer, frame.thought, **QUIET).then(
                 **prepare
             )
         loaded = demo.load(
@@ -123,7 +123,7 @@ def _frame() -> tuple[Frame, Buttons]:
         view = gr.HTML(canvas.empty_view("en"), elem_id="view")
     trace = gr.HTML(findings.empty_strip("en"), elem_id="trace")
     verdict = gr.HTML(page.empty_verdict("en"), elem_id="verdict")
-    strip = _gallery([], I18N("history"), "recent", visible=False, render=False)
+    recent_gallery = _gallery([], I18N("history"), "recent", visible=False, render=False)
     answer, recent = gr.State(time_to_live=3600), gr.State(time_to_live=3600)
     frame = Frame(
         header=header,
@@ -139,7 +139,7 @@ def _frame() -> tuple[Frame, Buttons]:
         photo_model=photo_model,
         photo=photo,
         instruction=instruction,
-        strip=strip,
+        recent_gallery=recent_gallery,
         answer=answer,
         recent=recent,
     )
@@ -208,11 +208,15 @@ def _wire_answers(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     answers.append(picking.then(**ask))
     edit = {"inputs": [frame.answer, frame.recent], "outputs": frame.answer_outputs, **MODEL}
     each: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
-    answers.append(frame.thought.submit(handlers.thought.edit_sentence, **each, **edit))
+    answers.append(frame.thought.submit(handlers.thought_actions.edit_sentence, **each, **edit))
     answers[-1].success(lambda: "", outputs=frame.explained, js="() => COPRS.edited()", **QUIET)
     answers[-1].failure(fn=None, js="() => COPRS.refused()", **QUIET)
     asked_words = frame.thought.select(
-        handlers.thought.show_words, frame.answer, frame.thought, show_progress="hidden", **MODEL
+        handlers.thought_actions.show_words,
+        frame.answer,
+        frame.thought,
+        show_progress="hidden",
+        **MODEL,
     )
     for ends in (asked_words.then, asked_words.failure):
         ends(fn=None, js="() => COPRS.rested()", **QUIET)
@@ -221,7 +225,7 @@ def _wire_answers(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
     at_hand, outputs = [frame.thought, frame.answer], [frame.steps, frame.thought]
     stopped.then(handlers.stop, at_hand, outputs, queue=False, **QUIET)
     gr.on(starts, fn=None, js="() => COPRS.toTheThought('asked')", **QUIET)
-    shows = [buttons.examples.select, frame.strip.select]
+    shows = [buttons.examples.select, frame.recent_gallery.select]
     gr.on(shows, fn=None, js="() => COPRS.toTheThought()", **QUIET)
     return answers
 
@@ -229,7 +233,7 @@ def _wire_answers(frame: Frame, buttons: Buttons, handlers: Handlers) -> list:
 def _wire_traces(frame: Frame, handlers: Handlers, events: list) -> None:
     """After an answer its thought is traced."""
     for event in events:
-        event.then(handlers.thought.show_trace, frame.answer, frame.trace, **LAST, **MODEL)
+        event.then(handlers.thought_actions.show_trace, frame.answer, frame.trace, **LAST, **MODEL)
 
 
 def _wire_photo_changes(frame: Frame, handlers: Handlers, answers: list) -> list:
@@ -249,10 +253,10 @@ def _wire_photo_changes(frame: Frame, handlers: Handlers, answers: list) -> list
 def _wire_restores(frame: Frame, handlers: Handlers, tabs: list[Tab], answers: list) -> list:
     """An earlier answer, a saved one, that came back, ends what is being answered; the events after
     which another answer is at hand."""
-    restored = frame.strip.select(
+    restored = frame.recent_gallery.select(
         handlers.opening.restore, frame.recent, frame.restore_outputs, **QUIET
     )
-    frame.strip.select(lambda: "", outputs=frame.explained, **QUIET)
+    frame.recent_gallery.select(lambda: "", outputs=frame.explained, **QUIET)
     brought = [restored, *(event for tab in tabs for event in tab.answer_events)]
     for event in brought:
         event.success(None, cancels=answers, queue=False, **QUIET)
@@ -306,13 +310,13 @@ def _tab_updates(frame: Frame, tabs: list[Tab]) -> tuple[dict[str, Any], dict[st
 
 
 @bypass_proxies()  # Gradio asks its own page whether it answers
-def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
+def launch(demo: gr.Blocks, server_options: ServerOptions | None = None, **options: Any):
     """Start listening and return; `demo.block_thread()` waits.
 
-    Raises `CoPRSError` where port or password is not what `Listening` says, or the address cannot
-    be listened on.
+    Raises `CoPRSError` where port or password is not what `ServerOptions` says, or the address
+    cannot be listened on.
     """
-    to = listening or Listening()
+    to = server_options or ServerOptions()
     if to.port and not (to.port.isdecimal() and 0 < int(to.port) < 65536):
         raise CoPRSError(
             f"Port {to.port!r} is not a number from 1 to 65535: choose another --port."
@@ -342,7 +346,7 @@ def launch(demo: gr.Blocks, listening: Listening | None = None, **options: Any):
             ssr_mode=False,
             footer_links=["api"],
             app_kwargs={
-                "middleware": [Middleware(Guard, listening=to, page=demo)],
+                "middleware": [Middleware(Guard, options=to, page=demo)],
                 **dict.fromkeys(("openapi_url", "docs_url", "redoc_url")),
             },
             **options,

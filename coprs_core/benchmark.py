@@ -198,12 +198,12 @@ def _answer_with_focus_token(
 ) -> np.ndarray:
     """An answer by the focus token; `mark` is called after the first token and after the last."""
     focus, features = engine.focus, engine.read(photo)
-    reading = focus.start_session(INSTRUCTION, features)
-    for i, _ in enumerate(focus.language.batch.generate(reading, None, set(), tokens)):
+    session = focus.start_session(INSTRUCTION, features)
+    for i, _ in enumerate(focus.language.batch.generate(session, None, set(), tokens)):
         if i == 0:
             mark()
     mark()
-    return focus.prior_and_mask(reading.feed([focus.focus_id])[-1:], features)[1]
+    return focus.prior_and_mask(session.feed([focus.focus_id])[-1:], features)[1]
 
 
 def _answer_with_box(
@@ -212,13 +212,15 @@ def _answer_with_box(
     """An answer by a box, its attention observed and its heads chosen."""
     segmenter: Any = engine.segmenter
     features, language = engine.read(photo), segmenter.language
-    reading = segmenter.start_session(INSTRUCTION, features)
-    looks = language.new_attention_trace(features.visual)
-    for i, _ in enumerate(language.batch.generate(reading, None, set(), tokens, looks)):
+    session = segmenter.start_session(INSTRUCTION, features)
+    attention = language.new_attention_trace(features.visual)
+    for i, _ in enumerate(language.batch.generate(session, None, set(), tokens, attention)):
         if i == 0:
             mark()
     mark()
-    seen = looks.attention_map(range(max(0, tokens - 20), tokens), looks.localization_heads())
+    seen = attention.attention_map(
+        range(max(0, tokens - 20), tokens), attention.localization_heads()
+    )
     height, width = photo.size
     box = 0.3 * width, 0.2 * height, 0.7 * width, 0.8 * height
     return segmenter.predict_mask(

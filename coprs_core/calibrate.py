@@ -36,7 +36,7 @@ class Calibration:
         heads: the chosen ones, the best first.
         hits: how often the brightest cell of their attention lay on the target, in [0, 1], on the
             scenes by which they were chosen.
-        hits_without: the same of the heads that each answer chooses for itself.
+        own_hits: the same of the heads that each answer chooses for itself.
         answers: how many of the scenes the model pointed at something in.
         path: the file that the heads were saved to.
     """

@@ -140,7 +140,7 @@ def test_the_core_knows_no_gradio_and_the_app_no_tensor():
     assert not wrong, "\n".join(sorted(wrong))
 
 
-WHOLE = {"dependencies", "help", "imports", "installed", "quality", "seams"}
+WHOLE = {"dependencies", "docstrings", "help", "imports", "installed", "quality", "seams"}
 """Tests of the whole product; they stand at the top, as tests/test_X.py."""
 
 

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request, cookie_parser
 from starlette.responses import JSONResponse
 
-from app.options import Listening
+from app.options import ServerOptions
 from app.server.uploads import (
     BAD_INPUTS,
     NOT_UPLOADED,
@@ -64,10 +64,10 @@ one that writes a file each time it is asked."""
 
 
 class Guard:
-    """ASGI middleware around a page's app; names, password and bounds are those of `listening`."""
+    """ASGI middleware around a page's app; names, password and bounds are those of `options`."""
 
-    def __init__(self, app: Any, listening: Listening, page: gr.Blocks):
-        self.app, self.listening, self.page = app, listening, page
+    def __init__(self, app: Any, options: ServerOptions, page: gr.Blocks):
+        self.app, self.options, self.page = app, options, page
         self.on_space = bool(os.environ.get("SPACE_ID"))
         self.headers = {
             "Content-Security-Policy": content_security_policy(self.on_space),
@@ -120,7 +120,7 @@ class Guard:
         """Why a request goes no further, in a sentence; None where it may."""
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
-        if self.listening.is_local and _host_name(host) not in (*_LOOPBACK, *self.listening.names):
+        if self.options.is_local and _host_name(host) not in (*_LOOPBACK, *self.options.names):
             return _error_response(
                 scope, 400, "This page is not known by that name: add it with --names NAME."
             )
@@ -158,11 +158,11 @@ class Guard:
             return False
         asked = {host, headers.get("x-forwarded-host", host)}
         netloc = origin.partition("//")[2]
-        return netloc not in asked and _host_name(origin) not in self.listening.names
+        return netloc not in asked and _host_name(origin) not in self.options.names
 
     def _is_authorized(self, path: str, headers: Headers) -> bool:
         """Whether a path is free for everybody, or the visitor has logged in."""
-        if not self.listening.password or path == "/" or path.startswith(_PUBLIC_PATHS):
+        if not self.options.password or path == "/" or path.startswith(_PUBLIC_PATHS):
             return True
         app, cookies = self.page.app, cookie_parser(headers.get("cookie", ""))
         tokens = (cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure"))
@@ -269,7 +269,7 @@ class Guard:
         believed, and elsewhere one that gives a known name."""
         if self.on_space:
             return headers
-        known = (*_LOOPBACK, *self.listening.names)
+        known = (*_LOOPBACK, *self.options.names)
         return [
             (name, value)
             for name, value in headers

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.context import LocalContext
 
-from app.options import Listening
+from app.options import ServerOptions
 from app.server.answers import AnswerStore
 from coprs_core.checkpoints.options import LoadOptions, is_remote_name
 from coprs_core.checkpoints.plan import answer_cache_budget
@@ -88,7 +88,7 @@ class ModelServer:
             and what is yielded go through pickle, and the features of photos are carried in and
             out.
         at_once: how many pieces of work are done at once, whatever door they came through.
-        starts: whether loading begins here; else with `start`.
+        start_loading: whether loading begins here; else with `start`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ModelServer:
         model: Engine | str,
         options: LoadOptions | None = None,
         worker: Worker | None = None,
-        at_once: int = Listening.at_once,
+        at_once: int = ServerOptions.at_once,
         start_loading: bool = True,
     ):
         self._options = options or LoadOptions()

@@ -1,4 +1,8 @@
-"""The private folder of visitors' files, its bounds, and the check of paths in requests."""
+"""The private folder of visitors' files, its bounds, and the check of paths in requests.
+
+`CheckedBlocks` is a Gradio page that checks every path of a request and tells each failure in one
+sentence; `exit_on_user_error` does so for a failure that ends the server.
+"""
 
 import atexit
 import os
@@ -20,7 +24,7 @@ import psutil
 from gradio.components.image_editor import AcceptBlobs
 from gradio.utils import get_upload_folder
 
-from app.options import Listening
+from app.options import ServerOptions
 from app.texts import parse_language, translate
 from coprs_core.errors import CoPRSError, from_os_error
 from coprs_core.photos.photo import decoder_errors_as_user_error, open_pil_image, read_photo_file
@@ -96,7 +100,7 @@ def remove_partial_uploads() -> None:
                     path.rmdir()
 
 
-_max_bytes = Listening.uploads
+_max_bytes = ServerOptions.uploads
 
 
 def set_max_bytes(most_bytes: int) -> None:

@@ -282,8 +282,8 @@ CHINESE_ERRORS = {
     "{file} belongs to a CoPRS checkpoint and {base} is none: correct base_model_name_or_path.": "{file} 属于 CoPRS 检查点，而 {base} 不是：请更正 base_model_name_or_path。",
     # coprs.json and what lies beside it
     "There are {count:,} pictures and this model needs at least {needed:,} to tell what is unlike them: give more.": "有 {count:,} 张图片，而这个模型至少需要 {needed:,} 张才能判断什么与之不同：请多给一些。",
-    "{path} is not of this model: write it again with `familiar`.": "{path} 不属于这个模型：请用 `familiar` 重新生成。",
-    "{path} has a border of 0: write it again with `familiar`.": "{path} 的界限为 0：请用 `familiar` 重新生成。",
+    "{path} is not of this model: write it again with `coprs familiar`.": "{path} 不属于这个模型：请用 `coprs familiar` 重新生成。",
+    "{path} has a border of 0: write it again with `coprs familiar`.": "{path} 的界限为 0：请用 `coprs familiar` 重新生成。",
     "coprs.json does not describe a CoPRS model": "coprs.json 描述的不是 CoPRS 模型",
     "coprs.json does not describe a CoPRS model ({reason}): copy it again from its source.": "coprs.json 描述的不是 CoPRS 模型（{reason}）：请从来源处重新复制。",
     "coprs.json says llm_width {stated} and mllm/ has {width}: the two are of different models.": "coprs.json 中的 llm_width 是 {stated}，而 mllm/ 为 {width}：两者属于不同的模型。",

@@ -98,8 +98,9 @@ class Engine:
 
     @property
     def settings(self) -> dict:
-        """Device, precision and quantization, by name; `is_proven` where it is False."""
-        unproven = {} if self.checkpoint.is_proven else {"is_proven": False}
+        """Device, precision and quantization, by name; `is_proven`: False where the model failed
+        the test of pointing."""
+        unproven = {} if self.checkpoint.passed_pointing_test else {"is_proven": False}
         return unproven | {
             "device": str(self.segmenter.device),
             "dtype": str(self.segmenter.dtype).removeprefix("torch."),
@@ -293,14 +294,14 @@ class _AnswerRun:
     def think(self, features: PhotoFeatures):
         """Yields an `Update` for each piece of text, and while a remote model is waited for;
         returns the `Transcript`."""
-        is_finished, looks = False, None
+        is_finished, attention = False, None
         embeddings: list[Tensor] = []
         pieces: list[str] = []
         for step in self.segmenter.generate(self.instruction, features, self.max_new_tokens):
             if step.token is not None:
                 self.tokens.append(step.token)
                 pieces.append(step.text)
-            looks = step.attention
+            attention = step.attention
             is_finished = step.is_end
             if step.focus_embedding is not None:
                 embeddings.append(step.focus_embedding)
@@ -312,7 +313,7 @@ class _AnswerRun:
                 yield self.make_update("thinking", new=step.text)
         embedding = torch.cat(embeddings) if embeddings else None
         return Transcript(
-            self.text, is_finished, self.max_new_tokens, embedding, tuple(pieces), looks
+            self.text, is_finished, self.max_new_tokens, embedding, tuple(pieces), attention
         )
 
     def draw(self, located: Localization, features: PhotoFeatures) -> tuple[Region, ...]:

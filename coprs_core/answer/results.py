@@ -288,7 +288,7 @@ class Result:
 
 
 def is_unfamiliar(distance: float | None) -> bool | None:
-    """What a distance (see `familiar.Familiar`) means; None where there is none."""
+    """What a distance (see `ood_statistics.OodStatistics`) means; None where there is none."""
     return None if distance is None else distance > 1
 
 

@@ -41,8 +41,8 @@ class CatalogueEntry:
     Attributes:
         name, about, licence: for the table.
         repo: on Hugging Face; None where nothing of its kind is public.
-        prompt: how it is asked, where it writes coordinates (a name in `model.coordinates`); empty
-            for a CoPRS checkpoint.
+        prompt: how it is asked, where it writes coordinates (a name in
+            `model.backends.coordinates`); empty for a CoPRS checkpoint.
         download: bytes, without SAM.
         size: what it weighs, with its own image encoder where it has one, without SAM.
     """

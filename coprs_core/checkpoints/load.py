@@ -52,7 +52,12 @@ def load_checkpoint(
     if (entry := find_in_catalogue(name)) and entry.repo:
         entry.plan(options, machine).check()  # before gigabytes are downloaded in vain
     source = remote.parse_remote_name(name) if is_remote_name(name) else find_source(name, report)
-    plan = source.plan(options, machine)
+    # to plan opens the weights' files, which takes address space for all of them
+    hint = Phrase(
+        "try {quantize}--sam sam2.1-tiny, --model auto, which takes what fits, or mini", quantize=""
+    )
+    with out_of_memory_as_user_error(source.name, device, hint):
+        plan = source.plan(options, machine)
     plan.check()
     with out_of_memory_as_user_error(source.name, device, plan.smaller_choice_hint):
         checkpoint = source.load(plan, report)

@@ -68,7 +68,11 @@ def load_ood_statistics(folder: Path, channels: int) -> OodStatistics | None:
     shapes = {"mean": [num_features], "whitening": [num_features, num_features], "border": [1]}
     has_expected_shapes = {name: list(t.shape) for name, t in tensors.items()} == shapes
     if not has_expected_shapes or not all(t.isfinite().all() for t in tensors.values()):
-        raise CoPRSError("{path} is not of this model: write it again with `familiar`.", path=path)
+        raise CoPRSError(
+            "{path} is not of this model: write it again with `coprs familiar`.", path=path
+        )
     if tensors["border"] <= 0:
-        raise CoPRSError("{path} has a border of 0: write it again with `familiar`.", path=path)
+        raise CoPRSError(
+            "{path} has a border of 0: write it again with `coprs familiar`.", path=path
+        )
     return OodStatistics(**tensors)

@@ -95,7 +95,7 @@ class RemoteSource:
         sam = load_sam(plan.sam, device, dtype, report).eval().requires_grad_(False)
         optimize.apply(sam)
         segmenter = RemoteSegmenter(server, sam, prompt or QWEN3_PROMPT)
-        return Checkpoint(self.name, segmenter, "none", is_proven=prompt is not None)
+        return Checkpoint(self.name, segmenter, "none", passed_pointing_test=prompt is not None)
 
 
 def parse_remote_name(name: str) -> RemoteSource:

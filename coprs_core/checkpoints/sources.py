@@ -56,14 +56,15 @@ class Checkpoint:
     """A loaded model with its name and the quantization that it was loaded with.
 
     `language_folder` is the Hugging Face folder of its language model, None where that runs
-    elsewhere. `is_proven` is False where it was asked for a place that is known, and missed it.
+    elsewhere. `passed_pointing_test` is False where it was asked for a place that is known, and
+    missed it.
     """
 
     name: str
     segmenter: Segmenter
     quantization: str = "none"
     language_folder: Path | None = None
-    is_proven: bool = True
+    passed_pointing_test: bool = True
 
 
 class ModelSource(Protocol):
@@ -257,8 +258,8 @@ def _check_first_tokens(language: LanguageModel, template: str, folder: Path) ->
         _check_token_ids(language, folder)
         visual = language.encode_image(_TEST_PHOTO)
         prefix = language.prefill_prefix(template, visual)
-        reading_so_far = language.start_session(template, "the umbrella", visual, prefix)
-        for _ in language.generate(reading_so_far, None, 2):
+        session = language.start_session(template, "the umbrella", visual, prefix)
+        for _ in language.generate(session, None, 2):
             pass
 
 

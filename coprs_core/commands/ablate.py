@@ -1,4 +1,4 @@
-"""`run_ablation`: the paper's tables, measured on the miniature."""
+"""`ablate`: the paper's tables, measured on the miniature."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`compare_runs`: two runs of `evaluate` side by side."""
+"""`compare`: two runs of `evaluate` side by side."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

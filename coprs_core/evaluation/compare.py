@@ -128,7 +128,7 @@ class Comparison:
 
 
 def compare_runs(first: Path, second: Path) -> Comparison:
-    """Two folders that `evaluate` wrote.
+    """Two folders that `coprs evaluate` wrote.
 
     Raises `CoPRSError` where one holds no run, they are not of the same data and protocol, or they
     share no item.

@@ -1,7 +1,8 @@
 """How good a thought is, from 0 to 10 (paper: R of it with the prior's and the mask's IoU).
 
 Where the truth of a picture is known, as on our scenes, it is counted (see
-`datasets.scenes.grade`). Elsewhere a model is asked, by any server that speaks OpenAI's protocol.
+`datasets.scenes.grade_thought`). Elsewhere a model is asked, by any server that speaks OpenAI's
+protocol.
 """
 
 import io

@@ -39,7 +39,7 @@ _TEMPLATES.filters["digits"] = format_number
 
 def write_page(folder: Path, rows: list[Measurement], run: dict[str, Any], scores: dict) -> Path:
     """Write the page of a run into its folder: `run` as `read_run` gives it, `scores` as
-    `report`."""
+    `compute_scores`."""
     line = scores["line"] and Regression(**scores["line"])
     page = _TEMPLATES.get_template("page.html").render(
         settings=RunSettings(**run["settings"]),

@@ -1,8 +1,7 @@
 """How the groups of the field count the same mask differently; a figure means nothing without it.
 
-Read from their code: what becomes of regions
-that the data set says to ignore, of an empty mask where nothing is there, and of a reply from which
-nothing can be read.
+Read from their code: what becomes of regions that the data set says to ignore, of an empty mask
+where nothing is there, and of a reply from which nothing can be read.
 """
 
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from coprs_core.metrics import iou_curve
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ScoringProtocol:
     """A way of counting.
 
     Attributes:
@@ -53,7 +52,8 @@ class Protocol:
     def curve(
         self, prior: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None, is_failed: bool
     ) -> np.ndarray:
-        """IoU of a prior float32 [H, W] with the truth at each of `THRESHOLDS`: float64 [101]."""
+        """IoU of a prior float32 [H, W] with the truth: float64 [101], at each of
+        `PRIOR_THRESHOLDS`."""
         if ignore is not None and self.ignore_is_target:
             truth = truth | ignore
         elif ignore is not None:
@@ -73,10 +73,10 @@ class Protocol:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("coprs", True, 1.0, False),
-        Protocol("lisa", False, 1.0, False),
-        Protocol("seg-zero", True, 1.0, True),
-        Protocol("visionreasoner", True, 0.0, True),
+        ScoringProtocol("coprs", True, 1.0, False),
+        ScoringProtocol("lisa", False, 1.0, False),
+        ScoringProtocol("seg-zero", True, 1.0, True),
+        ScoringProtocol("visionreasoner", True, 0.0, True),
     )
 }
 DEFAULT_PROTOCOL = PROTOCOLS["coprs"]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from coprs_core.evaluation.protocols import DEFAULT_PROTOCOL, Protocol
+from coprs_core.evaluation.protocols import DEFAULT_PROTOCOL, ScoringProtocol
 from coprs_core.evaluation.rows import CURVE_THRESHOLDS, Measurement
 from coprs_core.example import Tag
 from coprs_core.metrics import correlation
@@ -129,7 +129,7 @@ def bootstrap_intervals(rows: list[Measurement]) -> dict[str, tuple[float, float
 def compute_scores(
     rows: list[Measurement],
     groups: dict[str, tuple[str, Tag]] | None = None,
-    protocol: Protocol = DEFAULT_PROTOCOL,
+    protocol: ScoringProtocol = DEFAULT_PROTOCOL,
 ) -> dict:
     """All measures: overall with intervals, what failed and why, what was wrong with the data, by
     the data set's groups, by size and number of targets, by length of instruction and thought.

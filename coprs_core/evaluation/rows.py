@@ -12,7 +12,7 @@ import numpy as np
 from coprs_core.answer.concurrent import DEFAULT_AT_ONCE, answer_many
 from coprs_core.answer.results import Result
 from coprs_core.errors import CoPRSError, first_line
-from coprs_core.evaluation.protocols import DEFAULT_PROTOCOL, Protocol
+from coprs_core.evaluation.protocols import DEFAULT_PROTOCOL, ScoringProtocol
 from coprs_core.example import Example, Tag
 from coprs_core.metrics import PRIOR_THRESHOLD, PRIOR_THRESHOLDS
 from coprs_core.prompts import (
@@ -53,8 +53,8 @@ class Measurement:
         curve: the prior's IoU at each of `CURVE_THRESHOLDS`.
         thought_words: length of the thought.
         tokens: of the reply.
-        seconds: since the row before, so that those of a run add up to its time; several answers
-            are on the way at once.
+        seconds: since the measurement before, so that those of a run add up to its time; several
+            answers are on the way at once.
     """
 
     index: int
@@ -100,12 +100,13 @@ class Measurement:
         return self.outcome in (UNFINISHED, FAILED)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row in plain values."""
+        """The measurement in plain values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Measurement:
-        """A row that `to_dict` wrote; raises `TypeError` or `LookupError` where it is none."""
+        """A measurement that `to_dict` wrote; raises `TypeError` or `LookupError` where it is
+        none."""
         fields: dict[str, Any] = dict(values)
         for name in ("mask", "prior", "curve"):
             fields[name] = tuple(fields[name])
@@ -115,7 +116,9 @@ class Measurement:
 FAILED = "failed"
 
 
-def measure(example: Example, result: Result, protocol: Protocol = DEFAULT_PROTOCOL) -> Measurement:
+def measure(
+    example: Example, result: Result, protocol: ScoringProtocol = DEFAULT_PROTOCOL
+) -> Measurement:
     """Compare one answer with the truth; raises `CoPRSError` where the data set's mask is not of
     its photo's size."""
     truth, ignore = example.truth, example.ignore
@@ -155,10 +158,10 @@ def _is_usable_reply(result: Result, example: Example) -> bool:
 
 
 def failed_measurement(
-    example: Example, problem: str, protocol: Protocol = DEFAULT_PROTOCOL
+    example: Example, problem: str, protocol: ScoringProtocol = DEFAULT_PROTOCOL
 ) -> Measurement:
-    """The row of an item that could not be answered, or not even read: it counts, with its
-    reason."""
+    """The measurement of an item that could not be answered, or not even read: it counts, with
+    its reason."""
     if example.problem:
         return _unreadable_measurement(example.index, problem)
     truth = example.truth
@@ -169,12 +172,12 @@ def failed_measurement(
 
 
 def _unreadable_measurement(index: int, problem: str) -> Measurement:
-    row = _base_measurement(Example(None, "", index=index), np.zeros((1, 1), bool))
-    return replace(row, reason=problem, problem=problem, unread=True)
+    empty = _base_measurement(Example(None, "", index=index), np.zeros((1, 1), bool))
+    return replace(empty, reason=problem, problem=problem, unread=True)
 
 
 def _base_measurement(example: Example, truth: np.ndarray) -> Measurement:
-    """What every row says of its example."""
+    """What every measurement says of its example."""
     return Measurement(
         index=example.index,
         tags=example.tags,
@@ -196,24 +199,24 @@ def _base_measurement(example: Example, truth: np.ndarray) -> Measurement:
 def answer_and_measure(
     engine: Engine,
     examples: Iterable[Example],
-    protocol: Protocol = DEFAULT_PROTOCOL,
+    protocol: ScoringProtocol = DEFAULT_PROTOCOL,
     at_once: int = DEFAULT_AT_ONCE,
     max_new_tokens: int | None = None,
 ) -> Iterator[tuple[Measurement, Example, Result | None]]:
-    """Answer examples, `at_once` together: a row each, in the order in which they end. Nothing is
-    skipped: what cannot be read or answered is a row, too."""
+    """Answer examples, `at_once` together: a measurement each, in the order in which they end.
+    Nothing is skipped: what cannot be read or answered is measured, too."""
     last = time.perf_counter()
     for example, answer in answer_many(engine, examples, at_once, max_new_tokens):
         now = time.perf_counter()
-        row, result = _measure_answer(example, answer, protocol)
-        yield replace(row, seconds=round(now - last, 4)), example, result
+        measurement, result = _measure_answer(example, answer, protocol)
+        yield replace(measurement, seconds=round(now - last, 4)), example, result
         last = now
 
 
 def _measure_answer(
-    example: Example, answer: Result | CoPRSError, protocol: Protocol
+    example: Example, answer: Result | CoPRSError, protocol: ScoringProtocol
 ) -> tuple[Measurement, Result | None]:
-    """The row of an answer, and the answer where there is one that can be measured."""
+    """The measurement of an answer, and the answer where there is one that can be measured."""
     try:
         if isinstance(answer, Result):
             return measure(example, answer, protocol), answer
@@ -227,9 +230,9 @@ def _measure_answer(
 def evaluate(
     engine: Engine,
     examples: Iterable[Example],
-    protocol: Protocol = DEFAULT_PROTOCOL,
+    protocol: ScoringProtocol = DEFAULT_PROTOCOL,
     at_once: int = DEFAULT_AT_ONCE,
 ) -> Iterator[Measurement]:
-    """Answer examples, one row each, in the order in which they end."""
-    for row, _, _ in answer_and_measure(engine, examples, protocol, at_once):
-        yield row
+    """Answer examples, one measurement each, in the order in which they end."""
+    for measurement, _, _ in answer_and_measure(engine, examples, protocol, at_once):
+        yield measurement

@@ -18,7 +18,7 @@ from coprs_core.datasets.dataset import Dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.cases import save_case
 from coprs_core.evaluation.judges import Judge
-from coprs_core.evaluation.protocols import PROTOCOLS, Protocol
+from coprs_core.evaluation.protocols import PROTOCOLS, ScoringProtocol
 from coprs_core.evaluation.rows import Measurement, answer_and_measure
 from coprs_core.example import Example
 from coprs_core.export.archive import make_writable_folder
@@ -63,7 +63,7 @@ class RunSettings:
     detail: str = "auto"
 
     @property
-    def counting_protocol(self) -> Protocol:
+    def counting_protocol(self) -> ScoringProtocol:
         """The protocol."""
         return PROTOCOLS[self.protocol]
 

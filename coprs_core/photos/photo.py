@@ -186,8 +186,8 @@ def read_orientation(source: PhotoLike) -> int:
 
 
 def read_photo_file(source: PhotoLike) -> PhotoFile | None:
-    """The bytes of a picture file (see `picture_files`); None for what is none, or is of a kind
-    that is opened as it stands."""
+    """The bytes of a picture file (see `metadata.strip_metadata`); None for what is none, or is of
+    a kind that is opened as it stands."""
     if isinstance(source, bytes | bytearray):
         return strip_metadata(bytes(source))
     if not isinstance(source, str | PathLike):

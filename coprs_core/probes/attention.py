@@ -21,7 +21,7 @@ from coprs_core.photos.photo import Photo, PhotoLike
 from coprs_core.probes.finding import Finding, NotApplicable, Picture
 from coprs_core.probes.reply_attention import compute_reply_attention, visible_text
 from coprs_core.probes.rereading import check_reply_ids, with_memory_guard
-from coprs_core.probes.sentences import split_sentences
+from coprs_core.probes.sentences import sentence_token_ends
 from coprs_core.probes.trace import MAX_SENTENCES
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> AttentionFinding:
 
     check_reply_ids(engine, result)
     language, ids = engine.local_segmenter.language, list(result.reply_ids)
-    sentences = split_sentences(language, ids, engine.local_segmenter.thought_stop_ids)
+    sentences = sentence_token_ends(language, ids, engine.local_segmenter.thought_stop_ids)
     if len(sentences) > MAX_SENTENCES:
         raise NotApplicable(
             "This thought has {count} sentences and at most {most} are looked into: ask for "

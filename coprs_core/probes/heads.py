@@ -100,8 +100,8 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> HeadMaps:
             "to see its heads.",
             "heads",
         )
-    _, features, reading = reread_answer(engine, image, result)
-    embedding = reading.feed(list(result.reply_ids))[-1:]
+    _, features, session = reread_answer(engine, image, result)
+    embedding = session.feed(list(result.reply_ids))[-1:]
     maps = engine.focus.head_maps(embedding, features)
     return HeadMaps(maps, result.prior, tuple(str(i) for i in range(1, len(maps) + 1)))
 

@@ -81,18 +81,18 @@ def compute_reply_attention(
     check_reply_text(engine, result)
     features = engine.read(photo)
 
-    def read_again(looks: AttentionTrace) -> AttentionTrace:
-        reading = segmenter.start_session(result.instruction, features)
+    def read_again(attention: AttentionTrace) -> AttentionTrace:
+        session = segmenter.start_session(result.instruction, features)
         for start in range(0, len(ids), MAX_RECORDED_QUERIES):
-            looks.feed(reading, ids[start : start + MAX_RECORDED_QUERIES])
-        return looks
+            attention.feed(session, ids[start : start + MAX_RECORDED_QUERIES])
+        return attention
 
-    looks = read_again(segmenter.language.new_attention_trace(features.visual))
-    heads = looks.localization_heads()
-    if looks.is_truncated:
+    attention = read_again(segmenter.language.new_attention_trace(features.visual))
+    heads = attention.localization_heads()
+    if attention.is_truncated:
         # all heads of all tokens take too much memory: read again, with the chosen heads alone
-        looks = read_again(AttentionTrace(looks.grid, kept_heads=heads))
-    return ReplyAttention(photo, result, looks, heads)
+        attention = read_again(AttentionTrace(attention.grid, kept_heads=heads))
+    return ReplyAttention(photo, result, attention, heads)
 
 
 def pointing_tokens(engine: Engine, result: Result) -> list[int]:

@@ -41,23 +41,24 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> SentenceTrace:
     check_reply_ids(engine, result)
     ids, views, num_read = list(result.reply_ids), [], 0
     thought = _split_thought(engine, ids)
-    _, features, reading = reread_answer(engine, image, result)
+    _, features, session = reread_answer(engine, image, result)
     closing, last_closing = _closing_ids(engine.focus, ids)
     for end, sentence in thought:
         if end > num_read:
-            reading.feed(ids[num_read:end])
+            session.feed(ids[num_read:end])
             num_read = end
         ending = last_closing if end == thought[-1][0] else closing
         # a fork: the sentence after this one goes on from the thought, not from its closing
-        states = reading.fork().feed(ending)
+        states = session.fork().feed(ending)
         focus_at = [i for i, token in enumerate(ending) if token == engine.focus.focus_id]
         views.append(focus_view(engine, states[focus_at], features, result.mask, sentence))
     return SentenceTrace(tuple(views))
 
 
 def _split_thought(engine: Engine, ids: list[int]) -> list[tuple[int, str]]:
-    """`split_sentences` a reply; raises `NotApplicable` where there are none, or too many."""
-    sentences = split_sentences(
+    """Split the thought of a reply into sentences, as `sentence_token_ends` does; raises
+    `NotApplicable` where there are none, or too many."""
+    sentences = sentence_token_ends(
         engine.local_segmenter.language, ids, engine.local_segmenter.thought_stop_ids
     )
     if len(sentences) > MAX_SENTENCES:
@@ -94,7 +95,7 @@ def _run_attention(engine: Engine, image: PhotoLike, result: Result) -> Sentence
     return SentenceTrace(tuple(views))
 
 
-def split_sentences(
+def sentence_token_ends(
     language: LanguageModel, ids: list[int], ends: set[int]
 ) -> list[tuple[int, str]]:
     """(number of reply tokens, text) at the end of each sentence of a thought, which a closing tag

@@ -64,9 +64,9 @@ def answer_after_thought(
     ids = _encode_thought(language, thought)
     photo, instruction = open_photo(image), check_instruction(instruction)
     features = engine.read(photo)
-    reading = focus.start_session(instruction, features)
-    reading.feed(ids)
-    steps = list(language.generate(reading, focus.focus_id, MAX_CLOSING_TOKENS))
+    session = focus.start_session(instruction, features)
+    session.feed(ids)
+    steps = list(language.generate(session, focus.focus_id, MAX_CLOSING_TOKENS))
     written = [s.token for s in steps if s.token is not None and not s.is_end]
     embeddings = [s.focus_embedding for s in steps if s.focus_embedding is not None]
     ending = language.decode_ids(written).strip()
@@ -76,8 +76,8 @@ def answer_after_thought(
             f"After this thought the model itself says: “{ending}”; the focus token was given to "
             "it."
         )
-        reading = focus.start_session(instruction, features)
-        embeddings, written = [reading.feed([*ids, focus.focus_id])[-1:]], [focus.focus_id]
+        session = focus.start_session(instruction, features)
+        embeddings, written = [session.feed([*ids, focus.focus_id])[-1:]], [focus.focus_id]
     regions = tuple(Region(*focus.prior_and_mask(embedding, features)) for embedding in embeddings)
     ids = [*ids, *written]
     return Result(

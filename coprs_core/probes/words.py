@@ -119,8 +119,8 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> WordMaps:
     if not engine.has_focus_token:
         return _run_attention(engine, image, result, words)
     focus = engine.focus
-    photo, features, reading = reread_answer(engine, image, result)
-    states, small = reading.feed(list(result.reply_ids)), downscaled_size(photo.size, MAP_SIDE)
+    photo, features, session = reread_answer(engine, image, result)
+    states, small = session.feed(list(result.reply_ids)), downscaled_size(photo.size, MAP_SIDE)
     maps = np.stack(
         [focus.compute_prior(focus.compute_prior_logits(s[None], features), small) for s in states]
     )
@@ -165,8 +165,8 @@ def focus_of_word(engine: Engine, image: PhotoLike, result: Result, word: str | 
     if not engine.has_focus_token:
         reply = compute_reply_attention(engine, image, result, f"word_{number}")
         return WordFocus(number, reply.focus_view([number], text))
-    _, features, reading = reread_answer(engine, image, result)
-    embedding = reading.feed(list(result.reply_ids[: number + 1]))[-1:]
+    _, features, session = reread_answer(engine, image, result)
+    embedding = session.feed(list(result.reply_ids[: number + 1]))[-1:]
     focus_id, mask = engine.focus.focus_id, result.mask
     trained = result.reply_ids[number] == focus_id
     index = result.reply_ids[:number].count(focus_id)

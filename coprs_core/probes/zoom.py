@@ -171,8 +171,8 @@ def run(engine: Engine, image: PhotoLike, result: Result) -> ZoomedAnswer:
 def _refocus(engine: Engine, photo: Photo, closer: Photo, result: Result, crop: Crop) -> Result:
     """The answer with its region in the crop's pixels."""
     focus, ids = engine.focus, list(result.reply_ids)
-    _, features, reading = reread_answer(engine, photo, result)
-    first = focus.compute_prior_logits(reading.feed(ids)[-1:], features)
+    _, features, session = reread_answer(engine, photo, result)
+    first = focus.compute_prior_logits(session.feed(ids)[-1:], features)
     features_closer = engine.read(closer)
     second = focus.start_session(result.instruction, features_closer).feed(ids)[-1:]
     prior_logits = focus.compute_prior_logits(second, features_closer)

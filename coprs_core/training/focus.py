@@ -68,7 +68,7 @@ class TrainableCoPRS:
             encode = EmbeddingCache(embeddings, model.image_encoder, encode)
         self._encoded, self._embeddings = encode, dict[str, Tensor]()
         self._hidden: Any = None
-        self._rows: FocusBatch | None = None
+        self._active_batch: FocusBatch | None = None
         self.last_logits: tuple[Tensor, Tensor] = torch.empty(0), torch.empty(0)
         _attach_heads(model)
         self._hook = model.mllm.base_model.register_forward_hook(self._store_hidden)
@@ -85,35 +85,37 @@ class TrainableCoPRS:
                 parameter.data = parameter.data.float()
 
     def patch_forward(self, make_output: Callable[..., Any], only_with: str | None = None) -> None:
-        """Let the language model draw prior and mask of the rows that `drawing` names, in its own
-        forward pass: several processes could not agree on gradients of what runs outside of it.
+        """Let the language model draw prior and mask of the focus tokens that `drawing` names, in
+        its own forward pass: several processes could not agree on gradients of what runs outside
+        of it.
 
-        The logits are kept as `last_logits`. `give(outputs, rows, prior_logits, mask_logits)` makes
-        what it returns, unless `only_with`, an option of the call, is not set. It keeps its own
-        signature, which sampling reads.
+        The logits are kept as `last_logits`. `make_output(outputs, focus_batch, prior_logits,
+        mask_logits)` makes what it returns, unless `only_with`, an option of the call, is not set.
+        It keeps its own signature, which sampling reads.
         """
         mllm = self.model.mllm
         original = mllm.forward
 
         @wraps(type(mllm).forward)
         def forward(*args: Any, **options: Any) -> Any:
-            outputs, rows = original(*args, **options), self._rows
-            if rows is None:
+            outputs, focus_batch = original(*args, **options), self._active_batch
+            if focus_batch is None:
                 return outputs
-            self.last_logits = self._compute_logits(rows)
+            self.last_logits = self._compute_logits(focus_batch)
             is_asked = only_with is None or options.get(only_with)
-            return make_output(outputs, rows, *self.last_logits) if is_asked else outputs
+            return make_output(outputs, focus_batch, *self.last_logits) if is_asked else outputs
 
         mllm.forward = forward
 
     @contextmanager
-    def drawing(self, rows: FocusBatch) -> Generator[None, None, None]:
-        """Inside, the language model draws prior and mask of these rows (see `patch_forward`)."""
-        self._rows = rows
+    def drawing(self, focus_batch: FocusBatch) -> Generator[None, None, None]:
+        """Inside, the language model draws prior and mask of these focus tokens (see
+        `patch_forward`)."""
+        self._active_batch = focus_batch
         try:
             yield
         finally:
-            self._rows = None
+            self._active_batch = None
 
     def detach_model(self) -> CoPRS:
         """Undo all patches; returns the model with its trained weights."""
@@ -192,10 +194,10 @@ class TrainableCoPRS:
             torch.stack(targets).to(device),
         )
 
-    def _compute_logits(self, rows: FocusBatch) -> tuple[Tensor, Tensor]:
+    def _compute_logits(self, focus_batch: FocusBatch) -> tuple[Tensor, Tensor]:
         """Prior and mask logits [N, 1, p, p] from the hidden states that were read last."""
-        hidden, count = self._hidden[rows.rows, rows.columns], len(rows.rows)
-        embedding, sizes = rows.embedding, rows.sizes
+        hidden, count = self._hidden[focus_batch.rows, focus_batch.columns], len(focus_batch.rows)
+        embedding, sizes = focus_batch.embedding, focus_batch.sizes
         if not count:  # nothing, in the way that other processes draw something meanwhile
             vision = self.model.config.vision
             hidden = self._hidden[:1, 0]

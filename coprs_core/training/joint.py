@@ -180,25 +180,25 @@ class JointTrainer(TrainerMixin, _TrlTrainer):
     ) -> list[tuple[float, float]]:
         """(mask, form) of each reply: it is read once more, and prior and mask are drawn."""
         inputs, starts = self.coprs.encode_batch(items, reply_tokens)
-        rows = self.coprs.focus_batch(items, inputs["input_ids"], starts)
-        with self.accelerator.autocast(), self.coprs.drawing(rows):
+        focus_batch = self.coprs.focus_batch(items, inputs["input_ids"], starts)
+        with self.accelerator.autocast(), self.coprs.drawing(focus_batch):
             self.model(**inputs, use_cache=False, logits_to_keep=1)
         logits = self.coprs.last_logits
-        scores = mask_reward(logits[1].float().sigmoid(), rows.target)[:, 0].tolist()
-        self._log_ious(rows, *logits)
+        scores = mask_reward(logits[1].float().sigmoid(), focus_batch.target)[:, 0].tolist()
+        self._log_ious(focus_batch, *logits)
         earned = []
         for i, (item, reply_ids) in enumerate(zip(items, reply_tokens, strict=True)):
             reply = self._tokenizer.decode([t for t in reply_ids if t not in self.eos_token_ids])
             if reply.count(FOCUS_TOKEN) != list(reply_ids).count(self.coprs.focus_id):
                 earned.append((0.0, 0.0))  # it spelled the token out, which draws nothing
                 continue
-            own = [s for s, row in zip(scores, rows.rows.tolist(), strict=True) if row == i]
+            own = [s for s, row in zip(scores, focus_batch.rows.tolist(), strict=True) if row == i]
             most = max(reply.count(FOCUS_TOKEN), len(item.masks), 1)
             earned.append(score_reply(reply, sum(own) / most, len(item.masks)))
         return earned
 
-    def _log_ious(self, rows: FocusBatch, prior_logits: Tensor, mask_logits: Tensor) -> None:
-        target = (rows.target > 0.5).cpu().numpy()
+    def _log_ious(self, focus_batch: FocusBatch, prior_logits: Tensor, mask_logits: Tensor) -> None:
+        target = (focus_batch.target > 0.5).cpu().numpy()
         for name, logits in (("prior_iou", prior_logits), ("mask_iou", mask_logits)):
             found = (logits > 0).cpu().numpy()
             for one, true in zip(found, target, strict=True):
@@ -221,11 +221,11 @@ class JointTrainer(TrainerMixin, _TrlTrainer):
         )
 
     def _add_segmentation_loss(
-        self, outputs: Any, rows: FocusBatch, prior_logits: Tensor, mask_logits: Tensor
+        self, outputs: Any, focus_batch: FocusBatch, prior_logits: Tensor, mask_logits: Tensor
     ) -> _JointOutput:
         """The model's output in a training step; L_SEG is kept for `_compute_loss`."""
         logits, step = (prior_logits, mask_logits), self.state.global_step
-        self._segmentation = segmentation_term(self._objective, *logits, rows.target, step)
+        self._segmentation = segmentation_term(self._objective, *logits, focus_batch.target, step)
         fields = outputs.loss, outputs.log_probs, outputs.entropy, outputs.aux_loss
         return _JointOutput(*fields, *logits)
 

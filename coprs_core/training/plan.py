@@ -39,7 +39,7 @@ class TrainingPlan:
         steps, replies: of the whole run.
         embeddings: bytes on disk at most for SAM's embeddings of its photos, where those come
             again: several items may be about one photo.
-        smaller: what takes less memory → bytes of it before any activation.
+        alternatives: what takes less memory → bytes of it before any activation.
     """
 
     parts: dict[str, int]

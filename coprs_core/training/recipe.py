@@ -15,7 +15,7 @@ RECIPES_FOLDER = Path(__file__).parent / "recipes"
 RECIPE_NAMES = tuple(
     p.stem for p in without_hidden(RECIPES_FOLDER.glob("*.toml")) if p.stem != "mini"
 )
-"""Of joint training; recipes/mini.toml is read by `mini.recipe`."""
+"""Of joint training; recipes/mini.toml is read by `mini.train.recipe`."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class JointRecipe:
 
     Attributes:
         model: a checkpoint to begin with, as everywhere: a name or a folder.
-        data: "scenes", a plain folder (see `datasets.folder`), or a data set that `evaluate` knows
-            by name, whose `split` lies in the folder `root`.
+        data: "scenes", a plain folder (see `datasets.folder`), or a data set that `coprs evaluate`
+            knows by name, whose `split` lies in the folder `root`.
         preset: the objective's settings (see `objective.PRESETS`); those given here take their
             place: policy, segmentation, dice, focal, kl, clip, group, mask_share, least_spread.
         steps: updates; 0: the warm-up is all. `questions`: a step, each answered `group` times.

@@ -276,8 +276,8 @@ def _load_model(recipe: JointRecipe, name: str, options: LoadOptions, embeddings
 
 
 def _focus_token_rows(loaded: _Loaded) -> dict[str, list[int]]:
-    """The focus token's rows, for adapters to learn. `prepare` makes them the mean of all rows,
-    which no hidden state finds the likeliest: the layers alone would never write the token."""
+    """The focus token's rows, for adapters to learn. `coprs prepare` makes them the mean of
+    all rows, which no hidden state finds the likeliest: the layers alone would never write it."""
     focus_id = loaded.processor.tokenizer.convert_tokens_to_ids(loaded.model.config.focus_token)
     layers = (
         ("embed_tokens",)

@@ -72,12 +72,12 @@ class WarmUpTrainer(TrainerMixin, _HuggingFaceTrainer):
             [*tokenizer(imitation_reply(item)).input_ids, tokenizer.eos_token_id] for item in items
         ]
         read, starts = focus.encode_batch(items, replies)
-        rows = focus.focus_batch(items, read["input_ids"], starts)
-        with focus.drawing(rows):
+        focus_batch = focus.focus_batch(items, read["input_ids"], starts)
+        with focus.drawing(focus_batch):
             num_logits = read["input_ids"].shape[1] - min(starts) + 1
             outputs = model(**read, use_cache=False, logits_to_keep=num_logits)
         logits, step = (outputs["prior"], outputs["mask"]), self.state.global_step
-        segmentation = segmentation_term(self._objective, *logits, rows.target, step)
+        segmentation = segmentation_term(self._objective, *logits, focus_batch.target, step)
         return (
             _language_loss(outputs["logits"], read, starts)
             + self._objective.segmentation * segmentation

@@ -32,7 +32,7 @@ from app import handlers, saved_answers, texts, visitors
 from app.actions import AnswerActions
 from app.examples import EXAMPLES, examples
 from app.handlers import Frame, Handlers
-from app.options import Listening
+from app.options import ServerOptions
 from app.server import uploads
 from app.server.answers import StoredAnswer
 from app.server.model import MAX_PIXELS_AT_ONCE, ModelServer
@@ -512,7 +512,7 @@ def test_a_wrong_option_of_the_app_is_one_sentence(options, words):
 
 def test_a_port_that_is_none_is_one_sentence(mini):
     with pytest.raises(CoPRSError, match="'many' is not a number from 1 to 65535"):
-        launch(build(ModelServer(mini)), Listening(port="many"), quiet=True)
+        launch(build(ModelServer(mini)), ServerOptions(port="many"), quiet=True)
 
 
 # --- models
@@ -776,7 +776,7 @@ def test_what_took_its_time_says_nothing_about_another_answer(asked, monkeypatch
         return ask(*args)
 
     monkeypatch.setattr(page_handlers.server, "call", meanwhile)
-    assert page_handlers.thought.show_words(answered) == gr.skip()
+    assert page_handlers.thought_actions.show_words(answered) == gr.skip()
     assert actions.run_probe("heads", answered) == gr.skip()
     assert next(actions.export_page(answered)) == gr.skip()
     assert {"words", "heads"} <= set(answered.findings)  # they are kept with their own answer
@@ -785,7 +785,7 @@ def test_what_took_its_time_says_nothing_about_another_answer(asked, monkeypatch
 def test_a_thought_that_cannot_be_traced_says_why(asked):
     page_handlers, answered = asked
     silent = dataclasses.replace(answered.result, reasoning="", reply="<REF_POS>")
-    strip = page_handlers.thought.show_trace(StoredAnswer(answered.photo, silent))
+    strip = page_handlers.thought_actions.show_trace(StoredAnswer(answered.photo, silent))
     assert "another model gave it" not in strip and "sentence" in strip
 
 
@@ -829,7 +829,7 @@ def change(page_handlers, answered, recent, index, value):
     """A sentence of an answer's thought is written otherwise, as the page asks for it."""
     said = sentences_of(answered.result.reasoning)[index] if answered else ""
     asked = event(index=index, value=value, said=said)
-    return page_handlers.thought.edit_sentence(answered, recent, asked)
+    return page_handlers.thought_actions.edit_sentence(answered, recent, asked)
 
 
 def test_every_probe_has_its_view_and_changes_nothing(asked, found, tmp_path):
@@ -900,7 +900,7 @@ def test_a_changed_sentence_is_read_no_further_once_something_else_has_the_page(
 
 def test_the_words_come_all_at_once_and_small(asked):
     page_handlers, answered = asked
-    html = page_handlers.thought.show_words(answered)
+    html = page_handlers.thought_actions.show_words(answered)
     looks = json.loads(unescape(re.search(r'data-words="(.*?)"', html)[1]))
     assert len(looks) == len(answered.result.reply_ids) == html.count("data-word=")
     assert sum(len(look["prior"]) for look in looks) < 3000 * len(looks)
@@ -1069,7 +1069,7 @@ def test_a_trace_of_an_answer_that_is_gone_does_not_come(asked, monkeypatch):
     page_handlers, answered = asked
     visitor = SimpleNamespace(session_hash="c", headers={})
     fresh = StoredAnswer(answered.photo, answered.result)
-    whole = page_handlers.thought.show_trace(fresh, visitor)
+    whole = page_handlers.thought_actions.show_trace(fresh, visitor)
     assert "data-sentence" in whole
     drawn = findings.strip_view
 
@@ -1078,7 +1078,7 @@ def test_a_trace_of_an_answer_that_is_gone_does_not_come(asked, monkeypatch):
         return drawn(*given)
 
     monkeypatch.setattr(findings, "strip_view", late)
-    assert page_handlers.thought.show_trace(fresh, visitor) == gr.skip()
+    assert page_handlers.thought_actions.show_trace(fresh, visitor) == gr.skip()
 
 
 def test_stop_leaves_a_finished_answer_and_marks_an_unfinished_one(asked):
@@ -1282,15 +1282,17 @@ def test_mistakes_of_the_page_are_sentences(asked, tmp_path):
     (tmp_path / "a.zip").write_text("x")
     for work, sentence in (
         (lambda: actions.run_probe("sentences", None), "no longer kept"),
-        (lambda: page_handlers.thought.show_words(None), "no longer kept"),
+        (lambda: page_handlers.thought_actions.show_words(None), "no longer kept"),
         (lambda: change(page_handlers, None, (), 0, "x"), "no longer kept"),
         (
-            lambda: page_handlers.thought.edit_sentence(answered, (), event(index=99, value="x")),
+            lambda: page_handlers.thought_actions.edit_sentence(
+                answered, (), event(index=99, value="x")
+            ),
             "no longer kept",
         ),
         (lambda: change(page_handlers, answered, (), 0, ["x"]), "changed meanwhile"),
         (
-            lambda: page_handlers.thought.edit_sentence(
+            lambda: page_handlers.thought_actions.edit_sentence(
                 answered, (), event(index=0, value="x", said="y")
             ),
             "meanwhile",
@@ -1465,7 +1467,7 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     page_handlers = handlers_for(Engine(mini.checkpoint))
     *_, last = page_handlers.answer(photo, found[1].instruction, None)
     answered = last["answer"]
-    strip = page_handlers.thought.show_trace(answered)
+    strip = page_handlers.thought_actions.show_trace(answered)
     finding = sentences.run(mini, answered.photo, answered.result)
     assert strip.count("data-sentence") == len(finding.views) >= 2
     assert not answered.findings  # full-size priors are not kept by the way
@@ -1473,22 +1475,22 @@ def test_the_strip_comes_with_the_answer_where_it_can(mini, photo, found, monkey
     assert all(look["prior"].startswith("data:image/png") and look["mask"] for look in looks)
     assert [look["moved"] for look in looks] == list(finding.has_moved)
     monkeypatch.setattr(page_handlers.server, "call", lambda *_: pytest.fail("asked once more"))
-    assert page_handlers.thought.show_trace(answered) == strip  # its small pictures are
-    assert page_handlers.thought.show_trace(None) == findings.empty_strip("en")
+    assert page_handlers.thought_actions.show_trace(answered) == strip  # its small pictures are
+    assert page_handlers.thought_actions.show_trace(None) == findings.empty_strip("en")
     elsewhere = StoredAnswer(answered.photo, dataclasses.replace(answered.result, model="another"))
     nothing = StoredAnswer(
         answered.photo, dataclasses.replace(answered.result, regions=(), outcome="nothing found")
     )
     none = findings.empty_strip("en", "strip_none")
-    assert page_handlers.thought.show_trace(elsewhere) == none
-    assert "Nothing was found" in page_handlers.thought.show_trace(nothing)
+    assert page_handlers.thought_actions.show_trace(elsewhere) == none
+    assert "Nothing was found" in page_handlers.thought_actions.show_trace(nothing)
     large = StoredAnswer(Photo(Image.new("RGB", (4000, 1001)), "large"), answered.result)
-    assert "This photo is large" in page_handlers.thought.show_trace(large)
+    assert "This photo is large" in page_handlers.thought_actions.show_trace(large)
     monkeypatch.setattr(ModelServer, "is_gpu_borrowed", True)  # its seconds are the visitor's
     borrowed = StoredAnswer(answered.photo, answered.result)
-    assert "borrowed GPU" in page_handlers.thought.show_trace(borrowed)
+    assert "borrowed GPU" in page_handlers.thought_actions.show_trace(borrowed)
     borrowed.add_finding("sentences", finding)  # asked for
-    assert page_handlers.thought.show_trace(borrowed) == strip
+    assert page_handlers.thought_actions.show_trace(borrowed) == strip
 
 
 def test_a_thought_that_cannot_be_traced_can_be_taken_away_all_the_same(asked, tmp_path):

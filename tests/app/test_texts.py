@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_question_or_a_zip_is_said_in_chinese(page, tmp_pat
     assert "指令为空" in says(lambda: list(page.answer(photo, " ", (), ZH)))
     assert "指令" in says(lambda: list(page.answer(photo, "a\ud800", (), ZH)))
     assert "{a}.zip" in says(lambda: page.opening.open_file(str(tmp_path / "{a}.zip"), (), ZH))
-    assert "当前没有回答" in says(lambda: page.thought.show_words(None, ZH))
+    assert "当前没有回答" in says(lambda: page.thought_actions.show_words(None, ZH))
 
 
 def test_a_model_that_cannot_be_loaded_is_told_in_chinese(page):

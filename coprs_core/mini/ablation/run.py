@@ -20,8 +20,7 @@ from coprs_core.datasets import open_dataset
 from coprs_core.errors import CoPRSError
 from coprs_core.evaluation.report import compute_scores
 from coprs_core.evaluation.rows import Measurement
-from coprs_core.evaluation.run import RunSettings, read_rows, read_run
-from coprs_core.evaluation.run import run_evaluation as measure
+from coprs_core.evaluation.run import RunSettings, read_rows, read_run, run_evaluation
 from coprs_core.export.archive import make_writable_folder
 from coprs_core.machine import choose_device
 from coprs_core.mini.ablation.arms import ARMS, Arm
@@ -187,6 +186,6 @@ def _measure(engine: Engine, budget: Budget, folder: Path) -> list[Measurement]:
     dataset = open_dataset("scenes", None, "test")
     where = "scenes", "test", dataset.about, "coprs", "none", budget.first, budget.scenes
     settings = RunSettings(budget.model, *where, at_once=64)
-    for _ in measure(engine, dataset, settings, folder):
+    for _ in run_evaluation(engine, dataset, settings, folder):
         pass
     return read_rows(folder)

@@ -61,7 +61,7 @@ def cell_features(
     """float32 [rows · columns, 64]: each cell of the `grid` tells of the object that covers most of
     it, if that is at least a share `least`.
 
-    `owner` is the scene's uint8 [H, W].
+    `instance_map` is the scene's uint8 [H, W].
     """
     # every second pixel is enough for shares, at a quarter of the cost
     shares = F.adaptive_avg_pool2d(

@@ -1,5 +1,5 @@
-"""The miniature's recipe, recipes/mini.toml: sizes and stages. `coprs train mini`
-runs it from nothing."""
+"""The miniature's recipe, recipes/mini.toml: sizes and stages. `coprs train mini` runs it from
+nothing."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

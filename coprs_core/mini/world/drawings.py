@@ -1,6 +1,6 @@
 """How each kind of object in a picture-book scene is drawn: a few filled polygons, back to front.
 
-Each function gives the parts of one kind; `kinds.KINDS` is the table of them.
+Each function gives the parts of one kind; `kinds.KIND_TABLE` is the table of them.
 
 A part is `(points, shade)`. Points are (x, y) in the object's own frame, about [-1, 1] on both axes
 with y pointing down. A shade is one of "main", "dark", "light" (variants of the object's own

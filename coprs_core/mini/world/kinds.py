@@ -18,8 +18,8 @@ class Kind:
         draw: its parts, back to front (see `drawings`).
         uses: what it does or what is done with it, each to follow "the thing that …".
         categories: what else it is.
-        to_do: what to do with it, to follow "something to …"; empty where nothing is.
-        tumbles: whether it may lie at any small angle.
+        purpose: what to do with it, to follow "something to …"; empty where nothing is.
+        may_be_rotated: whether it may lie at any small angle.
     """
 
     name: str

@@ -58,7 +58,7 @@ class Meaning:
     an extreme.
 
     Where it asks for `several`, all of `among`. Where it holds a word that the world does not know,
-    that is `propose_unknown`, and `wording` the whole of what is asked for.
+    that is `unknown`, and `wording` the whole of what is asked for.
     """
 
     family: str

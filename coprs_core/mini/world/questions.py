@@ -95,7 +95,7 @@ def draw_question(
     if family is None and rng.random() < asking.nothing:
         family = "nothing there"
     if family == "nothing there":
-        return _write_instruction(propose_absent(scene, rng), (), scene, rng, asking)
+        return _build_question(propose_absent(scene, rng), (), scene, rng, asking)
     families = [family] if family else _weighted_order(rng, asking.weights)
     # a few tries each: most meanings of a crowded scene are ambiguous
     for name in families:
@@ -108,7 +108,7 @@ def draw_question(
             except Ambiguous:
                 continue
             if targets or name in EXTRA_FAMILIES:
-                return _write_instruction(meaning, targets, scene, rng, asking)
+                return _build_question(meaning, targets, scene, rng, asking)
     if family:
         raise Ambiguous(f"this scene allows no question of the family {family!r}")
     return draw_question(scene, rng, None, asking)
@@ -133,7 +133,7 @@ def _weighted_order(rng: random.Random, weights: dict[str, float]) -> list[str]:
     return sorted(families, key=lambda f: rng.random() ** (1 / weights[f]), reverse=True)
 
 
-def _write_instruction(
+def _build_question(
     meaning: Meaning,
     targets: tuple[int, ...],
     scene: Scene,

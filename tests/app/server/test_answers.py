@@ -181,14 +181,14 @@ def test_every_button_says_that_an_answer_had_to_go(mini, found):
         lambda: list(actions.export_page(gone)),
         lambda: list(actions.export_replay(gone)),
         lambda: actions.create_link(gone),
-        lambda: handlers.thought.show_words(gone),
-        lambda: handlers.thought.edit_sentence(gone, (), event),
+        lambda: handlers.thought_actions.show_words(gone),
+        lambda: handlers.thought_actions.edit_sentence(gone, (), event),
         lambda: handlers.opening.restore((gone,), event),
     ):
         with pytest.raises(gr.Error, match="no longer kept"):
             work()
-    assert handlers.thought.show_trace(gone) == handlers.thought.show_trace(None)
-    assert handlers.thought.refresh(gone) == gr.skip()
+    assert handlers.thought_actions.show_trace(gone) == handlers.thought_actions.show_trace(None)
+    assert handlers.thought_actions.refresh(gone) == gr.skip()
 
 
 def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(mini, found):
@@ -202,9 +202,9 @@ def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(m
     actions = AnswerActions(handlers.server, handlers.gate)
     sentence = translate("zh", no_answer_error())
     for work in (
-        lambda: handlers.thought.refresh(gone, request),
-        lambda: handlers.thought.show_words(gone, request),
-        lambda: handlers.thought.edit_sentence(gone, (), event, request),
+        lambda: handlers.thought_actions.refresh(gone, request),
+        lambda: handlers.thought_actions.show_words(gone, request),
+        lambda: handlers.thought_actions.edit_sentence(gone, (), event, request),
         lambda: handlers.opening.restore((gone,), event, request),
         lambda: actions.run_probe("heads", gone, request),
         lambda: list(actions.export_replay(gone, request)),
@@ -212,7 +212,7 @@ def test_an_answer_that_goes_while_it_is_used_says_so_in_the_visitors_language(m
         with pytest.raises(gr.Error) as problem:
             work()
         assert problem.value.message == sentence
-    assert sentence in handlers.thought.show_trace(gone, request)
+    assert sentence in handlers.thought_actions.show_trace(gone, request)
 
 
 def test_the_recorded_answer_is_everybodys_and_never_goes(mini):

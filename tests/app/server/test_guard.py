@@ -22,7 +22,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from app.options import Listening
+from app.options import ServerOptions
 from app.server.guard import (
     MAX_WRONG_PASSWORDS,
     NO_ENDPOINT,
@@ -347,7 +347,7 @@ def test_a_full_queue_is_said_in_our_words_and_an_unread_question_is_given_up(
     engine = Engine(mini.checkpoint)
     server = ModelServer(engine)
     demo = build(server)
-    _, url, _ = launch(demo, Listening(queue=1, at_once=1), quiet=True)
+    _, url, _ = launch(demo, ServerOptions(queue=1, at_once=1), quiet=True)
     client = Client(url, verbose=False)
     uploaded = client.predict(handle_file(picture), "x", api_name="/segment")["result"]
     assert uploaded
@@ -407,12 +407,12 @@ def test_another_name_or_page_changes_nothing(url):
 
 def test_a_further_name_is_known_when_it_is_given(mini):
     demo = build(ModelServer(mini))
-    _, url, _ = launch(demo, Listening(names=("coprs.example.org",)), quiet=True)
+    _, url, _ = launch(demo, ServerOptions(names=("coprs.example.org",)), quiet=True)
     headers = {"Host": "coprs.example.org", "Origin": "https://coprs.example.org"}
     assert httpx.get(url, headers=headers).status_code == 200
     answer = httpx.post(f"{url}gradio_api/queue/join", json={}, headers=headers)
     assert answer.status_code not in (400, 403)
-    assert not Listening(names=("coprs.example.org",)).may_switch and Listening().may_switch
+    assert not ServerOptions(names=("coprs.example.org",)).may_switch and ServerOptions().may_switch
     demo.close()
 
 
@@ -430,7 +430,7 @@ def test_headers_keep_the_page_to_itself(url):
 
 def test_nothing_is_seen_before_the_password_and_it_cannot_be_guessed_fast(mini):
     demo = build(ModelServer(mini))
-    app, url, _ = launch(demo, Listening(password="me:secret"), quiet=True)
+    app, url, _ = launch(demo, ServerOptions(password="me:secret"), quiet=True)
     free = {"/", "/login", "/theme.css", "/favicon.ico"}
     for route in {getattr(r, "path", "") for r in app.routes}:
         path = re.sub(r"\{[^}]*\}", "x", route)
@@ -455,7 +455,7 @@ def test_nothing_is_seen_before_the_password_and_it_cannot_be_guessed_fast(mini)
 def test_many_passwords_at_once_are_no_way_around_the_bound(mini):
     """Half of each request is sent before the first is counted."""
     demo = build(ModelServer(mini))
-    _, url, _ = launch(demo, Listening(password="me:secret"), quiet=True)
+    _, url, _ = launch(demo, ServerOptions(password="me:secret"), quiet=True)
     host, port = re.fullmatch(r"http://([^:]+):(\d+)/", url).groups()
     body = b"username=me&password=wrong"
     head = (
@@ -650,7 +650,7 @@ def test_files_have_an_end(url, picture):
         with pytest.raises(Exception, match=UPLOADS_FULL):
             client.predict(photo, result, api_name="/download")
     finally:
-        set_max_bytes(Listening.uploads)
+        set_max_bytes(ServerOptions.uploads)
     assert client.predict(photo, result, api_name="/download").endswith(".zip")
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from gradio_client import Client, handle_file
 
-from app.options import Listening
+from app.options import ServerOptions
 from app.server.space import MAX_SECONDS, PROBE_SECONDS, gpu_seconds, zero_gpu_worker
 from coprs_core.answer.engine import Engine
 from coprs_core.probes import heads
@@ -39,7 +39,7 @@ from coprs_core.prompts import split_sentences
 actions = AnswerActions(entry.server, page.gate)
 def change(value):
     said = split_sentences(answered.result.reasoning)[0]
-    return page.thought.edit_sentence(answered, (), SimpleNamespace(index=0, value=value, said=said))
+    return page.thought_actions.edit_sentence(answered, (), SimpleNamespace(index=0, value=value, said=said))
 photo, words = "assets/examples/rain.png", "the thing that keeps the rain off"
 *_, last = page.answer(photo, words, None)
 answered = last["answer"]
@@ -191,8 +191,8 @@ def test_a_password_is_asked_for_where_one_is_set(mini):
 
     demo = build(ModelServer(mini))
     with pytest.raises(CoPRSError, match="NAME:PASSWORD"):
-        launch(demo, Listening(password="secret"))
-    _, url, _ = launch(demo, Listening(password="me:secret"), quiet=True)
+        launch(demo, ServerOptions(password="secret"))
+    _, url, _ = launch(demo, ServerOptions(password="me:secret"), quiet=True)
     assert httpx.get(f"{url}config").status_code == 401
     with httpx.Client() as client:
         client.post(f"{url}login", data={"username": "me", "password": "secret"})

@@ -102,8 +102,8 @@ def focused(folder: Path):
     engine = load(str(folder), device="cpu", dtype="fp32")
     photo = open_photo(draw_scene(3).image[:200])
     features = engine.read(photo)
-    reading = engine.focus.start_session("the largest thing", features)
-    return engine.focus.prior_and_mask(reading.feed([engine.focus.focus_id])[-1:], features)
+    session = engine.focus.start_session("the largest thing", features)
+    return engine.focus.prior_and_mask(session.feed([engine.focus.focus_id])[-1:], features)
 
 
 @pytest.mark.parametrize("layout", ["export", "bin", "1", "2"])
@@ -254,8 +254,8 @@ def test_prepare_adds_the_focus_token_and_takes_sams_own_parts(tmp_path, sam, ma
     assert torch.equal(engine.model.image_encoder.pos_embed, state["image_encoder.pos_embed"])
     photo = open_photo(draw_scene(3).image)
     features = engine.read(photo)
-    reading = engine.focus.start_session("the largest thing", features)
-    prior, _ = engine.focus.prior_and_mask(reading.feed([engine.focus.focus_id])[-1:], features)
+    session = engine.focus.start_session("the largest thing", features)
+    prior, _ = engine.focus.prior_and_mask(session.feed([engine.focus.focus_id])[-1:], features)
     assert prior.shape == photo.size and prior.mean() < 0.5  # the fusion starts at a bias of -1.8
     # InternVL's template names the picture alone, and its processor puts the marks around it
     image = "<|vision_start|>{image}<|vision_end|>" if make is tiny.internvl else "{image}"

@@ -111,7 +111,7 @@ def test_a_thought_ends_in_the_token_that_holds_its_full_stop_and_the_tag():
         token_texts=lambda ids: pieces, encode_text=lambda text: [90, 91, 92]
     )
     ids = list(range(8))
-    found = sentences.split_sentences(language, ids, {7})
+    found = sentences.sentence_token_ends(language, ids, {7})
     assert found == [(2, "I see two."), (4, "It is the left.")]
     focus = SimpleNamespace(language=language, focus_id=7, thought_stop_ids={7})
     cut, own = sentences._closing_ids(focus, ids)
@@ -132,8 +132,8 @@ def test_the_trace_is_truthful_each_look_equals_a_fresh_reading(asked):
         cut = next(
             n for n in range(cut + 1, len(pieces) + 1) if "".join(pieces[:n]).endswith(look.text)
         )
-        reading = engine.focus.start_session(result.instruction, features)
-        prior, _ = engine.focus.prior_and_mask(reading.feed([*ids[:cut], *closing])[-1:], features)
+        session = engine.focus.start_session(result.instruction, features)
+        prior, _ = engine.focus.prior_and_mask(session.feed([*ids[:cut], *closing])[-1:], features)
         np.testing.assert_allclose(prior, look.prior, atol=1e-4)
 
 

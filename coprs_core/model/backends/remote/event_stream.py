@@ -39,7 +39,7 @@ class Request:
     """A POST of JSON.
 
     Attributes:
-        url, key, body: where to, the bearer token, what is sent.
+        url, api_key, body: where to, the bearer token, what is sent.
         proxy: the proxy through which it goes; None for none, whatever the environment says.
         certificates: which certificates are trusted.
         max_bytes: of the whole answer.
