@@ -11,6 +11,7 @@ from coprs_core.commands.options import (
     add_model_options,
     non_negative_int,
     parse_load_options,
+    pick_fields,
     positive_int,
     process_device,
 )
@@ -18,7 +19,6 @@ from coprs_core.datasets import DATASETS
 from coprs_core.errors import CoPRSError, did_you_mean
 
 if TYPE_CHECKING:
-    from coprs_core.datasets.dataset import Dataset
     from coprs_core.evaluation.run import RunSettings
 
 SUMMARY = "measure a model on a data set"
@@ -110,6 +110,7 @@ def _run(options: Namespace, folder: Path) -> int:
     from coprs_core.evaluation.judges import open_judge
     from coprs_core.evaluation.protocols import PROTOCOLS
     from coprs_core.evaluation.run import (
+        RunSettings,
         count_answered,
         count_missing,
         item_numbers,
@@ -139,7 +140,8 @@ def _run(options: Namespace, folder: Path) -> int:
         )
     limit = options.limit or (DEFAULT_SCENES if dataset.num_items is None else None)
     judge_name, judge = open_judge(options.judge, dataset.has_grades)
-    settings = _make_settings(options, dataset, limit, judge_name)
+    found = {"split": dataset.split, "about": dataset.about, "limit": limit, "judge": judge_name}
+    settings = pick_fields(RunSettings, options, **found)
     shard = whole_shard.split(rank, processes)
     numbers = item_numbers(dataset, settings, shard)
 
@@ -160,29 +162,6 @@ def _run(options: Namespace, folder: Path) -> int:
         return 0
     own = item_numbers(dataset, settings, whole_shard)
     return _write_report(options, folder, settings, count_missing(folder, dataset, settings, own))
-
-
-def _make_settings(
-    options: Namespace, dataset: "Dataset", limit: int | None, judge: str
-) -> "RunSettings":
-    from coprs_core.evaluation.run import RunSettings
-
-    return RunSettings(
-        options.model,
-        options.data,
-        dataset.split,
-        dataset.about,
-        options.protocol,
-        judge,
-        options.start,
-        limit,
-        options.at_once,
-        options.max_new_tokens,
-        options.dtype,
-        options.quantization,
-        options.sam,
-        options.detail,
-    )
 
 
 def _wait_for_all() -> None:

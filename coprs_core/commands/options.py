@@ -7,11 +7,16 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coprs_core.checkpoints.options import DETAIL_LEVELS, QUANTIZATIONS, SAM_NAMES, LoadOptions
 from coprs_core.errors import CoPRSError
 from coprs_core.files import read_text
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 DEVICE_HELP = "auto, cuda, cuda:1, mps or cpu (default auto)"
 
 
@@ -73,8 +78,13 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 def parse_load_options(options: Namespace) -> LoadOptions:
     """The `LoadOptions` of a parsed command line."""
-    names = (field.name for field in fields(LoadOptions))
-    return LoadOptions(**{name: getattr(options, name) for name in names})
+    return pick_fields(LoadOptions, options)
+
+
+def pick_fields(kind: type[T], options: Namespace, **changes: Any) -> T:
+    """A dataclass whose fields are options of a parsed command line, or `changes` of them."""
+    values = vars(options) | changes
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
 def add_frame_option(parser: ArgumentParser) -> None:

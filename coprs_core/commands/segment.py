@@ -15,6 +15,7 @@ from coprs_core.commands.options import (
     non_negative_int,
     parse_frame,
     parse_load_options,
+    pick_fields,
     positive_int,
 )
 from coprs_core.errors import CoPRSError, did_you_mean
@@ -244,21 +245,8 @@ def _run_many(options: Namespace, examples: "list[Example]", folder: Path | None
         raise CoPRSError("Many photos need a folder for their answers: add --out DIR.")
     if options.truth or options.json:
         raise CoPRSError("--truth and --json are for one photo: leave them out.")
-    batch = BatchOptions(
-        model=options.model,
-        probe=tuple(options.probe),
-        word=tuple(options.word),
-        thought=options.thought,
-        again=options.again,
-        again_model=options.again_model,
-        max_new_tokens=options.max_new_tokens,
-        dtype=options.dtype,
-        quantization=options.quantization,
-        sam=options.sam,
-        detail=options.detail,
-        figures=options.figures,
-        stored_pixels=options.stored_pixels,
-    )
+    probes = {"probe": tuple(options.probe), "word": tuple(options.word)}
+    batch = pick_fields(BatchOptions, options, **probes)
     failed = 0
     if options.ray:
         answered = _run_on_ray(options, examples, batch, folder)
