@@ -67,7 +67,7 @@ class Handlers:
             try:
                 for update in self.server.read_ahead(photo, is_wanted):
                     if not self.gate.is_current(request, ticket):
-                        return
+                        break
                     offer = self.models.hide_offer
                     if update.unfamiliar:
                         offer = self.models.offer_photo_model(lang, is_asked=False)
@@ -76,6 +76,9 @@ class Handlers:
                 if self.gate.is_current(request, ticket):
                     yield {self.frame.steps: page.stages(lang)}
                 raise
+        # at its end Gradio sends what came last once more, over what has the page by then
+        if not self.gate.is_current(request, ticket):
+            yield {self.frame.steps: gr.skip()}
 
     def answer(
         self,
@@ -90,6 +93,7 @@ class Handlers:
         About a picture that the model does not know it is asked first whether to answer `anyway`.
         """
         lang, update, last_shown = request_language(request), Update("reading"), -UPDATE_INTERVAL
+        ticket = self.gate.current(request)
         with user_errors_as_gr_error(lang), suppress(Cancelled):
             photo, instruction = open_visitor_photo(photo_path), check_instruction(instruction)
             ticket = self.gate.begin(request)
@@ -101,7 +105,7 @@ class Handlers:
                             continue
                         last_shown = time.monotonic()
                     if not is_wanted():
-                        return
+                        break
                     if update.unfamiliar and not anyway:
                         blank = {self.frame.steps: page.stages(lang), **self.display.empty(lang)}
                         yield blank | self.models.offer_photo_model(lang, is_asked=True)
@@ -116,6 +120,8 @@ class Handlers:
                 if is_wanted():
                     yield self.stop(page.thought(lang, update), None, request)
                 raise
+        if not self.gate.is_current(request, ticket):  # as at the end of `read_ahead`
+            yield {self.frame.steps: gr.skip()}
 
     def answer_anyway(
         self,
