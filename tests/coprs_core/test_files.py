@@ -119,7 +119,7 @@ def test_names_are_found_in_either_unicode_form(tmp_path, stored, written):
     (folder / LISTING).unlink()
     (folder / f"caf{written}.TXT").write_text("it")
     beside = open_dataset("folder", asked)
-    assert beside.size == 1 and np.array_equal(beside.item(0).truth, truth)
+    assert beside.num_items == 1 and np.array_equal(beside.item(0).truth, truth)
 
 
 def test_what_begins_with_a_dot_is_no_photo_no_item_and_no_weight(tmp_path):
@@ -135,7 +135,7 @@ def test_what_begins_with_a_dot_is_no_photo_no_item_and_no_weight(tmp_path):
     assert [Path(p).name for p in find_photos(f"file://{photos}/*.[jpJP]*")] == ["a.JPG", "b.png"]
     assert [Path(p).name for p in find_photos(str(photos / "*.jpg"))] == ["a.JPG"]
     dataset = open_dataset("folder", photos)
-    assert dataset.size == 1 and dataset.item(0).masks == ()
+    assert dataset.num_items == 1 and dataset.item(0).masks == ()
     weights = tmp_path / "mllm"
     weights.mkdir()
     for name in ("._model.safetensors", "._model.safetensors.index.json"):

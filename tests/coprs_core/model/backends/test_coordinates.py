@@ -606,7 +606,7 @@ def test_zooming_in_asks_again_about_the_surroundings_of_the_box(qwen3, monkeypa
     corner = crop.left + crop.side / 2, crop.top + crop.side / 2
     assert region.box[:2] == pytest.approx(corner) and region.label == "it"
     outside = np.ones(result.photo_size, bool)
-    crop.of(outside)[:] = False
+    crop.crop(outside)[:] = False
     assert not region.mask[outside].any()
     assert np.array_equal(region.prior[outside], result.prior[outside])
     assert zoomed.result.reason.endswith("Zoomed in.") and zoomed.result.photo_size == (800, 1200)
