@@ -260,6 +260,16 @@ def sam_decoder_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
 _NO_TORCH_FILE = Phrase("is not a torch file")
 
 
+def _unreadable_error(path: Path, fault: Phrase, expected: str, hint: Phrase) -> CoPRSError:
+    return CoPRSError(
+        "{path} {what}: {expected} was expected; {hint}.",
+        path=path,
+        what=fault,
+        expected=expected,
+        hint=hint,
+    )
+
+
 def read_torch_file(path: Path, expected: str) -> dict[str, Tensor]:
     """A torch file that holds a dict of tensors, read with weights_only: no code in it is run.
 
@@ -278,13 +288,7 @@ def read_torch_file(path: Path, expected: str) -> dict[str, Tensor]:
         fault = Phrase("holds code, which is never run") if is_unsafe else _NO_TORCH_FILE
         trusted = Phrase("get it again from a source that you trust")
         hint = GIT_LFS_HINT if is_git_lfs_pointer(path) else trusted
-        raise CoPRSError(
-            "{path} {what}: {expected} was expected; {hint}.",
-            path=path,
-            what=fault,
-            expected=expected,
-            hint=hint,
-        ) from problem
+        raise _unreadable_error(path, fault, expected, hint) from problem
     except (
         RuntimeError,
         OSError,
@@ -299,13 +303,7 @@ def read_torch_file(path: Path, expected: str) -> dict[str, Tensor]:
         broken = Phrase("is broken or cut short ({reason})", reason=first_line(problem))
         fault = broken if was_zip else _NO_TORCH_FILE
         hint = GIT_LFS_HINT if is_git_lfs_pointer(path) else Phrase("copy it again")
-        raise CoPRSError(
-            "{path} {what}: {expected} was expected; {hint}.",
-            path=path,
-            what=fault,
-            expected=expected,
-            hint=hint,
-        ) from problem
+        raise _unreadable_error(path, fault, expected, hint) from problem
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CoPRSError(
             "{path} holds no table of tensors: {expected} was expected.",
